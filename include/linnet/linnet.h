@@ -1,0 +1,12 @@
+/* Linnet: long-context language models in linear time and bounded memory. This header brings in the whole public
+ * interface; docs/ has a guide, examples/ a program of fifty lines. */
+#ifndef LINNET_LINNET_H
+#define LINNET_LINNET_H
+
+#include "linnet/context.h"
+#include "linnet/model.h"
+#include "linnet/session.h"
+#include "linnet/tokenizer.h"
+#include "linnet/types.h"
+
+#endif

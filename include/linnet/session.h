@@ -1,0 +1,110 @@
+/* Linnet: sessions: one sequence of tokens, the memory it keeps, and what comes next.
+ *
+ * A session holds keys and values in pages inside a budget of bytes that is planned before the first token:
+ * linnet_plan tells what fits, linnet_session_open allocates all of it, feeding allocates nothing more. */
+#ifndef LINNET_SESSION_H
+#define LINNET_SESSION_H
+
+#include "linnet/tokenizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum linnet_compute {
+    LINNET_COMPUTE_FAST =
+        0, /* activations rounded to the weights' kind (int8 blocks, bf16) where the processor is faster so */
+    LINNET_COMPUTE_EXACT = 1 /* activations stay float32 */
+} linnet_compute;
+
+typedef struct linnet_session_settings {
+    size_t size;
+    int64_t context;       /* tokens to make room for; 0: the model's trained length */
+    uint64_t memory;       /* bytes that may be allocated beyond the mapped weights, all in all; 0: no bound */
+    linnet_type precision; /* of keys and values: F32, BF16, F16, Q8_0, or LINNET_TYPE_AUTO: the most exact that fits
+                              (at most F16) */
+    int64_t piece;         /* tokens processed at once; 0: chosen by the plan */
+    linnet_compute compute;
+} linnet_session_settings;
+
+LINNET_API linnet_session_settings linnet_session_settings_default(void);
+
+/* What a session will take, in bytes, before anything is allocated. */
+typedef struct linnet_plan {
+    size_t size;
+    int64_t context, piece, page_tokens;
+    linnet_type precision;
+    uint64_t weights_mapped; /* not part of total: the system drops and reloads them as it likes */
+    uint64_t model;          /* vocabulary, tables, vectors: already allocated with the model */
+    uint64_t pages;          /* keys and values */
+    uint64_t workspace;      /* activations of one piece, logits, scratch of the threads */
+    uint64_t overhead;       /* the program itself: stacks, C library, file buffers */
+    uint64_t total;          /* model + pages + workspace + overhead */
+    uint64_t smallest;       /* the least `memory` with which this context fits in any way */
+    uint64_t bytes_per_token;
+    char reason[256]; /* why this precision and piece, one sentence */
+} linnet_plan;
+
+/* LINNET_ERROR_MEMORY where nothing fits: the error names, and plan->smallest holds, the smallest sufficient figure. */
+LINNET_API linnet_status linnet_plan_session(const linnet_model *model, const linnet_session_settings *settings,
+                                             linnet_plan *plan);
+
+typedef struct linnet_session linnet_session;
+
+LINNET_API linnet_status linnet_session_open(linnet_model *model, const linnet_session_settings *settings,
+                                             linnet_session **session);
+LINNET_API void linnet_session_close(linnet_session *session);
+LINNET_API linnet_plan linnet_session_plan(const linnet_session *session);
+
+/* Appends tokens and computes what follows them. LINNET_ERROR_FULL where they exceed the context: nothing is changed
+ * then. After LINNET_INTERRUPTED the tokens of finished pieces are kept: see linnet_session_position. */
+LINNET_API linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, int64_t count);
+/* The same, giving the logits of every token: `take` is called with rows [count, vocabulary] for tokens first .. first
+ * + count - 1 of `ids`; a status other than LINNET_OK from it ends the call with that status. */
+typedef linnet_status (*linnet_take_logits)(void *user, int64_t first, int64_t count, const float *logits);
+LINNET_API linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,
+                                                    linnet_take_logits take, void *user);
+/* Logits [vocabulary] after the last token; NULL before the first and after a rewind. Valid until the next call. */
+LINNET_API const float *linnet_session_logits(const linnet_session *session);
+/* Tokens held, and their ids. */
+LINNET_API int64_t linnet_session_position(const linnet_session *session);
+LINNET_API const int32_t *linnet_session_tokens(const linnet_session *session);
+
+/* Forgets all tokens from `position` on. Sliding layers keep only their window, so a rewind further back than
+ * linnet_session_rewind_limit is refused (LINNET_ERROR_UNSUPPORTED); 0 is always possible. */
+LINNET_API linnet_status linnet_session_rewind(linnet_session *session, int64_t position);
+LINNET_API int64_t linnet_session_rewind_limit(const linnet_session *session);
+/* A second session that continues from the same tokens; pages are shared until one of them writes. */
+LINNET_API linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork);
+/* Saves tokens, keys and values (checksummed; appears whole or not at all); loads them into a session of the same model
+ * and precision. */
+LINNET_API linnet_status linnet_session_save(linnet_session *session, const char *path);
+LINNET_API linnet_status linnet_session_load(linnet_session *session, const char *path);
+
+/* ---- choosing the next token ---- */
+
+typedef struct linnet_sampler linnet_sampler;
+
+typedef struct linnet_sampler_settings {
+    size_t size;
+    float temperature;    /* 0: the most likely token */
+    int32_t top_k;        /* 0: off */
+    float top_p;          /* 1: off */
+    float min_p;          /* 0: off */
+    float repeat_penalty; /* 1: off */
+    int32_t repeat_last;  /* tokens the penalty looks back */
+    uint64_t seed;
+} linnet_sampler_settings;
+
+/* temperature 0.8, top_k 40, top_p 0.95, min_p 0.05, no penalty */
+LINNET_API linnet_sampler_settings linnet_sampler_settings_default(void);
+LINNET_API linnet_status linnet_sampler_open(const linnet_model *model, const linnet_sampler_settings *settings,
+                                             linnet_sampler **sampler);
+LINNET_API void linnet_sampler_close(linnet_sampler *sampler);
+/* The next token of the session by its logits. The session is not changed: feed the token to go on. */
+LINNET_API linnet_status linnet_sample(linnet_sampler *sampler, const linnet_session *session, int32_t *id);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,61 @@
+/* Owns: the rows. Everything that a file can say of itself (sizes, fused or biased projections, norms of queries and
+ * keys, soft caps, rotary scaling) is read from the file, by the presence of its key or tensor; a row holds only what
+ * no file says. */
+#include "model/architecture.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const ln_architecture rows[] = {
+    {.name = "llama", .model_types = {"llama", "mistral"}, .traits = LN_ROPE_INTERLEAVED},
+    {.name = "qwen2", .model_types = {"qwen2"}},
+    {.name = "qwen3", .model_types = {"qwen3"}},
+    {.name = "gemma",
+     .model_types = {"gemma"},
+     .traits = LN_NORM_PLUS_ONE | LN_EMBEDDING_SCALED,
+     .activation = LN_GELU_TANH},
+    {.name = "gemma2",
+     .model_types = {"gemma2"},
+     .traits = LN_NORM_PLUS_ONE | LN_EMBEDDING_SCALED | LN_POST_NORMS,
+     .activation = LN_GELU_TANH,
+     .window_period = 2},
+    {.name = "gemma3",
+     .model_types = {"gemma3_text", "gemma3"},
+     .traits = LN_NORM_PLUS_ONE | LN_EMBEDDING_SCALED | LN_POST_NORMS,
+     .activation = LN_GELU_TANH,
+     .window_period = 6,
+     .rope_base_local = 10000},
+    {.name = "phi3", .model_types = {"phi3"}},
+    {.name = "smollm3", .model_types = {"smollm3"}, .traits = LN_ROPE_INTERLEAVED, .no_rope_period = 4},
+};
+
+enum { ROWS = sizeof rows / sizeof *rows };
+
+static bool same(const char *name, const char *text, size_t bytes) {
+    return strlen(name) == bytes && memcmp(name, text, bytes) == 0;
+}
+
+const ln_architecture *ln_architecture_find(const char *name, size_t bytes) {
+    for (int i = 0; i < ROWS; i++)
+        if (same(rows[i].name, name, bytes)) return &rows[i];
+    return NULL;
+}
+
+const ln_architecture *ln_architecture_of_model_type(const char *model_type, size_t bytes) {
+    for (int i = 0; i < ROWS; i++)
+        for (int k = 0; k < 4 && rows[i].model_types[k]; k++)
+            if (same(rows[i].model_types[k], model_type, bytes)) return &rows[i];
+    return NULL;
+}
+
+const char *linnet_architecture(int index) {
+    return index >= 0 && index < ROWS ? rows[index].name : NULL;
+}
+
+void ln_architecture_names(char *text, size_t capacity) {
+    size_t used = 0;
+    for (int i = 0; i < ROWS && used < capacity; i++) {
+        const int wrote = snprintf(text + used, capacity - used, "%s%s", i ? ", " : "", rows[i].name);
+        if (wrote > 0) used += (size_t)wrote;
+    }
+}

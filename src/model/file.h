@@ -1,0 +1,77 @@
+/* The inside of a linnet_file. Whatever the kind of file, what it says is given in GGUF's terms: keys, and tensors by
+ * GGUF names. The readers (gguf.c, safetensors.c with huggingface.c) check every count, offset and size; all later code
+ * trusts this table. */
+#ifndef LN_MODEL_FILE_H
+#define LN_MODEL_FILE_H
+
+#include "base/buffer.h"
+#include "base/map.h"
+#include "linnet/model.h"
+
+/* The numbers of GGUF. */
+typedef enum ln_value_kind {
+    LN_U8,
+    LN_I8,
+    LN_U16,
+    LN_I16,
+    LN_U32,
+    LN_I32,
+    LN_FLOAT,
+    LN_BOOL,
+    LN_TEXT,
+    LN_ARRAY,
+    LN_U64,
+    LN_I64,
+    LN_DOUBLE
+} ln_value_kind;
+
+typedef struct ln_text {
+    const char *data; /* not terminated */
+    size_t bytes;
+} ln_text;
+
+typedef struct ln_key {
+    const char *name;   /* terminated */
+    ln_value_kind kind; /* of the value, or of the elements of an array */
+    bool array;
+    uint64_t count; /* elements of an array; 1 otherwise */
+    /* Values in little-endian order, unaligned (read with memcpy); for LN_TEXT: `count` ln_text structures. */
+    const void *values;
+} ln_key;
+
+struct linnet_file {
+    linnet_context *context;
+    char *path;
+    const char *kind;
+    ln_key *keys;
+    int64_t key_count;
+    linnet_tensor_info *tensors;
+    int64_t tensor_count;
+    uint64_t mapped_bytes;
+    bool huggingface; /* query and key rows are in Hugging Face's half order even where the architecture's GGUF form
+                         interleaves them */
+    ln_map *maps;
+    int64_t map_count;
+    void **owned; /* blocks made at opening: index tables, synthetic tensors and values */
+    int64_t owned_count;
+};
+
+const ln_key *ln_file_key(const linnet_file *file, const char *name);
+/* A key "PREFIX.suffix" of the file's own architecture: ln_file_key_of(file, "attention.head_count") */
+const ln_key *ln_file_key_of(const linnet_file *file, const char *suffix);
+/* Typed reading, `fallback` where the key is missing or of another kind (any integer kind, bool included, converts
+ * where it fits). index: element of an array, 0 for a scalar; out of range gives the fallback. */
+int64_t ln_key_integer(const ln_key *key, uint64_t index, int64_t fallback);
+double ln_key_number(const ln_key *key, uint64_t index, double fallback);
+/* data NULL where it is no text. */
+ln_text ln_key_text(const ln_key *key, uint64_t index);
+const linnet_tensor_info *ln_file_find(const linnet_file *file, const char *name);
+
+/* Blocks that live as long as the file. NULL: recorded. */
+void *ln_file_own(linnet_file *file, uint64_t count, uint64_t size, const char *what);
+
+/* The readers: fill an empty file whose context and path are set; on failure linnet_file_close cleans up. */
+linnet_status ln_gguf_read(linnet_file *file, const char *path);
+linnet_status ln_huggingface_read(linnet_file *file, const char *path); /* folder, or one .safetensors file */
+
+#endif
