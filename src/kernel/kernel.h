@@ -1,0 +1,17 @@
+/* All kernel families together: the one structure that the floors above hold. Filled once from the processor's flags.
+ */
+#ifndef LN_KERNEL_KERNEL_H
+#define LN_KERNEL_KERNEL_H
+
+#include "kernel/matmul_kernels.h"
+#include "kernel/vector.h"
+
+struct ln_kernels {
+    unsigned cpu;
+    ln_vector_kernels vector;
+    ln_matmul_kernels matmul;
+};
+
+void ln_kernels_choose(unsigned cpu, ln_kernels *kernels);
+
+#endif
