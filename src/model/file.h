@@ -47,6 +47,7 @@ struct linnet_file {
     int64_t key_count;
     linnet_tensor_info *tensors;
     int64_t tensor_count;
+    int64_t *key_order, *tensor_order; /* indices sorted by name, for look-up */
     uint64_t mapped_bytes;
     bool huggingface; /* query and key rows are in Hugging Face's half order even where the architecture's GGUF form
                          interleaves them */
@@ -67,8 +68,12 @@ double ln_key_number(const ln_key *key, uint64_t index, double fallback);
 ln_text ln_key_text(const ln_key *key, uint64_t index);
 const linnet_tensor_info *ln_file_find(const linnet_file *file, const char *name);
 
-/* Blocks that live as long as the file. NULL: recorded. */
+/* Bytes of one value of a scalar kind; 0 for LN_TEXT, LN_ARRAY and numbers that are no kind. */
+size_t ln_value_bytes(ln_value_kind kind);
+
+/* Blocks (not cleared) and maps that live as long as the file. NULL: recorded. A map's bytes stay where they are. */
 void *ln_file_own(linnet_file *file, uint64_t count, uint64_t size, const char *what);
+linnet_status ln_file_map(linnet_file *file, const char *path, ln_map *map);
 
 /* The readers: fill an empty file whose context and path are set; on failure linnet_file_close cleans up. */
 linnet_status ln_gguf_read(linnet_file *file, const char *path);
