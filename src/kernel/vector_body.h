@@ -1,0 +1,202 @@
+/* The bodies of the vector kernels, written once with the compiler's 16-lane vectors and compiled for each instruction
+ * set by including this file with LN_VECTOR_SET(name) defined (vector.c, x86/vector_*.c).
+ *
+ * exp(x) = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, ln 2 split in two parts (Cody and Waite 1980) and e^r by
+ * a Taylor polynomial of degree 7: relative error below 2e-7 (measured over all floats by tests/test_vector.c).
+ * Above 88.72 it is inf, below -87.33 it is 0. No operation is fused, so each instruction set gives the same bits. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernel/vector.h"
+
+
+enum { LANES = 16 };
+typedef float lanes __attribute__((vector_size(64), may_alias));
+typedef int32_t lanes_int __attribute__((vector_size(64), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE lanes splat(float value) {
+    return value - (lanes){0};
+}
+
+INLINE lanes load(const float *x) {
+    lanes v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+INLINE void store(float *y, lanes v) {
+    memcpy(y, &v, sizeof v);
+}
+
+/* The first `n` lanes from memory, the others `fill`. */
+INLINE lanes load_some(const float *x, int64_t n, float fill) {
+    float part[LANES];
+    for (int i = 0; i < LANES; i++) part[i] = i < n ? x[i] : fill;
+    return load(part);
+}
+
+INLINE void store_some(float *y, lanes v, int64_t n) {
+    float part[LANES];
+    store(part, v);
+    memcpy(y, part, (size_t)n * sizeof *y);
+}
+
+INLINE lanes choose(lanes_int condition, lanes yes, lanes no) {
+    return (lanes)((condition & (lanes_int)yes) | (~condition & (lanes_int)no));
+}
+
+INLINE float sum_lanes(lanes v) {
+    float part[LANES];
+    store(part, v);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) part[i] += part[i + width];
+    return part[0];
+}
+
+INLINE lanes exponential_lanes(lanes x) {
+    const lanes high = splat(88.7228394f), low = splat(-87.3365448f), magic = splat(12582912.0f);
+    lanes clamped = choose(x > high, high, x);
+    clamped = choose(clamped < low, low, clamped);
+    const lanes shifted = clamped * splat(1.44269502f) + magic, n = shifted - magic;
+    const lanes r = (clamped - n * splat(0.693145752f)) - n * splat(1.42860677e-6f);
+    lanes p = splat(1.0f / 5040);
+    p = p * r + splat(1.0f / 720);
+    p = p * r + splat(1.0f / 120);
+    p = p * r + splat(1.0f / 24);
+    p = p * r + splat(1.0f / 6);
+    p = p * r + splat(0.5f);
+    p = p * r + splat(1.0f);
+    p = p * r + splat(1.0f);
+    /* Twice half the exponent: 2^128 would not be a float. */
+    const lanes_int exponent = (lanes_int)shifted - (lanes_int)magic, half = exponent >> 1, rest = exponent - half;
+    lanes y = p * (lanes)((half + 127) << 23) * (lanes)((rest + 127) << 23);
+    y = choose(x > high, splat(INFINITY), y);
+    return choose(x < low, splat(0), y);
+}
+
+INLINE lanes tanh_lanes(lanes x) {
+    return splat(1) - splat(2) / (exponential_lanes(x + x) + splat(1));
+}
+
+INLINE lanes silu_lanes(lanes x) {
+    return x / (splat(1) + exponential_lanes(-x));
+}
+
+INLINE lanes gelu_tanh_lanes(lanes x) {
+    const lanes inner = splat(0.797884561f) * (x + splat(0.044715f) * x * x * x);
+    return splat(0.5f) * x * (splat(1) + tanh_lanes(inner));
+}
+
+/* y[i] = EXPRESSION of a = x[i], b = z[i] */
+#define MAP(y, x, z, n, EXPRESSION)                                                     \
+    do {                                                                                \
+        int64_t i = 0;                                                                  \
+        for (; i + LANES <= n; i += LANES) {                                            \
+            const lanes a = load(x + i), b = load(z + i);                               \
+            (void)b;                                                                    \
+            store(y + i, EXPRESSION);                                                   \
+        }                                                                               \
+        if (i < n) {                                                                    \
+            const lanes a = load_some(x + i, n - i, 0), b = load_some(z + i, n - i, 0); \
+            (void)b;                                                                    \
+            store_some(y + i, EXPRESSION, n - i);                                       \
+        }                                                                               \
+    } while (0)
+
+static void rms_norm(float *y, const float *x, const float *weight, int64_t n, float epsilon) {
+    lanes squares = splat(0);
+    int64_t c = 0;
+    for (; c + LANES <= n; c += LANES) squares += load(x + c) * load(x + c);
+    if (c < n) squares += load_some(x + c, n - c, 0) * load_some(x + c, n - c, 0);
+    const float factor = 1 / sqrtf(sum_lanes(squares) / (float)n + epsilon);
+    const lanes f = splat(factor);
+    if (weight)
+        MAP(y, x, weight, n, a * f * b);
+    else
+        MAP(y, x, x, n, a * f);
+}
+
+static void add(float *y, const float *x, int64_t n) {
+    MAP(y, y, x, n, a + b);
+}
+
+static void scale(float *y, float factor, int64_t n) {
+    const lanes f = splat(factor);
+    MAP(y, y, y, n, a * f);
+}
+
+static void silu_multiply(float *y, const float *gate, const float *up, int64_t n) {
+    MAP(y, gate, up, n, silu_lanes(a) * b);
+}
+
+static void gelu_tanh_multiply(float *y, const float *gate, const float *up, int64_t n) {
+    MAP(y, gate, up, n, gelu_tanh_lanes(a) * b);
+}
+
+static void soft_cap(float *y, float cap, int64_t n) {
+    const lanes c = splat(cap);
+    MAP(y, y, y, n, c * tanh_lanes(a / c));
+}
+
+static void rotate(float *x, const float *cosine, const float *sine, int64_t n, int half) {
+    const int64_t pairs = n / 2;
+    if (half) {
+        for (int64_t i = 0; i < pairs; i++) {
+            const float a = x[i], b = x[i + pairs];
+            x[i] = a * cosine[i] - b * sine[i];
+            x[i + pairs] = b * cosine[i] + a * sine[i];
+        }
+    } else {
+        for (int64_t i = 0; i < pairs; i++) {
+            const float a = x[2 * i], b = x[2 * i + 1];
+            x[2 * i] = a * cosine[i] - b * sine[i];
+            x[2 * i + 1] = b * cosine[i] + a * sine[i];
+        }
+    }
+}
+
+static float maximum(const float *x, int64_t n) {
+    lanes most = splat(-INFINITY);
+    for (int64_t i = 0; i < n; i += LANES) {
+        const lanes v = n - i >= LANES ? load(x + i) : load_some(x + i, n - i, -INFINITY);
+        most = choose((v > most) | (v != v), v, most);
+    }
+    float part[LANES], best = -INFINITY;
+    store(part, most);
+    for (int i = 0; i < LANES; i++)
+        if (part[i] > best || isnan(part[i])) best = part[i];
+    return best;
+}
+
+static float exponential(float *y, const float *x, float shift, int64_t n) {
+    const lanes s = splat(shift);
+    lanes sum = splat(0);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const lanes e = exponential_lanes(load(x + i) - s);
+        sum += e;
+        store(y + i, e);
+    }
+    if (i < n) {
+        const lanes e = exponential_lanes(load_some(x + i, n - i, 0) - s);
+        store_some(y + i, e, n - i);
+        sum += load_some(y + i, n - i, 0);
+    }
+    return sum_lanes(sum);
+}
+
+LN_VECTOR_SET {
+    *kernels = (ln_vector_kernels){.name = LN_VECTOR_NAME,
+                                   .rms_norm = rms_norm,
+                                   .add = add,
+                                   .scale = scale,
+                                   .silu_multiply = silu_multiply,
+                                   .gelu_tanh_multiply = gelu_tanh_multiply,
+                                   .soft_cap = soft_cap,
+                                   .rotate = rotate,
+                                   .maximum = maximum,
+                                   .exponential = exponential};
+}
