@@ -11,6 +11,10 @@
 
 enum { LN_TYPES = 31 /* one more than the largest linnet_type */ };
 
+/* One block as int8: value i is scale[i / 16] * q[i], plus minimum[i / 16] where the format has one (else minimum is
+ * not written). Room for 256 q and 16 of the others serves every format. */
+typedef void (*ln_unpack)(const void *block, int8_t *q, float *scale, float *minimum);
+
 typedef struct ln_format {
     const char *name; /* "q8_0"; NULL in rows of the table that are no format */
     int block;        /* values in a block */
@@ -18,6 +22,8 @@ typedef struct ln_format {
     /* n is a multiple of block. decode gives what the format means, exactly rounded to float32. */
     void (*decode)(const void *blocks, float *values, int64_t n);
     void (*encode)(const float *values, void *blocks, int64_t n); /* NULL: read only */
+    ln_unpack unpack;                                             /* NULL: a plain format (block is 1) */
+    bool has_minimum;
 } ln_format;
 
 /* NULL for a number that is no format. */
