@@ -116,6 +116,10 @@ void ln_account_release(linnet_context *context, uint64_t bytes) {
     atomic_fetch_sub(&context->used, bytes);
 }
 
+uint64_t ln_allocated_bytes(uint64_t bytes) {
+    return ln_round_up(bytes + HEADER_BYTES, 64);
+}
+
 void *ln_allocate(linnet_context *context, uint64_t count, uint64_t size, const char *what) {
     uint64_t bytes, total;
     if (!ln_multiply_u64(count, size, &bytes) || !ln_add_u64(bytes, HEADER_BYTES + 63, &total) || total > PTRDIFF_MAX) {
@@ -123,7 +127,7 @@ void *ln_allocate(linnet_context *context, uint64_t count, uint64_t size, const 
                 (unsigned long long)count, (unsigned long long)size);
         return NULL;
     }
-    total = ln_round_up(bytes + HEADER_BYTES, 64);
+    total = ln_allocated_bytes(bytes);
     if (!ln_account(context, total, what)) return NULL;
     unsigned char *block = context->settings.allocate(context->settings.user, total);
     if (!block) {

@@ -30,6 +30,8 @@ bool ln_interrupted(linnet_context *context);
  * pages"). */
 void *ln_allocate(linnet_context *context, uint64_t count, uint64_t size, const char *what);
 void *ln_allocate_zero(linnet_context *context, uint64_t count, uint64_t size, const char *what);
+/* What ln_allocate takes from the limit for a block of `bytes` bytes. */
+uint64_t ln_allocated_bytes(uint64_t bytes);
 /* Knows its own size. NULL is allowed. */
 void ln_release(linnet_context *context, void *block);
 /* Changes the size of a block, keeping its content; NULL leaves the old block alive. block NULL: ln_allocate. */
