@@ -3,19 +3,20 @@
  *
  * Two ways through, by the number of tokens:
  *   dot    few tokens (decode): each weight row is read once, straight from the map, against activations in the form
- * the format likes (LN_FORM_*). Bound by memory bandwidth. panel  many tokens (prompt): 16 weight rows at a time are
- * unpacked into a panel in the thread's scratch, in the layout below, and one dense kernel per form multiplies it with
- * all tokens. Any format is unpacked, so the dense kernels are few.
+ *          the format likes (LN_FORM_*). Bound by memory bandwidth.
+ *   panel  many tokens (prompt): some weight rows and columns at a time are unpacked into a panel that stays in the
+ *          core's cache, in the layout below, and one dense kernel a form multiplies it with all tokens. Any format is
+ *          unpacked, so the dense kernels are few.
  *
- * Panel layouts (16 rows, K columns padded with zeros to a multiple of 64):
+ * A panel is a row of strips; a strip is 16 weight rows, its K columns padded to a multiple of 64 (with what adds
+ * nothing):
  *   F32   float    [K][16]
  *   BF16  uint16   [K/2][16][2]      (also the layout of an AMX B tile)
- *   INT8  int8     [K/4][16][4], then float scale [K/16][16], then float minimum [K/16][16] where the format has one:
- *         w = scale * q + minimum.   (q + 128 where the kernel wants unsigned: the pack function of the kernel table
- * decides)
+ *   INT8  uint8    [K/4][16][4], then float scale [K/G][16], then float minimum [K/G][16] where the format has one:
+ *         w = scale * q + minimum, G = ln_panel_group(type). Formats without minimum hold q + 128.
  *
  * Reproducible: an output is computed by one thread, and its order of additions depends on K, the format and the way
- * (dot or panel), never on the number of threads or on its place in a tile. */
+ * (dot or panel), never on the number of threads, on the other tokens of the call or on its place in a tile. */
 #ifndef LN_KERNEL_MATMUL_H
 #define LN_KERNEL_MATMUL_H
 

@@ -1,0 +1,11 @@
+/* Owns: filling the table of all kernel families. */
+#include "kernel/kernel.h"
+
+#include <string.h>
+
+void ln_kernels_choose(unsigned cpu, ln_kernels *kernels) {
+    memset(kernels, 0, sizeof *kernels);
+    kernels->cpu = cpu;
+    ln_vector_choose(cpu, &kernels->vector);
+    ln_matmul_choose(cpu, &kernels->matmul);
+}
