@@ -1,0 +1,353 @@
+#!/usr/bin/env python3
+"""Makes tests/golden/models: tiny random models of every architecture, and the logits Hugging Face transformers gives.
+
+    tools/make_model_goldens.py [--check] [NAME ...]
+
+Each row of MODELS below is the config.json of one folder, written as checkpoints of that family have it (most in the form
+of transformers 4, some in that of transformers 5), and a list of its features, each with the change of the config that
+turns it off. A folder gets random weights, a prompt longer than every window, and reference.safetensors: input_ids [tokens]
+(as float32) and logits [tokens, vocabulary], computed by transformers in float32 with eager attention from the folder as
+written. The script refuses a model that would not notice a mistake: every feature turned off, and every tensor shifted by
+one element, must move the logits by more than 1e-2 of their standard deviation; and one that would notice none but
+rounding: float64 must agree to 1e-5.
+
+--check makes nothing: it computes the logits of the existing folders again and compares.
+Needs torch, transformers, safetensors, numpy.
+"""
+
+import copy
+import json
+import logging
+import pathlib
+import sys
+import tempfile
+import zlib
+
+import numpy
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
+STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def config(model_type, architecture, **fields):
+    base = dict(architectures=[architecture], model_type=model_type, max_position_embeddings=128, rms_norm_eps=1e-5,
+                bos_token_id=1, eos_token_id=2, pad_token_id=None, torch_dtype="bfloat16", hidden_act="silu",
+                attention_dropout=0.0, initializer_range=0.02, use_cache=True, tie_word_embeddings=False)
+    base.update(fields)
+    return base
+
+
+def sizes(width, feed_forward, layers, heads, key_value_heads, vocabulary):
+    return dict(hidden_size=width, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
+                num_key_value_heads=key_value_heads, vocab_size=vocabulary)
+
+
+def llama(*shape, **fields):
+    return config("llama", "LlamaForCausalLM", **sizes(*shape), **fields)
+
+
+def mistral(*shape, **fields):
+    return config("mistral", "MistralForCausalLM", **sizes(*shape), **fields)
+
+
+def qwen2(*shape, **fields):
+    return config("qwen2", "Qwen2ForCausalLM", **sizes(*shape), **fields)
+
+
+def qwen3(*shape, **fields):
+    return config("qwen3", "Qwen3ForCausalLM", **sizes(*shape), **{"attention_bias": False, **fields})
+
+
+def gemma(version, *shape, **fields):
+    kind, architecture = {1: ("gemma", "GemmaForCausalLM"), 2: ("gemma2", "Gemma2ForCausalLM"),
+                          3: ("gemma3_text", "Gemma3ForCausalLM")}[version]
+    made = config(kind, architecture, **sizes(*shape), **{"hidden_activation": "gelu_pytorch_tanh", **fields})
+    if version > 1:
+        del made["hidden_act"]
+    return made
+
+
+def phi3(*shape, **fields):
+    return config("phi3", "Phi3ForCausalLM", **sizes(*shape), **fields)
+
+
+def smollm3(*shape, **fields):
+    return config("smollm3", "SmolLM3ForCausalLM", **sizes(*shape), **fields)
+
+
+SHORT = [1.0, 1.1, 1.25, 1.4, 1.8, 2.2, 2.5, 3.0]
+LONG = [1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0]
+YARN = dict(factor=4.0, original_max_position_embeddings=512)
+EXTENDED = dict(max_position_embeddings=2048)
+
+# name: (config, tokens of the prompt, {feature: fields that turn it off}); a field given as None is left out of the config.
+# A row may end with options: stored (the type of the weights), shards (number of files).
+MODELS = {
+    # Llama 2: as many key-value heads as heads, default rotary base, nothing optional in the config.
+    "llama-2": (llama(48, 75, 2, 3, 3, 203), 49, {}),
+    # Llama 3.2: low, middle and high frequencies are scaled differently.
+    "llama-3": (
+        llama(40, 39, 2, 4, 2, 131, head_dim=32, rope_theta=5000.0, tie_word_embeddings=True, max_position_embeddings=384,
+              rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                original_max_position_embeddings=48)),
+        60, {"scaling": dict(rope_scaling=None), "low": dict(rope_scaling=dict(low_freq_factor=0.5)),
+             "high": dict(rope_scaling=dict(high_freq_factor=8.0)), "base": dict(rope_theta=500.0),
+             "factor": dict(rope_scaling=dict(factor=4.0)),
+             "original": dict(rope_scaling=dict(original_max_position_embeddings=128))}),
+    # Linear scaling in its oldest spelling, one key-value head, large epsilon, float32 weights.
+    "llama-linear": (
+        llama(32, 50, 2, 4, 1, 140, rms_norm_eps=0.05, torch_dtype="float32", rope_scaling=dict(type="linear", factor=4.0)),
+        48, {"scaling": dict(rope_scaling=None), "epsilon": dict(rms_norm_eps=1e-5)}, dict(stored="float32")),
+    # YaRN with all that it lets one say, in the form of transformers 5.
+    "llama-yarn": (
+        llama(40, 61, 2, 5, 5, 133, head_dim=16, **EXTENDED,
+              rope_parameters=dict(rope_type="yarn", rope_theta=3000.0, attention_factor=1.3, beta_fast=16.0, beta_slow=2.0,
+                                   truncate=False, **YARN)),
+        64, {"attention factor": dict(rope_parameters=dict(attention_factor=None)),
+             "truncate": dict(rope_parameters=dict(truncate=True)),
+             "betas": dict(rope_parameters=dict(beta_fast=None, beta_slow=None)),
+             "factor": dict(rope_parameters=dict(factor=2.0))}),
+    # Projections of attention with biases; a base in the form of transformers 5; float16 weights.
+    "llama-bias": (
+        llama(32, 48, 2, 2, 1, 201, attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=700.0)),
+        48, {"base": dict(rope_parameters=dict(rope_theta=10000.0))}, dict(stored="float16")),
+    # SmolLM: llama by name, tied, three heads a key-value head.
+    "smollm": (llama(48, 45, 3, 6, 2, 135, tie_word_embeddings=True, rope_theta=10000.0, rope_scaling=None), 49, {}),
+    # Mistral: every layer slides, heads wider than width / heads.
+    "mistral-window": (
+        mistral(40, 35, 2, 4, 2, 129, head_dim=32, sliding_window=17, rope_theta=10000.0),
+        56, {"window": dict(sliding_window=64), "window + 1": dict(sliding_window=18),
+             "window - 1": dict(sliding_window=16)}),
+    "mistral-full": (
+        mistral(32, 52, 3, 4, 1, 137, head_dim=16, sliding_window=None, rope_theta=1e6, tie_word_embeddings=True),
+        48, {"base": dict(rope_theta=10000.0)}),
+    # Qwen2: biases of queries, keys and values.
+    "qwen2": (
+        qwen2(48, 70, 2, 3, 3, 131, rope_theta=1e6, tie_word_embeddings=True, use_sliding_window=False, sliding_window=16,
+              max_window_layers=1),
+        48, {"window unused": dict(use_sliding_window=True)}),
+    "qwen2-window": (
+        qwen2(32, 53, 4, 4, 2, 134, rope_theta=1e6, use_sliding_window=True, sliding_window=13, max_window_layers=2),
+        53, {"window": dict(use_sliding_window=False), "first layers": dict(max_window_layers=0),
+             "last layers": dict(max_window_layers=3)}, dict(shards=3)),
+    "qwen2-yarn": (
+        qwen2(64, 23, 2, 2, 1, 132, rope_theta=10000.0, use_sliding_window=False, sliding_window=None,
+              rope_scaling=dict(type="yarn", **YARN), **EXTENDED),
+        56, {"scaling": dict(rope_scaling=None), "truncate": dict(rope_scaling=dict(truncate=False)),
+             "attention factor": dict(rope_scaling=dict(attention_factor=1.0))}),
+    # Qwen3: norms of queries and keys, heads wider than width / heads.
+    "qwen3": (
+        qwen3(40, 66, 2, 4, 2, 141, head_dim=32, rope_theta=1e6, tie_word_embeddings=True, use_sliding_window=False,
+              sliding_window=None, max_window_layers=3, rope_scaling=None),
+        51, {"base": dict(rope_theta=10000.0)}),
+    "qwen3-yarn": (
+        qwen3(32, 35, 2, 2, 1, 130, head_dim=96, rms_norm_eps=0.02, rope_theta=10000.0, use_sliding_window=False,
+              rope_scaling=dict(rope_type="yarn", beta_fast=8.0, mscale=1.5, mscale_all_dim=0.5, **YARN), **EXTENDED),
+        64, {"scaling": dict(rope_scaling=None), "beta": dict(rope_scaling=dict(beta_fast=None)),
+             "mscale": dict(rope_scaling=dict(mscale=None)), "epsilon": dict(rms_norm_eps=1e-6)}),
+    # Gemma: norms of 1 + w, scaled embeddings, GELU; the name of the activation as the first release had it.
+    "gemma": (
+        gemma(1, 40, 50, 2, 2, 1, 131, head_dim=64, tie_word_embeddings=True, hidden_act="gelu", hidden_activation=None,
+              rope_theta=10000.0),
+        48, {"activation": dict(hidden_act="silu")}),
+    "gemma-full": (
+        gemma(1, 40, 63, 2, 4, 4, 133, head_dim=16, rms_norm_eps=0.05, hidden_act="gelu_pytorch_tanh", rope_theta=2000.0),
+        48, {"base": dict(rope_theta=10000.0), "epsilon": dict(rms_norm_eps=1e-6)}),
+    # Gemma 2: soft caps, every other layer slides, scale of the scores that is not that of the heads.
+    "gemma2": (
+        gemma(2, 32, 55, 4, 4, 2, 136, head_dim=16, tie_word_embeddings=True, sliding_window=11, query_pre_attn_scalar=10,
+              attn_logit_softcapping=3.0, final_logit_softcapping=4.0, rope_theta=10000.0),
+        52, {"window": dict(sliding_window=64), "window + 1": dict(sliding_window=12),
+             "score cap": dict(attn_logit_softcapping=None), "logit cap": dict(final_logit_softcapping=None),
+             "scale": dict(query_pre_attn_scalar=16),
+             "alternation": dict(layer_types=["full_attention", "sliding_attention"] * 2)}),
+    "gemma2-uncapped": (
+        gemma(2, 32, 49, 3, 4, 1, 131, head_dim=32, sliding_window=19, query_pre_attn_scalar=40,
+              attn_logit_softcapping=None, final_logit_softcapping=None, rope_theta=10000.0),
+        50, {"window": dict(sliding_window=64), "scale": dict(query_pre_attn_scalar=32),
+             "score cap": dict(attn_logit_softcapping=3.0)}),
+    # Gemma 3: norms of queries and keys, five sliding layers to a global one, rotary bases of their own; global layers scaled.
+    "gemma3": (
+        gemma(3, 32, 27, 7, 2, 1, 101, head_dim=32, tie_word_embeddings=True, sliding_window=9, sliding_window_pattern=6,
+              query_pre_attn_scalar=20, rope_theta=1e6, rope_local_base_freq=500.0,
+              rope_scaling=dict(rope_type="linear", factor=8.0)),
+        52, {"window": dict(sliding_window=64), "window + 1": dict(sliding_window=10),
+             "pattern": dict(sliding_window_pattern=7), "scaling": dict(rope_scaling=None),
+             "local base": dict(rope_local_base_freq=None), "base": dict(rope_theta=500.0),
+             "scale": dict(query_pre_attn_scalar=32)}),
+    "gemma3-layers": (
+        gemma(3, 32, 47, 4, 2, 2, 133, head_dim=16, sliding_window=14, query_pre_attn_scalar=16,
+              layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+              rope_parameters=dict(full_attention=dict(rope_type="default", rope_theta=20000.0),
+                                   sliding_attention=dict(rope_type="default", rope_theta=1000.0))),
+        50, {"window": dict(sliding_window=64), "pattern": dict(layer_types=["sliding_attention"] * 3 + ["full_attention"]),
+             "local base": dict(rope_parameters=dict(sliding_attention=None)),
+             "base": dict(rope_parameters=dict(full_attention=None))}),
+    # Phi-3: fused projections, every layer slides.
+    "phi3": (
+        phi3(64, 29, 2, 2, 2, 132, sliding_window=23, rope_theta=10000.0, rope_scaling=None,
+             original_max_position_embeddings=128),
+        50, {"window": dict(sliding_window=None)}),
+    # Prompt longer than the original context: the long factors count.
+    "phi3-long": (
+        phi3(64, 27, 2, 4, 2, 131, sliding_window=None, rope_theta=10000.0, original_max_position_embeddings=32,
+             rope_scaling=dict(type="longrope", short_factor=SHORT, long_factor=LONG)),
+        60, {"long": dict(rope_scaling=dict(long_factor=SHORT)), "attention factor": dict(max_position_embeddings=64),
+             "original": dict(original_max_position_embeddings=100)}),
+    # Phi-4-mini: the rest of a head is not rotated; the prompt stays inside the original context: the short factors count.
+    "phi3-partial": (
+        phi3(64, 47, 2, 2, 1, 133, sliding_window=64, rope_theta=10000.0, original_max_position_embeddings=64,
+             partial_rotary_factor=0.5, tie_word_embeddings=True,
+             rope_scaling=dict(type="su", short_factor=SHORT, long_factor=LONG, original_max_position_embeddings=64)),
+        56, {"partial": dict(partial_rotary_factor=1.0,
+                             rope_scaling=dict(short_factor=SHORT * 2, long_factor=LONG * 2)),
+             "short": dict(rope_scaling=dict(short_factor=LONG))}),
+    # SmolLM3: every fourth layer does not rotate.
+    "smollm3": (
+        smollm3(32, 50, 5, 4, 1, 131, tie_word_embeddings=True, rope_theta=2e6, no_rope_layers=[1, 1, 1, 0, 1],
+                no_rope_layer_interval=4, use_sliding_window=False, sliding_window=None, mlp_bias=False,
+                attention_bias=False),
+        48, {"rotation": dict(no_rope_layers=[1] * 5), "base": dict(rope_theta=10000.0)}),
+    "smollm3-layers": (
+        smollm3(32, 42, 4, 2, 2, 134, rope_theta=50000.0, no_rope_layers=[0, 1, 1, 0], no_rope_layer_interval=4,
+                use_sliding_window=False, sliding_window=None),
+        48, {"rotation": dict(no_rope_layers=[1, 1, 1, 0])}),
+}
+
+
+def changed(base, change):
+    """The config with fields replaced: dictionaries entry by entry, None leaving the field out."""
+    made = copy.deepcopy(base)
+    for name, value in change.items():
+        if value is None:
+            made.pop(name, None)
+        elif isinstance(value, dict) and isinstance(made.get(name), dict):
+            made[name] = changed(made[name], value)
+        else:
+            made[name] = value
+    return made
+
+
+def empty_model(fields, dtype=torch.float32):
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "config.json").write_text(json.dumps(fields))
+        read = AutoConfig.from_pretrained(folder)
+    torch.set_default_dtype(dtype)  # rotary tables too
+    try:
+        return AutoModelForCausalLM.from_config(read, attn_implementation="eager", dtype=dtype).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def random_weights(fields, random):
+    """Of a scale that keeps activations near 1, scores near 2 and logits near 2."""
+    width, plus_one, tied = fields["hidden_size"], fields["model_type"].startswith("gemma"), fields["tie_word_embeddings"]
+    weights = {}
+    for name, parameter in empty_model(fields).named_parameters():
+        values = random.standard_normal(tuple(parameter.shape))
+        if "norm" in name:
+            values = values * 0.3 + (0 if plus_one else 1) + (0.4 if "q_norm" in name or "k_norm" in name else 0)
+        elif name.endswith("bias"):
+            values *= 0.5
+        elif "lm_head" in name or "embed_tokens" in name and (tied or plus_one):
+            values *= 2 * width**-0.5
+        elif "embed_tokens" not in name:
+            values *= (1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 1.2) * parameter.shape[1]**-0.5
+        weights[name] = torch.from_numpy(values).float()
+    return weights
+
+
+def logits_of(fields, weights, ids, dtype=torch.float32):
+    model = empty_model(fields, dtype)
+    missing, unexpected = model.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, strict=False)
+    assert not unexpected and all("lm_head" in name for name in missing), (missing, unexpected)
+    model.tie_weights()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]
+
+
+def logits_of_folder(folder, ids):
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]
+
+
+def write_weights(folder, weights, shards):
+    for old in folder.glob("model*"):
+        old.unlink()
+    names = list(weights)
+    if shards == 1:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    index = {"metadata": {"total_size": sum(value.nbytes for value in weights.values())}, "weight_map": {}}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = names[shard * len(names) // shards:(shard + 1) * len(names) // shards]
+        save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
+        index["weight_map"].update({name: file for name in part})
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def moved(a, b):
+    """Root mean square difference in standard deviations of b."""
+    return float((a.double() - b.double()).square().mean().sqrt() / b.double().std())
+
+
+def make(name, fields, tokens, features, options=None):
+    options = options or {}
+    random = numpy.random.default_rng(zlib.crc32(name.encode()))
+    stored = STORED[options.get("stored", "bfloat16")]
+    fields = {**fields, "torch_dtype": options.get("stored", "bfloat16")}
+    weights = {key: value.to(stored) for key, value in random_weights(fields, random).items()}
+    ids = [int(id) for id in random.integers(0, fields["vocab_size"], tokens)]
+
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields, indent=1) + "\n")
+    write_weights(folder, weights, options.get("shards", 1))
+    logits = logits_of_folder(folder, ids)
+    save_file({"input_ids": torch.tensor(ids).float(), "logits": logits.contiguous()}, folder / "reference.safetensors")
+
+    assert torch.equal(logits, logits_of(fields, weights, ids)), name
+    exact = float((logits_of(fields, weights, ids, torch.float64) - logits).abs().max() / logits.std())
+    assert exact < 1e-5, f"{name}: float64 gives other logits by {exact:.1e}"
+    assert 0.7 < logits.std() < 4, f"{name}: logits of {logits.std():.2f}"
+    least = 9, ""
+    for feature, change in features.items():
+        least = min(least, (moved(logits_of(changed(fields, change), weights, ids), logits), feature))
+    for key, value in weights.items():
+        shifted = value.roll(1, dims=-1)
+        least = min(least, (moved(logits_of(fields, {**weights, key: shifted}, ids), logits), key))
+    assert least[0] > 1e-2, f"{name}: blind to {least[1]}: {least[0]:.1e}"
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{name:16} {size:7} bytes, {tokens} tokens, logits of {logits.std():.2f}, float64 within {exact:.0e}, "
+          f"least sensitive to {least[1]}: {least[0]:.2f}")
+    return size
+
+
+def check(name, fields, tokens, features, options=None):
+    reference = load_file(FOLDER / name / "reference.safetensors")
+    logits = logits_of_folder(FOLDER / name, [int(id) for id in reference["input_ids"]])
+    error = float((logits - reference["logits"]).abs().max() / reference["logits"].std())
+    print(f"{name:16} {error:.1e}")
+    assert error < 1e-5, name
+    return 0
+
+
+def main(arguments):
+    logging.disable(logging.WARNING)
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    work = check if "--check" in arguments else make
+    names = [argument for argument in arguments if not argument.startswith("-")] or list(MODELS)
+    total = sum(work(name, *MODELS[name]) for name in names)
+    if work is make:
+        print(f"{len(names)} models, {total} bytes")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
