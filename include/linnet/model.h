@@ -31,6 +31,8 @@ LINNET_API int64_t linnet_file_keys(const linnet_file *file);
 /* Key `index`, and its value as text for people (long arrays shortened) written to text[capacity]. NULL past the end.
  */
 LINNET_API const char *linnet_file_key(const linnet_file *file, int64_t index, char *text, size_t capacity);
+/* The text of the key `name` (not terminated), or NULL where the file has no text under that name. */
+LINNET_API const char *linnet_file_text(const linnet_file *file, const char *name, size_t *bytes);
 /* "GGUF v3", "safetensors folder" */
 LINNET_API const char *linnet_file_kind(const linnet_file *file);
 
@@ -61,6 +63,8 @@ typedef struct linnet_model_info {
 LINNET_API linnet_status linnet_model_open(linnet_context *context, const char *path, linnet_model **model);
 LINNET_API void linnet_model_close(linnet_model *model);
 LINNET_API linnet_model_info linnet_model_describe(const linnet_model *model);
+/* The file behind a model, owned by it: for its keys and tensors. */
+LINNET_API const linnet_file *linnet_model_file(const linnet_model *model);
 /* The names of the architectures that this library runs, index 0 and up; NULL past the end. */
 LINNET_API const char *linnet_architecture(int index);
 

@@ -267,6 +267,12 @@ int64_t linnet_file_keys(const linnet_file *file) {
     return file->key_count;
 }
 
+const char *linnet_file_text(const linnet_file *file, const char *name, size_t *bytes) {
+    const ln_text text = ln_key_text(ln_file_key(file, name), 0);
+    if (bytes) *bytes = text.bytes;
+    return text.data;
+}
+
 const char *linnet_file_kind(const linnet_file *file) {
     return file->kind;
 }
