@@ -9,7 +9,9 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "kernel/dot.h"
 #include "kernel/kernel.h"
+#include "kernel/panel.h"
 
 enum {
     TASKS_PER_THREAD = 6,        /* so that a thread slowed by other programs takes fewer */
@@ -209,14 +211,9 @@ void ln_matmul(const ln_kernels *kernels, ln_team *team, const ln_product *produ
 
 /* ---- choice ---- */
 
-static void prepare_f32(const float *x, int64_t columns, int64_t padded, void *row) {
-    memcpy(row, x, (size_t)columns * 4);
-    memset((float *)row + columns, 0, (size_t)(padded - columns) * 4);
-}
-
 void ln_matmul_choose(unsigned cpu, ln_matmul_kernels *kernels) {
     memset(kernels, 0, sizeof *kernels);
-    kernels->panel_from = 1;
-    kernels->prepare[LN_FORM_F32] = prepare_f32;
-    ln_panel_fill_portable(cpu, kernels);
+    kernels->panel_from = 5;
+    ln_dot_choose(cpu, kernels);
+    ln_panel_choose(cpu, kernels);
 }

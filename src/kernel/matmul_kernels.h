@@ -62,16 +62,6 @@ typedef struct ln_matmul_kernels {
     int64_t panel_from; /* this many tokens or more take the panel way */
 } ln_matmul_kernels;
 
-/* Runs the fillers below in ascending order of instruction set. */
 void ln_matmul_choose(unsigned cpu, ln_matmul_kernels *kernels);
-
-/* The fillers of the panel way, one a file; each overwrites what it has if `cpu` (flags of base/cpu.h) allows it. */
-void ln_panel_fill_portable(unsigned cpu, ln_matmul_kernels *kernels);
-void ln_panel_fill_avx2(unsigned cpu, ln_matmul_kernels *kernels);
-void ln_panel_fill_avx512(unsigned cpu, ln_matmul_kernels *kernels);
-void ln_panel_fill_avx512vnni(unsigned cpu, ln_matmul_kernels *kernels);
-void ln_panel_fill_avx512bf16(unsigned cpu, ln_matmul_kernels *kernels);
-void ln_panel_fill_amx(unsigned cpu, ln_matmul_kernels *kernels);
-void ln_panel_fill_neon(unsigned cpu, ln_matmul_kernels *kernels);
 
 #endif

@@ -50,14 +50,16 @@ static void panel_f32(const void *panel, linnet_type type, int64_t rows, int64_t
     }
 }
 
-static bool any(linnet_type type) {
-    (void)type;
-    return true;
+void ln_panel_fill_portable(ln_matmul_kernels *kernels) {
+    for (int exact = 0; exact < 2; exact++)
+        ln_panel_fill(kernels, exact, ln_panel_any,
+                      (ln_panel_slot){"panel_f32_16x4__portable", LN_FORM_F32, ROWS, COLUMNS, pack_f32, panel_f32});
 }
 
-void ln_panel_fill_portable(unsigned cpu, ln_matmul_kernels *kernels) {
+void ln_panel_choose(unsigned cpu, ln_matmul_kernels *kernels) {
     (void)cpu;
-    for (int exact = 0; exact < 2; exact++)
-        ln_panel_fill(kernels, exact, any,
-                      (ln_panel_slot){"panel_f32_16x4__portable", LN_FORM_F32, ROWS, COLUMNS, pack_f32, panel_f32});
+    ln_panel_fill_portable(kernels);
+#if defined(__x86_64__)
+    if (cpu & LN_CPU_AVX512) ln_panel_fill_avx512(kernels);
+#endif
 }
