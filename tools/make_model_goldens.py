@@ -85,10 +85,12 @@ YARN = dict(factor=4.0, original_max_position_embeddings=512)
 EXTENDED = dict(max_position_embeddings=2048)
 
 # name: (config, tokens of the prompt, {feature: fields that turn it off}); a field given as None is left out of the config.
-# A row may end with options: stored (the type of the weights), shards (number of files).
+# A row may end with options: stored (the type of the weights), shards (number of files), extra (tensors of no consequence),
+# nested (as the text part of a model of text and images).
 MODELS = {
-    # Llama 2: as many key-value heads as heads, default rotary base, nothing optional in the config.
-    "llama-2": (llama(48, 75, 2, 3, 3, 203), 49, {}),
+    # Llama 2: as many key-value heads as heads, default rotary base, nothing optional; tables as old files store.
+    "llama-2": (llama(48, 75, 2, 3, 3, 203), 49, {},
+                dict(extra={f"model.layers.{i}.self_attn.rotary_emb.inv_freq": [8] for i in range(2)})),
     # Llama 3.2: low, middle and high frequencies are scaled differently.
     "llama-3": (
         llama(40, 39, 2, 4, 2, 131, head_dim=32, rope_theta=5000.0, tie_word_embeddings=True, max_position_embeddings=384,
@@ -170,7 +172,7 @@ MODELS = {
               attn_logit_softcapping=None, final_logit_softcapping=None, rope_theta=10000.0),
         50, {"window": dict(sliding_window=64), "scale": dict(query_pre_attn_scalar=32),
              "score cap": dict(attn_logit_softcapping=3.0)}),
-    # Gemma 3: norms of queries and keys, five sliding layers to a global one, rotary bases of their own; global layers scaled.
+    # Gemma 3: norms of queries and keys, five sliding layers to a global one, two rotary bases, global layers scaled.
     "gemma3": (
         gemma(3, 32, 27, 7, 2, 1, 101, head_dim=32, tie_word_embeddings=True, sliding_window=9, sliding_window_pattern=6,
               query_pre_attn_scalar=20, rope_theta=1e6, rope_local_base_freq=500.0,
@@ -187,6 +189,16 @@ MODELS = {
         50, {"window": dict(sliding_window=64), "pattern": dict(layer_types=["sliding_attention"] * 3 + ["full_attention"]),
              "local base": dict(rope_parameters=dict(sliding_attention=None)),
              "base": dict(rope_parameters=dict(full_attention=None))}),
+    # The same inside a model that also sees: a config of few words in text_config, tensors of other names beside.
+    "gemma3-nested": (
+        {key: value for key, value in gemma(3, 40, 34, 3, 2, 1, 129, head_dim=24, sliding_window=12, sliding_window_pattern=3,
+                                            tie_word_embeddings=True).items()
+         if key not in ("architectures", "torch_dtype", "rms_norm_eps", "hidden_activation", "max_position_embeddings",
+                        "bos_token_id", "eos_token_id", "attention_dropout", "initializer_range", "use_cache")},
+        48, {"window": dict(sliding_window=64), "pattern": dict(sliding_window_pattern=4),
+             "local base": dict(rope_local_base_freq=1e6), "base": dict(rope_theta=10000.0),
+             "scale": dict(query_pre_attn_scalar=24)},
+        dict(nested=True, extra={"multi_modal_projector.mm_input_projection_weight": [8, 40]})),
     # Phi-3: fused projections, every layer slides.
     "phi3": (
         phi3(64, 29, 2, 2, 2, 132, sliding_window=23, rope_theta=10000.0, rope_scaling=None,
@@ -232,6 +244,16 @@ def changed(base, change):
     return made
 
 
+def nested(fields, weights):
+    """Config and tensors of a Gemma 3 that has the given one as its text part."""
+    whole = dict(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", torch_dtype=fields["torch_dtype"],
+                 boi_token_index=1, eoi_token_index=2, image_token_index=3, mm_tokens_per_image=4, 
+                 text_config={name: value for name, value in fields.items() if name != "torch_dtype"},
+                 vision_config=dict(model_type="siglip_vision_model", hidden_size=8, intermediate_size=8, image_size=28,
+                                    patch_size=14, num_attention_heads=1, num_hidden_layers=1))
+    return whole, {"language_model." + name: value for name, value in weights.items()}
+
+
 def empty_model(fields, dtype=torch.float32):
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "config.json").write_text(json.dumps(fields))
@@ -256,7 +278,8 @@ def random_weights(fields, random):
         elif "lm_head" in name or "embed_tokens" in name and (tied or plus_one):
             values *= 2 * width**-0.5
         elif "embed_tokens" not in name:
-            values *= (1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 1.2) * parameter.shape[1]**-0.5
+            gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 1.2
+            values *= gain * parameter.shape[1]**-0.5
         weights[name] = torch.from_numpy(values).float()
     return weights
 
@@ -307,8 +330,10 @@ def make(name, fields, tokens, features, options=None):
 
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(fields, indent=1) + "\n")
-    write_weights(folder, weights, options.get("shards", 1))
+    written = nested(fields, weights) if options.get("nested") else (fields, weights)
+    extra = {key: torch.from_numpy(random.standard_normal(shape)).float() for key, shape in options.get("extra", {}).items()}
+    (folder / "config.json").write_text(json.dumps(written[0], indent=1) + "\n")
+    write_weights(folder, {**written[1], **extra}, options.get("shards", 1))
     logits = logits_of_folder(folder, ids)
     save_file({"input_ids": torch.tensor(ids).float(), "logits": logits.contiguous()}, folder / "reference.safetensors")
 
