@@ -77,6 +77,10 @@ linnet_status ln_file_map(linnet_file *file, const char *path, ln_map *map);
 
 /* The readers: fill an empty file whose context and path are set; on failure linnet_file_close cleans up. */
 linnet_status ln_gguf_read(linnet_file *file, const char *path);
+/* The keys alone: `count` of them in GGUF v3's form, in bytes that live as long as the file; `used` gets their length.
+ */
+linnet_status ln_gguf_read_keys(linnet_file *file, const char *path, const unsigned char *data, uint64_t bytes,
+                                uint64_t count, uint64_t *used);
 linnet_status ln_huggingface_read(linnet_file *file, const char *path); /* folder, or one .safetensors file */
 
 #endif
