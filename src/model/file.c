@@ -30,28 +30,38 @@ static const char *name_at(const name_table *table, int64_t place) {
     return name;
 }
 
-static void swap_places(const name_table *table, int64_t a, int64_t b) {
-    const int64_t kept = table->order[a];
-    table->order[a] = table->order[b];
-    table->order[b] = kept;
+static int compare_names(const void *rows, int64_t a, int64_t b) {
+    const name_table *table = rows;
+    const char *names[2];
+    memcpy(&names[0], (const char *)table->rows + (size_t)a * table->stride, sizeof *names);
+    memcpy(&names[1], (const char *)table->rows + (size_t)b * table->stride, sizeof *names);
+    return strcmp(names[0], names[1]);
 }
 
-static void sift_down(const name_table *table, int64_t root, int64_t count) {
+static void sift_down(int64_t *order, int64_t root, int64_t count, ln_compare_rows compare, const void *rows) {
     for (int64_t child; (child = 2 * root + 1) < count; root = child) {
-        if (child + 1 < count && strcmp(name_at(table, child), name_at(table, child + 1)) < 0) child++;
-        if (strcmp(name_at(table, root), name_at(table, child)) >= 0) return;
-        swap_places(table, root, child);
+        if (child + 1 < count && compare(rows, order[child], order[child + 1]) < 0) child++;
+        if (compare(rows, order[root], order[child]) >= 0) return;
+        const int64_t kept = order[root];
+        order[root] = order[child];
+        order[child] = kept;
+    }
+}
+
+void ln_sort_rows(int64_t *order, int64_t count, ln_compare_rows compare, const void *rows) {
+    for (int64_t i = 0; i < count; i++) order[i] = i;
+    for (int64_t root = count / 2; root-- > 0;) sift_down(order, root, count, compare, rows);
+    for (int64_t last = count - 1; last > 0; last--) {
+        const int64_t largest = order[0];
+        order[0] = order[last];
+        order[last] = largest;
+        sift_down(order, 0, last, compare, rows);
     }
 }
 
 /* The first name that occurs twice, or NULL. */
 static const char *sort_names(const name_table *table) {
-    for (int64_t i = 0; i < table->count; i++) table->order[i] = i;
-    for (int64_t root = table->count / 2; root-- > 0;) sift_down(table, root, table->count);
-    for (int64_t last = table->count - 1; last > 0; last--) {
-        swap_places(table, 0, last);
-        sift_down(table, 0, last);
-    }
+    ln_sort_rows(table->order, table->count, compare_names, table);
     for (int64_t i = 1; i < table->count; i++)
         if (strcmp(name_at(table, i - 1), name_at(table, i)) == 0) return name_at(table, i);
     return NULL;
@@ -124,12 +134,12 @@ linnet_status ln_file_map(linnet_file *file, const char *path, ln_map *map) {
 
 /* ---- opening ---- */
 
-static linnet_status read_by_kind(linnet_file *file, const char *path) {
+static linnet_status read_by_kind(linnet_file *file, const char *path, bool weights) {
     linnet_context *context = file->context;
     struct stat state;
     if (stat(path, &state) != 0)
         return ln_fail(context, LINNET_ERROR_FILE, "cannot open %s: %s", path, strerror(errno));
-    if (S_ISDIR(state.st_mode)) return ln_huggingface_read(file, path);
+    if (S_ISDIR(state.st_mode)) return ln_huggingface_read(file, path, weights);
     ln_map map;
     const linnet_status status = ln_map_open(context, path, &map);
     if (status != LINNET_OK) return status;
@@ -137,21 +147,22 @@ static linnet_status read_by_kind(linnet_file *file, const char *path) {
     const bool safetensors = map.bytes >= 9 && map.data[8] == '{';
     ln_map_close(&map);
     if (gguf) return ln_gguf_read(file, path);
-    if (safetensors) return ln_huggingface_read(file, path);
+    if (safetensors && weights) return ln_huggingface_read(file, path, true);
+    if (!weights) return ln_huggingface_read_tokenizer(file, path);
     return ln_fail(context, LINNET_ERROR_FORMAT,
                    "%s is no model file: it begins neither as GGUF nor as safetensors; give a .gguf file, a "
                    ".safetensors file or a folder with config.json and *.safetensors",
                    path);
 }
 
-linnet_status linnet_file_open(linnet_context *context, const char *path, linnet_file **file) {
+static linnet_status open_file(linnet_context *context, const char *path, bool weights, linnet_file **file) {
     *file = NULL;
     linnet_file *made = ln_allocate_zero(context, 1, sizeof *made, "model file");
     if (!made) return LINNET_ERROR_MEMORY;
     made->context = context;
     made->kind = "";
     made->path = ln_copy_text(context, path, strlen(path));
-    linnet_status status = made->path ? read_by_kind(made, path) : LINNET_ERROR_MEMORY;
+    linnet_status status = made->path ? read_by_kind(made, path, weights) : LINNET_ERROR_MEMORY;
     if (status == LINNET_OK) status = index_names(made);
     if (status != LINNET_OK) {
         linnet_file_close(made);
@@ -159,6 +170,14 @@ linnet_status linnet_file_open(linnet_context *context, const char *path, linnet
     }
     *file = made;
     return LINNET_OK;
+}
+
+linnet_status linnet_file_open(linnet_context *context, const char *path, linnet_file **file) {
+    return open_file(context, path, true, file);
+}
+
+linnet_status ln_file_open_tokenizer(linnet_context *context, const char *path, linnet_file **file) {
+    return open_file(context, path, false, file);
 }
 
 void linnet_file_close(linnet_file *file) {
@@ -312,7 +331,7 @@ static void put_value(line *out, const ln_key *key, uint64_t index) {
         return;
     }
     if (!integer_at(key, index, &integer))
-        snprintf(number, sizeof number, "%.9g", ln_key_number(key, index, NAN));
+        snprintf(number, sizeof number, key->kind == LN_FLOAT ? "%.7g" : "%.16g", ln_key_number(key, index, NAN));
     else if (key->kind == LN_BOOL)
         snprintf(number, sizeof number, "%s", integer ? "true" : "false");
     else

@@ -81,6 +81,17 @@ linnet_status ln_gguf_read(linnet_file *file, const char *path);
  */
 linnet_status ln_gguf_read_keys(linnet_file *file, const char *path, const unsigned char *data, uint64_t bytes,
                                 uint64_t count, uint64_t *used);
-linnet_status ln_huggingface_read(linnet_file *file, const char *path); /* folder, or one .safetensors file */
+/* A folder (without `weights`: its keys alone), or one .safetensors file, whose tensors keep their own names. */
+linnet_status ln_huggingface_read(linnet_file *file, const char *path, bool weights);
+/* A tokenizer.json alone. */
+linnet_status ln_huggingface_read_tokenizer(linnet_file *file, const char *path);
+
+/* linnet_file_open for those who need no weights: a folder may lack them, and a tokenizer.json will do. */
+linnet_status ln_file_open_tokenizer(linnet_context *context, const char *path, linnet_file **file);
+
+/* Fills order[count] with row numbers in ascending order. compare: negative, 0 or positive, of two rows. Heap sort: in
+ * place, never slow whatever a file holds. */
+typedef int (*ln_compare_rows)(const void *rows, int64_t a, int64_t b);
+void ln_sort_rows(int64_t *order, int64_t count, ln_compare_rows compare, const void *rows);
 
 #endif
