@@ -66,6 +66,13 @@ LN_INLINE __mmask16 ln_row_mask(int64_t rows) {
     return rows >= 16 ? (__mmask16)0xffff : rows <= 0 ? 0 : (__mmask16)((1u << rows) - 1);
 }
 
+/* One dword in all lanes. */
+LN_INLINE __m512i ln_dword_512(const unsigned char *place) {
+    int32_t value;
+    memcpy(&value, place, sizeof value);
+    return _mm512_set1_epi32(value);
+}
+
 typedef struct ln_tile_512 {
     const unsigned char *strip[2];
     __mmask16 mask[2];
@@ -91,8 +98,7 @@ LN_INLINE void ln_tile_run_512(const ln_tile_512 *tile, int64_t token, const int
         const __m512i wa = _mm512_load_si512(a), wb = _mm512_load_si512(b);
 #pragma GCC unroll 12
         for (int t = 0; t < tokens; t++) {
-            const __m512i value =
-                _mm512_castps_si512(_mm512_set1_ps(*(const float *)(x[t / 4] + (uint64_t)(t % 4) * stride)));
+            const __m512i value = ln_dword_512(x[t / 4] + (uint64_t)(t % 4) * stride);
             sums[0][t] = LN_STEP_512(sums[0][t], wa, value);
             sums[1][t] = LN_STEP_512(sums[1][t], wb, value);
         }

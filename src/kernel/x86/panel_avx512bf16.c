@@ -1,0 +1,48 @@
+/* Owns: the BF16 form on AVX-512 BF16, for weights of 16 bits: 32 rows x 12 tokens, 24 sums in registers.
+ *
+ * The instruction rounds each of its two additions to nearest and takes subnormals as zero. */
+#include <immintrin.h>
+
+#define LN_STEP_512(sums, w, x) _mm512_dpbf16_ps(sums, (__m512bh)(w), (__m512bh)(x))
+#include "kernel/x86/panel_512.h"
+
+enum { ROWS = 32, COLUMNS = 512 };
+
+/* One row of columns to bf16. */
+static void unpack_row(linnet_type type, const unsigned char *from, int64_t columns, uint16_t *to) {
+    for (int64_t c = 0; c < columns; c += 16) {
+        const __mmask16 mask = ln_row_mask(columns - c);
+        const __m256i half = _mm256_maskz_loadu_epi16(mask, from + 2 * c);
+        const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_cvtph_ps(half));
+        _mm256_mask_storeu_epi16(to + c, mask, type == LINNET_F16 ? rounded : half);
+    }
+}
+
+static void pack_bf16(const void *weight, linnet_type type, uint64_t row_bytes, int64_t rows, int64_t column,
+                      int64_t columns, void *panel) {
+    _Alignas(64) uint16_t values[LN_STRIP][COLUMNS];
+    const int64_t padded = ln_panel_padded(columns);
+    const unsigned char *from = (const unsigned char *)weight + ln_format_bytes(type, column);
+    uint16_t *strip = panel;
+    for (int64_t r = 0; r < rows; r += LN_STRIP, strip += padded * LN_STRIP, from += LN_STRIP * row_bytes) {
+        const int64_t here = ln_min_i64(LN_STRIP, rows - r);
+        if (type == LINNET_BF16 && here == LN_STRIP && columns == padded) {
+            ln_transpose_rows(from, row_bytes, padded / 32, strip);
+            continue;
+        }
+        if (here < LN_STRIP || columns < padded) memset(values, 0, sizeof values);
+        for (int64_t i = 0; i < here; i++) unpack_row(type, from + (uint64_t)i * row_bytes, columns, values[i]);
+        ln_transpose_rows(values, sizeof *values, padded / 32, strip);
+    }
+}
+
+static void panel_bf16(const void *panel, linnet_type type, int64_t rows, int64_t column, int64_t columns,
+                       const ln_activation *x, int64_t first, int64_t tokens, float *y, int64_t y_stride) {
+    (void)type;
+    ln_panel_run_512(panel, 2, rows, column, columns, x, first, tokens, y, y_stride);
+}
+
+void ln_panel_fill_avx512bf16(ln_matmul_kernels *kernels) {
+    ln_panel_fill(kernels, 0, ln_panel_halves,
+                  (ln_panel_slot){"panel_bf16_32x12__avx512bf16", LN_FORM_BF16, ROWS, COLUMNS, pack_bf16, panel_bf16});
+}
