@@ -1,0 +1,289 @@
+/* Owns: linnet_convert: any model file to GGUF v3.
+ *
+ * Each tensor is cut into pieces of at most PIECE values, whole rows where they are shorter: a team of threads decodes
+ * pieces to float32 and encodes them, a batch at a time, and the batch is written. So memory is some 512 KiB for each
+ * thread and piece of a batch, whatever the model's size, and the bytes do not depend on the number of threads. What
+ * has the wanted type already is copied bit for bit.
+ *
+ * Types: vectors become F32; matrices the type asked for, except that Q4_0 keeps the embedding and the output matrix at
+ * Q8_0 (a small part of the bytes, where errors cost most), and that rows no multiple of the block become F16.
+ *
+ * Rotary order: Hugging Face pairs value i of a head with value i + n/2; llama-like architectures in GGUF pair
+ * neighbours. So in each head row 2i + j of the output is row j n/2 + i of the source, for the n rows that rotate. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "model/architecture.h"
+#include "model/gguf_write.h"
+#include "number/format.h"
+
+enum {
+    PIECE = 65536,           /* values; a multiple of every block */
+    PIECES_PER_THREAD = 2,   /* in a batch */
+    QUANTIZATION_VERSION = 2 /* of GGUF's block formats */
+};
+
+/* What each type is called in general.file_type. */
+static const struct target_row {
+    linnet_type type;
+    int file_type;
+    linnet_type ends; /* of the embedding and the output matrix */
+} targets[] = {{LINNET_F32, 0, LINNET_F32},
+               {LINNET_F16, 1, LINNET_F16},
+               {LINNET_Q4_0, 2, LINNET_Q8_0},
+               {LINNET_Q8_0, 7, LINNET_Q8_0},
+               {LINNET_BF16, 32, LINNET_BF16}};
+
+/* Weights whose rows are in rotary order, and the key that tells how many heads they have; NULL: one. */
+static const struct rotary_row {
+    const char *part, *heads;
+} rotary_rows[] = {{".attn_q.", "attention.head_count"},
+                   {".attn_k.", "attention.head_count_kv"},
+                   {".attn_q_norm.", NULL},
+                   {".attn_k_norm.", NULL}};
+
+typedef struct job {
+    linnet_context *context;
+    const linnet_file *file;
+    const struct target_row *target;
+    ln_gguf_writer writer;
+    ln_output output;
+    float *values;         /* [threads, PIECE] */
+    unsigned char *blocks; /* [batch, PIECE * 4] */
+    uint64_t done, total;  /* bytes of source tensors */
+    bool interleaves;
+} job;
+
+/* One tensor on its way. */
+typedef struct plan {
+    job *work;
+    const linnet_tensor_info *source;
+    const ln_format *from, *to;
+    int64_t row, rows;     /* values of a row */
+    int64_t head, rotated; /* rows of a head, rows of it in rotary order; head 0: none */
+    int64_t piece_rows;    /* rows of a piece; 1 where a row is cut */
+    int64_t cuts;          /* pieces of a row */
+    int64_t pieces, first; /* first piece of this batch */
+    _Atomic bool overflow; /* a value that F16 cannot hold */
+} plan;
+
+#define FAIL(context, status, ...) ln_fail(context, LINNET_ERROR_##status, __VA_ARGS__)
+
+/* ---- which type, which order ---- */
+
+static const struct target_row *find_target(linnet_type type) {
+    for (size_t i = 0; i < sizeof targets / sizeof *targets; i++)
+        if (targets[i].type == type) return &targets[i];
+    return NULL;
+}
+
+static linnet_type target_type(const job *work, const linnet_tensor_info *tensor) {
+    if (tensor->dimensions == 1) return LINNET_F32;
+    const bool end = strcmp(tensor->name, "token_embd.weight") == 0 || strcmp(tensor->name, "output.weight") == 0;
+    const linnet_type type = end ? work->target->ends : work->target->type;
+    return ln_format_bytes(type, tensor->size[0]) ? type : LINNET_F16;
+}
+
+static uint64_t target_bytes(linnet_type type, const linnet_tensor_info *tensor) {
+    return ln_format_bytes(type, tensor->size[0]) * (uint64_t)(tensor->size[1] * tensor->size[2] * tensor->size[3]);
+}
+
+static linnet_status plan_rotary(plan *p) {
+    const job *work = p->work;
+    const char *name = p->source->name;
+    for (size_t i = 0; i < sizeof rotary_rows / sizeof *rotary_rows && work->interleaves; i++) {
+        if (strncmp(name, "blk.", 4) != 0 || !strstr(name, rotary_rows[i].part)) continue;
+        if (p->source->dimensions == 1) {
+            p->rows = p->row;
+            p->row = 1;
+        }
+        const char *key = rotary_rows[i].heads;
+        const int64_t heads = key ? ln_key_integer(ln_file_key_of(work->file, key), 0, 0) : 1;
+        if (heads < 1 || p->rows % heads != 0)
+            return FAIL(work->context, FORMAT, "%s: the weight '%s' has %lld rows, no multiple of its %lld heads",
+                        work->file->path, name, (long long)p->rows, (long long)heads);
+        p->head = p->rows / heads;
+        p->rotated = ln_key_integer(ln_file_key_of(work->file, "rope.dimension_count"), 0, p->head);
+        if (p->rotated < 0 || p->rotated > p->head || p->rotated % 2 != 0)
+            return FAIL(work->context, FORMAT, "%s: %lld of the %lld rows of a head of '%s' would rotate",
+                        work->file->path, (long long)p->rotated, (long long)p->head, name);
+        return LINNET_OK;
+    }
+    return LINNET_OK;
+}
+
+static int64_t source_row(const plan *p, int64_t row) {
+    if (p->head == 0) return row;
+    const int64_t in_head = row % p->head;
+    if (in_head >= p->rotated) return row;
+    return row - in_head + in_head % 2 * (p->rotated / 2) + in_head / 2;
+}
+
+/* ---- pieces ---- */
+
+/* Rows and values of a row that piece `index` covers. */
+typedef struct piece {
+    int64_t row, rows, column, columns;
+} piece;
+
+static piece piece_at(const plan *p, int64_t index) {
+    const int64_t row = index / p->cuts * p->piece_rows, column = index % p->cuts * PIECE;
+    return (piece){row, ln_min_i64(p->piece_rows, p->rows - row), column, ln_min_i64(p->row - column, PIECE)};
+}
+
+static size_t piece_bytes(const plan *p, piece part) {
+    return (size_t)(part.rows * part.columns / p->to->block * p->to->bytes);
+}
+
+static void convert_piece(void *argument, int64_t task, int worker) {
+    plan *p = argument;
+    const piece part = piece_at(p, p->first + task);
+    const size_t from_row = (size_t)(p->row / p->from->block * p->from->bytes);
+    const size_t from_column = (size_t)(part.column / p->from->block * p->from->bytes);
+    const size_t to_row = (size_t)(part.columns / p->to->block * p->to->bytes);
+    unsigned char *blocks = p->work->blocks + (size_t)task * PIECE * 4;
+    float *values = p->work->values + (size_t)worker * PIECE;
+    for (int64_t i = 0; i < part.rows; i++) {
+        const unsigned char *from =
+            (const unsigned char *)p->source->data + (size_t)source_row(p, part.row + i) * from_row + from_column;
+        if (p->from == p->to) {
+            memcpy(blocks + (size_t)i * to_row, from, to_row);
+            continue;
+        }
+        p->from->decode(from, values, part.columns);
+        p->to->encode(values, blocks + (size_t)i * to_row, part.columns);
+        if (p->to == ln_format_of(LINNET_F16))
+            for (int64_t k = 0; k < part.columns; k++) {
+                uint16_t half;
+                memcpy(&half, blocks + (size_t)i * to_row + 2 * k, sizeof half);
+                if ((half & 0x7fff) == 0x7c00 && isfinite(values[k])) p->overflow = true;
+            }
+    }
+}
+
+static linnet_status plan_tensor(job *work, const linnet_tensor_info *tensor, plan *p) {
+    memset(p, 0, sizeof *p);
+    p->work = work;
+    p->source = tensor;
+    p->from = ln_format_of(tensor->type);
+    p->to = ln_format_of(target_type(work, tensor));
+    p->row = tensor->size[0];
+    p->rows = tensor->size[1] * tensor->size[2] * tensor->size[3];
+    const linnet_status status = plan_rotary(p);
+    p->piece_rows = ln_max_i64(1, PIECE / p->row);
+    p->cuts = ln_ceil_div(p->row, PIECE);
+    p->pieces = ln_ceil_div(p->rows, p->piece_rows) * p->cuts;
+    return status;
+}
+
+static linnet_status write_tensor(job *work, const linnet_tensor_info *tensor) {
+    plan p;
+    linnet_status status = plan_tensor(work, tensor, &p);
+    if (status != LINNET_OK) return status;
+    const int64_t batch = (int64_t)ln_team_size(work->context->team) * PIECES_PER_THREAD;
+    for (p.first = 0; p.first < p.pieces; p.first += batch) {
+        if (ln_interrupted(work->context))
+            return ln_fail(work->context, LINNET_INTERRUPTED, "converting %s was interrupted; nothing was written",
+                           work->file->path);
+        const int64_t tasks = ln_min_i64(batch, p.pieces - p.first);
+        ln_parallel(work->context->team, tasks, convert_piece, &p);
+        if (p.overflow)
+            return FAIL(work->context, UNSUPPORTED,
+                        "%s: the weight '%s' holds values beyond 65504, which f16 cannot store; convert to bf16 or f32",
+                        work->file->path, tensor->name);
+        for (int64_t i = 0; i < tasks; i++)
+            ln_output_write(&work->output, work->blocks + (size_t)i * PIECE * 4,
+                            piece_bytes(&p, piece_at(&p, p.first + i)));
+        if (work->output.error) return LINNET_OK; /* told by closing */
+        ln_progress(work->context, "converting",
+                    (int64_t)(work->done + tensor->bytes / (uint64_t)p.pieces * (uint64_t)(p.first + tasks)),
+                    (int64_t)work->total);
+    }
+    ln_gguf_pad(&work->output);
+    work->done += tensor->bytes;
+    return LINNET_OK;
+}
+
+/* ---- the file ---- */
+
+static linnet_status collect_keys(job *work) {
+    const linnet_file *file = work->file;
+    ln_key_writer *keys = &work->writer.keys;
+    const ln_key *architecture = ln_file_key(file, "general.architecture");
+    if (architecture) ln_write_key(keys, architecture);
+    ln_write_integer(keys, "general.file_type", LN_U32, work->target->file_type);
+    ln_write_integer(keys, "general.quantization_version", LN_U32, QUANTIZATION_VERSION);
+    ln_write_integer(keys, "general.alignment", LN_U32, LN_GGUF_ALIGNMENT);
+    if (ln_tokenizer_keys && file->huggingface && ln_file_key(file, "tokenizer.huggingface.json")) {
+        const linnet_status status = ln_tokenizer_keys(work->context, file, keys);
+        if (status == LINNET_ERROR_UNSUPPORTED)
+            ln_log(work->context, LINNET_LOG_WARNING,
+                   "the tokenizer has no form in GGUF, so that only Linnet will read it from the output: %s",
+                   linnet_last_error(work->context));
+        else if (status != LINNET_OK)
+            return status;
+    }
+    for (int64_t i = 0; i < file->key_count; i++) ln_write_key(keys, &file->keys[i]);
+    return ln_key_writer_status(keys);
+}
+
+static linnet_status check_source(job *work) {
+    const ln_text name = ln_key_text(ln_file_key(work->file, "general.architecture"), 0);
+    const ln_architecture *architecture = name.data ? ln_architecture_find(name.data, name.bytes) : NULL;
+    work->interleaves = work->file->huggingface && architecture && architecture->traits & LN_ROPE_INTERLEAVED;
+    if (!name.data)
+        return FAIL(work->context, UNSUPPORTED,
+                    "%s does not say what architecture it is for; give the folder of the model", work->file->path);
+    if (work->file->huggingface && !architecture) {
+        char known[256];
+        ln_architecture_names(known, sizeof known);
+        return FAIL(work->context, UNSUPPORTED, "%s: the architecture '%.*s' is not known; these are: %s",
+                    work->file->path, (int)ln_min_i64((int64_t)name.bytes, 64), name.data, known);
+    }
+    return LINNET_OK;
+}
+
+static linnet_status write_file(job *work, const char *path) {
+    const linnet_file *file = work->file;
+    const uint64_t threads = (uint64_t)ln_team_size(work->context->team);
+    linnet_status status = collect_keys(work);
+    if (status != LINNET_OK) return status;
+    for (int64_t i = 0; i < file->tensor_count; i++) {
+        const linnet_tensor_info *tensor = &file->tensors[i];
+        const linnet_type type = target_type(work, tensor);
+        ln_gguf_add_tensor(&work->writer, tensor->name, type, tensor->dimensions, tensor->size,
+                           target_bytes(type, tensor));
+        work->total += tensor->bytes;
+    }
+    work->values = ln_allocate(work->context, threads * PIECE, sizeof *work->values, "values being converted");
+    work->blocks = ln_allocate(work->context, threads * PIECES_PER_THREAD * PIECE, 4, "values being converted");
+    if (!work->values || !work->blocks) return LINNET_ERROR_MEMORY;
+    status = ln_output_open(work->context, path, &work->output);
+    if (status != LINNET_OK) return status;
+    status = ln_gguf_write_head(&work->writer, &work->output);
+    for (int64_t i = 0; i < file->tensor_count && status == LINNET_OK && !work->output.error; i++)
+        status = write_tensor(work, &file->tensors[i]);
+    const linnet_status closed = ln_output_close(&work->output, status == LINNET_OK);
+    return status == LINNET_OK ? closed : status;
+}
+
+linnet_status linnet_convert(linnet_context *context, const char *source, const char *output, linnet_type type) {
+    job work = {.context = context, .target = find_target(type)};
+    if (!work.target)
+        return FAIL(context, ARGUMENT, "models are converted to f32, f16, bf16, q8_0 or q4_0, not to %s",
+                    linnet_type_name(type) ? linnet_type_name(type) : "an unknown type");
+    linnet_file *file;
+    linnet_status status = linnet_file_open(context, source, &file);
+    if (status != LINNET_OK) return status;
+    work.file = file;
+    work.writer = ln_gguf_writer_open(context);
+    status = check_source(&work);
+    if (status == LINNET_OK) status = write_file(&work, output);
+    ln_release(context, work.values);
+    ln_release(context, work.blocks);
+    ln_gguf_writer_close(&work.writer);
+    linnet_file_close(file);
+    return status;
+}
