@@ -1,0 +1,37 @@
+/* Owns: the verb convert: any readable model to a GGUF file. */
+
+#include "cli.h"
+
+static const cli_option convert_options[] = {CLI_OPTION('o', "output", CLI_TEXT, output, "FILE", "GGUF file to write"),
+                                             CLI_OPTION(0, "type", CLI_TYPE, type, "TYPE",
+                                                        "number format of the weights", .fallback = "q8_0",
+                                                        .choices = "f32 f16 bf16 q8_0 q4_0"),
+                                             {0}};
+
+static const cli_group groups[] = {{"convert", convert_options}, {"other", cli_common_options}, {0}};
+
+static int run(const cli_arguments *arguments) {
+    linnet_context *context;
+    if (!arguments->output) return cli_usage(&cli_convert, "name the file to write with -o");
+    if (cli_context_open(arguments, &context) != CLI_OK) return CLI_FAILED;
+    const linnet_status converted = linnet_convert(context, arguments->operands[0], arguments->output, arguments->type);
+    cli_progress_end();
+    int status = converted == LINNET_INTERRUPTED ? CLI_INTERRUPTED : CLI_OK;
+    if (converted != LINNET_OK) cli_error("%s", linnet_last_error(context));
+    if (converted != LINNET_OK && status == CLI_OK) status = CLI_FAILED;
+    if (converted == LINNET_OK) cli_note("wrote %s in %s", arguments->output, linnet_type_name(arguments->type));
+    linnet_context_close(context);
+    return status;
+}
+
+const cli_verb cli_convert = {
+    .name = "convert",
+    .operands = "SOURCE",
+    .summary = "write a model as a GGUF file",
+    .details = "SOURCE is a Hugging Face folder, a .safetensors file or a GGUF file. Vectors stay float32; a matrix "
+               "whose rows are no multiple of the block of the type is written as f16. The file appears whole or not "
+               "at all: where the disk is full, an older file of that name stays as it was.",
+    .groups = groups,
+    .run = run,
+    .fewest_operands = 1,
+    .most_operands = 1};

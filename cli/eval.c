@@ -1,0 +1,288 @@
+/* Owns: the verb eval: tests of what a model can do, made afresh from a seed.
+ *
+ * recall: documents of a given length in tokens, prose with facts at random places, then one question about each fact.
+ * A question is asked of the document alone: the session is rewound to the document's end between questions. An
+ * answer is right where the greedy text up to the end token is the planted value and nothing else. */
+#include <jansson.h>
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const cli_option eval_options[] = {
+    CLI_OPTION('n', "questions", CLI_INTEGER, tokens, "N", "questions of each length", .fallback = "100", .lowest = 1,
+               .highest = 1e6),
+    CLI_OPTION('l', "length", CLI_INTEGERS, lengths, "N,N", "tokens of a document", .fallback = "4096,8192",
+               .lowest = 512, .highest = 1e9),
+    CLI_OPTION('f', "file", CLI_TEXT, file, "FILE",
+               "prose to plant the facts in (without it: that of the built-in document)"),
+    CLI_OPTION(0, "seed", CLI_SEED, seed, "N", "of the random numbers", .fallback = "1"),
+    CLI_OPTION(0, "json", CLI_FLAG, json, NULL, "print one JSON object"),
+    {0}};
+
+static const cli_group groups[] = {{"eval", eval_options},
+                                   {"model", cli_model_options},
+                                   {"memory", cli_memory_options},
+                                   {"other", cli_common_options},
+                                   {0}};
+
+/* ---- facts ---- */
+
+#define COUNT(list) ((long)(sizeof(list) / sizeof *(list)))
+
+static const char *const names[] = {"Ada",   "Bram",  "Cleo",  "Dora",  "Emil",   "Fanny",  "Greta",  "Hugo",
+                                    "Ida",   "Jonas", "Karl",  "Lena",  "Marta",  "Nora",   "Oscar",  "Paula",
+                                    "Quinn", "Rosa",  "Simon", "Tilda", "Ursula", "Viktor", "Wanda",  "Yara",
+                                    "Anton", "Bella", "Clara", "David", "Elsa",   "Felix",  "Gustav", "Hanna",
+                                    "Iris",  "Jacob", "Kate",  "Leo",   "Max",    "Nina",   "Otto",   "Peter"};
+static const char *const numbers[] = {"password", "locker", "ticket", "room", "phone",   "badge",   "parcel", "flight",
+                                      "account",  "token",  "gate",   "seat", "booking", "invoice", "serial", "route"};
+static const char *const things[] = {"car", "house", "coat", "boat", "kite", "door"};
+static const char *const colours[] = {"red", "blue", "green", "yellow", "black", "white", "brown", "purple", "orange"};
+static const char *const persons[] = {"friend", "teacher", "doctor", "neighbor", "boss"};
+
+enum { FACTS = 10, LINE_BYTES = 96, ANSWER_TOKENS = 16 };
+
+typedef struct fact {
+    char line[LINE_BYTES], question[LINE_BYTES], answer[24];
+} fact;
+
+/* POSIX's nrand48: the same seed gives the same questions everywhere. */
+static long below(unsigned short state[3], long n) {
+    return nrand48(state) % n;
+}
+
+static void make_fact(unsigned short state[3], const char *name, fact *f) {
+    const long kind = below(state, 3);
+    if (kind == 0) {
+        const char *number = numbers[below(state, COUNT(numbers))];
+        const long digits = below(state, 3), least = digits == 0 ? 1000 : digits == 1 ? 10000 : 100000;
+        snprintf(f->answer, sizeof f->answer, "%ld", least + below(state, 9 * least));
+        snprintf(f->line, LINE_BYTES, "The %s number of %s is %s.", number, name, f->answer);
+        snprintf(f->question, LINE_BYTES, "What is the %s number of %s?", number, name);
+    } else if (kind == 1) {
+        const char *thing = things[below(state, COUNT(things))];
+        snprintf(f->answer, sizeof f->answer, "%s", colours[below(state, COUNT(colours))]);
+        snprintf(f->line, LINE_BYTES, "%s has a %s %s.", name, f->answer, thing);
+        snprintf(f->question, LINE_BYTES, "What color is the %s of %s?", thing, name);
+    } else {
+        const char *person = persons[below(state, COUNT(persons))];
+        const char *other = name;
+        while (other == name) other = names[below(state, COUNT(names))];
+        snprintf(f->answer, sizeof f->answer, "%s", other);
+        snprintf(f->line, LINE_BYTES, "The %s of %s is %s.", person, name, other);
+        snprintf(f->question, LINE_BYTES, "Who is the %s of %s?", person, name);
+    }
+}
+
+/* One fact for each of FACTS different persons. */
+static void make_facts(unsigned short state[3], fact facts[FACTS]) {
+    const char *left[COUNT(names)];
+    memcpy(left, names, sizeof names);
+    for (long i = 0; i < FACTS; i++) {
+        const long chosen = i + below(state, COUNT(names) - i);
+        const char *name = left[chosen];
+        left[chosen] = left[i];
+        left[i] = name;
+        make_fact(state, name, &facts[i]);
+    }
+}
+
+/* ---- documents ---- */
+
+/* Lines of prose with the tokens that each takes. */
+typedef struct prose {
+    cli_buffer text;
+    const char **line;
+    int64_t *tokens;
+    long lines;
+} prose;
+
+/* A line about one of the persons would contradict the facts. */
+static bool names_a_person(const char *line, size_t bytes) {
+    for (long i = 0; i < COUNT(names); i++)
+        if (memmem(line, bytes, names[i], strlen(names[i]))) return true;
+    return false;
+}
+
+static int count_tokens(const cli_engine *engine, const char *text, size_t bytes, int64_t *count) {
+    if (linnet_tokenize(engine->tokenizer, text, bytes, 0, NULL, 0, count) == LINNET_OK) return CLI_OK;
+    return cli_engine_fail(engine, LINNET_ERROR_FORMAT);
+}
+
+static int read_prose(const cli_engine *engine, const char *file, prose *p) {
+    char path[PATH_MAX];
+    if (!file && !cli_shared_file("document.txt", path, sizeof path))
+        return cli_error("share/linnet/document.txt is not installed beside this program; name a text with -f FILE");
+    int status = cli_read(file ? file : path, &p->text);
+    if (status != CLI_OK) return status;
+    long room = 1;
+    for (size_t i = 0; i < p->text.bytes; i++) room += p->text.data[i] == '\n';
+    p->line = malloc((size_t)room * sizeof *p->line);
+    p->tokens = malloc((size_t)room * sizeof *p->tokens);
+    if (!p->line || !p->tokens) return cli_error("not enough memory for the prose");
+    char *at = p->text.data, *const end = at + p->text.bytes;
+    while (status == CLI_OK && at < end && p->lines < room) {
+        char *stop = memchr(at, '\n', (size_t)(end - at));
+        stop = stop ? stop : end;
+        *stop = '\n';
+        if (!names_a_person(at, (size_t)(stop - at))) {
+            p->line[p->lines] = at;
+            status = count_tokens(engine, at, (size_t)(stop + 1 - at), &p->tokens[p->lines++]);
+        }
+        at = stop + 1;
+    }
+    if (status == CLI_OK && p->lines < 2)
+        return cli_error("there are too few lines of prose without the names used here");
+    return status;
+}
+
+/* Prose from a random line on, about `length` tokens of it, with the facts between random lines. */
+static bool make_document(unsigned short state[3], const prose *p, const fact facts[FACTS], int64_t length,
+                          cli_buffer *text) {
+    const long start = below(state, p->lines);
+    int64_t tokens = FACTS * 16 + 48; /* the facts and one question */
+    long lines = 0;
+    while (tokens < length) tokens += p->tokens[(start + lines++) % p->lines];
+    if (lines) lines--;
+    long place[FACTS];
+    for (int i = 0; i < FACTS; i++) place[i] = below(state, lines + 1);
+    bool room = true;
+    for (long n = 0; n <= lines && room; n++) {
+        for (int i = 0; i < FACTS && room; i++)
+            if (place[i] == n)
+                room = cli_append(text, facts[i].line, strlen(facts[i].line)) && cli_append(text, "\n", 1);
+        const char *line = p->line[(start + n) % p->lines];
+        if (n < lines && room) room = cli_append(text, line, (size_t)(strchr(line, '\n') + 1 - line));
+    }
+    return room;
+}
+
+/* ---- asking ---- */
+
+typedef struct score {
+    int64_t length, asked, right, tokens; /* tokens: of all documents */
+    double seconds;
+} score;
+
+static int ask(cli_engine *engine, linnet_sampler *sampler, const fact *f, int64_t document, score *s) {
+    static const cli_texts no_stops;
+    cli_ids ids = {0};
+    cli_answer answer = {0};
+    int status = cli_question_tokens(engine, NULL, f->question, false, &ids);
+    if (status == CLI_OK) {
+        const linnet_status fed = linnet_session_feed(engine->session, ids.id, ids.count);
+        status = fed == LINNET_OK ? cli_generate(engine, sampler, ANSWER_TOKENS, &no_stops, NULL, &answer)
+                                  : cli_engine_fail(engine, fed);
+    }
+    if (status == CLI_OK && cli_interrupted()) status = CLI_INTERRUPTED;
+    if (status == CLI_OK) {
+        const bool right = answer.text.data && !strcmp(answer.text.data, f->answer);
+        s->asked++;
+        s->right += right;
+        if (!right) cli_note("missed: %s %s -> %s", f->question, f->answer, answer.text.data ? answer.text.data : "");
+        const linnet_status rewound = linnet_session_rewind(engine->session, document);
+        if (rewound != LINNET_OK) status = cli_engine_fail(engine, rewound);
+    }
+    cli_buffer_free(&answer.text);
+    free(ids.id);
+    return status;
+}
+
+static int ask_document(cli_engine *engine, linnet_sampler *sampler, const prose *p, unsigned short state[3],
+                        int64_t questions, score *s) {
+    fact facts[FACTS];
+    cli_buffer text = {0};
+    cli_ids ids = {0};
+    make_facts(state, facts);
+    int status = make_document(state, p, facts, s->length, &text) ? CLI_OK : cli_error("not enough memory");
+    if (status == CLI_OK)
+        status =
+            cli_tokenize_text(engine->context, engine->tokenizer, text.data, text.bytes, LINNET_TOKENIZE_BEGIN, &ids);
+    cli_buffer_free(&text);
+    if (status == CLI_OK) {
+        linnet_status fed = linnet_session_rewind(engine->session, 0);
+        if (fed == LINNET_OK) fed = linnet_session_feed(engine->session, ids.id, ids.count);
+        if (fed != LINNET_OK) status = cli_engine_fail(engine, fed);
+    }
+    for (int64_t i = 0; status == CLI_OK && i < questions && i < FACTS; i++)
+        status = ask(engine, sampler, &facts[i], ids.count, s);
+    s->tokens += ids.count;
+    free(ids.id);
+    return status;
+}
+
+static int ask_length(cli_engine *engine, const cli_arguments *arguments, const prose *p, score *s) {
+    const linnet_session_settings settings = cli_session_settings(arguments, s->length + 256, 0);
+    int status = cli_session_open(engine, &settings, 0);
+    linnet_sampler *sampler = NULL;
+    cli_arguments greedy = *arguments;
+    greedy.temperature = 0;
+    const linnet_status opened = status == CLI_OK ? cli_sampler_open(engine, &greedy, &sampler) : LINNET_OK;
+    if (opened != LINNET_OK) status = cli_engine_fail(engine, opened);
+    unsigned short state[3] = {(unsigned short)arguments->seed, (unsigned short)(arguments->seed >> 16),
+                               (unsigned short)s->length};
+    const double began = cli_seconds();
+    while (status == CLI_OK && s->asked < arguments->tokens) {
+        status = ask_document(engine, sampler, p, state, arguments->tokens - s->asked, s);
+        s->seconds = cli_seconds() - began;
+        cli_note("length %lld: %lld of %lld right", (long long)s->length, (long long)s->right, (long long)s->asked);
+    }
+    linnet_sampler_close(sampler);
+    linnet_session_close(engine->session);
+    engine->session = NULL;
+    return status;
+}
+
+static int recall(cli_engine *engine, const cli_arguments *arguments, const prose *p) {
+    json_t *rows = json_array();
+    int status = CLI_OK;
+    for (int i = 0; status == CLI_OK && i < arguments->lengths.count; i++) {
+        score s = {.length = arguments->lengths.value[i]};
+        status = ask_length(engine, arguments, p, &s);
+        if (status != CLI_OK) break;
+        const double accuracy = (double)s.right / (double)s.asked;
+        json_array_append_new(rows, json_pack("{sI sI sI sf sI sf}", "length", (json_int_t)s.length, "questions",
+                                              (json_int_t)s.asked, "right", (json_int_t)s.right, "accuracy", accuracy,
+                                              "document_tokens", (json_int_t)s.tokens, "seconds", s.seconds));
+        if (!arguments->json)
+            printf("recall at %lld tokens: %.3f (%lld of %lld right, %.1f s)\n", (long long)s.length, accuracy,
+                   (long long)s.right, (long long)s.asked, s.seconds);
+    }
+    if (status == CLI_OK && arguments->json)
+        return cli_json_print(
+            json_pack("{ss sI so}", "eval", "recall", "seed", (json_int_t)arguments->seed, "rows", rows));
+    json_decref(rows);
+    return status;
+}
+
+static int run(const cli_arguments *arguments) {
+    if (strcmp(arguments->operands[0], "recall") != 0)
+        return cli_usage(&cli_eval, "there is no test '%s', only recall", arguments->operands[0]);
+    cli_engine engine;
+    prose p = {0};
+    int status = cli_engine_open(arguments, true, &engine);
+    if (status == CLI_OK) status = read_prose(&engine, arguments->file, &p);
+    if (status == CLI_OK) status = recall(&engine, arguments, &p);
+    free(p.line);
+    free(p.tokens);
+    cli_buffer_free(&p.text);
+    cli_engine_close(&engine);
+    return status;
+}
+
+const cli_verb cli_eval = {
+    .name = "eval",
+    .operands = "recall",
+    .summary = "test what a model recalls from long documents",
+    .details =
+        "recall: facts such as 'The ticket number of Ada is 48213.' are planted at random places of documents of "
+        "the given lengths, and a question is asked about each, ten to a document. An answer is right where the "
+        "greedy text up to the end token is the planted value and nothing else. The questions follow from the "
+        "seed and the length alone.",
+    .groups = groups,
+    .run = run,
+    .fewest_operands = 1,
+    .most_operands = 1};
