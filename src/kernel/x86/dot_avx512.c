@@ -21,7 +21,7 @@ static void prepare_f32(const float *x, int64_t columns, int64_t padded, void *r
 
 /* The first `left` lanes of 16. */
 LN_INLINE __mmask16 lanes(int64_t left) {
-    return left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+    return (__mmask16)(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0u);
 }
 
 static void prepare_bf16(const float *x, int64_t columns, int64_t padded, void *row) {
