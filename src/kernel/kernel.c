@@ -8,4 +8,5 @@ void ln_kernels_choose(unsigned cpu, ln_kernels *kernels) {
     kernels->cpu = cpu;
     ln_vector_choose(cpu, &kernels->vector);
     ln_matmul_choose(cpu, &kernels->matmul);
+    ln_attend_choose(cpu, &kernels->attend);
 }

@@ -3,6 +3,7 @@
 #ifndef LN_KERNEL_KERNEL_H
 #define LN_KERNEL_KERNEL_H
 
+#include "kernel/attend.h"
 #include "kernel/matmul_kernels.h"
 #include "kernel/vector.h"
 
@@ -10,6 +11,7 @@ struct ln_kernels {
     unsigned cpu;
     ln_vector_kernels vector;
     ln_matmul_kernels matmul;
+    ln_attend_kernels attend;
 };
 
 void ln_kernels_choose(unsigned cpu, ln_kernels *kernels);

@@ -1,0 +1,111 @@
+/* Owns: the layout of key-value pages, the portable attention kernels, and the choice among the instruction sets. */
+#include "kernel/attend.h"
+
+#include <string.h>
+
+#include "base/cpu.h"
+
+/* Four lanes of the compiler's vectors: plain C where the machine has none. */
+enum { W = 4, VECTORS = 4, ROWS = 2 };
+typedef float lanes __attribute__((vector_size(16), may_alias));
+typedef int32_t lanes_int __attribute__((vector_size(16), may_alias));
+
+#define HELPER static inline __attribute__((always_inline))
+
+HELPER lanes load(const float *x, int n) {
+    (void)n;
+    lanes v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+HELPER void store(float *y, lanes v, int n) {
+    (void)n;
+    memcpy(y, &v, sizeof v);
+}
+HELPER lanes load_f16(const uint16_t *x, int n) {
+    (void)n;
+    return (lanes){ln_f16_float(x[0]), ln_f16_float(x[1]), ln_f16_float(x[2]), ln_f16_float(x[3])};
+}
+HELPER lanes load_bf16(const uint16_t *x, int n) {
+    (void)n;
+    return (lanes){ln_bf16_float(x[0]), ln_bf16_float(x[1]), ln_bf16_float(x[2]), ln_bf16_float(x[3])};
+}
+HELPER lanes load_q8(const int8_t *x, int n) {
+    (void)n;
+    return (lanes){(float)x[0], (float)x[1], (float)x[2], (float)x[3]};
+}
+HELPER lanes splat(float x) {
+    return (lanes){x, x, x, x};
+}
+HELPER lanes add(lanes a, lanes b) {
+    return a + b;
+}
+HELPER lanes subtract(lanes a, lanes b) {
+    return a - b;
+}
+HELPER lanes multiply(lanes a, lanes b) {
+    return a * b;
+}
+HELPER lanes divide(lanes a, lanes b) {
+    return a / b;
+}
+HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
+    return a * b + c;
+}
+HELPER lanes choose(lanes_int condition, lanes yes, lanes no) {
+    return (lanes)((condition & (lanes_int)yes) | (~condition & (lanes_int)no));
+}
+HELPER lanes larger(lanes a, lanes b) {
+    return choose(a > b, a, b);
+}
+HELPER lanes smaller(lanes a, lanes b) {
+    return choose(a < b, a, b);
+}
+
+/* floor(x) for -127 <= x <= 127, as integers; 0 for NaN, -127 for less. */
+HELPER lanes_int round_down(lanes x) {
+    const lanes safe = larger(choose(x == x, x, splat(0)), splat(-127));
+    const lanes_int toward_zero = __builtin_convertvector(safe, lanes_int);
+    return toward_zero + (__builtin_convertvector(toward_zero, lanes) > safe);
+}
+HELPER lanes fraction(lanes x) {
+    return larger(splat(-127), x) - __builtin_convertvector(round_down(x), lanes);
+}
+HELPER lanes power(lanes p, lanes x) {
+    return p * (lanes)((round_down(x) + 127) << 23);
+}
+HELPER float largest(lanes v) {
+    const lanes pairs = larger(v, (lanes){v[2], v[3], v[2], v[3]});
+    return pairs[0] > pairs[1] ? pairs[0] : pairs[1];
+}
+HELPER float total(lanes v) {
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+#define LN_ATTEND_NAME "attend__portable"
+#define LN_ATTEND_SET static void fill_portable(ln_attend_kernels *kernels)
+#include "kernel/attend_body.h"
+
+void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels) {
+    (void)cpu;
+    fill_portable(kernels);
+}
+
+bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_size, ln_page_layout *layout) {
+    const bool known =
+        precision == LINNET_F32 || precision == LINNET_F16 || precision == LINNET_BF16 || precision == LINNET_Q8_0;
+    if (!known || key_size < 8 || value_size < 8 || key_size % 8 || value_size % 8 || key_size > LN_HEAD_MOST ||
+        value_size > LN_HEAD_MOST)
+        return false;
+    const int64_t element = precision == LINNET_F32 ? 4 : precision == LINNET_Q8_0 ? 1 : 2;
+    /* A row of 32 float16 scales is 64 bytes, so every offset is a multiple of 64. */
+    const int64_t scales = precision == LINNET_Q8_0 ? 64 : 0;
+    uint64_t at = (uint64_t)(LN_PAGE_TOKENS * element * key_size);
+    *layout = (ln_page_layout){.precision = precision, .key_size = key_size, .value_size = value_size};
+    layout->element = element;
+    layout->key_scales = at;
+    layout->values = at += (uint64_t)(scales * ((key_size + 31) / 32));
+    layout->value_scales = at += (uint64_t)(LN_PAGE_TOKENS * element * value_size);
+    layout->bytes = at + (uint64_t)(scales * ((value_size + LN_PANEL - 1) / LN_PANEL));
+    return true;
+}

@@ -1,0 +1,99 @@
+/* Exact attention's inner loops, and the layout of the key-value pages that they read.
+ *
+ * A page holds 32 consecutive tokens of one key-value head. Both products of attention are then the same small matrix
+ * product, C [rows, 32] (+)= A [rows, depth] B [depth, 32], with B straight from the page:
+ *   scores   A = queries, B = keys    [key_size][32 tokens]
+ *   output   A = weights, B = values  [panel of 32 sizes][32 tokens][32 sizes], the last panel as narrow as it is
+ * Codes are those of the precision's format (number/format.h), each token's row encoded alone; Q8_0 keeps its codes in
+ * that order as int8, and its float16 scales apart: of keys [key_size / 32, rounded up][32 tokens], of values
+ * [panel][32 tokens]. Bytes of tokens that were not written yet are anything: keys of them give scores that nobody
+ * reads, values of them are outside the depth of a product. */
+#ifndef LN_KERNEL_ATTEND_H
+#define LN_KERNEL_ATTEND_H
+
+#include <stdbool.h>
+
+#include "number/format.h"
+
+enum {
+    LN_PAGE_TOKENS = 32,
+    LN_PANEL = 32,         /* columns of a product */
+    LN_HEAD_MOST = 256,    /* largest key_size and value_size; both are multiples of 8 */
+    LN_ATTEND_BLOCK = 128, /* keys whose scores are held at once */
+    LN_ATTEND_STRIDE = 272, /* floats from row to row of A and C: a constant, and no power of two */
+    LN_ATTEND_PAD = 16      /* the softmax may write scores beyond n up to a multiple of this */
+};
+
+/* ---- pages ---- */
+
+typedef struct ln_page_layout {
+    linnet_type precision;
+    int64_t key_size, value_size;
+    int64_t element;                                           /* bytes of one code */
+    uint64_t key_scales, values, value_scales, bytes; /* offsets in a page, and its size, a multiple of 64 */
+} ln_page_layout;
+
+/* false where the precision is not F32, F16, BF16 or Q8_0, or a size not a multiple of 8 from 8 to LN_HEAD_MOST. */
+bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_size, ln_page_layout *layout);
+
+/* The pages of one layer. Page n (tokens 32 n to 32 n + 31) of a head is at slots[n % slot_count] + head * head_stride;
+ * tokens `first` to `end` - 1 are there. */
+typedef struct ln_page_view {
+    ln_page_layout layout;
+    int64_t key_value_heads;
+    const unsigned char *const *slots;
+    int64_t slot_count;
+    uint64_t head_stride;
+    int64_t first, end;
+} ln_page_view;
+
+static inline const unsigned char *ln_page_of(const ln_page_view *view, int64_t head, int64_t page) {
+    return view->slots[page % view->slot_count] + (uint64_t)head * view->head_stride;
+}
+
+/* ---- products ---- */
+
+/* Some rows of B: codes, and scales where the format has them. */
+typedef struct ln_attend_part {
+    const unsigned char *codes, *scales;
+} ln_attend_part;
+
+/* B: count parts of `depth` rows each, one below the other; `columns` (8, 16, 24 or 32) codes in a row. */
+typedef struct ln_attend_operand {
+    const ln_attend_part *parts;
+    int64_t count, depth, columns;
+    bool values; /* scales as of values: one a row; else one a column and 32 rows */
+} ln_attend_operand;
+
+static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page) {
+    return (ln_attend_part){page, page + layout->key_scales};
+}
+/* Values of sizes 32 panel and up, from the page's token `token` on. */
+static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const unsigned char *page, int64_t panel,
+                                            int64_t token) {
+    const int64_t left = layout->value_size - panel * LN_PANEL, columns = left < LN_PANEL ? left : LN_PANEL;
+    const int64_t codes = panel * LN_PANEL * LN_PAGE_TOKENS + token * columns;
+    return (ln_attend_part){page + layout->values + (uint64_t)(codes * layout->element),
+                            page + layout->value_scales + (uint64_t)(2 * (panel * LN_PAGE_TOKENS + token))};
+}
+
+/* C (+)= A B; rows of A and C are LN_ATTEND_STRIDE floats apart, A has count * depth columns. An element of C is summed
+ * in the order of B's rows whatever `rows` is. */
+typedef void (*ln_attend_product)(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool add);
+/* B as floats [count * depth, columns]. */
+typedef void (*ln_attend_decode)(const ln_attend_operand *b, float *values);
+/* One step of the online softmax over n new scores of a row, base 2: m' = max(m, scores), scores become
+ * 2^(score - m'), sum becomes sum 2^(m - m') + their sum. cap is not 0: score = cap tanh(score) first. Returns
+ * 2^(m - m'), by which what was summed before must be multiplied. No score but -inf: m' stays -inf, all become 0. */
+typedef float (*ln_attend_softmax)(float *scores, int64_t n, float cap, float *maximum, float *sum);
+
+typedef struct ln_attend_kernels {
+    const char *name;
+    ln_attend_product product[LN_TYPES];
+    ln_attend_decode decode[LN_TYPES];
+    ln_attend_softmax softmax;
+} ln_attend_kernels;
+
+void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels);
+
+#endif

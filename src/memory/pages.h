@@ -1,0 +1,54 @@
+/* Key-value memory of one sequence, in pages (kernel/attend.h tells what is in one).
+ *
+ * Every layer has slots, each for 32 consecutive tokens of all its heads: a layer that sees everything as many as the
+ * capacity needs, a sliding layer a ring of ceil((window + piece) / 32) + 1. Slots are taken in order and touched when
+ * written, so memory that was not used is not resident.
+ *
+ * Forks share slots. A slot index of a layer exists once in each of the n memories of a family, and at most n different
+ * contents of it are in use, so whoever must write into a shared slot always finds a free one: appending never fails. */
+#ifndef LN_MEMORY_PAGES_H
+#define LN_MEMORY_PAGES_H
+
+#include "kernel/attend.h"
+#include "memory/state_file.h"
+
+typedef struct ln_memory_shape {
+    int64_t layers, key_value_heads, key_size, value_size;
+    const int64_t *window;  /* [layers]; 0: the layer sees everything. NULL: all do */
+    linnet_type precision;  /* F32, F16, BF16, Q8_0 */
+    int64_t capacity;       /* tokens */
+    int64_t piece;          /* most tokens appended between two commits */
+} ln_memory_shape;
+
+typedef struct ln_memory ln_memory;
+
+/* Exactly what ln_memory_open allocates; UINT64_MAX where the shape is impossible. */
+uint64_t ln_memory_bytes(const ln_memory_shape *shape);
+linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *shape, ln_memory **memory);
+void ln_memory_close(ln_memory *memory);
+
+/* Tokens held, without those appended since the last commit. */
+int64_t ln_memory_position(const ln_memory *memory);
+/* Keys [tokens, key_stride >= key_value_heads * key_size] and values of positions position .. position + tokens - 1 of
+ * one layer, tokens <= piece and within the capacity. Again before a commit: replaces them. */
+void ln_memory_append(ln_memory *memory, ln_team *team, int64_t layer, int64_t tokens, const float *keys,
+                      int64_t key_stride, const float *values, int64_t value_stride);
+/* position += tokens, after every layer got them. */
+void ln_memory_commit(ln_memory *memory, int64_t tokens);
+/* What attention reads: with all that was appended. Valid until the next append, rewind, fork, read or close of any
+ * memory of the family. */
+ln_page_view ln_memory_view(const ln_memory *memory, int64_t layer);
+
+/* Forgets what is at `position` and after. Sliding layers have lost what left their ring, so positions from 1 to
+ * rewind_limit - 1 are refused (LINNET_ERROR_UNSUPPORTED). */
+linnet_status ln_memory_rewind(ln_memory *memory, int64_t position);
+int64_t ln_memory_rewind_limit(const ln_memory *memory);
+/* A memory with the same content, sharing slots until one of them writes; takes ln_memory_bytes like the first. */
+linnet_status ln_memory_fork(ln_memory *memory, ln_memory **fork);
+
+/* The memory's part of a session file. Reading needs the same shape but for capacity and piece; a file that does not
+ * fit is refused with a sentence and nothing is changed. */
+void ln_memory_write(const ln_memory *memory, ln_state_writer *writer);
+linnet_status ln_memory_read(ln_memory *memory, ln_state_reader *reader);
+
+#endif
