@@ -17,9 +17,9 @@
 
 enum {
     LN_PAGE_TOKENS = 32,
-    LN_PANEL = 32,         /* columns of a product */
-    LN_HEAD_MOST = 256,    /* largest key_size and value_size; both are multiples of 8 */
-    LN_ATTEND_BLOCK = 128, /* keys whose scores are held at once */
+    LN_PANEL = 32,          /* columns of a product */
+    LN_HEAD_MOST = 256,     /* largest key_size and value_size; both are multiples of 8 */
+    LN_ATTEND_BLOCK = 128,  /* keys whose scores are held at once */
     LN_ATTEND_STRIDE = 272, /* floats from row to row of A and C: a constant, and no power of two */
     LN_ATTEND_PAD = 16      /* the softmax may write scores beyond n up to a multiple of this */
 };
@@ -29,7 +29,7 @@ enum {
 typedef struct ln_page_layout {
     linnet_type precision;
     int64_t key_size, value_size;
-    int64_t element;                                           /* bytes of one code */
+    int64_t element;                                  /* bytes of one code */
     uint64_t key_scales, values, value_scales, bytes; /* offsets in a page, and its size, a multiple of 64 */
 } ln_page_layout;
 

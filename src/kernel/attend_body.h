@@ -80,14 +80,15 @@ INLINE lanes load_code(linnet_type precision, const unsigned char *codes, int64_
     }
 }
 
-/* The scales of up to 32 rows of B, from row k on: those of the columns c to c + vectors W - 1, or those of the rows. */
+/* The scales of up to 32 rows of B, from row k on: those of the columns c to c + vectors W - 1, or those of the rows.
+ */
 typedef struct b_scales {
     lanes column[VECTORS];
     float row[LN_PAGE_TOKENS];
 } b_scales;
 
-INLINE void load_scales(b_scales *s, const ln_attend_part *part, int64_t k, int64_t depth, int64_t c, int vectors, int n,
-                        bool values) {
+INLINE void load_scales(b_scales *s, const ln_attend_part *part, int64_t k, int64_t depth, int64_t c, int vectors,
+                        int n, bool values) {
     const uint16_t *from = (const uint16_t *)(const void *)part->scales;
     if (values) {
         for (int64_t i = 0; i < depth; i++) s->row[i] = ln_f16_float(from[i]);
@@ -110,8 +111,8 @@ INLINE void tile(linnet_type precision, const ln_attend_operand *b, const float 
                  int rows, int vectors, int n, bool values) {
     lanes result[ROWS][VECTORS];
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int v = 0; v < vectors; v++)
-            result[r][v] = sum ? load(to + r * LN_ATTEND_STRIDE + v * W, n) : splat(0);
+        UNROLL for (int v = 0; v < vectors; v++) result[r][v] =
+            sum ? load(to + r * LN_ATTEND_STRIDE + v * W, n) : splat(0);
     }
     const int64_t step = precision == LINNET_Q8_0 ? LN_PAGE_TOKENS : b->depth;
     for (int64_t p = 0; p < b->count; p++) {
@@ -147,23 +148,16 @@ INLINE void columns(linnet_type precision, const ln_attend_operand *b, const flo
 
 INLINE void product(linnet_type precision, const ln_attend_operand *b, const float *a, int64_t rows, float *to,
                     bool sum, bool values) {
-#define CASE(count, size)                                         \
-    if (size <= ROWS && rows >= size) {                           \
+#define CASE(count, size)                                                   \
+    if (size <= ROWS && rows >= size) {                                     \
         columns(precision, b, a, to, sum, size <= ROWS ? size : 1, values); \
-        count = size;                                             \
+        count = size;                                                       \
     }
     while (rows > 0) {
         int64_t done = 0;
         CASE(done, 12)
-        else CASE(done, 8)
-        else CASE(done, 7)
-        else CASE(done, 6)
-        else CASE(done, 5)
-        else CASE(done, 4)
-        else CASE(done, 3)
-        else CASE(done, 2)
-        else CASE(done, 1)
-        a += done * LN_ATTEND_STRIDE;
+        else CASE(done, 8) else CASE(done, 7) else CASE(done, 6) else CASE(done, 5) else CASE(done, 4) else CASE(
+            done, 3) else CASE(done, 2) else CASE(done, 1) a += done * LN_ATTEND_STRIDE;
         to += done * LN_ATTEND_STRIDE;
         rows -= done;
     }

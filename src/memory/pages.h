@@ -5,7 +5,8 @@
  * written, so memory that was not used is not resident.
  *
  * Forks share slots. A slot index of a layer exists once in each of the n memories of a family, and at most n different
- * contents of it are in use, so whoever must write into a shared slot always finds a free one: appending never fails. */
+ * contents of it are in use, so whoever must write into a shared slot always finds a free one: appending never fails.
+ */
 #ifndef LN_MEMORY_PAGES_H
 #define LN_MEMORY_PAGES_H
 
@@ -14,10 +15,10 @@
 
 typedef struct ln_memory_shape {
     int64_t layers, key_value_heads, key_size, value_size;
-    const int64_t *window;  /* [layers]; 0: the layer sees everything. NULL: all do */
-    linnet_type precision;  /* F32, F16, BF16, Q8_0 */
-    int64_t capacity;       /* tokens */
-    int64_t piece;          /* most tokens appended between two commits */
+    const int64_t *window; /* [layers]; 0: the layer sees everything. NULL: all do */
+    linnet_type precision; /* F32, F16, BF16, Q8_0 */
+    int64_t capacity;      /* tokens */
+    int64_t piece;         /* most tokens appended between two commits */
 } ln_memory_shape;
 
 typedef struct ln_memory ln_memory;

@@ -42,9 +42,9 @@ static void put_partial_page(ln_state_writer *writer, const ln_page_layout *layo
 
 void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
     const ln_page_layout *layout = &memory->layout;
-    const int64_t head[] = {PAGES_TAG,           PAGES_VERSION,       layout->precision,
-                            LN_PAGE_TOKENS,      memory->shape.layers, memory->shape.key_value_heads,
-                            layout->key_size,    layout->value_size,  memory->position};
+    const int64_t head[] = {PAGES_TAG,        PAGES_VERSION,        layout->precision,
+                            LN_PAGE_TOKENS,   memory->shape.layers, memory->shape.key_value_heads,
+                            layout->key_size, layout->value_size,   memory->position};
     for (size_t i = 0; i < sizeof head / sizeof *head; i++) ln_state_put_i64(writer, head[i]);
     const int64_t end = ln_ceil_div(memory->position, LN_PAGE_TOKENS), valid = memory->position % LN_PAGE_TOKENS;
     for (int64_t l = 0; l < memory->shape.layers; l++) {
@@ -72,8 +72,8 @@ void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
 static linnet_status refuse(const ln_memory *memory, const ln_state_reader *reader, const char *what, int64_t found,
                             int64_t expected) {
     return ln_fail(memory->context, LINNET_ERROR_FORMAT,
-                   "session file %s does not fit this session: its %s is %" PRId64 ", here it is %" PRId64, reader->path,
-                   what, found, expected);
+                   "session file %s does not fit this session: its %s is %" PRId64 ", here it is %" PRId64,
+                   reader->path, what, found, expected);
 }
 
 static linnet_status cut_off(const ln_memory *memory, const ln_state_reader *reader) {
@@ -120,7 +120,8 @@ static linnet_status read_pages(ln_memory *memory, ln_state_reader *reader, int6
         if (window != layer->window) return refuse(memory, reader, "window of a layer", window, layer->window);
         if (first < 0 || first > end || count != end - first) return refuse(memory, reader, "page count", count, end);
         const int64_t least = layer->window ? ln_max_i64(0, position - layer->window + 1) : 0;
-        if (first * LN_PAGE_TOKENS > least) return refuse(memory, reader, "first position", first * LN_PAGE_TOKENS, least);
+        if (first * LN_PAGE_TOKENS > least)
+            return refuse(memory, reader, "first position", first * LN_PAGE_TOKENS, least);
         for (int64_t page = first; page < end; page++) {
             const bool keep = store && page >= end - layer->slots;
             unsigned char *to = keep ? ln_memory_writable(memory, layer, page % layer->slots, false) : NULL;

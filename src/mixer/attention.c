@@ -18,24 +18,24 @@
 #include "base/checked.h"
 
 enum {
-    TILE_ROWS = 96,      /* about this many query rows in a tile */
-    PRODUCT_ROWS = 12,   /* rows that share one product with values */
-    UNPACK_ROWS = 8,     /* more rows than these: pages are decoded once for all */
-    SPLIT_TASKS = 256,   /* tiles are split over keys up to about this many tasks, */
-    SPLIT_ROWS = 2048,   /* this many partial rows, */
-    SPLIT_MOST = 64,     /* this many chunks of a tile, */
-    SPLIT_TOKENS = 512,  /* and chunks of at least this many keys */
+    TILE_ROWS = 96,     /* about this many query rows in a tile */
+    PRODUCT_ROWS = 12,  /* rows that share one product with values */
+    UNPACK_ROWS = 8,    /* more rows than these: pages are decoded once for all */
+    SPLIT_TASKS = 256,  /* tiles are split over keys up to about this many tasks, */
+    SPLIT_ROWS = 2048,  /* this many partial rows, */
+    SPLIT_MOST = 64,    /* this many chunks of a tile, */
+    SPLIT_TOKENS = 512, /* and chunks of at least this many keys */
     PAGES = LN_ATTEND_BLOCK / LN_PAGE_TOKENS,
 };
 
 /* ---- the shape of a call ---- */
 
 typedef struct attention_plan {
-    int64_t group;       /* query heads of one key-value head */
-    int64_t tile_tokens; /* tokens in a tile */
-    int64_t tiles;       /* of one key-value head */
-    int64_t chunks_most; /* chunks of a tile */
-    int64_t rows;        /* of a tile */
+    int64_t group;          /* query heads of one key-value head */
+    int64_t tile_tokens;    /* tokens in a tile */
+    int64_t tiles;          /* of one key-value head */
+    int64_t chunks_most;    /* chunks of a tile */
+    int64_t rows;           /* of a tile */
     uint64_t worker_floats; /* scratch of a worker */
 } attention_plan;
 
@@ -161,14 +161,15 @@ static void decode_values(const attention_tile *tile, int64_t begin, int64_t end
         for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS)
             parts[b.count++] =
                 ln_page_values(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS), panel, 0);
-        tile->call->kernels->attend.decode[view->layout.precision](
-            &b, tile->values + panel * LN_PANEL * LN_ATTEND_BLOCK);
+        tile->call->kernels->attend.decode[view->layout.precision](&b,
+                                                                   tile->values + panel * LN_PANEL * LN_ATTEND_BLOCK);
     }
 }
 
 /* Rows `row` and up += their weights of keys from .. to - 1 times those values: whole pages in one product, or a piece
  * of one page. */
-static void add_product(const attention_tile *tile, int64_t row, int64_t rows, int64_t begin, int64_t from, int64_t to) {
+static void add_product(const attention_tile *tile, int64_t row, int64_t rows, int64_t begin, int64_t from,
+                        int64_t to) {
     const attention_call *call = tile->call;
     const ln_page_view *view = call->view;
     const int64_t size = view->layout.value_size, inside = from % LN_PAGE_TOKENS;
@@ -181,8 +182,8 @@ static void add_product(const attention_tile *tile, int64_t row, int64_t rows, i
                 const float *codes = tile->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin) * b.columns;
                 parts[b.count++] = (ln_attend_part){.codes = (const unsigned char *)codes};
             } else {
-                parts[b.count++] = ln_page_values(
-                    &view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS), panel, inside);
+                parts[b.count++] =
+                    ln_page_values(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS), panel, inside);
             }
         }
         call->kernels->attend.product[product_type(tile)](
@@ -194,7 +195,8 @@ static void add_product(const attention_tile *tile, int64_t row, int64_t rows, i
 /* The same for any range inside the block: a piece of a page, whole pages, a piece. */
 static void add_range(const attention_tile *tile, int64_t row, int64_t rows, int64_t begin, int64_t from, int64_t to) {
     while (from < to) {
-        const int64_t whole = to / LN_PAGE_TOKENS * LN_PAGE_TOKENS, page_end = (from / LN_PAGE_TOKENS + 1) * LN_PAGE_TOKENS;
+        const int64_t whole = to / LN_PAGE_TOKENS * LN_PAGE_TOKENS,
+                      page_end = (from / LN_PAGE_TOKENS + 1) * LN_PAGE_TOKENS;
         const int64_t next = from % LN_PAGE_TOKENS == 0 && whole > from ? whole : ln_min_i64(page_end, to);
         add_product(tile, row, rows, begin, from, next);
         from = next;
@@ -224,7 +226,8 @@ static void finish_tile(const attention_tile *tile) {
     const int64_t group = call->plan.group, size = call->attention->value_size;
     for (int64_t r = 0; r < tile->tokens * group; r++) {
         float *row = tile->output + r * LN_ATTEND_STRIDE;
-        float *to = call->output + (tile->token + r / group) * call->output_stride + (tile->head * group + r % group) * size;
+        float *to =
+            call->output + (tile->token + r / group) * call->output_stride + (tile->head * group + r % group) * size;
         call->kernels->vector.scale(row, tile->sum[r] == 0 ? 0 : 1 / tile->sum[r], size);
         memcpy(to, row, (size_t)size * sizeof *to);
     }
@@ -232,7 +235,8 @@ static void finish_tile(const attention_tile *tile) {
 
 /* Partial rows: [token of the call][head][chunk][m, l, O]. */
 static float *partial_of(const attention_call *call, int64_t token, int64_t head, int64_t chunk) {
-    return call->partial + ((token * call->attention->heads + head) * call->chunks + chunk) * (call->attention->value_size + 2);
+    return call->partial +
+           ((token * call->attention->heads + head) * call->chunks + chunk) * (call->attention->value_size + 2);
 }
 
 static void keep_partial(const attention_tile *tile, int64_t chunk) {
@@ -307,18 +311,18 @@ void ln_attention_run(const ln_kernels *kernels, ln_team *team, const ln_attenti
     if (tokens <= 0) return;
     const float log2e = 1.44269504f, cap = attention->soft_cap;
     attention_call call = {.kernels = kernels,
-                 .attention = attention,
-                 .view = view,
-                 .query = query,
-                 .query_stride = query_stride,
-                 .position = position,
-                 .tokens = tokens,
-                 .output = output,
-                 .output_stride = output_stride,
-                 .plan = make_plan(attention, tokens),
-                 .query_factor = cap != 0 ? attention->scale / cap : attention->scale * log2e,
-                 .cap = cap * log2e,
-                 .workspace = workspace};
+                           .attention = attention,
+                           .view = view,
+                           .query = query,
+                           .query_stride = query_stride,
+                           .position = position,
+                           .tokens = tokens,
+                           .output = output,
+                           .output_stride = output_stride,
+                           .plan = make_plan(attention, tokens),
+                           .query_factor = cap != 0 ? attention->scale / cap : attention->scale * log2e,
+                           .cap = cap * log2e,
+                           .workspace = workspace};
     call.partial = call.workspace + (uint64_t)ln_team_size(team) * call.plan.worker_floats;
     int64_t range = position + tokens;
     if (attention->window) range = ln_min_i64(range, attention->window + tokens + LN_PAGE_TOKENS);

@@ -7,7 +7,8 @@
 #include "kernel/kernel.h"
 
 typedef struct ln_attention {
-    int64_t heads, key_value_heads; /* heads is a multiple of key_value_heads; a key-value head serves consecutive heads */
+    int64_t heads,
+        key_value_heads; /* heads is a multiple of key_value_heads; a key-value head serves consecutive heads */
     int64_t key_size, value_size;
     float scale;
     float soft_cap; /* s = cap tanh(s / cap); 0: none */
