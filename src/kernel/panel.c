@@ -60,6 +60,7 @@ void ln_panel_choose(unsigned cpu, ln_matmul_kernels *kernels) {
     (void)cpu;
     ln_panel_fill_portable(kernels);
 #if defined(__x86_64__)
+    if (cpu & LN_CPU_AVX2) ln_panel_fill_avx2(kernels);
     if (cpu & LN_CPU_AVX512) ln_panel_fill_avx512(kernels);
     if (cpu & LN_CPU_AVX512_VNNI) ln_panel_fill_avx512vnni(kernels);
     if (cpu & LN_CPU_AVX512_BF16) ln_panel_fill_avx512bf16(kernels);
