@@ -10,7 +10,6 @@
 
 #include "kernel/vector.h"
 
-
 enum { LANES = 16 };
 typedef float lanes __attribute__((vector_size(64), may_alias));
 typedef int32_t lanes_int __attribute__((vector_size(64), may_alias));

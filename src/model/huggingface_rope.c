@@ -109,9 +109,10 @@ static linnet_status scale_yarn(const rope *r) {
     linnet_status status = write_original(r, &original);
     if (status == LINNET_OK) status = write_factor(r, original, &factor);
     if (status != LINNET_OK) return status;
-    if (json_is_false(json_object_get(r->scaling, "truncate")))
-        return ln_fail(r->config->file->context, LINNET_ERROR_UNSUPPORTED,
-                       "%s: YaRN with \"truncate\": false is not supported", r->config->path);
+    if (json_is_false(json_object_get(r->scaling, "truncate"))) {
+        char name[256];
+        ln_write_integer(r->keys, ln_config_name(r->config, "rope.scaling.yarn_truncate", name), LN_BOOL, 0);
+    }
     const double mscale = number(r, "mscale", 0), all = number(r, "mscale_all_dim", 0);
     double magnitude = yarn_magnitude(factor, 1);
     if (mscale != 0 && all != 0) magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, all);

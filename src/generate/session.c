@@ -1,0 +1,219 @@
+/* Owns: sessions: feeding tokens piece by piece, logits, rewinding, forking.
+ *
+ * Invariant: the memory holds keys and values of exactly tokens[0 .. position - 1]; has_logits says that `logits`
+ * follows the last of them. */
+#include "generate/session.h"
+
+#include <string.h>
+
+#include "base/checked.h"
+
+static void release_workspace(linnet_context *context, ln_workspace *workspace) {
+    if (!workspace || --workspace->users > 0) return;
+    ln_forward_close(&workspace->forward);
+    ln_release(context, workspace);
+}
+
+static linnet_status open_workspace(linnet_session *session, bool exact) {
+    session->workspace = ln_allocate_zero(session->model->context, 1, sizeof *session->workspace, "workspace");
+    if (!session->workspace) return LINNET_ERROR_MEMORY;
+    session->workspace->users = 1;
+    return ln_forward_open(session->model, session->plan.piece, session->plan.context, exact,
+                           &session->workspace->forward);
+}
+
+/* A session of a plan without workspace and memory. NULL: recorded. */
+static linnet_session *make_session(linnet_model *model, const linnet_plan *plan) {
+    linnet_context *context = model->context;
+    linnet_session *session = ln_allocate_zero(context, 1, sizeof *session, "session");
+    if (!session) return NULL;
+    session->model = model;
+    session->plan = *plan;
+    session->tokens = ln_allocate(context, (uint64_t)plan->context, sizeof *session->tokens, "token ids");
+    session->logits = ln_allocate(context, (uint64_t)model->hyper.vocabulary, sizeof *session->logits, "logits");
+    if (!session->tokens || !session->logits) {
+        linnet_session_close(session);
+        return NULL;
+    }
+    return session;
+}
+
+linnet_status linnet_session_open(linnet_model *model, const linnet_session_settings *settings,
+                                  linnet_session **session) {
+    *session = NULL;
+    linnet_plan plan;
+    linnet_status status = linnet_plan_session(model, settings, &plan);
+    if (status != LINNET_OK) return status;
+    linnet_session_settings settled;
+    status = ln_session_settle(model, settings, &settled);
+    if (status != LINNET_OK) return status;
+    linnet_session *made = make_session(model, &plan);
+    if (!made) return LINNET_ERROR_MEMORY;
+    status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
+    if (status == LINNET_OK) {
+        const ln_memory_shape shape = ln_session_shape(model, plan.context, plan.piece, plan.precision);
+        status = ln_memory_open(model->context, &shape, &made->memory);
+    }
+    if (status != LINNET_OK) {
+        linnet_session_close(made);
+        return status;
+    }
+    *session = made;
+    return LINNET_OK;
+}
+
+void linnet_session_close(linnet_session *session) {
+    if (!session) return;
+    linnet_context *context = session->model->context;
+    ln_memory_close(session->memory);
+    release_workspace(context, session->workspace);
+    ln_release(context, session->logits);
+    ln_release(context, session->tokens);
+    ln_release(context, session);
+}
+
+linnet_plan linnet_session_plan(const linnet_session *session) {
+    return session->plan;
+}
+int64_t linnet_session_position(const linnet_session *session) {
+    return session->position;
+}
+const int32_t *linnet_session_tokens(const linnet_session *session) {
+    return session->tokens;
+}
+const float *linnet_session_logits(const linnet_session *session) {
+    return session->has_logits ? session->logits : NULL;
+}
+
+/* ---- feeding ---- */
+
+static linnet_status check_tokens(linnet_session *session, const int32_t *ids, int64_t count) {
+    linnet_context *context = session->model->context;
+    const int64_t vocabulary = session->model->hyper.vocabulary, room = session->plan.context - session->position;
+    if (count < 0 || (count > 0 && !ids)) return ln_fail(context, LINNET_ERROR_ARGUMENT, "no tokens were given");
+    if (count > room)
+        return ln_fail(context, LINNET_ERROR_FULL,
+                       "%lld tokens do not fit after the %lld held: the context has room for %lld in all",
+                       (long long)count, (long long)session->position, (long long)session->plan.context);
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= vocabulary)
+            return ln_fail(context, LINNET_ERROR_ARGUMENT, "token %lld has the id %d, outside the vocabulary of %lld",
+                           (long long)i, ids[i], (long long)vocabulary);
+    return LINNET_OK;
+}
+
+static linnet_status feed_piece(linnet_session *session, const int32_t *ids, int64_t count) {
+    const linnet_status status = ln_forward_run(&session->workspace->forward, session->memory, ids, count);
+    if (status != LINNET_OK) return status;
+    memcpy(session->tokens + session->position, ids, (size_t)count * sizeof *ids);
+    session->position += count;
+    session->has_logits = false;
+    return LINNET_OK;
+}
+
+static void keep_last_logits(linnet_session *session, int64_t piece) {
+    ln_forward_logits(&session->workspace->forward, piece - 1, 1, session->logits);
+    session->has_logits = true;
+}
+
+linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, int64_t count) {
+    linnet_status status = check_tokens(session, ids, count);
+    linnet_context *context = session->model->context;
+    for (int64_t done = 0; done < count && status == LINNET_OK;) {
+        if (count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
+        const int64_t piece = ln_min_i64(session->plan.piece, count - done);
+        status = feed_piece(session, ids + done, piece);
+        if (status != LINNET_OK) break;
+        done += piece;
+        if (done == count) {
+            keep_last_logits(session, piece);
+            if (count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
+        }
+    }
+    return status;
+}
+
+/* Hands out the logits of the piece that was run last, in as many rows at once as `rows` has room for. */
+static linnet_status give_logits(linnet_session *session, float *rows, int64_t capacity, int64_t first, int64_t piece,
+                                 linnet_take_logits take, void *user) {
+    for (int64_t done = 0; done < piece;) {
+        const int64_t count = ln_min_i64(capacity, piece - done);
+        ln_forward_logits(&session->workspace->forward, done, count, rows);
+        done += count;
+        if (done == piece) {
+            const size_t row = (size_t)session->model->hyper.vocabulary;
+            memcpy(session->logits, rows + (size_t)(count - 1) * row, row * sizeof *rows);
+            session->has_logits = true;
+        }
+        const linnet_status status = take(user, first + done - count, count, rows);
+        if (status != LINNET_OK) return status;
+    }
+    return LINNET_OK;
+}
+
+/* As many rows of logits as the limits allow, at most a piece. */
+static float *allocate_rows(linnet_session *session, int64_t *rows) {
+    for (*rows = session->plan.piece; *rows > 0; *rows /= 2) {
+        float *block =
+            ln_allocate(session->model->context, (uint64_t)*rows * (uint64_t)session->model->hyper.vocabulary,
+                        sizeof(float), "logits of a piece");
+        if (block) return block;
+    }
+    return NULL;
+}
+
+linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,
+                                         linnet_take_logits take, void *user) {
+    linnet_status status = check_tokens(session, ids, count);
+    if (status != LINNET_OK || count == 0) return status;
+    int64_t capacity;
+    float *rows = allocate_rows(session, &capacity);
+    if (!rows) return LINNET_ERROR_MEMORY;
+    for (int64_t done = 0; done < count && status == LINNET_OK;) {
+        const int64_t piece = ln_min_i64(session->plan.piece, count - done);
+        status = feed_piece(session, ids + done, piece);
+        if (status != LINNET_OK) break;
+        status = give_logits(session, rows, capacity, done, piece, take, user);
+        done += piece;
+    }
+    ln_release(session->model->context, rows);
+    return status;
+}
+
+/* ---- going back, going two ways ---- */
+
+int64_t linnet_session_rewind_limit(const linnet_session *session) {
+    return ln_memory_rewind_limit(session->memory);
+}
+
+linnet_status linnet_session_rewind(linnet_session *session, int64_t position) {
+    linnet_context *context = session->model->context;
+    if (position < 0 || position > session->position)
+        return ln_fail(context, LINNET_ERROR_ARGUMENT, "cannot rewind to token %lld of %lld", (long long)position,
+                       (long long)session->position);
+    if (position == session->position) return LINNET_OK;
+    const linnet_status status = ln_memory_rewind(session->memory, position);
+    if (status != LINNET_OK) return status;
+    session->position = position;
+    session->has_logits = false;
+    return LINNET_OK;
+}
+
+linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork) {
+    *fork = NULL;
+    linnet_session *made = make_session(session->model, &session->plan);
+    if (!made) return LINNET_ERROR_MEMORY;
+    const linnet_status status = ln_memory_fork(session->memory, &made->memory);
+    if (status != LINNET_OK) {
+        linnet_session_close(made);
+        return status;
+    }
+    made->workspace = session->workspace;
+    made->workspace->users++;
+    made->position = session->position;
+    made->has_logits = session->has_logits;
+    memcpy(made->tokens, session->tokens, (size_t)session->position * sizeof *made->tokens);
+    memcpy(made->logits, session->logits, (size_t)session->model->hyper.vocabulary * sizeof *made->logits);
+    *fork = made;
+    return LINNET_OK;
+}

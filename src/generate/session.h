@@ -1,0 +1,30 @@
+/* The inside of a linnet_session. */
+#ifndef LN_GENERATE_SESSION_H
+#define LN_GENERATE_SESSION_H
+
+#include "linnet/session.h"
+#include "model/forward.h"
+
+/* The forward workspace, shared by a session and its forks: they run one after the other. */
+typedef struct ln_workspace {
+    ln_forward forward;
+    int64_t users;
+} ln_workspace;
+
+struct linnet_session {
+    linnet_model *model;
+    linnet_plan plan;
+    ln_workspace *workspace;
+    ln_memory *memory;
+    int32_t *tokens; /* [plan.context] */
+    int64_t position;
+    float *logits; /* [vocabulary] */
+    bool has_logits;
+};
+
+/* Fills what the settings leave open; LINNET_ERROR_ARGUMENT where they are impossible. */
+linnet_status ln_session_settle(const linnet_model *model, const linnet_session_settings *settings,
+                                linnet_session_settings *settled);
+ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int64_t piece, linnet_type precision);
+
+#endif

@@ -1,0 +1,86 @@
+/* Owns: the session's part of a session file: which model, which tokens, the logits after them; then the memory writes
+ * its own.
+ *
+ * A reader has checked the whole file before it gives out the first byte (memory/state_file.h), and the memory changes
+ * nothing until its part fits, so a session is replaced as a whole or not at all. */
+#include <string.h>
+
+#include "generate/session.h"
+
+static const char magic[8] = "SESSION1";
+
+linnet_status linnet_session_save(linnet_session *session, const char *path) {
+    linnet_context *context = session->model->context;
+    ln_state_writer writer;
+    const linnet_status status = ln_state_create(context, path, &writer);
+    if (status != LINNET_OK) return status;
+    const int64_t vocabulary = session->model->hyper.vocabulary;
+    ln_state_put(&writer, magic, sizeof magic);
+    ln_state_put_i64(&writer, (int64_t)session->model->fingerprint);
+    ln_state_put_i64(&writer, vocabulary);
+    ln_state_put_i64(&writer, session->position);
+    ln_state_put_i64(&writer, session->has_logits);
+    ln_state_put(&writer, session->tokens, (uint64_t)session->position * sizeof *session->tokens);
+    if (session->has_logits) ln_state_put(&writer, session->logits, (uint64_t)vocabulary * sizeof *session->logits);
+    ln_memory_write(session->memory, &writer);
+    return ln_state_finish(&writer, true);
+}
+
+typedef struct saved {
+    int64_t fingerprint, vocabulary, position, has_logits;
+    const void *tokens, *logits; /* in the map, not aligned */
+} saved;
+
+static linnet_status read_header(linnet_session *session, ln_state_reader *reader, saved *s) {
+    linnet_context *context = session->model->context;
+    const void *found = ln_state_take(reader, sizeof magic);
+    if (!found || memcmp(found, magic, sizeof magic) != 0 || !ln_state_take_i64(reader, &s->fingerprint) ||
+        !ln_state_take_i64(reader, &s->vocabulary) || !ln_state_take_i64(reader, &s->position) ||
+        !ln_state_take_i64(reader, &s->has_logits))
+        return ln_fail(context, LINNET_ERROR_FORMAT, "%s is no session file of this version", reader->path);
+    if ((uint64_t)s->fingerprint != session->model->fingerprint || s->vocabulary != session->model->hyper.vocabulary)
+        return ln_fail(context, LINNET_ERROR_FORMAT,
+                       "%s was saved with another model or other weights; load it with that model", reader->path);
+    if (s->position < 0 || s->position > session->plan.context)
+        return ln_fail(context, LINNET_ERROR_FULL, "%s holds %lld tokens; this session has room for %lld", reader->path,
+                       (long long)s->position, (long long)session->plan.context);
+    s->tokens = ln_state_take(reader, (uint64_t)s->position * sizeof *session->tokens);
+    s->logits = s->has_logits ? ln_state_take(reader, (uint64_t)s->vocabulary * sizeof *session->logits) : NULL;
+    if (!s->tokens || (s->has_logits && !s->logits))
+        return ln_fail(context, LINNET_ERROR_FORMAT, "%s ends before the tokens it announces", reader->path);
+    for (int64_t i = 0; i < s->position; i++) {
+        int32_t id;
+        memcpy(&id, (const char *)s->tokens + (size_t)i * sizeof id, sizeof id);
+        if (id < 0 || id >= s->vocabulary)
+            return ln_fail(context, LINNET_ERROR_FORMAT, "%s has a token outside the vocabulary", reader->path);
+    }
+    return LINNET_OK;
+}
+
+static linnet_status load(linnet_session *session, ln_state_reader *reader) {
+    saved s = {0};
+    linnet_status status = read_header(session, reader, &s);
+    if (status == LINNET_OK) status = ln_memory_read(session->memory, reader);
+    if (status != LINNET_OK) return status;
+    if (ln_memory_position(session->memory) != s.position) { /* two parts of different files: leave an empty session */
+        session->position = 0;
+        session->has_logits = false;
+        ln_memory_rewind(session->memory, 0);
+        return ln_fail(session->model->context, LINNET_ERROR_FORMAT,
+                       "%s contradicts itself on how many tokens it holds", reader->path);
+    }
+    memcpy(session->tokens, s.tokens, (size_t)s.position * sizeof *session->tokens);
+    if (s.logits) memcpy(session->logits, s.logits, (size_t)s.vocabulary * sizeof *session->logits);
+    session->position = s.position;
+    session->has_logits = s.logits != NULL;
+    return LINNET_OK;
+}
+
+linnet_status linnet_session_load(linnet_session *session, const char *path) {
+    ln_state_reader reader;
+    linnet_status status = ln_state_open(session->model->context, path, &reader);
+    if (status != LINNET_OK) return status;
+    status = load(session, &reader);
+    ln_state_close(&reader);
+    return status;
+}

@@ -1,0 +1,431 @@
+/* Owns: opening a model: hyperparameters out of the file's keys, weights out of its tensors, each checked against the
+ * other.
+ *
+ * Invariant: once ln_model is open, every ln_matrix has exactly the rows and columns that the forward pass will
+ * multiply, lies whole in the mapped file, and has a type the kernels know; the forward pass checks nothing. */
+#include "model/model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "kernel/attend.h"
+linnet_status ln_tokenizer_make(linnet_context *context, const linnet_file *file, linnet_tokenizer **tokenizer);
+
+/* ---- hyperparameters ---- */
+
+typedef struct limit {
+    const char *suffix;
+    int64_t least, most, fallback; /* fallback 0: must be there */
+    size_t offset;
+} limit;
+
+#define FIELD(name) offsetof(ln_hyperparameters, name)
+
+static const limit limits[] = {
+    {"block_count", 1, 4096, 0, FIELD(layers)},
+    {"embedding_length", 1, 1 << 20, 0, FIELD(width)},
+    {"attention.head_count", 1, 1 << 16, 0, FIELD(heads)},
+    {"attention.head_count_kv", 1, 1 << 16, -1, FIELD(key_value_heads)},
+    {"attention.key_length", 2, 1024, -1, FIELD(key_size)},
+    {"attention.value_length", 2, 1024, -1, FIELD(value_size)},
+    {"feed_forward_length", 1, 1 << 22, 0, FIELD(feed_forward)},
+    {"context_length", 1, 1 << 30, 2048, FIELD(context_length)},
+    {"attention.sliding_window", 0, 1 << 30, -1, FIELD(window)},
+};
+
+static linnet_status read_sizes(linnet_model *model) {
+    linnet_file *file = model->file;
+    ln_hyperparameters *hyper = &model->hyper;
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const limit *l = &limits[i];
+        const ln_key *key = ln_file_key_of(file, l->suffix);
+        const int64_t value = ln_key_integer(key, 0, key ? INT64_MIN : l->fallback);
+        if (!key && l->fallback == 0)
+            return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: the key %s.%s is missing", file->path,
+                           model->architecture->name, l->suffix);
+        if (key && (value < l->least || value > l->most))
+            return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: %s.%s must be a number from %lld to %lld",
+                           file->path, model->architecture->name, l->suffix, (long long)l->least, (long long)l->most);
+        memcpy((char *)hyper + l->offset, &value, sizeof value);
+    }
+    if (hyper->key_value_heads < 0) hyper->key_value_heads = hyper->heads;
+    if (hyper->key_size < 0) hyper->key_size = hyper->width / hyper->heads;
+    if (hyper->value_size < 0) hyper->value_size = hyper->key_size;
+    if (hyper->window < 0) hyper->window = 0;
+    if (hyper->heads % hyper->key_value_heads != 0)
+        return ln_fail(model->context, LINNET_ERROR_FORMAT,
+                       "%s: %lld query heads cannot share %lld key-value heads evenly", file->path,
+                       (long long)hyper->heads, (long long)hyper->key_value_heads);
+    ln_page_layout page;
+    if (!ln_page_layout_of(LINNET_F32, hyper->key_size, hyper->value_size, &page))
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "%s: heads of %lld keys and %lld values are not supported; multiples of 8 up to %d are",
+                       file->path, (long long)hyper->key_size, (long long)hyper->value_size, LN_HEAD_MOST);
+    return LINNET_OK;
+}
+
+static float key_float(const linnet_file *file, const char *suffix, double fallback) {
+    return (float)ln_key_number(ln_file_key_of(file, suffix), 0, fallback);
+}
+
+static linnet_status read_numbers(linnet_model *model) {
+    const linnet_file *file = model->file;
+    const ln_architecture *architecture = model->architecture;
+    ln_hyperparameters *hyper = &model->hyper;
+    const bool by_width = architecture->scale_by_width_layers == hyper->layers;
+    const double head_width = by_width ? (double)hyper->width / (double)hyper->heads : (double)hyper->key_size;
+    hyper->norm_epsilon = key_float(file, "attention.layer_norm_rms_epsilon", 1e-5);
+    hyper->score_scale = key_float(file, "attention.scale", 1 / sqrt(head_width));
+    hyper->score_cap = key_float(file, "attn_logit_softcapping", 0);
+    hyper->logit_cap = key_float(file, "final_logit_softcapping", 0);
+    hyper->embedding_scale = architecture->traits & LN_EMBEDDING_SCALED ? sqrtf((float)hyper->width) : 1;
+    const float numbers[] = {hyper->norm_epsilon, hyper->score_scale, hyper->score_cap, hyper->logit_cap};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (!(numbers[i] >= 0) || isinf(numbers[i]))
+            return ln_fail(model->context, LINNET_ERROR_FORMAT,
+                           "%s: norm epsilon, attention scale and soft caps must be finite and not negative",
+                           file->path);
+    return LINNET_OK;
+}
+
+/* ---- tensors ---- */
+
+static linnet_status wrong_shape(linnet_model *model, const linnet_tensor_info *tensor, int64_t rows, int64_t columns) {
+    return ln_fail(model->context, LINNET_ERROR_FORMAT,
+                   "%s: tensor %s is [%lld, %lld] where the model's keys ask for [%lld, %lld]", model->file->path,
+                   tensor->name, (long long)tensor->size[1], (long long)tensor->size[0], (long long)rows,
+                   (long long)columns);
+}
+
+static const linnet_tensor_info *find(const linnet_model *model, int64_t layer, const char *name) {
+    char full[96];
+    if (layer < 0)
+        snprintf(full, sizeof full, "%s", name);
+    else
+        snprintf(full, sizeof full, "blk.%lld.%s", (long long)layer, name);
+    return ln_file_find(model->file, full);
+}
+
+static linnet_status missing(linnet_model *model, int64_t layer, const char *name) {
+    return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: the tensor %s of layer %lld is missing", model->file->path,
+                   name, (long long)layer);
+}
+
+/* A float32 vector of n values; NULL where it is missing and may be. */
+static linnet_status take_vector(linnet_model *model, int64_t layer, const char *name, int64_t n, bool required,
+                                 const float **vector) {
+    const linnet_tensor_info *tensor = find(model, layer, name);
+    *vector = NULL;
+    if (!tensor) return required ? missing(model, layer, name) : LINNET_OK;
+    const int64_t rows = tensor->dimensions > 1 ? tensor->size[1] : 1;
+    if (tensor->dimensions > 2 || rows != 1 || tensor->size[0] != n) return wrong_shape(model, tensor, 1, n);
+    const ln_format *format = ln_format_of(tensor->type);
+    if (tensor->type == LINNET_F32 && (uintptr_t)tensor->data % sizeof(float) == 0) {
+        *vector = tensor->data;
+        return LINNET_OK;
+    }
+    if (n % format->block != 0) return wrong_shape(model, tensor, 1, n);
+    float *copy = ln_file_own(model->file, (uint64_t)n, sizeof *copy, "converted vector");
+    if (!copy) return LINNET_ERROR_MEMORY;
+    format->decode(tensor->data, copy, n);
+    *vector = copy;
+    return LINNET_OK;
+}
+
+/* Rows first .. first + rows - 1 of a matrix that has `total` rows. */
+static linnet_status take_rows(linnet_model *model, int64_t layer, const char *name, int64_t first, int64_t rows,
+                               int64_t total, int64_t columns, ln_matrix *matrix) {
+    const linnet_tensor_info *tensor = find(model, layer, name);
+    if (!tensor) return missing(model, layer, name);
+    if (tensor->dimensions != 2 || tensor->size[0] != columns || tensor->size[1] != total)
+        return wrong_shape(model, tensor, total, columns);
+    const uint64_t row_bytes = ln_format_bytes(tensor->type, columns);
+    if (row_bytes == 0) return wrong_shape(model, tensor, total, columns);
+    if ((uintptr_t)tensor->data % (tensor->type == LINNET_F32 ? 4 : 2) != 0)
+        return ln_fail(model->context, LINNET_ERROR_FORMAT,
+                       "%s: tensor %s starts at an odd byte; convert the model to GGUF", model->file->path,
+                       tensor->name);
+    *matrix = (ln_matrix){tensor->type, rows, columns, (const char *)tensor->data + (uint64_t)first * row_bytes};
+    return LINNET_OK;
+}
+
+static linnet_status take_matrix(linnet_model *model, int64_t layer, const char *name, int64_t rows, int64_t columns,
+                                 ln_matrix *matrix) {
+    return take_rows(model, layer, name, 0, rows, rows, columns, matrix);
+}
+
+#define TRY(call)                                 \
+    do {                                          \
+        const linnet_status status_ = (call);     \
+        if (status_ != LINNET_OK) return status_; \
+    } while (0)
+
+static linnet_status take_projections(linnet_model *model, int64_t i, ln_layer *layer) {
+    const ln_hyperparameters *h = &model->hyper;
+    const int64_t queries = h->heads * h->key_size, keys = h->key_value_heads * h->key_size,
+                  values = h->key_value_heads * h->value_size, all = queries + keys + values;
+    if (find(model, i, "attn_qkv.weight")) {
+        const float *bias = NULL;
+        TRY(take_rows(model, i, "attn_qkv.weight", 0, queries, all, h->width, &layer->query));
+        TRY(take_rows(model, i, "attn_qkv.weight", queries, keys, all, h->width, &layer->key));
+        TRY(take_rows(model, i, "attn_qkv.weight", queries + keys, values, all, h->width, &layer->value));
+        TRY(take_vector(model, i, "attn_qkv.bias", all, false, &bias));
+        if (bias) {
+            layer->query_bias = bias;
+            layer->key_bias = bias + queries;
+            layer->value_bias = bias + queries + keys;
+        }
+    } else {
+        TRY(take_matrix(model, i, "attn_q.weight", queries, h->width, &layer->query));
+        TRY(take_matrix(model, i, "attn_k.weight", keys, h->width, &layer->key));
+        TRY(take_matrix(model, i, "attn_v.weight", values, h->width, &layer->value));
+        TRY(take_vector(model, i, "attn_q.bias", queries, false, &layer->query_bias));
+        TRY(take_vector(model, i, "attn_k.bias", keys, false, &layer->key_bias));
+        TRY(take_vector(model, i, "attn_v.bias", values, false, &layer->value_bias));
+    }
+    TRY(take_vector(model, i, "attn_q_norm.weight", h->key_size, false, &layer->query_norm));
+    TRY(take_vector(model, i, "attn_k_norm.weight", h->key_size, false, &layer->key_norm));
+    TRY(take_matrix(model, i, "attn_output.weight", h->width, h->heads * h->value_size, &layer->output));
+    return take_vector(model, i, "attn_output.bias", h->width, false, &layer->output_bias);
+}
+
+static linnet_status take_feed_forward(linnet_model *model, int64_t i, ln_layer *layer) {
+    const ln_hyperparameters *h = &model->hyper;
+    if (find(model, i, "ffn_gate.weight")) {
+        TRY(take_matrix(model, i, "ffn_gate.weight", h->feed_forward, h->width, &layer->gate));
+        TRY(take_matrix(model, i, "ffn_up.weight", h->feed_forward, h->width, &layer->up));
+    } else {
+        TRY(take_rows(model, i, "ffn_up.weight", 0, h->feed_forward, 2 * h->feed_forward, h->width, &layer->gate));
+        TRY(take_rows(model, i, "ffn_up.weight", h->feed_forward, h->feed_forward, 2 * h->feed_forward, h->width,
+                      &layer->up));
+    }
+    return take_matrix(model, i, "ffn_down.weight", h->width, h->feed_forward, &layer->down);
+}
+
+static bool layer_slides(const linnet_model *model, int64_t i) {
+    if (model->hyper.window == 0) return false;
+    const ln_key *pattern = ln_file_key_of(model->file, "attention.sliding_window_pattern");
+    if (pattern && pattern->array) return ln_key_integer(pattern, (uint64_t)i, 0) != 0;
+    const int64_t period = ln_key_integer(pattern, 0, model->architecture->window_period);
+    return period <= 0 || (i + 1) % period != 0;
+}
+
+static bool layer_rotates(const linnet_model *model, int64_t i) {
+    const ln_key *pattern = ln_file_key_of(model->file, "attention.rope_pattern");
+    if (pattern && pattern->array) return ln_key_integer(pattern, (uint64_t)i, 1) != 0;
+    const int period = model->architecture->no_rope_period;
+    return period == 0 || (i + 1) % period != 0;
+}
+
+static linnet_status take_layer(linnet_model *model, int64_t i) {
+    const ln_hyperparameters *h = &model->hyper;
+    ln_layer *layer = &model->layers[i];
+    TRY(take_vector(model, i, "attn_norm.weight", h->width, true, &layer->attention_norm));
+    TRY(take_vector(model, i, "post_attention_norm.weight", h->width, false, &layer->attention_post_norm));
+    TRY(take_vector(model, i, "ffn_norm.weight", h->width, true, &layer->feed_forward_norm));
+    TRY(take_vector(model, i, "post_ffw_norm.weight", h->width, false, &layer->feed_forward_post_norm));
+    TRY(take_projections(model, i, layer));
+    TRY(take_feed_forward(model, i, layer));
+    const bool slides = layer_slides(model, i);
+    layer->window = slides ? h->window : 0;
+    model->windows[i] = layer->window;
+    layer->rotation = slides && model->rope.base_local > 0 ? LN_ROTATE_LOCAL : LN_ROTATE_GLOBAL;
+    if (!layer_rotates(model, i)) layer->rotation = LN_ROTATE_NOT;
+    return LINNET_OK;
+}
+
+static linnet_status take_weights(linnet_model *model) {
+    ln_hyperparameters *h = &model->hyper;
+    const linnet_tensor_info *embedding = find(model, -1, "token_embd.weight");
+    if (!embedding)
+        return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: the tensor token_embd.weight is missing",
+                       model->file->path);
+    h->vocabulary = embedding->dimensions == 2 ? embedding->size[1] : 0;
+    if (h->vocabulary < 1 || h->vocabulary > 1 << 24) return wrong_shape(model, embedding, 0, h->width);
+    TRY(take_matrix(model, -1, "token_embd.weight", h->vocabulary, h->width, &model->embedding));
+    model->head = model->embedding;
+    if (find(model, -1, "output.weight"))
+        TRY(take_matrix(model, -1, "output.weight", h->vocabulary, h->width, &model->head));
+    TRY(take_vector(model, -1, "output_norm.weight", h->width, true, &model->output_norm));
+    for (int64_t i = 0; i < h->layers; i++) TRY(take_layer(model, i));
+    return LINNET_OK;
+}
+
+/* ---- rotation ---- */
+
+static bool text_is(ln_text text, const char *word) {
+    return text.data && text.bytes == strlen(word) && memcmp(text.data, word, text.bytes) == 0;
+}
+
+static linnet_status read_rope_scaling(linnet_model *model) {
+    const linnet_file *file = model->file;
+    ln_rope *rope = &model->rope;
+    const ln_text kind = ln_key_text(ln_file_key_of(file, "rope.scaling.type"), 0);
+    rope->factor = (double)key_float(file, "rope.scaling.factor", 1);
+    rope->magnitude = (double)key_float(file, "rope.scaling.attn_factor", 1);
+    rope->beta_fast = (double)key_float(file, "rope.scaling.yarn_beta_fast", 32);
+    rope->beta_slow = (double)key_float(file, "rope.scaling.yarn_beta_slow", 1);
+    rope->truncate = ln_key_integer(ln_file_key_of(file, "rope.scaling.yarn_truncate"), 0, 1) != 0;
+    rope->original_context =
+        ln_key_integer(ln_file_key_of(file, "rope.scaling.original_context_length"), 0, model->hyper.context_length);
+    const int64_t pairs = rope->size / 2;
+    TRY(take_vector(model, -1, "rope_freqs.weight", pairs, false, &rope->divisors));
+    TRY(take_vector(model, -1, "rope_factors_long.weight", pairs, false, &rope->long_factors));
+    TRY(take_vector(model, -1, "rope_factors_short.weight", pairs, false, &rope->short_factors));
+    if (text_is(kind, "linear"))
+        rope->scaling = LN_ROPE_LINEAR;
+    else if (text_is(kind, "yarn"))
+        rope->scaling = LN_ROPE_YARN;
+    else if (rope->long_factors && rope->short_factors)
+        rope->scaling = LN_ROPE_LONG;
+    else if (kind.data && !text_is(kind, "none"))
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "%s: rope scaling of the kind '%.*s' is not known; linear, yarn and none are", file->path,
+                       (int)ln_min_i64((int64_t)kind.bytes, 64), kind.data);
+    if (!(rope->factor > 0) || !(rope->magnitude > 0) || rope->original_context < 1 || !(rope->beta_fast > 0) ||
+        !(rope->beta_slow > 0))
+        return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: the numbers of rope.scaling must be positive",
+                       file->path);
+    return LINNET_OK;
+}
+
+static linnet_status read_rope(linnet_model *model) {
+    const linnet_file *file = model->file;
+    ln_rope *rope = &model->rope;
+    rope->size = ln_key_integer(ln_file_key_of(file, "rope.dimension_count"), 0, model->hyper.key_size);
+    rope->half = file->huggingface || !(model->architecture->traits & LN_ROPE_INTERLEAVED);
+    rope->base = (double)key_float(file, "rope.freq_base", 10000);
+    rope->base_local = (double)key_float(file, "rope.freq_base_swa", (double)model->architecture->rope_base_local);
+    if (rope->size < 2 || rope->size > model->hyper.key_size || rope->size % 2 != 0)
+        return ln_fail(model->context, LINNET_ERROR_FORMAT,
+                       "%s: rope.dimension_count must be even and at most the head's %lld", file->path,
+                       (long long)model->hyper.key_size);
+    if (!(rope->base > 1) || !(rope->base_local >= 0) || isinf(rope->base) || isinf(rope->base_local))
+        return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: rope.freq_base must be more than 1", file->path);
+    return read_rope_scaling(model);
+}
+
+/* ---- opening ---- */
+
+static linnet_status find_architecture(linnet_model *model) {
+    const ln_text name = ln_key_text(ln_file_key(model->file, "general.architecture"), 0);
+    char known[512];
+    ln_architecture_names(known, sizeof known);
+    if (!name.data)
+        return ln_fail(model->context, LINNET_ERROR_FORMAT,
+                       "%s does not say its architecture (general.architecture, or model_type in config.json)",
+                       model->file->path);
+    model->architecture = ln_architecture_find(name.data, name.bytes);
+    if (!model->architecture)
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "%s: the architecture '%.*s' is not known; known are %s", model->file->path,
+                       (int)ln_min_i64((int64_t)name.bytes, 64), name.data, known);
+    return LINNET_OK;
+}
+
+static uint64_t mix(uint64_t hash, const void *data, size_t bytes) { /* FNV-1a */
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3u;
+    return hash;
+}
+
+/* Sizes and a number that tells models apart, from the shapes and the first bytes of every tensor. */
+static void measure(linnet_model *model) {
+    uint64_t hash = mix(0xcbf29ce484222325u, &model->hyper, sizeof model->hyper);
+    for (int64_t i = 0; i < model->file->tensor_count; i++) {
+        const linnet_tensor_info *tensor = &model->file->tensors[i];
+        uint64_t values = 1;
+        for (int k = 0; k < tensor->dimensions; k++) values *= (uint64_t)tensor->size[k];
+        model->parameters += values;
+        model->weight_bytes += tensor->bytes;
+        hash = mix(hash, tensor->name, strlen(tensor->name));
+        hash = mix(hash, &tensor->type, sizeof tensor->type);
+        hash = mix(hash, tensor->data, tensor->bytes < 32 ? tensor->bytes : 32);
+    }
+    model->fingerprint = hash;
+}
+
+static linnet_status open_model(linnet_model *model, const char *path) {
+    linnet_context *context = model->context;
+    TRY(linnet_file_open(context, path, &model->file));
+    TRY(find_architecture(model));
+    TRY(read_sizes(model));
+    TRY(read_numbers(model));
+    TRY(read_rope(model));
+    const uint64_t layers = (uint64_t)model->hyper.layers;
+    model->layers = ln_allocate_zero(context, layers, sizeof *model->layers, "layers");
+    model->windows = ln_allocate_zero(context, layers, sizeof *model->windows, "layers");
+    if (!model->layers || !model->windows) return LINNET_ERROR_MEMORY;
+    TRY(take_weights(model));
+    const ln_text name = ln_key_text(ln_file_key(model->file, "general.name"), 0);
+    model->name = ln_copy_text(context, name.data ? name.data : "", name.bytes);
+    if (!model->name) return LINNET_ERROR_MEMORY;
+    ln_kernels_choose(context->cpu, &model->kernels);
+    measure(model);
+    /* A model without a usable tokenizer still runs on token ids. */
+    const linnet_status status = ln_tokenizer_make(context, model->file, &model->tokenizer);
+    if (status == LINNET_ERROR_MEMORY) return status;
+    if (status != LINNET_OK) snprintf(model->tokenizer_error, sizeof model->tokenizer_error, "%s", context->error);
+    return LINNET_OK;
+}
+
+linnet_status linnet_model_open(linnet_context *context, const char *path, linnet_model **model) {
+    *model = NULL;
+    const uint64_t before = linnet_memory_used(context);
+    linnet_model *made = ln_allocate_zero(context, 1, sizeof *made, "model");
+    if (!made) return LINNET_ERROR_MEMORY;
+    made->context = context;
+    const linnet_status status = open_model(made, path);
+    if (status != LINNET_OK) {
+        linnet_model_close(made);
+        return status;
+    }
+    made->resident_bytes = linnet_memory_used(context) - before;
+    *model = made;
+    return LINNET_OK;
+}
+
+void linnet_model_close(linnet_model *model) {
+    if (!model) return;
+    linnet_context *context = model->context;
+    linnet_tokenizer_close(model->tokenizer);
+    linnet_file_close(model->file);
+    ln_release(context, model->name);
+    ln_release(context, model->windows);
+    ln_release(context, model->layers);
+    ln_release(context, model);
+}
+
+const linnet_tokenizer *linnet_model_tokenizer(const linnet_model *model) {
+    if (!model->tokenizer)
+        ln_fail(model->context, LINNET_ERROR_UNSUPPORTED, "%s has no usable tokenizer: %s", model->file->path,
+                model->tokenizer_error);
+    return model->tokenizer;
+}
+
+const linnet_file *linnet_model_file(const linnet_model *model) {
+    return model->file;
+}
+
+linnet_model_info linnet_model_describe(const linnet_model *model) {
+    const ln_hyperparameters *h = &model->hyper;
+    linnet_model_info info = {.size = sizeof info,
+                              .architecture = model->architecture->name,
+                              .name = model->name,
+                              .layers = h->layers,
+                              .width = h->width,
+                              .heads = h->heads,
+                              .key_value_heads = h->key_value_heads,
+                              .key_size = h->key_size,
+                              .value_size = h->value_size,
+                              .vocabulary = h->vocabulary,
+                              .context_length = h->context_length,
+                              .parameters = model->parameters,
+                              .weight_bytes = model->weight_bytes,
+                              .resident_bytes = model->resident_bytes};
+    for (int64_t i = 0; i < h->layers; i++)
+        if (model->windows[i]) info.window_layers++;
+    if (info.window_layers) info.window = h->window;
+    return info;
+}

@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Makes share/linnet/document.txt: a long document that the built-in model wrote itself, with facts planted at random places.
+
+    tools/make_document.py build/release/cli/linnet share/linnet
+
+Writes document.txt, question.txt (the question that `linnet run` asks when it is given nothing) and facts.txt (every fact as
+question TAB answer). The same seed and model give the same document."""
+import argparse
+import pathlib
+import random
+import re
+import subprocess
+
+OPENINGS = [
+    "Once upon a time", "The old house stood", "In the spring of that year", "The captain looked out", "It was late in the evening",
+    "My father used to say", "The road to the village", "When the ship came in", "There was a garden behind", "The letter arrived",
+    "Nobody in the town", "The two brothers", "At the foot of the mountain", "She had never seen", "The train was already moving",
+    "After the long winter", "He opened the door", "The river had risen", "In those days", "The doctor shook his head",
+]
+NAMES = "Ada Bram Cleo Dirk Edda Finn Greta Hugo Ines Jonas Karin Leo Mira Nils Olga Piet Rosa Sven Tilda Ulla Vera Willem".split()
+NUMBERS = "password locker ticket room phone badge parcel flight account token gate seat booking invoice serial route".split()
+COLORS = ["red", "blue", "green", "yellow", "black", "white", "brown", "grey"]
+THINGS = ["car", "house", "coat", "boat", "kite", "door"]
+PERSONS = ["friend", "teacher", "doctor", "neighbor", "boss"]
+
+
+def plant(rng):
+    """One fact of each kind in turn: (sentence, question, answer)."""
+    taken = set()
+    while True:
+        name, kind = rng.choice(NAMES), rng.randrange(3)
+        if kind == 0:
+            thing, answer = rng.choice(NUMBERS), str(rng.randrange(10 ** 4, 10 ** 5))
+            fact = f"The {thing} number of {name} is {answer}.", f"What is the {thing} number of {name}?"
+        elif kind == 1:
+            thing, answer = rng.choice(THINGS), rng.choice(COLORS)
+            fact = f"{name} has a {answer} {thing}.", f"What color is the {thing} of {name}?"
+        else:
+            thing, answer = rng.choice(PERSONS), rng.choice([n for n in NAMES if n != name])
+            fact = f"The {thing} of {name} is {answer}.", f"Who is the {thing} of {name}?"
+        if fact[1] not in taken:
+            taken.add(fact[1])
+            yield *fact, answer
+
+
+def write_passage(linnet, model, opening, seed, tokens):
+    command = [linnet, "run", "--raw", "-p", opening, "-n", str(tokens), "--temp", "0.8", "--repeat-penalty", "1.05", "--seed", str(seed)]
+    if model:
+        command += ["-m", model]
+    text = opening + subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = re.sub(r"<\|[a-z]+\|>", "", text)
+    return text[: text.rfind(".") + 1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("linnet")
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--model")
+    parser.add_argument("--characters", type=int, default=70000)
+    parser.add_argument("--facts", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+
+    passages, length = [], 0
+    while length < options.characters:
+        passages.append(write_passage(options.linnet, options.model, rng.choice(OPENINGS), rng.randrange(1 << 30), 900))
+        length += len(passages[-1])
+    lines = [line.strip() for line in "\n\n".join(passages).split("\n")]
+    sentences = plant(rng)
+    facts = [next(sentences) for _ in range(options.facts)]
+    for sentence, _, _ in facts:
+        lines.insert(rng.randrange(len(lines)), sentence)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "document.txt").write_text("\n".join(lines) + "\n")
+    (options.folder / "facts.txt").write_text("".join(f"{question}\t{answer}\n" for _, question, answer in facts))
+    (options.folder / "question.txt").write_text(facts[0][1] + "\n")
+
+
+if __name__ == "__main__":
+    main()
