@@ -13,7 +13,7 @@
  *   F32   float    [K][16]
  *   BF16  uint16   [K/2][16][2]      (also the layout of an AMX B tile)
  *   INT8  uint8    [K/4][16][4], then float scale [K/G][16], then float minimum [K/G][16] where the format has one:
- *         w = scale * q + minimum, G = ln_panel_group(type). Formats without minimum hold q + 128.
+ *         w = scale * q + minimum, G = ln_panel_group(type). A format without minimum holds q + an offset of its own.
  *
  * Reproducible: an output is computed by one thread, and its order of additions depends on K, the format and the way
  * (dot or panel), never on the number of threads, on the other tokens of the call or on its place in a tile. */

@@ -10,7 +10,9 @@
 
 #include "kernel/panel.h"
 
+#ifndef LN_INLINE
 #define LN_INLINE static inline __attribute__((always_inline))
+#endif
 
 /* out[j][i] = in[i][j] for dwords. */
 LN_INLINE void ln_transpose_16(__m512i *v) {

@@ -6,14 +6,34 @@
 
 #define LN_STEP_512(sums, w, x) _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sums)
 #include "kernel/x86/panel_512.h"
+#include "kernel/x86/panel_unpack.h"
 
 enum { ROWS = 32, COLUMNS = 256 };
+
+/* A row of a block format as decode gives it, bit for bit. */
+static void unpack_blocks(linnet_type type, const unsigned char *from, int64_t columns, float *to) {
+    _Alignas(64) uint8_t u[COLUMNS];
+    _Alignas(64) float scale[COLUMNS / 16], minimum[COLUMNS / 16];
+    const bool has_minimum = ln_format_of(type)->has_minimum;
+    const __m512i offset = _mm512_set1_epi32(ln_unpack_offset(type));
+    ln_unpack_row_512(type, from, columns, u, scale, minimum);
+    for (int64_t c = 0; c < columns; c += 16) {
+        const __m512i q = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)(const void *)(u + c)));
+        const __m512 product =
+            _mm512_mul_ps(_mm512_set1_ps(scale[c / 16]), _mm512_cvtepi32_ps(_mm512_sub_epi32(q, offset)));
+        _mm512_storeu_ps(to + c, has_minimum ? _mm512_add_ps(product, _mm512_set1_ps(minimum[c / 16])) : product);
+    }
+}
 
 /* One row of columns to floats. */
 static void unpack_row(const ln_format *format, linnet_type type, const unsigned char *from, int64_t columns,
                        float *to) {
-    if (type != LINNET_F16 && type != LINNET_BF16) {
-        format->decode(from, to, columns);
+    if (format->unpack) {
+        unpack_blocks(type, from, columns, to);
+        return;
+    }
+    if (type == LINNET_F32) {
+        memcpy(to, from, (size_t)columns * 4);
         return;
     }
     for (int64_t c = 0; c < columns; c += 16) {

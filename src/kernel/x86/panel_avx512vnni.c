@@ -2,63 +2,53 @@
  *
  * For each group of columns with one weight scale (32, or 16):
  *   n = sum q x, in int32, exactly;   sums += float(n) * (scale_w * scale_x) + minimum_w * (scale_x * sum x)
- * The instruction wants one operand unsigned: the strip holds q + 128, and n starts at -128 sum x; q of formats with a
- * minimum are not negative, and go as they are. 12 counters and 12 sums are in registers; a group is 8 (or 4)
+ * The instruction wants one operand unsigned: the strip holds q + offset, and n starts at -offset sum x (formats with a
+ * minimum have offset 0). 12 counters and 12 sums are in registers; a group is 8 (or 4)
  * instructions a counter and 3 to add it to its sum. */
 #include <immintrin.h>
 
 #include "kernel/dot.h"
 #include "kernel/x86/panel_512.h"
+#include "kernel/x86/panel_unpack.h"
 
 enum { ROWS = 32, COLUMNS = 1024, TOKENS = 6 };
 
 /* ---- packing ---- */
 
-/* Columns of one row: q (offset added) to `q`, scales and minimums, one a group, to `scale` and `minimum`. */
-static void unpack_row(const ln_format *format, int group, const unsigned char *from, int64_t columns, uint8_t *q,
-                       float *scale, float *minimum) {
-    const int step = group / 16;
-    for (int64_t c = 0; c < columns; c += format->block, from += format->bytes) {
-        float scales[16], minimums[16];
-        format->unpack(from, (int8_t *)q + c, scales, minimums);
-        for (int g = 0; g < format->block / 16; g += step) {
-            scale[(c / 16 + g) / step] = scales[g];
-            if (format->has_minimum) minimum[(c / 16 + g) / step] = minimums[g];
-        }
+/* A factor of each 16 columns, of which every `step`th is kept, to the strip's order. */
+static void pack_factors(float (*rows)[COLUMNS / 16], int step, int64_t sixteens, float *to) {
+    for (int64_t g = 0; g < sixteens; g += 16) {
+        __m512i v[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) v[i] = _mm512_load_si512(rows[i] + g);
+        ln_transpose_16(v);
+        for (int i = 0; i < 16 && g + i < sixteens; i += step, to += LN_STRIP) _mm512_store_si512(to, v[i]);
     }
-    if (format->has_minimum) return;
-    for (int64_t c = 0; c < columns; c += 32) /* rows hold whole groups of 32 */
-        _mm256_store_si256((__m256i *)(void *)(q + c), _mm256_xor_si256(_mm256_load_si256((__m256i *)(void *)(q + c)),
-                                                                        _mm256_set1_epi8((char)0x80)));
 }
 
 static void pack_int8(const void *weight, linnet_type type, uint64_t row_bytes, int64_t rows, int64_t column,
                       int64_t columns, void *panel) {
-    _Alignas(64) uint8_t q[LN_STRIP][COLUMNS];
+    _Alignas(64) uint8_t u[LN_STRIP][COLUMNS];
     _Alignas(64) float scale[LN_STRIP][COLUMNS / 16], minimum[LN_STRIP][COLUMNS / 16];
-    const ln_format *format = ln_format_of(type);
-    const int group = ln_panel_group(type);
-    const int64_t padded = ln_panel_padded(columns), groups = padded / group;
+    const int64_t padded = ln_panel_padded(columns);
+    const int step = ln_panel_group(type) / 16;
     const int64_t strip_bytes = ln_strip_bytes(LN_FORM_INT8, type, columns);
     const unsigned char *from = (const unsigned char *)weight + ln_format_bytes(type, column);
     unsigned char *strip = panel;
     for (int64_t r = 0; r < rows; r += LN_STRIP, strip += strip_bytes) {
         const int64_t here = ln_min_i64(LN_STRIP, rows - r);
-        if (here < LN_STRIP || columns < padded) {
-            memset(q, 0, sizeof q);
+        if (here < LN_STRIP) {
+            memset(u, 0, sizeof u);
             memset(scale, 0, sizeof scale);
             memset(minimum, 0, sizeof minimum);
         }
         for (int64_t i = 0; i < here; i++)
-            unpack_row(format, group, from + (uint64_t)(r + i) * row_bytes, columns, q[i], scale[i], minimum[i]);
-        ln_transpose_rows(q, sizeof *q, padded / 64, strip);
+            ln_unpack_row_512(type, from + (uint64_t)(r + i) * row_bytes, columns, u[i], scale[i], minimum[i]);
+        ln_transpose_rows(u, sizeof *u, padded / 64, strip);
         float *scales = (float *)(void *)(strip + padded * LN_STRIP);
-        for (int64_t g = 0; g < groups; g++)
-            for (int i = 0; i < LN_STRIP; i++) scales[g * LN_STRIP + i] = scale[i][g];
-        if (!format->has_minimum) continue;
-        float *minimums = scales + groups * LN_STRIP;
-        for (int64_t g = 0; g < groups; g++)
-            for (int i = 0; i < LN_STRIP; i++) minimums[g * LN_STRIP + i] = minimum[i][g];
+        pack_factors(scale, step, padded / 16, scales);
+        if (ln_format_of(type)->has_minimum)
+            pack_factors(minimum, step, padded / 16, scales + padded / 16 / step * LN_STRIP);
     }
 }
 
@@ -67,6 +57,7 @@ static void pack_int8(const void *weight, linnet_type type, uint64_t row_bytes, 
 typedef struct tile {
     const unsigned char *strip[2];
     __mmask16 mask[2];
+    int minus_offset;
     int64_t groups;         /* of a strip */
     int64_t padded;         /* columns of a strip */
     const unsigned char *x; /* the first token's row; its scales and sums lie at these offsets */
@@ -87,6 +78,7 @@ LN_INLINE void run_tile(const tile *p, int64_t token, const int tokens, const in
     const unsigned char *wa = p->strip[0], *wb = p->strip[1];
     const float *scale_a = (const float *)(const void *)(wa + p->padded * LN_STRIP);
     const float *scale_b = (const float *)(const void *)(wb + p->padded * LN_STRIP);
+    const int minus_offset = p->minus_offset;
     const int64_t minimum_at = p->groups * LN_STRIP, dwords = (int64_t)stride / 4;
     __m512 sums[2][TOKENS];
     for (int t = 0; t < tokens; t++) sums[0][t] = sums[1][t] = _mm512_setzero_ps();
@@ -97,7 +89,7 @@ LN_INLINE void run_tile(const tile *p, int64_t token, const int tokens, const in
         for (int t = 0; t < tokens; t++) {
             const int32_t *s = x_sum + t * dwords + g * (group / 16);
             sum[t] = group == 32 ? s[0] + s[1] : s[0];
-            n[0][t] = n[1][t] = has_minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(-128 * sum[t]);
+            n[0][t] = n[1][t] = has_minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(minus_offset * sum[t]);
         }
 #pragma GCC unroll 8
         for (int k = 0; k < group / 4; k++) {
@@ -166,6 +158,7 @@ static void panel_int8(const void *panel, linnet_type type, int64_t rows, int64_
         const tile p = {
             .strip = {strip, two ? strip + strip_bytes : strip},
             .mask = {ln_row_mask(rows - r), ln_row_mask(rows - r - LN_STRIP)},
+            .minus_offset = -ln_unpack_offset(type),
             .groups = padded / group,
             .padded = padded,
             .x = x->data + (uint64_t)first * x->row_bytes,
