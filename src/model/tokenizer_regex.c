@@ -1,0 +1,176 @@
+/* Owns: regular expressions, by PCRE2, with the meaning that they have in tokenizer.json: Oniguruma's.
+ *
+ * Where the two differ the pattern is rewritten (\s and \w, whose sets differ in a few characters), the option is set
+ * (^ and $ match at lines), or the pattern is refused (sets within sets). A match that goes on for too long ends in an
+ * error instead of hanging: patterns come from files. */
+#include <string.h>
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include "model/tokenizer.h"
+
+enum { MOST_PATTERN_BYTES = 1 << 16, MATCH_LIMIT = 20000000, HEAP_LIMIT_KIB = 64 * 1024 };
+
+struct ln_regex {
+    linnet_context *context;
+    pcre2_general_context *general;
+    pcre2_compile_context *compiling;
+    pcre2_match_context *matching;
+    pcre2_match_data *data;
+    pcre2_code *code;
+    bool compiled_to_machine_code;
+};
+
+static void *regex_allocate(PCRE2_SIZE bytes, void *context) {
+    return ln_allocate(context, bytes, 1, "regular expressions");
+}
+
+static void regex_release(void *block, void *context) {
+    ln_release(context, block);
+}
+
+/* ---- Oniguruma's meaning ---- */
+
+static const struct {
+    char escape;
+    const char *in_set, *alone;
+} rewritten[] = {
+    {'s', "\\t-\\r\\x{85}\\p{Z}", "[\\t-\\r\\x{85}\\p{Z}]"},
+    {'S', NULL, "[^\\t-\\r\\x{85}\\p{Z}]"},
+    {'w', "\\p{L}\\p{M}\\p{N}\\p{Pc}", "[\\p{L}\\p{M}\\p{N}\\p{Pc}]"},
+    {'W', NULL, "[^\\p{L}\\p{M}\\p{N}\\p{Pc}]"},
+};
+
+static void append_escape(ln_buffer *out, char escape, bool in_set) {
+    for (size_t i = 0; i < sizeof rewritten / sizeof *rewritten; i++) {
+        const char *text = in_set ? rewritten[i].in_set : rewritten[i].alone;
+        if (rewritten[i].escape != escape || !text) continue;
+        ln_buffer_text(out, text);
+        return;
+    }
+    ln_buffer_append(out, (const char[]){'\\', escape}, 2);
+}
+
+/* The pattern as PCRE2 should read it; false where it uses sets within sets. */
+static bool translate(ln_buffer *out, const char *pattern, size_t bytes) {
+    size_t set_start = 0; /* just after the '[' that is open; 0: none */
+    for (size_t i = 0; i < bytes; i++) {
+        const char c = pattern[i];
+        if (c == '\\' && i + 1 < bytes) {
+            append_escape(out, pattern[++i], set_start != 0);
+            continue;
+        }
+        if (set_start && c == '[') {
+            if (i + 1 >= bytes || pattern[i + 1] != ':') return false;
+            const char *close = memmem(pattern + i, bytes - i, ":]", 2);
+            if (!close) return false;
+            const size_t length = (size_t)(close - pattern) + 2 - i;
+            ln_buffer_append(out, pattern + i, length);
+            i += length - 1;
+            continue;
+        }
+        if (set_start && c == '&' && i + 1 < bytes && pattern[i + 1] == '&') return false;
+        if (!set_start && c == '[') {
+            set_start = i + 1;
+            if (i + 1 < bytes && pattern[i + 1] == '^') {
+                ln_buffer_append(out, "[", 1);
+                set_start = ++i + 1;
+                ln_buffer_append(out, "^", 1);
+                continue;
+            }
+        } else if (set_start && c == ']' && i != set_start) {
+            set_start = 0;
+        }
+        ln_buffer_append(out, &c, 1);
+    }
+    return true;
+}
+
+/* ---- compiling ---- */
+
+static linnet_status compile(ln_regex *regex, const ln_buffer *pattern, const char *written, int written_bytes) {
+    int code;
+    PCRE2_SIZE offset;
+    regex->general = pcre2_general_context_create(regex_allocate, regex_release, regex->context);
+    if (!regex->general) return LINNET_ERROR_MEMORY;
+    regex->compiling = pcre2_compile_context_create(regex->general);
+    regex->matching = pcre2_match_context_create(regex->general);
+    if (!regex->compiling || !regex->matching) return LINNET_ERROR_MEMORY;
+    pcre2_set_newline(regex->compiling, PCRE2_NEWLINE_LF);
+    pcre2_set_match_limit(regex->matching, MATCH_LIMIT);
+    pcre2_set_heap_limit(regex->matching, HEAP_LIMIT_KIB);
+    regex->code = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->bytes,
+                                PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset,
+                                regex->compiling);
+    if (!regex->code) {
+        char reason[160];
+        pcre2_get_error_message(code, (PCRE2_UCHAR *)reason, sizeof reason);
+        return ln_fail(regex->context, LINNET_ERROR_UNSUPPORTED,
+                       "the tokenizer's regular expression '%.*s' is not understood: %s", written_bytes, written,
+                       reason);
+    }
+    regex->data = pcre2_match_data_create(1, regex->general);
+    if (!regex->data) return LINNET_ERROR_MEMORY;
+    regex->compiled_to_machine_code = pcre2_jit_compile(regex->code, PCRE2_JIT_COMPLETE) == 0;
+    return LINNET_OK;
+}
+
+linnet_status ln_regex_open(linnet_context *context, const char *pattern, size_t bytes, ln_regex **regex) {
+    *regex = NULL;
+    const int shown = bytes < 200 ? (int)bytes : 200;
+    if (bytes > MOST_PATTERN_BYTES)
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "a regular expression of the tokenizer has %zu bytes", bytes);
+    ln_buffer translated = {.context = context};
+    ln_buffer_append(&translated, "", 0);
+    const bool understood = translate(&translated, pattern, bytes);
+    linnet_status status = translated.failed ? LINNET_ERROR_MEMORY : LINNET_OK;
+    if (status == LINNET_OK && !understood)
+        status = ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                         "the tokenizer's regular expression '%.*s' has sets within sets, which are not understood",
+                         shown, pattern);
+    ln_regex *made = status == LINNET_OK ? ln_allocate_zero(context, 1, sizeof *made, "regular expressions") : NULL;
+    if (status == LINNET_OK && !made) status = LINNET_ERROR_MEMORY;
+    if (status == LINNET_OK) {
+        made->context = context;
+        status = compile(made, &translated, pattern, shown);
+    }
+    ln_buffer_release(&translated);
+    if (status == LINNET_OK) *regex = made;
+    else ln_regex_close(made);
+    return status;
+}
+
+void ln_regex_close(ln_regex *regex) {
+    if (!regex) return;
+    pcre2_match_data_free(regex->data);
+    pcre2_code_free(regex->code);
+    pcre2_match_context_free(regex->matching);
+    pcre2_compile_context_free(regex->compiling);
+    pcre2_general_context_free(regex->general);
+    ln_release(regex->context, regex);
+}
+
+/* ---- matching ---- */
+
+int ln_regex_find(ln_regex *regex, const char *text, size_t bytes, size_t from, size_t *start, size_t *end) {
+    int found = PCRE2_ERROR_JIT_STACKLIMIT;
+    if (regex->compiled_to_machine_code)
+        found = pcre2_jit_match(regex->code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK, regex->data,
+                                regex->matching);
+    if (found == PCRE2_ERROR_JIT_STACKLIMIT)
+        found = pcre2_match(regex->code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, regex->data,
+                            regex->matching);
+    if (found == PCRE2_ERROR_NOMATCH) return 0;
+    if (found < 0) {
+        char reason[160];
+        pcre2_get_error_message(found, (PCRE2_UCHAR *)reason, sizeof reason);
+        ln_fail(regex->context, LINNET_ERROR_UNSUPPORTED,
+                "a regular expression of the tokenizer gave up on this text: %s", reason);
+        return -1;
+    }
+    const PCRE2_SIZE *ends = pcre2_get_ovector_pointer(regex->data);
+    *start = ends[0];
+    *end = ends[1];
+    return 1;
+}
