@@ -46,9 +46,14 @@ void ln_step_close(linnet_context *context, ln_step *step) {
     ln_release(context, step->text);
 }
 
+linnet_status ln_step_set_regex(linnet_context *context, ln_step *step, const char *regex, size_t bytes) {
+    const linnet_status status = ln_step_set_literal(context, step, regex, bytes);
+    return status == LINNET_OK ? ln_regex_open(context, regex, bytes, &step->regex) : status;
+}
+
 linnet_status ln_tokenizer_add_split(linnet_tokenizer *tokenizer, const char *regex, size_t bytes) {
     ln_step *step = ln_tokenizer_add_step(tokenizer, LN_STEP_SPLIT);
-    return step ? ln_regex_open(tokenizer->context, regex, bytes, &step->regex) : LINNET_ERROR_UNSUPPORTED;
+    return step ? ln_step_set_regex(tokenizer->context, step, regex, bytes) : LINNET_ERROR_UNSUPPORTED;
 }
 
 linnet_status ln_tokenizer_add_replace(linnet_tokenizer *tokenizer, const char *literal, const char *text) {
@@ -90,9 +95,12 @@ static bool byte_of_token(const char *text, size_t bytes, unsigned char *byte) {
     unsigned value = 0;
     for (int i = 3; i < 5; i++) {
         const char c = text[i];
-        if (c >= '0' && c <= '9') value = value * 16 + (unsigned)(c - '0');
-        else if (c >= 'A' && c <= 'F') value = value * 16 + (unsigned)(c - 'A' + 10);
-        else return false;
+        if (c >= '0' && c <= '9')
+            value = value * 16 + (unsigned)(c - '0');
+        else if (c >= 'A' && c <= 'F')
+            value = value * 16 + (unsigned)(c - 'A' + 10);
+        else
+            return false;
     }
     *byte = (unsigned char)value;
     return true;
@@ -129,8 +137,10 @@ linnet_status ln_tokenizer_set_written(linnet_tokenizer *tokenizer, const ln_ste
         vocabulary->written.offsets[id] = (uint32_t)out.bytes;
         if (vocabulary->kinds[id] == LN_TOKEN_CONTROL || vocabulary->kinds[id] == LN_TOKEN_UNKNOWN)
             ln_buffer_append(&out, piece, bytes);
-        else if (bytes_too && byte_of_token(piece, bytes, &byte)) ln_buffer_append(&out, &byte, 1);
-        else status = write_token(replacements, count, piece, bytes, scratch, &out);
+        else if (bytes_too && byte_of_token(piece, bytes, &byte))
+            ln_buffer_append(&out, &byte, 1);
+        else
+            status = write_token(replacements, count, piece, bytes, scratch, &out);
         if (out.bytes > UINT32_MAX)
             status = ln_fail(context, LINNET_ERROR_FORMAT, "the texts of the tokens have more than 4 GiB");
     }
@@ -145,9 +155,8 @@ linnet_status ln_tokenizer_set_written(linnet_tokenizer *tokenizer, const ln_ste
 
 static bool is_end_name(const char *text, size_t bytes) {
     static const char *const names[] = {
-        "<|im_end|>",     "<|eot_id|>",  "<|eom_id|>",  "<end_of_turn>",      "<|end|>",
-        "</s>",           "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>", "<EOT>",
-        "<|return|>",     "<|call|>",    "[EOT]",
+        "<|im_end|>",      "<|eot_id|>",         "<|eom_id|>", "<end_of_turn>", "<|end|>",  "</s>",  "<|endoftext|>",
+        "<|end_of_text|>", "<end_of_utterance>", "<EOT>",      "<|return|>",    "<|call|>", "[EOT]",
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strlen(names[i]) == bytes && memcmp(names[i], text, bytes) == 0) return true;
@@ -176,8 +185,7 @@ static linnet_status set_ends(linnet_tokenizer *tokenizer, const linnet_file *fi
     for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
         const ln_key *key = ln_file_key(file, keys[k]);
         const uint64_t count = key ? key->count : 0;
-        for (uint64_t i = 0; i < count && i < MOST_ENDS; i++)
-            add_end(tokenizer, ln_key_integer(key, i, -1), MOST_ENDS);
+        for (uint64_t i = 0; i < count && i < MOST_ENDS; i++) add_end(tokenizer, ln_key_integer(key, i, -1), MOST_ENDS);
     }
     const ln_added_set *sets[] = {&tokenizer->raw, &tokenizer->normalised};
     for (int s = 0; s < 2; s++)
@@ -209,8 +217,10 @@ linnet_status ln_tokenizer_make(linnet_context *context, const linnet_file *file
     if (status == LINNET_OK && chat.data && !made->chat_template &&
         !set_text(context, &made->chat_template, &made->chat_template_bytes, chat.data, chat.bytes))
         status = LINNET_ERROR_MEMORY;
-    if (status == LINNET_OK) *tokenizer = made;
-    else linnet_tokenizer_close(made);
+    if (status == LINNET_OK)
+        *tokenizer = made;
+    else
+        linnet_tokenizer_close(made);
     return status;
 }
 
@@ -231,8 +241,10 @@ void linnet_tokenizer_close(linnet_tokenizer *tokenizer) {
     for (int i = 0; i < tokenizer->step_count; i++) ln_step_close(context, &tokenizer->steps[i]);
     ln_regex_close(tokenizer->word);
     ln_template_close(tokenizer->compiled_template);
-    void *blocks[] = {tokenizer->raw.tokens, tokenizer->normalised.tokens, tokenizer->added_text, tokenizer->steps,
-                      tokenizer->prefix,     tokenizer->suffix,            tokenizer->ends,       tokenizer->strip,
+    void *blocks[] = {tokenizer->raw.tokens,   tokenizer->normalised.tokens,
+                      tokenizer->added_text,   tokenizer->steps,
+                      tokenizer->prefix,       tokenizer->suffix,
+                      tokenizer->ends,         tokenizer->strip,
                       tokenizer->chat_template};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) ln_release(context, blocks[i]);
     ln_release(context, tokenizer);

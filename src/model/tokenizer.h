@@ -2,8 +2,8 @@
  *
  *   text -> added tokens are cut out -> steps (normalise, split) -> pieces -> merges of the vocabulary -> ids
  *
- * A tokenizer of byte-level BPE keeps its pieces as the raw bytes they stand for, not in the alphabet in which its files
- * write bytes, so that text needs no translation. */
+ * A tokenizer of byte-level BPE keeps its pieces as the raw bytes they stand for, not in the alphabet in which its
+ * files write bytes, so that text needs no translation. */
 #ifndef LN_MODEL_TOKENIZER_H
 #define LN_MODEL_TOKENIZER_H
 
@@ -54,15 +54,16 @@ typedef struct ln_vocabulary {
     uint32_t slot_mask;
     ln_merge *merges; /* by pair */
     uint32_t merge_mask;
-    size_t longest;      /* bytes of the longest piece */
-    int32_t bytes[256];  /* token of a lone byte */
-    int32_t unknown;     /* for what has no token; LN_NO_TOKEN: dropped */
-    bool byte_level;     /* pieces begin as bytes, otherwise as characters */
-    bool ignore_merges;  /* a piece that is a token is that token, whatever merging says */
-    bool fuse_unknown;   /* neighbouring unknown characters are one token */
+    size_t longest;     /* bytes of the longest piece */
+    int32_t bytes[256]; /* token of a lone byte */
+    int32_t unknown;    /* for what has no token; LN_NO_TOKEN: dropped */
+    bool byte_level;    /* pieces begin as bytes, otherwise as characters */
+    bool ignore_merges; /* a piece that is a token is that token, whatever merging says */
+    bool fuse_unknown;  /* neighbouring unknown characters are one token */
 } ln_vocabulary;
 
-/* Builds pieces and their hash. texts: as written in files; an entry of NULL data is an unused id. kinds: taken over. */
+/* Builds pieces and their hash. texts: as written in files; an entry of NULL data is an unused id. kinds: taken over.
+ */
 linnet_status ln_vocabulary_build(ln_vocabulary *vocabulary, const ln_text *texts, int64_t count, bool byte_level);
 void ln_vocabulary_close(ln_vocabulary *vocabulary);
 /* The token of a piece in its raw form; any kind. */
@@ -119,7 +120,7 @@ typedef enum ln_when { LN_ALWAYS, LN_UNLESS_PRESENT, LN_FIRST_UNLESS_PRESENT } l
 typedef struct ln_step {
     ln_step_kind kind;
     ln_regex *regex; /* what SPLIT and REPLACE look for; NULL: the literal */
-    char *literal;
+    char *literal;   /* with a regex: its source */
     size_t literal_bytes;
     char *text; /* what PREPEND and REPLACE put */
     size_t text_bytes;
@@ -222,6 +223,7 @@ linnet_status ln_tokenizer_make(linnet_context *context, const linnet_file *file
 linnet_status ln_tokenizer_read_gguf(linnet_tokenizer *tokenizer, const linnet_file *file);
 linnet_status ln_tokenizer_read_json(linnet_tokenizer *tokenizer, const linnet_file *file, ln_text json);
 linnet_status ln_step_set_literal(linnet_context *context, ln_step *step, const char *text, size_t bytes);
+linnet_status ln_step_set_regex(linnet_context *context, ln_step *step, const char *regex, size_t bytes);
 linnet_status ln_step_set_text(linnet_context *context, ln_step *step, const char *text, size_t bytes);
 void ln_step_close(linnet_context *context, ln_step *step);
 /* A cleared step at the end; NULL, recorded, without memory. */
@@ -236,7 +238,7 @@ linnet_status ln_tokenizer_set_written(linnet_tokenizer *tokenizer, const ln_ste
 /* The splitting rules that have names: tokenizer.ggml.pre. */
 typedef struct ln_split_rule {
     const char *names; /* "llama-bpe llama3 ..." */
-    const char *regex[4];
+    const char *regex[5];
     bool ignore_merges, add_begin;
 } ln_split_rule;
 /* NULL where no rule has that name. */

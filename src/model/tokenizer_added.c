@@ -33,8 +33,10 @@ static uint32_t bound(const ln_added_set *set, uint32_t low, uint32_t high, size
         const uint32_t middle = low + (high - low) / 2;
         const ln_added *token = &set->tokens[middle];
         const int value = token->bytes > depth ? (unsigned char)token->text[depth] : -1;
-        if (value < byte) low = middle + 1;
-        else high = middle;
+        if (value < byte)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low;
 }

@@ -20,8 +20,8 @@ struct linnet_decoder {
 linnet_status linnet_decoder_open(const linnet_tokenizer *tokenizer, bool show_special, linnet_decoder **decoder) {
     *decoder = ln_allocate_zero(tokenizer->context, 1, sizeof **decoder, "decoder");
     if (!*decoder) return LINNET_ERROR_MEMORY;
-    **decoder = (linnet_decoder){
-        .tokenizer = tokenizer, .show_special = show_special, .held = {.context = tokenizer->context}};
+    **decoder =
+        (linnet_decoder){.tokenizer = tokenizer, .show_special = show_special, .held = {.context = tokenizer->context}};
     return LINNET_OK;
 }
 

@@ -118,10 +118,11 @@ static linnet_status add_rule(linnet_tokenizer *tokenizer, const linnet_file *fi
     }
     if (!rule) {
         if (name.data)
-            ln_log(tokenizer->context, LINNET_LOG_WARNING,
-                   "the splitting rule '%.*s' of the tokenizer (tokenizer.ggml.pre) is not known; text is split by that "
-                   "of gpt-2 and may become other tokens than the model was trained with",
-                   name.bytes < 100 ? (int)name.bytes : 100, name.data);
+            ln_log(
+                tokenizer->context, LINNET_LOG_WARNING,
+                "the splitting rule '%.*s' of the tokenizer (tokenizer.ggml.pre) is not known; text is split by that "
+                "of gpt-2 and may become other tokens than the model was trained with",
+                name.bytes < 100 ? (int)name.bytes : 100, name.data);
         rule = ln_split_rule_of_name("gpt-2", 5);
     }
     for (size_t i = 0; i < sizeof rule->regex / sizeof *rule->regex && rule->regex[i] && status == LINNET_OK; i++)
@@ -157,8 +158,9 @@ static linnet_status read_scores(linnet_tokenizer *tokenizer, const linnet_file 
 }
 
 static linnet_status read_sentencepiece(linnet_tokenizer *tokenizer, const linnet_file *file) {
+    static char mark[] = LN_SPACE_MARK, blank[] = " ";
     static const ln_step space = {
-        .kind = LN_STEP_REPLACE, .literal = (char[]){LN_SPACE_MARK}, .literal_bytes = 3, .text = (char[]){" "}, .text_bytes = 1};
+        .kind = LN_STEP_REPLACE, .literal = mark, .literal_bytes = 3, .text = blank, .text_bytes = 1};
     linnet_status status = read_tokens(tokenizer, file, false);
     if (status == LINNET_OK) status = read_scores(tokenizer, file);
     if (status == LINNET_OK) status = ln_vocabulary_reserve_merges(&tokenizer->vocabulary, 0);
@@ -175,7 +177,8 @@ static linnet_status read_sentencepiece(linnet_tokenizer *tokenizer, const linne
         tokenizer->strip_bytes = tokenizer->strip_count = 1;
     }
     if (status == LINNET_OK) status = ln_tokenizer_add_replace(tokenizer, " ", LN_SPACE_MARK);
-    if (status == LINNET_OK && ln_vocabulary_cuts_at_marks(vocabulary) && !ln_tokenizer_add_step(tokenizer, LN_STEP_MARKS))
+    if (status == LINNET_OK && ln_vocabulary_cuts_at_marks(vocabulary) &&
+        !ln_tokenizer_add_step(tokenizer, LN_STEP_MARKS))
         status = LINNET_ERROR_MEMORY;
     return status == LINNET_OK ? read_ends(tokenizer, file, true, 1, 2) : status;
 }
@@ -183,11 +186,14 @@ static linnet_status read_sentencepiece(linnet_tokenizer *tokenizer, const linne
 linnet_status ln_tokenizer_read_gguf(linnet_tokenizer *tokenizer, const linnet_file *file) {
     const ln_text model = ln_key_text(ln_file_key(file, "tokenizer.ggml.model"), 0);
     linnet_status status;
-    if (model.bytes == 4 && memcmp(model.data, "gpt2", 4) == 0) status = read_byte_level(tokenizer, file);
-    else if (model.bytes == 5 && memcmp(model.data, "llama", 5) == 0) status = read_sentencepiece(tokenizer, file);
+    if (model.bytes == 4 && memcmp(model.data, "gpt2", 4) == 0)
+        status = read_byte_level(tokenizer, file);
+    else if (model.bytes == 5 && memcmp(model.data, "llama", 5) == 0)
+        status = read_sentencepiece(tokenizer, file);
     else
-        return ln_fail(tokenizer->context, LINNET_ERROR_UNSUPPORTED,
-                       "a tokenizer of the kind '%.*s' (tokenizer.ggml.model) is not understood; those that are: gpt2, llama",
-                       model.bytes < 100 ? (int)model.bytes : 100, model.data ? model.data : "");
+        return ln_fail(
+            tokenizer->context, LINNET_ERROR_UNSUPPORTED,
+            "a tokenizer of the kind '%.*s' (tokenizer.ggml.model) is not understood; those that are: gpt2, llama",
+            model.bytes < 100 ? (int)model.bytes : 100, model.data ? model.data : "");
     return status == LINNET_OK ? read_added(tokenizer) : status;
 }

@@ -18,7 +18,8 @@ bool ln_json_take(ln_json_reader *reader, char punctuation);
 bool ln_json_take_text(ln_json_reader *reader, ln_text *text);
 bool ln_json_take_integer(ln_json_reader *reader, int64_t *value);
 
-/* The values of "vocab" and "merges" in "model" (data NULL: not there), and in `rest` the text with 0 in their place. */
+/* The values of "vocab" and "merges" in "model" (data NULL: not there), and in `rest` the text with 0 in their place.
+ */
 linnet_status ln_json_cut(linnet_context *context, ln_text json, ln_text *vocab, ln_text *merges, ln_buffer *rest);
 
 /* Members of an object, with fallbacks; `object` may be NULL or no object. */

@@ -39,9 +39,12 @@ static bool take_hex(ln_json_reader *reader, uint32_t *code) {
     for (int i = 0; i < 4; i++) {
         const char c = *reader->at++;
         uint32_t digit;
-        if (c >= '0' && c <= '9') digit = (uint32_t)(c - '0');
-        else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f') digit = (uint32_t)((c | 0x20) - 'a' + 10);
-        else return false;
+        if (c >= '0' && c <= '9')
+            digit = (uint32_t)(c - '0');
+        else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f')
+            digit = (uint32_t)((c | 0x20) - 'a' + 10);
+        else
+            return false;
         *code = *code << 4 | digit;
     }
     return true;
@@ -106,7 +109,8 @@ static const char *skip_string(const char *at, const char *end) {
     return at < end ? at + 1 : NULL;
 }
 
-/* Past the value that starts at `at`; NULL where it has no end. Brackets are only counted: who reads the value checks. */
+/* Past the value that starts at `at`; NULL where it has no end. Brackets are only counted: who reads the value checks.
+ */
 static const char *skip_value(const char *at, const char *end) {
     int64_t depth = 0;
     while (at < end) {

@@ -148,8 +148,10 @@ static int32_t make_symbols(ln_encoder *encoder, const char *piece, size_t bytes
     for (size_t at = 0, length; at < bytes; at += length) {
         length = vocabulary->byte_level ? 1 : ln_utf8_length(piece + at, bytes - at);
         int32_t id = LN_NO_TOKEN;
-        if (vocabulary->byte_level) id = vocabulary->bytes[(unsigned char)piece[at]];
-        else if (length) id = ln_vocabulary_find(vocabulary, piece + at, length);
+        if (vocabulary->byte_level)
+            id = vocabulary->bytes[(unsigned char)piece[at]];
+        else if (length)
+            id = ln_vocabulary_find(vocabulary, piece + at, length);
         if (!length) length = 1;
         if (id >= 0 && (vocabulary->byte_level || can_merge_into(vocabulary, id)))
             add_symbol(encoder->symbols, &count, at, length, id);
@@ -190,7 +192,9 @@ void ln_encode_piece(ln_encoder *encoder, const char *piece, size_t bytes) {
     const ln_symbol *symbols = encoder->symbols;
     if (known) vocabulary->whole[id] = symbols[0].next < 0 && symbols[0].id == id ? 1 : 2;
     for (int32_t i = 0; i >= 0; i = symbols[i].next) {
-        if (symbols[i].id >= 0) ln_encoder_emit(encoder, symbols[i].id);
-        else emit_unmerged(encoder, piece, &symbols[i]);
+        if (symbols[i].id >= 0)
+            ln_encoder_emit(encoder, symbols[i].id);
+        else
+            emit_unmerged(encoder, piece, &symbols[i]);
     }
 }

@@ -136,8 +136,10 @@ linnet_status ln_regex_open(linnet_context *context, const char *pattern, size_t
         status = compile(made, &translated, pattern, shown);
     }
     ln_buffer_release(&translated);
-    if (status == LINNET_OK) *regex = made;
-    else ln_regex_close(made);
+    if (status == LINNET_OK)
+        *regex = made;
+    else
+        ln_regex_close(made);
     return status;
 }
 

@@ -27,27 +27,26 @@ typedef struct finder {
     bool matched; /* something ended at `from` */
 } finder;
 
-static int find_next(finder *finder, size_t *start, size_t *end) {
-    while (finder->from <= finder->bytes) {
-        if (!finder->step->regex) {
-            if (!finder->step->literal_bytes) return 0;
-            const char *found = memmem(finder->text + finder->from, finder->bytes - finder->from, finder->step->literal,
-                                       finder->step->literal_bytes);
+static int find_next(finder *f, size_t *start, size_t *end) {
+    while (f->from <= f->bytes) {
+        if (!f->step->regex) {
+            if (!f->step->literal_bytes) return 0;
+            const char *found = memmem(f->text + f->from, f->bytes - f->from, f->step->literal, f->step->literal_bytes);
             if (!found) return 0;
-            *start = (size_t)(found - finder->text);
-            *end = *start + finder->step->literal_bytes;
+            *start = (size_t)(found - f->text);
+            *end = *start + f->step->literal_bytes;
         } else {
-            const int found = ln_regex_find(finder->step->regex, finder->text, finder->bytes, finder->from, start, end);
+            const int found = ln_regex_find(f->step->regex, f->text, f->bytes, f->from, start, end);
             if (found <= 0) return found;
-            if (*start == *end && finder->matched && *end == finder->from) {
-                if (finder->from == finder->bytes) return 0;
-                finder->from += ln_utf8_expected((unsigned char)finder->text[finder->from]);
-                finder->matched = false;
+            if (*start == *end && f->matched && *end == f->from) {
+                if (f->from == f->bytes) return 0;
+                f->from += ln_utf8_expected((unsigned char)f->text[f->from]);
+                f->matched = false;
                 continue;
             }
         }
-        finder->from = *end;
-        finder->matched = true;
+        f->from = *end;
+        f->matched = true;
         return 1;
     }
     return 0;
@@ -57,10 +56,10 @@ linnet_status ln_replace(const ln_step *step, ln_buffer *buffer, const char *tex
     for (size_t at = 0, run; at < bytes; at += run) {
         bool valid;
         run = next_run(text + at, bytes - at, &valid);
-        finder finder = {.step = step, .text = text + at, .bytes = valid ? run : 0};
+        finder found_in = {.step = step, .text = text + at, .bytes = valid ? run : 0};
         size_t done = 0, start, end;
         int found = 0;
-        while (valid && (found = find_next(&finder, &start, &end)) > 0) {
+        while (valid && (found = find_next(&found_in, &start, &end)) > 0) {
             ln_buffer_append(buffer, text + at + done, start - done);
             ln_buffer_append(buffer, step->text, step->text_bytes);
             done = end;
@@ -83,72 +82,74 @@ typedef struct splitter {
     bool match;        /* whether its last span was a match */
 } splitter;
 
-static void flush(splitter *splitter) {
-    if (splitter->end > splitter->start)
-        ln_encode_stretch(splitter->encoder, splitter->next_step, splitter->text + splitter->start,
-                          splitter->end - splitter->start, splitter->at_start && splitter->start == 0);
-    splitter->start = splitter->end;
+static void flush(splitter *s) {
+    if (s->end > s->start)
+        ln_encode_stretch(s->encoder, s->next_step, s->text + s->start, s->end - s->start,
+                          s->at_start && s->start == 0);
+    s->start = s->end;
 }
 
 /* The next span of the run, a match or what lies before one. */
-static void add_span(splitter *splitter, size_t start, size_t end, bool match) {
+static void add_span(splitter *s, size_t start, size_t end, bool match) {
     if (start == end) return;
-    match ^= splitter->step->invert;
-    const bool growing = splitter->end > splitter->start;
+    match ^= s->step->invert;
+    const bool growing = s->end > s->start;
     bool joins = false;
-    switch (splitter->step->behaviour) {
+    switch (s->step->behaviour) {
     case LN_ISOLATED:
     case LN_REMOVED:
         break;
     case LN_MERGED_WITH_PREVIOUS:
-        joins = match && !splitter->match;
+        joins = match && !s->match;
         break;
     case LN_MERGED_WITH_NEXT:
-        joins = !match && splitter->match;
+        joins = !match && s->match;
         break;
     case LN_CONTIGUOUS:
-        joins = match == splitter->match;
+        joins = match == s->match;
         break;
     }
     if (!(joins && growing)) {
-        flush(splitter);
-        splitter->start = start;
+        flush(s);
+        s->start = start;
     }
-    splitter->end = end;
-    splitter->match = match;
-    if (match && splitter->step->behaviour == LN_REMOVED) splitter->start = end;
+    s->end = end;
+    s->match = match;
+    if (match && s->step->behaviour == LN_REMOVED) s->start = end;
 }
 
-static void split_run(splitter *splitter, size_t at, size_t run) {
-    finder finder = {.step = splitter->step, .text = splitter->text + at, .bytes = run};
+static void split_run(splitter *s, size_t at, size_t run) {
+    finder found_in = {.step = s->step, .text = s->text + at, .bytes = run};
     size_t done = 0, start, end;
     int found;
-    splitter->start = splitter->end = at;
-    splitter->match = false;
-    while (splitter->encoder->status == LINNET_OK && (found = find_next(&finder, &start, &end)) != 0) {
+    s->start = s->end = at;
+    s->match = false;
+    while (s->encoder->status == LINNET_OK && (found = find_next(&found_in, &start, &end)) != 0) {
         if (found < 0) {
-            splitter->encoder->status = LINNET_ERROR_UNSUPPORTED;
+            s->encoder->status = LINNET_ERROR_UNSUPPORTED;
             return;
         }
-        add_span(splitter, at + done, at + start, false);
-        add_span(splitter, at + start, at + end, true);
+        add_span(s, at + done, at + start, false);
+        add_span(s, at + start, at + end, true);
         done = end;
     }
-    add_span(splitter, at + done, at + run, false);
-    flush(splitter);
+    add_span(s, at + done, at + run, false);
+    flush(s);
 }
 
 static void split(ln_encoder *encoder, int step, const char *text, size_t bytes, bool at_start) {
-    splitter splitter = {.encoder = encoder,
-                         .step = &encoder->tokenizer->steps[step],
-                         .next_step = step + 1,
-                         .text = text,
-                         .at_start = at_start};
+    splitter s = {.encoder = encoder,
+                  .step = &encoder->tokenizer->steps[step],
+                  .next_step = step + 1,
+                  .text = text,
+                  .at_start = at_start};
     for (size_t at = 0, run; at < bytes && encoder->status == LINNET_OK; at += run) {
         bool valid;
         run = next_run(text + at, bytes - at, &valid);
-        if (valid) split_run(&splitter, at, run);
-        else ln_encode_stretch(encoder, step + 1, text + at, run, at_start && at == 0);
+        if (valid)
+            split_run(&s, at, run);
+        else
+            ln_encode_stretch(encoder, step + 1, text + at, run, at_start && at == 0);
     }
 }
 
@@ -180,8 +181,10 @@ static void normalise(ln_buffer *buffer, const char *text, size_t bytes) {
     for (size_t at = 0, run; at < bytes; at += run) {
         bool valid;
         run = next_run(text + at, bytes - at, &valid);
-        if (valid) ln_nfc(buffer, text + at, run);
-        else ln_buffer_append(buffer, text + at, run);
+        if (valid)
+            ln_nfc(buffer, text + at, run);
+        else
+            ln_buffer_append(buffer, text + at, run);
     }
 }
 
@@ -199,8 +202,7 @@ static void strip(const ln_step *step, const char **text, size_t *bytes) {
     }
 }
 
-linnet_status ln_step_rewrite(const ln_step *step, const char **text, size_t *bytes, bool at_start,
-                              ln_buffer *buffer) {
+linnet_status ln_step_rewrite(const ln_step *step, const char **text, size_t *bytes, bool at_start, ln_buffer *buffer) {
     linnet_status status = LINNET_OK;
     buffer->bytes = 0;
     switch (step->kind) {

@@ -96,8 +96,8 @@ static uint64_t slots_for(uint64_t count) {
     return slots;
 }
 
-static bool is_added(uint8_t kind) {
-    return kind == LN_TOKEN_CONTROL || kind == LN_TOKEN_USER || kind == LN_TOKEN_UNKNOWN;
+static bool is_text(uint8_t kind) {
+    return kind == LN_TOKEN_NORMAL || kind == LN_TOKEN_BYTE;
 }
 
 static void hash_piece(ln_vocabulary *vocabulary, int32_t id) {
@@ -118,9 +118,9 @@ static linnet_status build_hash(ln_vocabulary *vocabulary) {
     if (!vocabulary->slots) return LINNET_ERROR_MEMORY;
     memset(vocabulary->slots, 0xFF, slots * sizeof *vocabulary->slots);
     vocabulary->slot_mask = (uint32_t)(slots - 1);
-    for (int added = 0; added < 2; added++)
+    for (int others = 0; others < 2; others++)
         for (int64_t id = 0; id < vocabulary->size; id++)
-            if (is_added(vocabulary->kinds[id]) == (added == 1)) hash_piece(vocabulary, (int32_t)id);
+            if (is_text(vocabulary->kinds[id]) != (others == 1)) hash_piece(vocabulary, (int32_t)id);
     return LINNET_OK;
 }
 
@@ -142,10 +142,12 @@ linnet_status ln_vocabulary_build(ln_vocabulary *vocabulary, const ln_text *text
         const ln_text text = texts[id];
         if (!text.bytes) continue;
         char *out = vocabulary->pieces.bytes + at;
-        size_t bytes = byte_level && !is_added(vocabulary->kinds[id]) ? decode_alphabet(text.data, text.bytes, out) : SIZE_MAX;
+        const bool in_alphabet = byte_level && is_text(vocabulary->kinds[id]);
+        size_t bytes = in_alphabet ? decode_alphabet(text.data, text.bytes, out) : SIZE_MAX;
         if (bytes == SIZE_MAX) {
             bytes = text.bytes;
             memcpy(out, text.data, bytes);
+            if (in_alphabet) vocabulary->kinds[id] = LN_TOKEN_UNUSED; /* no text can become it */
         }
         at += (uint32_t)bytes;
     }
@@ -154,9 +156,9 @@ linnet_status ln_vocabulary_build(ln_vocabulary *vocabulary, const ln_text *text
 }
 
 void ln_vocabulary_close(ln_vocabulary *vocabulary) {
-    void *blocks[] = {vocabulary->pieces.offsets,  vocabulary->pieces.bytes,  vocabulary->written.offsets,
-                      vocabulary->written.bytes,   vocabulary->kinds,         vocabulary->whole,
-                      vocabulary->scores,          vocabulary->slots,         vocabulary->merges};
+    void *blocks[] = {vocabulary->pieces.offsets, vocabulary->pieces.bytes, vocabulary->written.offsets,
+                      vocabulary->written.bytes,  vocabulary->kinds,        vocabulary->whole,
+                      vocabulary->scores,         vocabulary->slots,        vocabulary->merges};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) ln_release(vocabulary->context, blocks[i]);
 }
 
@@ -215,8 +217,8 @@ int ln_vocabulary_find_bytes(ln_vocabulary *vocabulary) {
     for (unsigned byte = 0; byte < 256; byte++) {
         const char lone = (char)byte;
         const char written[6] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
-        vocabulary->bytes[byte] =
-            vocabulary->byte_level ? ln_vocabulary_find(vocabulary, &lone, 1) : ln_vocabulary_find(vocabulary, written, 6);
+        vocabulary->bytes[byte] = vocabulary->byte_level ? ln_vocabulary_find(vocabulary, &lone, 1)
+                                                         : ln_vocabulary_find(vocabulary, written, 6);
         found += vocabulary->bytes[byte] >= 0;
     }
     return found;
