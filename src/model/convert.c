@@ -216,7 +216,8 @@ static linnet_status collect_keys(job *work) {
     ln_write_integer(keys, "general.file_type", LN_U32, work->target->file_type);
     ln_write_integer(keys, "general.quantization_version", LN_U32, QUANTIZATION_VERSION);
     ln_write_integer(keys, "general.alignment", LN_U32, LN_GGUF_ALIGNMENT);
-    if (ln_tokenizer_keys && file->huggingface && ln_file_key(file, "tokenizer.huggingface.json")) {
+    bool tokenizer_said = false;
+    if (file->huggingface && ln_file_key(file, "tokenizer.huggingface.json")) {
         const linnet_status status = ln_tokenizer_keys(work->context, file, keys);
         if (status == LINNET_ERROR_UNSUPPORTED)
             ln_log(work->context, LINNET_LOG_WARNING,
@@ -224,8 +225,12 @@ static linnet_status collect_keys(job *work) {
                    linnet_last_error(work->context));
         else if (status != LINNET_OK)
             return status;
+        tokenizer_said = status == LINNET_OK;
     }
-    for (int64_t i = 0; i < file->key_count; i++) ln_write_key(keys, &file->keys[i]);
+    /* ln_tokenizer_keys carries the files of the tokenizer itself where GGUF's keys are not enough. */
+    for (int64_t i = 0; i < file->key_count; i++)
+        if (!tokenizer_said || strncmp(file->keys[i].name, "tokenizer.huggingface.", 22) != 0)
+            ln_write_key(keys, &file->keys[i]);
     return ln_key_writer_status(keys);
 }
 

@@ -33,7 +33,7 @@ void ln_write_key(ln_key_writer *keys, const ln_key *key);
 
 /* Writes the tokenizer.ggml.* keys of a Hugging Face file (made by the tokenizer's part from tokenizer.huggingface.*).
  * LINNET_ERROR_UNSUPPORTED where GGUF cannot say what the tokenizer does: then nothing is written. */
-__attribute__((weak)) linnet_status ln_tokenizer_keys(linnet_context *context, const linnet_file *file, ln_key_writer *keys);
+linnet_status ln_tokenizer_keys(linnet_context *context, const linnet_file *file, ln_key_writer *keys);
 
 /* The whole file: keys first, then ln_gguf_add_tensor for each, then the head, then each tensor's bytes in the same
  * order, each followed by ln_gguf_pad. */
