@@ -330,12 +330,18 @@ static void put_value(line *out, const ln_key *key, uint64_t index) {
         put_escaped(out, ln_key_text(key, index), key->array ? LONGEST_ELEMENT : LONGEST_TEXT);
         return;
     }
-    if (!integer_at(key, index, &integer))
-        snprintf(number, sizeof number, key->kind == LN_FLOAT ? "%.7g" : "%.16g", ln_key_number(key, index, NAN));
-    else if (key->kind == LN_BOOL)
+    const size_t bytes = ln_value_bytes(key->kind);
+    if (key->kind == LN_U64) {
+        uint64_t large;
+        memcpy(&large, value_at(key, index, bytes), sizeof large);
+        snprintf(number, sizeof number, "%llu", (unsigned long long)large);
+    } else if (!integer_at(key, index, &integer)) {
+        snprintf(number, sizeof number, bytes == 4 ? "%.7g" : "%.16g", ln_key_number(key, index, NAN));
+    } else if (key->kind == LN_BOOL) {
         snprintf(number, sizeof number, "%s", integer ? "true" : "false");
-    else
+    } else {
         snprintf(number, sizeof number, "%lld", (long long)integer);
+    }
     put(out, number, strlen(number));
 }
 
