@@ -32,15 +32,17 @@ static const cli_group groups[] = {{"eval", eval_options},
 
 #define COUNT(list) ((long)(sizeof(list) / sizeof *(list)))
 
-static const char *const names[] = {"Ada",   "Bram",  "Cleo",  "Dora",  "Emil",   "Fanny",  "Greta",  "Hugo",
-                                    "Ida",   "Jonas", "Karl",  "Lena",  "Marta",  "Nora",   "Oscar",  "Paula",
-                                    "Quinn", "Rosa",  "Simon", "Tilda", "Ursula", "Viktor", "Wanda",  "Yara",
-                                    "Anton", "Bella", "Clara", "David", "Elsa",   "Felix",  "Gustav", "Hanna",
-                                    "Iris",  "Jacob", "Kate",  "Leo",   "Max",    "Nina",   "Otto",   "Peter"};
+/* Those that the built-in model was trained with. */
+static const char *const names[] = {"Ada",  "Alan", "Beth", "Bram", "Carl", "Cleo", "Dina", "Dora", "Emil", "Ezra",
+                                    "Faye", "Fern", "Glen", "Gwen", "Hope", "Hugo", "Iris", "Ivan", "Jade", "Joel",
+                                    "Kira", "Kurt", "Lena", "Liam", "Milo", "Mona", "Nico", "Nora", "Olga", "Omar",
+                                    "Pete", "Pia",  "Quin", "Reed", "Rosa", "Sage", "Seth", "Tara", "Todd", "Uma",
+                                    "Umar", "Vera", "Vito", "Wade", "Wren", "Xena", "Yara", "Yves", "Zara", "Zeke"};
 static const char *const numbers[] = {"password", "locker", "ticket", "room", "phone",   "badge",   "parcel", "flight",
                                       "account",  "token",  "gate",   "seat", "booking", "invoice", "serial", "route"};
 static const char *const things[] = {"car", "house", "coat", "boat", "kite", "door"};
-static const char *const colours[] = {"red", "blue", "green", "yellow", "black", "white", "brown", "purple", "orange"};
+static const char *const colours[] = {"red",  "blue", "green",  "black",  "white", "brown",
+                                      "gray", "pink", "purple", "orange", "gold",  "silver"};
 static const char *const persons[] = {"friend", "teacher", "doctor", "neighbor", "boss"};
 
 enum { FACTS = 10, LINE_BYTES = 96, ANSWER_TOKENS = 16 };
@@ -92,70 +94,83 @@ static void make_facts(unsigned short state[3], fact facts[FACTS]) {
 
 /* ---- documents ---- */
 
-/* Lines of prose with the tokens that each takes. */
+/* Prose without the persons that the facts are about. */
 typedef struct prose {
     cli_buffer text;
-    const char **line;
-    int64_t *tokens;
-    long lines;
+    double tokens_per_byte;
 } prose;
 
-/* A line about one of the persons would contradict the facts. */
+/* A line about one of the persons could contradict the facts. */
 static bool names_a_person(const char *line, size_t bytes) {
     for (long i = 0; i < COUNT(names); i++)
         if (memmem(line, bytes, names[i], strlen(names[i]))) return true;
     return false;
 }
 
-static int count_tokens(const cli_engine *engine, const char *text, size_t bytes, int64_t *count) {
-    if (linnet_tokenize(engine->tokenizer, text, bytes, 0, NULL, 0, count) == LINNET_OK) return CLI_OK;
-    return cli_engine_fail(engine, LINNET_ERROR_FORMAT);
+/* Takes lines that name a person out of the text, where it stands. */
+static void keep_prose(cli_buffer *text) {
+    size_t kept = 0;
+    for (size_t at = 0; at < text->bytes;) {
+        const char *stop = memchr(text->data + at, '\n', text->bytes - at);
+        const size_t bytes = stop ? (size_t)(stop + 1 - text->data) - at : text->bytes - at;
+        if (!names_a_person(text->data + at, bytes)) {
+            memmove(text->data + kept, text->data + at, bytes);
+            kept += bytes;
+        }
+        at += bytes;
+    }
+    text->bytes = kept;
 }
 
 static int read_prose(const cli_engine *engine, const char *file, prose *p) {
     char path[PATH_MAX];
     if (!file && !cli_shared_file("document.txt", path, sizeof path))
         return cli_error("share/linnet/document.txt is not installed beside this program; name a text with -f FILE");
-    int status = cli_read(file ? file : path, &p->text);
+    const int status = cli_read(file ? file : path, &p->text);
     if (status != CLI_OK) return status;
-    long room = 1;
-    for (size_t i = 0; i < p->text.bytes; i++) room += p->text.data[i] == '\n';
-    p->line = malloc((size_t)room * sizeof *p->line);
-    p->tokens = malloc((size_t)room * sizeof *p->tokens);
-    if (!p->line || !p->tokens) return cli_error("not enough memory for the prose");
-    char *at = p->text.data, *const end = at + p->text.bytes;
-    while (status == CLI_OK && at < end && p->lines < room) {
-        char *stop = memchr(at, '\n', (size_t)(end - at));
-        stop = stop ? stop : end;
-        *stop = '\n';
-        if (!names_a_person(at, (size_t)(stop - at))) {
-            p->line[p->lines] = at;
-            status = count_tokens(engine, at, (size_t)(stop + 1 - at), &p->tokens[p->lines++]);
-        }
-        at = stop + 1;
-    }
-    if (status == CLI_OK && p->lines < 2)
-        return cli_error("there are too few lines of prose without the names used here");
-    return status;
+    keep_prose(&p->text);
+    int64_t tokens = 0;
+    if (linnet_tokenize(engine->tokenizer, p->text.data, p->text.bytes, 0, NULL, 0, &tokens) != LINNET_OK)
+        return cli_engine_fail(engine, LINNET_ERROR_FORMAT);
+    if (tokens < 256) return cli_error("there is too little prose without the names used here");
+    p->tokens_per_byte = (double)tokens / (double)p->text.bytes;
+    return CLI_OK;
 }
 
-/* Prose from a random line on, about `length` tokens of it, with the facts between random lines. */
+/* The first byte at or after `at` that begins a word. */
+static size_t next_word(const cli_buffer *text, size_t at) {
+    while (at < text->bytes && text->data[at] != ' ') at++;
+    return at < text->bytes ? at : text->bytes;
+}
+
+static int ascending(const void *a, const void *b) {
+    const long x = *(const long *)a, y = *(const long *)b;
+    return (x > y) - (x < y);
+}
+
+/* About `length` tokens of prose from a random place on, around to the front where it ends, cut at random words to take
+ * the facts, each on a line of its own. */
 static bool make_document(unsigned short state[3], const prose *p, const fact facts[FACTS], int64_t length,
                           cli_buffer *text) {
-    const long start = below(state, p->lines);
-    int64_t tokens = FACTS * 16 + 48; /* the facts and one question */
-    long lines = 0;
-    while (tokens < length) tokens += p->tokens[(start + lines++) % p->lines];
-    if (lines) lines--;
-    long place[FACTS];
-    for (int i = 0; i < FACTS; i++) place[i] = below(state, lines + 1);
+    enum { KEPT = FACTS * 18 + 40 }; /* tokens of the facts and of one question */
+    const size_t wanted = (size_t)((double)(length > KEPT ? length - KEPT : 1) / p->tokens_per_byte);
+    size_t at = next_word(&p->text, (size_t)below(state, (long)p->text.bytes)), used = 0;
+    long places[FACTS];
+    for (int i = 0; i < FACTS; i++) places[i] = below(state, (long)wanted);
+    qsort(places, FACTS, sizeof *places, ascending);
     bool room = true;
-    for (long n = 0; n <= lines && room; n++) {
-        for (int i = 0; i < FACTS && room; i++)
-            if (place[i] == n)
-                room = cli_append(text, facts[i].line, strlen(facts[i].line)) && cli_append(text, "\n", 1);
-        const char *line = p->line[(start + n) % p->lines];
-        if (n < lines && room) room = cli_append(text, line, (size_t)(strchr(line, '\n') + 1 - line));
+    for (int i = 0; i <= FACTS && room; i++) {
+        const size_t until = i < FACTS ? (size_t)places[i] : wanted;
+        while (used < until && room) {
+            if (at >= p->text.bytes) at = 0;
+            const size_t end = next_word(&p->text, at + (until - used));
+            room = cli_append(text, p->text.data + at, end - at);
+            used += end - at;
+            at = end;
+        }
+        if (i == FACTS || !room) break;
+        room = cli_append(text, "\n", 1) && cli_append(text, facts[i].line, strlen(facts[i].line)) &&
+               cli_append(text, "\n", 1);
     }
     return room;
 }
@@ -266,8 +281,6 @@ static int run(const cli_arguments *arguments) {
     int status = cli_engine_open(arguments, true, &engine);
     if (status == CLI_OK) status = read_prose(&engine, arguments->file, &p);
     if (status == CLI_OK) status = recall(&engine, arguments, &p);
-    free(p.line);
-    free(p.tokens);
     cli_buffer_free(&p.text);
     cli_engine_close(&engine);
     return status;

@@ -17,9 +17,11 @@ OPENINGS = [
     "Nobody in the town", "The two brothers", "At the foot of the mountain", "She had never seen", "The train was already moving",
     "After the long winter", "He opened the door", "The river had risen", "In those days", "The doctor shook his head",
 ]
-NAMES = "Ada Bram Cleo Dirk Edda Finn Greta Hugo Ines Jonas Karin Leo Mira Nils Olga Piet Rosa Sven Tilda Ulla Vera Willem".split()
+# The names and colours that the model was trained with, and its form: a line of its own that cuts the prose between two words.
+NAMES = ("Ada Alan Beth Bram Carl Cleo Dina Dora Emil Ezra Faye Fern Glen Gwen Hope Hugo Iris Ivan Jade Joel Kira Kurt Lena Liam Milo Mona "
+         "Nico Nora Olga Omar Pete Pia Quin Reed Rosa Sage Seth Tara Todd Uma Umar Vera Vito Wade Wren Xena Yara Yves Zara Zeke").split()
 NUMBERS = "password locker ticket room phone badge parcel flight account token gate seat booking invoice serial route".split()
-COLORS = ["red", "blue", "green", "yellow", "black", "white", "brown", "grey"]
+COLORS = "red blue green black white brown gray pink purple orange gold silver".split()
 THINGS = ["car", "house", "coat", "boat", "kite", "door"]
 PERSONS = ["friend", "teacher", "doctor", "neighbor", "boss"]
 
@@ -67,13 +69,13 @@ def main():
     while length < options.characters:
         passages.append(write_passage(options.linnet, options.model, rng.choice(OPENINGS), rng.randrange(1 << 30), 900))
         length += len(passages[-1])
-    lines = [line.strip() for line in "\n\n".join(passages).split("\n")]
+    words = "\n\n".join(passages).split(" ")
     sentences = plant(rng)
     facts = [next(sentences) for _ in range(options.facts)]
     for sentence, _, _ in facts:
-        lines.insert(rng.randrange(len(lines)), sentence)
+        words[rng.randrange(len(words) - 1)] += f"\n{sentence}\n"
     options.folder.mkdir(parents=True, exist_ok=True)
-    (options.folder / "document.txt").write_text("\n".join(lines) + "\n")
+    (options.folder / "document.txt").write_text(" ".join(words) + "\n")
     (options.folder / "facts.txt").write_text("".join(f"{question}\t{answer}\n" for _, question, answer in facts))
     (options.folder / "question.txt").write_text(facts[0][1] + "\n")
 
