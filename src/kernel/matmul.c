@@ -35,25 +35,26 @@ typedef struct pass {
     int64_t tokens_a_task; /* panel way; on preparing as well */
 } pass;
 
+/* An odd number of cache lines, so that the same columns of many tokens do not fight for a few sets of the cache. */
 static uint64_t activation_row_bytes(ln_form form, int64_t padded) {
     const uint64_t n = (uint64_t)padded;
-    if (form == LN_FORM_F32) return n * 4;
-    if (form == LN_FORM_BF16) return n * 2;
-    return ln_round_up(n + n / 32 * 4 + n / 16 * 4, 64);
+    const uint64_t bytes = form == LN_FORM_F32 ? n * 4 : form == LN_FORM_BF16 ? n * 2 : n + n / 32 * 4 + n / 16 * 4;
+    return ln_round_up(bytes, 64) | 64;
 }
 
 static int64_t padded_columns(int64_t columns) {
     return ln_ceil_div(columns, 64) * 64;
 }
 
-/* A strip takes at most 64 bytes a column in every form. */
 static uint64_t panel_bytes(const ln_matmul_kernels *kernels, int64_t columns) {
     uint64_t most = 0;
     for (int exact = 0; exact < 2; exact++) {
         for (int type = 0; type < LN_TYPES; type++) {
             const ln_panel_slot *slot = &kernels->panel[exact][type];
-            const uint64_t wide = (uint64_t)ln_min_i64(slot->columns, padded_columns(columns));
-            const uint64_t bytes = (uint64_t)(slot->rows / LN_STRIP) * 64 * wide;
+            if (!slot->run) continue;
+            const int64_t strip =
+                ln_strip_bytes(slot->form, (linnet_type)type, ln_min_i64(slot->columns, padded_columns(columns)));
+            const uint64_t bytes = (uint64_t)(slot->rows / LN_STRIP) * (uint64_t)strip;
             if (bytes > most) most = bytes;
         }
     }

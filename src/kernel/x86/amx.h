@@ -25,6 +25,11 @@ static inline void ln_amx_release(void) {
 }
 #endif
 
+/* GCC does not know that tile loads read memory: what was written before must be in it. */
+static inline void ln_amx_fence(void) {
+    __asm__ volatile("" : : : "memory");
+}
+
 /* k_bytes: bytes of a row of A, at most 64. A: 16 tokens x k_bytes. B: k_bytes / 4 rows of 16 weights x 4 bytes. */
 static inline ln_amx_shape ln_amx_shape_of(int k_bytes) {
     ln_amx_shape shape = {.palette = 1};

@@ -4,23 +4,27 @@
 #include <immintrin.h>
 
 #define LN_STEP_512(sums, w, x) _mm512_dpbf16_ps(sums, (__m512bh)(w), (__m512bh)(x))
+#include "kernel/x86/pack_512.h"
 #include "kernel/x86/panel_512.h"
 
-enum { ROWS = 32, COLUMNS = 512 };
+enum { ROWS = 32 };
 
 /* One row of columns to bf16. */
 static void unpack_row(linnet_type type, const unsigned char *from, int64_t columns, uint16_t *to) {
-    for (int64_t c = 0; c < columns; c += 16) {
-        const __mmask16 mask = ln_row_mask(columns - c);
-        const __m256i half = _mm256_maskz_loadu_epi16(mask, from + 2 * c);
-        const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_cvtph_ps(half));
-        _mm256_mask_storeu_epi16(to + c, mask, type == LINNET_F16 ? rounded : half);
+    if (type == LINNET_BF16) {
+        memcpy(to, from, (size_t)columns * 2);
+        return;
     }
+    _Alignas(64) float values[LN_BF16_COLUMNS_512];
+    ln_decode_row_512(type, from, columns, values);
+    for (int64_t c = 0; c < columns; c += 16)
+        _mm256_mask_storeu_epi16(to + c, ln_row_mask(columns - c),
+                                 (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(values + c)));
 }
 
-static void pack_bf16(const void *weight, linnet_type type, uint64_t row_bytes, int64_t rows, int64_t column,
+void ln_pack_bf16_512(const void *weight, linnet_type type, uint64_t row_bytes, int64_t rows, int64_t column,
                       int64_t columns, void *panel) {
-    _Alignas(64) uint16_t values[LN_STRIP][COLUMNS];
+    _Alignas(64) uint16_t values[LN_STRIP][LN_BF16_COLUMNS_512];
     const int64_t padded = ln_panel_padded(columns);
     const unsigned char *from = (const unsigned char *)weight + ln_format_bytes(type, column);
     uint16_t *strip = panel;
@@ -44,5 +48,6 @@ static void panel_bf16(const void *panel, linnet_type type, int64_t rows, int64_
 
 void ln_panel_fill_avx512bf16(ln_matmul_kernels *kernels) {
     ln_panel_fill(kernels, 0, ln_panel_halves,
-                  (ln_panel_slot){"panel_bf16_32x12__avx512bf16", LN_FORM_BF16, ROWS, COLUMNS, pack_bf16, panel_bf16});
+                  (ln_panel_slot){"panel_bf16_32x12__avx512bf16", LN_FORM_BF16, ROWS, LN_BF16_COLUMNS_512,
+                                  ln_pack_bf16_512, panel_bf16});
 }

@@ -8,51 +8,10 @@
 #include <immintrin.h>
 
 #include "kernel/dot.h"
+#include "kernel/x86/pack_512.h"
 #include "kernel/x86/panel_512.h"
-#include "kernel/x86/panel_unpack.h"
 
-enum { ROWS = 32, COLUMNS = 1024, TOKENS = 6 };
-
-/* ---- packing ---- */
-
-/* A factor of each 16 columns, of which every `step`th is kept, to the strip's order. */
-static void pack_factors(float (*rows)[COLUMNS / 16], int step, int64_t sixteens, float *to) {
-    for (int64_t g = 0; g < sixteens; g += 16) {
-        __m512i v[16];
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) v[i] = _mm512_load_si512(rows[i] + g);
-        ln_transpose_16(v);
-        for (int i = 0; i < 16 && g + i < sixteens; i += step, to += LN_STRIP) _mm512_store_si512(to, v[i]);
-    }
-}
-
-static void pack_int8(const void *weight, linnet_type type, uint64_t row_bytes, int64_t rows, int64_t column,
-                      int64_t columns, void *panel) {
-    _Alignas(64) uint8_t u[LN_STRIP][COLUMNS];
-    _Alignas(64) float scale[LN_STRIP][COLUMNS / 16], minimum[LN_STRIP][COLUMNS / 16];
-    const int64_t padded = ln_panel_padded(columns);
-    const int step = ln_panel_group(type) / 16;
-    const int64_t strip_bytes = ln_strip_bytes(LN_FORM_INT8, type, columns);
-    const unsigned char *from = (const unsigned char *)weight + ln_format_bytes(type, column);
-    unsigned char *strip = panel;
-    for (int64_t r = 0; r < rows; r += LN_STRIP, strip += strip_bytes) {
-        const int64_t here = ln_min_i64(LN_STRIP, rows - r);
-        if (here < LN_STRIP) {
-            memset(u, 0, sizeof u);
-            memset(scale, 0, sizeof scale);
-            memset(minimum, 0, sizeof minimum);
-        }
-        for (int64_t i = 0; i < here; i++)
-            ln_unpack_row_512(type, from + (uint64_t)(r + i) * row_bytes, columns, u[i], scale[i], minimum[i]);
-        ln_transpose_rows(u, sizeof *u, padded / 64, strip);
-        float *scales = (float *)(void *)(strip + padded * LN_STRIP);
-        pack_factors(scale, step, padded / 16, scales);
-        if (ln_format_of(type)->has_minimum)
-            pack_factors(minimum, step, padded / 16, scales + padded / 16 / step * LN_STRIP);
-    }
-}
-
-/* ---- the dense kernel ---- */
+enum { ROWS = 32, TOKENS = 6 };
 
 typedef struct tile {
     const unsigned char *strip[2];
@@ -176,5 +135,6 @@ static void panel_int8(const void *panel, linnet_type type, int64_t rows, int64_
 
 void ln_panel_fill_avx512vnni(ln_matmul_kernels *kernels) {
     ln_panel_fill(kernels, 0, ln_panel_blocks,
-                  (ln_panel_slot){"panel_int8_32x6__avx512vnni", LN_FORM_INT8, ROWS, COLUMNS, pack_int8, panel_int8});
+                  (ln_panel_slot){"panel_int8_32x6__avx512vnni", LN_FORM_INT8, ROWS, LN_INT8_COLUMNS_512,
+                                  ln_pack_int8_512, panel_int8});
 }
