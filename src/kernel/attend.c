@@ -1,5 +1,5 @@
 /* Owns: the layout of key-value pages, the portable attention kernels, and the choice among the instruction sets. */
-#include "kernel/attend.h"
+#include "kernel/attend_sets.h"
 
 #include <string.h>
 
@@ -89,6 +89,12 @@ HELPER float total(lanes v) {
 void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels) {
     (void)cpu;
     fill_portable(kernels);
+#if defined(__x86_64__)
+    if (cpu & LN_CPU_AVX2) ln_attend_fill_avx2(kernels);
+    if (cpu & LN_CPU_AVX512) ln_attend_fill_avx512(kernels);
+#elif defined(__aarch64__)
+    if (cpu & LN_CPU_NEON) ln_attend_fill_neon(kernels);
+#endif
 }
 
 bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_size, ln_page_layout *layout) {

@@ -90,11 +90,8 @@ typedef struct b_scales {
 INLINE void load_scales(b_scales *s, const ln_attend_part *part, int64_t k, int64_t depth, int64_t c, int vectors,
                         int n, bool values) {
     const uint16_t *from = (const uint16_t *)(const void *)part->scales;
-    if (values) {
-        for (int64_t i = 0; i < depth; i++) s->row[i] = ln_f16_float(from[i]);
-    } else {
-        UNROLL for (int v = 0; v < vectors; v++) s->column[v] = load_f16(from + k + c + v * W, n);
-    }
+    for (int64_t i = 0; values && i < depth; i++) s->row[i] = ln_f16_float(from[k + i]);
+    UNROLL for (int v = 0; v < vectors; v++) s->column[v] = values ? splat(0) : load_f16(from + k + c + v * W, n);
 }
 
 /* Row k of B (k0 + j of the part), columns c and up, as floats. */

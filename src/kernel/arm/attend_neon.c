@@ -1,0 +1,75 @@
+/* Owns: the attention kernels of NEON: 6 rows x 16 columns in registers, 24 sums of the 32 registers. */
+#include <arm_neon.h>
+
+#include "kernel/attend_sets.h"
+
+enum { W = 4, VECTORS = 4, ROWS = 6 };
+typedef float32x4_t lanes;
+
+#define HELPER static inline __attribute__((always_inline))
+
+HELPER lanes load(const float *x, int n) {
+    (void)n;
+    return vld1q_f32(x);
+}
+HELPER void store(float *y, lanes v, int n) {
+    (void)n;
+    vst1q_f32(y, v);
+}
+HELPER lanes load_f16(const uint16_t *x, int n) {
+    (void)n;
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x)));
+}
+HELPER lanes load_bf16(const uint16_t *x, int n) {
+    (void)n;
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(x), 16));
+}
+HELPER lanes load_q8(const int8_t *x, int n) {
+    (void)n;
+    int32_t four;
+    __builtin_memcpy(&four, x, sizeof four);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
+HELPER lanes splat(float x) {
+    return vdupq_n_f32(x);
+}
+HELPER lanes add(lanes a, lanes b) {
+    return vaddq_f32(a, b);
+}
+HELPER lanes subtract(lanes a, lanes b) {
+    return vsubq_f32(a, b);
+}
+HELPER lanes multiply(lanes a, lanes b) {
+    return vmulq_f32(a, b);
+}
+HELPER lanes divide(lanes a, lanes b) {
+    return vdivq_f32(a, b);
+}
+HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
+    return vfmaq_f32(c, a, b);
+}
+HELPER lanes larger(lanes a, lanes b) {
+    return vbslq_f32(vcgtq_f32(a, b), a, b);
+}
+HELPER lanes smaller(lanes a, lanes b) {
+    return vbslq_f32(vcltq_f32(a, b), a, b);
+}
+HELPER lanes fraction(lanes x) {
+    const lanes safe = larger(vdupq_n_f32(-127), x);
+    return vsubq_f32(safe, vrndmq_f32(safe));
+}
+HELPER lanes power(lanes p, lanes x) {
+    const int32x4_t exponent = vcvtmq_s32_f32(larger(vdupq_n_f32(-127), x));
+    return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(exponent, vdupq_n_s32(127)), 23)));
+}
+HELPER float largest(lanes v) {
+    return vmaxvq_f32(v);
+}
+HELPER float total(lanes v) {
+    return vaddvq_f32(v);
+}
+
+#define LN_ATTEND_NAME "attend__neon"
+#define LN_ATTEND_SET void ln_attend_fill_neon(ln_attend_kernels *kernels)
+#include "kernel/attend_body.h"

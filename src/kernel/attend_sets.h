@@ -1,0 +1,11 @@
+/* The fillers of the attention kernels, one an instruction set: each overwrites the whole table. */
+#ifndef LN_KERNEL_ATTEND_SETS_H
+#define LN_KERNEL_ATTEND_SETS_H
+
+#include "kernel/attend.h"
+
+void ln_attend_fill_avx2(ln_attend_kernels *kernels);
+void ln_attend_fill_avx512(ln_attend_kernels *kernels);
+void ln_attend_fill_neon(ln_attend_kernels *kernels);
+
+#endif

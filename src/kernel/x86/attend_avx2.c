@@ -1,0 +1,81 @@
+/* Owns: the attention kernels of AVX2: 6 rows x 16 columns in registers, 12 sums of the 16 registers. */
+#include <immintrin.h>
+
+#include "kernel/attend_sets.h"
+
+enum { W = 8, VECTORS = 2, ROWS = 6 };
+typedef __m256 lanes;
+
+#define HELPER static inline __attribute__((always_inline))
+
+HELPER lanes load(const float *x, int n) {
+    (void)n;
+    return _mm256_loadu_ps(x);
+}
+HELPER void store(float *y, lanes v, int n) {
+    (void)n;
+    _mm256_storeu_ps(y, v);
+}
+HELPER lanes load_f16(const uint16_t *x, int n) {
+    (void)n;
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)x));
+}
+HELPER lanes load_bf16(const uint16_t *x, int n) {
+    (void)n;
+    const __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)x);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+HELPER lanes load_q8(const int8_t *x, int n) {
+    (void)n;
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)x)));
+}
+HELPER lanes splat(float x) {
+    return _mm256_set1_ps(x);
+}
+HELPER lanes add(lanes a, lanes b) {
+    return _mm256_add_ps(a, b);
+}
+HELPER lanes subtract(lanes a, lanes b) {
+    return _mm256_sub_ps(a, b);
+}
+HELPER lanes multiply(lanes a, lanes b) {
+    return _mm256_mul_ps(a, b);
+}
+HELPER lanes divide(lanes a, lanes b) {
+    return _mm256_div_ps(a, b);
+}
+HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+HELPER lanes larger(lanes a, lanes b) {
+    return _mm256_max_ps(a, b);
+}
+HELPER lanes smaller(lanes a, lanes b) {
+    return _mm256_min_ps(a, b);
+}
+HELPER lanes at_least_exponent(lanes x) {
+    return _mm256_max_ps(_mm256_set1_ps(-127), x);
+}
+HELPER lanes fraction(lanes x) {
+    const lanes safe = at_least_exponent(x);
+    return _mm256_sub_ps(safe, _mm256_floor_ps(safe));
+}
+HELPER lanes power(lanes p, lanes x) {
+    const __m256i exponent = _mm256_cvtps_epi32(_mm256_floor_ps(at_least_exponent(x)));
+    const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(bits));
+}
+HELPER float largest(lanes v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+HELPER float total(lanes v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+#define LN_ATTEND_NAME "attend__avx2"
+#define LN_ATTEND_SET void ln_attend_fill_avx2(ln_attend_kernels *kernels)
+#include "kernel/attend_body.h"

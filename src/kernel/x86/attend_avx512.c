@@ -1,0 +1,77 @@
+/* Owns: the attention kernels of AVX-512: 12 rows x 32 columns in registers, 24 sums of the 32 registers. */
+#include <immintrin.h>
+
+#include "kernel/attend_sets.h"
+
+enum { W = 16, VECTORS = 2, ROWS = 12 };
+typedef __m512 lanes;
+
+#define HELPER static inline __attribute__((always_inline))
+
+HELPER __mmask16 first_lanes(int n) {
+    return (__mmask16)((1u << n) - 1);
+}
+HELPER lanes load(const float *x, int n) {
+    return n == W ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(first_lanes(n), x);
+}
+HELPER void store(float *y, lanes v, int n) {
+    if (n == W)
+        _mm512_storeu_ps(y, v);
+    else
+        _mm512_mask_storeu_ps(y, first_lanes(n), v);
+}
+HELPER __m256i load_halves(const uint16_t *x, int n) {
+    return n == W ? _mm256_loadu_si256((const __m256i *)(const void *)x) : _mm256_maskz_loadu_epi16(first_lanes(n), x);
+}
+HELPER lanes load_f16(const uint16_t *x, int n) {
+    return _mm512_cvtph_ps(load_halves(x, n));
+}
+HELPER lanes load_bf16(const uint16_t *x, int n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(x, n)), 16));
+}
+HELPER lanes load_q8(const int8_t *x, int n) {
+    const __m128i bytes =
+        n == W ? _mm_loadu_si128((const __m128i *)(const void *)x) : _mm_maskz_loadu_epi8(first_lanes(n), x);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+HELPER lanes splat(float x) {
+    return _mm512_set1_ps(x);
+}
+HELPER lanes add(lanes a, lanes b) {
+    return _mm512_add_ps(a, b);
+}
+HELPER lanes subtract(lanes a, lanes b) {
+    return _mm512_sub_ps(a, b);
+}
+HELPER lanes multiply(lanes a, lanes b) {
+    return _mm512_mul_ps(a, b);
+}
+HELPER lanes divide(lanes a, lanes b) {
+    return _mm512_div_ps(a, b);
+}
+HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+HELPER lanes larger(lanes a, lanes b) {
+    return _mm512_max_ps(a, b);
+}
+HELPER lanes smaller(lanes a, lanes b) {
+    return _mm512_min_ps(a, b);
+}
+HELPER lanes fraction(lanes x) {
+    enum { TOWARD_MINUS_INFINITY = 1 };
+    return _mm512_reduce_ps(x, TOWARD_MINUS_INFINITY);
+}
+HELPER lanes power(lanes p, lanes x) {
+    return _mm512_scalef_ps(p, x);
+}
+HELPER float largest(lanes v) {
+    return _mm512_reduce_max_ps(v);
+}
+HELPER float total(lanes v) {
+    return _mm512_reduce_add_ps(v);
+}
+
+#define LN_ATTEND_NAME "attend__avx512"
+#define LN_ATTEND_SET void ln_attend_fill_avx512(ln_attend_kernels *kernels)
+#include "kernel/attend_body.h"
