@@ -78,8 +78,9 @@ HELPER float largest(lanes v) {
     const lanes pairs = larger(v, (lanes){v[2], v[3], v[2], v[3]});
     return pairs[0] > pairs[1] ? pairs[0] : pairs[1];
 }
-HELPER float total(lanes v) {
-    return (v[0] + v[2]) + (v[1] + v[3]);
+HELPER bool any_above(lanes a, lanes b) {
+    const lanes_int above = a > b;
+    return (above[0] | above[1] | above[2] | above[3]) != 0;
 }
 
 #define LN_ATTEND_NAME "attend__portable"

@@ -21,7 +21,10 @@ enum {
     LN_HEAD_MOST = 256,     /* largest key_size and value_size; both are multiples of 8 */
     LN_ATTEND_BLOCK = 128,  /* keys whose scores are held at once */
     LN_ATTEND_STRIDE = 272, /* floats from row to row of A and C: a constant, and no power of two */
-    LN_ATTEND_PAD = 16      /* the softmax may write scores beyond n up to a multiple of this */
+    LN_ATTEND_LANES = 16,
+    LN_ATTEND_SLACK = 8,
+    LN_ATTEND_FEW_ROWS = 8,
+    LN_ATTEND_PAD = 16 /* the softmax may write scores beyond n up to a multiple of this */
 };
 
 /* ---- pages ---- */
@@ -53,9 +56,10 @@ static inline const unsigned char *ln_page_of(const ln_page_view *view, int64_t 
 
 /* ---- products ---- */
 
-/* Some rows of B: codes, and scales where the format has them. */
+/* Some rows of B: codes, and scales where the format has them. A product of few rows waits for memory, so it fetches
+ * `ahead` at the pace at which it reads the codes: what will be read next, or codes again. */
 typedef struct ln_attend_part {
-    const unsigned char *codes, *scales;
+    const unsigned char *codes, *scales, *ahead;
 } ln_attend_part;
 
 /* B: count parts of `depth` rows each, one below the other; `columns` (8, 16, 24 or 32) codes in a row. */
@@ -66,30 +70,34 @@ typedef struct ln_attend_operand {
 } ln_attend_operand;
 
 static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page) {
-    return (ln_attend_part){page, page + layout->key_scales};
+    return (ln_attend_part){page, page + layout->key_scales, page};
 }
 /* Values of sizes 32 panel and up, from the page's token `token` on. */
 static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const unsigned char *page, int64_t panel,
                                             int64_t token) {
     const int64_t left = layout->value_size - panel * LN_PANEL, columns = left < LN_PANEL ? left : LN_PANEL;
-    const int64_t codes = panel * LN_PANEL * LN_PAGE_TOKENS + token * columns;
-    return (ln_attend_part){page + layout->values + (uint64_t)(codes * layout->element),
-                            page + layout->value_scales + (uint64_t)(2 * (panel * LN_PAGE_TOKENS + token))};
+    const int64_t at = panel * LN_PANEL * LN_PAGE_TOKENS + token * columns;
+    const unsigned char *codes = page + layout->values + (uint64_t)(at * layout->element);
+    const uint64_t scale = (uint64_t)(2 * (panel * LN_PAGE_TOKENS + token));
+    return (ln_attend_part){codes, page + layout->value_scales + scale, codes};
 }
 
-/* C (+)= A B; rows of A and C are LN_ATTEND_STRIDE floats apart, A has count * depth columns. An element of C is summed
- * in the order of B's rows whatever `rows` is. */
+/* C (+)= A B; rows of A and C are LN_ATTEND_STRIDE floats apart, A has count * depth columns. The
+ * order of an element's additions depends on B's shape only, never on `rows`. */
 typedef void (*ln_attend_product)(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool add);
 /* B as floats [count * depth, columns]. */
 typedef void (*ln_attend_decode)(const ln_attend_operand *b, float *values);
-/* One step of the online softmax over n new scores of a row, base 2: m' = max(m, scores), scores become
- * 2^(score - m'), sum becomes sum 2^(m - m') + their sum. cap is not 0: score = cap tanh(score) first. Returns
- * 2^(m - m'), by which what was summed before must be multiplied. No score but -inf: m' stays -inf, all become 0. */
+/* One step of the online softmax over n new scores of a row, base 2. cap is not 0: score = cap tanh(score) first. Where
+ * a score exceeds m by more than LN_ATTEND_SLACK, m becomes the largest; scores become 2^(score - m), at most 2^slack;
+ * the row's sum, which is that of LN_ATTEND_LANES numbers, is multiplied by 2^(old m - m) and grows by them. Returns
+ * that factor, by which the row's output must be multiplied. No score but -inf so far: m stays -inf and scores become
+ * 0. */
 typedef float (*ln_attend_softmax)(float *scores, int64_t n, float cap, float *maximum, float *sum);
 
 typedef struct ln_attend_kernels {
     const char *name;
-    ln_attend_product product[LN_TYPES];
+    ln_attend_product many;          /* any rows, B of floats: bound by arithmetic */
+    ln_attend_product few[LN_TYPES]; /* LN_ATTEND_FEW_ROWS or so, B of any precision: bound by memory */
     ln_attend_decode decode[LN_TYPES];
     ln_attend_softmax softmax;
 } ln_attend_kernels;

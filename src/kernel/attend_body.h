@@ -1,6 +1,6 @@
 /* The bodies of attention's kernels, written once and compiled for each instruction set by including this file
  * (attend.c, x86/attend_*.c, arm/attend_neon.c) after defining
- *   W, VECTORS, ROWS     lanes of a vector, vectors and rows of a register tile: ROWS x VECTORS sums stay in registers
+ *   W, VECTORS, ROWS     lanes of a vector, vectors and rows (at most ROWS_MOST) of a register tile: ROWS x VECTORS sums
  *   lanes                a vector of W floats
  *   load, load_f16, load_bf16, load_q8 (address, n)     n <= W lanes from memory as floats; the others are 0 where
  *   store (address, v, n)                                n can be less than W at all (8 of 16)
@@ -8,12 +8,14 @@
  *   larger (a, b), smaller (a, b)                        b where one is NaN
  *   fraction (x) = x - floor(x), 0 for -inf              of -inf or -127 <= x <= 127
  *   power (p, x) = p 2^floor(x), 0 for x < -127
- *   largest (v), total (v)                               over the lanes, in a fixed tree
+ *   largest (v)                                          over the lanes
+ *   any_above (a, b)                                     a > b in some lane
  *   LN_ATTEND_NAME, LN_ATTEND_SET
  *
  * 2^x = 2^floor(x) p(x - floor(x)), p of degree 6 with p(0) = 1: relative error of the polynomial 2e-9, of the whole
  * below 1.5e-7. */
 #include <math.h>
+#include <string.h>
 
 #include "kernel/attend.h"
 
@@ -49,20 +51,25 @@ static float softmax(float *scores, int64_t n, float cap, float *maximum, float 
         for (int64_t i = 0; i < n; i += W)
             store(scores + i, multiply(splat(cap), hyperbolic_tangent(load(scores + i, W))), W);
     for (int64_t i = n; i % LN_ATTEND_PAD; i++) scores[i] = -INFINITY;
-    lanes most = splat(*maximum);
+    lanes most = splat(-INFINITY);
     for (int64_t i = 0; i < n; i += W) most = larger(load(scores + i, W), most);
-    const float before = *maximum, after = largest(most), shift = after == -INFINITY ? 0 : after;
+    const float before = *maximum;
+    float factor = 1;
+    if (any_above(most, splat(before + LN_ATTEND_SLACK))) {
+        float part[W];
+        *maximum = largest(most);
+        store(part, power_of_two(splat(before - *maximum)), W);
+        factor = part[0];
+    }
+    const lanes shift = splat(*maximum == -INFINITY ? 0 : *maximum);
     lanes added = splat(0);
     for (int64_t i = 0; i < n; i += W) {
-        const lanes weight = power_of_two(subtract(load(scores + i, W), splat(shift)));
+        const lanes weight = power_of_two(subtract(load(scores + i, W), shift));
         added = add(added, weight);
         store(scores + i, weight, W);
     }
-    float part[W];
-    store(part, power_of_two(splat(before - shift)), W);
-    *maximum = after;
-    *sum = *sum * part[0] + total(added);
-    return part[0];
+    store(sum, multiply_add(load(sum, W), splat(factor), added), W);
+    return factor;
 }
 
 /* ---- products ---- */
@@ -80,81 +87,172 @@ INLINE lanes load_code(linnet_type precision, const unsigned char *codes, int64_
     }
 }
 
-/* The scales of up to 32 rows of B, from row k on: those of the columns c to c + vectors W - 1, or those of the rows.
- */
-typedef struct b_scales {
-    lanes column[VECTORS];
-    float row[LN_PAGE_TOKENS];
-} b_scales;
+/* Rows of B of one part, columns c to c + vectors W - 1. */
+typedef struct b_rows {
+    const unsigned char *codes, *ahead;
+    const uint16_t *scales;
+    int64_t columns, c;
+    int vectors, n; /* n: lanes of a vector that are used */
+} b_rows;
 
-INLINE void load_scales(b_scales *s, const ln_attend_part *part, int64_t k, int64_t depth, int64_t c, int vectors,
-                        int n, bool values) {
-    const uint16_t *from = (const uint16_t *)(const void *)part->scales;
-    for (int64_t i = 0; values && i < depth; i++) s->row[i] = ln_f16_float(from[k + i]);
-    UNROLL for (int v = 0; v < vectors; v++) s->column[v] = values ? splat(0) : load_f16(from + k + c + v * W, n);
+INLINE b_rows rows_of(const ln_attend_operand *b, int64_t part, int64_t c, int vectors, int n) {
+    const ln_attend_part *p = &b->parts[part];
+    return (b_rows){p->codes, p->ahead, (const uint16_t *)(const void *)p->scales, b->columns, c, vectors, n};
 }
 
-/* Row k of B (k0 + j of the part), columns c and up, as floats. */
-INLINE void load_row(lanes *x, linnet_type precision, const unsigned char *codes, int64_t index, int64_t j,
-                     const b_scales *s, int vectors, int n, bool values) {
-    UNROLL for (int v = 0; v < vectors; v++) {
-        x[v] = load_code(precision, codes, index + v * W, n);
-        if (precision == LINNET_Q8_0) x[v] = multiply(x[v], values ? splat(s->row[j]) : s->column[v]);
+/* Codes of row k as floats, without their scale. */
+INLINE void load_row(lanes *x, linnet_type precision, const b_rows *b, int64_t k) {
+    UNROLL for (int v = 0; v < b->vectors; v++) x[v] =
+        load_code(precision, b->codes, k * b->columns + b->c + v * W, b->n);
+}
+
+INLINE void prefetch_row(linnet_type precision, const b_rows *b, int64_t k) {
+    enum { LINE = 64 };
+    const int64_t element = precision == LINNET_F32 ? 4 : precision == LINNET_Q8_0 ? 1 : 2;
+    const unsigned char *at = b->ahead + (k * b->columns + b->c) * element;
+    UNROLL for (int64_t i = 0; i < b->vectors * W * element; i += LINE) __builtin_prefetch(at + i);
+}
+
+INLINE void load_scales(lanes *scale, const b_rows *b, int64_t k) {
+    UNROLL for (int v = 0; v < b->vectors; v++) scale[v] =
+        load_f16(b->scales + k / LN_PAGE_TOKENS * LN_PAGE_TOKENS + b->c + v * W, b->n);
+}
+
+/* scaled [rows][LN_PAGE_TOKENS] = A, each column times the scale of that row of B. */
+INLINE void scale_weights(float *scaled, const float *a, int rows, const uint16_t *scales, int64_t depth) {
+    uint16_t whole[LN_PAGE_TOKENS] = {0};
+    if (depth % W) {
+        memcpy(whole, scales, (size_t)depth * sizeof *whole);
+        scales = whole;
+    }
+    for (int64_t j = 0; j < depth; j += W) {
+        const lanes scale = load_f16(scales + j, W);
+        for (int r = 0; r < rows; r++)
+            store(scaled + r * LN_PAGE_TOKENS + j, multiply(load(a + r * LN_ATTEND_STRIDE + j, W), scale), W);
+    }
+}
+
+enum { ROWS_MOST = 12 };
+typedef lanes sums[ROWS_MOST][VECTORS];
+
+/* sum += A's columns 0 .. depth - 1 times rows k .. k + depth - 1 of B. few: two sums in turn, because one would wait
+ * for its own last addition, and fetching ahead. */
+INLINE void accumulate(sums sum, linnet_type precision, const b_rows *b, int64_t k, int64_t depth, const float *a,
+                       int64_t a_stride, int rows, const lanes *scale, bool few) {
+    const int turns = few ? 2 : 1;
+    lanes x[VECTORS];
+    sums other;
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int v = 0; v < b->vectors; v++) other[r][v] = splat(0);
+    }
+    for (int64_t j = 0; j < depth; j += turns) {
+        UNROLL for (int turn = 0; turn < turns; turn++) {
+            if (turn > 0 && j + turn >= depth) break;
+            load_row(x, precision, b, k + j + turn);
+            if (few) prefetch_row(precision, b, k + j + turn);
+            if (scale) {
+                UNROLL for (int v = 0; v < b->vectors; v++) x[v] = multiply(x[v], scale[v]);
+            }
+            UNROLL for (int r = 0; r < rows; r++) {
+                const lanes factor = splat(a[r * a_stride + j + turn]);
+                UNROLL for (int v = 0; v < b->vectors; v++) {
+                    if (turn)
+                        other[r][v] = multiply_add(factor, x[v], other[r][v]);
+                    else
+                        sum[r][v] = multiply_add(factor, x[v], sum[r][v]);
+                }
+            }
+        }
+    }
+    if (turns == 1) return;
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int v = 0; v < b->vectors; v++) sum[r][v] = add(sum[r][v], other[r][v]);
+    }
+}
+
+/* One part of Q8_0: keys have a scale for each column and 32 rows, values one for each row. */
+INLINE void accumulate_q8(sums sum, const b_rows *b, int64_t depth, const float *a, int rows, bool values) {
+    if (values) {
+        float scaled[ROWS_MOST * LN_PAGE_TOKENS];
+        scale_weights(scaled, a, rows, b->scales, depth);
+        accumulate(sum, LINNET_Q8_0, b, 0, depth, scaled, LN_PAGE_TOKENS, rows, NULL, true);
+        return;
+    }
+    for (int64_t k = 0; k < depth; k += LN_PAGE_TOKENS) {
+        const int64_t here = depth - k < LN_PAGE_TOKENS ? depth - k : LN_PAGE_TOKENS;
+        lanes scale[VECTORS];
+        load_scales(scale, b, k);
+        if (3 * rows > ROWS) {
+            accumulate(sum, LINNET_Q8_0, b, k, here, a + k, LN_ATTEND_STRIDE, rows, scale, true);
+            continue;
+        }
+        sums part;
+        UNROLL for (int r = 0; r < rows; r++) {
+            UNROLL for (int v = 0; v < b->vectors; v++) part[r][v] = splat(0);
+        }
+        accumulate(part, LINNET_Q8_0, b, k, here, a + k, LN_ATTEND_STRIDE, rows, NULL, true);
+        UNROLL for (int r = 0; r < rows; r++) {
+            UNROLL for (int v = 0; v < b->vectors; v++) sum[r][v] = multiply_add(part[r][v], scale[v], sum[r][v]);
+        }
     }
 }
 
 /* C [rows, vectors W] (+)= A B for the columns c and up, rows x vectors sums in registers. */
-INLINE void tile(linnet_type precision, const ln_attend_operand *b, const float *a, float *to, bool sum, int64_t c,
-                 int rows, int vectors, int n, bool values) {
-    lanes result[ROWS][VECTORS];
+INLINE void tile(linnet_type precision, const ln_attend_operand *b, const float *a, float *to, bool more, int64_t c,
+                 int rows, int vectors, int n, bool values, bool few) {
+    sums sum;
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int v = 0; v < vectors; v++) result[r][v] =
-            sum ? load(to + r * LN_ATTEND_STRIDE + v * W, n) : splat(0);
+        UNROLL for (int v = 0; v < vectors; v++) sum[r][v] =
+            more ? load(to + r * LN_ATTEND_STRIDE + v * W, n) : splat(0);
     }
-    const int64_t step = precision == LINNET_Q8_0 ? LN_PAGE_TOKENS : b->depth;
     for (int64_t p = 0; p < b->count; p++) {
-        for (int64_t k = 0; k < b->depth; k += step) {
-            const int64_t depth = b->depth - k < step ? b->depth - k : step;
-            b_scales s;
-            if (precision == LINNET_Q8_0) load_scales(&s, &b->parts[p], k, depth, c, vectors, n, values);
-            for (int64_t j = 0; j < depth; j++) {
-                lanes x[VECTORS];
-                load_row(x, precision, b->parts[p].codes, (k + j) * b->columns + c, j, &s, vectors, n, values);
-                UNROLL for (int r = 0; r < rows; r++) {
-                    const lanes factor = splat(a[r * LN_ATTEND_STRIDE + j]);
-                    UNROLL for (int v = 0; v < vectors; v++) result[r][v] = multiply_add(factor, x[v], result[r][v]);
-                }
-            }
-            a += depth;
-        }
+        const b_rows part = rows_of(b, p, c, vectors, n);
+        if (precision == LINNET_Q8_0)
+            accumulate_q8(sum, &part, b->depth, a, rows, values);
+        else
+            accumulate(sum, precision, &part, 0, b->depth, a, LN_ATTEND_STRIDE, rows, NULL, few);
+        a += b->depth;
     }
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int v = 0; v < vectors; v++) store(to + r * LN_ATTEND_STRIDE + v * W, result[r][v], n);
+        UNROLL for (int v = 0; v < vectors; v++) store(to + r * LN_ATTEND_STRIDE + v * W, sum[r][v], n);
     }
 }
 
 /* All columns for a fixed number of rows: whole register tiles, then single vectors. */
-INLINE void columns(linnet_type precision, const ln_attend_operand *b, const float *a, float *to, bool sum, int rows,
-                    bool values) {
+INLINE void columns(linnet_type precision, const ln_attend_operand *b, const float *a, float *to, bool more, int rows,
+                    bool values, bool few) {
     int64_t c = 0;
     for (; c + VECTORS * W <= b->columns; c += VECTORS * W)
-        tile(precision, b, a, to + c, sum, c, rows, VECTORS, W, values);
+        tile(precision, b, a, to + c, more, c, rows, VECTORS, W, values, few);
     for (; c < b->columns; c += W)
-        tile(precision, b, a, to + c, sum, c, rows, 1, b->columns - c < W ? (int)(b->columns - c) : W, values);
+        tile(precision, b, a, to + c, more, c, rows, 1, b->columns - c < W ? (int)(b->columns - c) : W, values, few);
 }
 
+/* All rows, in groups as even as can be. */
 INLINE void product(linnet_type precision, const ln_attend_operand *b, const float *a, int64_t rows, float *to,
-                    bool sum, bool values) {
-#define CASE(count, size)                                                   \
-    if (size <= ROWS && rows >= size) {                                     \
-        columns(precision, b, a, to, sum, size <= ROWS ? size : 1, values); \
-        count = size;                                                       \
-    }
+                    bool more, bool values, bool few) {
+    const int most = few ? ROWS / 2 : ROWS;
+#define CASE(n)                                                                            \
+    case n:                                                                                \
+        if (n <= most) columns(precision, b, a, to, more, n <= most ? n : 1, values, few); \
+        break;
     while (rows > 0) {
-        int64_t done = 0;
-        CASE(done, 12)
-        else CASE(done, 8) else CASE(done, 7) else CASE(done, 6) else CASE(done, 5) else CASE(done, 4) else CASE(
-            done, 3) else CASE(done, 2) else CASE(done, 1) a += done * LN_ATTEND_STRIDE;
+        const int64_t groups = (rows + most - 1) / most, done = (rows + groups - 1) / groups;
+        switch (done) {
+            CASE(1)
+            CASE(2)
+            CASE(3)
+            CASE(4)
+            CASE(5)
+            CASE(6)
+            CASE(7)
+            CASE(8)
+            CASE(9)
+            CASE(10)
+            CASE(11)
+            CASE(12)
+        }
+        a += done * LN_ATTEND_STRIDE;
         to += done * LN_ATTEND_STRIDE;
         rows -= done;
     }
@@ -162,34 +260,36 @@ INLINE void product(linnet_type precision, const ln_attend_operand *b, const flo
 }
 
 INLINE void decode(linnet_type precision, const ln_attend_operand *b, float *to, bool values) {
-    const int64_t step = precision == LINNET_Q8_0 ? LN_PAGE_TOKENS : b->depth;
     for (int64_t p = 0; p < b->count; p++) {
-        for (int64_t k = 0; k < b->depth; k += step) {
-            const int64_t depth = b->depth - k < step ? b->depth - k : step;
-            for (int64_t c = 0; c < b->columns; c += W) {
-                const int n = b->columns - c < W ? (int)(b->columns - c) : W;
-                b_scales s;
-                if (precision == LINNET_Q8_0) load_scales(&s, &b->parts[p], k, depth, c, 1, n, values);
-                for (int64_t j = 0; j < depth; j++) {
-                    lanes x[VECTORS];
-                    load_row(x, precision, b->parts[p].codes, (k + j) * b->columns + c, j, &s, 1, n, values);
-                    store(to + j * b->columns + c, x[0], n);
+        for (int64_t c = 0; c < b->columns; c += W) {
+            const b_rows part = rows_of(b, p, c, 1, b->columns - c < W ? (int)(b->columns - c) : W);
+            lanes scale = splat(1);
+            for (int64_t k = 0; k < b->depth; k++) {
+                lanes x[VECTORS];
+                load_row(x, precision, &part, k);
+                if (precision == LINNET_Q8_0) {
+                    if (values)
+                        scale = splat(ln_f16_float(part.scales[k]));
+                    else if (k % LN_PAGE_TOKENS == 0)
+                        load_scales(&scale, &part, k);
+                    x[0] = multiply(x[0], scale);
                 }
+                store(to + k * b->columns + c, x[0], part.n);
             }
-            to += depth * b->columns;
         }
+        to += b->depth * b->columns;
     }
 }
 
-#define PRECISION(name, type)                                                                                  \
-    static void product_##name(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool sum) { \
-        if (type == LINNET_Q8_0 && b->values)                                                                  \
-            product(type, b, a, rows, c, sum, true);                                                           \
-        else                                                                                                   \
-            product(type, b, a, rows, c, sum, false);                                                          \
-    }                                                                                                          \
-    static void decode_##name(const ln_attend_operand *b, float *values) {                                     \
-        decode(type, b, values, b->values);                                                                    \
+#define PRECISION(name, type)                                                                                   \
+    static void product_##name(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool more) { \
+        if (type == LINNET_Q8_0 && b->values)                                                                   \
+            product(type, b, a, rows, c, more, true, true);                                                     \
+        else                                                                                                    \
+            product(type, b, a, rows, c, more, false, true);                                                    \
+    }                                                                                                           \
+    static void decode_##name(const ln_attend_operand *b, float *values) {                                      \
+        decode(type, b, values, b->values);                                                                     \
     }
 
 PRECISION(f32, LINNET_F32)
@@ -197,13 +297,18 @@ PRECISION(f16, LINNET_F16)
 PRECISION(bf16, LINNET_BF16)
 PRECISION(q8_0, LINNET_Q8_0)
 
+static void product_many(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool more) {
+    product(LINNET_F32, b, a, rows, c, more, false, false);
+}
+
 LN_ATTEND_SET {
     *kernels = (ln_attend_kernels){
         .name = LN_ATTEND_NAME,
-        .product = {[LINNET_F32] = product_f32,
-                    [LINNET_F16] = product_f16,
-                    [LINNET_BF16] = product_bf16,
-                    [LINNET_Q8_0] = product_q8_0},
+        .many = product_many,
+        .few = {[LINNET_F32] = product_f32,
+                [LINNET_F16] = product_f16,
+                [LINNET_BF16] = product_bf16,
+                [LINNET_Q8_0] = product_q8_0},
         .decode = {[LINNET_F32] = decode_f32,
                    [LINNET_F16] = decode_f16,
                    [LINNET_BF16] = decode_bf16,

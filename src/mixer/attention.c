@@ -48,7 +48,7 @@ static attention_plan make_plan(const ln_attention *attention, int64_t tokens) {
     const int64_t by_rows = SPLIT_ROWS / ln_max_i64(1, attention->heads * tokens);
     p.chunks_most = ln_max_i64(1, ln_min_i64(SPLIT_MOST, ln_min_i64(by_tasks, by_rows)));
     const int64_t decoded = LN_PAGE_TOKENS * attention->key_size + LN_ATTEND_BLOCK * attention->value_size;
-    p.worker_floats = ln_round_up((uint64_t)(p.rows * (3 * LN_ATTEND_STRIDE + 2) + decoded), 16);
+    p.worker_floats = ln_round_up((uint64_t)(p.rows * (3 * LN_ATTEND_STRIDE + LN_ATTEND_LANES + 1) + decoded), 16);
     return p;
 }
 
@@ -81,9 +81,10 @@ typedef struct attention_tile {
     const attention_call *call;
     int64_t head; /* key-value head */
     int64_t token, tokens, position;
-    bool unpack;
+    int64_t end, block; /* of the task's keys; keys whose scores are held at once */
+    bool few, unpack;
     float *query, *scores, *output; /* [rows][LN_ATTEND_STRIDE] */
-    float *maximum, *sum;           /* [rows] */
+    float *maximum, *sum;           /* [rows], [rows][LN_ATTEND_LANES] */
     float *keys, *values;           /* a page of keys, a block of values [panel][token][column], decoded */
 } attention_tile;
 
@@ -93,8 +94,9 @@ static inline int64_t first_key(const attention_tile *tile, int64_t t) {
     return window ? ln_max_i64(0, tile->position + t - window + 1) : 0;
 }
 
-static linnet_type product_type(const attention_tile *tile) {
-    return tile->unpack ? LINNET_F32 : tile->call->view->layout.precision;
+static ln_attend_product product_of(const attention_tile *tile) {
+    const ln_attend_kernels *kernels = &tile->call->kernels->attend;
+    return tile->few ? kernels->few[tile->call->view->layout.precision] : kernels->many;
 }
 
 static void load_queries(const attention_tile *tile) {
@@ -110,9 +112,16 @@ static void load_queries(const attention_tile *tile) {
     }
     for (int64_t r = 0; r < tile->tokens * group; r++) {
         tile->maximum[r] = -INFINITY;
-        tile->sum[r] = 0;
+        memset(tile->sum + r * LN_ATTEND_LANES, 0, LN_ATTEND_LANES * sizeof(float));
         memset(tile->output + r * LN_ATTEND_STRIDE, 0, (size_t)call->attention->value_size * sizeof(float));
     }
+}
+
+/* How far ahead of a page the same bytes of the page that comes up one block later are. */
+static int64_t ahead_of(const attention_tile *tile, int64_t key) {
+    const ln_page_view *view = tile->call->view;
+    const int64_t next = key + tile->block < tile->end ? key + tile->block : key;
+    return ln_page_of(view, tile->head, next / LN_PAGE_TOKENS) - ln_page_of(view, tile->head, key / LN_PAGE_TOKENS);
 }
 
 /* Scores of the block's keys, page by page, for the tokens that see any key of the page. */
@@ -127,13 +136,13 @@ static void score_block(const attention_tile *tile, int64_t begin, int64_t end) 
         if (from >= to) continue;
         ln_attend_part part = ln_page_keys(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS));
         const ln_attend_operand keys = {&part, 1, call->attention->key_size, LN_PAGE_TOKENS, false};
+        part.ahead += ahead_of(tile, key);
         if (tile->unpack) {
             call->kernels->attend.decode[view->layout.precision](&keys, tile->keys);
-            part.codes = (const unsigned char *)tile->keys;
+            part.codes = part.ahead = (const unsigned char *)tile->keys;
         }
         const int64_t row = from * group * LN_ATTEND_STRIDE;
-        call->kernels->attend.product[product_type(tile)](&keys, tile->query + row, (to - from) * group,
-                                                          tile->scores + row + (key - begin), false);
+        product_of(tile)(&keys, tile->query + row, (to - from) * group, tile->scores + row + (key - begin), false);
     }
 }
 
@@ -144,8 +153,9 @@ static void soften_block(const attention_tile *tile, int64_t begin, int64_t end)
         const int64_t from = ln_max_i64(begin, first_key(tile, t)), to = ln_min_i64(end, tile->position + t + 1);
         if (from >= to) continue;
         for (int64_t r = t * group; r < (t + 1) * group; r++) {
-            const float factor = call->kernels->attend.softmax(tile->scores + r * LN_ATTEND_STRIDE + (from - begin),
-                                                               to - from, call->cap, &tile->maximum[r], &tile->sum[r]);
+            const float factor =
+                call->kernels->attend.softmax(tile->scores + r * LN_ATTEND_STRIDE + (from - begin), to - from,
+                                              call->cap, &tile->maximum[r], tile->sum + r * LN_ATTEND_LANES);
             if (factor != 1)
                 call->kernels->vector.scale(tile->output + r * LN_ATTEND_STRIDE, factor, call->attention->value_size);
         }
@@ -180,15 +190,15 @@ static void add_product(const attention_tile *tile, int64_t row, int64_t rows, i
         for (int64_t key = from; key < to; key += depth) {
             if (tile->unpack) {
                 const float *codes = tile->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin) * b.columns;
-                parts[b.count++] = (ln_attend_part){.codes = (const unsigned char *)codes};
+                parts[b.count++] =
+                    (ln_attend_part){.codes = (const unsigned char *)codes, .ahead = (const unsigned char *)codes};
             } else {
                 parts[b.count++] =
                     ln_page_values(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS), panel, inside);
             }
         }
-        call->kernels->attend.product[product_type(tile)](
-            &b, tile->scores + row * LN_ATTEND_STRIDE + (from - begin), rows,
-            tile->output + row * LN_ATTEND_STRIDE + panel * LN_PANEL, true);
+        product_of(tile)(&b, tile->scores + row * LN_ATTEND_STRIDE + (from - begin), rows,
+                         tile->output + row * LN_ATTEND_STRIDE + panel * LN_PANEL, true);
     }
 }
 
@@ -220,6 +230,18 @@ static void add_block(const attention_tile *tile, int64_t begin, int64_t end) {
     }
 }
 
+static float sum_of(const attention_tile *tile, int64_t r) {
+    float part[LN_ATTEND_LANES];
+    memcpy(part, tile->sum + r * LN_ATTEND_LANES, sizeof part);
+    for (int width = LN_ATTEND_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) part[i] += part[i + width];
+    return part[0];
+}
+
+static float reciprocal(float sum) {
+    return sum == 0 ? 0 : 1 / sum;
+}
+
 /* output = O / l; 0 where a row's scores were all -inf. */
 static void finish_tile(const attention_tile *tile) {
     const attention_call *call = tile->call;
@@ -228,7 +250,7 @@ static void finish_tile(const attention_tile *tile) {
         float *row = tile->output + r * LN_ATTEND_STRIDE;
         float *to =
             call->output + (tile->token + r / group) * call->output_stride + (tile->head * group + r % group) * size;
-        call->kernels->vector.scale(row, tile->sum[r] == 0 ? 0 : 1 / tile->sum[r], size);
+        call->kernels->vector.scale(row, reciprocal(sum_of(tile, r)), size);
         memcpy(to, row, (size_t)size * sizeof *to);
     }
 }
@@ -245,7 +267,7 @@ static void keep_partial(const attention_tile *tile, int64_t chunk) {
     for (int64_t r = 0; r < tile->tokens * group; r++) {
         float *to = partial_of(call, tile->token + r / group, tile->head * group + r % group, chunk);
         to[0] = tile->maximum[r];
-        to[1] = tile->sum[r];
+        to[1] = sum_of(tile, r);
         memcpy(to + 2, tile->output + r * LN_ATTEND_STRIDE, (size_t)call->attention->value_size * sizeof *to);
     }
 }
@@ -260,7 +282,10 @@ static void run_task(void *argument, int64_t task, int worker) {
     tile.token = (plan->tiles - 1 - index / call->chunks) * plan->tile_tokens;
     tile.tokens = ln_min_i64(plan->tile_tokens, call->tokens - tile.token);
     tile.position = call->position + tile.token;
-    tile.unpack = call->view->layout.precision != LINNET_F32 && tile.tokens * plan->group > UNPACK_ROWS;
+    /* Few rows read pages in the order in which they lie, one at a time. */
+    tile.few = tile.tokens * plan->group <= LN_ATTEND_FEW_ROWS;
+    tile.block = tile.few ? LN_PAGE_TOKENS : LN_ATTEND_BLOCK;
+    tile.unpack = !tile.few && call->view->layout.precision != LINNET_F32;
     tile.query = scratch;
     tile.scores = tile.query + plan->rows * LN_ATTEND_STRIDE;
     tile.output = tile.scores + plan->rows * LN_ATTEND_STRIDE;
@@ -271,9 +296,9 @@ static void run_task(void *argument, int64_t task, int worker) {
 
     load_queries(&tile);
     const int64_t first = first_key(&tile, 0) / LN_PAGE_TOKENS * LN_PAGE_TOKENS + chunk * call->chunk_tokens;
-    const int64_t end = ln_min_i64(tile.position + tile.tokens, first + call->chunk_tokens);
-    for (int64_t begin = first; begin < end; begin += LN_ATTEND_BLOCK) {
-        const int64_t block_end = ln_min_i64(end, begin + LN_ATTEND_BLOCK);
+    const int64_t end = tile.end = ln_min_i64(tile.position + tile.tokens, first + call->chunk_tokens);
+    for (int64_t begin = first; begin < end; begin += tile.block) {
+        const int64_t block_end = ln_min_i64(end, begin + tile.block);
         score_block(&tile, begin, block_end);
         soften_block(&tile, begin, block_end);
         if (tile.unpack) decode_values(&tile, begin, block_end);
@@ -302,7 +327,7 @@ static void merge_task(void *argument, int64_t task, int worker) {
         sum += factor * from[1];
         for (int64_t i = 0; i < size; i++) to[i] += factor * from[2 + i];
     }
-    call->kernels->vector.scale(to, sum == 0 ? 0 : 1 / sum, size);
+    call->kernels->vector.scale(to, reciprocal(sum), size);
 }
 
 void ln_attention_run(const ln_kernels *kernels, ln_team *team, const ln_attention *attention, const ln_page_view *view,

@@ -66,8 +66,8 @@ HELPER lanes power(lanes p, lanes x) {
 HELPER float largest(lanes v) {
     return vmaxvq_f32(v);
 }
-HELPER float total(lanes v) {
-    return vaddvq_f32(v);
+HELPER bool any_above(lanes a, lanes b) {
+    return vmaxvq_u32(vcgtq_f32(a, b)) != 0;
 }
 
 #define LN_ATTEND_NAME "attend__neon"

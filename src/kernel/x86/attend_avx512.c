@@ -68,8 +68,8 @@ HELPER lanes power(lanes p, lanes x) {
 HELPER float largest(lanes v) {
     return _mm512_reduce_max_ps(v);
 }
-HELPER float total(lanes v) {
-    return _mm512_reduce_add_ps(v);
+HELPER bool any_above(lanes a, lanes b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
 
 #define LN_ATTEND_NAME "attend__avx512"
