@@ -66,9 +66,10 @@ static const struct config_row {
      "qwen3.attention.key_length=128\nqwen3.rope.scaling.type=yarn\nqwen3.rope.scaling.factor=4\n"
      "qwen3.rope.scaling.original_context_length=256\nqwen3.rope.scaling.attn_factor"},
     {"\"model_type\":\"llama\",\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":20000.0,\"factor\":4.0,"
-     "\"original_max_position_embeddings\":256,\"beta_fast\":24,\"beta_slow\":2,\"attention_factor\":1.0}",
+     "\"original_max_position_embeddings\":256,\"beta_fast\":24,\"beta_slow\":2,\"attention_factor\":1.0,\"truncate\":"
+     "false}",
      "llama.rope.freq_base=20000\nllama.rope.scaling.attn_factor=0.8782489\nllama.rope.scaling.yarn_beta_fast=24\n"
-     "llama.rope.scaling.yarn_beta_slow=2"},
+     "llama.rope.scaling.yarn_beta_slow=2\nllama.rope.scaling.yarn_truncate=false"},
     {"\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5}",
      "llama.rope.scaling.type=linear\nllama.rope.scaling.factor=2.5"},
     {"\"model_type\":\"llama\",\"partial_rotary_factor\":0.5,\"rope_parameters\":{\"rope_theta\":1e6}",

@@ -37,7 +37,8 @@ LINNET_API const char *linnet_file_text(const linnet_file *file, const char *nam
 LINNET_API const char *linnet_file_kind(const linnet_file *file);
 
 /* Writes a GGUF v3 file with the weights of `source` in `type` (F32, F16, BF16, Q8_0, Q4_0). Vectors stay float32;
- * a matrix whose rows are no multiple of the block is written as F16. The output appears whole or not at all: it is
+ * a matrix whose rows are no multiple of the block is written as F16; with Q4_0 the embedding and the output matrix are
+ * written as Q8_0. The output appears whole or not at all: it is
  * written beside its place and renamed, so a full disk leaves the old file. */
 LINNET_API linnet_status linnet_convert(linnet_context *context, const char *source, const char *output,
                                         linnet_type type);

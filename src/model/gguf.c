@@ -37,7 +37,7 @@ typedef struct key_head {
     ln_value_kind kind;
     bool array;
     uint64_t count;
-    const unsigned char *values;
+    const void *values;
 } key_head;
 
 typedef struct tensor_head {
@@ -97,7 +97,8 @@ static linnet_status take_name(reader *r, const char *what, uint64_t number, ln_
 
 /* ---- keys ---- */
 
-static linnet_status take_values(reader *r, key_head *key) {
+/* The values of a key; with `keep`, texts as a table. */
+static linnet_status take_values(reader *r, key_head *key, bool keep) {
     const size_t size = ln_value_bytes(key->kind);
     key->values = r->data + r->at;
     if (key->kind != LN_TEXT) {
@@ -106,13 +107,18 @@ static linnet_status take_values(reader *r, key_head *key) {
         return LINNET_OK;
     }
     if (key->count > (r->bytes - r->at) / 8) return cut_short(r, "key", key->name);
-    ln_text text;
+    ln_text *texts = NULL, text;
+    if (keep) {
+        texts = ln_file_own(r->file, key->count, sizeof *texts, "texts of a model file");
+        if (!texts) return LINNET_ERROR_MEMORY;
+        key->values = texts;
+    }
     for (uint64_t i = 0; i < key->count; i++)
-        if (!take_text(r, &text)) return cut_short(r, "key", key->name);
+        if (!take_text(r, keep ? &texts[i] : &text)) return cut_short(r, "key", key->name);
     return LINNET_OK;
 }
 
-static linnet_status take_key(reader *r, uint64_t number, key_head *key) {
+static linnet_status take_key(reader *r, uint64_t number, bool keep, key_head *key) {
     const linnet_status status = take_name(r, "key", number, &key->name);
     if (status != LINNET_OK) return status;
     uint64_t kind;
@@ -130,21 +136,7 @@ static linnet_status take_key(reader *r, uint64_t number, key_head *key) {
         return BAD(r, "%s: the key '%.*s' has the value kind %llu (0 to %d are possible); the file is damaged", r->path,
                    SHOWN(key->name), (ull)kind, LN_DOUBLE);
     key->kind = (ln_value_kind)kind;
-    return take_values(r, key);
-}
-
-/* The texts of a checked key as a table. */
-static const void *text_table(linnet_file *file, const key_head *head) {
-    ln_text *texts = ln_file_own(file, head->count, sizeof *texts, "texts of a model file");
-    if (!texts) return NULL;
-    const unsigned char *at = head->values;
-    for (uint64_t i = 0; i < head->count; i++) {
-        uint64_t bytes;
-        memcpy(&bytes, at, sizeof bytes);
-        texts[i] = (ln_text){(const char *)at + 8, (size_t)bytes};
-        at += 8 + bytes;
-    }
-    return texts;
+    return take_values(r, key, keep);
 }
 
 /* Copies a name to the pool and moves on. */
@@ -165,7 +157,7 @@ static linnet_status read_keys(reader *r, uint64_t count) {
     uint64_t name_bytes = 0;
     key_head head;
     for (uint64_t i = 0; i < count; i++, name_bytes += head.name.bytes + 1) {
-        const linnet_status status = take_key(r, i, &head);
+        const linnet_status status = take_key(r, i, false, &head);
         if (status != LINNET_OK) return status;
     }
     file->keys = ln_file_own(file, count, sizeof *file->keys, "keys of a model file");
@@ -173,10 +165,8 @@ static linnet_status read_keys(reader *r, uint64_t count) {
     if (!file->keys || !names) return LINNET_ERROR_MEMORY;
     r->at = start;
     for (uint64_t i = 0; i < count; i++) {
-        take_key(r, i, &head);
-        const void *values = head.kind == LN_TEXT ? text_table(file, &head) : head.values;
-        if (!values) return LINNET_ERROR_MEMORY;
-        file->keys[i] = (ln_key){keep_name(&names, head.name), head.kind, head.array, head.count, values};
+        if (take_key(r, i, true, &head) != LINNET_OK) return LINNET_ERROR_MEMORY;
+        file->keys[i] = (ln_key){keep_name(&names, head.name), head.kind, head.array, head.count, head.values};
         file->key_count = (int64_t)i + 1;
     }
     return LINNET_OK;
@@ -250,7 +240,7 @@ static linnet_status take_tensor(reader *r, uint64_t number, tensor_head *head) 
     info->type = (linnet_type)type;
     status = check_shape(r, head);
     if (status != LINNET_OK) return status;
-    /* The count of values is below 2^60 and a block holds at least half a byte for each, at most four: no overflow. */
+    /* There are fewer than 2^60 values, of at most four bytes: no overflow. */
     info->bytes = ln_format_bytes(info->type, info->size[0]) * (uint64_t)info->size[1] * (uint64_t)info->size[2] *
                   (uint64_t)info->size[3];
     return LINNET_OK;

@@ -109,10 +109,6 @@ static linnet_status scale_yarn(const rope *r) {
     linnet_status status = write_original(r, &original);
     if (status == LINNET_OK) status = write_factor(r, original, &factor);
     if (status != LINNET_OK) return status;
-    if (json_is_false(json_object_get(r->scaling, "truncate"))) {
-        char name[256];
-        ln_write_integer(r->keys, ln_config_name(r->config, "rope.scaling.yarn_truncate", name), LN_BOOL, 0);
-    }
     const double mscale = number(r, "mscale", 0), all = number(r, "mscale_all_dim", 0);
     double magnitude = yarn_magnitude(factor, 1);
     if (mscale != 0 && all != 0) magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, all);
@@ -121,6 +117,9 @@ static linnet_status scale_yarn(const rope *r) {
     write_number(r, "rope.scaling.factor", factor);
     if (magnitude != yarn_magnitude(factor, 1))
         write_number(r, "rope.scaling.attn_factor", magnitude / yarn_magnitude(factor, 1));
+    char name[256];
+    if (json_is_false(json_object_get(r->scaling, "truncate")))
+        ln_write_integer(r->keys, ln_config_name(r->config, "rope.scaling.yarn_truncate", name), LN_BOOL, 0);
     const double fast = number(r, "beta_fast", 0), slow = number(r, "beta_slow", 0);
     if (fast != 0) write_number(r, "rope.scaling.yarn_beta_fast", fast);
     if (slow != 0) write_number(r, "rope.scaling.yarn_beta_slow", slow);
