@@ -1,12 +1,17 @@
-/* Owns: the verb bench: tokens per second of prompts and of generation, at several depths of context.
+/* Owns: the verb bench: tokens per second of prompts and of generation, at several depths of context, beside what the
+ * machine can do at most, measured in the same run.
  *
  * A row is the median over repetitions, after one that is not counted. Tokens are random: speed does not depend on
- * them. Each repetition starts from the same tokens in memory. */
+ * them. Each repetition starts from the same tokens in memory. What a token costs at least, with d tokens before it:
+ *   generated: reading all weights but a separate embedding, and d * bytes_per_token of pages; against read_bytes;
+ *   of a prompt: 2 operations a weight of the layers, and 4 * layers * heads * key_size * d of attention; against the
+ *   operations a second of the kind that most weights are multiplied in. */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
+#include "linnet/bench.h"
 
 static const cli_option bench_options[] = {
     CLI_OPTION('p', "prompts", CLI_INTEGERS, prompts, "N,N", "tokens of prompts to process at once; 0: none",
@@ -33,7 +38,52 @@ typedef struct bench {
     int32_t *ids; /* random; as many as the context */
     double speeds[MOST_REPETITIONS];
     json_t *rows;
+    linnet_peaks peaks;
+    double operations;    /* a second, of the kind that most weights are multiplied in */
+    double layer_weights; /* weights that every token of a prompt is multiplied with */
+    double read_weights;  /* bytes of weights that a generated token reads */
 } bench;
+
+/* Which weights a token meets, from the table of tensors. */
+static void weigh(bench *b, bool exact) {
+    const linnet_file *file = linnet_model_file(b->engine.model);
+    double int8_values = 0, bf16_values = 0, other_values = 0, embedding = 0;
+    bool tied = true;
+    linnet_tensor_info info;
+    for (int64_t i = 0; linnet_file_tensor(file, i, &info); i++) {
+        const double values = (double)info.size[0] * (info.dimensions > 1 ? (double)info.size[1] : 0);
+        int block, bytes;
+        b->read_weights += (double)info.bytes;
+        if (!strcmp(info.name, "token_embd.weight")) {
+            embedding = (double)info.bytes;
+        } else if (!strcmp(info.name, "output.weight")) {
+            tied = false;
+        } else if (info.type == LINNET_BF16 && !exact) {
+            bf16_values += values;
+        } else if (linnet_type_layout(info.type, &block, &bytes) && block > 1 && !exact) {
+            int8_values += values;
+        } else {
+            other_values += values;
+        }
+    }
+    if (!tied) b->read_weights -= embedding;
+    b->layer_weights = int8_values + bf16_values + other_values;
+    b->operations = b->peaks.f32_operations;
+    if (int8_values > bf16_values && int8_values > other_values && b->peaks.int8_operations > 0)
+        b->operations = b->peaks.int8_operations;
+    if (bf16_values > int8_values && bf16_values > other_values && b->peaks.bf16_operations > 0)
+        b->operations = b->peaks.bf16_operations;
+}
+
+/* The speed that the peaks allow: `tokens` after `depth`. */
+static double bound(const bench *b, int64_t depth, int64_t tokens, bool one_by_one) {
+    const linnet_model_info info = b->engine.info;
+    const linnet_plan plan = linnet_session_plan(b->engine.session);
+    const double before = (double)depth + 0.5 * (double)tokens;
+    if (one_by_one) return b->peaks.read_bytes / (b->read_weights + before * (double)plan.bytes_per_token);
+    const double attention = 4.0 * (double)(info.layers * info.heads * info.key_size) * before;
+    return b->operations / (2 * b->layer_weights + attention);
+}
 
 static linnet_status feed_one_by_one(linnet_session *session, const int32_t *ids, int64_t count) {
     linnet_status status = LINNET_OK;
@@ -57,18 +107,20 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static void report(bench *b, const char *test, int64_t depth) {
+static void report(bench *b, const char *test, int64_t depth, double most) {
     const int64_t count = b->arguments->repetitions;
     json_t *samples = json_array();
     for (int64_t i = 0; i < count; i++) json_array_append_new(samples, json_real(b->speeds[i]));
     qsort(b->speeds, (size_t)count, sizeof *b->speeds, ascending);
     const double median = 0.5 * (b->speeds[count / 2] + b->speeds[(count - 1) / 2]);
-    json_array_append_new(b->rows, json_pack("{ss sI sf so}", "test", test, "depth", (json_int_t)depth,
-                                             "tokens_per_second", median, "samples", samples));
+    json_array_append_new(b->rows,
+                          json_pack("{ss sI sf sf so}", "test", test, "depth", (json_int_t)depth, "tokens_per_second",
+                                    median, "percent_of_peak", 100 * median / most, "samples", samples));
     if (b->arguments->json) return;
     char name[48];
     snprintf(name, sizeof name, depth ? "%s @ %lld" : "%s", test, (long long)depth);
-    printf("| %-16s | %12.2f | %12.2f | %12.2f |\n", name, median, b->speeds[0], b->speeds[count - 1]);
+    printf("| %-16s | %12.2f | %12.2f | %12.2f | %9.1f %% |\n", name, median, b->speeds[0], b->speeds[count - 1],
+           100 * median / most);
     fflush(stdout);
 }
 
@@ -86,7 +138,7 @@ static int measure(bench *b, int64_t depth, int64_t count, bool one_by_one) {
     }
     char test[32];
     snprintf(test, sizeof test, one_by_one ? "tg%lld" : "pp%lld", (long long)count);
-    report(b, test, depth);
+    report(b, test, depth, bound(b, depth, count, one_by_one));
     return CLI_OK;
 }
 
@@ -125,6 +177,9 @@ static int open_session(bench *b) {
 }
 
 static int run_bench(bench *b) {
+    const linnet_status measured = linnet_measure_peaks(b->engine.context, &b->peaks);
+    if (measured != LINNET_OK) return cli_engine_fail(&b->engine, measured);
+    weigh(b, b->arguments->exact);
     int status = open_session(b);
     if (status != CLI_OK) return status;
     const linnet_model_info info = b->engine.info;
@@ -135,17 +190,23 @@ static int run_bench(bench *b) {
     if (!b->arguments->json) {
         printf("%s, %s of weights, %.1f M parameters, cache %s, %d threads, %s\n\n", name, cli_size(info.weight_bytes),
                1e-6 * (double)info.parameters, linnet_type_name(plan.precision), threads, cpu);
-        printf("| %-16s | %12s | %12s | %12s |\n| :--------------- | -----------: | -----------: | -----------: |\n",
-               "test", "tokens/s", "slowest", "fastest");
+        printf(
+            "peaks: %.1f GB/s read, %.0f of %.0f (float32), %.0f (bf16), %.0f (int8) thousand million operations/s\n\n",
+            1e-9 * b->peaks.read_bytes, 1e-9 * b->operations, 1e-9 * b->peaks.f32_operations,
+            1e-9 * b->peaks.bf16_operations, 1e-9 * b->peaks.int8_operations);
+        printf("| %-16s | %12s | %12s | %12s | %11s |\n"
+               "| :--------------- | -----------: | -----------: | -----------: | ----------: |\n",
+               "test", "tokens/s", "slowest", "fastest", "of the peak");
         fflush(stdout);
     }
     status = measure_all(b);
     if (status != CLI_OK || !b->arguments->json) return status;
     json_t *rows = json_incref(b->rows);
-    return cli_json_print(json_pack("{ss sI sI ss si ss so}", "model", name, "weight_bytes",
-                                    (json_int_t)info.weight_bytes, "parameters", (json_int_t)info.parameters,
-                                    "precision", linnet_type_name(plan.precision), "threads", threads, "cpu", cpu,
-                                    "rows", rows));
+    return cli_json_print(json_pack(
+        "{ss sI sI ss si ss s{sf sf sf sf} so}", "model", name, "weight_bytes", (json_int_t)info.weight_bytes,
+        "parameters", (json_int_t)info.parameters, "precision", linnet_type_name(plan.precision), "threads", threads,
+        "cpu", cpu, "peaks", "read_bytes", b->peaks.read_bytes, "f32_operations", b->peaks.f32_operations,
+        "bf16_operations", b->peaks.bf16_operations, "int8_operations", b->peaks.int8_operations, "rows", rows));
 }
 
 static int run(const cli_arguments *arguments) {
