@@ -190,10 +190,10 @@ static int run_bench(bench *b) {
     if (!b->arguments->json) {
         printf("%s, %s of weights, %.1f M parameters, cache %s, %d threads, %s\n\n", name, cli_size(info.weight_bytes),
                1e-6 * (double)info.parameters, linnet_type_name(plan.precision), threads, cpu);
-        printf(
-            "peaks: %.1f GB/s read, %.0f of %.0f (float32), %.0f (bf16), %.0f (int8) thousand million operations/s\n\n",
-            1e-9 * b->peaks.read_bytes, 1e-9 * b->operations, 1e-9 * b->peaks.f32_operations,
-            1e-9 * b->peaks.bf16_operations, 1e-9 * b->peaks.int8_operations);
+        printf("peaks: %.1f GB/s read; %.0f (f32), %.0f (bf16), %.0f (int8) GFLOP/s, of which this model's weights can "
+               "use %.0f\n\n",
+               1e-9 * b->peaks.read_bytes, 1e-9 * b->peaks.f32_operations, 1e-9 * b->peaks.bf16_operations,
+               1e-9 * b->peaks.int8_operations, 1e-9 * b->operations);
         printf("| %-16s | %12s | %12s | %12s | %11s |\n"
                "| :--------------- | -----------: | -----------: | -----------: | ----------: |\n",
                "test", "tokens/s", "slowest", "fastest", "of the peak");

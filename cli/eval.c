@@ -45,7 +45,7 @@ static const char *const colours[] = {"red",  "blue", "green",  "black",  "white
                                       "gray", "pink", "purple", "orange", "gold",  "silver"};
 static const char *const persons[] = {"friend", "teacher", "doctor", "neighbor", "boss"};
 
-enum { FACTS = 10, LINE_BYTES = 96, ANSWER_TOKENS = 16 };
+enum { FACTS = 10, LINE_BYTES = 96, QUESTION_TOKENS = 32, ANSWER_TOKENS = 16 };
 
 typedef struct fact {
     char line[LINE_BYTES], question[LINE_BYTES], answer[24];
@@ -62,19 +62,19 @@ static void make_fact(unsigned short state[3], const char *name, fact *f) {
         const char *number = numbers[below(state, COUNT(numbers))];
         const long digits = below(state, 3), least = digits == 0 ? 1000 : digits == 1 ? 10000 : 100000;
         snprintf(f->answer, sizeof f->answer, "%ld", least + below(state, 9 * least));
-        snprintf(f->line, LINE_BYTES, "The %s number of %s is %s.", number, name, f->answer);
+        snprintf(f->line, LINE_BYTES, "\nThe %s number of %s is %s.\n", number, name, f->answer);
         snprintf(f->question, LINE_BYTES, "What is the %s number of %s?", number, name);
     } else if (kind == 1) {
         const char *thing = things[below(state, COUNT(things))];
         snprintf(f->answer, sizeof f->answer, "%s", colours[below(state, COUNT(colours))]);
-        snprintf(f->line, LINE_BYTES, "%s has a %s %s.", name, f->answer, thing);
+        snprintf(f->line, LINE_BYTES, "\n%s has a %s %s.\n", name, f->answer, thing);
         snprintf(f->question, LINE_BYTES, "What color is the %s of %s?", thing, name);
     } else {
         const char *person = persons[below(state, COUNT(persons))];
         const char *other = name;
         while (other == name) other = names[below(state, COUNT(names))];
         snprintf(f->answer, sizeof f->answer, "%s", other);
-        snprintf(f->line, LINE_BYTES, "The %s of %s is %s.", person, name, other);
+        snprintf(f->line, LINE_BYTES, "\nThe %s of %s is %s.\n", person, name, other);
         snprintf(f->question, LINE_BYTES, "Who is the %s of %s?", person, name);
     }
 }
@@ -93,12 +93,6 @@ static void make_facts(unsigned short state[3], fact facts[FACTS]) {
 }
 
 /* ---- documents ---- */
-
-/* Prose without the persons that the facts are about. */
-typedef struct prose {
-    cli_buffer text;
-    double tokens_per_byte;
-} prose;
 
 /* A line about one of the persons could contradict the facts. */
 static bool names_a_person(const char *line, size_t bytes) {
@@ -122,25 +116,21 @@ static void keep_prose(cli_buffer *text) {
     text->bytes = kept;
 }
 
-static int read_prose(const cli_engine *engine, const char *file, prose *p) {
+/* The tokens of the prose. */
+static int read_prose(const cli_engine *engine, const char *file, cli_ids *prose) {
     char path[PATH_MAX];
     if (!file && !cli_shared_file("document.txt", path, sizeof path))
         return cli_error("share/linnet/document.txt is not installed beside this program; name a text with -f FILE");
-    const int status = cli_read(file ? file : path, &p->text);
-    if (status != CLI_OK) return status;
-    keep_prose(&p->text);
-    int64_t tokens = 0;
-    if (linnet_tokenize(engine->tokenizer, p->text.data, p->text.bytes, 0, NULL, 0, &tokens) != LINNET_OK)
-        return cli_engine_fail(engine, LINNET_ERROR_FORMAT);
-    if (tokens < 256) return cli_error("there is too little prose without the names used here");
-    p->tokens_per_byte = (double)tokens / (double)p->text.bytes;
-    return CLI_OK;
-}
-
-/* The first byte at or after `at` that begins a word. */
-static size_t next_word(const cli_buffer *text, size_t at) {
-    while (at < text->bytes && text->data[at] != ' ') at++;
-    return at < text->bytes ? at : text->bytes;
+    cli_buffer text = {0};
+    int status = cli_read(file ? file : path, &text);
+    if (status == CLI_OK) {
+        keep_prose(&text);
+        status = cli_tokenize_text(engine->context, engine->tokenizer, text.data, text.bytes, 0, prose);
+    }
+    cli_buffer_free(&text);
+    if (status == CLI_OK && prose->count < 256)
+        return cli_error("there is too little prose without the names used here");
+    return status;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -148,31 +138,33 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* About `length` tokens of prose from a random place on, around to the front where it ends, cut at random words to take
- * the facts, each on a line of its own. */
-static bool make_document(unsigned short state[3], const prose *p, const fact facts[FACTS], int64_t length,
-                          cli_buffer *text) {
-    enum { KEPT = FACTS * 18 + 40 }; /* tokens of the facts and of one question */
-    const size_t wanted = (size_t)((double)(length > KEPT ? length - KEPT : 1) / p->tokens_per_byte);
-    size_t at = next_word(&p->text, (size_t)below(state, (long)p->text.bytes)), used = 0;
-    long places[FACTS];
-    for (int i = 0; i < FACTS; i++) places[i] = below(state, (long)wanted);
-    qsort(places, FACTS, sizeof *places, ascending);
-    bool room = true;
-    for (int i = 0; i <= FACTS && room; i++) {
-        const size_t until = i < FACTS ? (size_t)places[i] : wanted;
-        while (used < until && room) {
-            if (at >= p->text.bytes) at = 0;
-            const size_t end = next_word(&p->text, at + (until - used));
-            room = cli_append(text, p->text.data + at, end - at);
-            used += end - at;
-            at = end;
-        }
-        if (i == FACTS || !room) break;
-        room = cli_append(text, "\n", 1) && cli_append(text, facts[i].line, strlen(facts[i].line)) &&
-               cli_append(text, "\n", 1);
+/* `length` tokens less the room of a question: prose from a random token on, around to its front where it ends, cut
+ * between random tokens by the facts, each on a line of its own. */
+static int make_document(const cli_engine *engine, unsigned short state[3], const cli_ids *prose,
+                         const fact facts[FACTS], int64_t length, cli_ids *document) {
+    cli_ids lines[FACTS] = {{0}};
+    int status = CLI_OK;
+    int64_t left = length - QUESTION_TOKENS;
+    for (int i = 0; status == CLI_OK && i < FACTS; i++) {
+        status =
+            cli_tokenize_text(engine->context, engine->tokenizer, facts[i].line, strlen(facts[i].line), 0, &lines[i]);
+        left -= lines[i].count;
     }
-    return room;
+    long places[FACTS];
+    for (int i = 0; i < FACTS; i++) places[i] = below(state, (long)left);
+    qsort(places, FACTS, sizeof *places, ascending);
+    document->id = malloc((size_t)length * sizeof *document->id);
+    if (status == CLI_OK && !document->id) status = cli_error("not enough memory for the document");
+    const int64_t start = below(state, (long)prose->count);
+    for (int64_t i = 0, next = 0; status == CLI_OK && i < left; i++) {
+        for (; next < FACTS && places[next] == i; next++) {
+            memcpy(document->id + document->count, lines[next].id, (size_t)lines[next].count * sizeof *document->id);
+            document->count += lines[next].count;
+        }
+        document->id[document->count++] = prose->id[(start + i) % prose->count];
+    }
+    for (int i = 0; i < FACTS; i++) free(lines[i].id);
+    return status;
 }
 
 /* ---- asking ---- */
@@ -206,17 +198,12 @@ static int ask(cli_engine *engine, linnet_sampler *sampler, const fact *f, int64
     return status;
 }
 
-static int ask_document(cli_engine *engine, linnet_sampler *sampler, const prose *p, unsigned short state[3],
+static int ask_document(cli_engine *engine, linnet_sampler *sampler, const cli_ids *prose, unsigned short state[3],
                         int64_t questions, score *s) {
     fact facts[FACTS];
-    cli_buffer text = {0};
     cli_ids ids = {0};
     make_facts(state, facts);
-    int status = make_document(state, p, facts, s->length, &text) ? CLI_OK : cli_error("not enough memory");
-    if (status == CLI_OK)
-        status =
-            cli_tokenize_text(engine->context, engine->tokenizer, text.data, text.bytes, LINNET_TOKENIZE_BEGIN, &ids);
-    cli_buffer_free(&text);
+    int status = make_document(engine, state, prose, facts, s->length, &ids);
     if (status == CLI_OK) {
         linnet_status fed = linnet_session_rewind(engine->session, 0);
         if (fed == LINNET_OK) fed = linnet_session_feed(engine->session, ids.id, ids.count);
@@ -229,8 +216,8 @@ static int ask_document(cli_engine *engine, linnet_sampler *sampler, const prose
     return status;
 }
 
-static int ask_length(cli_engine *engine, const cli_arguments *arguments, const prose *p, score *s) {
-    const linnet_session_settings settings = cli_session_settings(arguments, s->length + 256, 0);
+static int ask_length(cli_engine *engine, const cli_arguments *arguments, const cli_ids *prose, score *s) {
+    const linnet_session_settings settings = cli_session_settings(arguments, s->length + ANSWER_TOKENS, 0);
     int status = cli_session_open(engine, &settings, 0);
     linnet_sampler *sampler = NULL;
     cli_arguments greedy = *arguments;
@@ -241,7 +228,7 @@ static int ask_length(cli_engine *engine, const cli_arguments *arguments, const 
                                (unsigned short)s->length};
     const double began = cli_seconds();
     while (status == CLI_OK && s->asked < arguments->tokens) {
-        status = ask_document(engine, sampler, p, state, arguments->tokens - s->asked, s);
+        status = ask_document(engine, sampler, prose, state, arguments->tokens - s->asked, s);
         s->seconds = cli_seconds() - began;
         cli_note("length %lld: %lld of %lld right", (long long)s->length, (long long)s->right, (long long)s->asked);
     }
@@ -251,12 +238,12 @@ static int ask_length(cli_engine *engine, const cli_arguments *arguments, const 
     return status;
 }
 
-static int recall(cli_engine *engine, const cli_arguments *arguments, const prose *p) {
+static int recall(cli_engine *engine, const cli_arguments *arguments, const cli_ids *prose) {
     json_t *rows = json_array();
     int status = CLI_OK;
     for (int i = 0; status == CLI_OK && i < arguments->lengths.count; i++) {
         score s = {.length = arguments->lengths.value[i]};
-        status = ask_length(engine, arguments, p, &s);
+        status = ask_length(engine, arguments, prose, &s);
         if (status != CLI_OK) break;
         const double accuracy = (double)s.right / (double)s.asked;
         json_array_append_new(rows, json_pack("{sI sI sI sf sI sf}", "length", (json_int_t)s.length, "questions",
@@ -277,11 +264,11 @@ static int run(const cli_arguments *arguments) {
     if (strcmp(arguments->operands[0], "recall") != 0)
         return cli_usage(&cli_eval, "there is no test '%s', only recall", arguments->operands[0]);
     cli_engine engine;
-    prose p = {0};
+    cli_ids prose = {0};
     int status = cli_engine_open(arguments, true, &engine);
-    if (status == CLI_OK) status = read_prose(&engine, arguments->file, &p);
-    if (status == CLI_OK) status = recall(&engine, arguments, &p);
-    cli_buffer_free(&p.text);
+    if (status == CLI_OK) status = read_prose(&engine, arguments->file, &prose);
+    if (status == CLI_OK) status = recall(&engine, arguments, &prose);
+    free(prose.id);
     cli_engine_close(&engine);
     return status;
 }

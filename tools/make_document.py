@@ -17,7 +17,8 @@ OPENINGS = [
     "Nobody in the town", "The two brothers", "At the foot of the mountain", "She had never seen", "The train was already moving",
     "After the long winter", "He opened the door", "The river had risen", "In those days", "The doctor shook his head",
 ]
-# The names and colours that the model was trained with, and its form: a line of its own that cuts the prose between two words.
+# The names and colours that the model was trained with, and its form: a line of its own that cuts the prose between two words
+# (not after punctuation, which would become one token with the line's end).
 NAMES = ("Ada Alan Beth Bram Carl Cleo Dina Dora Emil Ezra Faye Fern Glen Gwen Hope Hugo Iris Ivan Jade Joel Kira Kurt Lena Liam Milo Mona "
          "Nico Nora Olga Omar Pete Pia Quin Reed Rosa Sage Seth Tara Todd Uma Umar Vera Vito Wade Wren Xena Yara Yves Zara Zeke").split()
 NUMBERS = "password locker ticket room phone badge parcel flight account token gate seat booking invoice serial route".split()
@@ -72,8 +73,9 @@ def main():
     words = "\n\n".join(passages).split(" ")
     sentences = plant(rng)
     facts = [next(sentences) for _ in range(options.facts)]
-    for sentence, _, _ in facts:
-        words[rng.randrange(len(words) - 1)] += f"\n{sentence}\n"
+    places = rng.sample([at for at, word in enumerate(words[:-1]) if word.isalpha()], len(facts))
+    for at, (sentence, _, _) in zip(places, facts):
+        words[at] += f"\n{sentence}\n"
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "document.txt").write_text(" ".join(words) + "\n")
     (options.folder / "facts.txt").write_text("".join(f"{question}\t{answer}\n" for _, question, answer in facts))
