@@ -12,18 +12,18 @@
 
 /* ---- putting together ---- */
 
-ln_step *ln_tokenizer_add_step(linnet_tokenizer *tokenizer, ln_step_kind kind) {
+linnet_status ln_tokenizer_add_step(linnet_tokenizer *tokenizer, ln_step_kind kind, ln_step **step) {
     enum { MOST_STEPS = 64 };
     if (!tokenizer->steps)
         tokenizer->steps = ln_allocate_zero(tokenizer->context, MOST_STEPS, sizeof *tokenizer->steps, "tokenizer");
-    if (!tokenizer->steps) return NULL;
-    if (tokenizer->step_count == MOST_STEPS) {
-        ln_fail(tokenizer->context, LINNET_ERROR_UNSUPPORTED, "the tokenizer has more than %d steps", MOST_STEPS);
-        return NULL;
-    }
-    ln_step *step = &tokenizer->steps[tokenizer->step_count++];
-    step->kind = kind;
-    return step;
+    if (!tokenizer->steps) return LINNET_ERROR_MEMORY;
+    if (tokenizer->step_count == MOST_STEPS)
+        return ln_fail(tokenizer->context, LINNET_ERROR_UNSUPPORTED, "the tokenizer has more than %d steps",
+                       MOST_STEPS);
+    ln_step *added = &tokenizer->steps[tokenizer->step_count++];
+    added->kind = kind;
+    if (step) *step = added;
+    return LINNET_OK;
 }
 
 static bool set_text(linnet_context *context, char **text, size_t *bytes, const char *from, size_t count) {
@@ -52,20 +52,22 @@ linnet_status ln_step_set_regex(linnet_context *context, ln_step *step, const ch
 }
 
 linnet_status ln_tokenizer_add_split(linnet_tokenizer *tokenizer, const char *regex, size_t bytes) {
-    ln_step *step = ln_tokenizer_add_step(tokenizer, LN_STEP_SPLIT);
-    return step ? ln_step_set_regex(tokenizer->context, step, regex, bytes) : LINNET_ERROR_UNSUPPORTED;
+    ln_step *step = NULL;
+    const linnet_status status = ln_tokenizer_add_step(tokenizer, LN_STEP_SPLIT, &step);
+    return status == LINNET_OK ? ln_step_set_regex(tokenizer->context, step, regex, bytes) : status;
 }
 
 linnet_status ln_tokenizer_add_replace(linnet_tokenizer *tokenizer, const char *literal, const char *text) {
-    ln_step *step = ln_tokenizer_add_step(tokenizer, LN_STEP_REPLACE);
-    if (!step) return LINNET_ERROR_UNSUPPORTED;
-    const linnet_status status = ln_step_set_literal(tokenizer->context, step, literal, strlen(literal));
+    ln_step *step = NULL;
+    linnet_status status = ln_tokenizer_add_step(tokenizer, LN_STEP_REPLACE, &step);
+    if (status == LINNET_OK) status = ln_step_set_literal(tokenizer->context, step, literal, strlen(literal));
     return status == LINNET_OK ? ln_step_set_text(tokenizer->context, step, text, strlen(text)) : status;
 }
 
 linnet_status ln_tokenizer_add_prepend(linnet_tokenizer *tokenizer, const char *text, ln_when when) {
-    ln_step *step = ln_tokenizer_add_step(tokenizer, LN_STEP_PREPEND);
-    if (!step) return LINNET_ERROR_UNSUPPORTED;
+    ln_step *step = NULL;
+    const linnet_status status = ln_tokenizer_add_step(tokenizer, LN_STEP_PREPEND, &step);
+    if (status != LINNET_OK) return status;
     step->when = when;
     return ln_step_set_text(tokenizer->context, step, text, strlen(text));
 }

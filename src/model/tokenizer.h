@@ -93,9 +93,9 @@ void ln_byte_character(unsigned char byte, char text[3]);
 typedef struct ln_regex ln_regex;
 linnet_status ln_regex_open(linnet_context *context, const char *pattern, size_t bytes, ln_regex **regex);
 void ln_regex_close(ln_regex *regex);
-/* The first match at or after `from` in well-formed text. Returns 1 found, 0 none, or -1 where the regular expression
- * gave up (the error is recorded). */
-int ln_regex_find(ln_regex *regex, const char *text, size_t bytes, size_t from, size_t *start, size_t *end);
+/* The first match at or after `from` in well-formed text; *start SIZE_MAX: none. LINNET_ERROR_UNSUPPORTED where it
+ * takes too long. */
+linnet_status ln_regex_find(ln_regex *regex, const char *text, size_t bytes, size_t from, size_t *start, size_t *end);
 
 typedef enum ln_step_kind {
     LN_STEP_PREPEND, /* text before the piece */
@@ -226,8 +226,8 @@ linnet_status ln_step_set_literal(linnet_context *context, ln_step *step, const 
 linnet_status ln_step_set_regex(linnet_context *context, ln_step *step, const char *regex, size_t bytes);
 linnet_status ln_step_set_text(linnet_context *context, ln_step *step, const char *text, size_t bytes);
 void ln_step_close(linnet_context *context, ln_step *step);
-/* A cleared step at the end; NULL, recorded, without memory. */
-ln_step *ln_tokenizer_add_step(linnet_tokenizer *tokenizer, ln_step_kind kind);
+/* A cleared step at the end; step NULL: nothing more is to be set. */
+linnet_status ln_tokenizer_add_step(linnet_tokenizer *tokenizer, ln_step_kind kind, ln_step **step);
 linnet_status ln_tokenizer_add_split(linnet_tokenizer *tokenizer, const char *regex, size_t bytes);
 linnet_status ln_tokenizer_add_replace(linnet_tokenizer *tokenizer, const char *literal, const char *text);
 linnet_status ln_tokenizer_add_prepend(linnet_tokenizer *tokenizer, const char *text, ln_when when);

@@ -70,7 +70,8 @@ static bool is_space_at(const char *text, size_t length) {
 
 static bool is_word_at(const linnet_tokenizer *tokenizer, const char *text, size_t length) {
     size_t start, end;
-    return length && tokenizer->word && ln_regex_find(tokenizer->word, text, length, 0, &start, &end) > 0;
+    return length && tokenizer->word && ln_regex_find(tokenizer->word, text, length, 0, &start, &end) == LINNET_OK &&
+           start == 0;
 }
 
 static bool stands_alone(const linnet_tokenizer *tokenizer, const char *text, size_t bytes, size_t start, size_t end) {

@@ -136,10 +136,9 @@ static linnet_status read_byte_level(linnet_tokenizer *tokenizer, const linnet_f
     if (status != LINNET_OK) return status;
     ln_vocabulary_find_bytes(&tokenizer->vocabulary);
     tokenizer->vocabulary.unknown = key_token(tokenizer, file, "tokenizer.ggml.unknown_token_id", -1);
-    if (key_flag(file, "tokenizer.linnet.nfc", false) && !ln_tokenizer_add_step(tokenizer, LN_STEP_NFC))
-        return LINNET_ERROR_MEMORY;
+    if (key_flag(file, "tokenizer.linnet.nfc", false)) status = ln_tokenizer_add_step(tokenizer, LN_STEP_NFC, NULL);
     bool add_begin = false;
-    status = add_rule(tokenizer, file, &add_begin);
+    if (status == LINNET_OK) status = add_rule(tokenizer, file, &add_begin);
     return status == LINNET_OK ? read_ends(tokenizer, file, add_begin, -1, -1) : status;
 }
 
@@ -177,9 +176,8 @@ static linnet_status read_sentencepiece(linnet_tokenizer *tokenizer, const linne
         tokenizer->strip_bytes = tokenizer->strip_count = 1;
     }
     if (status == LINNET_OK) status = ln_tokenizer_add_replace(tokenizer, " ", LN_SPACE_MARK);
-    if (status == LINNET_OK && ln_vocabulary_cuts_at_marks(vocabulary) &&
-        !ln_tokenizer_add_step(tokenizer, LN_STEP_MARKS))
-        status = LINNET_ERROR_MEMORY;
+    if (status == LINNET_OK && ln_vocabulary_cuts_at_marks(vocabulary))
+        status = ln_tokenizer_add_step(tokenizer, LN_STEP_MARKS, NULL);
     return status == LINNET_OK ? read_ends(tokenizer, file, true, 1, 2) : status;
 }
 

@@ -291,6 +291,8 @@ static linnet_status read_config(linnet_tokenizer *tokenizer, const linnet_file 
         named_token(tokenizer, config.root, "eos_token", key_token(tokenizer, file, "tokenizer.ggml.eos_token_id"));
     tokenizer->padding =
         named_token(tokenizer, config.root, "pad_token", key_token(tokenizer, file, "tokenizer.ggml.padding_token_id"));
+    if (tokenizer->begin < 0 && tokenizer->prefix_count == 1) tokenizer->begin = tokenizer->prefix[0];
+    if (tokenizer->end < 0 && tokenizer->suffix_count == 1) tokenizer->end = tokenizer->suffix[0];
     const json_t *begin = json_object_get(config.root, "add_bos_token");
     const json_t *end = json_object_get(config.root, "add_eos_token");
     if (json_is_boolean(begin))
@@ -311,7 +313,7 @@ static linnet_status read_parts(reading *r, const linnet_file *file) {
     linnet_status status = check_model(r);
     if (status == LINNET_OK) status = ln_json_normalizer(tokenizer, json_object_get(r->root, "normalizer"));
     const int normaliser_steps = tokenizer->step_count;
-    if (status == LINNET_OK && !ln_tokenizer_add_step(tokenizer, LN_STEP_ADDED)) status = LINNET_ERROR_MEMORY;
+    if (status == LINNET_OK) status = ln_tokenizer_add_step(tokenizer, LN_STEP_ADDED, NULL);
     if (status == LINNET_OK)
         status = ln_json_pre_tokenizer(tokenizer, json_object_get(r->root, "pre_tokenizer"), &byte_level);
     if (status == LINNET_OK) status = read_model(r, byte_level);
@@ -321,10 +323,8 @@ static linnet_status read_parts(reading *r, const linnet_file *file) {
     if (status == LINNET_OK) status = read_config(tokenizer, file);
     if (status != LINNET_OK) return status;
     const bool marks = !byte_level && !tokenizer->vocabulary.ignore_merges;
-    if (marks && ln_vocabulary_cuts_at_marks(&tokenizer->vocabulary) &&
-        !ln_tokenizer_add_step(tokenizer, LN_STEP_MARKS))
-        status = LINNET_ERROR_MEMORY;
-    return status;
+    if (!marks || !ln_vocabulary_cuts_at_marks(&tokenizer->vocabulary)) return LINNET_OK;
+    return ln_tokenizer_add_step(tokenizer, LN_STEP_MARKS, NULL);
 }
 
 linnet_status ln_tokenizer_read_json(linnet_tokenizer *tokenizer, const linnet_file *file, ln_text json) {

@@ -75,18 +75,20 @@ static linnet_status read_prepend(pipeline *p, const json_t *json) {
 }
 
 static linnet_status read_replace(pipeline *p, const json_t *json) {
-    ln_step *step = ln_tokenizer_add_step(p->tokenizer, LN_STEP_REPLACE);
-    return step ? read_replacement(p, json, step) : LINNET_ERROR_UNSUPPORTED;
+    ln_step *step = NULL;
+    const linnet_status status = ln_tokenizer_add_step(p->tokenizer, LN_STEP_REPLACE, &step);
+    return status == LINNET_OK ? read_replacement(p, json, step) : status;
 }
 
 static linnet_status read_nfc(pipeline *p, const json_t *json) {
     (void)json;
-    return ln_tokenizer_add_step(p->tokenizer, LN_STEP_NFC) ? LINNET_OK : LINNET_ERROR_UNSUPPORTED;
+    return ln_tokenizer_add_step(p->tokenizer, LN_STEP_NFC, NULL);
 }
 
 static linnet_status read_strip_spaces(pipeline *p, const json_t *json) {
-    ln_step *step = ln_tokenizer_add_step(p->tokenizer, LN_STEP_STRIP);
-    if (!step) return LINNET_ERROR_UNSUPPORTED;
+    ln_step *step = NULL;
+    const linnet_status status = ln_tokenizer_add_step(p->tokenizer, LN_STEP_STRIP, &step);
+    if (status != LINNET_OK) return status;
     step->left = ln_json_flag(json, "strip_left", true);
     step->right = ln_json_flag(json, "strip_right", true);
     return LINNET_OK;
@@ -128,10 +130,11 @@ static linnet_status add_split(pipeline *p, const char *regex, ln_behaviour beha
 }
 
 static linnet_status read_split(pipeline *p, const json_t *json) {
-    ln_step *step = ln_tokenizer_add_step(p->tokenizer, LN_STEP_SPLIT);
-    if (!step) return LINNET_ERROR_UNSUPPORTED;
+    ln_step *step = NULL;
+    linnet_status status = ln_tokenizer_add_step(p->tokenizer, LN_STEP_SPLIT, &step);
+    if (status != LINNET_OK) return status;
     step->invert = ln_json_flag(json, "invert", false);
-    const linnet_status status = read_behaviour(p, json, step);
+    status = read_behaviour(p, json, step);
     return status == LINNET_OK ? read_pattern(p, json, step) : status;
 }
 

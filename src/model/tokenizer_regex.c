@@ -103,6 +103,7 @@ static linnet_status compile(ln_regex *regex, const ln_buffer *pattern, const ch
     regex->code = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->bytes,
                                 PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset,
                                 regex->compiling);
+    if (!regex->code && code == PCRE2_ERROR_HEAP_FAILED) return LINNET_ERROR_MEMORY;
     if (!regex->code) {
         char reason[160];
         pcre2_get_error_message(code, (PCRE2_UCHAR *)reason, sizeof reason);
@@ -155,7 +156,8 @@ void ln_regex_close(ln_regex *regex) {
 
 /* ---- matching ---- */
 
-int ln_regex_find(ln_regex *regex, const char *text, size_t bytes, size_t from, size_t *start, size_t *end) {
+linnet_status ln_regex_find(ln_regex *regex, const char *text, size_t bytes, size_t from, size_t *start, size_t *end) {
+    *start = *end = SIZE_MAX;
     int found = PCRE2_ERROR_JIT_STACKLIMIT;
     if (regex->compiled_to_machine_code)
         found = pcre2_jit_match(regex->code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK, regex->data,
@@ -163,16 +165,16 @@ int ln_regex_find(ln_regex *regex, const char *text, size_t bytes, size_t from, 
     if (found == PCRE2_ERROR_JIT_STACKLIMIT)
         found = pcre2_match(regex->code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, regex->data,
                             regex->matching);
-    if (found == PCRE2_ERROR_NOMATCH) return 0;
+    if (found == PCRE2_ERROR_NOMATCH) return LINNET_OK;
+    if (found == PCRE2_ERROR_NOMEMORY) return LINNET_ERROR_MEMORY;
     if (found < 0) {
         char reason[160];
         pcre2_get_error_message(found, (PCRE2_UCHAR *)reason, sizeof reason);
-        ln_fail(regex->context, LINNET_ERROR_UNSUPPORTED,
-                "a regular expression of the tokenizer gave up on this text: %s", reason);
-        return -1;
+        return ln_fail(regex->context, LINNET_ERROR_UNSUPPORTED,
+                       "a regular expression of the tokenizer gave up on this text: %s", reason);
     }
     const PCRE2_SIZE *ends = pcre2_get_ovector_pointer(regex->data);
     *start = ends[0];
     *end = ends[1];
-    return 1;
+    return LINNET_OK;
 }

@@ -27,19 +27,22 @@ typedef struct finder {
     bool matched; /* something ended at `from` */
 } finder;
 
-static int find_next(finder *f, size_t *start, size_t *end) {
+/* *start SIZE_MAX: no more. */
+static linnet_status find_next(finder *f, size_t *start, size_t *end) {
+    *start = SIZE_MAX;
     while (f->from <= f->bytes) {
         if (!f->step->regex) {
-            if (!f->step->literal_bytes) return 0;
+            if (!f->step->literal_bytes) return LINNET_OK;
             const char *found = memmem(f->text + f->from, f->bytes - f->from, f->step->literal, f->step->literal_bytes);
-            if (!found) return 0;
+            if (!found) return LINNET_OK;
             *start = (size_t)(found - f->text);
             *end = *start + f->step->literal_bytes;
         } else {
-            const int found = ln_regex_find(f->step->regex, f->text, f->bytes, f->from, start, end);
-            if (found <= 0) return found;
+            const linnet_status status = ln_regex_find(f->step->regex, f->text, f->bytes, f->from, start, end);
+            if (status != LINNET_OK || *start == SIZE_MAX) return status;
             if (*start == *end && f->matched && *end == f->from) {
-                if (f->from == f->bytes) return 0;
+                *start = SIZE_MAX;
+                if (f->from == f->bytes) return LINNET_OK;
                 f->from += ln_utf8_expected((unsigned char)f->text[f->from]);
                 f->matched = false;
                 continue;
@@ -47,9 +50,9 @@ static int find_next(finder *f, size_t *start, size_t *end) {
         }
         f->from = *end;
         f->matched = true;
-        return 1;
+        return LINNET_OK;
     }
-    return 0;
+    return LINNET_OK;
 }
 
 linnet_status ln_replace(const ln_step *step, ln_buffer *buffer, const char *text, size_t bytes) {
@@ -58,13 +61,13 @@ linnet_status ln_replace(const ln_step *step, ln_buffer *buffer, const char *tex
         run = next_run(text + at, bytes - at, &valid);
         finder found_in = {.step = step, .text = text + at, .bytes = valid ? run : 0};
         size_t done = 0, start, end;
-        int found = 0;
-        while (valid && (found = find_next(&found_in, &start, &end)) > 0) {
+        linnet_status status = LINNET_OK;
+        while (valid && (status = find_next(&found_in, &start, &end)) == LINNET_OK && start != SIZE_MAX) {
             ln_buffer_append(buffer, text + at + done, start - done);
             ln_buffer_append(buffer, step->text, step->text_bytes);
             done = end;
         }
-        if (found < 0) return LINNET_ERROR_UNSUPPORTED;
+        if (status != LINNET_OK) return status;
         ln_buffer_append(buffer, text + at + done, run - done);
     }
     return buffer->failed ? LINNET_ERROR_MEMORY : LINNET_OK;
@@ -121,14 +124,15 @@ static void add_span(splitter *s, size_t start, size_t end, bool match) {
 static void split_run(splitter *s, size_t at, size_t run) {
     finder found_in = {.step = s->step, .text = s->text + at, .bytes = run};
     size_t done = 0, start, end;
-    int found;
     s->start = s->end = at;
     s->match = false;
-    while (s->encoder->status == LINNET_OK && (found = find_next(&found_in, &start, &end)) != 0) {
-        if (found < 0) {
-            s->encoder->status = LINNET_ERROR_UNSUPPORTED;
+    while (s->encoder->status == LINNET_OK) {
+        const linnet_status status = find_next(&found_in, &start, &end);
+        if (status != LINNET_OK) {
+            s->encoder->status = status;
             return;
         }
+        if (start == SIZE_MAX) break;
         add_span(s, at + done, at + start, false);
         add_span(s, at + start, at + end, true);
         done = end;
