@@ -56,10 +56,9 @@ static inline const unsigned char *ln_page_of(const ln_page_view *view, int64_t 
 
 /* ---- products ---- */
 
-/* Some rows of B: codes, and scales where the format has them. A product of few rows waits for memory, so it fetches
- * `ahead` at the pace at which it reads the codes: what will be read next, or codes again. */
+/* Some rows of B: codes, and scales where the format has them. */
 typedef struct ln_attend_part {
-    const unsigned char *codes, *scales, *ahead;
+    const unsigned char *codes, *scales;
 } ln_attend_part;
 
 /* B: count parts of `depth` rows each, one below the other; `columns` (8, 16, 24 or 32) codes in a row. */
@@ -70,7 +69,7 @@ typedef struct ln_attend_operand {
 } ln_attend_operand;
 
 static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page) {
-    return (ln_attend_part){page, page + layout->key_scales, page};
+    return (ln_attend_part){page, page + layout->key_scales};
 }
 /* Values of sizes 32 panel and up, from the page's token `token` on. */
 static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const unsigned char *page, int64_t panel,
@@ -79,7 +78,7 @@ static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const 
     const int64_t at = panel * LN_PANEL * LN_PAGE_TOKENS + token * columns;
     const unsigned char *codes = page + layout->values + (uint64_t)(at * layout->element);
     const uint64_t scale = (uint64_t)(2 * (panel * LN_PAGE_TOKENS + token));
-    return (ln_attend_part){codes, page + layout->value_scales + scale, codes};
+    return (ln_attend_part){codes, page + layout->value_scales + scale};
 }
 
 /* C (+)= A B; rows of A and C are LN_ATTEND_STRIDE floats apart, A has count * depth columns. The

@@ -1,16 +1,12 @@
 /* The bodies of attention's kernels, written once and compiled for each instruction set by including this file
  * (attend.c, x86/attend_*.c, arm/attend_neon.c) after defining
- *   W, VECTORS, ROWS     lanes of a vector, vectors and rows (at most ROWS_MOST) of a register tile: ROWS x VECTORS sums
- *   lanes                a vector of W floats
- *   load, load_f16, load_bf16, load_q8 (address, n)     n <= W lanes from memory as floats; the others are 0 where
- *   store (address, v, n)                                n can be less than W at all (8 of 16)
- *   splat, add, subtract, multiply, divide, multiply_add (a, b, c) = a b + c
- *   larger (a, b), smaller (a, b)                        b where one is NaN
- *   fraction (x) = x - floor(x), 0 for -inf              of -inf or -127 <= x <= 127
- *   power (p, x) = p 2^floor(x), 0 for x < -127
- *   largest (v)                                          over the lanes
- *   any_above (a, b)                                     a > b in some lane
- *   LN_ATTEND_NAME, LN_ATTEND_SET
+ *   W, VECTORS, ROWS     lanes of a vector, vectors and rows (at most ROWS_MOST) of a register tile: ROWS x VECTORS
+ * sums lanes                a vector of W floats load, load_f16, load_bf16, load_q8 (address, n)     n <= W lanes from
+ * memory as floats; the others are 0 where store (address, v, n)                                n can be less than W at
+ * all (8 of 16) splat, add, subtract, multiply, divide, multiply_add (a, b, c) = a b + c larger (a, b), smaller (a, b)
+ * b where one is NaN fraction (x) = x - floor(x), 0 for -inf              of -inf or -127 <= x <= 127 power (p, x) = p
+ * 2^floor(x), 0 for x < -127 largest (v)                                          over the lanes any_above (a, b) a > b
+ * in some lane LN_ATTEND_NAME, LN_ATTEND_SET
  *
  * 2^x = 2^floor(x) p(x - floor(x)), p of degree 6 with p(0) = 1: relative error of the polynomial 2e-9, of the whole
  * below 1.5e-7. */
@@ -89,7 +85,7 @@ INLINE lanes load_code(linnet_type precision, const unsigned char *codes, int64_
 
 /* Rows of B of one part, columns c to c + vectors W - 1. */
 typedef struct b_rows {
-    const unsigned char *codes, *ahead;
+    const unsigned char *codes;
     const uint16_t *scales;
     int64_t columns, c;
     int vectors, n; /* n: lanes of a vector that are used */
@@ -97,7 +93,7 @@ typedef struct b_rows {
 
 INLINE b_rows rows_of(const ln_attend_operand *b, int64_t part, int64_t c, int vectors, int n) {
     const ln_attend_part *p = &b->parts[part];
-    return (b_rows){p->codes, p->ahead, (const uint16_t *)(const void *)p->scales, b->columns, c, vectors, n};
+    return (b_rows){p->codes, (const uint16_t *)(const void *)p->scales, b->columns, c, vectors, n};
 }
 
 /* Codes of row k as floats, without their scale. */
@@ -106,11 +102,13 @@ INLINE void load_row(lanes *x, linnet_type precision, const b_rows *b, int64_t k
         load_code(precision, b->codes, k * b->columns + b->c + v * W, b->n);
 }
 
+/* A head's pages lie one after the other and are read so: what is AHEAD is needed soon. */
 INLINE void prefetch_row(linnet_type precision, const b_rows *b, int64_t k) {
-    enum { LINE = 64 };
+    enum { AHEAD = 8192, LINE = 64 };
     const int64_t element = precision == LINNET_F32 ? 4 : precision == LINNET_Q8_0 ? 1 : 2;
-    const unsigned char *at = b->ahead + (k * b->columns + b->c) * element;
-    UNROLL for (int64_t i = 0; i < b->vectors * W * element; i += LINE) __builtin_prefetch(at + i);
+    const uintptr_t at = (uintptr_t)b->codes + (uintptr_t)((k * b->columns + b->c) * element) + AHEAD;
+    UNROLL for (int64_t i = 0; i < b->vectors * W * element; i += LINE)
+        __builtin_prefetch((const void *)(at + (uintptr_t)i));
 }
 
 INLINE void load_scales(lanes *scale, const b_rows *b, int64_t k) {

@@ -81,7 +81,7 @@ typedef struct attention_tile {
     const attention_call *call;
     int64_t head; /* key-value head */
     int64_t token, tokens, position;
-    int64_t end, block; /* of the task's keys; keys whose scores are held at once */
+    int64_t block; /* keys whose scores are held at once */
     bool few, unpack;
     float *query, *scores, *output; /* [rows][LN_ATTEND_STRIDE] */
     float *maximum, *sum;           /* [rows], [rows][LN_ATTEND_LANES] */
@@ -117,13 +117,6 @@ static void load_queries(const attention_tile *tile) {
     }
 }
 
-/* How far ahead of a page the same bytes of the page that comes up one block later are. */
-static int64_t ahead_of(const attention_tile *tile, int64_t key) {
-    const ln_page_view *view = tile->call->view;
-    const int64_t next = key + tile->block < tile->end ? key + tile->block : key;
-    return ln_page_of(view, tile->head, next / LN_PAGE_TOKENS) - ln_page_of(view, tile->head, key / LN_PAGE_TOKENS);
-}
-
 /* Scores of the block's keys, page by page, for the tokens that see any key of the page. */
 static void score_block(const attention_tile *tile, int64_t begin, int64_t end) {
     const attention_call *call = tile->call;
@@ -136,10 +129,9 @@ static void score_block(const attention_tile *tile, int64_t begin, int64_t end) 
         if (from >= to) continue;
         ln_attend_part part = ln_page_keys(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS));
         const ln_attend_operand keys = {&part, 1, call->attention->key_size, LN_PAGE_TOKENS, false};
-        part.ahead += ahead_of(tile, key);
         if (tile->unpack) {
             call->kernels->attend.decode[view->layout.precision](&keys, tile->keys);
-            part.codes = part.ahead = (const unsigned char *)tile->keys;
+            part.codes = (const unsigned char *)tile->keys;
         }
         const int64_t row = from * group * LN_ATTEND_STRIDE;
         product_of(tile)(&keys, tile->query + row, (to - from) * group, tile->scores + row + (key - begin), false);
@@ -190,8 +182,7 @@ static void add_product(const attention_tile *tile, int64_t row, int64_t rows, i
         for (int64_t key = from; key < to; key += depth) {
             if (tile->unpack) {
                 const float *codes = tile->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin) * b.columns;
-                parts[b.count++] =
-                    (ln_attend_part){.codes = (const unsigned char *)codes, .ahead = (const unsigned char *)codes};
+                parts[b.count++] = (ln_attend_part){.codes = (const unsigned char *)codes};
             } else {
                 parts[b.count++] =
                     ln_page_values(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS), panel, inside);
@@ -296,7 +287,7 @@ static void run_task(void *argument, int64_t task, int worker) {
 
     load_queries(&tile);
     const int64_t first = first_key(&tile, 0) / LN_PAGE_TOKENS * LN_PAGE_TOKENS + chunk * call->chunk_tokens;
-    const int64_t end = tile.end = ln_min_i64(tile.position + tile.tokens, first + call->chunk_tokens);
+    const int64_t end = ln_min_i64(tile.position + tile.tokens, first + call->chunk_tokens);
     for (int64_t begin = first; begin < end; begin += tile.block) {
         const int64_t block_end = ln_min_i64(end, begin + tile.block);
         score_block(&tile, begin, block_end);
