@@ -240,7 +240,7 @@ static void test_groups(void **state) {
 static void test_lengths(void **state) {
     (void)state;
     const ln_attention a = shape_of(4, 2, 16, 16);
-    for (int64_t tokens = 1; tokens <= 300; tokens += tokens < 35 ? 1 : 31) {
+    for (int64_t tokens = 1; tokens <= 300; tokens += tokens < 35 ? 3 : 31) {
         check(&a, tokens, tokens, 2e-6);
         check(&a, tokens, 13, 2e-6);
     }
@@ -249,7 +249,7 @@ static void test_lengths(void **state) {
 static void test_window_and_cap(void **state) {
     (void)state;
     static const int64_t windows[] = {1, 2, 31, 32, 33, 64, 100, 128, 129, 1000};
-    static const int64_t pieces[] = {300, 128, 50, 7, 1};
+    static const int64_t pieces[] = {300, 50, 1};
     for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
         for (size_t j = 0; j < sizeof pieces / sizeof *pieces; j++) {
             ln_attention a = shape_of(3, 1, 16, 16);
