@@ -32,7 +32,7 @@ void check_vector(check *c);
 bool check_begin(check *c, const char *kernel, const char *variant);
 /* error: the largest, in units of what is allowed; NaN or more than 1 fails. Ends the line unless speeds follow. */
 void check_error(check *c, const char *kernel, const char *variant, double error);
-/* amount: operations, or bytes read, of one run. */
+/* amount: operations, or bytes read, of one run. kind: of the peak to compare with; LN_PEAKS: bytes, and none. */
 void check_speed(check *c, const char *what, ln_peak_kind kind, double amount, double seconds);
 void check_end(check *c);
 

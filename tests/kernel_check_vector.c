@@ -101,7 +101,7 @@ void check_vector(check *c) {
         if (c->bench) {
             timing t = {&c->kernels.vector, got, entries[i].run};
             const double seconds = check_time(run_many, &t);
-            check_speed(c, "in cache", LN_PEAK_READ, 4.0 * LENGTH * REPEATS * entries[i].streams, seconds);
+            check_speed(c, "in cache", LN_PEAKS, 4.0 * LENGTH * REPEATS * entries[i].streams, seconds);
         }
         check_end(c);
     }

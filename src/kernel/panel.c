@@ -65,5 +65,7 @@ void ln_panel_choose(unsigned cpu, ln_matmul_kernels *kernels) {
     if (cpu & LN_CPU_AVX512_VNNI) ln_panel_fill_avx512vnni(kernels);
     if (cpu & LN_CPU_AVX512_BF16) ln_panel_fill_avx512bf16(kernels);
     ln_panel_fill_amx(cpu, kernels);
+#elif defined(__aarch64__)
+    if (cpu & LN_CPU_NEON) ln_panel_fill_neon(kernels);
 #endif
 }
