@@ -33,7 +33,7 @@ typedef struct cli_arguments {
     const char *model, *file, *prompt, *system, *output, *ids, *format;
     const char *operands[4];
     int operand_count;
-    cli_texts stops;
+    cli_texts stops, keys;
     int64_t tokens, context, threads, piece, repetitions, windows;
     double temperature, top_k, top_p, min_p, repeat_penalty, repeat_last; /* below 0: not given */
     uint64_t memory, seed;

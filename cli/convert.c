@@ -1,20 +1,44 @@
 /* Owns: the verb convert: any readable model to a GGUF file. */
 
+#include <string.h>
+
 #include "cli.h"
 
-static const cli_option convert_options[] = {CLI_OPTION('o', "output", CLI_TEXT, output, "FILE", "GGUF file to write"),
-                                             CLI_OPTION(0, "type", CLI_TYPE, type, "TYPE",
-                                                        "number format of the weights", .fallback = "q8_0",
-                                                        .choices = "f32 f16 bf16 q8_0 q4_0"),
-                                             {0}};
+static const cli_option convert_options[] = {
+    CLI_OPTION('o', "output", CLI_TEXT, output, "FILE", "GGUF file to write"),
+    CLI_OPTION(0, "type", CLI_TYPE, type, "TYPE", "number format of the weights", .fallback = "q8_0",
+               .choices = "f32 f16 bf16 q8_0 q4_0"),
+    CLI_OPTION(0, "set", CLI_TEXTS, keys, "KEY=TEXT", "write this text key; may be given several times"),
+    {0}};
 
 static const cli_group groups[] = {{"convert", convert_options}, {"other", cli_common_options}, {0}};
 
+/* Cuts KEY=TEXT in two; names is room for the keys. */
+static int read_keys(const cli_texts *given, char names[CLI_MOST][128], linnet_text_key keys[CLI_MOST]) {
+    for (int i = 0; i < given->count; i++) {
+        const char *sign = strchr(given->text[i], '=');
+        const size_t bytes = sign ? (size_t)(sign - given->text[i]) : 0;
+        if (bytes == 0 || bytes >= sizeof names[i])
+            return cli_usage(&cli_convert, "--set %s: a key and its text are written as KEY=TEXT", given->text[i]);
+        memcpy(names[i], given->text[i], bytes);
+        names[i][bytes] = 0;
+        keys[i] = (linnet_text_key){names[i], sign + 1};
+    }
+    return CLI_OK;
+}
+
 static int run(const cli_arguments *arguments) {
     linnet_context *context;
+    char names[CLI_MOST][128];
+    linnet_text_key keys[CLI_MOST];
     if (!arguments->output) return cli_usage(&cli_convert, "name the file to write with -o");
+    if (read_keys(&arguments->keys, names, keys) != CLI_OK) return CLI_USAGE;
     if (cli_context_open(arguments, &context) != CLI_OK) return CLI_FAILED;
-    const linnet_status converted = linnet_convert(context, arguments->operands[0], arguments->output, arguments->type);
+    linnet_convert_settings settings = linnet_convert_settings_default();
+    settings.type = arguments->type;
+    settings.keys = keys;
+    settings.key_count = (int64_t)arguments->keys.count;
+    const linnet_status converted = linnet_convert(context, arguments->operands[0], arguments->output, &settings);
     cli_progress_end();
     int status = converted == LINNET_INTERRUPTED ? CLI_INTERRUPTED : CLI_OK;
     if (converted != LINNET_OK) cli_error("%s", linnet_last_error(context));

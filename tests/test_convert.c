@@ -14,6 +14,13 @@
 #include "model/file.h"
 #include "stored.h"
 
+static const linnet_convert_settings *to_type(linnet_type type) {
+    static linnet_convert_settings settings;
+    settings = linnet_convert_settings_default();
+    settings.type = type;
+    return &settings;
+}
+
 static char folder[64], out[96], again[96];
 static linnet_context *context;
 
@@ -66,7 +73,7 @@ static int tear_down(void **state) {
 }
 
 static void convert(const char *from, const char *to, linnet_type type) {
-    if (linnet_convert(context, from, to, type) != LINNET_OK) fail_msg("%s", linnet_last_error(context));
+    if (linnet_convert(context, from, to, to_type(type)) != LINNET_OK) fail_msg("%s", linnet_last_error(context));
 }
 
 static linnet_file *open_file(const char *path) {
@@ -203,7 +210,7 @@ static void test_full_disk(void **state) {
         small = limit;
         small.rlim_cur = (rlim_t)bytes;
         assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-        assert_int_equal(linnet_convert(context, folder, out, LINNET_F32), LINNET_ERROR_FILE);
+        assert_int_equal(linnet_convert(context, folder, out, to_type(LINNET_F32)), LINNET_ERROR_FILE);
         assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
         assert_non_null(strstr(linnet_last_error(context), out));
         assert_non_null(strstr(linnet_last_error(context), "unchanged"));
@@ -243,7 +250,7 @@ static void test_progress_and_interrupt(void **state) {
     const int before = files_in_folder();
     calls = last_done = 0;
     to_interrupt = context;
-    assert_int_equal(linnet_convert(context, folder, again, LINNET_F32), LINNET_INTERRUPTED);
+    assert_int_equal(linnet_convert(context, folder, again, to_type(LINNET_F32)), LINNET_INTERRUPTED);
     assert_int_equal(calls, 1);
     assert_int_equal(files_in_folder(), before);
     to_interrupt = NULL;
@@ -253,21 +260,21 @@ static void test_refusals(void **state) {
     (void)state;
     char text[512], path[128];
     const uint64_t before = linnet_memory_used(context);
-    assert_int_equal(linnet_convert(context, folder, out, LINNET_Q4_K), LINNET_ERROR_ARGUMENT);
+    assert_int_equal(linnet_convert(context, folder, out, to_type(LINNET_Q4_K)), LINNET_ERROR_ARGUMENT);
     assert_non_null(strstr(linnet_last_error(context), "q4_k"));
-    assert_int_equal(linnet_convert(context, "/nowhere", out, LINNET_F32), LINNET_ERROR_FILE);
-    assert_int_equal(linnet_convert(context, folder, "/nowhere/x.gguf", LINNET_F32), LINNET_ERROR_FILE);
+    assert_int_equal(linnet_convert(context, "/nowhere", out, to_type(LINNET_F32)), LINNET_ERROR_FILE);
+    assert_int_equal(linnet_convert(context, folder, "/nowhere/x.gguf", to_type(LINNET_F32)), LINNET_ERROR_FILE);
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
-    assert_int_equal(linnet_convert(context, path, out, LINNET_F32), LINNET_ERROR_UNSUPPORTED);
+    assert_int_equal(linnet_convert(context, path, out, to_type(LINNET_F32)), LINNET_ERROR_UNSUPPORTED);
     snprintf(text, sizeof text, config, "mamba-9", "");
     write_text_file(folder, "config.json", text);
-    assert_int_equal(linnet_convert(context, folder, out, LINNET_F32), LINNET_ERROR_UNSUPPORTED);
+    assert_int_equal(linnet_convert(context, folder, out, to_type(LINNET_F32)), LINNET_ERROR_UNSUPPORTED);
     assert_non_null(strstr(linnet_last_error(context), "'mamba-9'"));
     assert_non_null(strstr(linnet_last_error(context), "qwen3"));
     write_text_file(folder, "config.json",
                     "{\"model_type\":\"llama\",\"hidden_size\":64,\"num_hidden_layers\":1,"
                     "\"num_attention_heads\":5,\"head_dim\":16,\"intermediate_size\":3000}");
-    assert_int_equal(linnet_convert(context, folder, out, LINNET_F32), LINNET_ERROR_FORMAT);
+    assert_int_equal(linnet_convert(context, folder, out, to_type(LINNET_F32)), LINNET_ERROR_FORMAT);
     assert_non_null(strstr(linnet_last_error(context), "blk.0.attn_q.weight"));
     assert_int_equal(linnet_memory_used(context), before);
 }
@@ -282,7 +289,7 @@ static void test_overflow(void **state) {
     assert_int_equal(fseek(file, -4, SEEK_END), 0);
     assert_int_equal(fwrite(&large, sizeof large, 1, file), 1);
     fclose(file);
-    assert_int_equal(linnet_convert(context, folder, out, LINNET_F16), LINNET_ERROR_UNSUPPORTED);
+    assert_int_equal(linnet_convert(context, folder, out, to_type(LINNET_F16)), LINNET_ERROR_UNSUPPORTED);
     assert_non_null(strstr(linnet_last_error(context), "65504"));
     convert(folder, out, LINNET_BF16);
 }

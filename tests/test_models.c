@@ -18,6 +18,13 @@
 
 #include "linnet/linnet.h"
 
+static const linnet_convert_settings *to_type(linnet_type type) {
+    static linnet_convert_settings settings;
+    settings = linnet_convert_settings_default();
+    settings.type = type;
+    return &settings;
+}
+
 static const double tolerance = 1e-4; /* standard deviations of the reference */
 
 #define CHECK(context, call)                                                            \
@@ -210,7 +217,7 @@ static void test_conversion(void **state) {
     char path[64];
     temporary(path);
     linnet_context *context = open_context(1, NULL);
-    CHECK(context, linnet_convert(context, g.folder, path, LINNET_F32));
+    CHECK(context, linnet_convert(context, g.folder, path, to_type(LINNET_F32)));
     linnet_context_close(context);
     match(path, &g);
     unlink(path);

@@ -19,31 +19,26 @@ OPENINGS = [
 ]
 # The names and colours that the model was trained with, and its form: a line of its own that cuts the prose between two words
 # (not after punctuation, which would become one token with the line's end).
-NAMES = ("Ada Alan Beth Bram Carl Cleo Dina Dora Emil Ezra Faye Fern Glen Gwen Hope Hugo Iris Ivan Jade Joel Kira Kurt Lena Liam Milo Mona "
-         "Nico Nora Olga Omar Pete Pia Quin Reed Rosa Sage Seth Tara Todd Uma Umar Vera Vito Wade Wren Xena Yara Yves Zara Zeke").split()
+NAMES = "Ada Alan Beth Bram Carl Cleo Dina Dora Emil Ezra Faye Fern Glen Gwen Hope Hugo Iris Ivan Jade Joel Kira Kurt Lena Liam Milo".split()
 NUMBERS = "password locker ticket room phone badge parcel flight account token gate seat booking invoice serial route".split()
 COLORS = "red blue green black white brown gray pink purple orange gold silver".split()
-THINGS = ["car", "house", "coat", "boat", "kite", "door"]
-PERSONS = ["friend", "teacher", "doctor", "neighbor", "boss"]
+THINGS = "car house coat boat kite door".split()
+PERSONS = "friend teacher doctor neighbor boss".split()
 
 
-def plant(rng):
-    """One fact of each kind in turn: (sentence, question, answer)."""
-    taken = set()
-    while True:
-        name, kind = rng.choice(NAMES), rng.randrange(3)
+def plant(rng, count):
+    """One fact of each of `count` persons: (sentence, question, answer)."""
+    for name in rng.sample(NAMES, count):
+        kind = rng.randrange(3)
         if kind == 0:
             thing, answer = rng.choice(NUMBERS), str(rng.randrange(10 ** 4, 10 ** 5))
-            fact = f"The {thing} number of {name} is {answer}.", f"What is the {thing} number of {name}?"
+            yield f"The {thing} number of {name} is {answer}.", f"What is the {thing} number of {name}?", answer
         elif kind == 1:
             thing, answer = rng.choice(THINGS), rng.choice(COLORS)
-            fact = f"{name} has a {answer} {thing}.", f"What color is the {thing} of {name}?"
+            yield f"{name} has a {answer} {thing}.", f"What color is the {thing} of {name}?", answer
         else:
             thing, answer = rng.choice(PERSONS), rng.choice([n for n in NAMES if n != name])
-            fact = f"The {thing} of {name} is {answer}.", f"Who is the {thing} of {name}?"
-        if fact[1] not in taken:
-            taken.add(fact[1])
-            yield *fact, answer
+            yield f"The {thing} of {name} is {answer}.", f"Who is the {thing} of {name}?", answer
 
 
 def write_passage(linnet, model, opening, seed, tokens):
@@ -55,29 +50,36 @@ def write_passage(linnet, model, opening, seed, tokens):
     return text[: text.rfind(".") + 1]
 
 
+def write_prose(options, rng):
+    passages, length = [], 0
+    while length < options.characters:
+        passages.append(write_passage(options.linnet, options.model, rng.choice(OPENINGS), rng.randrange(1 << 30), 900))
+        length += len(passages[-1])
+    return "\n\n".join(passages)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("linnet")
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--model")
+    parser.add_argument("--prose", type=pathlib.Path, help="plant the facts in this text instead of writing one")
     parser.add_argument("--characters", type=int, default=70000)
-    parser.add_argument("--facts", type=int, default=24)
+    parser.add_argument("--facts", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     rng = random.Random(options.seed)
 
-    passages, length = [], 0
-    while length < options.characters:
-        passages.append(write_passage(options.linnet, options.model, rng.choice(OPENINGS), rng.randrange(1 << 30), 900))
-        length += len(passages[-1])
-    words = "\n\n".join(passages).split(" ")
-    sentences = plant(rng)
-    facts = [next(sentences) for _ in range(options.facts)]
-    places = rng.sample([at for at, word in enumerate(words[:-1]) if word.isalpha()], len(facts))
-    for at, (sentence, _, _) in zip(places, facts):
-        words[at] += f"\n{sentence}\n"
+    prose = options.prose.read_text() if options.prose else write_prose(options, rng)
+    lines = [line.strip() for line in prose.strip().split("\n")]
+    text = "\n".join(line for line in lines if not any(name in line for name in NAMES)) + "\n"
+    facts = list(plant(random.Random(options.seed), options.facts))
+    # Between two words, as in the model's training: after a full stop the line break would become part of another token.
+    gaps = sorted(rng.sample([m.start() for m in re.finditer(r"(?<=[a-z]) (?=[a-z])", text)], len(facts)), reverse=True)
+    for gap, (sentence, _, _) in zip(gaps, facts):
+        text = f"{text[:gap]}\n{sentence}\n{text[gap:]}"
     options.folder.mkdir(parents=True, exist_ok=True)
-    (options.folder / "document.txt").write_text(" ".join(words) + "\n")
+    (options.folder / "document.txt").write_text(text)
     (options.folder / "facts.txt").write_text("".join(f"{question}\t{answer}\n" for _, question, answer in facts))
     (options.folder / "question.txt").write_text(facts[0][1] + "\n")
 

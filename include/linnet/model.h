@@ -36,12 +36,25 @@ LINNET_API const char *linnet_file_text(const linnet_file *file, const char *nam
 /* "GGUF v3", "safetensors folder" */
 LINNET_API const char *linnet_file_kind(const linnet_file *file);
 
-/* Writes a GGUF v3 file with the weights of `source` in `type` (F32, F16, BF16, Q8_0, Q4_0). Vectors stay float32;
- * a matrix whose rows are no multiple of the block is written as F16; with Q4_0 the embedding and the output matrix are
- * written as Q8_0. The output appears whole or not at all: it is
- * written beside its place and renamed, so a full disk leaves the old file. */
+typedef struct linnet_text_key {
+    const char *name, *value;
+} linnet_text_key;
+
+typedef struct linnet_convert_settings {
+    size_t size;
+    linnet_type type;            /* F32, F16, BF16, Q8_0, Q4_0 */
+    const linnet_text_key *keys; /* written in the place of the source's texts of these names, or beside its keys */
+    int64_t key_count;
+} linnet_convert_settings;
+
+/* Q8_0, no keys. */
+LINNET_API linnet_convert_settings linnet_convert_settings_default(void);
+
+/* Writes a GGUF v3 file with the weights of `source` in the settings' type. Vectors stay float32; a matrix whose rows
+ * are no multiple of the block is written as F16. The output appears whole or not at all: it is written beside its
+ * place and renamed, so a full disk leaves the old file. settings NULL: the defaults. */
 LINNET_API linnet_status linnet_convert(linnet_context *context, const char *source, const char *output,
-                                        linnet_type type);
+                                        const linnet_convert_settings *settings);
 
 /* ---- models: files whose architecture Linnet runs ---- */
 

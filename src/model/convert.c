@@ -48,6 +48,7 @@ typedef struct job {
     linnet_context *context;
     const linnet_file *file;
     const struct target_row *target;
+    linnet_convert_settings settings;
     ln_gguf_writer writer;
     ln_output output;
     float *values;         /* [threads, PIECE] */
@@ -208,9 +209,29 @@ static linnet_status write_tensor(job *work, const linnet_tensor_info *tensor) {
 
 /* ---- the file ---- */
 
+/* The caller's texts come first, because the first value of a name stands; a key that is no text is not theirs. */
+static linnet_status write_given_keys(job *work, ln_key_writer *keys) {
+    static const char *const ours[] = {"general.architecture", "general.file_type", "general.quantization_version",
+                                       "general.alignment"};
+    for (int64_t i = 0; i < work->settings.key_count; i++) {
+        const linnet_text_key *given = &work->settings.keys[i];
+        const ln_key *held = ln_file_key(work->file, given->name);
+        bool refused = !*given->name || (held && (held->array || held->kind != LN_TEXT));
+        for (size_t k = 0; k < sizeof ours / sizeof *ours; k++) refused |= strcmp(given->name, ours[k]) == 0;
+        if (refused)
+            return FAIL(work->context, ARGUMENT,
+                        "the key '%.64s' cannot be set: only texts can, and not those that say how to read the file",
+                        given->name);
+        ln_write_text(keys, given->name, given->value, strlen(given->value));
+    }
+    return LINNET_OK;
+}
+
 static linnet_status collect_keys(job *work) {
     const linnet_file *file = work->file;
     ln_key_writer *keys = &work->writer.keys;
+    const linnet_status given = write_given_keys(work, keys);
+    if (given != LINNET_OK) return given;
     const ln_key *architecture = ln_file_key(file, "general.architecture");
     if (architecture) ln_write_key(keys, architecture);
     ln_write_integer(keys, "general.file_type", LN_U32, work->target->file_type);
@@ -274,8 +295,17 @@ static linnet_status write_file(job *work, const char *path) {
     return status == LINNET_OK ? closed : status;
 }
 
-linnet_status linnet_convert(linnet_context *context, const char *source, const char *output, linnet_type type) {
-    job work = {.context = context, .target = find_target(type)};
+linnet_convert_settings linnet_convert_settings_default(void) {
+    return (linnet_convert_settings){.size = sizeof(linnet_convert_settings), .type = LINNET_Q8_0};
+}
+
+linnet_status linnet_convert(linnet_context *context, const char *source, const char *output,
+                             const linnet_convert_settings *settings) {
+    job work = {.context = context, .settings = linnet_convert_settings_default()};
+    if (settings)
+        memcpy(&work.settings, settings, settings->size < sizeof work.settings ? settings->size : sizeof work.settings);
+    const linnet_type type = work.settings.type;
+    work.target = find_target(type);
     if (!work.target)
         return FAIL(context, ARGUMENT, "models are converted to f32, f16, bf16, q8_0 or q4_0, not to %s",
                     linnet_type_name(type) ? linnet_type_name(type) : "an unknown type");
