@@ -201,7 +201,7 @@ static const struct bad_row {
     {HEAD "u64:0 u64:2 text:abc u32:4 u32:1", LINNET_ERROR_FORMAT, "2 keys"},
     {ONE_KEY "u64:0xffffffffffffffff zeros:20", LINNET_ERROR_FORMAT, "name of key 0"},
     {ONE_KEY "u64:0 u32:4 u32:1 zeros:20", LINNET_ERROR_FORMAT, "0 bytes (1 to"},
-    {ONE_KEY "u64:3 u16:0x6161 u8:0 u32:4 u32:1", LINNET_ERROR_FORMAT, "control character 0"},
+    {ONE_KEY "u64:3 u16:0x6161 u8:0 u32:4 u32:1", LINNET_ERROR_FORMAT, "holds control characters"},
     {ONE_KEY "text:abc u32:13 u32:1", LINNET_ERROR_FORMAT, "'abc' has the value kind 13"},
     {ONE_KEY "text:abc u32:0xffffffff u32:1", LINNET_ERROR_FORMAT, "value kind 4294967295"},
     {ONE_KEY "text:abc u32:9 u32:9 u64:1 zeros:20", LINNET_ERROR_UNSUPPORTED, "'abc' is an array of arrays"},

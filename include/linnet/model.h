@@ -51,8 +51,9 @@ typedef struct linnet_convert_settings {
 LINNET_API linnet_convert_settings linnet_convert_settings_default(void);
 
 /* Writes a GGUF v3 file with the weights of `source` in the settings' type. Vectors stay float32; a matrix whose rows
- * are no multiple of the block is written as F16. The output appears whole or not at all: it is written beside its
- * place and renamed, so a full disk leaves the old file. settings NULL: the defaults. */
+ * are no multiple of the block is written as F16; with Q4_0 the embedding and the output matrix are Q8_0. The output
+ * appears whole or not at all: it is written beside its place and renamed, so a full disk leaves the old file.
+ * settings NULL: the defaults. */
 LINNET_API linnet_status linnet_convert(linnet_context *context, const char *source, const char *output,
                                         const linnet_convert_settings *settings);
 

@@ -51,6 +51,9 @@ linnet_status ln_fail(linnet_context *context, linnet_status status, const char 
     va_start(arguments, format);
     vsnprintf(context->error, sizeof context->error, format, arguments);
     va_end(arguments);
+    /* Names from files are part of sentences: what would steer a terminal is not let through. */
+    for (char *at = context->error; *at; at++)
+        if ((unsigned char)*at < 0x20 || *at == 0x7f) *at = '?';
     return status;
 }
 

@@ -216,7 +216,8 @@ static linnet_status write_given_keys(job *work, ln_key_writer *keys) {
     for (int64_t i = 0; i < work->settings.key_count; i++) {
         const linnet_text_key *given = &work->settings.keys[i];
         const ln_key *held = ln_file_key(work->file, given->name);
-        bool refused = !*given->name || (held && (held->array || held->kind != LN_TEXT));
+        bool refused = !*given->name || !ln_printable(given->name, strlen(given->name)) ||
+                       (held && (held->array || held->kind != LN_TEXT));
         for (size_t k = 0; k < sizeof ours / sizeof *ours; k++) refused |= strcmp(given->name, ours[k]) == 0;
         if (refused)
             return FAIL(work->context, ARGUMENT,

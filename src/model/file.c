@@ -306,6 +306,12 @@ static void put(line *out, const char *text, size_t bytes) {
     if (out->capacity) out->text[out->used] = 0;
 }
 
+bool ln_printable(const char *text, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++)
+        if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f) return false;
+    return true;
+}
+
 /* Control characters are spelled out, so that a file cannot steer the terminal; at most `most` bytes are shown. */
 static void put_escaped(line *out, ln_text text, size_t most) {
     for (size_t i = 0; i < text.bytes && i < most; i++) {

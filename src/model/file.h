@@ -89,6 +89,9 @@ linnet_status ln_huggingface_read_tokenizer(linnet_file *file, const char *path)
 /* linnet_file_open for those who need no weights: a folder may lack them, and a tokenizer.json will do. */
 linnet_status ln_file_open_tokenizer(linnet_context *context, const char *path, linnet_file **file);
 
+/* Whether text holds no control characters: names from files are shown on terminals and compared as C strings. */
+bool ln_printable(const char *text, size_t bytes);
+
 /* Fills order[count] with row numbers in ascending order. compare: negative, 0 or positive, of two rows. Heap sort: in
  * place, never slow whatever a file holds. */
 typedef int (*ln_compare_rows)(const void *rows, int64_t a, int64_t b);

@@ -88,10 +88,9 @@ static linnet_status take_name(reader *r, const char *what, uint64_t number, ln_
     if (name->bytes == 0 || name->bytes > LONGEST_NAME)
         return BAD(r, "%s: the name of %s %llu has %llu bytes (1 to %d are possible); the file is damaged", r->path,
                    what, (ull)number, (ull)name->bytes, LONGEST_NAME);
-    for (size_t i = 0; i < name->bytes; i++)
-        if ((unsigned char)name->data[i] < 0x20 || name->data[i] == 0x7f)
-            return BAD(r, "%s: the name of %s %llu holds the control character %d; the file is damaged", r->path, what,
-                       (ull)number, name->data[i]);
+    if (!ln_printable(name->data, name->bytes))
+        return BAD(r, "%s: the name of %s %llu holds control characters; the file is damaged", r->path, what,
+                   (ull)number);
     return LINNET_OK;
 }
 

@@ -177,16 +177,23 @@ static int compare_texts(const void *rows, int64_t a, int64_t b) {
     return strcmp(texts[a], texts[b]);
 }
 
-/* Reads each of the files once, in the order of their names. */
-static linnet_status read_shards(folder *f, const char **names, int64_t count) {
+/* Reads each of the files once, in the order of their names. list: terminated names, one after the other. */
+static linnet_status read_shards(folder *f, const ln_buffer *list) {
     linnet_context *context = f->file->context;
+    ln_buffer names = {.context = context};
+    for (size_t at = 0; at < list->bytes; at += strlen(list->data + at) + 1) {
+        const char *name = list->data + at;
+        ln_buffer_append(&names, &name, sizeof name);
+    }
+    const char **rows = (const char **)(void *)names.data;
+    const int64_t count = (int64_t)(names.bytes / sizeof *rows);
     int64_t *order = ln_allocate(context, (uint64_t)count, sizeof *order, "order of files");
-    if (!order) return LINNET_ERROR_MEMORY;
-    ln_sort_rows(order, count, compare_texts, names);
-    linnet_status status = LINNET_OK;
+    linnet_status status = order && !names.failed && !list->failed ? LINNET_OK : LINNET_ERROR_MEMORY;
+    if (status == LINNET_OK) ln_sort_rows(order, count, compare_texts, rows);
     for (int64_t i = 0; i < count && status == LINNET_OK; i++)
-        if (i == 0 || strcmp(names[order[i]], names[order[i - 1]]) != 0) status = read_shard(f, names[order[i]]);
+        if (i == 0 || strcmp(rows[order[i]], rows[order[i - 1]]) != 0) status = read_shard(f, rows[order[i]]);
     ln_release(context, order);
+    ln_buffer_release(&names);
     return status;
 }
 
@@ -198,7 +205,7 @@ static linnet_status read_indexed(folder *f, const char *index) {
     json_t *map = json_object_get(f->index.root, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0)
         return ln_fail(context, LINNET_ERROR_FORMAT, "%s/%s has no \"weight_map\"; fetch it again", f->path, index);
-    ln_buffer names = {.context = context}, texts = {.context = context};
+    ln_buffer names = {.context = context};
     const char *weight;
     json_t *value;
     json_object_foreach(map, weight, value) {
@@ -209,51 +216,38 @@ static linnet_status read_indexed(folder *f, const char *index) {
                              f->path, index, weight);
             break;
         }
-        ln_buffer_append(&texts, shard, strlen(shard) + 1);
+        ln_buffer_append(&names, shard, strlen(shard) + 1);
     }
-    for (size_t at = 0; at < texts.bytes; at += strlen(texts.data + at) + 1) {
-        const char *shard = texts.data + at;
-        ln_buffer_append(&names, &shard, sizeof shard);
-    }
-    if (status == LINNET_OK && (names.failed || texts.failed)) status = LINNET_ERROR_MEMORY;
-    if (status == LINNET_OK)
-        status = read_shards(f, (const char **)(void *)names.data, (int64_t)(names.bytes / sizeof(char *)));
+    if (status == LINNET_OK) status = read_shards(f, &names);
     if (status == LINNET_OK && json_object_size(map) > 0)
         status = ln_fail(context, LINNET_ERROR_FORMAT,
                          "%s: the weight '%.80s' of the index is in none of the files; "
                          "fetch the missing file again",
                          f->path, json_object_iter_key(json_object_iter(map)));
     ln_buffer_release(&names);
-    ln_buffer_release(&texts);
     return status;
 }
 
 /* Every *.safetensors, where neither of the usual names is there. */
 static linnet_status read_any(folder *f) {
     linnet_context *context = f->file->context;
-    ln_buffer names = {.context = context}, texts = {.context = context};
+    ln_buffer names = {.context = context};
     DIR *listing = opendir(f->path);
     if (!listing) return ln_fail(context, LINNET_ERROR_FILE, "cannot list %s: %s", f->path, strerror(errno));
     for (const struct dirent *entry; (entry = readdir(listing));) {
         const size_t bytes = strlen(entry->d_name);
         if (bytes > 12 && strcmp(entry->d_name + bytes - 12, ".safetensors") == 0)
-            ln_buffer_append(&texts, entry->d_name, bytes + 1);
+            ln_buffer_append(&names, entry->d_name, bytes + 1);
     }
     closedir(listing);
-    for (size_t at = 0; at < texts.bytes; at += strlen(texts.data + at) + 1) {
-        const char *name = texts.data + at;
-        ln_buffer_append(&names, &name, sizeof name);
-    }
-    linnet_status status = names.failed || texts.failed ? LINNET_ERROR_MEMORY : LINNET_OK;
-    if (status == LINNET_OK && names.bytes == 0)
+    linnet_status status = LINNET_OK;
+    if (!names.failed && names.bytes == 0)
         status = ln_fail(context, LINNET_ERROR_FILE,
                          "%s holds no .safetensors file; where the weights are .bin files, save the model again with "
                          "safe serialisation",
                          f->path);
-    if (status == LINNET_OK)
-        status = read_shards(f, (const char **)(void *)names.data, (int64_t)(names.bytes / sizeof(char *)));
+    if (status == LINNET_OK) status = read_shards(f, &names);
     ln_buffer_release(&names);
-    ln_buffer_release(&texts);
     return status;
 }
 

@@ -54,6 +54,8 @@ bool ln_config_number(const ln_config *config, const char *name, double *value);
 int64_t ln_config_head_size(const ln_config *config);
 /* "ARCHITECTURE.suffix" in name[256] */
 const char *ln_config_name(const ln_config *config, const char *suffix, char *name);
+/* Writes that key. */
+void ln_config_float(const ln_config *config, ln_key_writer *keys, const char *suffix, double value);
 
 /* ---- names ---- */
 

@@ -105,7 +105,7 @@ static void write_count(const ln_config *config, ln_key_writer *keys, const char
     if (count > 0) ln_write_integer(keys, ln_config_name(config, suffix, name), LN_U32, count);
 }
 
-static void write_number(const ln_config *config, ln_key_writer *keys, const char *suffix, double value) {
+void ln_config_float(const ln_config *config, ln_key_writer *keys, const char *suffix, double value) {
     char name[256];
     ln_write_float(keys, ln_config_name(config, suffix, name), value);
 }
@@ -127,12 +127,6 @@ bool ln_config_tied(const ln_config *config) {
 
 /* ---- opening ---- */
 
-static bool plain_text(const char *text) {
-    for (; *text; text++)
-        if ((unsigned char)*text < 0x20 || *text == 0x7f) return false;
-    return true;
-}
-
 linnet_status ln_config_open(linnet_file *file, const char *path, const json_t *root, const json_t *generate,
                              ln_config *config) {
     *config = (ln_config){.file = file, .path = path, .root = root, .text = root, .generate = generate};
@@ -141,7 +135,7 @@ linnet_status ln_config_open(linnet_file *file, const char *path, const json_t *
     config->model_type = json_string_value(json_object_get(config->text, "model_type"));
     if (!config->model_type) config->model_type = json_string_value(json_object_get(root, "model_type"));
     if (!config->model_type || !*config->model_type || strlen(config->model_type) > 64 ||
-        !plain_text(config->model_type))
+        !ln_printable(config->model_type, strlen(config->model_type)))
         return BAD(config, "%s has no \"model_type\"; add the one that the model's page names", path);
     config->architecture = ln_architecture_of_model_type(config->model_type, strlen(config->model_type));
     if (json_is_object(json_object_get(root, "quantization_config")))
@@ -213,11 +207,11 @@ static void write_numbers(const ln_config *config, ln_key_writer *keys) {
                 {"final_logit_softcapping", "final_logit_softcapping"}};
     double value;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (ln_config_number(config, rows[i].name, &value)) write_number(config, keys, rows[i].suffix, value);
+        if (ln_config_number(config, rows[i].name, &value)) ln_config_float(config, keys, rows[i].suffix, value);
     /* Scores are divided by the square root of this number; most models take the head size. */
     if (ln_config_number(config, "query_pre_attn_scalar", &value) && value > 0 &&
         value != (double)ln_config_head_size(config))
-        write_number(config, keys, "attention.scale", 1 / sqrt(value));
+        ln_config_float(config, keys, "attention.scale", 1 / sqrt(value));
 }
 
 /* ---- what differs from layer to layer ---- */

@@ -47,11 +47,6 @@ static double number(const rope *r, const char *name, double fallback) {
     return ln_config_number(r->config, name, &value) ? value : fallback;
 }
 
-static void write_number(const rope *r, const char *suffix, double value) {
-    char name[256];
-    ln_write_float(r->keys, ln_config_name(r->config, suffix, name), value);
-}
-
 static void write_kind(const rope *r, const char *kind) {
     char name[256];
     ln_write_text(r->keys, ln_config_name(r->config, "rope.scaling.type", name), kind, strlen(kind));
@@ -96,7 +91,7 @@ static linnet_status scale_linear(const rope *r) {
     double factor;
     const linnet_status status = write_factor(r, 0, &factor);
     write_kind(r, "linear");
-    write_number(r, "rope.scaling.factor", factor);
+    ln_config_float(r->config, r->keys, "rope.scaling.factor", factor);
     return status;
 }
 
@@ -114,15 +109,15 @@ static linnet_status scale_yarn(const rope *r) {
     if (mscale != 0 && all != 0) magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, all);
     magnitude = number(r, "attention_factor", magnitude);
     write_kind(r, "yarn");
-    write_number(r, "rope.scaling.factor", factor);
+    ln_config_float(r->config, r->keys, "rope.scaling.factor", factor);
     if (magnitude != yarn_magnitude(factor, 1))
-        write_number(r, "rope.scaling.attn_factor", magnitude / yarn_magnitude(factor, 1));
+        ln_config_float(r->config, r->keys, "rope.scaling.attn_factor", magnitude / yarn_magnitude(factor, 1));
     char name[256];
     if (json_is_false(json_object_get(r->scaling, "truncate")))
         ln_write_integer(r->keys, ln_config_name(r->config, "rope.scaling.yarn_truncate", name), LN_BOOL, 0);
     const double fast = number(r, "beta_fast", 0), slow = number(r, "beta_slow", 0);
-    if (fast != 0) write_number(r, "rope.scaling.yarn_beta_fast", fast);
-    if (slow != 0) write_number(r, "rope.scaling.yarn_beta_slow", slow);
+    if (fast != 0) ln_config_float(r->config, r->keys, "rope.scaling.yarn_beta_fast", fast);
+    if (slow != 0) ln_config_float(r->config, r->keys, "rope.scaling.yarn_beta_slow", slow);
     return LINNET_OK;
 }
 
@@ -149,7 +144,7 @@ static linnet_status scale_long(const rope *r) {
     if (status != LINNET_OK) return status;
     write_kind(r, "longrope");
     const double magnitude = factor <= 1 || original <= 1 ? 1 : sqrt(1 + log(factor) / log(original));
-    write_number(r, "rope.scaling.attn_factor", number(r, "attention_factor", magnitude));
+    ln_config_float(r->config, r->keys, "rope.scaling.attn_factor", number(r, "attention_factor", magnitude));
     status = take_list(r, "long_factor", "rope_factors_long.weight");
     return status == LINNET_OK ? take_list(r, "short_factor", "rope_factors_short.weight") : status;
 }
@@ -208,7 +203,7 @@ linnet_status ln_config_rope(const ln_config *config, ln_key_writer *keys, ln_ta
     r.base = number(&r, "rope_theta", 10000);
     linnet_status status = positive(&r, "rope_theta", r.base);
     if (status != LINNET_OK) return status;
-    write_number(&r, "rope.freq_base", r.base);
+    ln_config_float(config, keys, "rope.freq_base", r.base);
     double local = 0;
     if (config->architecture && config->architecture->rope_base_local > 0) {
         local = config->architecture->rope_base_local;
@@ -216,7 +211,7 @@ linnet_status ln_config_rope(const ln_config *config, ln_key_writer *keys, ln_ta
         number_of(r.local, "rope_theta", &local);
         status = positive(&r, "rope_local_base_freq", local);
         if (status != LINNET_OK) return status;
-        write_number(&r, "rope.freq_base_swa", local);
+        ln_config_float(config, keys, "rope.freq_base_swa", local);
     }
     const double share = number(&r, "partial_rotary_factor", 1);
     const int64_t rotated = share > 0 && share <= 1 ? (int64_t)((double)ln_config_head_size(config) * share) : 0;

@@ -108,10 +108,9 @@ static linnet_status read_shape(const reader *r, const json_t *shape, unsigned v
 static linnet_status read_entry(reader *r, const char *name, const json_t *entry, linnet_tensor_info *info,
                                 const char **dtype) {
     *info = (linnet_tensor_info){.name = name, .size = {1, 1, 1, 1}};
-    for (const char *at = name; *at; at++)
-        if ((unsigned char)*at < 0x20 || *at == 0x7f || at - name > LONGEST_NAME)
-            return BAD(r, "%s: the name of tensor %lld is too long or holds control characters; the file is damaged",
-                       r->path, (long long)r->count);
+    if (strlen(name) > LONGEST_NAME || !ln_printable(name, strlen(name)))
+        return BAD(r, "%s: the name of tensor %lld is too long or holds control characters; the file is damaged",
+                   r->path, (long long)r->count);
     *dtype = json_string_value(json_object_get(entry, "dtype"));
     const dtype_row *row = NULL;
     for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes && *dtype; i++)
