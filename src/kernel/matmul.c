@@ -214,7 +214,7 @@ void ln_matmul(const ln_kernels *kernels, ln_team *team, const ln_product *produ
 
 void ln_matmul_choose(unsigned cpu, ln_matmul_kernels *kernels) {
     memset(kernels, 0, sizeof *kernels);
-    kernels->panel_from = 5;
+    kernels->panel_from = LN_DOT_TOKENS + 1;
     ln_dot_choose(cpu, kernels);
     ln_panel_choose(cpu, kernels);
 }

@@ -86,10 +86,16 @@ void ln_decode_row_512(linnet_type type, const unsigned char *from, int64_t colu
         return;
     }
     for (int64_t c = 0; c < columns; c += 16) {
+        const bool whole = columns - c >= 16; /* masked stores are slow to read back */
         const __mmask16 mask = ln_row_mask(columns - c);
-        const __m256i half = _mm256_maskz_loadu_epi16(mask, from + 2 * c);
+        const __m256i half = whole ? _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * c))
+                                   : _mm256_maskz_loadu_epi16(mask, from + 2 * c);
         const __m512 bf16 = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-        _mm512_mask_storeu_ps(to + c, mask, type == LINNET_F16 ? _mm512_cvtph_ps(half) : bf16);
+        const __m512 value = type == LINNET_F16 ? _mm512_cvtph_ps(half) : bf16;
+        if (whole)
+            _mm512_storeu_ps(to + c, value);
+        else
+            _mm512_mask_storeu_ps(to + c, mask, value);
     }
 }
 

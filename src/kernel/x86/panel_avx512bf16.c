@@ -9,17 +9,43 @@
 
 enum { ROWS = 32 };
 
+/* A row of a block format, rounded to bf16. Writes whole groups of 32. */
+static void unpack_blocks(linnet_type type, const unsigned char *from, int64_t columns, uint16_t *to) {
+    _Alignas(64) uint8_t u[LN_BF16_COLUMNS_512];
+    _Alignas(64) float scale[LN_BF16_COLUMNS_512 / 16], minimum[LN_BF16_COLUMNS_512 / 16];
+    const bool has_minimum = ln_format_of(type)->has_minimum;
+    const __m512i offset = _mm512_set1_epi32(ln_unpack_offset(type));
+    ln_unpack_row_512(type, from, columns, u, scale, minimum);
+    for (int64_t c = 0; c < columns; c += 32) {
+        __m512 w[2];
+        for (int i = 0; i < 2; i++) {
+            const __m128i bytes = _mm_load_si128((const __m128i *)(const void *)(u + c + 16 * i));
+            const __m512i q = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), offset);
+            w[i] = _mm512_mul_ps(_mm512_set1_ps(scale[c / 16 + i]), _mm512_cvtepi32_ps(q));
+            if (has_minimum) w[i] = _mm512_add_ps(w[i], _mm512_set1_ps(minimum[c / 16 + i]));
+        }
+        _mm512_storeu_si512(to + c, (__m512i)_mm512_cvtne2ps_pbh(w[1], w[0]));
+    }
+}
+
 /* One row of columns to bf16. */
 static void unpack_row(linnet_type type, const unsigned char *from, int64_t columns, uint16_t *to) {
     if (type == LINNET_BF16) {
         memcpy(to, from, (size_t)columns * 2);
         return;
     }
+    if (type != LINNET_F16 && type != LINNET_F32) {
+        unpack_blocks(type, from, columns, to);
+        return;
+    }
     _Alignas(64) float values[LN_BF16_COLUMNS_512];
     ln_decode_row_512(type, from, columns, values);
-    for (int64_t c = 0; c < columns; c += 16)
-        _mm256_mask_storeu_epi16(to + c, ln_row_mask(columns - c),
-                                 (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(values + c)));
+    const int64_t whole = columns / 16 * 16; /* masked stores are slow to read back */
+    for (int64_t c = 0; c < whole; c += 16)
+        _mm256_storeu_si256((__m256i *)(void *)(to + c), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(values + c)));
+    if (whole < columns)
+        _mm256_mask_storeu_epi16(to + whole, ln_row_mask(columns - whole),
+                                 (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(values + whole)));
 }
 
 void ln_pack_bf16_512(const void *weight, linnet_type type, uint64_t row_bytes, int64_t rows, int64_t column,
