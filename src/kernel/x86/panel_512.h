@@ -65,7 +65,7 @@ LN_INLINE void ln_store_sums(float *y, __mmask16 mask, __m512 sums, bool add) {
 }
 
 LN_INLINE __mmask16 ln_row_mask(int64_t rows) {
-    return rows >= 16 ? (__mmask16)0xffff : rows <= 0 ? 0 : (__mmask16)((1u << rows) - 1);
+    return (__mmask16)(rows >= 16 ? 0xffffu : rows <= 0 ? 0u : (1u << rows) - 1);
 }
 
 /* One dword in all lanes. */
