@@ -125,41 +125,25 @@ static void dot_int8(const ln_format *format, const void *weight, uint64_t row_b
                      int64_t tokens, float *y, int64_t y_stride) {                                                \
         core(ln_format_of(type), weight, row_bytes, rows, x, first, tokens, y, y_stride);                         \
     }
-#define LN_BLOCKS(F) \
-    F(q4_0, Q4_0)    \
-    F(q4_1, Q4_1)    \
-    F(q5_0, Q5_0)    \
-    F(q5_1, Q5_1)    \
-    F(q8_0, Q8_0)    \
-    F(q2_k, Q2_K)    \
-    F(q3_k, Q3_K)    \
-    F(q4_k, Q4_K)    \
-    F(q5_k, Q5_K)    \
-    F(q6_k, Q6_K)
-#define LN_PLAIN(F) \
-    F(f32, F32)     \
-    F(f16, F16)     \
-    F(bf16, BF16)
-
-#define LN_DEFINE_BLOCK(name, NAME)              \
-    LN_DOT(fast_##name, LINNET_##NAME, dot_int8) \
+#define LN_DEFINE_BLOCK(name, NAME, block, bytes, has_minimum) \
+    LN_DOT(fast_##name, LINNET_##NAME, dot_int8)               \
     LN_DOT(exact_##name, LINNET_##NAME, dot_float)
-#define LN_DEFINE_PLAIN(name, NAME) LN_DOT(exact_##name, LINNET_##NAME, dot_float)
-LN_BLOCKS(LN_DEFINE_BLOCK)
-LN_PLAIN(LN_DEFINE_PLAIN)
+#define LN_DEFINE_PLAIN(name, NAME, bytes) LN_DOT(exact_##name, LINNET_##NAME, dot_float)
+LN_BLOCK_FORMATS(LN_DEFINE_BLOCK)
+LN_PLAIN_FORMATS(LN_DEFINE_PLAIN)
 
 void ln_dot_fill_portable(ln_matmul_kernels *kernels) {
     kernels->prepare[LN_FORM_F32] = prepare_f32;
     kernels->prepare[LN_FORM_BF16] = prepare_bf16;
     kernels->prepare[LN_FORM_INT8] = prepare_int8;
-#define LN_FILL_BLOCK(name, NAME)                                                                              \
+#define LN_FILL_BLOCK(name, NAME, block, bytes, has_minimum)                                                   \
     kernels->dot[0][LINNET_##NAME] = (ln_dot_slot){"dot_" #name "_int8__portable", LN_FORM_INT8, fast_##name}; \
     kernels->dot[1][LINNET_##NAME] = (ln_dot_slot){"dot_" #name "_f32__portable", LN_FORM_F32, exact_##name};
-#define LN_FILL_PLAIN(name, NAME)                                     \
+#define LN_FILL_PLAIN(name, NAME, bytes)                              \
     kernels->dot[0][LINNET_##NAME] = kernels->dot[1][LINNET_##NAME] = \
         (ln_dot_slot){"dot_" #name "_f32__portable", LN_FORM_F32, exact_##name};
-    LN_BLOCKS(LN_FILL_BLOCK)
-    LN_PLAIN(LN_FILL_PLAIN)
+    LN_BLOCK_FORMATS(LN_FILL_BLOCK)
+    LN_PLAIN_FORMATS(LN_FILL_PLAIN)
 }
 
 void ln_dot_choose(unsigned cpu, ln_matmul_kernels *kernels) {

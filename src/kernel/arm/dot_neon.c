@@ -75,23 +75,19 @@ LN_INLINE float32x4_t load_bf16(const unsigned char *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 
-LN_INLINE void plain_rows(load4 load, int bytes, const void *weight, uint64_t row_bytes, int64_t rows,
-                          const ln_activation *x, int64_t first, int64_t tokens, float *y, int64_t y_stride) {
+LN_INLINE void plain_rows(int64_t tokens, load4 load, int bytes, const unsigned char *weight, uint64_t row_bytes,
+                          int64_t rows, const ln_activation *x, int64_t first, float *y, int64_t y_stride) {
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        ln_sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        ln_sums sum[LN_DOT_PASS];
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = vdupq_n_f32(0);
         for (int64_t c = 0; c < x->columns; c += 16, p += 16 * bytes) {
             const unsigned char *from = p;
-            unsigned char last[16 * 4];
-            if (x->columns - c < 16) {
-                memset(last, 0, sizeof last);
-                memcpy(last, p, (size_t)((x->columns - c) * bytes));
-                from = last;
-            }
+            unsigned char copy[16 * 4];
+            if (x->columns - c < 16) from = ln_dot_end(p, (x->columns - c) * bytes, 16 * bytes, 0, copy);
             float32x4_t w[4];
-            __builtin_prefetch((const char *)((uintptr_t)p + 1024));
+            ln_dot_prefetch(p, 16 * bytes);
             for (int k = 0; k < 4; k++) w[k] = load(from + 4 * k * bytes);
             multiply_floats(w, x, first, tokens, c, sum);
         }
@@ -99,25 +95,21 @@ LN_INLINE void plain_rows(load4 load, int bytes, const void *weight, uint64_t ro
     }
 }
 
-LN_INLINE void block_rows(ln_unpack_neon unpack, int block, int bytes, bool has_minimum, const void *weight,
-                          uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first, int64_t tokens,
-                          float *y, int64_t y_stride) {
+LN_INLINE void block_rows(int64_t tokens, ln_unpack_neon unpack, int block, int bytes, bool has_minimum,
+                          const unsigned char *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x,
+                          int64_t first, float *y, int64_t y_stride) {
+    const int step = 256 / block * bytes;
+    const unsigned char *end = weight + (uint64_t)rows * row_bytes;
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        ln_sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        ln_sums sum[LN_DOT_PASS];
         ln_unpacked unpacked;
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = vdupq_n_f32(0);
-        for (int64_t c = 0; c < x->columns; c += 256, p += 256 / block * bytes) {
-            int groups = 16;
-            unsigned char last[8 * 34];
-            const unsigned char *from = p;
-            if (block == 32 && x->columns - c < 256) {
-                groups = (int)((x->columns - c) / 16);
-                memset(last, 0, sizeof last);
-                memcpy(last, p, (size_t)(groups / 2 * bytes));
-                from = last;
-            }
+        for (int64_t c = 0; c < x->columns; c += 256, p += step) {
+            const int groups = x->columns - c < 256 ? (int)((x->columns - c) / 16) : 16;
+            unsigned char copy[256 * 2];
+            const unsigned char *from = groups == 16 ? p : ln_dot_end(p, groups / 2 * bytes, step, end - p, copy);
             unpack(from, &unpacked);
             for (int g = 0; g < groups; g++) {
                 const int8x16_t q = vld1q_s8(unpacked.q + 16 * g);
@@ -136,15 +128,11 @@ LN_INLINE void block_rows(ln_unpack_neon unpack, int block, int bytes, bool has_
 
 /* ---- the table ---- */
 
-#define LN_PLAIN(F) \
-    F(f32, F32, 4)  \
-    F(f16, F16, 2)  \
-    F(bf16, BF16, 2)
-#define LN_DEFINE_PLAIN(name, NAME, bytes) LN_DOT(exact_##name, plain_rows, load_##name, bytes)
+#define LN_DEFINE_PLAIN(name, NAME, bytes) LN_DOT_KERNEL(exact_##name, plain_rows, load_##name, bytes)
 #define LN_DEFINE_BLOCK(name, NAME, block, bytes, has_minimum) \
-    LN_DOT(exact_##name, block_rows, ln_unpack_neon_##name, block, bytes, has_minimum)
-LN_PLAIN(LN_DEFINE_PLAIN)
-LN_BLOCKS(LN_DEFINE_BLOCK)
+    LN_DOT_KERNEL(exact_##name, block_rows, ln_unpack_neon_##name, block, bytes, has_minimum)
+LN_PLAIN_FORMATS(LN_DEFINE_PLAIN)
+LN_BLOCK_FORMATS(LN_DEFINE_BLOCK)
 
 void ln_dot_fill_neon(ln_matmul_kernels *kernels) {
     kernels->prepare[LN_FORM_INT8] = prepare_int8;
@@ -154,6 +142,6 @@ void ln_dot_fill_neon(ln_matmul_kernels *kernels) {
 #define LN_FILL_BLOCK(name, NAME, block, bytes, has_minimum) \
     LN_FILL_INT8(name, NAME, "neon")                         \
     kernels->dot[1][LINNET_##NAME] = (ln_dot_slot){"dot_" #name "_f32__neon", LN_FORM_F32, exact_##name};
-    LN_PLAIN(LN_FILL_PLAIN)
-    LN_BLOCKS(LN_FILL_BLOCK)
+    LN_PLAIN_FORMATS(LN_FILL_PLAIN)
+    LN_BLOCK_FORMATS(LN_FILL_BLOCK)
 }

@@ -3,8 +3,8 @@
  *
  * 256 weights at a time are unpacked to the stack as signed bytes with 16 scales (and minimums), for groups g of 16:
  *     y += sum over g of xs_g scale_g sum(q xq)  +  sum over g of xs_g minimum_g sum(xq)
- * A row and token has two accumulators, group g going to the accumulator g mod 2, and one for the minimums: the order is
- * the same for any number of rows and tokens. */
+ * A row and token has two accumulators, group g going to the accumulator g mod 2, and one for the minimums: the order
+ * is the same for any number of rows and tokens. */
 #ifndef LN_KERNEL_ARM_DOT_NEON_BODY_H
 #define LN_KERNEL_ARM_DOT_NEON_BODY_H
 
@@ -192,26 +192,22 @@ LN_INLINE void ln_multiply_int8(const ln_unpacked *w, bool has_minimum, const in
     }
 }
 
-LN_INLINE void ln_int8_rows(ln_unpack_neon unpack, int block, int bytes, bool has_minimum, const void *weight,
-                            uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first, int64_t tokens,
-                            float *y, int64_t y_stride) {
+LN_INLINE void ln_int8_rows(int64_t tokens, ln_unpack_neon unpack, int block, int bytes, bool has_minimum,
+                            const unsigned char *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x,
+                            int64_t first, float *y, int64_t y_stride) {
+    const int step = 256 / block * bytes;
+    const unsigned char *end = weight + (uint64_t)rows * row_bytes;
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        ln_sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        ln_sums sum[LN_DOT_PASS];
         ln_unpacked w;
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = vdupq_n_f32(0);
-        for (int64_t c = 0; c < x->columns; c += 256, p += 256 / block * bytes) {
-            int groups = 16;
-            unsigned char last[8 * 34];
-            const unsigned char *from = p;
-            if (block == 32 && x->columns - c < 256) {
-                groups = (int)((x->columns - c) / 16);
-                memset(last, 0, sizeof last);
-                memcpy(last, p, (size_t)(groups / 2 * bytes));
-                from = last;
-            }
-            __builtin_prefetch((const char *)((uintptr_t)p + 1024));
+        for (int64_t c = 0; c < x->columns; c += 256, p += step) {
+            const int groups = x->columns - c < 256 ? (int)((x->columns - c) / 16) : 16;
+            unsigned char copy[256 * 2];
+            const unsigned char *from = groups == 16 ? p : ln_dot_end(p, groups / 2 * bytes, step, end - p, copy);
+            ln_dot_prefetch(p, step);
             unpack(from, &w);
             for (int64_t t = 0; t < tokens; t++) {
                 const unsigned char *row = ln_token_row(x, first + t);
@@ -223,28 +219,9 @@ LN_INLINE void ln_int8_rows(ln_unpack_neon unpack, int block, int bytes, bool ha
     }
 }
 
-#define LN_DOT(name, core, ...)                                                                                   \
-    static void name(const void *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first, \
-                     int64_t tokens, float *y, int64_t y_stride) {                                                \
-        if (tokens == 1)                                                                                          \
-            core(__VA_ARGS__, weight, row_bytes, rows, x, first, 1, y, y_stride);                                 \
-        else                                                                                                      \
-            core(__VA_ARGS__, weight, row_bytes, rows, x, first, tokens, y, y_stride);                            \
-    }
-#define LN_BLOCKS(F)               \
-    F(q4_0, Q4_0, 32, 18, false)   \
-    F(q4_1, Q4_1, 32, 20, true)    \
-    F(q5_0, Q5_0, 32, 22, false)   \
-    F(q5_1, Q5_1, 32, 24, true)    \
-    F(q8_0, Q8_0, 32, 34, false)   \
-    F(q2_k, Q2_K, 256, 84, true)   \
-    F(q3_k, Q3_K, 256, 110, false) \
-    F(q4_k, Q4_K, 256, 144, true)  \
-    F(q5_k, Q5_K, 256, 176, true)  \
-    F(q6_k, Q6_K, 256, 210, false)
 #define LN_DEFINE_INT8(name, NAME, block, bytes, has_minimum) \
-    LN_DOT(fast_##name, ln_int8_rows, ln_unpack_neon_##name, block, bytes, has_minimum)
-LN_BLOCKS(LN_DEFINE_INT8)
+    LN_DOT_KERNEL(fast_##name, ln_int8_rows, ln_unpack_neon_##name, block, bytes, has_minimum)
+LN_BLOCK_FORMATS(LN_DEFINE_INT8)
 
 #define LN_FILL_INT8(name, NAME, suffix) \
     kernels->dot[0][LINNET_##NAME] = (ln_dot_slot){"dot_" #name "_int8__" suffix, LN_FORM_INT8, fast_##name};

@@ -7,5 +7,5 @@ static inline int32x4_t dot16(int8x16_t q, int8x16_t xq) {
 
 void ln_dot_fill_neondot(ln_matmul_kernels *kernels) {
 #define LN_FILL(name, NAME, block, bytes, has_minimum) LN_FILL_INT8(name, NAME, "neondot")
-    LN_BLOCKS(LN_FILL)
+    LN_BLOCK_FORMATS(LN_FILL)
 }

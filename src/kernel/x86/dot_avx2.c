@@ -12,8 +12,6 @@
 #include "kernel/dot.h"
 #include "kernel/x86/unpack_avx2.h"
 
-enum { AHEAD = 2048 /* bytes of weights asked for in advance */ };
-
 typedef struct sums {
     __m256 part[4];
 } sums;
@@ -26,10 +24,6 @@ LN_INLINE float add_lanes(__m256 v) {
 }
 LN_INLINE float total(sums y) {
     return add_lanes(_mm256_add_ps(_mm256_add_ps(y.part[0], y.part[1]), _mm256_add_ps(y.part[2], y.part[3])));
-}
-
-LN_INLINE void prefetch(const unsigned char *p, int bytes) {
-    for (int line = 0; line < bytes; line += 64) _mm_prefetch((const char *)p + AHEAD + line, _MM_HINT_T0);
 }
 
 LN_INLINE const unsigned char *token_row(const ln_activation *x, int64_t token) {
@@ -110,21 +104,27 @@ LN_INLINE __m256i products(__m256i q, __m256i xq, bool is_signed) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(size, other), _mm256_set1_epi16(1));
 }
 
-LN_INLINE sums multiply(const ln_unpacked *w, bool is_signed, const int8_t *xq, const float *xs, const int32_t *xsum,
-                        int chunks, sums y) {
-    const __m256 scales = _mm256_loadu_ps(xs);
+/* w times 256 prepared values of a row from `column`, of which `groups` groups of 16 are there. */
+LN_INLINE sums multiply(const ln_unpacked *w, bool is_signed, const unsigned char *row, int64_t padded, int64_t column,
+                        int groups, sums y) {
+    const float *xs = ln_int8_scales(row, padded) + (column >> 5);
+    const int32_t *xsum = ln_int8_sums(row, padded) + (column >> 4);
+    const int8_t *xq = (const int8_t *)row + column;
+    const __m256 scales = groups == 16 ? _mm256_loadu_ps(xs) : _mm256_maskload_ps(xs, ln_first_lanes(groups / 2, 0));
     __m256 factor[2];
     for (int i = 0; i < 2; i++) {
         const __m256i twice = _mm256_add_epi32(_mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0), _mm256_set1_epi32(4 * i));
         const __m256 scale = _mm256_permutevar8x32_ps(scales, twice);
         factor[i] = _mm256_mul_ps(w->scale[i], scale);
         if (is_signed) continue;
-        const __m256i sum = _mm256_loadu_si256((const __m256i *)(const void *)(xsum + 8 * i));
-        y.part[i] = _mm256_fmadd_ps(_mm256_mul_ps(w->minimum[i], scale), _mm256_cvtepi32_ps(sum), y.part[i]);
+        const __m256i sum = groups == 16 ? ln_load256((const unsigned char *)(xsum + 8 * i))
+                                         : _mm256_maskload_epi32(xsum + 8 * i, ln_first_lanes(groups, i));
+        y.part[2 + i] = _mm256_fmadd_ps(_mm256_mul_ps(w->minimum[i], scale), _mm256_cvtepi32_ps(sum), y.part[2 + i]);
     }
-    for (int j = 0; j < chunks; j++) {
-        const __m256i dot =
-            products(w->q[j], _mm256_loadu_si256((const __m256i *)(const void *)(xq + 32 * j)), is_signed);
+    LN_UNROLL
+    for (int j = 0; j < 8; j++) {
+        if (2 * j >= groups) break;
+        const __m256i dot = products(w->q[j], ln_load256((const unsigned char *)xq + 32 * j), is_signed);
         const __m256i spread =
             _mm256_add_epi32(_mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0), _mm256_set1_epi32(2 * (j & 3)));
         const __m256 f = _mm256_permutevar8x32_ps(factor[j >> 2], spread);
@@ -133,39 +133,31 @@ LN_INLINE sums multiply(const ln_unpacked *w, bool is_signed, const int8_t *xq, 
     return y;
 }
 
-LN_INLINE void int8_rows(ln_unpack256 unpack, int block, int bytes, bool is_signed, const void *weight,
-                         uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first, int64_t tokens,
-                         float *y, int64_t y_stride) {
-    const int step = 256 / block * bytes;
-    const int64_t whole = x->columns / 256 * 256, rest = x->columns - whole;
+LN_INLINE void int8_rows(int64_t tokens, ln_unpack256 unpack, int block, int bytes, bool is_signed,
+                         const unsigned char *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x,
+                         int64_t first, float *y, int64_t y_stride) {
+    const int step = 256 / block * bytes, groups = (int)(x->columns % 256 / 16);
+    const int64_t whole = x->columns - 16 * groups;
+    const unsigned char *end = weight + (uint64_t)rows * row_bytes;
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        sums sum[LN_DOT_PASS];
         ln_unpacked w;
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = _mm256_setzero_ps();
         for (int64_t c = 0; c < whole; c += 256, p += step) {
-            prefetch(p, step);
+            ln_dot_prefetch(p, step);
             unpack(p, &w);
-            for (int64_t t = 0; t < tokens; t++) {
-                const unsigned char *row = token_row(x, first + t);
-                sum[t] = multiply(&w, is_signed, (const int8_t *)row + c, ln_int8_scales(row, x->padded) + c / 32,
-                                  ln_int8_sums(row, x->padded) + c / 16, 8, sum[t]);
-            }
+            for (int64_t t = 0; t < tokens; t++)
+                sum[t] = multiply(&w, is_signed, token_row(x, first + t), x->padded, c, 16, sum[t]);
         }
-        if (block == 32 && rest) {
-            unsigned char last[8 * 34] = {0};
-            const int chunks = (int)(rest / 32);
-            memcpy(last, p, (size_t)(chunks * bytes));
-            unpack(last, &w);
-            for (int64_t t = 0; t < tokens; t++) {
-                const unsigned char *row = token_row(x, first + t);
-                float xs[8] = {0};
-                int32_t xsum[16] = {0};
-                memcpy(xs, ln_int8_scales(row, x->padded) + whole / 32, (size_t)chunks * 4);
-                memcpy(xsum, ln_int8_sums(row, x->padded) + whole / 16, (size_t)chunks * 8);
-                sum[t] = multiply(&w, is_signed, (const int8_t *)row + whole, xs, xsum, chunks, sum[t]);
-            }
+        if (block == 32 && groups) {
+            unsigned char copy[8 * 34];
+            ln_dot_prefetch(p, step);
+            unpack(ln_dot_end(p, groups / 2 * bytes, step, end - p, copy), &w);
+            ln_first_groups(&w, groups);
+            for (int64_t t = 0; t < tokens; t++)
+                sum[t] = multiply(&w, is_signed, token_row(x, first + t), x->padded, whole, groups, sum[t]);
         }
         for (int64_t t = 0; t < tokens; t++) y[t * y_stride + r] = total(sum[t]);
     }
@@ -194,23 +186,19 @@ LN_INLINE __m256 load_bf16(const unsigned char *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(ln_load128(p)), 16));
 }
 
-LN_INLINE void plain_rows(load8 load, int bytes, const void *weight, uint64_t row_bytes, int64_t rows,
-                          const ln_activation *x, int64_t first, int64_t tokens, float *y, int64_t y_stride) {
+LN_INLINE void plain_rows(int64_t tokens, load8 load, int bytes, const unsigned char *weight, uint64_t row_bytes,
+                          int64_t rows, const ln_activation *x, int64_t first, float *y, int64_t y_stride) {
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        sums sum[LN_DOT_PASS];
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = _mm256_setzero_ps();
         for (int64_t c = 0; c < x->columns; c += 32, p += 32 * bytes) {
             const unsigned char *from = p;
-            unsigned char last[32 * 4];
-            if (x->columns - c < 32) {
-                memset(last, 0, sizeof last);
-                memcpy(last, p, (size_t)((x->columns - c) * bytes));
-                from = last;
-            }
+            unsigned char copy[32 * 4];
+            if (x->columns - c < 32) from = ln_dot_end(p, (x->columns - c) * bytes, 32 * bytes, 0, copy);
             __m256 w[4];
-            prefetch(p, 32 * bytes);
+            ln_dot_prefetch(p, 32 * bytes);
             for (int k = 0; k < 4; k++) w[k] = load(from + 8 * k * bytes);
             multiply_floats(w, x, first, tokens, c, sum);
         }
@@ -218,39 +206,37 @@ LN_INLINE void plain_rows(load8 load, int bytes, const void *weight, uint64_t ro
     }
 }
 
-LN_INLINE void block_rows(ln_unpack256 unpack, int block, int bytes, bool is_signed, const void *weight,
-                          uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first, int64_t tokens,
-                          float *y, int64_t y_stride) {
+/* 32 values j of w as floats. */
+LN_INLINE void floats(const ln_unpacked *w, bool is_signed, int j, __m256 to[4]) {
+    const unsigned char *q = (const unsigned char *)(w->q + j);
+    const float *scale = (const float *)w->scale, *minimum = (const float *)w->minimum;
+    for (int k = 0; k < 4; k++) {
+        const __m128i eight = _mm_loadl_epi64((const __m128i *)(const void *)(q + 8 * k));
+        const __m256i wide = is_signed ? _mm256_cvtepi8_epi32(eight) : _mm256_cvtepu8_epi32(eight);
+        const int g = 2 * j + (k >> 1);
+        to[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(scale[g]), _mm256_set1_ps(minimum[g]));
+    }
+}
+
+LN_INLINE void block_rows(int64_t tokens, ln_unpack256 unpack, int block, int bytes, bool is_signed,
+                          const unsigned char *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x,
+                          int64_t first, float *y, int64_t y_stride) {
     const int step = 256 / block * bytes;
+    const unsigned char *end = weight + (uint64_t)rows * row_bytes;
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        sums sum[LN_DOT_PASS];
+        ln_unpacked unpacked;
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = _mm256_setzero_ps();
         for (int64_t c = 0; c < x->columns; c += 256, p += step) {
-            const unsigned char *from = p;
-            unsigned char last[8 * 34];
-            int chunks = 8;
-            if (block == 32 && x->columns - c < 256) {
-                chunks = (int)((x->columns - c) / 32);
-                memset(last, 0, sizeof last);
-                memcpy(last, p, (size_t)(chunks * bytes));
-                from = last;
-            }
-            ln_unpacked unpacked;
-            prefetch(p, step);
-            unpack(from, &unpacked);
-            const unsigned char *q = (const unsigned char *)unpacked.q;
-            const float *scale = (const float *)unpacked.scale, *minimum = (const float *)unpacked.minimum;
+            const int chunks = x->columns - c < 256 ? (int)((x->columns - c) / 32) : 8;
+            unsigned char copy[256 * 2];
+            ln_dot_prefetch(p, step);
+            unpack(chunks == 8 ? p : ln_dot_end(p, chunks * bytes, step, end - p, copy), &unpacked);
             for (int j = 0; j < chunks; j++) {
                 __m256 w[4];
-                for (int k = 0; k < 4; k++) {
-                    const __m128i eight = _mm_loadl_epi64((const __m128i *)(const void *)(q + 32 * j + 8 * k));
-                    const __m256i wide = is_signed ? _mm256_cvtepi8_epi32(eight) : _mm256_cvtepu8_epi32(eight);
-                    const int g = 2 * j + (k >> 1);
-                    w[k] =
-                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(scale[g]), _mm256_set1_ps(minimum[g]));
-                }
+                floats(&unpacked, is_signed, j, w);
                 multiply_floats(w, x, first, tokens, c + 32 * j, sum);
             }
         }
@@ -260,36 +246,12 @@ LN_INLINE void block_rows(ln_unpack256 unpack, int block, int bytes, bool is_sig
 
 /* ---- the table ---- */
 
-#define LN_DOT(name, core, ...)                                                                                   \
-    static void name(const void *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first, \
-                     int64_t tokens, float *y, int64_t y_stride) {                                                \
-        if (tokens == 1)                                                                                          \
-            core(__VA_ARGS__, weight, row_bytes, rows, x, first, 1, y, y_stride);                                 \
-        else                                                                                                      \
-            core(__VA_ARGS__, weight, row_bytes, rows, x, first, tokens, y, y_stride);                            \
-    }
-#define LN_PLAIN(F) \
-    F(f32, F32, 4)  \
-    F(f16, F16, 2)  \
-    F(bf16, BF16, 2)
-#define LN_BLOCKS(F)               \
-    F(q4_0, Q4_0, 32, 18, false)   \
-    F(q4_1, Q4_1, 32, 20, false)   \
-    F(q5_0, Q5_0, 32, 22, false)   \
-    F(q5_1, Q5_1, 32, 24, false)   \
-    F(q8_0, Q8_0, 32, 34, true)    \
-    F(q2_k, Q2_K, 256, 84, false)  \
-    F(q3_k, Q3_K, 256, 110, false) \
-    F(q4_k, Q4_K, 256, 144, false) \
-    F(q5_k, Q5_K, 256, 176, false) \
-    F(q6_k, Q6_K, 256, 210, false)
-
-#define LN_DEFINE_PLAIN(name, NAME, bytes) LN_DOT(exact_##name, plain_rows, load_##name, bytes)
-#define LN_DEFINE_BLOCK(name, NAME, block, bytes, is_signed)                     \
-    LN_DOT(fast_##name, int8_rows, ln_unpack256_##name, block, bytes, is_signed) \
-    LN_DOT(exact_##name, block_rows, ln_unpack256_##name, block, bytes, is_signed)
-LN_PLAIN(LN_DEFINE_PLAIN)
-LN_BLOCKS(LN_DEFINE_BLOCK)
+#define LN_DEFINE_PLAIN(name, NAME, bytes) LN_DOT_KERNEL(exact_##name, plain_rows, load_##name, bytes)
+#define LN_DEFINE_BLOCK(name, NAME, block, bytes, has_minimum)                                             \
+    LN_DOT_KERNEL(fast_##name, int8_rows, ln_unpack256_##name, block, bytes, LINNET_##NAME == LINNET_Q8_0) \
+    LN_DOT_KERNEL(exact_##name, block_rows, ln_unpack256_##name, block, bytes, LINNET_##NAME == LINNET_Q8_0)
+LN_PLAIN_FORMATS(LN_DEFINE_PLAIN)
+LN_BLOCK_FORMATS(LN_DEFINE_BLOCK)
 
 void ln_dot_fill_avx2(ln_matmul_kernels *kernels) {
     kernels->prepare[LN_FORM_BF16] = prepare_bf16;
@@ -297,9 +259,9 @@ void ln_dot_fill_avx2(ln_matmul_kernels *kernels) {
 #define LN_FILL_PLAIN(name, NAME, bytes)                              \
     kernels->dot[0][LINNET_##NAME] = kernels->dot[1][LINNET_##NAME] = \
         (ln_dot_slot){"dot_" #name "_f32__avx2", LN_FORM_F32, exact_##name};
-#define LN_FILL_BLOCK(name, NAME, block, bytes, is_signed)                                                 \
+#define LN_FILL_BLOCK(name, NAME, block, bytes, has_minimum)                                               \
     kernels->dot[0][LINNET_##NAME] = (ln_dot_slot){"dot_" #name "_int8__avx2", LN_FORM_INT8, fast_##name}; \
     kernels->dot[1][LINNET_##NAME] = (ln_dot_slot){"dot_" #name "_f32__avx2", LN_FORM_F32, exact_##name};
-    LN_PLAIN(LN_FILL_PLAIN)
-    LN_BLOCKS(LN_FILL_BLOCK)
+    LN_PLAIN_FORMATS(LN_FILL_PLAIN)
+    LN_BLOCK_FORMATS(LN_FILL_BLOCK)
 }

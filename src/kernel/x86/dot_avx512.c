@@ -10,8 +10,6 @@
 #include "kernel/dot.h"
 #include "kernel/x86/unpack_avx512.h"
 
-enum { AHEAD = 2048 /* bytes of weights asked for in advance */ };
-
 /* ---- preparing ---- */
 
 static void prepare_f32(const float *x, int64_t columns, int64_t padded, void *row) {
@@ -89,36 +87,34 @@ LN_INLINE float total(sums y) {
         _mm512_add_ps(_mm512_add_ps(y.part[0], y.part[1]), _mm512_add_ps(y.part[2], y.part[3])));
 }
 
-LN_INLINE void prefetch(const unsigned char *p, int bytes) {
-    for (int line = 0; line < bytes; line += 64) _mm_prefetch((const char *)p + AHEAD + line, _MM_HINT_T0);
-}
-
 LN_INLINE const float *token_row(const ln_activation *x, int64_t token) {
     return (const float *)(const void *)(x->data + (uint64_t)token * x->row_bytes);
 }
 
-LN_INLINE void plain_rows(load16 load, int bytes, const void *weight, uint64_t row_bytes, int64_t rows,
-                          const ln_activation *x, int64_t first, int64_t tokens, float *y, int64_t y_stride) {
-    const int64_t whole = x->columns / 64 * 64;
+LN_INLINE void plain_rows(int64_t tokens, load16 load, int bytes, const unsigned char *weight, uint64_t row_bytes,
+                          int64_t rows, const ln_activation *x, int64_t first, float *y, int64_t y_stride) {
+    const int64_t whole = x->columns >> 6 << 6;
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        sums sum[LN_DOT_PASS];
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = _mm512_setzero_ps();
         for (int64_t c = 0; c < whole; c += 64, p += 64 * bytes) {
             __m512 w[4];
-            prefetch(p, 64 * bytes);
+            ln_dot_prefetch(p, 64 * bytes);
             for (int k = 0; k < 4; k++) w[k] = load(p + 16 * k * bytes, 0xffff);
             for (int64_t t = 0; t < tokens; t++)
                 for (int k = 0; k < 4; k++)
                     sum[t].part[k] =
                         _mm512_fmadd_ps(w[k], _mm512_loadu_ps(token_row(x, first + t) + c + 16 * k), sum[t].part[k]);
         }
-        for (int64_t c = whole; c < x->columns; c += 16, p += 16 * bytes) {
-            const __m512 w = load(p, lanes(x->columns - c));
-            const int k = (int)(c / 16 & 3);
+        for (int k = 0; k < 4; k++) {
+            const int64_t left = x->columns - whole - 16 * k;
+            if (left <= 0) break;
+            const __m512 w = load(p + 16 * k * bytes, lanes(left));
             for (int64_t t = 0; t < tokens; t++)
-                sum[t].part[k] = _mm512_fmadd_ps(w, _mm512_loadu_ps(token_row(x, first + t) + c), sum[t].part[k]);
+                sum[t].part[k] =
+                    _mm512_fmadd_ps(w, _mm512_loadu_ps(token_row(x, first + t) + whole + 16 * k), sum[t].part[k]);
         }
         for (int64_t t = 0; t < tokens; t++) y[t * y_stride + r] = total(sum[t]);
     }
@@ -126,44 +122,58 @@ LN_INLINE void plain_rows(load16 load, int bytes, const void *weight, uint64_t r
 
 /* ---- exact block formats ---- */
 
-LN_INLINE void block_values(const ln_unpacked *w, uint8_t u[256], float scale[16], float minimum[16]) {
-    for (int k = 0; k < 4; k++) _mm512_store_si512(u + 64 * k, w->u[k]);
-    _mm512_store_ps(scale, w->scale);
-    _mm512_store_ps(minimum, w->minimum);
+/* Group g of 16 weights as floats; signed: the four vectors are (w.offset taken off). */
+LN_INLINE __m512 group(const ln_unpacked *w, const __m512i q[4], int g) {
+    const __m128i bytes = g % 4 == 0   ? _mm512_castsi512_si128(q[g / 4])
+                          : g % 4 == 1 ? _mm512_extracti32x4_epi32(q[g / 4], 1)
+                          : g % 4 == 2 ? _mm512_extracti32x4_epi32(q[g / 4], 2)
+                                       : _mm512_extracti32x4_epi32(q[g / 4], 3);
+    const __m512i place = _mm512_set1_epi32(g);
+    const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)),
+                 scale = _mm512_permutexvar_ps(place, w->scale);
+    if (w->offset) return _mm512_mul_ps(value, scale);
+    return _mm512_fmadd_ps(value, scale, _mm512_permutexvar_ps(place, w->minimum));
 }
 
-LN_INLINE void block_rows(ln_unpack512 unpack, int block, int bytes, const void *weight, uint64_t row_bytes,
-                          int64_t rows, const ln_activation *x, int64_t first, int64_t tokens, float *y,
+/* w times 256 values of the tokens from `column`, of which `groups` groups are there. */
+LN_INLINE void multiply_groups(const ln_unpacked *w, const ln_activation *x, int64_t first, int64_t tokens,
+                               int64_t column, int groups, sums *sum) {
+    __m512i q[4];
+    LN_UNROLL
+    for (int k = 0; k < 4; k++) q[k] = _mm512_sub_epi8(w->u[k], _mm512_set1_epi8((char)w->offset));
+    LN_UNROLL
+    for (int g = 0; g < 16; g++) {
+        if (g >= groups) break;
+        const __m512 weights = group(w, q, g);
+        LN_UNROLL
+        for (int64_t t = 0; t < tokens; t++)
+            sum[t].part[g % 4] = _mm512_fmadd_ps(weights, _mm512_loadu_ps(token_row(x, first + t) + column + 16 * g),
+                                                 sum[t].part[g % 4]);
+    }
+}
+
+LN_INLINE void block_rows(int64_t tokens, ln_unpack512 unpack, int block, int bytes, const unsigned char *weight,
+                          uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first, float *y,
                           int64_t y_stride) {
-    _Alignas(64) uint8_t u[256];
-    _Alignas(64) float scale[16], minimum[16];
-    const int step = 256 / block * bytes;
+    const int step = 256 / block * bytes, groups = (int)(x->columns % 256 / 16);
+    const int64_t whole = x->columns - 16 * groups;
+    const unsigned char *end = weight + (uint64_t)rows * row_bytes;
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        sums sum[LN_DOT_PASS];
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = _mm512_setzero_ps();
-        for (int64_t c = 0; c < x->columns; c += 256, p += step) {
-            int groups = 16;
-            unsigned char last[8 * 34] = {0};
-            const unsigned char *from = p;
-            if (block == 32 && x->columns - c < 256) {
-                groups = (int)((x->columns - c) / 16);
-                memcpy(last, p, (size_t)(groups / 2 * bytes));
-                from = last;
-            }
-            prefetch(p, step);
-            const ln_unpacked unpacked = unpack(from);
-            block_values(&unpacked, u, scale, minimum);
-            for (int g = 0; g < groups; g += 2)
-                for (int k = g; k < g + 2; k++) {
-                    const __m128i bytes16 = _mm_load_si128((const __m128i *)(const void *)(u + 16 * k));
-                    const __m512 w = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes16)),
-                                                     _mm512_set1_ps(scale[k]), _mm512_set1_ps(minimum[k]));
-                    for (int64_t t = 0; t < tokens; t++)
-                        sum[t].part[k & 1] = _mm512_fmadd_ps(w, _mm512_loadu_ps(token_row(x, first + t) + c + 16 * k),
-                                                             sum[t].part[k & 1]);
-                }
+        for (int64_t c = 0; c < whole; c += 256, p += step) {
+            ln_dot_prefetch(p, step);
+            const ln_unpacked w = unpack(p);
+            multiply_groups(&w, x, first, tokens, c, 16, sum);
+        }
+        if (block == 32 && groups) {
+            ln_dot_prefetch(p, step);
+            unsigned char copy[8 * 34];
+            p = ln_dot_end(p, groups / 2 * bytes, step, end - p, copy);
+            const ln_unpacked w = ln_first_groups(unpack(p), groups);
+            multiply_groups(&w, x, first, tokens, whole, groups, sum);
         }
         for (int64_t t = 0; t < tokens; t++) y[t * y_stride + r] = total(sum[t]);
     }
@@ -171,47 +181,21 @@ LN_INLINE void block_rows(ln_unpack512 unpack, int block, int bytes, const void 
 
 /* ---- the table ---- */
 
-#define LN_DOT(name, core, ...)                                                                          \
-    static void dot_##name(const void *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x, \
-                           int64_t first, int64_t tokens, float *y, int64_t y_stride) {                  \
-        if (tokens == 1)                                                                                 \
-            core(__VA_ARGS__, weight, row_bytes, rows, x, first, 1, y, y_stride);                        \
-        else                                                                                             \
-            core(__VA_ARGS__, weight, row_bytes, rows, x, first, tokens, y, y_stride);                   \
-    }
-LN_DOT(f32, plain_rows, load_f32, 4)
-LN_DOT(f16, plain_rows, load_f16, 2)
-LN_DOT(bf16, plain_rows, load_bf16, 2)
-LN_DOT(q4_0, block_rows, ln_unpack512_q4_0, 32, 18)
-LN_DOT(q4_1, block_rows, ln_unpack512_q4_1, 32, 20)
-LN_DOT(q5_0, block_rows, ln_unpack512_q5_0, 32, 22)
-LN_DOT(q5_1, block_rows, ln_unpack512_q5_1, 32, 24)
-LN_DOT(q8_0, block_rows, ln_unpack512_q8_0, 32, 34)
-LN_DOT(q2_k, block_rows, ln_unpack512_q2_k, 256, 84)
-LN_DOT(q3_k, block_rows, ln_unpack512_q3_k, 256, 110)
-LN_DOT(q4_k, block_rows, ln_unpack512_q4_k, 256, 144)
-LN_DOT(q5_k, block_rows, ln_unpack512_q5_k, 256, 176)
-LN_DOT(q6_k, block_rows, ln_unpack512_q6_k, 256, 210)
+#define LN_DEFINE_PLAIN(name, NAME, bytes) LN_DOT_KERNEL(dot_##name, plain_rows, load_##name, bytes)
+#define LN_DEFINE_BLOCK(name, NAME, block, bytes, has_minimum) \
+    LN_DOT_KERNEL(dot_##name, block_rows, ln_unpack512_##name, block, bytes)
+LN_PLAIN_FORMATS(LN_DEFINE_PLAIN)
+LN_BLOCK_FORMATS(LN_DEFINE_BLOCK)
 
 void ln_dot_fill_avx512(ln_matmul_kernels *kernels) {
     kernels->prepare[LN_FORM_F32] = prepare_f32;
     kernels->prepare[LN_FORM_BF16] = prepare_bf16;
     kernels->prepare[LN_FORM_INT8] = prepare_int8;
-#define LN_FILL(name, NAME) \
+#define LN_FILL_PLAIN(name, NAME, bytes)                              \
+    kernels->dot[0][LINNET_##NAME] = kernels->dot[1][LINNET_##NAME] = \
+        (ln_dot_slot){"dot_" #name "_f32__avx512", LN_FORM_F32, dot_##name};
+#define LN_FILL_BLOCK(name, NAME, block, bytes, has_minimum) \
     kernels->dot[1][LINNET_##NAME] = (ln_dot_slot){"dot_" #name "_f32__avx512", LN_FORM_F32, dot_##name};
-    LN_FILL(f32, F32)
-    LN_FILL(f16, F16)
-    LN_FILL(bf16, BF16)
-    LN_FILL(q4_0, Q4_0)
-    LN_FILL(q4_1, Q4_1)
-    LN_FILL(q5_0, Q5_0)
-    LN_FILL(q5_1, Q5_1)
-    LN_FILL(q8_0, Q8_0)
-    LN_FILL(q2_k, Q2_K)
-    LN_FILL(q3_k, Q3_K)
-    LN_FILL(q4_k, Q4_K)
-    LN_FILL(q5_k, Q5_K)
-    LN_FILL(q6_k, Q6_K)
-    const linnet_type plain[] = {LINNET_F32, LINNET_F16, LINNET_BF16};
-    for (int i = 0; i < 3; i++) kernels->dot[0][plain[i]] = kernels->dot[1][plain[i]];
+    LN_PLAIN_FORMATS(LN_FILL_PLAIN)
+    LN_BLOCK_FORMATS(LN_FILL_BLOCK)
 }

@@ -8,8 +8,6 @@
 
 #define LN_INLINE static inline __attribute__((always_inline))
 
-enum { AHEAD = 2048 /* bytes of weights asked for in advance */ };
-
 typedef struct sums {
     __m512 part[4];
 } sums;
@@ -22,33 +20,31 @@ LN_INLINE const uint16_t *token_row(const ln_activation *x, int64_t token) {
     return (const uint16_t *)(const void *)(x->data + (uint64_t)token * x->row_bytes);
 }
 
-LN_INLINE void dot_rows(const void *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first,
-                        int64_t tokens, float *y, int64_t y_stride) {
-    const int64_t whole = x->columns / 128 * 128;
+/* bytes: of a value. tokens: 1 to 4. */
+LN_INLINE void dot_rows(int64_t tokens, int bytes, const unsigned char *weight, uint64_t row_bytes, int64_t rows,
+                        const ln_activation *x, int64_t first, float *y, int64_t y_stride) {
+    const int64_t whole = x->columns >> 7 << 7;
     for (int64_t r = 0; r < rows; r++) {
-        const unsigned char *p = (const unsigned char *)weight + (uint64_t)r * row_bytes;
-        sums sum[LN_DOT_TOKENS];
+        const unsigned char *p = weight + (uint64_t)r * row_bytes;
+        sums sum[LN_DOT_PASS];
         for (int64_t t = 0; t < tokens; t++)
             for (int k = 0; k < 4; k++) sum[t].part[k] = _mm512_setzero_ps();
-        for (int64_t c = 0; c < whole; c += 128, p += 256) {
+        for (int64_t c = 0; c < whole; c += 128, p += 128 * bytes) {
             __m512i w[4];
-            for (int k = 0; k < 4; k++) {
-                _mm_prefetch((const char *)p + AHEAD + 64 * k, _MM_HINT_T0);
-                w[k] = _mm512_loadu_si512(p + 64 * k);
-            }
+            ln_dot_prefetch(p, 128 * bytes);
+            for (int k = 0; k < 4; k++) w[k] = _mm512_loadu_si512(p + 64 * k);
             for (int64_t t = 0; t < tokens; t++)
                 for (int k = 0; k < 4; k++)
                     sum[t].part[k] = _mm512_dpbf16_ps(sum[t].part[k], words(w[k]),
                                                       words(_mm512_loadu_si512(token_row(x, first + t) + c + 32 * k)));
         }
-        for (int64_t c = whole; c < x->columns; c += 32, p += 64) {
-            const int64_t left = x->columns - c;
-            const __mmask32 mask = left >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << left) - 1;
-            const __m512i w = _mm512_maskz_loadu_epi16(mask, p);
-            const int k = (int)(c / 32 & 3);
+        for (int k = 0; k < 4; k++) {
+            const int64_t left = x->columns - whole - 32 * k;
+            if (left <= 0) break;
+            const __m512i w = _mm512_maskz_loadu_epi16(left >= 32 ? ~0u : (1u << left) - 1, p + 64 * k);
             for (int64_t t = 0; t < tokens; t++)
-                sum[t].part[k] =
-                    _mm512_dpbf16_ps(sum[t].part[k], words(w), words(_mm512_loadu_si512(token_row(x, first + t) + c)));
+                sum[t].part[k] = _mm512_dpbf16_ps(sum[t].part[k], words(w),
+                                                  words(_mm512_loadu_si512(token_row(x, first + t) + whole + 32 * k)));
         }
         for (int64_t t = 0; t < tokens; t++) {
             const __m512 *part = sum[t].part;
@@ -58,13 +54,7 @@ LN_INLINE void dot_rows(const void *weight, uint64_t row_bytes, int64_t rows, co
     }
 }
 
-static void dot_bf16(const void *weight, uint64_t row_bytes, int64_t rows, const ln_activation *x, int64_t first,
-                     int64_t tokens, float *y, int64_t y_stride) {
-    if (tokens == 1)
-        dot_rows(weight, row_bytes, rows, x, first, 1, y, y_stride);
-    else
-        dot_rows(weight, row_bytes, rows, x, first, tokens, y, y_stride);
-}
+LN_DOT_KERNEL(dot_bf16, dot_rows, 2)
 
 void ln_dot_fill_avx512bf16(ln_matmul_kernels *kernels) {
     kernels->dot[0][LINNET_BF16] = (ln_dot_slot){"dot_bf16_bf16__avx512bf16", LN_FORM_BF16, dot_bf16};

@@ -164,4 +164,20 @@ LN_INLINE void ln_unpack256_q6_k(const unsigned char *p, ln_unpacked *w) {
     ln_minus(32, w);
 }
 
+/* ---- the end of a row ---- */
+
+/* All bits in the first n of lanes 8 i .. 8 i + 7. */
+LN_INLINE __m256i ln_first_lanes(int n, int i) {
+    const __m256i lane = _mm256_add_epi32(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), _mm256_set1_epi32(8 * i));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+}
+/* Scale and minimum become 0 behind the first `groups` groups, whatever follows a row. */
+LN_INLINE void ln_first_groups(ln_unpacked *w, int groups) {
+    for (int i = 0; i < 2; i++) {
+        const __m256 keep = _mm256_castsi256_ps(ln_first_lanes(groups, i));
+        w->scale[i] = _mm256_and_ps(w->scale[i], keep);
+        w->minimum[i] = _mm256_and_ps(w->minimum[i], keep);
+    }
+}
+
 #endif

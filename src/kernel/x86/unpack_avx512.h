@@ -9,15 +9,23 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define LN_INLINE static inline __attribute__((always_inline))
 
 typedef struct ln_unpacked {
     __m512i u[4];
     __m512 scale, minimum;
+    int offset; /* 0 in formats that have minimums of their own */
 } ln_unpacked;
 
 typedef ln_unpacked (*ln_unpack512)(const unsigned char *p);
+
+LN_INLINE ln_unpacked ln_offset(ln_unpacked w, int offset) {
+    w.minimum = _mm512_mul_ps(w.scale, _mm512_set1_ps((float)-offset));
+    w.offset = offset;
+    return w;
+}
 
 /* ---- eight blocks of 32 ---- */
 
@@ -57,8 +65,8 @@ LN_INLINE __m512i ln_nibbles(const unsigned char *p, const unsigned char *q) {
 /* The 32 fifth bits at p and at q, worth 16 each. */
 LN_INLINE __m512i ln_fifth(__m512i nibbles, const unsigned char *p, const unsigned char *q) {
     uint32_t low, high;
-    __builtin_memcpy(&low, p, 4);
-    __builtin_memcpy(&high, q, 4);
+    memcpy(&low, p, 4);
+    memcpy(&high, q, 4);
     return _mm512_mask_add_epi8(nibbles, (__mmask64)high << 32 | low, nibbles, _mm512_set1_epi8(16));
 }
 
@@ -71,21 +79,20 @@ LN_INLINE ln_unpacked ln_unpack512_q8_0(const unsigned char *p) {
         w.u[k] = _mm512_xor_si512(both, _mm512_set1_epi8(-128));
     }
     w.scale = ln_block_halves(p, 17, 0, 64, 2);
-    w.minimum = _mm512_mul_ps(w.scale, _mm512_set1_ps(-128));
-    return w;
+    return ln_offset(w, 128);
 }
 LN_INLINE ln_unpacked ln_unpack512_q4_0(const unsigned char *p) {
     ln_unpacked w;
     for (int k = 0; k < 4; k++) w.u[k] = ln_nibbles(p + 36 * k + 2, p + 36 * k + 20);
     w.scale = ln_block_halves(p, 9, 0, 0, 0);
-    w.minimum = _mm512_mul_ps(w.scale, _mm512_set1_ps(-8));
-    return w;
+    return ln_offset(w, 8);
 }
 LN_INLINE ln_unpacked ln_unpack512_q4_1(const unsigned char *p) {
     ln_unpacked w;
     for (int k = 0; k < 4; k++) w.u[k] = ln_nibbles(p + 40 * k + 4, p + 40 * k + 24);
     w.scale = ln_block_halves(p, 10, 0, 48, 1);
     w.minimum = ln_block_halves(p, 10, 1, 48, 1);
+    w.offset = 0;
     return w;
 }
 LN_INLINE ln_unpacked ln_unpack512_q5_0(const unsigned char *p) {
@@ -95,8 +102,7 @@ LN_INLINE ln_unpacked ln_unpack512_q5_0(const unsigned char *p) {
         w.u[k] = ln_fifth(ln_nibbles(a + 6, b + 6), a + 2, b + 2);
     }
     w.scale = ln_block_halves(p, 11, 0, 56, 1);
-    w.minimum = _mm512_mul_ps(w.scale, _mm512_set1_ps(-16));
-    return w;
+    return ln_offset(w, 16);
 }
 LN_INLINE ln_unpacked ln_unpack512_q5_1(const unsigned char *p) {
     ln_unpacked w;
@@ -106,15 +112,17 @@ LN_INLINE ln_unpacked ln_unpack512_q5_1(const unsigned char *p) {
     }
     w.scale = ln_block_halves(p, 12, 0, 64, 1);
     w.minimum = ln_block_halves(p, 12, 1, 64, 1);
+    w.offset = 0;
     return w;
 }
 
 /* ---- blocks of 256 ---- */
 
-LN_INLINE __m512 ln_half_broadcast(const unsigned char *p) {
+/* The float16 number at p, its sign turned by `flip` (0x8000). */
+LN_INLINE __m512 ln_half_broadcast(const unsigned char *p, int flip) {
     uint16_t half;
-    __builtin_memcpy(&half, p, 2);
-    return _mm512_cvtph_ps(_mm256_set1_epi16((short)half));
+    memcpy(&half, p, 2);
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)(half ^ flip)));
 }
 LN_INLINE __m128i ln_load128(const unsigned char *p) {
     return _mm_loadu_si128((const __m128i *)(const void *)p);
@@ -122,26 +130,35 @@ LN_INLINE __m128i ln_load128(const unsigned char *p) {
 LN_INLINE __m512i ln_twice256(const unsigned char *p) {
     return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
-/* `low` bits down in the first half, `high` in the second, then the bits of `keep`. */
-LN_INLINE __m512i ln_fields(__m512i v, int low, int high, int keep) {
-    const __m512i shifts = _mm512_inserti64x4(_mm512_set1_epi16((short)low), _mm256_set1_epi16((short)high), 1);
-    return _mm512_and_si512(_mm512_srlv_epi16(v, shifts), _mm512_set1_epi8((char)keep));
+/* Bits `first` and up of the bytes of the first half, `second` and up of those of the second; others' bits above them.
+ */
+LN_INLINE __m512i ln_down(__m512i v, int first, int second) {
+    return _mm512_srlv_epi16(v,
+                             _mm512_inserti64x4(_mm512_set1_epi16((short)first), _mm256_set1_epi16((short)second), 1));
 }
-/* A bit of each byte, bit 2 k in the first half, 2 k + 1 in the second, moved to the value `worth`. */
-LN_INLINE __m512i ln_bit(__m512i v, int k, int worth) {
-    const __m512i tests =
-        _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << 2 * k)), _mm256_set1_epi8((char)(2 << 2 * k)), 1);
-    return _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(v, tests), _mm512_set1_epi8((char)worth));
+LN_INLINE __m512i ln_keep(__m512i v, int bits) {
+    return _mm512_and_si512(v, _mm512_set1_epi8((char)((1 << bits) - 1)));
+}
+/* Bytes of low_bits bits of `low`, below high_bits bits of `high` that start at bit `first` in the first half and at
+ * `second` in the second: a rotation brings them into place, whatever else it brings is masked. */
+LN_INLINE __m512i ln_join(__m512i low, int low_bits, __m512i high, int first, int second, int high_bits) {
+    const __m512i turns =
+        _mm512_inserti64x4(_mm512_set1_epi32(first - low_bits), _mm256_set1_epi32(second - low_bits), 1);
+    const __m512i below = _mm512_set1_epi8((char)((1 << low_bits) - 1));
+    const __m512i both = _mm512_ternarylogic_epi64(below, low, _mm512_rorv_epi32(high, turns), 0xca);
+    return ln_keep(both, low_bits + high_bits);
 }
 
 LN_INLINE ln_unpacked ln_unpack512_q2_k(const unsigned char *p) {
     ln_unpacked w;
-    for (int k = 0; k < 4; k++) w.u[k] = ln_fields(ln_twice256(p + 16 + k / 2 * 32), k % 2 * 4, k % 2 * 4 + 2, 3);
+    for (int k = 0; k < 4; k++)
+        w.u[k] = ln_keep(ln_down(ln_twice256(p + 16 + k / 2 * 32), k % 2 * 4, k % 2 * 4 + 2), 2);
     const __m512i both = _mm512_cvtepu8_epi32(ln_load128(p));
     const __m512 s = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
     const __m512 m = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
-    w.scale = _mm512_mul_ps(ln_half_broadcast(p + 80), s);
-    w.minimum = _mm512_mul_ps(ln_half_broadcast(p + 82), _mm512_sub_ps(_mm512_setzero_ps(), m));
+    w.scale = _mm512_mul_ps(ln_half_broadcast(p + 80, 0), s);
+    w.minimum = _mm512_mul_ps(ln_half_broadcast(p + 82, 0x8000), m);
+    w.offset = 0;
     return w;
 }
 
@@ -149,62 +166,72 @@ LN_INLINE ln_unpacked ln_unpack512_q3_k(const unsigned char *p) {
     ln_unpacked w;
     const __m512i high = ln_twice256(p);
     for (int k = 0; k < 4; k++) {
-        const __m512i low = ln_fields(ln_twice256(p + 32 + k / 2 * 32), k % 2 * 4, k % 2 * 4 + 2, 3);
-        w.u[k] = _mm512_or_si512(low, ln_bit(high, k, 4));
+        const __m512i low = ln_down(ln_twice256(p + 32 + k / 2 * 32), k % 2 * 4, k % 2 * 4 + 2);
+        w.u[k] = ln_join(low, 2, high, 2 * k, 2 * k + 1, 1);
     }
     uint64_t nibbles;
     uint32_t tops;
-    __builtin_memcpy(&nibbles, p + 96, 8);
-    __builtin_memcpy(&tops, p + 104, 4);
+    memcpy(&nibbles, p + 96, 8);
+    memcpy(&tops, p + 104, 4);
     const __m128i low =
         _mm_set_epi64x((long long)(nibbles >> 4 & 0x0f0f0f0f0f0f0f0f), (long long)(nibbles & 0x0f0f0f0f0f0f0f0f));
     const __m128i top =
         _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32((int)tops), _mm_set_epi32(6, 4, 2, 0)), _mm_set1_epi8(3));
     const __m128i scale = _mm_sub_epi8(_mm_or_si128(low, _mm_slli_epi16(top, 4)), _mm_set1_epi8(32));
-    w.scale = _mm512_mul_ps(ln_half_broadcast(p + 108), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scale)));
-    w.minimum = _mm512_mul_ps(w.scale, _mm512_set1_ps(-4));
-    return w;
+    w.scale = _mm512_mul_ps(ln_half_broadcast(p + 108, 0), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scale)));
+    return ln_offset(w, 4);
 }
 
 /* Scales and minimums of Q4_K and Q5_K, each twice: see unpack_six_bits in number/format.c. */
 LN_INLINE void ln_six_bits(const unsigned char *p, ln_unpacked *w) {
     uint32_t a, b, c;
-    __builtin_memcpy(&a, p + 4, 4);
-    __builtin_memcpy(&b, p + 8, 4);
-    __builtin_memcpy(&c, p + 12, 4);
+    memcpy(&a, p + 4, 4);
+    memcpy(&b, p + 8, 4);
+    memcpy(&c, p + 12, 4);
     const uint32_t s = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030), m = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
     const __m128i scales = _mm_cvtsi64_si128((long long)((uint64_t)s << 32 | (a & 0x3f3f3f3f)));
     const __m128i minimums = _mm_cvtsi64_si128((long long)((uint64_t)m << 32 | (b & 0x3f3f3f3f)));
     const __m512i s16 = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(scales, scales));
     const __m512i m16 = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(minimums, minimums));
-    w->scale = _mm512_mul_ps(ln_half_broadcast(p), _mm512_cvtepi32_ps(s16));
-    w->minimum =
-        _mm512_mul_ps(ln_half_broadcast(p + 2), _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), m16)));
+    w->scale = _mm512_mul_ps(ln_half_broadcast(p, 0), _mm512_cvtepi32_ps(s16));
+    w->minimum = _mm512_mul_ps(ln_half_broadcast(p + 2, 0x8000), _mm512_cvtepi32_ps(m16));
 }
 
 LN_INLINE ln_unpacked ln_unpack512_q4_k(const unsigned char *p) {
     ln_unpacked w;
-    for (int k = 0; k < 4; k++) w.u[k] = ln_fields(ln_twice256(p + 16 + 32 * k), 0, 4, 15);
+    for (int k = 0; k < 4; k++) w.u[k] = ln_keep(ln_down(ln_twice256(p + 16 + 32 * k), 0, 4), 4);
     ln_six_bits(p, &w);
+    w.offset = 0;
     return w;
 }
 LN_INLINE ln_unpacked ln_unpack512_q5_k(const unsigned char *p) {
     ln_unpacked w;
     const __m512i high = ln_twice256(p + 16);
     for (int k = 0; k < 4; k++)
-        w.u[k] = _mm512_or_si512(ln_fields(ln_twice256(p + 48 + 32 * k), 0, 4, 15), ln_bit(high, k, 16));
+        w.u[k] = ln_join(ln_down(ln_twice256(p + 48 + 32 * k), 0, 4), 4, high, 2 * k, 2 * k + 1, 1);
     ln_six_bits(p, &w);
+    w.offset = 0;
     return w;
 }
 LN_INLINE ln_unpacked ln_unpack512_q6_k(const unsigned char *p) {
     ln_unpacked w;
     for (int k = 0; k < 4; k++) {
         const __m512i nibbles = _mm512_loadu_si512(p + k / 2 * 64), tops = ln_twice256(p + 128 + k / 2 * 32);
-        const __m512i low = _mm512_and_si512(k % 2 ? _mm512_srli_epi16(nibbles, 4) : nibbles, _mm512_set1_epi8(15));
-        w.u[k] = _mm512_or_si512(low, _mm512_slli_epi16(ln_fields(tops, k % 2 * 4, k % 2 * 4 + 2, 3), 4));
+        const __m512i low = k % 2 ? _mm512_srli_epi16(nibbles, 4) : nibbles;
+        w.u[k] = ln_join(low, 4, tops, k % 2 * 4, k % 2 * 4 + 2, 2);
     }
-    w.scale = _mm512_mul_ps(ln_half_broadcast(p + 208), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(ln_load128(p + 192))));
-    w.minimum = _mm512_mul_ps(w.scale, _mm512_set1_ps(-32));
+    w.scale =
+        _mm512_mul_ps(ln_half_broadcast(p + 208, 0), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(ln_load128(p + 192))));
+    return ln_offset(w, 32);
+}
+
+/* ---- the end of a row ---- */
+
+/* Scale and minimum become 0 behind the first `groups` groups, whatever follows a row. */
+LN_INLINE ln_unpacked ln_first_groups(ln_unpacked w, int groups) {
+    const __mmask16 keep = (__mmask16)((1u << groups) - 1);
+    w.scale = _mm512_maskz_mov_ps(keep, w.scale);
+    w.minimum = _mm512_maskz_mov_ps(keep, w.minimum);
     return w;
 }
 
