@@ -12,6 +12,8 @@
 
 /* ---- preparing ---- */
 
+enum { PREPARED_AHEAD = 4096 /* bytes of activations asked for in advance: a prompt's come from memory */ };
+
 static void prepare_f32(const float *x, int64_t columns, int64_t padded, void *row) {
     memcpy(row, x, (size_t)columns * 4);
     memset((float *)row + columns, 0, (size_t)(padded - columns) * 4);
@@ -25,6 +27,7 @@ LN_INLINE __mmask16 lanes(int64_t left) {
 static void prepare_bf16(const float *x, int64_t columns, int64_t padded, void *row) {
     uint16_t *to = row;
     for (int64_t i = 0; i < padded; i += 16) {
+        _mm_prefetch((const char *)(x + i) + PREPARED_AHEAD, _MM_HINT_T0);
         const __m512 v = _mm512_maskz_loadu_ps(lanes(columns - i), x + i);
         const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
         const __m512i half = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
@@ -41,6 +44,8 @@ static void prepare_int8(const float *x, int64_t columns, int64_t padded, void *
     int32_t *sum = (int32_t *)(void *)((unsigned char *)row + padded + padded / 8);
     const __m512 most = _mm512_set1_ps(0x1.fffffep127f);
     for (int64_t i = 0; i < padded; i += 32) {
+        _mm_prefetch((const char *)(x + i) + PREPARED_AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)(x + i) + PREPARED_AHEAD + 64, _MM_HINT_T0);
         const __m512 a = _mm512_maskz_loadu_ps(lanes(columns - i), x + i);
         const __m512 b = _mm512_maskz_loadu_ps(lanes(columns - i - 16), x + i + 16);
         const __m512 a_size = _mm512_abs_ps(a), b_size = _mm512_abs_ps(b);
