@@ -172,7 +172,7 @@ struct linnet_tokenizer {
     bool first_without_marks;
     char *chat_template;
     size_t chat_template_bytes;
-    ln_template *compiled_template;
+    ln_template *compiled_template; /* NULL until first used */
 };
 
 /* ---- one call of linnet_tokenize ---- */

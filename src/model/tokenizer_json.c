@@ -232,9 +232,9 @@ static linnet_status read_added(reading *r, int steps) {
         added[i].bytes = normalised.bytes - start;
     }
     size_t start = 0;
-    for (uint64_t i = 0; i < count; i++) {
+    for (uint64_t i = 0; i < count && status == LINNET_OK; i++) {
         if (!added[i].normalised) continue;
-        added[i].text = normalised.data + start;
+        added[i].text = normalised.data ? normalised.data + start : "";
         start += added[i].bytes;
     }
     r->tokenizer->added_text = normalised.data;
