@@ -2,6 +2,7 @@
 import json
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -99,6 +100,20 @@ def test_the_memory_bound_holds(built_in, precision, tmp_path):
         assert max(most, memory["anonymous_resident"]) <= limit
         assert memory["peak_allocated"] <= limit
         assert memory["plan"]["total"] <= limit
+
+
+@pytest.mark.skipif(SANITIZED, reason="sanitizers take memory of their own")
+def test_the_system_itself_holds_the_bound(built_in, tmp_path):
+    """The kernel refuses private writable memory beyond the budget: heap, stacks of threads, data of libraries."""
+    (tmp_path / "text").write_text("The wind went round the house until the morning came. " * 400)
+    arguments = ["run", "-m", built_in, "--raw", "-f", tmp_path / "text", "-n", "8", "-q"]
+    sentence = one_sentence(linnet(*arguments, "--memory", "8M", status=1))
+    figure = int(re.search(r"--memory (\d+)", sentence).group(1))
+    command = [PROGRAM, *map(str, arguments), "--memory", str(figure)]
+    limited = lambda: resource.setrlimit(resource.RLIMIT_DATA, (figure, figure))
+    bounded = subprocess.run(command, capture_output=True, preexec_fn=limited, timeout=120)
+    assert bounded.returncode == 0, bounded.stderr.decode()
+    assert bounded.stdout == linnet(*arguments, "--memory", str(figure)).stdout
 
 
 def test_the_demonstration(built_in):
