@@ -33,7 +33,7 @@ uint64_t ln_peak_read_portable(const void *data, uint64_t bytes) {
     return sums[0];
 }
 
-static const struct {
+static const struct loop {
     ln_peak_kind kind;
     unsigned flag;
     const char *name;
@@ -96,11 +96,14 @@ linnet_status ln_peak_measure(linnet_context *context, unsigned cpu, ln_peak pea
     if (!data) return LINNET_ERROR_MEMORY;
     memset(data, 1, LN_PEAK_BYTES);
     const int threads = ln_team_size(context->team);
-    for (size_t i = 0; i < sizeof loops / sizeof *loops; i++) {
-        if (loops[i].flag & ~cpu) continue;
-        measurement m = {.loop = loops[i].loop, .read = loops[i].read, .data = data, .rounds = ROUNDS};
+    for (int kind = 0; kind < LN_PEAKS; kind++) {
+        const struct loop *loop = NULL; /* the last that is allowed */
+        for (size_t i = 0; i < sizeof loops / sizeof *loops; i++)
+            if ((int)loops[i].kind == kind && !(loops[i].flag & ~cpu)) loop = &loops[i];
+        if (!loop) continue;
+        measurement m = {.loop = loop->loop, .read = loop->read, .data = data, .rounds = ROUNDS};
         m.part = LN_PEAK_BYTES / (uint64_t)threads / 4096 * 4096;
-        peaks[loops[i].kind] = (ln_peak){loops[i].name, best_rate(context->team, &m, threads)};
+        peaks[kind] = (ln_peak){loop->name, best_rate(context->team, &m, threads)};
     }
     ln_release(context, data);
     return LINNET_OK;
