@@ -72,20 +72,10 @@ linnet_status ln_tokenizer_add_prepend(linnet_tokenizer *tokenizer, const char *
     return ln_step_set_text(tokenizer->context, step, text, strlen(text));
 }
 
-static linnet_status fill_set(linnet_tokenizer *tokenizer, ln_added_set *set, const ln_added *tokens, int64_t count,
-                              bool normalised) {
-    set->tokens = ln_allocate(tokenizer->context, (uint64_t)count, sizeof *tokens, "added tokens");
-    if (!set->tokens) return LINNET_ERROR_MEMORY;
-    for (int64_t i = 0; i < count; i++)
-        if (tokens[i].normalised == normalised && tokens[i].bytes) set->tokens[set->count++] = tokens[i];
-    ln_added_sort(set);
-    return LINNET_OK;
-}
-
 linnet_status ln_tokenizer_set_added(linnet_tokenizer *tokenizer, const ln_added *tokens, int64_t count) {
     static const char word[] = "\\w";
-    linnet_status status = fill_set(tokenizer, &tokenizer->raw, tokens, count, false);
-    if (status == LINNET_OK) status = fill_set(tokenizer, &tokenizer->normalised, tokens, count, true);
+    linnet_status status = ln_added_open(tokenizer->context, tokens, count, false, &tokenizer->raw);
+    if (status == LINNET_OK) status = ln_added_open(tokenizer->context, tokens, count, true, &tokenizer->normalised);
     for (int64_t i = 0; i < count && status == LINNET_OK; i++)
         if (tokens[i].single_word && !tokenizer->word)
             status = ln_regex_open(tokenizer->context, word, sizeof word - 1, &tokenizer->word);

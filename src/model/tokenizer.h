@@ -146,7 +146,9 @@ typedef struct ln_added_set {
     uint32_t first[257]; /* tokens whose first byte is b: first[b] up to first[b + 1] */
 } ln_added_set;
 
-void ln_added_sort(ln_added_set *set);
+/* The set of those tokens that are, or are not, looked for in normalised text. */
+linnet_status ln_added_open(linnet_context *context, const ln_added *tokens, int64_t count, bool normalised,
+                            ln_added_set *set);
 
 /* ---- the tokenizer ---- */
 

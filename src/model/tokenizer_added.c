@@ -2,14 +2,13 @@
  *
  * The tokens are sorted, so those that begin with the bytes seen so far are neighbours, and each further byte narrows
  * the range by two binary searches: a trie without nodes. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "model/tokenizer.h"
 #include "model/utf8.h"
 
-static int compare_added(const void *left, const void *right) {
-    const ln_added *a = left, *b = right;
+static int compare_added(const void *rows, int64_t left, int64_t right) {
+    const ln_added *a = (const ln_added *)rows + left, *b = (const ln_added *)rows + right;
     const size_t common = a->bytes < b->bytes ? a->bytes : b->bytes;
     const int order = memcmp(a->text, b->text, common);
     if (order) return order;
@@ -17,14 +16,25 @@ static int compare_added(const void *left, const void *right) {
     return (a->id > b->id) - (a->id < b->id);
 }
 
-void ln_added_sort(ln_added_set *set) {
-    if (set->count) qsort(set->tokens, (size_t)set->count, sizeof *set->tokens, compare_added);
+linnet_status ln_added_open(linnet_context *context, const ln_added *tokens, int64_t count, bool normalised,
+                            ln_added_set *set) {
+    int64_t *order = ln_allocate(context, (uint64_t)count, sizeof *order, "added tokens");
+    set->tokens = ln_allocate(context, (uint64_t)count, sizeof *tokens, "added tokens");
+    if (order && set->tokens) {
+        ln_sort_rows(order, count, compare_added, tokens);
+        for (int64_t i = 0; i < count; i++)
+            if (tokens[order[i]].normalised == normalised && tokens[order[i]].bytes)
+                set->tokens[set->count++] = tokens[order[i]];
+    }
+    const bool made = order && set->tokens;
+    ln_release(context, order);
     int64_t at = 0;
     for (int byte = 0; byte < 256; byte++) {
         set->first[byte] = (uint32_t)at;
         while (at < set->count && (unsigned char)set->tokens[at].text[0] == byte) at++;
     }
     set->first[256] = (uint32_t)at;
+    return made ? LINNET_OK : LINNET_ERROR_MEMORY;
 }
 
 /* First token of [low, high) whose byte at `depth` is at least `byte`; tokens of just `depth` bytes stand first. */
