@@ -54,6 +54,7 @@ typedef struct ln_vocabulary {
     uint32_t slot_mask;
     ln_merge *merges; /* by pair */
     uint32_t merge_mask;
+    int32_t guess;      /* while reading: what the last merge made */
     size_t longest;     /* bytes of the longest piece */
     int32_t bytes[256]; /* token of a lone byte */
     int32_t unknown;    /* for what has no token; LN_NO_TOKEN: dropped */
@@ -69,10 +70,12 @@ void ln_vocabulary_close(ln_vocabulary *vocabulary);
 /* The token of a piece in its raw form; any kind. */
 int32_t ln_vocabulary_find(const ln_vocabulary *vocabulary, const char *bytes, size_t count);
 /* The same in the form of files; for a piece of byte-level BPE that is in the alphabet of bytes. */
-int32_t ln_vocabulary_find_written(const ln_vocabulary *vocabulary, const char *text, size_t bytes);
+int32_t ln_vocabulary_find_written(const ln_vocabulary *vocabulary, ln_text text);
 linnet_status ln_vocabulary_reserve_merges(ln_vocabulary *vocabulary, uint64_t count);
-/* false where the two or their concatenation are no tokens, or no room was reserved. */
-bool ln_vocabulary_add_merge(ln_vocabulary *vocabulary, ln_text left, ln_text right, uint32_t rank);
+enum { LN_MERGE_BATCH = 64 };
+/* At most a batch of merges, left and right texts in turn, of ranks `rank` and up, into the room that was reserved.
+ * Returns of how many one of the two, or both together, are no token; *first is the first of these. */
+int ln_vocabulary_add_merges(ln_vocabulary *vocabulary, const ln_text *pairs, int count, uint32_t rank, int *first);
 const ln_merge *ln_vocabulary_merge(const ln_vocabulary *vocabulary, int32_t left, int32_t right);
 /* Fills bytes[], by "<0x0A>" pieces or, byte-level, by pieces of one byte; how many of the 256 there are. */
 int ln_vocabulary_find_bytes(ln_vocabulary *vocabulary);

@@ -83,16 +83,21 @@ static linnet_status read_merges(linnet_tokenizer *tokenizer, const linnet_file 
     const linnet_status status = ln_vocabulary_reserve_merges(&tokenizer->vocabulary, count);
     if (status != LINNET_OK) return status;
     uint64_t strays = 0;
-    for (uint64_t i = 0; i < count; i++) {
-        const ln_text merge = ln_key_text(key, i);
-        const char *space = merge.bytes > 1 ? memchr(merge.data + 1, ' ', merge.bytes - 1) : NULL;
-        if (!space)
-            return ln_fail(tokenizer->context, LINNET_ERROR_FORMAT,
-                           "entry %llu of tokenizer.ggml.merges is not two pieces with a space between",
-                           (unsigned long long)i);
-        const ln_text left = {merge.data, (size_t)(space - merge.data)};
-        const ln_text right = {space + 1, merge.bytes - left.bytes - 1};
-        strays += !ln_vocabulary_add_merge(&tokenizer->vocabulary, left, right, (uint32_t)i);
+    for (uint64_t start = 0; start < count; start += LN_MERGE_BATCH) {
+        const int batch = (int)(count - start < LN_MERGE_BATCH ? count - start : LN_MERGE_BATCH);
+        ln_text pairs[2 * LN_MERGE_BATCH];
+        int first;
+        for (int i = 0; i < batch; i++) {
+            const ln_text merge = ln_key_text(key, start + (uint64_t)i);
+            const char *space = merge.bytes > 1 ? memchr(merge.data + 1, ' ', merge.bytes - 1) : NULL;
+            if (!space)
+                return ln_fail(tokenizer->context, LINNET_ERROR_FORMAT,
+                               "entry %llu of tokenizer.ggml.merges is not two pieces with a space between",
+                               (unsigned long long)start + (unsigned long long)i);
+            pairs[2 * i] = (ln_text){merge.data, (size_t)(space - merge.data)};
+            pairs[2 * i + 1] = (ln_text){space + 1, merge.bytes - pairs[2 * i].bytes - 1};
+        }
+        strays += (uint64_t)ln_vocabulary_add_merges(&tokenizer->vocabulary, pairs, batch, (uint32_t)start, &first);
     }
     if (strays)
         ln_log(tokenizer->context, LINNET_LOG_WARNING, "%llu merges of the tokenizer name no tokens and are ignored",

@@ -137,29 +137,38 @@ static bool take_merge(ln_json_reader *reader, ln_text *left, ln_text *right) {
     return true;
 }
 
+static linnet_status add_merges(reading *r, const ln_text *pairs, int count, uint32_t rank) {
+    int first;
+    if (!ln_vocabulary_add_merges(&r->tokenizer->vocabulary, pairs, count, rank, &first)) return LINNET_OK;
+    const ln_text left = pairs[2 * first], right = pairs[2 * first + 1];
+    return ln_fail(r->context, LINNET_ERROR_FORMAT,
+                   "tokenizer.json: merge %u joins '%.*s' and '%.*s', which, or whose sum, is no token",
+                   rank + (uint32_t)first, left.bytes < 100 ? (int)left.bytes : 100, left.data,
+                   right.bytes < 100 ? (int)right.bytes : 100, right.data);
+}
+
 static linnet_status read_merges(reading *r) {
-    ln_json_reader counter = {.at = r->merges.data, .end = r->merges.data + r->merges.bytes};
+    ln_json_reader reader = {.at = r->merges.data, .end = r->merges.data + r->merges.bytes};
     uint64_t most = 1; /* each merge but the last is followed by a comma of its own */
-    for (const char *at = counter.at; at && at < counter.end; at++) most += *at == ',';
+    for (const char *at = reader.at; at && at < reader.end; at++) most += *at == ',';
     linnet_status status = ln_vocabulary_reserve_merges(&r->tokenizer->vocabulary, most);
     if (status != LINNET_OK || !r->merges.data) return status;
-    ln_json_reader reader = counter;
-    char *arena = r->arena;
     if (!ln_json_take(&reader, '[')) return damaged(r, "model.merges");
     if (ln_json_take(&reader, ']')) return LINNET_OK;
+    ln_text pairs[2 * LN_MERGE_BATCH];
     uint32_t rank = 0;
-    do {
-        ln_text left, right;
-        reader.arena = arena; /* the texts of one merge at a time */
-        if (!take_merge(&reader, &left, &right)) return damaged(r, "an entry of model.merges");
-        if (!ln_vocabulary_add_merge(&r->tokenizer->vocabulary, left, right, rank))
-            return ln_fail(r->context, LINNET_ERROR_FORMAT,
-                           "tokenizer.json: merge %u joins '%.*s' and '%.*s', which, or whose sum, is no token", rank,
-                           left.bytes < 100 ? (int)left.bytes : 100, left.data,
-                           right.bytes < 100 ? (int)right.bytes : 100, right.data);
-        rank++;
-    } while (ln_json_take(&reader, ','));
-    return ln_json_take(&reader, ']') ? LINNET_OK : damaged(r, "model.merges");
+    int batch = 0;
+    bool more = true;
+    for (; more && status == LINNET_OK; batch %= LN_MERGE_BATCH) {
+        if (!batch) reader.arena = r->arena; /* the texts of one batch at a time */
+        if (!take_merge(&reader, &pairs[2 * batch], &pairs[2 * batch + 1]))
+            return damaged(r, "an entry of model.merges");
+        more = ln_json_take(&reader, ',');
+        if (++batch < LN_MERGE_BATCH && more) continue;
+        status = add_merges(r, pairs, batch, rank);
+        rank += (uint32_t)batch;
+    }
+    return status != LINNET_OK || ln_json_take(&reader, ']') ? status : damaged(r, "model.merges");
 }
 
 /* ---- the model ---- */
@@ -190,7 +199,7 @@ static linnet_status read_model(reading *r, bool byte_level) {
     else
         memset(vocabulary->bytes, 0xFF, sizeof vocabulary->bytes);
     const char *unknown = ln_json_name(r->model, "unk_token");
-    vocabulary->unknown = ln_vocabulary_find_written(vocabulary, unknown, strlen(unknown));
+    vocabulary->unknown = ln_vocabulary_find_written(vocabulary, (ln_text){unknown, strlen(unknown)});
     return LINNET_OK;
 }
 
@@ -249,7 +258,7 @@ static linnet_status read_added(reading *r, int steps) {
 static int32_t named_token(const linnet_tokenizer *tokenizer, const json_t *config, const char *name, int32_t other) {
     const json_t *value = json_object_get(config, name);
     const char *text = json_is_object(value) ? ln_json_name(value, "content") : ln_json_name(config, name);
-    const int32_t id = ln_vocabulary_find_written(&tokenizer->vocabulary, text, strlen(text));
+    const int32_t id = ln_vocabulary_find_written(&tokenizer->vocabulary, (ln_text){text, strlen(text)});
     return id >= 0 ? id : other;
 }
 

@@ -50,6 +50,8 @@ static size_t decode_alphabet(const char *text, size_t bytes, char *out) {
 
 /* ---- pieces ---- */
 
+enum { LONGEST_WRITTEN = 4096 }; /* bytes; longer pieces take part in no merges */
+
 static uint32_t hash_bytes(const char *bytes, size_t count) {
     uint64_t hash = 0x9E3779B97F4A7C15u ^ count;
     for (; count >= 8; count -= 8, bytes += 8) {
@@ -82,11 +84,17 @@ int32_t ln_vocabulary_find(const ln_vocabulary *vocabulary, const char *bytes, s
     return find_hashed(vocabulary, hash_bytes(bytes, count), bytes, count);
 }
 
-int32_t ln_vocabulary_find_written(const ln_vocabulary *vocabulary, const char *text, size_t bytes) {
-    char raw[4096];
-    if (!vocabulary->byte_level || bytes > sizeof raw) return ln_vocabulary_find(vocabulary, text, bytes);
-    const size_t count = decode_alphabet(text, bytes, raw);
-    return count == SIZE_MAX ? ln_vocabulary_find(vocabulary, text, bytes) : ln_vocabulary_find(vocabulary, raw, count);
+/* The text as pieces have it: decoded to the buffer, or itself where it is not of the alphabet or too long for it. */
+static ln_text raw_form(const ln_vocabulary *vocabulary, ln_text text, char *buffer, size_t capacity) {
+    if (!vocabulary->byte_level || text.bytes > capacity) return text;
+    const size_t count = decode_alphabet(text.data, text.bytes, buffer);
+    return count == SIZE_MAX ? text : (ln_text){buffer, count};
+}
+
+int32_t ln_vocabulary_find_written(const ln_vocabulary *vocabulary, ln_text text) {
+    char buffer[LONGEST_WRITTEN];
+    const ln_text raw = raw_form(vocabulary, text, buffer, sizeof buffer);
+    return ln_vocabulary_find(vocabulary, raw.data, raw.bytes);
 }
 
 /* The least power of two of slots that `count` entries fill at most two thirds. */
@@ -192,21 +200,73 @@ const ln_merge *ln_vocabulary_merge(const ln_vocabulary *vocabulary, int32_t lef
     return merge->left < 0 ? NULL : merge;
 }
 
-bool ln_vocabulary_add_merge(ln_vocabulary *vocabulary, ln_text left, ln_text right, uint32_t rank) {
-    const int32_t a = ln_vocabulary_find_written(vocabulary, left.data, left.bytes);
-    const int32_t b = ln_vocabulary_find_written(vocabulary, right.data, right.bytes);
-    if (a < 0 || b < 0) return false;
-    char joined[4096];
-    size_t a_bytes, b_bytes;
-    const char *a_piece = ln_table_bytes(&vocabulary->pieces, a, &a_bytes);
-    const char *b_piece = ln_table_bytes(&vocabulary->pieces, b, &b_bytes);
-    if (a_bytes + b_bytes > sizeof joined) return false;
-    memcpy(joined, a_piece, a_bytes);
-    memcpy(joined + a_bytes, b_piece, b_bytes);
-    const int32_t merged = ln_vocabulary_find(vocabulary, joined, a_bytes + b_bytes);
-    if (merged < 0) return false;
-    *merge_slot(vocabulary, a, b) = (ln_merge){.left = a, .right = b, .rank = rank, .merged = merged};
-    return true;
+/* Finds many texts at once: the three places in memory that each look-up needs are asked for ahead, all of them in
+ * turn, so that the waits overlap. */
+static void find_many(const ln_vocabulary *vocabulary, const ln_text *texts, int count, int32_t *ids) {
+    enum { SHORT = 64 };
+    char buffers[2 * LN_MERGE_BATCH][SHORT];
+    ln_text raw[2 * LN_MERGE_BATCH];
+    uint32_t hashes[2 * LN_MERGE_BATCH];
+    for (int i = 0; i < count; i++) {
+        raw[i] = raw_form(vocabulary, texts[i], buffers[i], SHORT);
+        hashes[i] = hash_bytes(raw[i].data, raw[i].bytes);
+        __builtin_prefetch(&vocabulary->slots[hashes[i] & vocabulary->slot_mask]);
+    }
+    for (int i = 0; i < count; i++) {
+        ids[i] = vocabulary->slots[hashes[i] & vocabulary->slot_mask].id;
+        __builtin_prefetch(&vocabulary->pieces.offsets[ids[i] < 0 ? 0 : ids[i]]);
+    }
+    for (int i = 0; i < count; i++)
+        __builtin_prefetch(vocabulary->pieces.bytes + vocabulary->pieces.offsets[ids[i] < 0 ? 0 : ids[i]]);
+    for (int i = 0; i < count; i++) {
+        const bool too_long = vocabulary->byte_level && texts[i].bytes > SHORT;
+        ids[i] = too_long ? ln_vocabulary_find_written(vocabulary, texts[i])
+                          : find_hashed(vocabulary, hashes[i], raw[i].data, raw[i].bytes);
+    }
+}
+
+static bool is_joined(const ln_vocabulary *vocabulary, int32_t id, ln_text left, ln_text right) {
+    if (id >= vocabulary->size) return false;
+    size_t bytes;
+    const char *piece = ln_table_bytes(&vocabulary->pieces, id, &bytes);
+    return bytes == left.bytes + right.bytes && memcmp(piece, left.data, left.bytes) == 0 &&
+           memcmp(piece + left.bytes, right.data, right.bytes) == 0;
+}
+
+/* The token of the two pieces together. `guess`: of the merge before; in most files the same token or the next. */
+static int32_t find_joined(const ln_vocabulary *vocabulary, int32_t left, int32_t right, int32_t guess) {
+    ln_text a, b;
+    a.data = ln_table_bytes(&vocabulary->pieces, left, &a.bytes);
+    b.data = ln_table_bytes(&vocabulary->pieces, right, &b.bytes);
+    for (int32_t id = guess; id <= guess + 1; id++)
+        if (is_joined(vocabulary, id, a, b) && vocabulary->kinds[id] == LN_TOKEN_NORMAL) return id;
+    char joined[LONGEST_WRITTEN];
+    if (a.bytes + b.bytes > sizeof joined) return LN_NO_TOKEN;
+    memcpy(joined, a.data, a.bytes);
+    memcpy(joined + a.bytes, b.data, b.bytes);
+    return ln_vocabulary_find(vocabulary, joined, a.bytes + b.bytes);
+}
+
+int ln_vocabulary_add_merges(ln_vocabulary *vocabulary, const ln_text *pairs, int count, uint32_t rank, int *first) {
+    int32_t ids[2 * LN_MERGE_BATCH], merged[LN_MERGE_BATCH];
+    int strays = 0;
+    find_many(vocabulary, pairs, 2 * count, ids);
+    for (int i = 0; i < count; i++) {
+        const bool both = ids[2 * i] >= 0 && ids[2 * i + 1] >= 0;
+        merged[i] = both ? find_joined(vocabulary, ids[2 * i], ids[2 * i + 1], vocabulary->guess) : LN_NO_TOKEN;
+        if (merged[i] < 0) {
+            if (!strays++) *first = i;
+            continue;
+        }
+        vocabulary->guess = merged[i];
+        __builtin_prefetch(&vocabulary->merges[hash_pair(ids[2 * i], ids[2 * i + 1]) & vocabulary->merge_mask]);
+    }
+    for (int i = 0; i < count; i++) {
+        if (merged[i] < 0) continue;
+        const ln_merge merge = {ids[2 * i], ids[2 * i + 1], rank + (uint32_t)i, merged[i]};
+        *merge_slot(vocabulary, merge.left, merge.right) = merge;
+    }
+    return strays;
 }
 
 /* ---- bytes and marks ---- */
