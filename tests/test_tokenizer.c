@@ -340,8 +340,11 @@ static void test_folder(void **state) {
     snprintf(command, sizeof command, "cp %s/llama3.json %s/tokenizer.json", golden, folder);
     assert_int_equal(system(command), 0);
     snprintf(path, sizeof path, "%s/tokenizer_config.json", folder);
-    write_text(path, "{\"bos_token\": \"<|begin_of_text|>\", \"eos_token\": {\"content\": \"<|end_of_text|>\"},"
-                     " \"add_bos_token\": false, \"add_eos_token\": true}");
+    write_text(
+        path,
+        "{\"bos_token\": \"<|begin_of_text|>\", \"eos_token\": {\"content\": \"<|end_of_text|>\"},"
+        " \"add_bos_token\": false, \"add_eos_token\": true,"
+        "\"chat_template\": \"{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}\"}");
     snprintf(path, sizeof path, "%s/config.json", folder);
     write_text(path, "{\"model_type\": \"unheard\"}");
     linnet_tokenizer *tokenizer = open_path(context, folder);
@@ -351,6 +354,13 @@ static void test_folder(void **state) {
     assert_int_equal(ids[0], linnet_token_end(tokenizer));
     assert_true(linnet_token_begin(tokenizer) >= 0);
     assert_true(linnet_token_is_end(tokenizer, ids[0]));
+    const linnet_message message = {"user", "hi"};
+    char text[64];
+    size_t bytes;
+    assert_int_equal(linnet_chat_format(tokenizer, &message, 1, true, NULL, 0, &bytes), LINNET_OK);
+    assert_int_equal(linnet_chat_format(tokenizer, &message, 1, true, text, sizeof text, &bytes), LINNET_OK);
+    assert_int_equal(bytes, 25);
+    assert_memory_equal(text, "<|begin_of_text|>[user]hi", bytes);
     free(ids);
     linnet_tokenizer_close(tokenizer);
     snprintf(command, sizeof command, "rm -r %s", folder);

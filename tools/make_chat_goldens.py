@@ -264,6 +264,7 @@ FEATURES = [
     "{{ {'a': [1, 2.5, none, true], 'b': 'q\"\\\\\\n\\t\\u00e9\\x01', 'c': {}, 'd': []} | tojson }} {{ {'a': [1, {'x': 'y'}], 'c': {}} | tojson(indent=2) }} {{ 'a<b>&\\'' | tojson }}",
     "{{ range(3) | list }} {{ range(1, 4) | list }} {{ range(5, 0, -2) | list }} {{ [1, 2, 3] | select('odd') | list }} {{ [1, 2, 3] | reject('odd') | list }} {{ [1, 2, 3] | map('string') | join('+') }} {{ ['a', 'b'] | map('upper') | list }}",
     "{{ [{'n': 1, 'm': 'a'}, {'n': 2}] | map(attribute='m', default='?') | list }} {{ [{'n': 1}, {'n': 2}] | selectattr('n', 'gt', 1) | list }} {{ [{'n': 0}, {'n': 2}] | selectattr('n') | list }} {{ [{'n': 0}, {'n': 2}] | rejectattr('n', 'equalto', 2) | list }}",
+    "{{ none | selectattr('x') | list }} {{ none | map('upper') | list }} {{ 'a{}b{}'.format(1, 'x') }} {{ '{1}{0}{n}{{}}'.format(1, 2, n=3) }}",
     "{{ '5' | int + 1 }} {{ 'x' | int }} {{ '2.5' | float }} {{ 2.7 | int }} {{ -3 | abs }} {{ 5 | string + 'a' }} {{ 2.567 | round(1) }} {{ 'a<b' | escape }} {{ 'a<b' | safe }}",
     "{{ 'a\nb\n\nc' | indent }}|{{ 'a\nb' | indent(2, true) }}",
     "{% for i in [1, 2, 3] %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{{ loop.previtem }}{{ loop.nextitem }} {{ loop.revindex }}{{ loop.first }};{% endfor %}",

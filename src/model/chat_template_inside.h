@@ -245,6 +245,17 @@ struct ln_jinja_arguments {
 ln_jinja_value ln_jinja_argument(const ln_jinja_arguments *arguments, int position, const char *name,
                                  ln_jinja_value fallback);
 
+typedef struct ln_jinja_row {
+    const char *name; /* NULL: the end of the table */
+    ln_jinja_function function;
+} ln_jinja_row;
+
+const ln_jinja_row *ln_jinja_find_row(const ln_jinja_row *rows, ln_text name);
+_Noreturn void ln_jinja_unknown(ln_jinja_run *run, const char *what, ln_text name);
+/* Values of a wanted kind; fail on others. Undefined is the empty text. */
+ln_text ln_jinja_need_text(ln_jinja_run *run, ln_jinja_value value);
+int64_t ln_jinja_need_integer(ln_jinja_run *run, ln_jinja_value value);
+
 ln_jinja_value ln_jinja_attribute(ln_jinja_state *state, ln_jinja_value object, ln_jinja_value name);
 ln_jinja_value ln_jinja_apply_filter(ln_jinja_run *run, ln_text name, ln_jinja_value value,
                                      const ln_jinja_arguments *arguments);

@@ -1,33 +1,27 @@
-/* Owns: what templates can call: filters, tests, methods and functions, one row each in four tables.
+/* Owns: filters and methods, one row each in three tables.
  *
  * Letters outside ASCII keep their case. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/checked.h"
 #include "model/chat_template_inside.h"
 #include "model/utf8.h"
 
-typedef struct row {
-    const char *name;
-    ln_jinja_function function;
-} row;
-
-static const row *find_row(const row *rows, ln_text name) {
+const ln_jinja_row *ln_jinja_find_row(const ln_jinja_row *rows, ln_text name) {
     for (; rows->name; rows++)
         if (ln_jinja_same(name, rows->name)) return rows;
     return NULL;
 }
 
-static _Noreturn void unknown(ln_jinja_run *run, const char *what, ln_text name) {
+_Noreturn void ln_jinja_unknown(ln_jinja_run *run, const char *what, ln_text name) {
     ln_jinja_fail(&run->state, LINNET_ERROR_UNSUPPORTED, "the %s '%.*s' is not understood", what,
                   name.bytes < 60 ? (int)name.bytes : 60, name.data);
 }
 
-static ln_text need_text(ln_jinja_run *run, ln_jinja_value value) {
+ln_text ln_jinja_need_text(ln_jinja_run *run, ln_jinja_value value) {
     if (value.kind == LN_JINJA_UNDEFINED) return (ln_text){"", 0};
     if (value.kind != LN_JINJA_TEXT)
         ln_jinja_fail(&run->state, LINNET_ERROR_UNSUPPORTED, "a string is needed, not %s", ln_jinja_kind_name(value));
@@ -35,7 +29,7 @@ static ln_text need_text(ln_jinja_run *run, ln_jinja_value value) {
     return value.text;
 }
 
-static int64_t need_integer(ln_jinja_run *run, ln_jinja_value value) {
+int64_t ln_jinja_need_integer(ln_jinja_run *run, ln_jinja_value value) {
     if (value.kind == LN_JINJA_BOOL) return value.truth;
     if (value.kind != LN_JINJA_INTEGER)
         ln_jinja_fail(&run->state, LINNET_ERROR_UNSUPPORTED, "an integer is needed, not %s", ln_jinja_kind_name(value));
@@ -57,9 +51,9 @@ static size_t strippable(const char *text, size_t bytes, const ln_text *set) {
 
 static ln_jinja_value strip(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments, bool left,
                             bool right) {
-    ln_text text = need_text(run, ln_jinja_as_text(&run->state, self));
+    ln_text text = ln_jinja_need_text(run, ln_jinja_as_text(&run->state, self));
     const ln_jinja_value given = ln_jinja_argument(arguments, 0, "chars", ln_jinja_none());
-    const ln_text chars = given.kind == LN_JINJA_NONE ? (ln_text){0} : need_text(run, given);
+    const ln_text chars = given.kind == LN_JINJA_NONE ? (ln_text){0} : ln_jinja_need_text(run, given);
     const ln_text *set = given.kind == LN_JINJA_NONE ? NULL : &chars;
     for (size_t length; left && (length = strippable(text.data, text.bytes, set));) {
         text.data += length;
@@ -98,7 +92,7 @@ static char lower_of(char c) {
 typedef enum letter_case { UPPER, LOWER, CAPITALIZE, TITLE, TITLE_WORDS } letter_case;
 
 static ln_jinja_value change_case(ln_jinja_run *run, ln_jinja_value self, letter_case wanted) {
-    const ln_text text = need_text(run, ln_jinja_as_text(&run->state, self));
+    const ln_text text = ln_jinja_need_text(run, ln_jinja_as_text(&run->state, self));
     char *out = ln_jinja_allocate(&run->state, text.bytes, 1);
     bool starts = true;
     for (size_t i = 0; i < text.bytes; i++) {
@@ -139,13 +133,13 @@ static const char *find_text(ln_text text, size_t from, ln_text what) {
 
 static ln_jinja_value replace(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
     ln_jinja_state *state = &run->state;
-    const ln_text text = need_text(run, ln_jinja_as_text(state, self));
+    const ln_text text = ln_jinja_need_text(run, ln_jinja_as_text(state, self));
     const ln_text from =
-        need_text(run, ln_jinja_as_text(state, ln_jinja_argument(arguments, 0, "old", ln_jinja_undefined())));
+        ln_jinja_need_text(run, ln_jinja_as_text(state, ln_jinja_argument(arguments, 0, "old", ln_jinja_undefined())));
     const ln_text to =
-        need_text(run, ln_jinja_as_text(state, ln_jinja_argument(arguments, 1, "new", ln_jinja_undefined())));
+        ln_jinja_need_text(run, ln_jinja_as_text(state, ln_jinja_argument(arguments, 1, "new", ln_jinja_undefined())));
     const ln_jinja_value most = ln_jinja_argument(arguments, 2, "count", ln_jinja_none());
-    int64_t left = most.kind == LN_JINJA_NONE ? -1 : need_integer(run, most);
+    int64_t left = most.kind == LN_JINJA_NONE ? -1 : ln_jinja_need_integer(run, most);
     ln_jinja_out out = {0};
     size_t at = 0;
     while (left != 0 && from.bytes) {
@@ -178,11 +172,11 @@ static ln_jinja_value split_at_spaces(ln_jinja_run *run, ln_text text, int64_t m
 }
 
 static ln_jinja_value split(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    const ln_text text = need_text(run, self);
+    const ln_text text = ln_jinja_need_text(run, self);
     const ln_jinja_value given = ln_jinja_argument(arguments, 0, "sep", ln_jinja_none());
-    const int64_t most = need_integer(run, ln_jinja_argument(arguments, 1, "maxsplit", ln_jinja_integer(-1)));
+    const int64_t most = ln_jinja_need_integer(run, ln_jinja_argument(arguments, 1, "maxsplit", ln_jinja_integer(-1)));
     if (given.kind == LN_JINJA_NONE) return split_at_spaces(run, text, most);
-    const ln_text separator = need_text(run, given);
+    const ln_text separator = ln_jinja_need_text(run, given);
     if (!separator.bytes) ln_jinja_fail(&run->state, LINNET_ERROR_UNSUPPORTED, "an empty separator");
     ln_jinja_value list = ln_jinja_new_list(&run->state);
     size_t at = 0;
@@ -196,7 +190,7 @@ static ln_jinja_value split(ln_jinja_run *run, ln_jinja_value self, const ln_jin
 
 static ln_jinja_value split_lines(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
     (void)arguments;
-    const ln_text text = need_text(run, self);
+    const ln_text text = ln_jinja_need_text(run, self);
     ln_jinja_value list = ln_jinja_new_list(&run->state);
     for (size_t at = 0; at < text.bytes;) {
         size_t end = at;
@@ -210,7 +204,7 @@ static ln_jinja_value split_lines(ln_jinja_run *run, ln_jinja_value self, const 
 /* Whether text begins (or ends) with the argument, or one of a list of them. */
 static ln_jinja_value has_edge(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments,
                                bool at_start) {
-    const ln_text text = need_text(run, self);
+    const ln_text text = ln_jinja_need_text(run, self);
     const ln_jinja_value given = ln_jinja_argument(arguments, 0, "prefix", ln_jinja_undefined());
     ln_jinja_value list = given;
     if (given.kind != LN_JINJA_LIST) {
@@ -218,10 +212,10 @@ static ln_jinja_value has_edge(ln_jinja_run *run, ln_jinja_value self, const ln_
         ln_jinja_list_add(&run->state, list.list, given);
     }
     for (int64_t i = 0; i < list.list->count; i++) {
-        const ln_text edge = need_text(run, list.list->items[i]);
-        const char *place = at_start ? text.data : text.data + text.bytes - edge.bytes;
-        if (edge.bytes <= text.bytes && (!edge.bytes || memcmp(place, edge.data, edge.bytes) == 0))
-            return ln_jinja_bool(true);
+        const ln_text edge = ln_jinja_need_text(run, list.list->items[i]);
+        if (edge.bytes > text.bytes) continue;
+        const char *place = at_start ? text.data : text.data + (text.bytes - edge.bytes);
+        if (!edge.bytes || memcmp(place, edge.data, edge.bytes) == 0) return ln_jinja_bool(true);
     }
     return ln_jinja_bool(false);
 }
@@ -234,16 +228,16 @@ static ln_jinja_value ends_with(ln_jinja_run *run, ln_jinja_value self, const ln
 }
 
 static ln_jinja_value find(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    const ln_text text = need_text(run, self);
+    const ln_text text = ln_jinja_need_text(run, self);
     const char *found =
-        find_text(text, 0, need_text(run, ln_jinja_argument(arguments, 0, "sub", ln_jinja_undefined())));
+        find_text(text, 0, ln_jinja_need_text(run, ln_jinja_argument(arguments, 0, "sub", ln_jinja_undefined())));
     if (!found) return ln_jinja_integer(-1);
     return ln_jinja_integer(ln_jinja_length(&run->state, ln_jinja_text(text.data, (size_t)(found - text.data))));
 }
 
 static ln_jinja_value count_text(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    const ln_text text = need_text(run, self),
-                  what = need_text(run, ln_jinja_argument(arguments, 0, "sub", ln_jinja_undefined()));
+    const ln_text text = ln_jinja_need_text(run, self),
+                  what = ln_jinja_need_text(run, ln_jinja_argument(arguments, 0, "sub", ln_jinja_undefined()));
     if (!what.bytes) return ln_jinja_integer(ln_jinja_length(&run->state, self) + 1);
     int64_t count = 0;
     size_t at = 0;
@@ -251,9 +245,38 @@ static ln_jinja_value count_text(ln_jinja_run *run, ln_jinja_value self, const l
     return ln_jinja_integer(count);
 }
 
+/* "{}", "{0}", "{name}", "{{", "}}"; no conversions. */
+static ln_jinja_value format(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
+    ln_jinja_state *state = &run->state;
+    const ln_text text = ln_jinja_need_text(run, self);
+    ln_jinja_out out = {0};
+    int position = 0;
+    for (size_t at = 0; at < text.bytes; at++) {
+        const char c = text.data[at];
+        const bool twice = at + 1 < text.bytes && text.data[at + 1] == c;
+        if ((c != '{' && c != '}') || twice) {
+            ln_jinja_append(state, &out, &c, 1);
+            at += twice && (c == '{' || c == '}');
+            continue;
+        }
+        char name[32] = {0};
+        size_t length = 0;
+        while (c == '{' && ++at < text.bytes && text.data[at] != '}' && length + 1 < sizeof name)
+            name[length++] = text.data[at];
+        if (c == '}' || at == text.bytes || text.data[at] != '}' || strpbrk(name, ":!.["))
+            ln_jinja_fail(state, LINNET_ERROR_UNSUPPORTED, "this format is not understood");
+        const bool number = length && strspn(name, "0123456789") == length;
+        const int place = number ? atoi(name) : length ? -1 : position++;
+        const ln_jinja_value value = ln_jinja_argument(arguments, place, name, ln_jinja_undefined());
+        if (value.kind == LN_JINJA_UNDEFINED) ln_jinja_fail(state, LINNET_ERROR_UNSUPPORTED, "format lacks a value");
+        ln_jinja_write(state, &out, value);
+    }
+    return ln_jinja_from_out(&out);
+}
+
 static ln_jinja_value is_digits(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
     (void)arguments;
-    const ln_text text = need_text(run, self);
+    const ln_text text = ln_jinja_need_text(run, self);
     for (size_t i = 0; i < text.bytes; i++)
         if (text.data[i] < '0' || text.data[i] > '9') return ln_jinja_bool(false);
     return ln_jinja_bool(text.bytes > 0);
@@ -261,7 +284,7 @@ static ln_jinja_value is_digits(ln_jinja_run *run, ln_jinja_value self, const ln
 
 static ln_jinja_value indent(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
     ln_jinja_state *state = &run->state;
-    const ln_text text = need_text(run, ln_jinja_as_text(state, self));
+    const ln_text text = ln_jinja_need_text(run, ln_jinja_as_text(state, self));
     const ln_jinja_value width = ln_jinja_argument(arguments, 0, "width", ln_jinja_integer(4));
     const bool first = ln_jinja_is_true(ln_jinja_argument(arguments, 1, "first", ln_jinja_bool(false)));
     const bool blank = ln_jinja_is_true(ln_jinja_argument(arguments, 2, "blank", ln_jinja_bool(false)));
@@ -270,7 +293,7 @@ static ln_jinja_value indent(ln_jinja_run *run, ln_jinja_value self, const ln_ji
         const char *end = at < text.bytes ? memchr(text.data + at, '\n', text.bytes - at) : NULL;
         const size_t length = end ? (size_t)(end - text.data) - at : text.bytes - at;
         if (line ? length || blank : first) {
-            const int64_t blanks = width.kind == LN_JINJA_TEXT ? 0 : need_integer(run, width);
+            const int64_t blanks = width.kind == LN_JINJA_TEXT ? 0 : ln_jinja_need_integer(run, width);
             for (int64_t i = 0; i < blanks; i++) ln_jinja_append_text(state, &out, " ");
             ln_jinja_charge(state, (uint64_t)ln_max_i64(blanks, 0));
             if (width.kind == LN_JINJA_TEXT) ln_jinja_append(state, &out, width.text.data, width.text.bytes);
@@ -286,7 +309,7 @@ static ln_jinja_value escape(ln_jinja_run *run, ln_jinja_value self, const ln_ji
     (void)arguments;
     static const char *const names[] = {"&amp;", "&lt;", "&gt;", "&#34;", "&#39;"};
     static const char special[] = "&<>\"'";
-    const ln_text text = need_text(run, ln_jinja_as_text(&run->state, self));
+    const ln_text text = ln_jinja_need_text(run, ln_jinja_as_text(&run->state, self));
     ln_jinja_out out = {0};
     for (size_t i = 0; i < text.bytes; i++) {
         const char *found = text.data[i] ? strchr(special, text.data[i]) : NULL;
@@ -393,8 +416,13 @@ static ln_jinja_value reverse(ln_jinja_run *run, ln_jinja_value self, const ln_j
     return join(run, turned, &none);
 }
 
+/* Filters over items take all that is false for an empty list. */
+static ln_jinja_value list_or_nothing(ln_jinja_run *run, ln_jinja_value value) {
+    return ln_jinja_is_true(value) ? ln_jinja_as_list(&run->state, value) : ln_jinja_new_list(&run->state);
+}
+
 static ln_jinja_value map(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    ln_jinja_value list = ln_jinja_as_list(&run->state, self), made = ln_jinja_new_list(&run->state);
+    ln_jinja_value list = list_or_nothing(run, self), made = ln_jinja_new_list(&run->state);
     const ln_jinja_value attribute = ln_jinja_argument(arguments, 99, "attribute", ln_jinja_none());
     const ln_jinja_value other = ln_jinja_argument(arguments, 99, "default", ln_jinja_undefined());
     ln_jinja_arguments rest = {0};
@@ -408,8 +436,8 @@ static ln_jinja_value map(ln_jinja_run *run, ln_jinja_value self, const ln_jinja
             item = part_of(run, item, attribute);
             if (item.kind == LN_JINJA_UNDEFINED) item = other;
         } else {
-            item = ln_jinja_apply_filter(run, need_text(run, ln_jinja_argument(arguments, 0, "", ln_jinja_undefined())),
-                                         item, &rest);
+            item = ln_jinja_apply_filter(
+                run, ln_jinja_need_text(run, ln_jinja_argument(arguments, 0, "", ln_jinja_undefined())), item, &rest);
         }
         ln_jinja_list_add(&run->state, made.list, item);
     }
@@ -419,7 +447,7 @@ static ln_jinja_value map(ln_jinja_run *run, ln_jinja_value self, const ln_jinja
 /* The items of which (or of an attribute of which) a test holds, or does not. */
 static ln_jinja_value choose(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments,
                              bool attribute, bool wanted) {
-    const ln_jinja_value list = ln_jinja_as_list(&run->state, self);
+    const ln_jinja_value list = list_or_nothing(run, self);
     ln_jinja_value chosen = ln_jinja_new_list(&run->state);
     const int skipped = attribute ? 1 : 0;
     const ln_jinja_value name = attribute ? ln_jinja_argument(arguments, 0, "", ln_jinja_undefined()) : ln_jinja_none();
@@ -428,8 +456,9 @@ static ln_jinja_value choose(ln_jinja_run *run, ln_jinja_value self, const ln_ji
     for (int i = skipped + 1; i < arguments->count; i++) rest.values[rest.count++] = arguments->values[i];
     for (int64_t i = 0; i < list.list->count; i++) {
         const ln_jinja_value item = list.list->items[i], part = part_of(run, item, name);
-        const bool holds = test.kind == LN_JINJA_NONE ? ln_jinja_is_true(part)
-                                                      : ln_jinja_apply_test(run, need_text(run, test), part, &rest);
+        const bool holds = test.kind == LN_JINJA_NONE
+                               ? ln_jinja_is_true(part)
+                               : ln_jinja_apply_test(run, ln_jinja_need_text(run, test), part, &rest);
         if (holds == wanted) ln_jinja_list_add(&run->state, chosen.list, item);
     }
     return chosen;
@@ -506,7 +535,7 @@ static ln_jinja_value same(ln_jinja_run *run, ln_jinja_value self, const ln_jinj
 static ln_jinja_value to_number(ln_jinja_run *run, ln_jinja_value self, bool whole) {
     double real = 0;
     if (ln_jinja_is_number(self)) {
-        if (whole && self.kind != LN_JINJA_REAL) return ln_jinja_integer(need_integer(run, self));
+        if (whole && self.kind != LN_JINJA_REAL) return ln_jinja_integer(ln_jinja_need_integer(run, self));
         real = ln_jinja_number(self);
     } else if (self.kind == LN_JINJA_TEXT && self.text.bytes < 64) {
         char text[64], *end;
@@ -534,13 +563,13 @@ static ln_jinja_value to_real(ln_jinja_run *run, ln_jinja_value self, const ln_j
 static ln_jinja_value absolute(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
     (void)arguments;
     if (self.kind == LN_JINJA_REAL) return ln_jinja_real(fabs(self.real));
-    const int64_t integer = need_integer(run, self);
+    const int64_t integer = ln_jinja_need_integer(run, self);
     return ln_jinja_integer(integer < 0 && integer > INT64_MIN ? -integer : integer);
 }
 
 static ln_jinja_value round_number(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
     const double scale =
-        pow(10, (double)need_integer(run, ln_jinja_argument(arguments, 0, "precision", ln_jinja_integer(0))));
+        pow(10, (double)ln_jinja_need_integer(run, ln_jinja_argument(arguments, 0, "precision", ln_jinja_integer(0))));
     if (!ln_jinja_is_number(self))
         ln_jinja_fail(&run->state, LINNET_ERROR_UNSUPPORTED, "%s cannot be rounded", ln_jinja_kind_name(self));
     return ln_jinja_real(nearbyint(ln_jinja_number(self) * scale) / scale);
@@ -557,289 +586,85 @@ static ln_jinja_value otherwise(ln_jinja_run *run, ln_jinja_value self, const ln
 static ln_jinja_value to_json(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
     const ln_jinja_value width = ln_jinja_argument(arguments, 99, "indent", ln_jinja_none());
     ln_jinja_out out = {0};
-    const int64_t blanks = width.kind == LN_JINJA_NONE ? -1 : need_integer(run, width);
+    const int64_t blanks = width.kind == LN_JINJA_NONE ? -1 : ln_jinja_need_integer(run, width);
     ln_jinja_write_json(&run->state, &out, self, (int)ln_min_i64(blanks, 64), 0);
     return ln_jinja_from_out(&out);
 }
 
-static const row filters[] = {{"trim", trim},
-                              {"length", length},
-                              {"count", length},
-                              {"upper", upper},
-                              {"lower", lower},
-                              {"title", title_words},
-                              {"capitalize", capitalize},
-                              {"replace", replace},
-                              {"indent", indent},
-                              {"escape", escape},
-                              {"e", escape},
-                              {"safe", same},
-                              {"string", to_text},
-                              {"int", to_integer},
-                              {"float", to_real},
-                              {"abs", absolute},
-                              {"round", round_number},
-                              {"default", otherwise},
-                              {"d", otherwise},
-                              {"tojson", to_json},
-                              {"items", items},
-                              {"dictsort", sorted_items},
-                              {"list", list_of},
-                              {"first", first},
-                              {"last", last},
-                              {"join", join},
-                              {"reverse", reverse},
-                              {"sort", sorted},
-                              {"unique", unique},
-                              {"map", map},
-                              {"select", select_items},
-                              {"reject", reject},
-                              {"selectattr", select_attribute},
-                              {"rejectattr", reject_attribute},
-                              {0}};
+static const ln_jinja_row filters[] = {{"trim", trim},
+                                       {"length", length},
+                                       {"count", length},
+                                       {"upper", upper},
+                                       {"lower", lower},
+                                       {"title", title_words},
+                                       {"capitalize", capitalize},
+                                       {"replace", replace},
+                                       {"indent", indent},
+                                       {"escape", escape},
+                                       {"e", escape},
+                                       {"safe", same},
+                                       {"string", to_text},
+                                       {"int", to_integer},
+                                       {"float", to_real},
+                                       {"abs", absolute},
+                                       {"round", round_number},
+                                       {"default", otherwise},
+                                       {"d", otherwise},
+                                       {"tojson", to_json},
+                                       {"items", items},
+                                       {"dictsort", sorted_items},
+                                       {"list", list_of},
+                                       {"first", first},
+                                       {"last", last},
+                                       {"join", join},
+                                       {"reverse", reverse},
+                                       {"sort", sorted},
+                                       {"unique", unique},
+                                       {"map", map},
+                                       {"select", select_items},
+                                       {"reject", reject},
+                                       {"selectattr", select_attribute},
+                                       {"rejectattr", reject_attribute},
+                                       {0}};
 
 ln_jinja_value ln_jinja_apply_filter(ln_jinja_run *run, ln_text name, ln_jinja_value value,
                                      const ln_jinja_arguments *arguments) {
-    const row *found = find_row(filters, name);
-    if (!found) unknown(run, "filter", name);
+    const ln_jinja_row *found = ln_jinja_find_row(filters, name);
+    if (!found) ln_jinja_unknown(run, "filter", name);
     ln_jinja_charge(&run->state, 1);
     return found->function(run, value, arguments);
 }
 
 /* ---- methods ---- */
 
-static const row text_methods[] = {{"strip", trim},
-                                   {"lstrip", strip_left},
-                                   {"rstrip", strip_right},
-                                   {"split", split},
-                                   {"splitlines", split_lines},
-                                   {"startswith", starts_with},
-                                   {"endswith", ends_with},
-                                   {"upper", upper},
-                                   {"lower", lower},
-                                   {"title", title},
-                                   {"capitalize", capitalize},
-                                   {"replace", replace},
-                                   {"find", find},
-                                   {"count", count_text},
-                                   {"isdigit", is_digits},
-                                   {"join", join_method},
-                                   {0}};
-static const row map_methods[] = {{"items", items}, {"keys", keys}, {"values", values}, {"get", get}, {0}};
+static const ln_jinja_row text_methods[] = {{"strip", trim},
+                                            {"lstrip", strip_left},
+                                            {"rstrip", strip_right},
+                                            {"split", split},
+                                            {"splitlines", split_lines},
+                                            {"startswith", starts_with},
+                                            {"endswith", ends_with},
+                                            {"upper", upper},
+                                            {"lower", lower},
+                                            {"title", title},
+                                            {"capitalize", capitalize},
+                                            {"replace", replace},
+                                            {"find", find},
+                                            {"format", format},
+                                            {"count", count_text},
+                                            {"isdigit", is_digits},
+                                            {"join", join_method},
+                                            {0}};
+static const ln_jinja_row map_methods[] = {{"items", items}, {"keys", keys}, {"values", values}, {"get", get}, {0}};
 
 bool ln_jinja_call_method(ln_jinja_run *run, ln_jinja_value self, ln_text name, const ln_jinja_arguments *arguments,
                           ln_jinja_value *result) {
-    const row *rows = self.kind == LN_JINJA_TEXT ? text_methods : self.kind == LN_JINJA_MAP ? map_methods : NULL;
-    const row *found = rows ? find_row(rows, name) : NULL;
+    const ln_jinja_row *rows = self.kind == LN_JINJA_TEXT  ? text_methods
+                               : self.kind == LN_JINJA_MAP ? map_methods
+                                                           : NULL;
+    const ln_jinja_row *found = rows ? ln_jinja_find_row(rows, name) : NULL;
     if (!found) return false;
     ln_jinja_charge(&run->state, 1);
     *result = found->function(run, self, arguments);
     return true;
-}
-
-/* ---- tests ---- */
-
-typedef enum test {
-    TEST_DEFINED,
-    TEST_UNDEFINED,
-    TEST_NONE,
-    TEST_STRING,
-    TEST_NUMBER,
-    TEST_INTEGER,
-    TEST_FLOAT,
-    TEST_BOOLEAN,
-    TEST_TRUE,
-    TEST_FALSE,
-    TEST_MAPPING,
-    TEST_SEQUENCE,
-    TEST_ITERABLE,
-    TEST_CALLABLE,
-    TEST_ODD,
-    TEST_EVEN,
-    TEST_DIVISIBLE,
-    TEST_EQUAL,
-    TEST_UNEQUAL,
-    TEST_LESS,
-    TEST_LESS_EQUAL,
-    TEST_GREATER,
-    TEST_GREATER_EQUAL,
-    TEST_IN
-} test;
-
-static const struct {
-    const char *name;
-    test test;
-} tests[] = {{"defined", TEST_DEFINED},
-             {"undefined", TEST_UNDEFINED},
-             {"none", TEST_NONE},
-             {"string", TEST_STRING},
-             {"number", TEST_NUMBER},
-             {"integer", TEST_INTEGER},
-             {"float", TEST_FLOAT},
-             {"boolean", TEST_BOOLEAN},
-             {"true", TEST_TRUE},
-             {"false", TEST_FALSE},
-             {"mapping", TEST_MAPPING},
-             {"sequence", TEST_SEQUENCE},
-             {"iterable", TEST_ITERABLE},
-             {"callable", TEST_CALLABLE},
-             {"odd", TEST_ODD},
-             {"even", TEST_EVEN},
-             {"divisibleby", TEST_DIVISIBLE},
-             {"equalto", TEST_EQUAL},
-             {"eq", TEST_EQUAL},
-             {"==", TEST_EQUAL},
-             {"sameas", TEST_EQUAL},
-             {"ne", TEST_UNEQUAL},
-             {"!=", TEST_UNEQUAL},
-             {"lt", TEST_LESS},
-             {"lessthan", TEST_LESS},
-             {"le", TEST_LESS_EQUAL},
-             {"gt", TEST_GREATER},
-             {"greaterthan", TEST_GREATER},
-             {"ge", TEST_GREATER_EQUAL},
-             {"in", TEST_IN}};
-
-static bool many(ln_jinja_value value) {
-    return value.kind == LN_JINJA_TEXT || value.kind == LN_JINJA_LIST || value.kind == LN_JINJA_MAP;
-}
-
-static int64_t remainder_of(ln_jinja_run *run, ln_jinja_value value, int64_t divisor) {
-    if (divisor == 0) ln_jinja_fail(&run->state, LINNET_ERROR_UNSUPPORTED, "a division by zero");
-    return divisor == -1 ? 0 : need_integer(run, value) % divisor;
-}
-
-static bool holds(ln_jinja_run *run, test which, ln_jinja_value value, ln_jinja_value other) {
-    ln_jinja_state *state = &run->state;
-    switch (which) {
-    case TEST_DEFINED:
-        return value.kind != LN_JINJA_UNDEFINED;
-    case TEST_UNDEFINED:
-        return value.kind == LN_JINJA_UNDEFINED;
-    case TEST_NONE:
-        return value.kind == LN_JINJA_NONE;
-    case TEST_STRING:
-        return value.kind == LN_JINJA_TEXT;
-    case TEST_NUMBER:
-        return ln_jinja_is_number(value);
-    case TEST_INTEGER:
-        return value.kind == LN_JINJA_INTEGER;
-    case TEST_FLOAT:
-        return value.kind == LN_JINJA_REAL;
-    case TEST_BOOLEAN:
-        return value.kind == LN_JINJA_BOOL;
-    case TEST_TRUE:
-        return value.kind == LN_JINJA_BOOL && value.truth;
-    case TEST_FALSE:
-        return value.kind == LN_JINJA_BOOL && !value.truth;
-    case TEST_MAPPING:
-        return value.kind == LN_JINJA_MAP && !value.map->is_namespace;
-    case TEST_SEQUENCE:
-    case TEST_ITERABLE:
-        return many(value) || value.kind == LN_JINJA_UNDEFINED;
-    case TEST_CALLABLE:
-        return value.kind == LN_JINJA_MACRO || value.kind == LN_JINJA_FUNCTION;
-    case TEST_ODD:
-        return remainder_of(run, value, 2) != 0;
-    case TEST_EVEN:
-        return remainder_of(run, value, 2) == 0;
-    case TEST_DIVISIBLE:
-        return remainder_of(run, value, need_integer(run, other)) == 0;
-    case TEST_EQUAL:
-        return ln_jinja_equal(state, value, other);
-    case TEST_UNEQUAL:
-        return !ln_jinja_equal(state, value, other);
-    case TEST_LESS:
-        return ln_jinja_compare(state, value, other) < 0;
-    case TEST_LESS_EQUAL:
-        return ln_jinja_compare(state, value, other) <= 0;
-    case TEST_GREATER:
-        return ln_jinja_compare(state, value, other) > 0;
-    case TEST_GREATER_EQUAL:
-        return ln_jinja_compare(state, value, other) >= 0;
-    case TEST_IN:
-        return ln_jinja_contains(state, other, value);
-    }
-    return false;
-}
-
-bool ln_jinja_apply_test(ln_jinja_run *run, ln_text name, ln_jinja_value value, const ln_jinja_arguments *arguments) {
-    ln_jinja_charge(&run->state, 1);
-    const ln_jinja_value other = ln_jinja_argument(arguments, 0, "", ln_jinja_undefined());
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
-        if (ln_jinja_same(name, tests[i].name)) return holds(run, tests[i].test, value, other);
-    unknown(run, "test", name);
-}
-
-/* ---- functions ---- */
-
-static ln_jinja_value range(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    (void)self;
-    const bool one = arguments->count < 2;
-    const int64_t start = one ? 0 : need_integer(run, ln_jinja_argument(arguments, 0, "", ln_jinja_integer(0)));
-    const int64_t stop = need_integer(run, ln_jinja_argument(arguments, one ? 0 : 1, "", ln_jinja_integer(0)));
-    const int64_t step = need_integer(run, ln_jinja_argument(arguments, 2, "", ln_jinja_integer(1)));
-    if (step == 0) ln_jinja_fail(&run->state, LINNET_ERROR_UNSUPPORTED, "a range without a step");
-    ln_jinja_value list = ln_jinja_new_list(&run->state);
-    for (int64_t i = start; step > 0 ? i < stop : i > stop;) {
-        ln_jinja_charge(&run->state, 1);
-        ln_jinja_list_add(&run->state, list.list, ln_jinja_integer(i));
-        if (__builtin_add_overflow(i, step, &i)) break;
-    }
-    return list;
-}
-
-static ln_jinja_value make_map(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    (void)self;
-    ln_jinja_value made = ln_jinja_new_map(&run->state);
-    for (int i = 0; i < arguments->count; i++) {
-        const ln_jinja_value value = arguments->values[i];
-        if (arguments->names[i].data) {
-            ln_jinja_map_set(&run->state, made.map, ln_jinja_text(arguments->names[i].data, arguments->names[i].bytes),
-                             value);
-        } else if (value.kind == LN_JINJA_MAP) {
-            for (int64_t k = 0; k < value.map->count; k++)
-                ln_jinja_map_set(&run->state, made.map, value.map->entries[k].key, value.map->entries[k].value);
-        }
-    }
-    return made;
-}
-
-static ln_jinja_value make_namespace(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    ln_jinja_value made = make_map(run, self, arguments);
-    made.map->is_namespace = true;
-    return made;
-}
-
-static ln_jinja_value raise_exception(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    (void)self;
-    const ln_jinja_value text =
-        ln_jinja_as_text(&run->state, ln_jinja_argument(arguments, 0, "message", ln_jinja_c_text("refused")));
-    const int shown = text.text.bytes < 300 ? (int)text.text.bytes : 300;
-    ln_jinja_fail(&run->state, LINNET_ERROR_ARGUMENT, "it refuses these messages: %.*s", shown, text.text.data);
-}
-
-static ln_jinja_value now(ln_jinja_run *run, ln_jinja_value self, const ln_jinja_arguments *arguments) {
-    (void)self;
-    const ln_text format = need_text(run, ln_jinja_argument(arguments, 0, "format", ln_jinja_c_text("%Y-%m-%d")));
-    char pattern[128], text[256];
-    if (format.bytes >= sizeof pattern)
-        ln_jinja_fail(&run->state, LINNET_ERROR_UNSUPPORTED, "a format of time is too long");
-    memcpy(pattern, format.data, format.bytes);
-    pattern[format.bytes] = 0;
-    const time_t seconds = time(NULL);
-    struct tm parts;
-    localtime_r(&seconds, &parts);
-    const size_t bytes = strftime(text, sizeof text, pattern, &parts);
-    char *copy = ln_jinja_allocate(&run->state, bytes + 1, 1);
-    memcpy(copy, text, bytes);
-    return ln_jinja_text(copy, bytes);
-}
-
-ln_jinja_value ln_jinja_global(ln_text name) {
-    static const row functions[] = {{"range", range},      {"namespace", make_namespace},
-                                    {"dict", make_map},    {"raise_exception", raise_exception},
-                                    {"strftime_now", now}, {0}};
-    const row *found = find_row(functions, name);
-    return found ? (ln_jinja_value){.kind = LN_JINJA_FUNCTION, .function = found->function} : ln_jinja_undefined();
 }

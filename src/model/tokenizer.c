@@ -258,7 +258,7 @@ linnet_status linnet_tokenize(const linnet_tokenizer *tokenizer, const char *tex
     for (uint64_t i = 0; i < buffers; i++) encoder.buffers[i].context = context;
     const bool begin = flags & LINNET_TOKENIZE_BEGIN;
     for (int i = 0; begin && i < tokenizer->prefix_count; i++) ln_encoder_emit(&encoder, tokenizer->prefix[i]);
-    ln_encode_added(&encoder, &tokenizer->raw, 0, text, bytes, true);
+    ln_encode_added(&encoder, &tokenizer->raw, 0, text ? text : "", bytes, true);
     for (int i = 0; begin && i < tokenizer->suffix_count; i++) ln_encoder_emit(&encoder, tokenizer->suffix[i]);
     for (uint64_t i = 0; i < buffers; i++) ln_buffer_release(&encoder.buffers[i]);
     ln_release(context, encoder.buffers);

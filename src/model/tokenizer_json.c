@@ -148,11 +148,11 @@ static linnet_status add_merges(reading *r, const ln_text *pairs, int count, uin
 }
 
 static linnet_status read_merges(reading *r) {
-    ln_json_reader reader = {.at = r->merges.data, .end = r->merges.data + r->merges.bytes};
     uint64_t most = 1; /* each merge but the last is followed by a comma of its own */
-    for (const char *at = reader.at; at && at < reader.end; at++) most += *at == ',';
+    for (size_t i = 0; i < r->merges.bytes; i++) most += r->merges.data[i] == ',';
     linnet_status status = ln_vocabulary_reserve_merges(&r->tokenizer->vocabulary, most);
     if (status != LINNET_OK || !r->merges.data) return status;
+    ln_json_reader reader = {.at = r->merges.data, .end = r->merges.data + r->merges.bytes};
     if (!ln_json_take(&reader, '[')) return damaged(r, "model.merges");
     if (ln_json_take(&reader, ']')) return LINNET_OK;
     ln_text pairs[2 * LN_MERGE_BATCH];
