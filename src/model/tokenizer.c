@@ -73,7 +73,7 @@ linnet_status ln_tokenizer_add_prepend(linnet_tokenizer *tokenizer, const char *
 }
 
 linnet_status ln_tokenizer_set_added(linnet_tokenizer *tokenizer, const ln_added *tokens, int64_t count) {
-    static const char word[] = "\\w";
+    static const char word[] = "[\\w\\x{200C}\\x{200D}]"; /* as Rust has it, in which they are looked for */
     linnet_status status = ln_added_open(tokenizer->context, tokens, count, false, &tokenizer->raw);
     if (status == LINNET_OK) status = ln_added_open(tokenizer->context, tokens, count, true, &tokenizer->normalised);
     for (int64_t i = 0; i < count && status == LINNET_OK; i++)

@@ -1,6 +1,7 @@
 /* Owns: regular expressions, by PCRE2, with the meaning that they have in tokenizer.json: Oniguruma's.
  *
- * Where the two differ the pattern is rewritten (\s and \w, whose sets differ in a few characters), the option is set
+ * Where the two differ the pattern is rewritten (\s, \w and the like, whose sets differ in a few characters), the
+ * option is set
  * (^ and $ match at lines), or the pattern is refused (sets within sets). A match that goes on for too long ends in an
  * error instead of hanging: patterns come from files. */
 #include <string.h>
@@ -32,59 +33,88 @@ static void regex_release(void *block, void *context) {
 
 /* ---- Oniguruma's meaning ---- */
 
-static const struct {
-    char escape;
-    const char *in_set, *alone;
-} rewritten[] = {
-    {'s', "\\t-\\r\\x{85}\\p{Z}", "[\\t-\\r\\x{85}\\p{Z}]"},
-    {'S', NULL, "[^\\t-\\r\\x{85}\\p{Z}]"},
-    {'w', "\\p{L}\\p{M}\\p{N}\\p{Pc}", "[\\p{L}\\p{M}\\p{N}\\p{Pc}]"},
-    {'W', NULL, "[^\\p{L}\\p{M}\\p{N}\\p{Pc}]"},
+#define SPACES "\\t-\\r\\x{85}\\p{Z}"
+#define WORDS                                                                                                       \
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{" \
+    "1F189}"
+/* What Oniguruma counts among words outside of sets only. */
+#define MORE_WORDS "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
+
+typedef struct rewriting {
+    const char *written, *in_set, *alone; /* in_set NULL: not understood there */
+} rewriting;
+
+static const rewriting rewritings[] = {
+    {"\\s", SPACES, "[" SPACES "]"},
+    {"\\S", NULL, "[^" SPACES "]"},
+    {"\\w", WORDS, "[" WORDS MORE_WORDS "]"},
+    {"\\W", NULL, "[^" WORDS MORE_WORDS "]"},
+    {"\\h", "0-9A-Fa-f", "[0-9A-Fa-f]"},
+    {"\\H", NULL, "[^0-9A-Fa-f]"},
+    {"[:space:]", SPACES, NULL},
+    {"[:alpha:]", "\\p{Alphabetic}", NULL},
+    {"[:punct:]", "\\p{P}\\p{S}", NULL},
+    {"\\p{Letter}", "\\p{L}", "\\p{L}"},
+    {"\\p{Mark}", "\\p{M}", "\\p{M}"},
+    {"\\p{Number}", "\\p{N}", "\\p{N}"},
+    {"\\p{Punctuation}", "\\p{P}", "\\p{P}"},
+    {"\\p{Symbol}", "\\p{S}", "\\p{S}"},
+    {"\\p{Separator}", "\\p{Z}", "\\p{Z}"},
+    /* PCRE2 takes a script's name alone for all characters that the script uses. */
+    {"\\p{Han}", "\\p{sc:Han}", "\\p{sc:Han}"},
+    {"\\p{Hiragana}", "\\p{sc:Hiragana}", "\\p{sc:Hiragana}"},
+    {"\\p{Katakana}", "\\p{sc:Katakana}", "\\p{sc:Katakana}"},
+    {"\\p{Hangul}", "\\p{sc:Hangul}", "\\p{sc:Hangul}"},
+    {"\\p{Thai}", "\\p{sc:Thai}", "\\p{sc:Thai}"},
+    {"\\p{Latin}", "\\p{sc:Latin}", "\\p{sc:Latin}"},
+    {"\\p{Greek}", "\\p{sc:Greek}", "\\p{sc:Greek}"},
+    {"\\p{Cyrillic}", "\\p{sc:Cyrillic}", "\\p{sc:Cyrillic}"},
+    {"\\p{Arabic}", "\\p{sc:Arabic}", "\\p{sc:Arabic}"},
+    {"\\p{Hebrew}", "\\p{sc:Hebrew}", "\\p{sc:Hebrew}"},
+    {"\\p{Devanagari}", "\\p{sc:Devanagari}", "\\p{sc:Devanagari}"},
 };
 
-static void append_escape(ln_buffer *out, char escape, bool in_set) {
-    for (size_t i = 0; i < sizeof rewritten / sizeof *rewritten; i++) {
-        const char *text = in_set ? rewritten[i].in_set : rewritten[i].alone;
-        if (rewritten[i].escape != escape || !text) continue;
-        ln_buffer_text(out, text);
-        return;
+/* Appends what stands at the start of text in PCRE2's form; returns the bytes of text that it was, 0 where it means the
+ * same in both. *understood is cleared where it cannot be said. */
+static size_t rewrite_one(ln_buffer *out, const char *text, size_t bytes, bool in_set, bool *understood) {
+    for (size_t i = 0; i < sizeof rewritings / sizeof *rewritings; i++) {
+        const rewriting *row = &rewritings[i];
+        const size_t length = strlen(row->written);
+        if (length > bytes || memcmp(row->written, text, length) != 0) continue;
+        const char *form = in_set ? row->in_set : row->alone;
+        if (!form && !in_set) return 0;
+        if (form) ln_buffer_text(out, form);
+        *understood &= form != NULL;
+        return length;
     }
-    ln_buffer_append(out, (const char[]){'\\', escape}, 2);
+    return 0;
 }
 
-/* The pattern as PCRE2 should read it; false where it uses sets within sets. */
+/* The pattern as PCRE2 should read it; false where it uses what only Oniguruma has: sets within sets, \S in a set. */
 static bool translate(ln_buffer *out, const char *pattern, size_t bytes) {
-    size_t set_start = 0; /* just after the '[' that is open; 0: none */
-    for (size_t i = 0; i < bytes; i++) {
+    size_t set_start = 0; /* the first byte inside of the '[' that is open; 0: none */
+    bool understood = true;
+    for (size_t i = 0, length; i < bytes && understood; i += length) {
         const char c = pattern[i];
-        if (c == '\\' && i + 1 < bytes) {
-            append_escape(out, pattern[++i], set_start != 0);
-            continue;
-        }
+        const size_t left = bytes - i;
+        length = rewrite_one(out, pattern + i, left, set_start != 0, &understood);
+        if (length) continue;
+        length = c == '\\' && left > 1 ? 2 : 1;
         if (set_start && c == '[') {
-            if (i + 1 >= bytes || pattern[i + 1] != ':') return false;
-            const char *close = memmem(pattern + i, bytes - i, ":]", 2);
+            const char *close = left > 1 && pattern[i + 1] == ':' ? memmem(pattern + i, left, ":]", 2) : NULL;
             if (!close) return false;
-            const size_t length = (size_t)(close - pattern) + 2 - i;
-            ln_buffer_append(out, pattern + i, length);
-            i += length - 1;
-            continue;
-        }
-        if (set_start && c == '&' && i + 1 < bytes && pattern[i + 1] == '&') return false;
-        if (!set_start && c == '[') {
-            set_start = i + 1;
-            if (i + 1 < bytes && pattern[i + 1] == '^') {
-                ln_buffer_append(out, "[", 1);
-                set_start = ++i + 1;
-                ln_buffer_append(out, "^", 1);
-                continue;
-            }
+            length = (size_t)(close - (pattern + i)) + 2;
+        } else if (set_start && c == '&' && left > 1 && pattern[i + 1] == '&') {
+            return false;
+        } else if (!set_start && c == '[') {
+            length = left > 1 && pattern[i + 1] == '^' ? 2 : 1;
+            set_start = i + length;
         } else if (set_start && c == ']' && i != set_start) {
             set_start = 0;
         }
-        ln_buffer_append(out, &c, 1);
+        ln_buffer_append(out, pattern + i, length);
     }
-    return true;
+    return understood;
 }
 
 /* ---- compiling ---- */
@@ -128,7 +158,8 @@ linnet_status ln_regex_open(linnet_context *context, const char *pattern, size_t
     linnet_status status = translated.failed ? LINNET_ERROR_MEMORY : LINNET_OK;
     if (status == LINNET_OK && !understood)
         status = ln_fail(context, LINNET_ERROR_UNSUPPORTED,
-                         "the tokenizer's regular expression '%.*s' has sets within sets, which are not understood",
+                         "the tokenizer's regular expression '%.*s' uses sets within sets, or a negated class in a "
+                         "set, which are not understood",
                          shown, pattern);
     ln_regex *made = status == LINNET_OK ? ln_allocate_zero(context, 1, sizeof *made, "regular expressions") : NULL;
     if (status == LINNET_OK && !made) status = LINNET_ERROR_MEMORY;
