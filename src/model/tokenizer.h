@@ -168,7 +168,7 @@ struct linnet_tokenizer {
     int32_t *prefix, *suffix; /* what LINNET_TOKENIZE_BEGIN puts around the text */
     int prefix_count, suffix_count;
     int32_t begin, end, padding;
-    int32_t *ends; /* where generation ends, ascending */
+    int32_t *ends; /* where generation ends */
     int64_t end_count;
     /* Decoding: bytes at the very start that are taken away, at most `strip_count` times; or, of the first token, all
      * that came from space marks. */

@@ -148,8 +148,11 @@ static linnet_status add_merges(reading *r, const ln_text *pairs, int count, uin
 }
 
 static linnet_status read_merges(reading *r) {
-    uint64_t most = 1; /* each merge but the last is followed by a comma of its own */
-    for (size_t i = 0; i < r->merges.bytes; i++) most += r->merges.data[i] == ',';
+    /* Each merge but the last is followed by a comma of its own, or each is in brackets. */
+    ln_json_reader peek = {.at = r->merges.data, .end = r->merges.data ? r->merges.data + r->merges.bytes : NULL};
+    const char each = ln_json_take(&peek, '[') && ln_json_take(&peek, '[') ? '[' : ',';
+    uint64_t most = 1;
+    for (size_t i = 0; i < r->merges.bytes; i++) most += r->merges.data[i] == each;
     linnet_status status = ln_vocabulary_reserve_merges(&r->tokenizer->vocabulary, most);
     if (status != LINNET_OK || !r->merges.data) return status;
     ln_json_reader reader = {.at = r->merges.data, .end = r->merges.data + r->merges.bytes};
