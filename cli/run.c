@@ -36,10 +36,11 @@ static int read_question(const cli_arguments *arguments, question *q) {
         if (!cli_shared_file("document.txt", path, sizeof path))
             return cli_error("share/linnet/document.txt is not installed beside this program; name a text with -f FILE "
                              "or -p TEXT");
+        cli_note("document  %s", path);
         int status = cli_read(path, &q->document);
         if (status == CLI_OK && cli_shared_file("question.txt", path, sizeof path)) status = cli_read(path, &q->prompt);
         while (q->prompt.bytes && q->prompt.data[q->prompt.bytes - 1] == '\n') q->prompt.data[--q->prompt.bytes] = 0;
-        if (status == CLI_OK) cli_note("document %s\nquestion %s", path, q->prompt.data ? q->prompt.data : "");
+        if (status == CLI_OK) cli_note("question  %s", q->prompt.data ? q->prompt.data : "");
         return status;
     }
     if (!arguments->file && !arguments->prompt)
