@@ -366,6 +366,75 @@ static void test_full(void **state) {
     close_bench(&b);
 }
 
+/* ---- a tensor that no layer knows ---- */
+
+static size_t read_all(const char *path, char **data, size_t spare) {
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, 0, SEEK_END), 0);
+    const size_t bytes = (size_t)ftell(file);
+    rewind(file);
+    *data = reserve(bytes + spare, 1);
+    assert_int_equal(fread(*data, 1, bytes, file), bytes);
+    fclose(file);
+    return bytes;
+}
+
+static void write_all(const char *path, const char *data, size_t bytes) {
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_int_equal(fwrite(data, 1, bytes, file), bytes);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* Adds a float32 vector of `count` zeros, named `name`, to the text of a safetensors file. */
+static size_t add_vector(char *data, size_t bytes, size_t spare, const char *name, size_t count) {
+    uint64_t header;
+    memcpy(&header, data, sizeof header);
+    size_t last = sizeof header + (size_t)header - 1;
+    while (data[last] != '}') last--;
+    const size_t payload = bytes - sizeof header - (size_t)header, end = payload + 4 * count;
+    char entry[256];
+    const int wrote =
+        snprintf(entry, sizeof entry, ",\"%s\":{\"dtype\":\"F32\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", name,
+                 count, payload, end);
+    assert_true(wrote > 0 && (size_t)wrote < sizeof entry && (size_t)wrote + 4 * count <= spare);
+    memmove(data + last + wrote, data + last, bytes - last);
+    memcpy(data + last, entry, (size_t)wrote);
+    header += (uint64_t)wrote;
+    memcpy(data, &header, sizeof header);
+    memset(data + bytes + wrote, 0, 4 * count);
+    return bytes + (size_t)wrote + 4 * count;
+}
+
+/* Biases of the feed-forward part, which no row of the table has: left out, the answer would be wrong. */
+static void test_unknown_tensor(void **state) {
+    golden g = read_golden(*state);
+    char folder[] = "/tmp/linnet-models-XXXXXX", from[600], to[600], *data;
+    assert_non_null(mkdtemp(folder));
+    snprintf(from, sizeof from, "%s/config.json", g.folder);
+    snprintf(to, sizeof to, "%s/config.json", folder);
+    size_t bytes = read_all(from, &data, 0);
+    write_all(to, data, bytes);
+    free(data);
+    snprintf(from, sizeof from, "%s/model.safetensors", g.folder);
+    snprintf(to, sizeof to, "%s/model.safetensors", folder);
+    bytes = read_all(from, &data, 1024);
+    bytes = add_vector(data, bytes, 1024, "model.layers.1.mlp.up_proj.bias", 75);
+    write_all(to, data, bytes);
+    free(data);
+    linnet_context *context = open_context(1, NULL);
+    linnet_model *model;
+    assert_int_equal(linnet_model_open(context, folder, &model), LINNET_ERROR_UNSUPPORTED);
+    assert_non_null(strstr(linnet_last_error(context), "blk.1.ffn_up.bias"));
+    linnet_context_close(context);
+    unlink(to);
+    snprintf(to, sizeof to, "%s/config.json", folder);
+    unlink(to);
+    rmdir(folder);
+    release_golden(&g);
+}
+
 /* ---- the table: what the folder holds ---- */
 
 enum { MOST = 200 };
@@ -411,6 +480,7 @@ int main(int count, char **names) {
         add(tests, &tests_count, "save", sessions[i], test_save);
         add(tests, &tests_count, "full", sessions[i], test_full);
     }
+    if (count < 2) add(tests, &tests_count, "with an unknown tensor", "llama-2", test_unknown_tensor);
     const int failed = _cmocka_run_group_tests("models", tests, tests_count, NULL, NULL);
     for (size_t i = 0; i < tests_count; i++) {
         free((void *)(uintptr_t)tests[i].name);

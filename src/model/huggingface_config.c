@@ -216,6 +216,16 @@ static void write_numbers(const ln_config *config, ln_key_writer *keys) {
 
 /* ---- what differs from layer to layer ---- */
 
+/* Whether layer i rotates queries and keys. */
+static bool rotates(const ln_config *config, int64_t i) {
+    const json_t *listed = json_object_get(config->text, "no_rope_layers");
+    double value;
+    if (json_is_array(listed)) return !json_number(json_array_get(listed, (size_t)i), &value) || value != 0;
+    if (ln_config_number(config, "no_rope_layer_interval", &value) && value >= 1 && value < LARGEST_SIZE)
+        return (i + 1) % (int64_t)value != 0;
+    return true;
+}
+
 /* Whether layer i sees only the window, by the first rule that the config or the architecture has. */
 static bool slides(const ln_config *config, int64_t i) {
     const json_t *types = json_object_get(config->text, "layer_types");
@@ -226,6 +236,7 @@ static bool slides(const ln_config *config, int64_t i) {
     double value = config->architecture ? config->architecture->window_period : 0;
     ln_config_number(config, "sliding_window_pattern", &value);
     if (value >= 1 && value < LARGEST_SIZE) return (i + 1) % (int64_t)value != 0;
+    if (config->architecture && config->architecture->no_rope_period) return !rotates(config, i);
     if (ln_config_number(config, "max_window_layers", &value)) return (double)i >= value;
     return true;
 }
@@ -245,16 +256,6 @@ static linnet_status check_layer_types(const ln_config *config, int64_t layers) 
                                config->path, (long long)i, type ? type : "");
     }
     return LINNET_OK;
-}
-
-/* Whether layer i rotates queries and keys. */
-static bool rotates(const ln_config *config, int64_t i) {
-    const json_t *listed = json_object_get(config->text, "no_rope_layers");
-    double value;
-    if (json_is_array(listed)) return !json_number(json_array_get(listed, (size_t)i), &value) || value != 0;
-    if (ln_config_number(config, "no_rope_layer_interval", &value) && value >= 1 && value < LARGEST_SIZE)
-        return (i + 1) % (int64_t)value != 0;
-    return true;
 }
 
 static linnet_status write_layers(const ln_config *config, ln_key_writer *keys, int64_t layers) {

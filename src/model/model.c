@@ -99,13 +99,15 @@ static linnet_status wrong_shape(linnet_model *model, const linnet_tensor_info *
                    (long long)columns);
 }
 
-static const linnet_tensor_info *find(const linnet_model *model, int64_t layer, const char *name) {
+static const linnet_tensor_info *find(linnet_model *model, int64_t layer, const char *name) {
     char full[96];
     if (layer < 0)
         snprintf(full, sizeof full, "%s", name);
     else
         snprintf(full, sizeof full, "blk.%lld.%s", (long long)layer, name);
-    return ln_file_find(model->file, full);
+    const linnet_tensor_info *tensor = ln_file_find(model->file, full);
+    if (tensor) model->taken[tensor - model->file->tensors] = true;
+    return tensor;
 }
 
 static linnet_status missing(linnet_model *model, int64_t layer, const char *name) {
@@ -253,6 +255,24 @@ static linnet_status take_weights(linnet_model *model) {
     return LINNET_OK;
 }
 
+/* Towers of images beside a text model, tables that are computed, layers past the last. */
+static bool may_stay(const linnet_model *model, const char *name) {
+    int layer;
+    if (sscanf(name, "blk.%6d.", &layer) == 1 && layer >= model->hyper.layers) return true;
+    return strncmp(name, "v.", 2) == 0 || strncmp(name, "mm.", 3) == 0 || strstr(name, ".attn_rot_embd") != NULL;
+}
+
+/* A tensor that the forward pass does not know would be missing from the result: no silent wrong answer. */
+static linnet_status refuse_the_rest(linnet_model *model) {
+    const linnet_file *file = model->file;
+    for (int64_t i = 0; i < file->tensor_count; i++)
+        if (!model->taken[i] && !may_stay(model, file->tensors[i].name))
+            return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                           "%s: the tensor %s has no place in a %s model as Linnet knows it", file->path,
+                           file->tensors[i].name, model->architecture->name);
+    return LINNET_OK;
+}
+
 /* ---- rotation ---- */
 
 static bool text_is(ln_text text, const char *word) {
@@ -276,9 +296,12 @@ static linnet_status read_rope_scaling(linnet_model *model) {
     TRY(take_vector(model, -1, "rope_factors_short.weight", pairs, false, &rope->short_factors));
     if (text_is(kind, "linear"))
         rope->scaling = LN_ROPE_LINEAR;
-    else if (text_is(kind, "yarn"))
+    else if (text_is(kind, "yarn")) {
         rope->scaling = LN_ROPE_YARN;
-    else if (rope->long_factors && rope->short_factors)
+        /* attn_factor scales the paper's magnitude, yarn_attn_factor (Hugging Face's attention_factor) replaces it */
+        rope->magnitude *= 1 + 0.1 * log(rope->factor);
+        rope->magnitude = (double)key_float(file, "rope.scaling.yarn_attn_factor", rope->magnitude);
+    } else if (rope->long_factors && rope->short_factors)
         rope->scaling = LN_ROPE_LONG;
     else if (kind.data && !text_is(kind, "none"))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
@@ -352,12 +375,18 @@ static linnet_status open_model(linnet_model *model, const char *path) {
     TRY(find_architecture(model));
     TRY(read_sizes(model));
     TRY(read_numbers(model));
+    model->taken =
+        ln_allocate_zero(context, (uint64_t)model->file->tensor_count + 1, sizeof *model->taken, "list of tensors");
+    if (!model->taken) return LINNET_ERROR_MEMORY;
     TRY(read_rope(model));
     const uint64_t layers = (uint64_t)model->hyper.layers;
     model->layers = ln_allocate_zero(context, layers, sizeof *model->layers, "layers");
     model->windows = ln_allocate_zero(context, layers, sizeof *model->windows, "layers");
     if (!model->layers || !model->windows) return LINNET_ERROR_MEMORY;
     TRY(take_weights(model));
+    TRY(refuse_the_rest(model));
+    ln_release(context, model->taken);
+    model->taken = NULL;
     const ln_text name = ln_key_text(ln_file_key(model->file, "general.name"), 0);
     model->name = ln_copy_text(context, name.data ? name.data : "", name.bytes);
     if (!model->name) return LINNET_ERROR_MEMORY;
@@ -391,6 +420,7 @@ void linnet_model_close(linnet_model *model) {
     linnet_context *context = model->context;
     linnet_tokenizer_close(model->tokenizer);
     linnet_file_close(model->file);
+    ln_release(context, model->taken);
     ln_release(context, model->name);
     ln_release(context, model->windows);
     ln_release(context, model->layers);

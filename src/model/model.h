@@ -52,6 +52,7 @@ struct linnet_model {
     const float *output_norm;
     ln_layer *layers;
     int64_t *windows; /* [layers] */
+    bool *taken;      /* [tensors] while opening: which have found their place */
     linnet_tokenizer *tokenizer;
     char tokenizer_error[1024];
     char *name;

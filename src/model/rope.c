@@ -1,10 +1,12 @@
-/* Owns: rotary position embedding (RoFormer, Su et al. 2021): pair i of a head turns by the angle position * f_i, f_i =
- * base^(-2i / size), and its scalings to longer contexts: linear    f_i / factor llama 3   f_i / divisor_i, the
- * divisors being stored with the model YaRN      (Peng et al. 2023) pairs that turn more than beta_fast times in the
- * original context stay, those that turn less than beta_slow times are divided by factor, a ramp between; cosine and
- * sine are scaled by magnitude * (1 + ln(factor) / 10) long      f_i / long_i where the session is longer than the
- * original context, else f_i / short_i; scaled by magnitude Angles are computed in double: at position 10^6 a float32
- * angle is off by 0.06. */
+/* Owns: rotary position embedding (RoFormer, Su et al. 2021): pair i of a head turns by the angle position * f_i with
+ * f_i = base^(-2i / size), and its scalings to longer contexts:
+ * - linear: f_i / factor
+ * - llama 3: f_i / divisor_i, the divisors being stored with the model
+ * - YaRN (Peng et al. 2023): pairs that turn more than beta_fast times in the original context stay, those that turn
+ *   less than beta_slow times are divided by factor, a ramp between; cosine and sine are scaled by magnitude
+ * - long: f_i / long_i where the session is longer than the original context, else f_i / short_i; scaled by magnitude
+ *
+ * Angles are computed in double: at position 10^6 a float32 angle is off by 0.06. */
 #include <math.h>
 
 #include "base/checked.h"
@@ -50,7 +52,7 @@ double ln_rope_frequencies(const ln_rope *rope, bool local, int64_t context, dou
         return 1;
     case LN_ROPE_YARN:
         yarn_frequencies(rope, inverse);
-        return rope->magnitude * (1 + 0.1 * log(rope->factor));
+        return rope->magnitude;
     case LN_ROPE_LONG:
         return rope->magnitude;
     }
