@@ -15,10 +15,22 @@
 
 #include "kernel/attend.h"
 
+/* Under sanitizers the loops stay loops: unrolled, a file would take minutes to compile. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(undefined_behavior_sanitizer) || __has_feature(thread_sanitizer)
+#define ROLLED 1
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define ROLLED 1
+#endif
+#if defined(ROLLED)
+#define INLINE static
+#define UNROLL
+#elif defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
+#define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
@@ -236,6 +248,9 @@ INLINE void product(linnet_type precision, const ln_attend_operand *b, const flo
         break;
     while (rows > 0) {
         const int64_t groups = (rows + most - 1) / most, done = (rows + groups - 1) / groups;
+#if defined(ROLLED)
+        columns(precision, b, a, to, more, (int)done, values, few);
+#else
         switch (done) {
             CASE(1)
             CASE(2)
@@ -250,6 +265,7 @@ INLINE void product(linnet_type precision, const ln_attend_operand *b, const flo
             CASE(11)
             CASE(12)
         }
+#endif
         a += done * LN_ATTEND_STRIDE;
         to += done * LN_ATTEND_STRIDE;
         rows -= done;
