@@ -24,7 +24,7 @@ static linnet_status read_tokens(linnet_tokenizer *tokenizer, const linnet_file 
     if (!tokens || !tokens->array || tokens->kind != LN_TEXT || !tokens->count || tokens->count > INT32_MAX / 2)
         return ln_fail(tokenizer->context, LINNET_ERROR_FORMAT,
                        "the key tokenizer.ggml.tokens is missing, or no array of texts");
-    if (kinds && kinds->count != tokens->count)
+    if (kinds && kinds->count < tokens->count)
         return ln_fail(tokenizer->context, LINNET_ERROR_FORMAT,
                        "tokenizer.ggml.token_type has %llu entries for %llu tokens", (unsigned long long)kinds->count,
                        (unsigned long long)tokens->count);
@@ -152,12 +152,13 @@ static linnet_status read_byte_level(linnet_tokenizer *tokenizer, const linnet_f
 static linnet_status read_scores(linnet_tokenizer *tokenizer, const linnet_file *file) {
     ln_vocabulary *vocabulary = &tokenizer->vocabulary;
     const ln_key *key = ln_file_key(file, "tokenizer.ggml.scores");
-    if (!key || key->count != (uint64_t)vocabulary->size)
+    if (!key || key->count < (uint64_t)vocabulary->size)
         return ln_fail(tokenizer->context, LINNET_ERROR_FORMAT,
                        "a SentencePiece vocabulary needs a score for each token (tokenizer.ggml.scores)");
-    vocabulary->scores = ln_allocate(tokenizer->context, key->count, sizeof(float), "vocabulary");
+    vocabulary->scores = ln_allocate(tokenizer->context, (uint64_t)vocabulary->size, sizeof(float), "vocabulary");
     if (!vocabulary->scores) return LINNET_ERROR_MEMORY;
-    for (uint64_t id = 0; id < key->count; id++) vocabulary->scores[id] = (float)ln_key_number(key, id, 0);
+    for (int64_t id = 0; id < vocabulary->size; id++)
+        vocabulary->scores[id] = (float)ln_key_number(key, (uint64_t)id, 0);
     return LINNET_OK;
 }
 
