@@ -22,6 +22,8 @@ struct linnet_sampler {
     linnet_sampler_settings settings;
     ln_random random;
     int64_t vocabulary;
+    int64_t
+        named; /* ids from here on have logits but no text: the head of many models is wider than their vocabulary */
     candidate *candidates; /* [vocabulary] */
     double *weights;       /* [vocabulary] */
 };
@@ -62,7 +64,8 @@ linnet_status linnet_sampler_open(const linnet_model *model, const linnet_sample
     if (!made) return LINNET_ERROR_MEMORY;
     made->context = context;
     made->settings = chosen;
-    made->vocabulary = model->hyper.vocabulary;
+    made->vocabulary = made->named = model->hyper.vocabulary;
+    if (model->tokenizer) made->named = ln_min_i64(made->vocabulary, linnet_tokenizer_size(model->tokenizer));
     made->candidates = ln_allocate(context, (uint64_t)made->vocabulary, sizeof *made->candidates, "sampler");
     made->weights = ln_allocate(context, (uint64_t)made->vocabulary, sizeof *made->weights, "sampler");
     if (!made->candidates || !made->weights) {
@@ -170,7 +173,8 @@ linnet_status linnet_sample(linnet_sampler *sampler, const linnet_session *sessi
     if (!logits || session->model->hyper.vocabulary != vocabulary)
         return ln_fail(sampler->context, LINNET_ERROR_ARGUMENT, "the session has no logits: feed it a token first");
     for (int64_t i = 0; i < vocabulary; i++) /* a NaN would break every order */
-        sampler->candidates[i] = (candidate){isnan(logits[i]) ? -INFINITY : logits[i], (int32_t)i};
+        sampler->candidates[i] =
+            (candidate){isnan(logits[i]) || i >= sampler->named ? -INFINITY : logits[i], (int32_t)i};
     penalise(sampler, session);
     if (s->temperature == 0) {
         *id = most_likely(sampler->candidates, vocabulary);
