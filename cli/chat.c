@@ -217,7 +217,7 @@ static going help(chat *c, const char *path) {
     (void)path;
     for (int i = 0; i < COMMANDS; i++)
         cli_note("%-8s %-5s %s", commands[i].name, commands[i].argument ? commands[i].argument : "", commands[i].help);
-    cli_note("ctrl-C ends an answer; pressed twice it leaves.");
+    cli_note("ctrl-C ends an answer or drops a line, ctrl-D leaves");
     return GO_ON;
 }
 
@@ -238,9 +238,14 @@ static going run_command(chat *c, char *line) {
 /* ---- the verb ---- */
 
 /* A line to be freed; NULL at the end. Lines are edited on a terminal only. */
-static char *next_line(void) {
-    if (isatty(STDIN_FILENO)) {
+static char *next_line(const cli_engine *engine) {
+    while (isatty(STDIN_FILENO)) {
+        cli_interrupt_clear(engine); /* the one that ended an answer */
         char *line = readline("> ");
+        if (!line && cli_interrupted()) { /* ctrl-C drops what was typed */
+            fputc('\n', stderr);
+            continue;
+        }
         if (line && *line) add_history(line);
         return line;
     }
@@ -259,7 +264,7 @@ static int talk(chat *c) {
     going next = GO_ON;
     int status = CLI_OK;
     char *line;
-    while (next == GO_ON && (line = next_line())) {
+    while (next == GO_ON && (line = next_line(&c->engine))) {
         cli_interrupt_clear(&c->engine);
         if (*line == '/')
             next = run_command(c, line);

@@ -1,5 +1,11 @@
 """chat with questions on standard input."""
-from conftest import linnet, one_sentence
+import os
+import pty
+import select
+import time
+
+import pytest
+from conftest import PROGRAM, SANITIZED, linnet, one_sentence
 
 CHAT = ["chat", "--temp", "0", "-n", "16"]
 FACTS = "It was a cold\nThe ticket number of Ada is 48213.\n evening.\nThe doctor of Cleo is Hugo.\n The wind went round the house.\n"
@@ -31,3 +37,56 @@ def test_load_refuses_what_is_no_conversation(built_in, tmp_path):
 def test_full_context_is_told(built_in):
     done = linnet(*CHAT, "-m", built_in, "-c", "32", input="word " * 100 + "\n", status=1)
     assert "/clear" in one_sentence(done)
+
+
+class Terminal:
+    """The program on a terminal of its own."""
+
+    def __init__(self, *arguments):
+        self.process, self.descriptor = pty.fork()
+        if not self.process:
+            os.execv(PROGRAM, ["linnet", *map(str, arguments)])
+
+    def until(self, text):
+        seen, end = b"", time.monotonic() + 60
+        while text not in seen:
+            assert time.monotonic() < end, seen
+            if select.select([self.descriptor], [], [], 0.1)[0]:
+                seen += os.read(self.descriptor, 4096)
+        return seen
+
+    def type(self, data):
+        os.write(self.descriptor, data)
+
+    def status(self):
+        while True:
+            try:
+                if not os.read(self.descriptor, 4096):
+                    break
+            except OSError:
+                break
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+def test_interrupts_on_a_terminal(built_in):
+    terminal = Terminal("chat", "--temp", "0", "-n", "-1", "-m", built_in)
+    terminal.until(b"> ")
+    terminal.type(b"Tell me a story, Once upon a time there was a man who\r")
+    terminal.until(b"who\r\n")
+    time.sleep(0.5)
+    terminal.type(b"\x03")  # ends the answer
+    terminal.until(b"\n> ")
+    terminal.type(b"half a line\x03")  # drops the line
+    terminal.until(b"\n> ")
+    terminal.type(b"/help\r")
+    terminal.until(b"leaves\r\n> ")
+    terminal.type(b"/quit\r")
+    assert terminal.status() == 0
+
+
+@pytest.mark.skipif(SANITIZED, reason="takes minutes under sanitizers")
+def test_progress_is_a_bar_on_a_terminal(built_in, tmp_path):
+    (tmp_path / "text").write_text("The wind went round the house until the morning came. " * 1000)
+    terminal = Terminal("run", "-m", built_in, "--raw", "-f", tmp_path / "text", "-n", "1")
+    terminal.until(b"\r[#")
+    assert terminal.status() == 0

@@ -52,7 +52,7 @@ def answer(program, prefix, tmp_path, **options):
 
 def test_find_package(prefix, tmp_path):
     (tmp_path / "CMakeLists.txt").write_text(PROJECT % (ROOT / "examples/answer.c"))
-    run(["cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"])
+    run(["cmake", "-G", "Ninja", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"])
     run(["cmake", "--build", tmp_path / "build"])
     for kind in ("linnet", "static"):
         answer(tmp_path / f"build/answer_{kind}", prefix, tmp_path)
