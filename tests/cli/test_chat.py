@@ -56,6 +56,8 @@ class Terminal:
         return seen
 
     def type(self, data):
+        # A signal between the prompt and the program's read waits for the next key: no person types so fast.
+        time.sleep(0.3)
         os.write(self.descriptor, data)
 
     def status(self):
@@ -73,7 +75,6 @@ def test_interrupts_on_a_terminal(built_in):
     terminal.until(b"> ")
     terminal.type(b"Tell me a story, Once upon a time there was a man who\r")
     terminal.until(b"who\r\n")
-    time.sleep(0.5)
     terminal.type(b"\x03")  # ends the answer
     terminal.until(b"\n> ")
     terminal.type(b"half a line\x03")  # drops the line
