@@ -108,6 +108,8 @@ static void test_output(void **state) {
     assert_int_equal(ln_map_open(context, path, &map), LINNET_ERROR_FILE);
     assert_non_null(strstr(linnet_last_error(context), path));
     assert_int_equal(ln_output_open(context, "/nowhere/at/all", &output), LINNET_ERROR_FILE);
+    assert_int_equal(ln_output_open(context, "/dev/null", &output), LINNET_ERROR_FILE);
+    assert_int_equal(ln_output_open(context, "/tmp", &output), LINNET_ERROR_FILE);
     linnet_context_close(context);
 }
 

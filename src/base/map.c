@@ -41,6 +41,9 @@ void ln_map_close(ln_map *map) {
 
 linnet_status ln_output_open(linnet_context *context, const char *path, ln_output *output) {
     *output = (ln_output){.context = context};
+    struct stat there;
+    if (stat(path, &there) == 0 && !S_ISREG(there.st_mode)) /* renaming would replace a device by a file */
+        return ln_fail(context, LINNET_ERROR_FILE, "%s is not a regular file; name a file to write", path);
     const size_t bytes = strlen(path);
     output->path = ln_copy_text(context, path, bytes);
     output->temporary = ln_allocate(context, bytes + 32, 1, "file name");
