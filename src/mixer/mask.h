@@ -1,0 +1,79 @@
+/* Which keys a query sees, and what is added to its scores: every mask and bias of attention, as one description of
+ * which the tile loop asks a few questions. Positions and keys count from the first key of the sequence. */
+#ifndef LN_MIXER_MASK_H
+#define LN_MIXER_MASK_H
+
+#include "kernel/kernel.h"
+#include "linnet/attention.h"
+
+/* ---- neighbourhoods ---- */
+
+/* The points of a neighbourhood in the order in which they are processed, so that a block of consecutive ones is a box
+ * of points of one residue and few blocks meet the windows of another. */
+typedef struct ln_grid {
+    int64_t points;
+    int64_t *token;                        /* [points]: place in the order -> token */
+    int32_t *coordinate[LINNET_AXES_MOST]; /* [points]: of a place, in steps of the dilation */
+    int32_t *residue[LINNET_AXES_MOST];
+    int32_t *low[LINNET_AXES_MOST],
+        *high[LINNET_AXES_MOST]; /* [points]: coordinates that the place sees: low .. high - 1 */
+} ln_grid;
+
+linnet_status ln_grid_open(linnet_context *context, const linnet_neighbourhood *neighbourhood, ln_grid *grid);
+void ln_grid_close(linnet_context *context, ln_grid *grid);
+
+/* ---- masks ---- */
+
+enum { LN_MASK_WORDS = LN_ATTEND_BLOCK / 64 };
+
+/* A key must pass all that are given; 0 and NULL let everything pass. With a grid, positions and keys are places in its
+ * order. */
+typedef struct ln_mask {
+    bool causal;
+    int64_t window, prefix; /* as in linnet_attention_settings */
+    int64_t documents;
+    const int64_t *document_offsets; /* over the batch */
+    int64_t key_begin;               /* first key of this sequence in the batch: for document_offsets alone */
+    linnet_block_mask blocks;
+    const ln_grid *grid;
+} ln_mask;
+
+/* Heads head .. head + heads - 1, queries at position .. position + tokens - 1, keys key .. key + count - 1. */
+typedef struct ln_mask_tile {
+    int64_t head, heads, position, tokens;
+} ln_mask_tile;
+
+typedef enum ln_sight { LN_SEES_NONE, LN_SEES_SOME, LN_SEES_ALL } ln_sight;
+
+/* No query of the tile sees a key outside *first .. *end - 1, which lie within 0 .. keys. An upper bound: cheap. */
+void ln_mask_range(const ln_mask *mask, const ln_mask_tile *tile, int64_t keys, int64_t *first, int64_t *end);
+/* What the tile's queries see of a run of keys, at most LN_ATTEND_BLOCK. NONE and ALL are certain, SOME may be either.
+ */
+ln_sight ln_mask_block(const ln_mask *mask, const ln_mask_tile *tile, int64_t key, int64_t count);
+/* Bit i: the query of this head at this position sees key + i; 0 from count <= LN_ATTEND_BLOCK on. */
+void ln_mask_row(const ln_mask *mask, int64_t head, int64_t position, int64_t key, int64_t count,
+                 uint64_t bits[LN_MASK_WORDS]);
+
+/* ---- biases ---- */
+
+/* The sum of all that are given, of one sequence. */
+typedef struct ln_bias {
+    int64_t heads, key_value_heads;
+    const float *alibi; /* [heads]: -alibi |position - key| */
+    int64_t rank;       /* of factors; 0: none */
+    const float *query_factors,
+        *key_factors;   /* [tokens, heads, rank], [keys, key_value_heads, rank] of this sequence */
+    const float *dense; /* [head][token][key] of this sequence; NULL: none */
+    int64_t dense_head_stride, dense_row_stride;
+    int64_t relative; /* table [heads, 2 relative - 1]; 0: none */
+    const float *table;
+    const int64_t *order; /* a grid's token[]: keys and positions are places; NULL: they are tokens */
+} ln_bias;
+
+bool ln_bias_any(const ln_bias *bias);
+/* scores[i] += log2(e) bias(head, token, key + i) for i < count. token: of the query, counted in its sequence;
+ * position: the same, counted as keys are. Bits do not depend on how keys are cut into calls. */
+void ln_bias_add(const ln_bias *bias, int64_t head, int64_t token, int64_t position, int64_t key, int64_t count,
+                 float *scores);
+
+#endif
