@@ -8,19 +8,36 @@
 
 /* ---- neighbourhoods ---- */
 
-/* The points of a neighbourhood in the order in which they are processed, so that a block of consecutive ones is a box
- * of points of one residue and few blocks meet the windows of another. */
+/* 64 consecutive places of a grid. */
+typedef struct ln_grid_word {
+    int64_t below[LINNET_AXES_MOST]; /* in ln_grid.below: for c = least .. most + 1, the places of coordinates < c */
+    int32_t least[LINNET_AXES_MOST], most[LINNET_AXES_MOST];
+    int32_t low_least[LINNET_AXES_MOST], low_most[LINNET_AXES_MOST]; /* over the places, of ln_grid.low and high */
+    int32_t high_least[LINNET_AXES_MOST], high_most[LINNET_AXES_MOST];
+} ln_grid_word;
+
+/* The points of a neighbourhood in the order in which they are processed, so that any run of consecutive ones is a
+ * compact box of points of one residue class and meets the windows of few others. Fewer axes than three are the last
+ * ones, from axis first_axis on. */
 typedef struct ln_grid {
+    int first_axis;
     int64_t points;
-    int64_t *token;                        /* [points]: place in the order -> token */
-    int32_t *coordinate[LINNET_AXES_MOST]; /* [points]: of a place, in steps of the dilation */
-    int32_t *residue[LINNET_AXES_MOST];
+    int64_t *token;           /* [points]: place in the order -> token */
+    int32_t *residue;         /* [points]: class, 0 and up */
+    int64_t *residue_offsets; /* [classes + 1]: places of a class */
     int32_t *low[LINNET_AXES_MOST],
-        *high[LINNET_AXES_MOST]; /* [points]: coordinates that the place sees: low .. high - 1 */
+        *high[LINNET_AXES_MOST]; /* [points]: sees coordinates low .. high - 1, in steps of the dilation */
+    ln_grid_word *words;         /* [points / 64, rounded up] */
+    uint64_t *below;
 } ln_grid;
 
 linnet_status ln_grid_open(linnet_context *context, const linnet_neighbourhood *neighbourhood, ln_grid *grid);
 void ln_grid_close(linnet_context *context, ln_grid *grid);
+/* Of ln_mask_range and ln_mask_row, for the grid alone. Everything: no place of the tile misses one of the keys. */
+void ln_grid_range(const ln_grid *grid, int64_t position, int64_t tokens, int64_t *first, int64_t *end);
+bool ln_grid_everything(const ln_grid *grid, int64_t position, int64_t tokens, int64_t key, int64_t count);
+bool ln_grid_nothing(const ln_grid *grid, int64_t position, int64_t tokens, int64_t key, int64_t count);
+uint64_t ln_grid_bits(const ln_grid *grid, int64_t position, int64_t word);
 
 /* ---- masks ---- */
 
@@ -34,9 +51,14 @@ typedef struct ln_mask {
     int64_t documents;
     const int64_t *document_offsets; /* over the batch */
     int64_t key_begin;               /* first key of this sequence in the batch: for document_offsets alone */
-    linnet_block_mask blocks;
-    const ln_grid *grid;
+    linnet_block_mask blocks;        /* of one sequence */
+    int64_t query_begin;             /* position of its first query: for blocks alone */
+    int64_t query_tiles;             /* of all its queries: for blocks.per_head alone */
+    const ln_grid *grid;             /* not with blocks */
 } ln_mask;
+
+/* The sequences, masks and biases of the settings: LINNET_ERROR_ARGUMENT names what is wrong. `heads` must be right. */
+linnet_status ln_mask_check(linnet_context *context, const linnet_attention_settings *settings);
 
 /* Heads head .. head + heads - 1, queries at position .. position + tokens - 1, keys key .. key + count - 1. */
 typedef struct ln_mask_tile {
@@ -71,8 +93,9 @@ typedef struct ln_bias {
 } ln_bias;
 
 bool ln_bias_any(const ln_bias *bias);
-/* scores[i] += log2(e) bias(head, token, key + i) for i < count. token: of the query, counted in its sequence;
- * position: the same, counted as keys are. Bits do not depend on how keys are cut into calls. */
+/* scores[i] += log2(e) bias(head, token, key + i) for i < count. token: of the query, counted in its sequence, never
+ * a place: its row of query_factors and dense; position: the same, counted as keys are. Bits do not depend on how keys
+ * are cut into calls. */
 void ln_bias_add(const ln_bias *bias, int64_t head, int64_t token, int64_t position, int64_t key, int64_t count,
                  float *scores);
 
