@@ -6,6 +6,7 @@
 #include "linnet/attention.h"
 #include "linnet/bench.h"
 #include "linnet/context.h"
+#include "linnet/local_linear.h"
 #include "linnet/model.h"
 #include "linnet/session.h"
 #include "linnet/tokenizer.h"
