@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/context.h"
 #include "base/random.h"
 #include "mixer/mask.h"
 
@@ -320,8 +321,9 @@ static double bias_formula(const ln_bias *b, int64_t head, int64_t token, int64_
     return sum;
 }
 
-static void check_bias(const ln_bias *b, ln_random *random) {
+static void check_bias(const ln_vector_kernels *kernels, const ln_bias *b, ln_random *random) {
     float scores[BIAS_KEYS], before[BIAS_KEYS], pieces[BIAS_KEYS];
+    static float turned[HEADS * RANK_MOST * (BIAS_KEYS + 1)];
     const int64_t head = between(random, 0, HEADS - 1), position = between(random, 0, BIAS_KEYS - 1);
     const int64_t at = b->order ? b->order[position] : position;
     const int64_t token = b->order ? at : between(random, 0, at);
@@ -329,7 +331,7 @@ static void check_bias(const ln_bias *b, ln_random *random) {
     fill(random, before, BIAS_KEYS);
     memcpy(scores, before, sizeof scores);
     memcpy(pieces, before, sizeof pieces);
-    ln_bias_add(b, head, token, position, key, count, scores);
+    ln_bias_add(kernels, b, head, token, position, key, count, scores);
     for (int64_t i = 0; i < count; i++) {
         double size;
         const double bias =
@@ -338,15 +340,22 @@ static void check_bias(const ln_bias *b, ln_random *random) {
                     (size * 6 + fabs((double)before[i])) * 0x1p-23);
     }
     for (int64_t i = count; i < BIAS_KEYS; i++) assert_true(scores[i] == before[i]);
+    ln_bias again = *b;
+    if (b->rank) {
+        again.factor_stride = BIAS_KEYS + 1;
+        again.key_factors = turned;
+        ln_bias_turn(b, BIAS_KEYS, again.factor_stride, turned);
+    }
     for (int64_t from = 0, n; from < count; from += n) {
         n = between(random, 1, count - from);
-        ln_bias_add(b, head, token, position, key + from, n, pieces + from);
+        ln_bias_add(kernels, &again, head, token, position, key + from, n, pieces + from);
     }
     assert_memory_equal(pieces, scores, sizeof scores);
 }
 
 static void test_biases(void **state) {
-    (void)state;
+    ln_vector_kernels kernels;
+    ln_vector_choose(((linnet_context *)*state)->cpu, &kernels);
     ln_random random;
     ln_random_seed(&random, 3);
     bias_data *data = malloc(sizeof *data);
@@ -360,21 +369,22 @@ static void test_biases(void **state) {
     for (int i = 0; i < 3000; i++) {
         const ln_bias b = random_bias(&random, data);
         assert_int_equal(ln_bias_any(&b), b.alibi || b.rank || b.dense || b.relative);
-        check_bias(&b, &random);
+        check_bias(&kernels, &b, &random);
     }
     free(data);
 }
 
 /* Distances are exact far from the beginning, and beyond 32 bits. */
 static void test_alibi_far(void **state) {
-    (void)state;
+    ln_vector_kernels kernels;
+    ln_vector_choose(((linnet_context *)*state)->cpu, &kernels);
     const float slope = 0.25F;
     const ln_bias b = {.heads = 1, .key_value_heads = 1, .alibi = &slope};
     static const int64_t positions[] = {1000000, 16000001, INT64_C(1) << 31, INT64_C(5) << 31};
     for (size_t i = 0; i < sizeof positions / sizeof *positions; i++) {
         float scores[200] = {0};
         const int64_t key = i % 2 ? positions[i] - 100 : 0;
-        ln_bias_add(&b, 0, 0, positions[i], key, 200, scores);
+        ln_bias_add(&kernels, &b, 0, 0, positions[i], key, 200, scores);
         for (int64_t k = 0; k < 200; k++) {
             const double wanted = -0.25 * 1.4426950408889634 * fabs((double)(positions[i] - key - k));
             assert_true(fabs((double)scores[k] - wanted) <= -wanted * 0x1p-22);

@@ -122,6 +122,24 @@ static void add(float *y, const float *x, int64_t n) {
     MAP(y, y, x, n, a + b);
 }
 
+static void add_product(float *y, const float *x, float factor, int64_t n) {
+    const lanes f = splat(factor);
+    MAP(y, y, x, n, a + f * b);
+}
+
+/* Of a row shorter than 2^31, first + i as its lanes: 32 bits hold them where they hold both ends. */
+static void add_distance(float *y, float factor, int64_t first, int64_t n) {
+    int64_t i = 0;
+    const lanes_int ascending = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (first > -INT32_MAX && first + n < INT32_MAX) {
+        for (; i + LANES <= n; i += LANES) {
+            const lanes_int d = ascending + (int32_t)(first + i), sign = d >> 31;
+            store(y + i, load(y + i) + splat(factor) * __builtin_convertvector((d ^ sign) - sign, lanes));
+        }
+    }
+    for (; i < n; i++) y[i] += factor * (float)(first + i < 0 ? -(first + i) : first + i);
+}
+
 static void scale(float *y, float factor, int64_t n) {
     const lanes f = splat(factor);
     MAP(y, y, y, n, a * f);
@@ -191,6 +209,8 @@ LN_VECTOR_SET {
     *kernels = (ln_vector_kernels){.name = LN_VECTOR_NAME,
                                    .rms_norm = rms_norm,
                                    .add = add,
+                                   .add_product = add_product,
+                                   .add_distance = add_distance,
                                    .scale = scale,
                                    .silu_multiply = silu_multiply,
                                    .gelu_tanh_multiply = gelu_tanh_multiply,

@@ -1,9 +1,8 @@
 /* Owns: what is added to attention's scores:
  *     score += log2(e) (-alibi |position - key| + query_factor . key_factor + dense + table[clamp(key - position)]).
- * Each term is multiplied by log2(e) and all are summed before they meet the score: the score is rounded once. Each
- * element is computed alone, in one order of operations: how keys are cut into calls changes no bit. */
-#include <string.h>
-
+ * Of each term one factor is multiplied by log2(e), and several terms are summed before they meet the score: the score
+ * is rounded once. Each element is computed alone, in one order of operations: how keys are cut into calls changes no
+ * bit. */
 #include "base/checked.h"
 #include "mixer/mask.h"
 
@@ -17,42 +16,54 @@ bool ln_bias_any(const ln_bias *bias) {
 
 /* Keys of one call, at most PIECE of them, of one query. */
 typedef struct piece {
-    int64_t head, token, position, key; /* position and, without `order`, key are tokens of the keys' count */
+    const ln_vector_kernels *kernels;
+    int64_t head, token, position, key; /* token and position of the query are not places */
     int64_t count;
-    const int64_t *order; /* of the keys; NULL: key, key + 1, ... */
+    const int64_t *order; /* tokens of the keys; NULL: key, key + 1, ... */
 } piece;
+
+static int64_t token_of(const piece *p, int64_t i) {
+    return p->order ? p->order[i] : p->key + i;
+}
+
+static int64_t key_head_of(const ln_bias *bias, int64_t head) {
+    return head / (bias->heads / bias->key_value_heads);
+}
+
+void ln_bias_turn(const ln_bias *bias, int64_t keys, int64_t stride, float *turned) {
+    const int64_t rows = bias->key_value_heads * bias->rank;
+    for (int64_t key = 0; key < keys; key++) {
+        const float *factors = bias->key_factors + (bias->order ? bias->order[key] : key) * rows;
+        for (int64_t r = 0; r < rows; r++) turned[r * stride + key] = factors[r];
+    }
+}
+
+/* The first term: then a sum that is built rank by rank has the same bits as one that is built key by key. */
+static void add_factors(const ln_bias *bias, const piece *p, float *sum) {
+    const int64_t rank = bias->rank, head = key_head_of(bias, p->head);
+    const float *query = bias->query_factors + (p->token * bias->heads + p->head) * rank;
+    if (bias->factor_stride) {
+        for (int64_t r = 0; r < rank; r++) {
+            const float *row = bias->key_factors + (head * rank + r) * bias->factor_stride + p->key;
+            p->kernels->add_product(sum, row, LOG2_E * query[r], p->count);
+        }
+    } else {
+        for (int64_t i = 0; i < p->count; i++) {
+            const float *factors = bias->key_factors + (token_of(p, i) * bias->key_value_heads + head) * rank;
+            for (int64_t r = 0; r < rank; r++) sum[i] += LOG2_E * query[r] * factors[r];
+        }
+    }
+}
 
 static void add_alibi(const ln_bias *bias, const piece *p, float *sum) {
     const float slope = -LOG2_E * bias->alibi[p->head];
-    const int64_t distance = p->key - p->position;
     if (p->order) {
         for (int64_t i = 0; i < p->count; i++) {
             const int64_t d = p->order[i] - p->position;
             sum[i] += slope * (float)(d < 0 ? -d : d);
         }
-    } else if (distance > INT32_MIN / 2 && distance < INT32_MAX / 2) {
-        const int32_t from = (int32_t)distance;
-        for (int32_t i = 0; i < p->count; i++) {
-            const int32_t d = from + i;
-            sum[i] += slope * (float)(d < 0 ? -d : d);
-        }
     } else {
-        for (int64_t i = 0; i < p->count; i++) {
-            const int64_t d = distance + i;
-            sum[i] += slope * (float)(d < 0 ? -d : d);
-        }
-    }
-}
-
-static void add_factors(const ln_bias *bias, const piece *p, float *sum) {
-    const int64_t rank = bias->rank, head = p->head / (bias->heads / bias->key_value_heads);
-    const float *query = bias->query_factors + (p->token * bias->heads + p->head) * rank;
-    for (int64_t i = 0; i < p->count; i++) {
-        const int64_t key = p->order ? p->order[i] : p->key + i;
-        const float *factors = bias->key_factors + (key * bias->key_value_heads + head) * rank;
-        float product = 0;
-        for (int64_t r = 0; r < rank; r++) product += query[r] * factors[r];
-        sum[i] += LOG2_E * product;
+        p->kernels->add_distance(sum, slope, p->key - p->position, p->count);
     }
 }
 
@@ -61,34 +72,54 @@ static void add_dense(const ln_bias *bias, const piece *p, float *sum) {
     if (p->order) {
         for (int64_t i = 0; i < p->count; i++) sum[i] += LOG2_E * row[p->order[i]];
     } else {
-        for (int64_t i = 0; i < p->count; i++) sum[i] += LOG2_E * row[p->key + i];
+        p->kernels->add_product(sum, row + p->key, LOG2_E, p->count);
     }
 }
 
+/* In the tokens' order it is a slice of the table between two runs of its ends. */
 static void add_relative(const ln_bias *bias, const piece *p, float *sum) {
     const int64_t most = bias->relative - 1;
     const float *middle = bias->table + p->head * (2 * most + 1) + most;
-    for (int64_t i = 0; i < p->count; i++) {
-        const int64_t d = (p->order ? p->order[i] : p->key + i) - p->position;
-        sum[i] += LOG2_E * middle[ln_max_i64(-most, ln_min_i64(most, d))];
+    if (p->order) {
+        for (int64_t i = 0; i < p->count; i++) {
+            const int64_t d = p->order[i] - p->position;
+            sum[i] += LOG2_E * middle[ln_max_i64(-most, ln_min_i64(most, d))];
+        }
+        return;
     }
+    const int64_t distance = p->key - p->position;
+    const int64_t begin = ln_max_i64(0, ln_min_i64(p->count, -most - distance));
+    const int64_t end = ln_max_i64(begin, ln_min_i64(p->count, most + 1 - distance));
+    for (int64_t i = 0; i < begin; i++) sum[i] += LOG2_E * middle[-most];
+    if (begin < end) p->kernels->add_product(sum + begin, middle + distance + begin, LOG2_E, end - begin);
+    for (int64_t i = end; i < p->count; i++) sum[i] += LOG2_E * middle[most];
 }
 
-void ln_bias_add(const ln_bias *bias, int64_t head, int64_t token, int64_t position, int64_t key, int64_t count,
-                 float *scores) {
+static void add_terms(const ln_bias *bias, const piece *p, float *sum) {
+    if (bias->rank) add_factors(bias, p, sum);
+    if (bias->alibi) add_alibi(bias, p, sum);
+    if (bias->dense) add_dense(bias, p, sum);
+    if (bias->relative) add_relative(bias, p, sum);
+}
+
+void ln_bias_add(const ln_vector_kernels *kernels, const ln_bias *bias, int64_t head, int64_t token, int64_t position,
+                 int64_t key, int64_t count, float *scores) {
+    const int64_t terms = bias->rank + (bias->alibi != NULL) + (bias->dense != NULL) + (bias->relative != 0);
     const int64_t at = bias->order ? bias->order[position] : position;
     for (int64_t from = 0; from < count; from += PIECE) {
-        const piece p = {.head = head,
-                         .token = token,
+        const piece p = {.kernels = kernels,
+                         .head = head,
+                         .token = bias->order ? at : token,
                          .position = at,
                          .key = key + from,
                          .count = ln_min_i64(PIECE, count - from),
                          .order = bias->order ? bias->order + key + from : NULL};
+        if (terms == 1) {
+            add_terms(bias, &p, scores + from);
+            continue;
+        }
         float sum[PIECE] = {0};
-        if (bias->alibi) add_alibi(bias, &p, sum);
-        if (bias->rank) add_factors(bias, &p, sum);
-        if (bias->dense) add_dense(bias, &p, sum);
-        if (bias->relative) add_relative(bias, &p, sum);
-        for (int64_t i = 0; i < p.count; i++) scores[from + i] += sum[i];
+        add_terms(bias, &p, sum);
+        kernels->add(scores + from, sum, p.count);
     }
 }
