@@ -32,8 +32,12 @@ static float *random_rows(check *c, int64_t count) {
 /* `tokens` rows at once, `depth` tokens held before. */
 static bool open_scene(check *c, linnet_type precision, int64_t layers, int64_t tokens, int64_t depth, scene *s) {
     *s = (scene){.c = c, .tokens = tokens};
-    s->attention = (ln_attention){
-        .heads = HEADS, .key_value_heads = GROUPS, .key_size = SIZE, .value_size = SIZE, .scale = 0.125f};
+    s->attention = (ln_attention){.mask = {.causal = true},
+                                  .heads = HEADS,
+                                  .key_value_heads = GROUPS,
+                                  .key_size = SIZE,
+                                  .value_size = SIZE,
+                                  .scale = 0.125f};
     const int64_t most = depth > tokens ? depth : tokens;
     const ln_memory_shape shape = {layers, GROUPS, SIZE, SIZE, NULL, precision, depth + tokens, most};
     s->query = random_rows(c, tokens * HEADS * SIZE);
@@ -41,7 +45,7 @@ static bool open_scene(check *c, linnet_type precision, int64_t layers, int64_t 
     s->key = random_rows(c, most * GROUPS * SIZE);
     s->value = random_rows(c, most * GROUPS * SIZE + 1);
     s->workspace = ln_allocate(
-        c->context, ln_attention_workspace(&c->kernels, ln_team_size(c->context->team), &s->attention, tokens), 1,
+        c->context, ln_attention_workspace(&c->kernels, ln_team_size(c->context->team), &s->attention, 1, tokens), 1,
         "workspace");
     if (!s->query || !s->output || !s->key || !s->value || !s->workspace ||
         ln_memory_open(c->context, &shape, &s->memory) != LINNET_OK)
@@ -67,8 +71,17 @@ static void close_scene(scene *s) {
 static void run_layer(void *argument) {
     scene *s = argument;
     const ln_page_view view = ln_memory_view(s->memory, s->layer);
-    ln_attention_run(&s->c->kernels, s->c->context->team, &s->attention, &view, s->query, HEADS * SIZE,
-                     ln_memory_position(s->memory), s->tokens, s->output, HEADS * SIZE, s->workspace);
+    const ln_attention_sequence sequence = {.view = view,
+                                            .keys = ln_memory_position(s->memory) + s->tokens,
+                                            .tokens = s->tokens,
+                                            .position = ln_memory_position(s->memory),
+                                            .query = s->query,
+                                            .output = s->output,
+                                            .query_stride = HEADS * SIZE,
+                                            .query_head_stride = SIZE,
+                                            .output_stride = HEADS * SIZE,
+                                            .output_head_stride = SIZE};
+    ln_attention_run(&s->c->kernels, s->c->context->team, &s->attention, &sequence, 1, s->workspace);
 }
 
 static void run_layers(void *argument) {

@@ -72,7 +72,7 @@ static void through_format(linnet_type precision, const float *from, double *to,
 static void oracle_row(const problem *p, const double *keys, const double *values, int64_t t, int64_t head) {
     const ln_attention *a = &p->attention;
     const int64_t group = a->heads / a->key_value_heads, shared = head / group;
-    const int64_t first = a->window && t - a->window + 1 > 0 ? t - a->window + 1 : 0;
+    const int64_t first = a->mask.window && t - a->mask.window + 1 > 0 ? t - a->mask.window + 1 : 0;
     const float *query = p->query + (t * a->heads + head) * a->key_size;
     double *score = malloc((size_t)(t + 1) * sizeof *score), most = -INFINITY, sum = 0;
     for (int64_t k = first; k <= t; k++) {
@@ -132,15 +132,15 @@ static void solve(const problem *p, int threads, const char *cpu) {
     ln_kernels kernels;
     ln_kernels_choose(context->cpu, &kernels);
     const ln_attention *a = &p->attention;
-    ln_memory_shape shape = {1,          a->key_value_heads, a->key_size,   a->value_size,
-                             &a->window, p->precision,       p->tokens + 7, p->piece};
+    ln_memory_shape shape = {
+        1, a->key_value_heads, a->key_size, a->value_size, &a->mask.window, p->precision, p->tokens + 7, p->piece};
     ln_memory *memory;
     assert_int_equal(ln_memory_open(context, &shape, &memory), LINNET_OK);
     const ln_page_view empty = ln_memory_view(memory, 0);
     for (int64_t s = 0; s < empty.slot_count; s++)
         for (int64_t h = 0; h < a->key_value_heads; h++)
             memset((void *)(uintptr_t)(empty.slots[s] + (uint64_t)h * empty.head_stride), 0xff, empty.layout.bytes);
-    const uint64_t bytes = ln_attention_workspace(&kernels, threads, a, p->piece);
+    const uint64_t bytes = ln_attention_workspace(&kernels, threads, a, 1, p->piece);
     unsigned char *workspace = ln_allocate(context, bytes + 64, 1, "workspace");
     memset(workspace, 0xff, bytes + 64);
     const int64_t q = a->heads * a->key_size, o = a->heads * a->value_size, stride = o + GUARD;
@@ -153,7 +153,17 @@ static void solve(const problem *p, int threads, const char *cpu) {
                          a->key_value_heads * a->value_size);
         const ln_page_view view = ln_memory_view(memory, 0);
         assert_int_equal(view.end, t + n);
-        ln_attention_run(&kernels, context->team, a, &view, p->query + t * q, q, t, n, output, stride, workspace);
+        const ln_attention_sequence sequence = {.view = view,
+                                                .keys = t + n,
+                                                .tokens = n,
+                                                .position = t,
+                                                .query = p->query + t * q,
+                                                .output = output,
+                                                .query_stride = q,
+                                                .query_head_stride = a->key_size,
+                                                .output_stride = stride,
+                                                .output_head_stride = a->value_size};
+        ln_attention_run(&kernels, context->team, a, &sequence, 1, workspace);
         ln_memory_commit(memory, n);
         for (int64_t i = 0; i < n; i++) {
             memcpy(p->output + (t + i) * o, output + i * stride, (size_t)o * sizeof *output);
@@ -201,7 +211,7 @@ static void check(const ln_attention *a, int64_t tokens, int64_t piece, double t
             if (!(error <= tolerance)) {
                 fail_msg("%s %s: heads %d/%d sizes %d/%d window %d cap %g tokens %d piece %d: error %g", levels[level],
                          linnet_type_name(precisions[i]), (int)a->heads, (int)a->key_value_heads, (int)a->key_size,
-                         (int)a->value_size, (int)a->window, (double)a->soft_cap, (int)tokens, (int)piece, error);
+                         (int)a->value_size, (int)a->mask.window, (double)a->soft_cap, (int)tokens, (int)piece, error);
             }
         }
         free_problem(&p);
@@ -213,7 +223,8 @@ static ln_attention shape_of(int64_t heads, int64_t key_value_heads, int64_t key
                           .key_value_heads = key_value_heads,
                           .key_size = key_size,
                           .value_size = value_size,
-                          .scale = 1 / sqrtf((float)key_size)};
+                          .scale = 1 / sqrtf((float)key_size),
+                          .mask = {.causal = true}};
 }
 
 static void test_sizes(void **state) {
@@ -253,7 +264,7 @@ static void test_window_and_cap(void **state) {
     for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
         for (size_t j = 0; j < sizeof pieces / sizeof *pieces; j++) {
             ln_attention a = shape_of(3, 1, 16, 16);
-            a.window = windows[i];
+            a.mask.window = windows[i];
             a.soft_cap = (i + j) % 2 ? 2.0f : 0;
             check(&a, 300, pieces[j], 4e-6);
         }
@@ -265,7 +276,7 @@ static void test_long(void **state) {
     (void)state;
     for (int64_t window = 0; window <= 900; window += 900) {
         ln_attention a = shape_of(4, 1, 32, 32);
-        a.window = window;
+        a.mask.window = window;
         problem p = make_problem(&a, LINNET_F16, 2600, 2600);
         solve_exactly(&p);
         for (int level = 0; level < LEVELS; level++) {
@@ -351,7 +362,7 @@ static void test_poison(void **state) {
     for (int test = 0; test < 3 * 6 * 3 * 2 * 2; test++) {
         ln_attention a = shape_of(6, 2, 16, 16);
         const bool in_values = test / 54 % 2;
-        a.window = test / 108 ? 50 : 0;
+        a.mask.window = test / 108 ? 50 : 0;
         const int64_t place = places[test / 3 % 6];
         const float poison = poisons[test % 3];
         problem p = make_problem(&a, precisions[test % PRECISIONS], 200, pieces[test / 18 % 3]);
@@ -366,7 +377,7 @@ static void test_poison(void **state) {
         bool reached = false;
         for (int64_t t = 0; t < p.tokens; t++) {
             for (int64_t i = 0; i < 6 * 16; i++) {
-                const bool sees = i / 48 == 1 && t >= place && (!a.window || t < place + a.window);
+                const bool sees = i / 48 == 1 && t >= place && (!a.mask.window || t < place + a.mask.window);
                 const float x = p.output[t * 96 + i], y = clean[t * 96 + i];
                 if (!sees) assert_true(x == y);
                 reached |= sees && x != y;
@@ -392,7 +403,7 @@ static void test_softmax(void **state) {
             scores[0] = 0;
             scores[1] = -(float)i / 400;
             scores[2] = -(float)i / 400 - 0x1p-12f;
-            kernels.softmax(scores, 3, 0, &maximum, sum);
+            kernels.softmax(scores, 3, &maximum, sum);
             assert_true(scores[0] == 1 && maximum == 0);
             for (int j = 1; j < 3; j++) {
                 const double x = j == 1 ? -(double)(float)((float)i / 400) : (double)(-(float)i / 400 - 0x1p-12f);
@@ -402,7 +413,7 @@ static void test_softmax(void **state) {
         if (!(worst < 2e-7)) fail_msg("%s: %g", kernels.name, worst);
         float scores[LN_ATTEND_PAD] = {-1000, -INFINITY, -0x1p127f, -127.5f}, maximum = 1000,
               sum[LN_ATTEND_LANES] = {1};
-        assert_true(kernels.softmax(scores, 3, 0, &maximum, sum) == 1);
+        assert_true(kernels.softmax(scores, 3, &maximum, sum) == 1);
         assert_true(scores[0] == 0 && scores[1] == 0 && scores[2] == 0 && sum[0] == 1);
     }
 }

@@ -109,7 +109,7 @@ static void check_token(const model *m, int64_t layer, const ln_page_view *view,
     for (int64_t h = 0; h < HEADS; h++) {
         const unsigned char *page = ln_page_of(view, h, position / LN_PAGE_TOKENS);
         assert_int_equal((uintptr_t)page % 64, 0);
-        const ln_attend_part keys = ln_page_keys(&view->layout, page);
+        const ln_attend_part keys = ln_page_keys(&view->layout, page, 0);
         for (int64_t i = 0; i < KEY; i++) {
             const float found = decode_one(&view->layout, keys.codes, i * LN_PAGE_TOKENS + t,
                                            keys.scales + 2 * (i / 32 * LN_PAGE_TOKENS + t));
@@ -292,7 +292,7 @@ static void test_bad_shapes(void **state) {
     for (int i = 0; i < 9; i++) shapes[i] = shape_of(LINNET_F32);
     shapes[0].precision = LINNET_Q4_0;
     shapes[1].key_size = 20;
-    shapes[2].value_size = 264;
+    shapes[2].value_size = 584;
     shapes[3].layers = 0;
     shapes[4].key_value_heads = -1;
     shapes[5].capacity = 0;

@@ -116,3 +116,8 @@ bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_si
     layout->bytes = at + (uint64_t)(scales * ((value_size + LN_PANEL - 1) / LN_PANEL));
     return true;
 }
+
+void ln_page_layout_join(ln_page_layout *layout) {
+    layout->value_in_key = true;
+    layout->values = layout->value_scales = layout->bytes = (layout->values + 63) / 64 * 64;
+}

@@ -18,9 +18,9 @@
 enum {
     LN_PAGE_TOKENS = 32,
     LN_PANEL = 32,          /* columns of a product */
-    LN_HEAD_MOST = 256,     /* largest key_size and value_size; both are multiples of 8 */
+    LN_HEAD_MOST = 576,     /* largest key_size and value_size; both are multiples of 8 */
     LN_ATTEND_BLOCK = 128,  /* keys whose scores are held at once */
-    LN_ATTEND_STRIDE = 272, /* floats from row to row of A and C: a constant, and no power of two */
+    LN_ATTEND_STRIDE = 272, /* floats from row to row of A and C, at most 256 wide: a constant, and no power of two */
     LN_ATTEND_LANES = 16,
     LN_ATTEND_SLACK = 8,
     LN_ATTEND_FEW_ROWS = 8,
@@ -32,12 +32,15 @@ enum {
 typedef struct ln_page_layout {
     linnet_type precision;
     int64_t key_size, value_size;
-    int64_t element;                                  /* bytes of one code */
+    int64_t element;   /* bytes of one code */
+    bool value_in_key; /* values are the first value_size columns of the keys: a page has no others */
     uint64_t key_scales, values, value_scales, bytes; /* offsets in a page, and its size, a multiple of 64 */
 } ln_page_layout;
 
 /* false where the precision is not F32, F16, BF16 or Q8_0, or a size not a multiple of 8 from 8 to LN_HEAD_MOST. */
 bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_size, ln_page_layout *layout);
+/* Of such a layout, value_size <= key_size: pages of keys alone. */
+void ln_page_layout_join(ln_page_layout *layout);
 
 /* The pages of one layer. Page n (tokens 32 n to 32 n + 31) of a head is at slots[n % slot_count] + head * head_stride;
  * tokens `first` to `end` - 1 are there. */
@@ -68,8 +71,10 @@ typedef struct ln_attend_operand {
     bool values; /* scales as of values: one a row; else one a column and 32 rows */
 } ln_attend_operand;
 
-static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page) {
-    return (ln_attend_part){page, page + layout->key_scales};
+/* Keys from column `column`, a multiple of 32, on. */
+static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page, int64_t column) {
+    return (ln_attend_part){page + (uint64_t)(column * LN_PAGE_TOKENS * layout->element),
+                            page + layout->key_scales + (uint64_t)(2 * column)};
 }
 /* Values of sizes 32 panel and up, from the page's token `token` on. */
 static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const unsigned char *page, int64_t panel,
@@ -86,18 +91,21 @@ static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const 
 typedef void (*ln_attend_product)(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool add);
 /* B as floats [count * depth, columns]. */
 typedef void (*ln_attend_decode)(const ln_attend_operand *b, float *values);
-/* One step of the online softmax over n new scores of a row, base 2. cap is not 0: score = cap tanh(score) first. Where
+/* score = cap tanh(score) for n scores. */
+typedef void (*ln_attend_cap)(float *scores, int64_t n, float cap);
+/* One step of the online softmax over n new scores of a row, base 2. Where
  * a score exceeds m by more than LN_ATTEND_SLACK, m becomes the largest; scores become 2^(score - m), at most 2^slack;
  * the row's sum, which is that of LN_ATTEND_LANES numbers, is multiplied by 2^(old m - m) and grows by them. Returns
  * that factor, by which the row's output must be multiplied. No score but -inf so far: m stays -inf and scores become
  * 0. */
-typedef float (*ln_attend_softmax)(float *scores, int64_t n, float cap, float *maximum, float *sum);
+typedef float (*ln_attend_softmax)(float *scores, int64_t n, float *maximum, float *sum);
 
 typedef struct ln_attend_kernels {
     const char *name;
     ln_attend_product many;          /* any rows, B of floats: bound by arithmetic */
     ln_attend_product few[LN_TYPES]; /* LN_ATTEND_FEW_ROWS or so, B of any precision: bound by memory */
     ln_attend_decode decode[LN_TYPES];
+    ln_attend_cap cap;
     ln_attend_softmax softmax;
 } ln_attend_kernels;
 

@@ -54,10 +54,12 @@ INLINE lanes hyperbolic_tangent(lanes x) {
     return subtract(splat(1), divide(splat(2), add(power_of_two(y), splat(1))));
 }
 
-static float softmax(float *scores, int64_t n, float cap, float *maximum, float *sum) {
-    if (cap != 0)
-        for (int64_t i = 0; i < n; i += W)
-            store(scores + i, multiply(splat(cap), hyperbolic_tangent(load(scores + i, W))), W);
+static void cap_scores(float *scores, int64_t n, float cap) {
+    for (int64_t i = 0; i < n; i += W)
+        store(scores + i, multiply(splat(cap), hyperbolic_tangent(load(scores + i, W))), W);
+}
+
+static float softmax(float *scores, int64_t n, float *maximum, float *sum) {
     for (int64_t i = n; i % LN_ATTEND_PAD; i++) scores[i] = -INFINITY;
     lanes most = splat(-INFINITY);
     for (int64_t i = 0; i < n; i += W) most = larger(load(scores + i, W), most);
@@ -327,6 +329,7 @@ LN_ATTEND_SET {
                    [LINNET_F16] = decode_f16,
                    [LINNET_BF16] = decode_bf16,
                    [LINNET_Q8_0] = decode_q8_0},
+        .cap = cap_scores,
         .softmax = softmax,
     };
 }

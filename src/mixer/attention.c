@@ -1,227 +1,172 @@
-/* Owns: exact attention: cutting it into tasks, and the order of work in one.
+/* Owns: exact attention: cutting it into tasks, the order of blocks in one, and merging.
  *
- * A task is a tile of query rows (some tokens x the heads that share one key-value head) against a range of keys, taken
- * in blocks of LN_ATTEND_BLOCK keys by the online softmax (Milakov and Gimelshein 2018; Dao et al. 2022):
+ * An item is a tile of query rows (some tokens x the heads that share one key-value head) against all keys that they
+ * see, in blocks of LN_ATTEND_BLOCK keys by the online softmax (Milakov and Gimelshein 2018; Dao et al. 2022, P033):
  *     m' = max(m, S),  l' = 2^(m - m') l + sum 2^(S - m'),  O' = 2^(m - m') O + 2^(S - m') V,  output = O / l,
- * with S = log2(e) scale Q K^T, so that the exponential is a power of two. Where tiles are few (decoding), the keys are
- * cut into chunks whose (m, l, O) are then merged in ascending order. Tiles and chunks depend on shapes and positions
- * only: that is why any number of threads gives the same bits.
+ * with S = log2(e) (cap(scale Q K^T) + bias), so that the exponential is a power of two, and m renewed only where S
+ * exceeds it by LN_ATTEND_SLACK (P265). The block's sight, asked of the mask, decides: nobody sees it: it is skipped;
+ * all see it: no mask; else element by element.
  *
- * Scores of keys that a row does not see are computed with their page and then ignored, never multiplied by 0: a row's
- * softmax and its product with values run over exactly the keys it sees, so nothing that is not finite leaks. Pages
- * that a whole sub-tile sees are multiplied together, the ragged ends token by token. */
+ * Where items are few (decoding), their blocks, all in one row, are cut into equal spans without regard to heads,
+ * sequences and lengths (P184); what a span has of an item that goes on elsewhere is kept as (m, l, O) and merged in
+ * ascending order. Items and spans depend on shapes and positions only, and a row's blocks not even on its item: that
+ * is why any number of threads gives the same bits.
+ *
+ * Hidden scores are replaced, not multiplied; hidden values are multiplied by 0 only where they are finite: so nothing
+ * that is not finite leaks out of what sees it. */
 #include "mixer/attention.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "base/checked.h"
+#include "mixer/attention_inside.h"
 
 enum {
-    TILE_ROWS = 96,     /* about this many query rows in a tile */
-    PRODUCT_ROWS = 12,  /* rows that share one product with values */
-    UNPACK_ROWS = 8,    /* more rows than these: pages are decoded once for all */
-    SPLIT_TASKS = 256,  /* tiles are split over keys up to about this many tasks, */
-    SPLIT_ROWS = 2048,  /* this many partial rows, */
-    SPLIT_MOST = 64,    /* this many chunks of a tile, */
-    SPLIT_TOKENS = 512, /* and chunks of at least this many keys */
-    PAGES = LN_ATTEND_BLOCK / LN_PAGE_TOKENS,
+    SPANS_MOST = 256,
+    SPANS_LEAST = 16, /* allowed whatever partial rows take */
+    SPAN_BLOCKS = 4,  /* least blocks in a span */
+    PARTIAL_FLOATS = 1 << 18,
 };
 
-/* ---- the shape of a call ---- */
+static const float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
-typedef struct attention_plan {
-    int64_t group;          /* query heads of one key-value head */
-    int64_t tile_tokens;    /* tokens in a tile */
-    int64_t tiles;          /* of one key-value head */
-    int64_t chunks_most;    /* chunks of a tile */
-    int64_t rows;           /* of a tile */
-    uint64_t worker_floats; /* scratch of a worker */
-} attention_plan;
+/* ---- shapes ---- */
 
-static attention_plan make_plan(const ln_attention *attention, int64_t tokens) {
-    attention_plan p = {.group = attention->heads / attention->key_value_heads};
-    p.tile_tokens = ln_max_i64(1, ln_min_i64(tokens, TILE_ROWS / p.group));
-    p.tiles = ln_ceil_div(tokens, p.tile_tokens);
-    p.rows = p.tile_tokens * p.group;
-    const int64_t by_tasks = SPLIT_TASKS / ln_max_i64(1, attention->key_value_heads * p.tiles);
-    const int64_t by_rows = SPLIT_ROWS / ln_max_i64(1, attention->heads * tokens);
-    p.chunks_most = ln_max_i64(1, ln_min_i64(SPLIT_MOST, ln_min_i64(by_tasks, by_rows)));
-    const int64_t decoded = LN_PAGE_TOKENS * attention->key_size + LN_ATTEND_BLOCK * attention->value_size;
-    p.worker_floats = ln_round_up((uint64_t)(p.rows * (3 * LN_ATTEND_STRIDE + LN_ATTEND_LANES + 1) + decoded), 16);
-    return p;
-}
-
-uint64_t ln_attention_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention, int64_t tokens) {
+static const ln_attention_way *way_of(const ln_kernels *kernels, const ln_attention *attention) {
     (void)kernels;
-    const attention_plan whole = make_plan(attention, tokens);
-    /* Fewer tokens may be split into more chunks. */
-    const int64_t partial_rows = ln_min_i64(SPLIT_ROWS, attention->heads * tokens * SPLIT_MOST);
-    const uint64_t partial = ln_round_up((uint64_t)(partial_rows * (attention->value_size + 2)), 16);
-    return sizeof(float) * ((uint64_t)threads * whole.worker_floats + partial);
+    (void)attention;
+    return &ln_attention_f32;
 }
 
-/* ---- one call, one task ---- */
-
-typedef struct attention_call {
-    const ln_kernels *kernels;
-    const ln_attention *attention;
-    const ln_page_view *view;
-    const float *query;
-    float *output, *partial;
-    int64_t query_stride, output_stride, position, tokens;
-    attention_plan plan;
-    int64_t chunks, chunk_tokens;
-    float query_factor, cap;
-    float *workspace;
-} attention_call;
-
-/* A tile: tokens `token` to `token` + tokens - 1 of the call, at positions `position` and up; and its scratch. */
-typedef struct attention_tile {
-    const attention_call *call;
-    int64_t head; /* key-value head */
-    int64_t token, tokens, position;
-    int64_t block; /* keys whose scores are held at once */
-    bool few, unpack;
-    float *query, *scores, *output; /* [rows][LN_ATTEND_STRIDE] */
-    float *maximum, *sum;           /* [rows], [rows][LN_ATTEND_LANES] */
-    float *keys, *values;           /* a page of keys, a block of values [panel][token][column], decoded */
-} attention_tile;
-
-/* The keys that the tile's token t sees: from first_key to its own. */
-static inline int64_t first_key(const attention_tile *tile, int64_t t) {
-    const int64_t window = tile->call->attention->window;
-    return window ? ln_max_i64(0, tile->position + t - window + 1) : 0;
+/* Floats of the two partial items of a span. */
+static int64_t partial_floats(const ln_attention_call *call) {
+    return 2 * call->tile_tokens * call->group * (call->attention->value_size + 2);
 }
 
-static ln_attend_product product_of(const attention_tile *tile) {
-    const ln_attend_kernels *kernels = &tile->call->kernels->attend;
-    return tile->few ? kernels->few[tile->call->view->layout.precision] : kernels->many;
+static int64_t spans_most(const ln_attention_call *call) {
+    return ln_min_i64(SPANS_MOST, ln_max_i64(SPANS_LEAST, PARTIAL_FLOATS / partial_floats(call)));
 }
 
-static void load_queries(const attention_tile *tile) {
-    const attention_call *call = tile->call;
-    const int64_t group = call->plan.group, size = call->attention->key_size;
-    for (int64_t t = 0; t < tile->tokens; t++) {
-        for (int64_t g = 0; g < group; g++) {
-            float *row = tile->query + (t * group + g) * LN_ATTEND_STRIDE;
-            const float *from = call->query + (tile->token + t) * call->query_stride + (tile->head * group + g) * size;
-            memcpy(row, from, (size_t)size * sizeof *row);
-            call->kernels->vector.scale(row, call->query_factor, size);
-        }
+/* Rows of a tile: whole tokens, as many as the way likes. */
+static void set_rows(ln_attention_call *call, int64_t tokens) {
+    const ln_attention *a = call->attention;
+    call->group = a->heads / a->key_value_heads;
+    call->tile_tokens = ln_max_i64(1, ln_min_i64(tokens, call->way->tile_rows(a) / call->group));
+    call->rows = ln_ceil_div(call->tile_tokens * call->group, LN_ATTEND_LANES) * LN_ATTEND_LANES;
+}
+
+static void set_scratch(ln_attention_call *call) {
+    const ln_attention *a = call->attention;
+    const int64_t output = ln_depth_panels(a->value_size) * LN_ATTEND_STRIDE;
+    const uint64_t rows = (uint64_t)(call->rows * (output + LN_ATTEND_LANES + 1));
+    call->worker_floats = ln_round_up(rows + call->way->scratch(a, call->rows), 16);
+}
+
+static uint64_t table_bytes(int64_t count) {
+    return ln_round_up((uint64_t)(count + 1 + SPANS_MOST + 1) * sizeof(int64_t), 64);
+}
+
+uint64_t ln_attention_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention,
+                                int64_t sequences, int64_t tokens) {
+    ln_attention_call call = {.attention = attention, .way = way_of(kernels, attention)};
+    set_rows(&call, tokens);
+    set_scratch(&call);
+    const int64_t partial = ln_max_i64(PARTIAL_FLOATS, SPANS_LEAST * partial_floats(&call));
+    return table_bytes(sequences) +
+           sizeof(float) * ((uint64_t)threads * call.worker_floats + ln_round_up((uint64_t)partial, 16));
+}
+
+/* ---- items ---- */
+
+static void find_item(const ln_attention_call *call, int64_t item, ln_attention_tile *tile) {
+    int64_t low = 0, high = call->count; /* first_item[low] <= item < first_item[high] */
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        if (call->first_item[middle] <= item)
+            low = middle;
+        else
+            high = middle;
     }
-    for (int64_t r = 0; r < tile->tokens * group; r++) {
-        tile->maximum[r] = -INFINITY;
-        memset(tile->sum + r * LN_ATTEND_LANES, 0, LN_ATTEND_LANES * sizeof(float));
-        memset(tile->output + r * LN_ATTEND_STRIDE, 0, (size_t)call->attention->value_size * sizeof(float));
-    }
+    const int64_t heads = call->attention->key_value_heads, inside = item - call->first_item[low];
+    const int64_t tiles = (call->first_item[low + 1] - call->first_item[low]) / heads;
+    const ln_attention_sequence *sequence = &call->sequences[low];
+    tile->sequence = sequence;
+    tile->mask = call->attention->mask;
+    tile->mask.key_begin = sequence->key_begin;
+    tile->head = inside % heads;
+    /* Of a causal sequence the last tiles see the most: first. */
+    tile->token = (tiles - 1 - inside / heads) * call->tile_tokens;
+    tile->tokens = ln_min_i64(call->tile_tokens, sequence->tokens - tile->token);
+    tile->position = sequence->position + tile->token;
+    tile->rows = tile->tokens * call->group;
 }
 
-/* Scores of the block's keys, page by page, for the tokens that see any key of the page. */
-static void score_block(const attention_tile *tile, int64_t begin, int64_t end) {
-    const attention_call *call = tile->call;
-    const ln_page_view *view = call->view;
-    const int64_t group = call->plan.group, window = call->attention->window;
-    for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
-        const int64_t from = ln_max_i64(0, key - tile->position);
-        int64_t to = tile->tokens;
-        if (window) to = ln_min_i64(to, key + LN_PAGE_TOKENS - 1 + window - tile->position);
-        if (from >= to) continue;
-        ln_attend_part part = ln_page_keys(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS));
-        const ln_attend_operand keys = {&part, 1, call->attention->key_size, LN_PAGE_TOKENS, false};
-        if (tile->unpack) {
-            call->kernels->attend.decode[view->layout.precision](&keys, tile->keys);
-            part.codes = (const unsigned char *)tile->keys;
-        }
-        const int64_t row = from * group * LN_ATTEND_STRIDE;
-        product_of(tile)(&keys, tile->query + row, (to - from) * group, tile->scores + row + (key - begin), false);
-    }
+/* Blocks first .. end - 1 hold all keys that the item sees. */
+static void item_blocks(const ln_attention_tile *tile, int64_t *first, int64_t *end) {
+    const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
+    ln_mask_range(&tile->mask, &queries, tile->sequence->keys, first, end);
+    *first = *first / LN_ATTEND_BLOCK;
+    *end = ln_max_i64(*first, ln_ceil_div(*end, LN_ATTEND_BLOCK));
 }
 
-static void soften_block(const attention_tile *tile, int64_t begin, int64_t end) {
-    const attention_call *call = tile->call;
-    const int64_t group = call->plan.group;
-    for (int64_t t = 0; t < tile->tokens; t++) {
-        const int64_t from = ln_max_i64(begin, first_key(tile, t)), to = ln_min_i64(end, tile->position + t + 1);
-        if (from >= to) continue;
-        for (int64_t r = t * group; r < (t + 1) * group; r++) {
-            const float factor =
-                call->kernels->attend.softmax(tile->scores + r * LN_ATTEND_STRIDE + (from - begin), to - from,
-                                              call->cap, &tile->maximum[r], tile->sum + r * LN_ATTEND_LANES);
-            if (factor != 1)
-                call->kernels->vector.scale(tile->output + r * LN_ATTEND_STRIDE, factor, call->attention->value_size);
-        }
+static void count_items(ln_attention_call *call) {
+    call->first_item[0] = 0;
+    for (int64_t s = 0; s < call->count; s++) {
+        const int64_t tiles = ln_ceil_div(call->sequences[s].tokens, call->tile_tokens);
+        call->first_item[s + 1] = call->first_item[s] + tiles * call->attention->key_value_heads;
     }
+    call->items = call->first_item[call->count];
 }
 
-static void decode_values(const attention_tile *tile, int64_t begin, int64_t end) {
-    const ln_page_view *view = tile->call->view;
-    ln_attend_part parts[PAGES];
-    const int64_t size = view->layout.value_size;
-    for (int64_t panel = 0; panel * LN_PANEL < size; panel++) {
-        ln_attend_operand b = {parts, 0, LN_PAGE_TOKENS, ln_min_i64(LN_PANEL, size - panel * LN_PANEL), true};
-        for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS)
-            parts[b.count++] =
-                ln_page_values(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS), panel, 0);
-        tile->call->kernels->attend.decode[view->layout.precision](&b,
-                                                                   tile->values + panel * LN_PANEL * LN_ATTEND_BLOCK);
+static void cut_spans(ln_attention_call *call) {
+    if (call->items == 0 || call->items >= SPANS_MOST) return;
+    call->first_block[0] = 0;
+    for (int64_t i = 0; i < call->items; i++) {
+        ln_attention_tile tile = {.call = call};
+        int64_t first, end;
+        find_item(call, i, &tile);
+        item_blocks(&tile, &first, &end);
+        call->first_block[i + 1] = call->first_block[i] + ln_max_i64(1, end - first);
     }
+    call->blocks = call->first_block[call->items];
+    const int64_t spans = ln_min_i64(spans_most(call), call->blocks / SPAN_BLOCKS);
+    if (spans > call->items) call->spans = spans;
 }
 
-/* Rows `row` and up += their weights of keys from .. to - 1 times those values: whole pages in one product, or a piece
- * of one page. */
-static void add_product(const attention_tile *tile, int64_t row, int64_t rows, int64_t begin, int64_t from,
-                        int64_t to) {
-    const attention_call *call = tile->call;
-    const ln_page_view *view = call->view;
-    const int64_t size = view->layout.value_size, inside = from % LN_PAGE_TOKENS;
-    const int64_t depth = ln_min_i64(to - from, LN_PAGE_TOKENS);
-    ln_attend_part parts[PAGES];
-    for (int64_t panel = 0; panel * LN_PANEL < size; panel++) {
-        ln_attend_operand b = {parts, 0, depth, ln_min_i64(LN_PANEL, size - panel * LN_PANEL), true};
-        for (int64_t key = from; key < to; key += depth) {
-            if (tile->unpack) {
-                const float *codes = tile->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin) * b.columns;
-                parts[b.count++] = (ln_attend_part){.codes = (const unsigned char *)codes};
-            } else {
-                parts[b.count++] =
-                    ln_page_values(&view->layout, ln_page_of(view, tile->head, key / LN_PAGE_TOKENS), panel, inside);
-            }
-        }
-        product_of(tile)(&b, tile->scores + row * LN_ATTEND_STRIDE + (from - begin), rows,
-                         tile->output + row * LN_ATTEND_STRIDE + panel * LN_PANEL, true);
+static int64_t span_begin(const ln_attention_call *call, int64_t span) {
+    return span * call->blocks / call->spans;
+}
+static int64_t span_of(const ln_attention_call *call, int64_t block) {
+    return ((block + 1) * call->spans - 1) / call->blocks;
+}
+
+/* ---- rows ---- */
+
+bool ln_tile_adjusts(const ln_attention_tile *tile) {
+    return tile->call->attention->soft_cap != 0 || ln_bias_any(&tile->sequence->bias);
+}
+
+void ln_tile_adjust(const ln_attention_tile *tile, int64_t row, int64_t begin, int64_t end, ln_sight sight,
+                    float *scores) {
+    const ln_attention_call *call = tile->call;
+    const int64_t group = call->group, token = row / group, head = tile->head * group + row % group;
+    const float cap = call->attention->soft_cap;
+    if (cap != 0) call->kernels->attend.cap(scores, end - begin, cap * LOG2E);
+    if (ln_bias_any(&tile->sequence->bias))
+        ln_bias_add(&tile->sequence->bias, head, tile->token + token, tile->position + token, begin, end - begin,
+                    scores);
+    if (sight == LN_SEES_ALL) return;
+    uint64_t bits[LN_MASK_WORDS];
+    ln_mask_row(&tile->mask, head, tile->position + token, begin, end - begin, bits);
+    for (int64_t i = 0; i < end - begin; i += 64) {
+        const uint64_t word = bits[i / 64];
+        const int64_t n = ln_min_i64(64, end - begin - i);
+        if (word == UINT64_MAX) continue;
+        for (int64_t j = 0; j < n; j++) scores[i + j] = word >> j & 1 ? scores[i + j] : -INFINITY;
     }
 }
 
-/* The same for any range inside the block: a piece of a page, whole pages, a piece. */
-static void add_range(const attention_tile *tile, int64_t row, int64_t rows, int64_t begin, int64_t from, int64_t to) {
-    while (from < to) {
-        const int64_t whole = to / LN_PAGE_TOKENS * LN_PAGE_TOKENS,
-                      page_end = (from / LN_PAGE_TOKENS + 1) * LN_PAGE_TOKENS;
-        const int64_t next = from % LN_PAGE_TOKENS == 0 && whole > from ? whole : ln_min_i64(page_end, to);
-        add_product(tile, row, rows, begin, from, next);
-        from = next;
-    }
-}
-
-static void add_block(const attention_tile *tile, int64_t begin, int64_t end) {
-    const int64_t group = tile->call->plan.group, together = ln_max_i64(1, PRODUCT_ROWS / group);
-    for (int64_t t = 0; t < tile->tokens; t += together) {
-        const int64_t last = ln_min_i64(t + together, tile->tokens) - 1;
-        /* Whole pages that all of them see. */
-        int64_t from = ln_max_i64(begin, ln_ceil_div(first_key(tile, last), LN_PAGE_TOKENS) * LN_PAGE_TOKENS);
-        int64_t to = ln_min_i64(end, (tile->position + t + 1) / LN_PAGE_TOKENS * LN_PAGE_TOKENS);
-        if (last == t || from > to) from = to = begin;
-        for (int64_t i = t; i <= last && from > begin; i++)
-            add_range(tile, i * group, group, begin, ln_max_i64(begin, first_key(tile, i)), from);
-        add_range(tile, t * group, (last - t + 1) * group, begin, from, to);
-        for (int64_t i = t; i <= last; i++)
-            add_range(tile, i * group, group, begin, ln_max_i64(to, first_key(tile, i)),
-                      ln_min_i64(end, tile->position + i + 1));
-    }
-}
-
-static float sum_of(const attention_tile *tile, int64_t r) {
+static float sum_of(const ln_attention_tile *tile, int64_t r) {
     float part[LN_ATTEND_LANES];
     memcpy(part, tile->sum + r * LN_ATTEND_LANES, sizeof part);
     for (int width = LN_ATTEND_LANES / 2; width > 0; width /= 2)
@@ -229,126 +174,171 @@ static float sum_of(const attention_tile *tile, int64_t r) {
     return part[0];
 }
 
-static float reciprocal(float sum) {
-    return sum == 0 ? 0 : 1 / sum;
+/* A finished row: its sink joins, output = O / l, lse = ln 2 (m + log2 l). `values` is the row of O, packed, and is
+ * changed. */
+static void finish_row(const ln_attention_call *call, const ln_attention_sequence *sequence, int64_t token,
+                       int64_t head, float maximum, float sum, float *values) {
+    const int64_t size = call->attention->value_size, row = sequence->order ? sequence->order[token] : token;
+    float factor = 1;
+    if (call->attention->sinks) {
+        const float sink = call->attention->sinks[head] * LOG2E, most = fmaxf(maximum, sink);
+        if (most != -INFINITY) {
+            factor = exp2f(maximum - most);
+            sum = sum * factor + exp2f(sink - most);
+            maximum = most;
+        }
+    }
+    float *to = sequence->output + row * sequence->output_stride + head * sequence->output_head_stride;
+    call->kernels->vector.scale(values, sum == 0 ? 0 : factor / sum, size);
+    memcpy(to, values, (size_t)size * sizeof *to);
+    if (sequence->log_sum_exp)
+        sequence->log_sum_exp[row * call->attention->heads + head] = sum == 0 ? -INFINITY : LN2 * maximum + logf(sum);
 }
 
-/* output = O / l; 0 where a row's scores were all -inf. */
-static void finish_tile(const attention_tile *tile) {
-    const attention_call *call = tile->call;
-    const int64_t group = call->plan.group, size = call->attention->value_size;
-    for (int64_t r = 0; r < tile->tokens * group; r++) {
-        float *row = tile->output + r * LN_ATTEND_STRIDE;
-        float *to =
-            call->output + (tile->token + r / group) * call->output_stride + (tile->head * group + r % group) * size;
-        call->kernels->vector.scale(row, reciprocal(sum_of(tile, r)), size);
-        memcpy(to, row, (size_t)size * sizeof *to);
+static void gather_row(const ln_attention_tile *tile, int64_t r, float *to) {
+    const int64_t size = tile->call->attention->value_size;
+    for (int64_t at = 0; at < size; at += LN_DEPTH)
+        memcpy(to + at, ln_tile_output(tile, r, at / LN_PANEL), (size_t)ln_min_i64(LN_DEPTH, size - at) * sizeof *to);
+}
+
+static void finish_tile(const ln_attention_tile *tile) {
+    const int64_t group = tile->call->group;
+    float row[LN_HEAD_MOST];
+    for (int64_t r = 0; r < tile->rows; r++) {
+        gather_row(tile, r, row);
+        finish_row(tile->call, tile->sequence, tile->token + r / group, tile->head * group + r % group,
+                   tile->maximum[r], sum_of(tile, r), row);
     }
 }
 
-/* Partial rows: [token of the call][head][chunk][m, l, O]. */
-static float *partial_of(const attention_call *call, int64_t token, int64_t head, int64_t chunk) {
-    return call->partial +
-           ((token * call->attention->heads + head) * call->chunks + chunk) * (call->attention->value_size + 2);
+/* ---- partial rows: of each span, those of the item that began before it, and of the item that goes on after it ----
+ */
+
+static float *partial_of(const ln_attention_call *call, int64_t span, bool began_before, int64_t row) {
+    const int64_t size = call->attention->value_size + 2;
+    return call->partial + (2 * span + !began_before) * call->tile_tokens * call->group * size + row * size;
 }
 
-static void keep_partial(const attention_tile *tile, int64_t chunk) {
-    const attention_call *call = tile->call;
-    const int64_t group = call->plan.group;
-    for (int64_t r = 0; r < tile->tokens * group; r++) {
-        float *to = partial_of(call, tile->token + r / group, tile->head * group + r % group, chunk);
+static void keep_partial(const ln_attention_tile *tile, int64_t span, bool began_before) {
+    for (int64_t r = 0; r < tile->rows; r++) {
+        float *to = partial_of(tile->call, span, began_before, r);
         to[0] = tile->maximum[r];
         to[1] = sum_of(tile, r);
-        memcpy(to + 2, tile->output + r * LN_ATTEND_STRIDE, (size_t)call->attention->value_size * sizeof *to);
+        gather_row(tile, r, to + 2);
     }
 }
 
-static void run_task(void *argument, int64_t task, int worker) {
-    const attention_call *call = argument;
-    const attention_plan *plan = &call->plan;
-    float *scratch = call->workspace + (uint64_t)worker * plan->worker_floats;
-    attention_tile tile = {.call = call, .head = task % call->attention->key_value_heads};
-    const int64_t index = task / call->attention->key_value_heads, chunk = index % call->chunks;
-    /* The last tiles see the most keys: first. */
-    tile.token = (plan->tiles - 1 - index / call->chunks) * plan->tile_tokens;
-    tile.tokens = ln_min_i64(plan->tile_tokens, call->tokens - tile.token);
-    tile.position = call->position + tile.token;
-    /* Few rows read pages in the order in which they lie, one at a time. */
-    tile.few = tile.tokens * plan->group <= LN_ATTEND_FEW_ROWS;
-    tile.block = tile.few ? LN_PAGE_TOKENS : LN_ATTEND_BLOCK;
-    tile.unpack = !tile.few && call->view->layout.precision != LINNET_F32;
-    tile.query = scratch;
-    tile.scores = tile.query + plan->rows * LN_ATTEND_STRIDE;
-    tile.output = tile.scores + plan->rows * LN_ATTEND_STRIDE;
-    tile.keys = tile.output + plan->rows * LN_ATTEND_STRIDE;
-    tile.values = tile.keys + LN_PAGE_TOKENS * call->attention->key_size;
-    tile.maximum = tile.values + LN_ATTEND_BLOCK * call->attention->value_size;
-    tile.sum = tile.maximum + plan->rows;
-
-    load_queries(&tile);
-    const int64_t first = first_key(&tile, 0) / LN_PAGE_TOKENS * LN_PAGE_TOKENS + chunk * call->chunk_tokens;
-    const int64_t end = ln_min_i64(tile.position + tile.tokens, first + call->chunk_tokens);
-    for (int64_t begin = first; begin < end; begin += tile.block) {
-        const int64_t block_end = ln_min_i64(end, begin + tile.block);
-        score_block(&tile, begin, block_end);
-        soften_block(&tile, begin, block_end);
-        if (tile.unpack) decode_values(&tile, begin, block_end);
-        add_block(&tile, begin, block_end);
+/* A row from its parts: O = sum 2^(m_c - m) O_c, l = sum 2^(m_c - m) l_c. */
+static void merge_row(const ln_attention_tile *tile, int64_t item, int64_t r, int64_t first, int64_t last) {
+    const ln_attention_call *call = tile->call;
+    const int64_t size = call->attention->value_size, begin = call->first_block[item];
+    float row[LN_HEAD_MOST] = {0}, most = -INFINITY, sum = 0;
+    for (int64_t s = first; s <= last; s++) most = fmaxf(most, partial_of(call, s, begin < span_begin(call, s), r)[0]);
+    const float shift = most == -INFINITY ? 0 : most;
+    for (int64_t s = first; s <= last; s++) {
+        const float *from = partial_of(call, s, begin < span_begin(call, s), r);
+        const float factor = exp2f(from[0] - shift);
+        sum += factor * from[1];
+        for (int64_t i = 0; i < size; i++) row[i] += factor * from[2 + i];
     }
-    if (call->chunks > 1)
-        keep_partial(&tile, chunk);
-    else
-        finish_tile(&tile);
+    finish_row(call, tile->sequence, tile->token + r / call->group, tile->head * call->group + r % call->group, most,
+               sum, row);
 }
 
-/* One row from its chunks: O = sum 2^(m_c - m) O_c / sum 2^(m_c - m) l_c. */
 static void merge_task(void *argument, int64_t task, int worker) {
     (void)worker;
-    const attention_call *call = argument;
-    const int64_t size = call->attention->value_size, heads = call->attention->heads;
-    const int64_t token = task / heads, head = task % heads;
-    float most = -INFINITY, sum = 0;
-    for (int64_t c = 0; c < call->chunks; c++) most = fmaxf(most, partial_of(call, token, head, c)[0]);
-    if (most == -INFINITY) most = 0;
-    float *to = call->output + token * call->output_stride + head * size;
-    memset(to, 0, (size_t)size * sizeof *to);
-    for (int64_t c = 0; c < call->chunks; c++) {
-        const float *from = partial_of(call, token, head, c);
-        const float factor = exp2f(from[0] - most);
-        sum += factor * from[1];
-        for (int64_t i = 0; i < size; i++) to[i] += factor * from[2 + i];
-    }
-    call->kernels->vector.scale(to, reciprocal(sum), size);
+    const ln_attention_call *call = argument;
+    const int64_t item = task / call->rows, r = task % call->rows;
+    const int64_t first = span_of(call, call->first_block[item]), last = span_of(call, call->first_block[item + 1] - 1);
+    if (first == last) return;
+    ln_attention_tile tile = {.call = call};
+    find_item(call, item, &tile);
+    if (r < tile.rows) merge_row(&tile, item, r, first, last);
 }
 
-void ln_attention_run(const ln_kernels *kernels, ln_team *team, const ln_attention *attention, const ln_page_view *view,
-                      const float *query, int64_t query_stride, int64_t position, int64_t tokens, float *output,
-                      int64_t output_stride, void *workspace) {
-    if (tokens <= 0) return;
-    const float log2e = 1.44269504f, cap = attention->soft_cap;
-    attention_call call = {.kernels = kernels,
-                           .attention = attention,
-                           .view = view,
-                           .query = query,
-                           .query_stride = query_stride,
-                           .position = position,
-                           .tokens = tokens,
-                           .output = output,
-                           .output_stride = output_stride,
-                           .plan = make_plan(attention, tokens),
-                           .query_factor = cap != 0 ? attention->scale / cap : attention->scale * log2e,
-                           .cap = cap * log2e,
-                           .workspace = workspace};
-    call.partial = call.workspace + (uint64_t)ln_team_size(team) * call.plan.worker_floats;
-    int64_t range = position + tokens;
-    if (attention->window) range = ln_min_i64(range, attention->window + tokens + LN_PAGE_TOKENS);
-    const int64_t even = ln_ceil_div(ln_ceil_div(range, call.plan.chunks_most), LN_ATTEND_BLOCK) * LN_ATTEND_BLOCK;
-    call.chunk_tokens = ln_max_i64(SPLIT_TOKENS, even);
-    call.chunks = ln_ceil_div(range, call.chunk_tokens);
-    if (call.plan.chunks_most == 1) {
-        call.chunks = 1;
-        call.chunk_tokens = INT64_MAX / 2;
+/* ---- tasks ---- */
+
+static void open_tile(const ln_attention_call *call, int worker, int64_t item, ln_attention_tile *tile) {
+    const int64_t panels = ln_depth_panels(call->attention->value_size);
+    *tile = (ln_attention_tile){.call = call, .padded_rows = call->rows};
+    tile->output = call->scratch + (uint64_t)worker * call->worker_floats;
+    tile->sum = tile->output + panels * call->rows * LN_ATTEND_STRIDE;
+    tile->maximum = tile->sum + call->rows * LN_ATTEND_LANES;
+    tile->scratch = tile->maximum + call->rows;
+    find_item(call, item, tile);
+    for (int64_t r = 0; r < tile->rows; r++) {
+        tile->maximum[r] = -INFINITY;
+        memset(tile->sum + r * LN_ATTEND_LANES, 0, LN_ATTEND_LANES * sizeof(float));
+        for (int64_t p = 0; p < panels; p++)
+            memset(ln_tile_output(tile, r, p * LN_DEPTH / LN_PANEL), 0,
+                   (size_t)ln_min_i64(LN_DEPTH, call->attention->value_size - p * LN_DEPTH) * sizeof(float));
     }
-    ln_parallel(team, attention->key_value_heads * call.plan.tiles * call.chunks, run_task, &call);
-    if (call.chunks > 1) ln_parallel(team, tokens * attention->heads, merge_task, &call);
+    call->way->load(tile);
+}
+
+/* Blocks from .. to - 1 of those that the item sees. */
+static void run_blocks(ln_attention_tile *tile, int64_t from, int64_t to) {
+    const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
+    int64_t first, end;
+    ln_mask_range(&tile->mask, &queries, tile->sequence->keys, &first, &end);
+    for (int64_t block = from; block < to; block++) {
+        const int64_t key = ln_max_i64(block * LN_ATTEND_BLOCK, first / LN_PAGE_TOKENS * LN_PAGE_TOKENS);
+        const int64_t key_end = ln_min_i64((block + 1) * LN_ATTEND_BLOCK, end);
+        if (key >= key_end) continue;
+        const ln_sight sight = ln_mask_block(&tile->mask, &queries, key, key_end - key);
+        if (sight != LN_SEES_NONE) tile->call->way->step(tile, key, key_end, sight);
+    }
+}
+
+static void run_item(void *argument, int64_t item, int worker) {
+    ln_attention_tile tile;
+    int64_t first, end;
+    open_tile(argument, worker, item, &tile);
+    item_blocks(&tile, &first, &end);
+    run_blocks(&tile, first, end);
+    finish_tile(&tile);
+}
+
+static void run_span(void *argument, int64_t span, int worker) {
+    const ln_attention_call *call = argument;
+    int64_t at = span_begin(call, span);
+    const int64_t stop = span_begin(call, span + 1);
+    int64_t item = 0;
+    while (call->first_block[item + 1] <= at) item++;
+    for (; at < stop; item++) {
+        const int64_t begin = call->first_block[item], end = call->first_block[item + 1];
+        const int64_t until = ln_min_i64(end, stop);
+        ln_attention_tile tile;
+        int64_t first, last;
+        open_tile(call, worker, item, &tile);
+        item_blocks(&tile, &first, &last);
+        run_blocks(&tile, first + at - begin, ln_min_i64(last, first + until - begin));
+        if (begin >= span_begin(call, span) && end <= stop)
+            finish_tile(&tile);
+        else
+            keep_partial(&tile, span, begin < span_begin(call, span));
+        at = until;
+    }
+}
+
+void ln_attention_run(const ln_kernels *kernels, ln_team *team, const ln_attention *attention,
+                      const ln_attention_sequence *sequences, int64_t count, void *workspace) {
+    ln_attention_call call = {.kernels = kernels,
+                              .attention = attention,
+                              .way = way_of(kernels, attention),
+                              .sequences = sequences,
+                              .count = count,
+                              .first_item = workspace};
+    int64_t tokens = 0;
+    for (int64_t s = 0; s < count; s++) tokens = ln_max_i64(tokens, sequences[s].tokens);
+    if (tokens <= 0) return;
+    set_rows(&call, tokens);
+    set_scratch(&call);
+    call.first_block = call.first_item + count + 1;
+    call.partial = (float *)(void *)((unsigned char *)workspace + table_bytes(count));
+    count_items(&call);
+    cut_spans(&call);
+    call.scratch = call.partial + ln_round_up((uint64_t)(call.spans * partial_floats(&call)), 16);
+    ln_parallel(team, call.spans ? call.spans : call.items, call.spans ? run_span : run_item, &call);
+    if (call.spans) ln_parallel(team, call.items * call.rows, merge_task, &call);
 }

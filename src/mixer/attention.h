@@ -1,30 +1,50 @@
-/* Exact softmax attention over key-value pages, causal, with an optional window and soft cap:
- *     output[p] = sum over keys k of softmax_k(cap(scale q[p] . key[k])) value[k],   p - window < k <= p. */
+/* Exact softmax attention over key-value pages (equation in
+ * linnet/attention.h), for a batch of sequences. */
 #ifndef LN_MIXER_ATTENTION_H
 #define LN_MIXER_ATTENTION_H
 
 #include "base/threads.h"
 #include "kernel/kernel.h"
+#include "mixer/mask.h"
 
+/* What the sequences of a call share. */
 typedef struct ln_attention {
-    int64_t heads,
-        key_value_heads; /* heads is a multiple of key_value_heads; a key-value head serves consecutive heads */
+    int64_t heads, key_value_heads; /* heads is a multiple; a key-value head
+                                       serves consecutive heads */
     int64_t key_size, value_size;
-    float scale;
-    float soft_cap; /* s = cap tanh(s / cap); 0: none */
-    int64_t window; /* a token sees itself and window - 1 before it; 0: all */
+    float scale, soft_cap;
+    bool exact; /* float32 products even where bf16 ones are faster */
+    ln_mask mask;
+    const float *sinks; /* [heads]; NULL: none */
 } ln_attention;
 
-/* Bytes of workspace for at most `tokens` tokens at once. */
-uint64_t ln_attention_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention, int64_t tokens);
+typedef struct ln_attention_sequence {
+    ln_page_view view;
+    int64_t keys;             /* in the view: 0 .. keys - 1, or from the mask's window on */
+    int64_t tokens, position; /* of queries; the first one's position */
+    linnet_type query_type;   /* F32 or BF16 */
+    const void *query;
+    float *output;
+    int64_t query_stride, query_head_stride, output_stride,
+        output_head_stride; /* elements, token to token, head to head */
+    float *log_sum_exp;     /* [tokens, heads], natural; NULL: not wanted */
+    const int64_t *order;   /* row of `query`, `output` and log_sum_exp of the i-th
+                               token; NULL: i */
+    ln_bias bias;
+    int64_t key_begin; /* overrides the mask's */
+} ln_attention_sequence;
 
-/* query [tokens, query_stride >= heads * key_size], rotated already, of positions position .. position + tokens - 1,
- * whose keys and values are in the view. output [tokens, output_stride >= heads * value_size]. workspace: aligned to
- * 64 bytes. The bits of the output depend neither on the number of threads nor on what lies beyond the positions seen;
- * how a prompt is cut into calls changes them by rounding only. Keys or values that are not finite reach those heads
- * and positions only that see them. */
-void ln_attention_run(const ln_kernels *kernels, ln_team *team, const ln_attention *attention, const ln_page_view *view,
-                      const float *query, int64_t query_stride, int64_t position, int64_t tokens, float *output,
-                      int64_t output_stride, void *workspace);
+/* Bytes of workspace for at most `tokens` tokens in at most `sequences`
+ * sequences at once. */
+uint64_t ln_attention_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention,
+                                int64_t sequences, int64_t tokens);
+
+/* workspace: aligned to 64 bytes. The bits of the output depend neither on the
+ * number of threads nor on what lies beyond the positions seen; how a prompt is
+ * cut into calls changes them by rounding only. Keys or values that are not
+ * finite reach those heads and positions only that see them. A query that sees
+ * no key gives 0 and -inf. */
+void ln_attention_run(const ln_kernels *kernels, ln_team *team, const ln_attention *attention,
+                      const ln_attention_sequence *sequences, int64_t count, void *workspace);
 
 #endif

@@ -31,7 +31,7 @@ static ln_attention describe_attention(const linnet_model *model, int64_t layer)
                           .value_size = h->value_size,
                           .scale = h->score_scale,
                           .soft_cap = h->score_cap,
-                          .window = model->windows[layer]};
+                          .mask = {.causal = true, .window = model->windows[layer]}};
 }
 
 static uint64_t scratch_bytes(linnet_model *model, int64_t piece) {
@@ -41,7 +41,7 @@ static uint64_t scratch_bytes(linnet_model *model, int64_t piece) {
     uint64_t bytes = ln_matmul_workspace(&model->kernels, threads, piece, columns);
     for (int64_t i = 0; i < h->layers; i++) {
         const ln_attention attention = describe_attention(model, i);
-        const uint64_t more = ln_attention_workspace(&model->kernels, threads, &attention, piece);
+        const uint64_t more = ln_attention_workspace(&model->kernels, threads, &attention, 1, piece);
         if (more > bytes) bytes = more;
     }
     return bytes;
@@ -209,9 +209,17 @@ static void run_attention(ln_forward *forward, ln_memory *memory, int64_t index,
     ln_parallel(team, tokens, project_row, r);
     ln_memory_append(memory, team, index, tokens, forward->key, keys, forward->value, values);
     const ln_attention attention = describe_attention(model, index);
-    const ln_page_view view = ln_memory_view(memory, index);
-    ln_attention_run(&model->kernels, team, &attention, &view, forward->query, queries, ln_memory_position(memory),
-                     tokens, forward->mixed, mixed, forward->scratch);
+    const ln_attention_sequence sequence = {.view = ln_memory_view(memory, index),
+                                            .keys = ln_memory_position(memory) + tokens,
+                                            .tokens = tokens,
+                                            .position = ln_memory_position(memory),
+                                            .query = forward->query,
+                                            .output = forward->mixed,
+                                            .query_stride = queries,
+                                            .query_head_stride = h->key_size,
+                                            .output_stride = mixed,
+                                            .output_head_stride = h->value_size};
+    ln_attention_run(&model->kernels, team, &attention, &sequence, 1, forward->scratch);
     const ln_product output = {&layer->output, forward->h, h->width};
     multiply(forward, &output, 1, forward->mixed, tokens);
     r->next_norm = layer->feed_forward_norm;

@@ -1,0 +1,294 @@
+/* Owns: a block of attention in float32, from pages of any precision.
+ *
+ * Many rows: the block's keys and values are decoded to float32 once and multiplied with all rows, or, where the rows
+ * see different parts of it, a few rows at a time with the pages that these see. Few rows (decoding): pages are read as
+ * they lie, one after the other, each byte once. A row's numbers are the same in both divisions of many rows: keys that
+ * it does not see add weights of exactly 0. */
+#include <math.h>
+#include <string.h>
+
+#include "mixer/attention_inside.h"
+
+enum {
+    TILE_ROWS = 96,    /* about this many rows in a tile */
+    PRODUCT_ROWS = 12, /* rows of one product where a block is ragged */
+};
+
+/* The parts of the way's scratch. */
+typedef struct scratch {
+    int64_t rows, panels; /* padded rows; panels of LN_DEPTH columns of a query */
+    float *query;         /* [panels][rows][LN_ATTEND_STRIDE] */
+    float *scores;        /* [rows][LN_ATTEND_STRIDE] */
+    float *keys;          /* a page decoded: [key_size][32 tokens] */
+    float *values;        /* a block decoded: [panel of 32 sizes][token][column] */
+} scratch;
+
+static scratch scratch_of(const ln_attention_tile *tile) {
+    const ln_attention *a = tile->call->attention;
+    scratch s = {.rows = tile->padded_rows, .panels = ln_depth_panels(a->key_size), .query = tile->scratch};
+    s.scores = s.query + s.panels * s.rows * LN_ATTEND_STRIDE;
+    s.keys = s.scores + s.rows * LN_ATTEND_STRIDE;
+    s.values = s.keys + LN_PAGE_TOKENS * a->key_size;
+    return s;
+}
+
+static uint64_t scratch_floats(const ln_attention *a, int64_t rows) {
+    return (uint64_t)((ln_depth_panels(a->key_size) + 1) * rows * LN_ATTEND_STRIDE + LN_PAGE_TOKENS * a->key_size +
+                      LN_ATTEND_BLOCK * a->value_size);
+}
+
+static int64_t tile_rows(const ln_attention *a) {
+    (void)a;
+    return TILE_ROWS;
+}
+
+static void load(ln_attention_tile *tile) {
+    const ln_attention_call *call = tile->call;
+    const ln_attention_sequence *sequence = tile->sequence;
+    const ln_attention *a = call->attention;
+    const scratch s = scratch_of(tile);
+    const float factor = a->soft_cap != 0 ? a->scale / a->soft_cap : a->scale * 1.44269504f;
+    for (int64_t r = 0; r < tile->rows; r++) {
+        const int64_t token = tile->token + r / call->group, head = tile->head * call->group + r % call->group;
+        const int64_t row = sequence->order ? sequence->order[token] : token;
+        const int64_t from = row * sequence->query_stride + head * sequence->query_head_stride;
+        float whole[LN_HEAD_MOST];
+        if (sequence->query_type == LINNET_BF16)
+            ln_format_of(LINNET_BF16)->decode((const uint16_t *)sequence->query + from, whole, a->key_size);
+        else
+            memcpy(whole, (const float *)sequence->query + from, (size_t)a->key_size * sizeof *whole);
+        call->kernels->vector.scale(whole, factor, a->key_size);
+        for (int64_t p = 0; p < s.panels; p++)
+            memcpy(s.query + (p * s.rows + r) * LN_ATTEND_STRIDE, whole + p * LN_DEPTH,
+                   (size_t)ln_min_i64(LN_DEPTH, a->key_size - p * LN_DEPTH) * sizeof *whole);
+    }
+}
+
+/* ---- operands ---- */
+
+static ln_attend_operand keys_operand(const ln_page_layout *layout, ln_attend_part *part, const unsigned char *page,
+                                      int64_t panel) {
+    *part = ln_page_keys(layout, page, panel * LN_DEPTH);
+    return (ln_attend_operand){part, 1, ln_min_i64(LN_DEPTH, layout->key_size - panel * LN_DEPTH), LN_PAGE_TOKENS,
+                               false};
+}
+
+static ln_attend_operand values_operand(const ln_page_layout *layout, ln_attend_part *parts, int64_t panel,
+                                        int64_t depth) {
+    return (ln_attend_operand){parts, 0, depth, ln_min_i64(LN_PANEL, layout->value_size - panel * LN_PANEL), true};
+}
+
+static void decode_keys(const ln_attention_tile *tile, int64_t key, float *to) {
+    const ln_page_layout *layout = ln_tile_layout(tile);
+    for (int64_t p = 0; p * LN_DEPTH < layout->key_size; p++) {
+        ln_attend_part part;
+        const ln_attend_operand b = keys_operand(layout, &part, ln_tile_page(tile, key), p);
+        tile->call->kernels->attend.decode[layout->precision](&b, to + p * LN_DEPTH * LN_PAGE_TOKENS);
+    }
+}
+
+/* Values that are columns of the keys: a page of them, from the decoded keys. */
+static void transpose_values(const ln_page_layout *layout, const float *keys, float *values, int64_t token) {
+    for (int64_t c = 0; c < layout->value_size; c += LN_PANEL) {
+        const int64_t n = ln_min_i64(LN_PANEL, layout->value_size - c);
+        float *panel = values + c * LN_ATTEND_BLOCK + token * n;
+        for (int64_t t = 0; t < LN_PAGE_TOKENS; t++)
+            for (int64_t i = 0; i < n; i++) panel[t * n + i] = keys[(c + i) * LN_PAGE_TOKENS + t];
+    }
+}
+
+static void decode_values(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
+    const ln_page_layout *layout = ln_tile_layout(tile);
+    for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
+        if (layout->value_in_key) {
+            decode_keys(tile, key, s->keys);
+            transpose_values(layout, s->keys, s->values, key - begin);
+            continue;
+        }
+        for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
+            ln_attend_part part = ln_page_values(layout, ln_tile_page(tile, key), panel, 0);
+            ln_attend_operand b = values_operand(layout, &part, panel, LN_PAGE_TOKENS);
+            b.count = 1;
+            tile->call->kernels->attend.decode[layout->precision](&b, s->values + panel * LN_PANEL * LN_ATTEND_BLOCK +
+                                                                          (key - begin) * b.columns);
+        }
+    }
+}
+
+/* ---- steps: scores, weights, outputs of rows `row` and up, keys from .. to - 1 of the block at `begin` ---- */
+
+typedef struct piece {
+    const ln_attention_tile *tile;
+    const scratch *s;
+    int64_t begin; /* of the block */
+    int64_t row, rows;
+    int64_t from, to; /* whole pages, but for the end of the keys */
+    bool decoded;
+    ln_sight sight;
+} piece;
+
+static ln_attend_product product_of(const piece *p) {
+    const ln_attend_kernels *kernels = &p->tile->call->kernels->attend;
+    return p->decoded ? kernels->many : kernels->few[ln_tile_layout(p->tile)->precision];
+}
+
+static void score(const piece *p) {
+    const ln_page_layout *layout = ln_tile_layout(p->tile);
+    for (int64_t key = p->from; key < p->to; key += LN_PAGE_TOKENS) {
+        float *scores = p->s->scores + p->row * LN_ATTEND_STRIDE + (key - p->begin);
+        if (p->decoded && layout->precision != LINNET_F32) decode_keys(p->tile, key, p->s->keys);
+        for (int64_t panel = 0; panel < p->s->panels; panel++) {
+            ln_attend_part part;
+            const ln_attend_operand keys = keys_operand(layout, &part, ln_tile_page(p->tile, key), panel);
+            if (p->decoded && layout->precision != LINNET_F32)
+                part.codes = (const unsigned char *)(p->s->keys + panel * LN_DEPTH * LN_PAGE_TOKENS);
+            product_of(p)(&keys, p->s->query + (panel * p->s->rows + p->row) * LN_ATTEND_STRIDE, p->rows, scores,
+                          panel > 0);
+        }
+    }
+}
+
+static void soften(const piece *p) {
+    const ln_attention_tile *tile = p->tile;
+    const ln_attention_call *call = tile->call;
+    const bool adjusts = p->sight != LN_SEES_ALL || ln_tile_adjusts(tile);
+    for (int64_t r = p->row; r < p->row + p->rows; r++) {
+        float *scores = p->s->scores + r * LN_ATTEND_STRIDE + (p->from - p->begin);
+        if (adjusts) ln_tile_adjust(tile, r, p->from, p->to, p->sight, scores);
+        const float factor =
+            call->kernels->attend.softmax(scores, p->to - p->from, &tile->maximum[r], tile->sum + r * LN_ATTEND_LANES);
+        if (factor == 1) continue;
+        for (int64_t at = 0; at < call->attention->value_size; at += LN_DEPTH)
+            call->kernels->vector.scale(ln_tile_output(tile, r, at / LN_PANEL), factor,
+                                        ln_min_i64(LN_DEPTH, call->attention->value_size - at));
+    }
+}
+
+/* Outputs += weights of keys from .. to - 1 times values: whole pages in one product, or a piece of one page. */
+static void add_product(const piece *p, int64_t row, int64_t rows, int64_t from, int64_t to) {
+    const ln_page_layout *layout = ln_tile_layout(p->tile);
+    const bool from_pages = !p->decoded || (layout->precision == LINNET_F32 && !layout->value_in_key);
+    const int64_t depth = ln_min_i64(to - from, LN_PAGE_TOKENS);
+    const float *weights = p->s->scores + row * LN_ATTEND_STRIDE + (from - p->begin);
+    ln_attend_part parts[LN_BLOCK_PAGES];
+    for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
+        ln_attend_operand b = values_operand(layout, parts, panel, depth);
+        for (int64_t key = from; key + depth <= to; key += depth) {
+            const float *decoded = p->s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - p->begin) * b.columns;
+            parts[b.count++] = from_pages
+                                   ? ln_page_values(layout, ln_tile_page(p->tile, key), panel, key % LN_PAGE_TOKENS)
+                                   : (ln_attend_part){.codes = (const unsigned char *)decoded};
+        }
+        product_of(p)(&b, weights, rows, ln_tile_output(p->tile, row, panel), true);
+    }
+}
+
+/* The same for any range of the block: a piece of a page, whole pages, a piece. */
+static void add_range(const piece *p, int64_t row, int64_t rows, int64_t from, int64_t to) {
+    while (from < to) {
+        const int64_t whole = to / LN_PAGE_TOKENS * LN_PAGE_TOKENS,
+                      page_end = (from / LN_PAGE_TOKENS + 1) * LN_PAGE_TOKENS;
+        const int64_t next = from % LN_PAGE_TOKENS == 0 && whole > from ? whole : ln_min_i64(page_end, to);
+        add_product(p, row, rows, from, next);
+        from = next;
+    }
+}
+
+/* Each row with exactly the values that it sees. */
+static void add_seen(const piece *p) {
+    const ln_attention_tile *tile = p->tile;
+    const int64_t group = tile->call->group;
+    for (int64_t r = p->row; r < p->row + p->rows; r++) {
+        uint64_t bits[LN_MASK_WORDS];
+        ln_mask_row(&tile->mask, tile->head * group + r % group, tile->position + r / group, p->from, p->to - p->from,
+                    bits);
+        int64_t i = 0;
+        const int64_t n = p->to - p->from;
+        while (i < n) {
+            int64_t stop = i;
+            while (stop < n && bits[stop / 64] >> (stop % 64) & 1) stop++;
+            add_range(p, r, 1, p->from + i, p->from + stop);
+            i = stop + 1;
+        }
+    }
+}
+
+static void run_piece(const piece *p, bool finite) {
+    score(p);
+    soften(p);
+    if (p->sight == LN_SEES_ALL || finite)
+        add_range(p, p->row, p->rows, p->from, p->to);
+    else
+        add_seen(p);
+}
+
+/* ---- blocks ---- */
+
+static bool all_finite(const float *x, int64_t n) {
+    uint32_t most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    return most < 0x7f800000;
+}
+
+static bool values_finite(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
+    const ln_page_layout *layout = ln_tile_layout(tile);
+    for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
+        const int64_t columns = ln_min_i64(LN_PANEL, layout->value_size - panel * LN_PANEL);
+        for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
+            const float *x = s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin) * columns;
+            if (layout->precision == LINNET_F32 && !layout->value_in_key)
+                x = (const float *)(const void *)ln_page_values(layout, ln_tile_page(tile, key), panel, 0).codes;
+            if (!all_finite(x, ln_min_i64(LN_PAGE_TOKENS, end - key) * columns)) return false;
+        }
+    }
+    return true;
+}
+
+/* Some rows see some keys: a few rows at a time, with the pages that any of them sees. */
+static void step_ragged(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
+    const int64_t group = tile->call->group, together = ln_max_i64(1, PRODUCT_ROWS / group);
+    const bool finite = values_finite(tile, s, begin, end);
+    for (int64_t t = 0; t < tile->tokens; t += together) {
+        const int64_t tokens = ln_min_i64(together, tile->tokens - t);
+        const ln_mask_tile queries = ln_tile_queries(tile, t, tokens);
+        int64_t from, to;
+        ln_mask_range(&tile->mask, &queries, tile->sequence->keys, &from, &to);
+        from = ln_max_i64(begin, from / LN_PAGE_TOKENS * LN_PAGE_TOKENS);
+        to = ln_min_i64(end, ln_ceil_div(to, LN_PAGE_TOKENS) * LN_PAGE_TOKENS);
+        if (from >= to) continue;
+        const ln_sight sight = ln_mask_block(&tile->mask, &queries, from, to - from);
+        const piece p = {tile, s, begin, t * group, tokens * group, from, to, true, sight};
+        if (sight != LN_SEES_NONE) run_piece(&p, finite);
+    }
+}
+
+/* Pages as they lie. A row that does not see all of one takes exactly its values. */
+static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end, ln_sight sight) {
+    const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
+    for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
+        piece p = {tile, s, begin, 0, tile->rows, key, ln_min_i64(end, key + LN_PAGE_TOKENS), false, sight};
+        if (sight == LN_SEES_SOME) p.sight = ln_mask_block(&tile->mask, &queries, p.from, p.to - p.from);
+        if (p.sight != LN_SEES_NONE) run_piece(&p, false);
+    }
+}
+
+static void step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight) {
+    const scratch s = scratch_of(tile);
+    const ln_page_layout *layout = ln_tile_layout(tile);
+    if (tile->rows <= LN_ATTEND_FEW_ROWS && !layout->value_in_key) {
+        step_few(tile, &s, begin, end, sight);
+        return;
+    }
+    if (layout->precision != LINNET_F32 || layout->value_in_key) decode_values(tile, &s, begin, end);
+    if (sight == LN_SEES_ALL)
+        run_piece(&(piece){tile, &s, begin, 0, tile->rows, begin, end, true, sight}, true);
+    else
+        step_ragged(tile, &s, begin, end);
+}
+
+const ln_attention_way ln_attention_f32 = {"f32", tile_rows, scratch_floats, load, step};
