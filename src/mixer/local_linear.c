@@ -83,7 +83,7 @@ static void multiply_keys(const tile *t, const float *from, int64_t block, float
     const call *c = t->call;
     for (int64_t i = 0; i < pages_in(t, block); i++) {
         const ln_attend_part part =
-            ln_page_keys(&c->wide, page_of(t, &c->wide, c->wide_pages, block / LN_PAGE_TOKENS + i));
+            ln_page_keys(&c->wide, page_of(t, &c->wide, c->wide_pages, block / LN_PAGE_TOKENS + i), 0);
         const ln_attend_operand keys = {&part, 1, c->s.key_size, LN_PAGE_TOKENS, false};
         c->kernels.attend.many(&keys, from, t->rows, to + i * LN_PAGE_TOKENS, false);
     }
