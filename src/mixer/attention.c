@@ -153,16 +153,16 @@ void ln_tile_adjust(const ln_attention_tile *tile, int64_t row, int64_t begin, i
     const float cap = call->attention->soft_cap;
     if (cap != 0) call->kernels->attend.cap(scores, end - begin, cap * LOG2E);
     if (ln_bias_any(&tile->sequence->bias))
-        ln_bias_add(&tile->sequence->bias, head, tile->token + token, tile->position + token, begin, end - begin,
-                    scores);
+        ln_bias_add(&call->kernels->vector, &tile->sequence->bias, head, tile->token + token, tile->position + token,
+                    begin, end - begin, scores);
     if (sight == LN_SEES_ALL) return;
     uint64_t bits[LN_MASK_WORDS];
     ln_mask_row(&tile->mask, head, tile->position + token, begin, end - begin, bits);
-    for (int64_t i = 0; i < end - begin; i += 64) {
-        const uint64_t word = bits[i / 64];
-        const int64_t n = ln_min_i64(64, end - begin - i);
-        if (word == UINT64_MAX) continue;
-        for (int64_t j = 0; j < n; j++) scores[i + j] = word >> j & 1 ? scores[i + j] : -INFINITY;
+    for (int64_t i = 0; i < end - begin; i += LN_ATTEND_LANES) {
+        const unsigned lanes = bits[i / 64] >> (i % 64) & 0xffff;
+        if (lanes == 0xffff) continue;
+        for (int64_t j = 0; j < ln_min_i64(LN_ATTEND_LANES, end - begin - i); j++)
+            if (!(lanes >> j & 1)) scores[i + j] = -INFINITY;
     }
 }
 

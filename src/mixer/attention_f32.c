@@ -225,14 +225,13 @@ static void run_piece(const piece *p, bool finite) {
 /* ---- blocks ---- */
 
 static bool all_finite(const float *x, int64_t n) {
-    uint32_t most = 0;
+    int32_t found = 0;
     for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
+        int32_t bits;
         memcpy(&bits, x + i, sizeof bits);
-        bits &= 0x7fffffff;
-        most = bits > most ? bits : most;
+        found |= (bits & 0x7f800000) == 0x7f800000;
     }
-    return most < 0x7f800000;
+    return !found;
 }
 
 static bool values_finite(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
