@@ -18,8 +18,8 @@ static void run_rms_norm(const ln_vector_kernels *k, rows *r, int64_t n) {
 static void run_add(const ln_vector_kernels *k, rows *r, int64_t n) {
     k->add(r->y, r->x, n);
 }
-static void run_add_product(const ln_vector_kernels *k, rows *r, int64_t n) {
-    k->add_product(r->y, r->x, 1.1f, n);
+static void run_add_products(const ln_vector_kernels *k, rows *r, int64_t n) {
+    k->add_products(r->y, 1.1f, r->z, 4, r->x, LENGTH / 4, n / 4);
 }
 static void run_add_distance(const ln_vector_kernels *k, rows *r, int64_t n) {
     k->add_distance(r->y, -0.3f, -40, n);
@@ -53,7 +53,7 @@ static const struct {
 } entries[] = {
     {"rms_norm", run_rms_norm, 3},
     {"add", run_add, 3},
-    {"add_product", run_add_product, 3},
+    {"add_products", run_add_products, 2},
     {"add_distance", run_add_distance, 2},
     {"scale", run_scale, 2},
     {"silu_multiply", run_silu, 3},

@@ -12,8 +12,9 @@ typedef struct ln_vector_kernels {
     void (*rms_norm)(float *y, const float *x, const float *weight, int64_t n, float epsilon);
     /* y += x */
     void (*add)(float *y, const float *x, int64_t n);
-    /* y += factor * x, in two roundings */
-    void (*add_product)(float *y, const float *x, float factor, int64_t n);
+    /* y[i] += factor * sum_r factors[r] * x[r * stride + i], r < rows, rows > 0, summed in ascending order */
+    void (*add_products)(float *y, float factor, const float *factors, int64_t rows, const float *x, int64_t stride,
+                         int64_t n);
     /* y[i] += factor * |first + i|, the distance exact before it is rounded */
     void (*add_distance)(float *y, float factor, int64_t first, int64_t n);
     /* y *= factor */

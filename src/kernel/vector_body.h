@@ -122,9 +122,36 @@ static void add(float *y, const float *x, int64_t n) {
     MAP(y, y, x, n, a + b);
 }
 
-static void add_product(float *y, const float *x, float factor, int64_t n) {
-    const lanes f = splat(factor);
-    MAP(y, y, x, n, a + f * b);
+/* In vectors as wide as registers: wider ones are kept in memory from one term of the sum to the next. */
+#if defined(__AVX512F__)
+typedef float native __attribute__((vector_size(64), may_alias));
+#elif defined(__AVX__)
+typedef float native __attribute__((vector_size(32), may_alias));
+#else
+typedef float native __attribute__((vector_size(16), may_alias));
+#endif
+
+static void add_products(float *y, float factor, const float *factors, int64_t rows, const float *x, int64_t stride,
+                         int64_t n) {
+    enum { WIDTH = sizeof(native) / sizeof(float) };
+    int64_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        native sum, v;
+        memcpy(&v, x + i, sizeof v);
+        sum = v * factors[0];
+        for (int64_t r = 1; r < rows; r++) {
+            memcpy(&v, x + r * stride + i, sizeof v);
+            sum += v * factors[r];
+        }
+        memcpy(&v, y + i, sizeof v);
+        v += sum * factor;
+        memcpy(y + i, &v, sizeof v);
+    }
+    for (; i < n; i++) {
+        float sum = x[i] * factors[0];
+        for (int64_t r = 1; r < rows; r++) sum += x[r * stride + i] * factors[r];
+        y[i] += sum * factor;
+    }
 }
 
 /* Of a row shorter than 2^31, first + i as its lanes: 32 bits hold them where they hold both ends. */
@@ -209,7 +236,7 @@ LN_VECTOR_SET {
     *kernels = (ln_vector_kernels){.name = LN_VECTOR_NAME,
                                    .rms_norm = rms_norm,
                                    .add = add,
-                                   .add_product = add_product,
+                                   .add_products = add_products,
                                    .add_distance = add_distance,
                                    .scale = scale,
                                    .silu_multiply = silu_multiply,

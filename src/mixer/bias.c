@@ -1,14 +1,14 @@
 /* Owns: what is added to attention's scores:
  *     score += log2(e) (-alibi |position - key| + query_factor . key_factor + dense + table[clamp(key - position)]).
- * Of each term one factor is multiplied by log2(e), and several terms are summed before they meet the score: the score
- * is rounded once. Each element is computed alone, in one order of operations: how keys are cut into calls changes no
+ * Each term is multiplied by log2(e), and several terms are summed before they meet the score: the score is rounded
+ * once. Each element is computed alone, in one order of operations: how keys are cut into calls changes no
  * bit. */
 #include "base/checked.h"
 #include "mixer/mask.h"
 
 enum { PIECE = LN_ATTEND_BLOCK };
 
-static const float LOG2_E = 1.44269504f;
+static const float LOG2_E = 1.44269504f, ONE = 1;
 
 bool ln_bias_any(const ln_bias *bias) {
     return bias->alibi || bias->rank || bias->dense || bias->relative;
@@ -38,20 +38,19 @@ void ln_bias_turn(const ln_bias *bias, int64_t keys, int64_t stride, float *turn
     }
 }
 
-/* The first term: then a sum that is built rank by rank has the same bits as one that is built key by key. */
 static void add_factors(const ln_bias *bias, const piece *p, float *sum) {
-    const int64_t rank = bias->rank, head = key_head_of(bias, p->head);
+    const int64_t rank = bias->rank, head = key_head_of(bias, p->head), stride = bias->factor_stride;
     const float *query = bias->query_factors + (p->token * bias->heads + p->head) * rank;
-    if (bias->factor_stride) {
-        for (int64_t r = 0; r < rank; r++) {
-            const float *row = bias->key_factors + (head * rank + r) * bias->factor_stride + p->key;
-            p->kernels->add_product(sum, row, LOG2_E * query[r], p->count);
-        }
-    } else {
-        for (int64_t i = 0; i < p->count; i++) {
-            const float *factors = bias->key_factors + (token_of(p, i) * bias->key_value_heads + head) * rank;
-            for (int64_t r = 0; r < rank; r++) sum[i] += LOG2_E * query[r] * factors[r];
-        }
+    if (stride) {
+        const float *turned = bias->key_factors + head * rank * stride + p->key;
+        p->kernels->add_products(sum, LOG2_E, query, rank, turned, stride, p->count);
+        return;
+    }
+    for (int64_t i = 0; i < p->count; i++) {
+        const float *factors = bias->key_factors + (token_of(p, i) * bias->key_value_heads + head) * rank;
+        float product = query[0] * factors[0];
+        for (int64_t r = 1; r < rank; r++) product += query[r] * factors[r];
+        sum[i] += LOG2_E * product;
     }
 }
 
@@ -72,7 +71,7 @@ static void add_dense(const ln_bias *bias, const piece *p, float *sum) {
     if (p->order) {
         for (int64_t i = 0; i < p->count; i++) sum[i] += LOG2_E * row[p->order[i]];
     } else {
-        p->kernels->add_product(sum, row + p->key, LOG2_E, p->count);
+        p->kernels->add_products(sum, LOG2_E, &ONE, 1, row + p->key, 0, p->count);
     }
 }
 
@@ -91,7 +90,7 @@ static void add_relative(const ln_bias *bias, const piece *p, float *sum) {
     const int64_t begin = ln_max_i64(0, ln_min_i64(p->count, -most - distance));
     const int64_t end = ln_max_i64(begin, ln_min_i64(p->count, most + 1 - distance));
     for (int64_t i = 0; i < begin; i++) sum[i] += LOG2_E * middle[-most];
-    if (begin < end) p->kernels->add_product(sum + begin, middle + distance + begin, LOG2_E, end - begin);
+    if (begin < end) p->kernels->add_products(sum + begin, LOG2_E, &ONE, 1, middle + distance + begin, 0, end - begin);
     for (int64_t i = end; i < p->count; i++) sum[i] += LOG2_E * middle[most];
 }
 
@@ -104,7 +103,7 @@ static void add_terms(const ln_bias *bias, const piece *p, float *sum) {
 
 void ln_bias_add(const ln_vector_kernels *kernels, const ln_bias *bias, int64_t head, int64_t token, int64_t position,
                  int64_t key, int64_t count, float *scores) {
-    const int64_t terms = bias->rank + (bias->alibi != NULL) + (bias->dense != NULL) + (bias->relative != 0);
+    const int64_t terms = (bias->rank != 0) + (bias->alibi != NULL) + (bias->dense != NULL) + (bias->relative != 0);
     const int64_t at = bias->order ? bias->order[position] : position;
     for (int64_t from = 0; from < count; from += PIECE) {
         const piece p = {.kernels = kernels,
