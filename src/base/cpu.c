@@ -47,13 +47,14 @@ unsigned ln_cpu_detect(void) {
     const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;
     if (zmm && flags && (b & avx512) == avx512) {
         flags |= LN_CPU_AVX512;
+        const bool vbmi = c >> 1 & 1;
         if (c >> 11 & 1) flags |= LN_CPU_AVX512_VNNI;
         const bool has_tiles = d >> 24 & 1, tile_int8 = d >> 25 & 1, tile_bf16 = d >> 22 & 1;
         unsigned a1, b1, c1, d1;
         if (__get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && a1 >> 5 & 1) flags |= LN_CPU_AVX512_BF16;
         if (tiles && has_tiles && amx_granted()) {
             if (tile_int8) flags |= LN_CPU_AMX_INT8;
-            if (tile_bf16) flags |= LN_CPU_AMX_BF16;
+            if (tile_bf16 && vbmi) flags |= LN_CPU_AMX_BF16;
         }
     }
     return flags;

@@ -11,7 +11,7 @@ enum {
     LN_CPU_AVX512_VNNI = 1 << 2, /* int8 dot products */
     LN_CPU_AVX512_BF16 = 1 << 3,
     LN_CPU_AMX_INT8 = 1 << 4,
-    LN_CPU_AMX_BF16 = 1 << 5,
+    LN_CPU_AMX_BF16 = 1 << 5, /* with AVX-512 VBMI */
     LN_CPU_NEON = 1 << 8,
     LN_CPU_NEON_DOT = 1 << 9
 };

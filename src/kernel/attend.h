@@ -100,6 +100,69 @@ typedef void (*ln_attend_cap)(float *scores, int64_t n, float cap);
  * 0. */
 typedef float (*ln_attend_softmax)(float *scores, int64_t n, float *maximum, float *sum);
 
+/* ---- bf16 on matrix units ---- */
+
+/* Queries, keys, values and weights are bf16, scores, sums and outputs float32. A page of keys or values is packed once
+ * into the operand that the units read; then a tile of query rows takes a step over a block of keys.
+ *
+ * Weights are 2^(score - maximum) as bf16, with a relative error below 6e-3, rms 1.9e-3 (exact rounding: 3.9e-3 and
+ * 1.7e-3). The row's sum is that of these weights: what their errors have in common cancels, and the output stays a
+ * mean of values. maximum is a whole number, so that rescaling is exact; it rises when a score exceeds it by more than
+ * LN_BF16_SLACK, which a bound on the scores (of lengths, by Cauchy and Schwarz) mostly excludes without looking at
+ * them. A row's result depends on its own query and mask and the sequence of blocks alone, bit for bit. */
+enum {
+    LN_BF16_ROWS = 32,  /* rows of a tile come in groups of this */
+    LN_BF16_SLACK = 48, /* powers of two */
+    LN_BF16_VALUE = 48  /* values of 2^this and more, or not finite, are not for these kernels */
+};
+
+/* Query rows of one key-value head. Rows that are padding hold zeros, and in maximum what others hold. */
+typedef struct ln_attend_bf16_tile {
+    int64_t rows;                 /* a multiple of LN_BF16_ROWS */
+    int64_t key_size, value_size; /* multiples of 8 */
+    const void *query;            /* rows * query_bytes, written by pack_query, aligned to 64 */
+    const float *length;          /* [rows]: |query|, as pack_query returned it */
+    float factor;                 /* > 0: a score, base 2, is factor query . key */
+    float *maximum;               /* [rows]: -inf before the first key */
+    float *sum;                   /* [rows][LN_ATTEND_LANES]: the sum is that of a row's lanes; aligned to 64 */
+    float *output;                /* [rows][output_stride]: value_size rounded up to 16 columns; aligned to 64 */
+    int64_t output_stride;        /* floats, a multiple of 16 */
+} ln_attend_bf16_tile;
+
+/* At most LN_ATTEND_BLOCK keys. */
+typedef struct ln_attend_bf16_block {
+    const void *keys, *values; /* packed pages, one after the other, key_bytes and value_bytes each; aligned to 64 */
+    int64_t count;             /* keys; the last page may be a part */
+    float length;              /* the largest of what pack_keys returned for the pages */
+    const uint64_t (*seen)[LN_ATTEND_BLOCK / 64]; /* [rows], bit i: the row sees key i. NULL: all see all */
+} ln_attend_bf16_block;
+
+typedef struct ln_attend_bf16 {
+    const char *name; /* NULL, and all functions: not on this processor */
+
+    int64_t (*query_bytes)(int64_t key_size); /* of a row, a page, a page; multiples of 64 */
+    int64_t (*key_bytes)(int64_t key_size);
+    int64_t (*value_bytes)(int64_t value_size);
+
+    /* Row `row` of a tile's operand from F32 or BF16; query NULL: zeros. Returns its length: NaN or infinite where the
+     * query is. */
+    float (*pack_query)(linnet_type type, const void *query, int64_t key_size, int64_t row, void *operand);
+    /* The first `tokens` tokens of a page; the others become zeros. Return the largest length of a key and the largest
+     * magnitude of a value; +inf where some are not finite. to: aligned to 64. */
+    float (*pack_keys)(const ln_page_layout *layout, const unsigned char *page, int64_t tokens, void *to);
+    float (*pack_values)(const ln_page_layout *layout, const unsigned char *page, int64_t tokens, void *to);
+
+    /* Scores, softmax, output. A row that sees a score of NaN or +inf gets a sum of NaN. */
+    void (*step)(const ln_attend_bf16_tile *tile, const ln_attend_bf16_block *block);
+    /* The two halves of a step, for what changes scores between: scores[row * stride + key] = factor query . key for
+     * `count` rounded up to 32 keys; finish takes `factor` times them, -inf hides a key. With 1 here and tile->factor
+     * there the bits are those of step. */
+    void (*scores)(const ln_attend_bf16_tile *tile, const ln_attend_bf16_block *block, float factor, float *scores,
+                   int64_t stride);
+    void (*finish)(const ln_attend_bf16_tile *tile, const ln_attend_bf16_block *block, float factor,
+                   const float *scores, int64_t stride);
+} ln_attend_bf16;
+
 typedef struct ln_attend_kernels {
     const char *name;
     ln_attend_product many;          /* any rows, B of floats: bound by arithmetic */
@@ -107,6 +170,7 @@ typedef struct ln_attend_kernels {
     ln_attend_decode decode[LN_TYPES];
     ln_attend_cap cap;
     ln_attend_softmax softmax;
+    ln_attend_bf16 bf16; /* beside the others, which serve what it does not */
 } ln_attend_kernels;
 
 void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels);

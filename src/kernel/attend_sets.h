@@ -1,4 +1,5 @@
-/* The fillers of the attention kernels, one an instruction set: each overwrites the whole table. */
+/* The fillers of the attention kernels, one an instruction set: each overwrites the whole table, that of AMX
+ * only its part for bf16. */
 #ifndef LN_KERNEL_ATTEND_SETS_H
 #define LN_KERNEL_ATTEND_SETS_H
 
@@ -6,6 +7,7 @@
 
 void ln_attend_fill_avx2(ln_attend_kernels *kernels);
 void ln_attend_fill_avx512(ln_attend_kernels *kernels);
+void ln_attend_fill_amx(ln_attend_kernels *kernels);
 void ln_attend_fill_neon(ln_attend_kernels *kernels);
 
 #endif
