@@ -73,20 +73,28 @@ static void emulated_check_product(int c, int a, int b) {
                      "shapes of a product");
 }
 
+/* Tile products read denormal numbers as zero, and write zero for them. */
+static inline float emulated_flush(float x) {
+    return x > -0x1p-126f && x < 0x1p-126f ? 0 * x : x;
+}
+
 static inline void emulated_bf16(int c, int a, int b) {
     emulated_check_product(c, a, b);
-    for (int m = 0; m < emulated.shape.rows[c]; m++) {
-        for (int k = 0; k < emulated.shape.column_bytes[a] / 4; k++) {
-            for (int n = 0; n < emulated.shape.column_bytes[c] / 4; n++) {
-                uint16_t x[2], w[2];
-                float sum;
-                memcpy(x, emulated.tile[a][m] + 4 * k, 4);
-                memcpy(w, emulated.tile[b][k] + 4 * n, 4);
-                memcpy(&sum, emulated.tile[c][m] + 4 * n, 4);
-                sum += ln_bf16_float(x[0]) * ln_bf16_float(w[0]);
-                sum += ln_bf16_float(x[1]) * ln_bf16_float(w[1]);
-                memcpy(emulated.tile[c][m] + 4 * n, &sum, 4);
-            }
+    for (int k = 0; k < emulated.shape.column_bytes[a] / 4; k++) {
+        float w[2][16] = {{0}};
+        for (int n = 0; n < emulated.shape.column_bytes[c] / 4; n++) {
+            uint16_t pair[2];
+            memcpy(pair, emulated.tile[b][k] + 4 * n, 4);
+            for (int i = 0; i < 2; i++) w[i][n] = emulated_flush(ln_bf16_float(pair[i]));
+        }
+        for (int m = 0; m < emulated.shape.rows[c]; m++) {
+            uint16_t pair[2];
+            float sum[16];
+            memcpy(pair, emulated.tile[a][m] + 4 * k, 4);
+            const float x0 = emulated_flush(ln_bf16_float(pair[0])), x1 = emulated_flush(ln_bf16_float(pair[1]));
+            memcpy(sum, emulated.tile[c][m], sizeof sum);
+            for (int n = 0; n < 16; n++) sum[n] = emulated_flush(emulated_flush(sum[n] + x0 * w[0][n]) + x1 * w[1][n]);
+            memcpy(emulated.tile[c][m], sum, emulated.shape.column_bytes[c]);
         }
     }
 }

@@ -54,4 +54,9 @@ void guarded_close(guarded *memory);
 /* Largest error of a dense kernel over all shapes and inputs, in units of the bound. */
 double check_panel_slot(const ln_panel_slot *slot, ln_prepare prepare, linnet_type type);
 
+/* ---- attention in bf16 ---- */
+
+/* Largest error over all shapes and masks, in units of the bound. */
+double check_attend_bf16_slot(const ln_attend_bf16 *kernels, linnet_type precision);
+
 #endif

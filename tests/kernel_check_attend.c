@@ -158,6 +158,16 @@ static void time_decoding(check *c, linnet_type precision) {
     close_scene(&s);
 }
 
+static void check_bf16(check *c) {
+    const ln_attend_bf16 *kernels = &c->kernels.attend.bf16;
+    for (size_t i = 0; kernels->name && i < sizeof precisions / sizeof *precisions; i++) {
+        const char *variant = linnet_type_name(precisions[i]);
+        if (!check_begin(c, kernels->name, variant)) continue;
+        check_error(c, kernels->name, variant, check_attend_bf16_slot(kernels, precisions[i]));
+        check_end(c);
+    }
+}
+
 void check_attend(check *c) {
     for (size_t i = 0; i < sizeof precisions / sizeof *precisions; i++) {
         char kernel[96];
@@ -171,4 +181,5 @@ void check_attend(check *c) {
         }
         check_end(c);
     }
+    check_bf16(c);
 }
