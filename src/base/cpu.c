@@ -113,3 +113,11 @@ void ln_cpu_text(unsigned flags, char *text, size_t capacity) {
         if (wrote > 0) used += (size_t)wrote;
     }
 }
+
+size_t ln_cpu_cache_bytes(void) {
+    long bytes = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return bytes > 0 ? (size_t)bytes : (size_t)1 << 20;
+}

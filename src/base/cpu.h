@@ -20,6 +20,8 @@ enum {
 unsigned ln_cpu_detect(void);
 /* Flags that the level `name` allows ("portable", "avx2", "avx512", "amx", "neon"); false for an unknown name. */
 bool ln_cpu_mask(const char *name, unsigned *mask);
+/* Of the cache that belongs to one core, the largest; 1 MiB where the system does not tell. */
+size_t ln_cpu_cache_bytes(void);
 /* "avx512 vnni bf16" */
 void ln_cpu_text(unsigned flags, char *text, size_t capacity);
 

@@ -122,3 +122,44 @@ void ln_page_layout_join(ln_page_layout *layout) {
     layout->value_in_key = true;
     layout->values = layout->value_scales = layout->bytes = (layout->values + 63) / 64 * 64;
 }
+
+static void fill_f32(const ln_page_layout *layout, unsigned char *page, linnet_type rows, int64_t count,
+                     const void *const *keys, const void *const *values) {
+    float *to = (float *)(void *)page;
+    for (int64_t k = 0; k < layout->key_size; k++, to += LN_PAGE_TOKENS) {
+        if (rows == LINNET_BF16)
+            for (int64_t t = 0; t < count; t++) to[t] = ln_bf16_float(((const uint16_t *)keys[t])[k]);
+        else
+            for (int64_t t = 0; t < count; t++) to[t] = ((const float *)keys[t])[k];
+    }
+    to = (float *)(void *)(page + layout->values);
+    for (int64_t k = 0; k < layout->value_size; k += LN_PANEL, to += LN_PANEL * LN_PAGE_TOKENS) {
+        const int64_t left = layout->value_size - k, n = left < LN_PANEL ? left : LN_PANEL;
+        for (int64_t t = 0; t < count; t++) {
+            if (rows == LINNET_BF16)
+                for (int64_t i = 0; i < n; i++) to[t * n + i] = ln_bf16_float(((const uint16_t *)values[t])[k + i]);
+            else
+                memcpy(to + t * n, (const float *)values[t] + k, (size_t)n * sizeof *to);
+        }
+    }
+}
+
+static void fill_halves(const ln_page_layout *layout, unsigned char *page, int64_t count, const void *const *keys,
+                        const void *const *values) {
+    uint16_t *to = (uint16_t *)(void *)page;
+    for (int64_t k = 0; k < layout->key_size; k++, to += LN_PAGE_TOKENS)
+        for (int64_t t = 0; t < count; t++) to[t] = ((const uint16_t *)keys[t])[k];
+    to = (uint16_t *)(void *)(page + layout->values);
+    for (int64_t k = 0; k < layout->value_size; k += LN_PANEL, to += LN_PANEL * LN_PAGE_TOKENS) {
+        const int64_t left = layout->value_size - k, n = left < LN_PANEL ? left : LN_PANEL;
+        for (int64_t t = 0; t < count; t++) memcpy(to + t * n, (const uint16_t *)values[t] + k, (size_t)n * sizeof *to);
+    }
+}
+
+void ln_page_fill(const ln_page_layout *layout, unsigned char *page, linnet_type rows, int64_t count,
+                  const void *const *keys, const void *const *values) {
+    if (layout->precision == LINNET_F32)
+        fill_f32(layout, page, rows, count, keys, values);
+    else
+        fill_halves(layout, page, count, keys, values);
+}

@@ -32,10 +32,21 @@ static const float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
 /* ---- shapes ---- */
 
+static const char *bf16_refused(const ln_kernels *kernels, const ln_attention *attention) {
+    (void)kernels;
+    if (attention->exact) return "float32 products were asked for";
+    return "this processor has no bf16 matrix units";
+}
+
 static const ln_attention_way *way_of(const ln_kernels *kernels, const ln_attention *attention) {
     (void)kernels;
     (void)attention;
     return &ln_attention_f32;
+}
+
+ln_attention_choice ln_attention_choose(const ln_kernels *kernels, const ln_attention *attention) {
+    return (ln_attention_choice){kernels->attend.name, bf16_refused(kernels, attention), LINNET_F32,
+                                 way_of(kernels, attention)->tile_rows(attention)};
 }
 
 /* Floats of the two partial items of a span. */
@@ -93,6 +104,7 @@ static void find_item(const ln_attention_call *call, int64_t item, ln_attention_
     tile->sequence = sequence;
     tile->mask = call->attention->mask;
     tile->mask.key_begin = sequence->key_begin;
+    tile->mask.query_begin = sequence->position;
     tile->head = inside % heads;
     /* Of a causal sequence the last tiles see the most: first. */
     tile->token = (tiles - 1 - inside / heads) * call->tile_tokens;

@@ -34,6 +34,15 @@ typedef struct ln_attention_sequence {
     int64_t key_begin; /* overrides the mask's */
 } ln_attention_sequence;
 
+/* How a call will be computed. */
+typedef struct ln_attention_choice {
+    const char *kernel;  /* name of the products' kernel */
+    const char *refused; /* why the bf16 matrix units are not used; NULL: they are */
+    linnet_type packed;  /* best precision of pages for inputs that are not in pages yet */
+    int64_t tile_rows;   /* query rows (tokens x heads of a group) of a tile */
+} ln_attention_choice;
+ln_attention_choice ln_attention_choose(const ln_kernels *kernels, const ln_attention *attention);
+
 /* Bytes of workspace for at most `tokens` tokens in at most `sequences`
  * sequences at once. */
 uint64_t ln_attention_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention,

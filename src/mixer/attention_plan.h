@@ -1,0 +1,40 @@
+/* A plan of the public attention operator (linnet/attention.h), for the files that make, run and extend it. */
+#ifndef LN_MIXER_ATTENTION_PLAN_H
+#define LN_MIXER_ATTENTION_PLAN_H
+
+#include "base/context.h"
+#include "mixer/attention.h"
+
+struct linnet_attention_plan {
+    linnet_context *context;
+    linnet_attention_settings settings; /* settled, with copies of all arrays */
+    ln_kernels kernels;
+    ln_attention attention; /* but for sinks */
+    ln_grid grid;
+    ln_page_layout layout; /* of packed keys and values */
+    int64_t sequences;
+    int64_t *query_offsets, *key_offsets;
+    int64_t *first_page; /* [sequences + 1]: 32-token pages of keys before each sequence */
+    /* Workspace of forward: sequences, slots, turned key factors, pages, and that of the tile loop. */
+    uint64_t slots_at, factors_at, pages_at, run_at, forward_bytes, cached_bytes, backward_bytes;
+};
+
+static inline int64_t ln_plan_queries(const linnet_attention_plan *plan, int64_t sequence) {
+    return plan->query_offsets[sequence + 1] - plan->query_offsets[sequence];
+}
+static inline int64_t ln_plan_keys(const linnet_attention_plan *plan, int64_t sequence) {
+    return plan->key_offsets[sequence + 1] - plan->key_offsets[sequence];
+}
+
+/* The tensor with its strides written out. */
+linnet_tensor ln_tensor_settle(linnet_tensor tensor, int64_t heads, int64_t size);
+/* The first element of a token, of `type`. */
+const void *ln_tensor_at(const linnet_tensor *tensor, linnet_type type, int64_t token);
+/* Refuses NULL tensors and factors that the plan needs. */
+linnet_status ln_plan_check(const linnet_attention_plan *plan, const linnet_attention_tensors *tensors, bool keys,
+                            linnet_attention_tensors *settled);
+/* Everything of a sequence but keys' pages. */
+ln_attention_sequence ln_plan_sequence(const linnet_attention_plan *plan, const linnet_attention_tensors *tensors,
+                                       int64_t sequence, int64_t keys);
+
+#endif
