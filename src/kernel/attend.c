@@ -82,6 +82,15 @@ HELPER bool any_above(lanes a, lanes b) {
     const lanes_int above = a > b;
     return (above[0] | above[1] | above[2] | above[3]) != 0;
 }
+HELPER lanes keep(lanes v, unsigned bits) {
+    const lanes_int flags = {(int32_t)(bits & 1), (int32_t)(bits >> 1 & 1), (int32_t)(bits >> 2 & 1),
+                             (int32_t)(bits >> 3 & 1)};
+    return (lanes)((lanes_int)v & -flags);
+}
+HELPER void transpose_lanes(lanes x[W]) {
+    const lanes a = x[0], b = x[1], c = x[2], d = x[3];
+    for (int i = 0; i < W; i++) x[i] = (lanes){a[i], b[i], c[i], d[i]};
+}
 
 #define LN_ATTEND_NAME "attend__portable"
 #define LN_ATTEND_SET static void fill_portable(ln_attend_kernels *kernels)

@@ -167,6 +167,26 @@ typedef struct ln_attend_bf16 {
                    const float *scores, int64_t stride);
 } ln_attend_bf16;
 
+/* ---- gradients ---- */
+
+/* A tile of attention's backward pass: rows are keys, columns (a multiple of 32, at most LN_ATTEND_BLOCK) are queries;
+ * rows of all matrices are LN_ATTEND_STRIDE apart. */
+typedef struct ln_attend_gradient_tile {
+    int64_t rows, columns;
+    float *weights;       /* in: scores s; out: P = 2^(cap tanh(s) + bias - shift), or 2^(s + bias - shift) for cap 0 */
+    float *gradient;      /* in: of P; out: of s but for constants, P (gradient - delta) (1 - tanh(s)^2). NULL: none */
+    float *uncapped;      /* out: the same without the last factor; NULL: not wanted */
+    const float *bias;    /* NULL: none */
+    const uint32_t *bits; /* [rows][LN_ATTEND_BLOCK / 32]: bit c % 32 of word c / 32: row seen by column c, else P and
+                             its gradient are 0. NULL: all */
+    const float *shift, *delta; /* [columns] */
+    float cap;                  /* 0: none */
+} ln_attend_gradient_tile;
+typedef void (*ln_attend_gradient)(const ln_attend_gradient_tile *tile);
+/* to[c * to_stride + r] = from[r * from_stride + c]; rows a multiple of LN_ATTEND_LANES, columns of 8. */
+typedef void (*ln_attend_transpose)(const float *from, int64_t from_stride, int64_t rows, int64_t columns, float *to,
+                                    int64_t to_stride);
+
 typedef struct ln_attend_kernels {
     const char *name;
     ln_attend_product many;          /* any rows, B of floats: bound by arithmetic */
@@ -175,6 +195,8 @@ typedef struct ln_attend_kernels {
     ln_attend_cap cap;
     ln_attend_softmax softmax;
     ln_attend_bf16 bf16; /* beside the others, which serve what it does not */
+    ln_attend_gradient gradient;
+    ln_attend_transpose transpose;
 } ln_attend_kernels;
 
 void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels);

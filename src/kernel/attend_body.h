@@ -6,7 +6,8 @@
  * all (8 of 16) splat, add, subtract, multiply, divide, multiply_add (a, b, c) = a b + c larger (a, b), smaller (a, b)
  * b where one is NaN fraction (x) = x - floor(x), 0 for -inf              of -inf or -127 <= x <= 127 power (p, x) = p
  * 2^floor(x), 0 for x < -127 largest (v)                                          over the lanes any_above (a, b) a > b
- * in some lane LN_ATTEND_NAME, LN_ATTEND_SET
+ * in some lane keep (v, bits) 0 in the lanes whose bit is 0 transpose_lanes (x[W]) in place LN_ATTEND_NAME,
+ * LN_ATTEND_SET
  *
  * 2^x = 2^floor(x) p(x - floor(x)), p of degree 6 with p(0) = 1: relative error of the polynomial 2e-9, of the whole
  * below 1.5e-7. */
@@ -317,6 +318,61 @@ static void product_many(const ln_attend_operand *b, const float *a, int64_t row
     product(LINNET_F32, b, a, rows, c, more, false, false);
 }
 
+/* ---- gradients ---- */
+
+/* One vector of a row. `factor`: 1 - tanh^2 of the cap. */
+INLINE void gradient_lanes(const ln_attend_gradient_tile *t, int64_t at, int64_t c, unsigned bits, bool capped,
+                           bool masked) {
+    lanes score = load(t->weights + at, W), slope = splat(1);
+    if (capped) {
+        const lanes h = hyperbolic_tangent(score);
+        score = multiply(splat(t->cap), h);
+        slope = subtract(splat(1), multiply(h, h));
+    }
+    if (t->bias) score = add(score, load(t->bias + at, W));
+    /* The rounding of shift alone takes a weight above 1; a wrong shift must not leave what 2^x can take. */
+    lanes weight = power_of_two(smaller(splat(127), subtract(score, load(t->shift + c, W))));
+    if (masked) weight = keep(weight, bits);
+    store(t->weights + at, weight, W);
+    if (!t->gradient) return;
+    lanes g = multiply(weight, subtract(load(t->gradient + at, W), load(t->delta + c, W)));
+    if (masked) g = keep(g, bits);
+    if (t->uncapped) store(t->uncapped + at, g, W);
+    store(t->gradient + at, capped ? multiply(g, slope) : g, W);
+}
+
+INLINE void gradient_rows(const ln_attend_gradient_tile *t, bool capped, bool masked) {
+    for (int64_t r = 0; r < t->rows; r++) {
+        for (int64_t c = 0; c < t->columns; c += W) {
+            const unsigned bits = masked ? t->bits[r * (LN_ATTEND_BLOCK / 32) + c / 32] >> c % 32 : 0;
+            gradient_lanes(t, r * LN_ATTEND_STRIDE + c, c, bits, capped, masked);
+        }
+    }
+}
+
+static void gradient(const ln_attend_gradient_tile *tile) {
+    if (tile->cap != 0)
+        gradient_rows(tile, true, tile->bits != NULL);
+    else if (tile->bits)
+        gradient_rows(tile, false, true);
+    else
+        gradient_rows(tile, false, false);
+}
+
+static void transpose(const float *from, int64_t from_stride, int64_t rows, int64_t columns, float *to,
+                      int64_t to_stride) {
+    for (int64_t c = 0; c + W <= columns; c += W) {
+        for (int64_t r = 0; r < rows; r += W) {
+            lanes x[W];
+            UNROLL for (int i = 0; i < W; i++) x[i] = load(from + (r + i) * from_stride + c, W);
+            transpose_lanes(x);
+            UNROLL for (int i = 0; i < W; i++) store(to + (c + i) * to_stride + r, x[i], W);
+        }
+    }
+    for (int64_t c = columns / W * W; c < columns; c++)
+        for (int64_t r = 0; r < rows; r++) to[c * to_stride + r] = from[r * from_stride + c];
+}
+
 LN_ATTEND_SET {
     *kernels = (ln_attend_kernels){
         .name = LN_ATTEND_NAME,
@@ -331,5 +387,7 @@ LN_ATTEND_SET {
                    [LINNET_Q8_0] = decode_q8_0},
         .cap = cap_scores,
         .softmax = softmax,
+        .gradient = gradient,
+        .transpose = transpose,
     };
 }

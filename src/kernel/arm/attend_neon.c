@@ -69,6 +69,17 @@ HELPER float largest(lanes v) {
 HELPER bool any_above(lanes a, lanes b) {
     return vmaxvq_u32(vcgtq_f32(a, b)) != 0;
 }
+HELPER lanes keep(lanes v, unsigned bits) {
+    const uint32x4_t one = {1, 2, 4, 8};
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vtstq_u32(vdupq_n_u32(bits), one)));
+}
+HELPER void transpose_lanes(lanes x[W]) {
+    const float32x4x2_t a = vtrnq_f32(x[0], x[1]), b = vtrnq_f32(x[2], x[3]);
+    x[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+    x[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+    x[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+    x[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
 
 #define LN_ATTEND_NAME "attend__neon"
 #define LN_ATTEND_SET void ln_attend_fill_neon(ln_attend_kernels *kernels)

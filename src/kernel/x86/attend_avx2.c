@@ -73,6 +73,29 @@ HELPER float largest(lanes v) {
 HELPER bool any_above(lanes a, lanes b) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 }
+HELPER lanes keep(lanes v, unsigned bits) {
+    const __m256i one = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i kept = _mm256_and_si256(_mm256_set1_epi32((int)bits), one);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(kept, one)));
+}
+/* 4 x 4 blocks inside the halves of four rows, then the halves. */
+HELPER void transpose_lanes(lanes x[W]) {
+    lanes y[W];
+    for (int i = 0; i < W; i += 4) {
+        const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(x[i], x[i + 1])),
+                      b = _mm256_castps_pd(_mm256_unpackhi_ps(x[i], x[i + 1])),
+                      c = _mm256_castps_pd(_mm256_unpacklo_ps(x[i + 2], x[i + 3])),
+                      d = _mm256_castps_pd(_mm256_unpackhi_ps(x[i + 2], x[i + 3]));
+        y[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+        y[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+        y[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+        y[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+    }
+    for (int i = 0; i < 4; i++) {
+        x[i] = _mm256_permute2f128_ps(y[i], y[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2f128_ps(y[i], y[i + 4], 0x31);
+    }
+}
 
 #define LN_ATTEND_NAME "attend__avx2"
 #define LN_ATTEND_SET void ln_attend_fill_avx2(ln_attend_kernels *kernels)

@@ -71,6 +71,33 @@ HELPER float largest(lanes v) {
 HELPER bool any_above(lanes a, lanes b) {
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
+HELPER lanes keep(lanes v, unsigned bits) {
+    return _mm512_maskz_mov_ps((__mmask16)bits, v);
+}
+/* 4 x 4 blocks inside the quarters of four rows, then the quarters. */
+HELPER void transpose_lanes(lanes x[W]) {
+    lanes y[W];
+    for (int i = 0; i < W; i += 4) {
+        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(x[i], x[i + 1])),
+                      b = _mm512_castps_pd(_mm512_unpackhi_ps(x[i], x[i + 1])),
+                      c = _mm512_castps_pd(_mm512_unpacklo_ps(x[i + 2], x[i + 3])),
+                      d = _mm512_castps_pd(_mm512_unpackhi_ps(x[i + 2], x[i + 3]));
+        y[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+        y[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+        y[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+        y[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    }
+    enum { EVEN = 0x88, ODD = 0xdd };
+    for (int i = 0; i < 4; i++) {
+        const lanes a = _mm512_shuffle_f32x4(y[i], y[i + 4], EVEN), b = _mm512_shuffle_f32x4(y[i], y[i + 4], ODD),
+                    c = _mm512_shuffle_f32x4(y[i + 8], y[i + 12], EVEN),
+                    d = _mm512_shuffle_f32x4(y[i + 8], y[i + 12], ODD);
+        x[i] = _mm512_shuffle_f32x4(a, c, EVEN);
+        x[i + 8] = _mm512_shuffle_f32x4(a, c, ODD);
+        x[i + 4] = _mm512_shuffle_f32x4(b, d, EVEN);
+        x[i + 12] = _mm512_shuffle_f32x4(b, d, ODD);
+    }
+}
 
 #define LN_ATTEND_NAME "attend__avx512"
 #define LN_ATTEND_SET void ln_attend_fill_avx512(ln_attend_kernels *kernels)
