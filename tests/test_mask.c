@@ -196,7 +196,9 @@ static void check_run(const scene *s, const ln_mask_tile *tile, int64_t key, int
     const ln_sight sight = ln_mask_block(&s->mask, tile, key, count);
     if (sight == LN_SEES_NONE) assert_false(any);
     if (sight == LN_SEES_ALL) assert_true(all);
-    if (s->mask.grid) assert_int_equal(sight == LN_SEES_NONE, !any);
+    const bool plain = !s->mask.grid && !s->mask.documents && !s->mask.blocks.query_tile;
+    if (s->mask.grid || plain) assert_int_equal(sight == LN_SEES_NONE, !any);
+    if (plain) assert_int_equal(sight == LN_SEES_ALL, all);
 }
 
 static void check_range(const scene *s, const ln_mask_tile *tile) {
@@ -254,6 +256,171 @@ static void test_grid_order(void **state) {
         }
         close_scene(&s, context);
     }
+}
+
+/* P004: the tiles visited are exactly those with a pair of neighbours, and the order keeps them few. */
+static void test_grid_visits(void **state) {
+    linnet_context *context = *state;
+    static const struct {
+        linnet_neighbourhood neighbourhood;
+        int64_t tokens, most; /* of a tile; visited tiles */
+    } cases[] = {
+        {{1, {1500}, {65}, {3}, {false}}, 96, 45},
+        {{2, {48, 40}, {7, 9}, {1, 1}, {false, true}}, 64, 150},
+        {{2, {60, 30}, {9, 5}, {2, 2}, {false, false}}, 128, 60},
+        {{3, {12, 12, 12}, {3, 5, 3}, {1, 2, 1}, {true, false, false}}, 96, 150},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const linnet_neighbourhood *n = &cases[i].neighbourhood;
+        ln_grid grid;
+        assert_int_equal(ln_grid_open(context, n, &grid), LINNET_OK);
+        const ln_mask mask = {.grid = &grid};
+        int64_t visited = 0, wanted = 0;
+        for (int64_t q = 0; q < grid.points; q += cases[i].tokens) {
+            const ln_mask_tile tile = {0, 1, q, ln_min_i64(cases[i].tokens, grid.points - q)};
+            int64_t first, end;
+            ln_mask_range(&mask, &tile, grid.points, &first, &end);
+            for (int64_t k = 0; k < grid.points; k += LN_ATTEND_BLOCK) {
+                const int64_t count = ln_min_i64(LN_ATTEND_BLOCK, grid.points - k);
+                bool any = false;
+                for (int64_t t = 0; t < tile.tokens && !any; t++)
+                    for (int64_t j = 0; j < count && !any; j++)
+                        any = neighbours(n, grid.token[q + t], grid.token[k + j]);
+                wanted += any;
+                visited += k < end && k + count > first && ln_mask_block(&mask, &tile, k, count) != LN_SEES_NONE;
+            }
+        }
+        assert_int_equal(visited, wanted);
+        assert_in_range(visited, 1, cases[i].most);
+        ln_grid_close(context, &grid);
+    }
+}
+
+static int64_t live_blocks, blocks_left;
+static void *few_blocks(void *user, size_t bytes) {
+    (void)user;
+    if (blocks_left-- <= 0) return NULL;
+    live_blocks++;
+    return aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+static void release_block(void *user, void *block, size_t bytes) {
+    (void)user;
+    (void)bytes;
+    live_blocks--;
+    free(block);
+}
+
+/* Whichever allocation fails, nothing is left behind. */
+static void test_grid_memory(void **state) {
+    (void)state;
+    linnet_context_settings settings = linnet_context_settings_default();
+    settings.threads = 1;
+    settings.allocate = few_blocks;
+    settings.release = release_block;
+    blocks_left = 1000;
+    linnet_context *context;
+    assert_int_equal(linnet_context_open(&settings, &context), LINNET_OK);
+    const linnet_neighbourhood n = {2, {9, 30}, {3, 5}, {1, 2}, {false, false}};
+    const int64_t live = live_blocks;
+    linnet_status status = LINNET_ERROR_MEMORY;
+    for (int64_t blocks = 0; status; blocks++) {
+        ln_grid grid;
+        blocks_left = blocks;
+        status = ln_grid_open(context, &n, &grid);
+        assert_true(status == LINNET_OK || status == LINNET_ERROR_MEMORY);
+        if (!status) ln_grid_close(context, &grid);
+        assert_int_equal(live_blocks, live);
+    }
+    linnet_context_close(context);
+}
+
+/* ---- the check ---- */
+
+static const int64_t two_sequences[] = {0, 60, 120}, not_ascending[] = {0, 70, 60}, from_one[] = {1, 60, 120};
+static const int64_t some_documents[] = {0, 50, 50, 120}, far_documents[] = {0, 50, 50, 121};
+static const int64_t one_sequence[] = {0, 120}, list_offsets[] = {0, 2, 4}, bad_lists[] = {0, 3, 2};
+static const int32_t list_tiles[] = {0, 2, 1, 3}, tiles_outside[] = {0, 2, 1, 4}, tiles_falling[] = {2, 0, 1, 3};
+static const int32_t tiles_twice[] = {0, 0, 1, 3}, tiles_negative[] = {-1, 0, 1, 3};
+static const float slopes[] = {0.5F, INFINITY};
+
+static linnet_attention_settings right_settings(void) {
+    return (linnet_attention_settings){
+        .heads = 2, .key_value_heads = 1, .sequences = 2, .query_offsets = two_sequences};
+}
+static linnet_attention_settings right_blocks(void) {
+    linnet_attention_settings s = right_settings();
+    s.sequences = 1;
+    s.query_offsets = one_sequence;
+    s.blocks = (linnet_block_mask){64, 32, false, list_offsets, list_tiles};
+    return s;
+}
+static linnet_attention_settings right_grid(void) {
+    linnet_attention_settings s = right_settings();
+    s.neighbourhood = (linnet_neighbourhood){2, {6, 10}, {3, 5}, {2, 0}, {false, true}};
+    return s;
+}
+
+/* `base` with one member changed is refused, and the sentence names `word`. */
+#define WRONG(base, word, ...)                                                                     \
+    do {                                                                                           \
+        linnet_attention_settings s = base();                                                      \
+        assert_int_equal(ln_mask_check(context, &s), LINNET_OK);                                   \
+        __VA_ARGS__;                                                                               \
+        assert_int_equal(ln_mask_check(context, &s), LINNET_ERROR_ARGUMENT);                       \
+        if (!strstr(linnet_last_error(context), word)) fail_msg("%s", linnet_last_error(context)); \
+    } while (0)
+
+static void test_check(void **state) {
+    linnet_context *context = *state;
+    WRONG(right_settings, "sequences", s.sequences = -1);
+    WRONG(right_settings, "cache_capacity", s.cache_capacity = -1);
+    WRONG(right_settings, "query_offsets", s.query_offsets = NULL);
+    WRONG(right_settings, "query_offsets[2]", s.query_offsets = not_ascending);
+    WRONG(right_settings, "query_offsets", s.query_offsets = from_one);
+    WRONG(right_settings, "key_offsets[2]", s.key_offsets = not_ascending);
+    WRONG(right_settings, "key_offsets", s.key_offsets = from_one);
+    WRONG(right_settings, "window", s.window = -1);
+    WRONG(right_settings, "prefix", s.prefix = -1);
+    WRONG(right_settings, "documents", s.documents = -1);
+    WRONG(right_settings, "document_offsets", s.documents = 2);
+    WRONG(right_settings, "document_offsets[2]", s.documents = 2; s.document_offsets = not_ascending);
+    WRONG(right_settings, "121", s.documents = 3; s.document_offsets = far_documents);
+    WRONG(right_settings, "rank", s.rank = -1);
+    WRONG(right_settings, "relative", s.relative = -1);
+    WRONG(right_settings, "alibi[1]", s.alibi = slopes);
+    WRONG(right_blocks, "query_tile", s.blocks.query_tile = 0);
+    WRONG(right_blocks, "query_tile", s.blocks.query_tile = -64);
+    WRONG(right_blocks, "key_tile", s.blocks.key_tile = 48);
+    WRONG(right_blocks, "key_tile", s.blocks.key_tile = 0);
+    WRONG(right_blocks, "one sequence", s.sequences = 2; s.query_offsets = two_sequences);
+    WRONG(right_blocks, "together", s.neighbourhood.axes = 1);
+    WRONG(right_blocks, "blocks.offsets", s.blocks.offsets = NULL);
+    WRONG(right_blocks, "blocks.offsets[2]", s.blocks.offsets = bad_lists);
+    WRONG(right_blocks, "blocks.offsets", s.blocks.offsets = from_one);
+    WRONG(right_blocks, "blocks.tiles are missing", s.blocks.tiles = NULL);
+    WRONG(right_blocks, "blocks.tiles[3]", s.blocks.tiles = tiles_outside);
+    WRONG(right_blocks, "blocks.tiles[1]", s.blocks.tiles = tiles_falling);
+    WRONG(right_blocks, "blocks.tiles[1]", s.blocks.tiles = tiles_twice);
+    WRONG(right_blocks, "blocks.tiles[0]", s.blocks.tiles = tiles_negative);
+    WRONG(right_blocks, "too many", s.blocks.per_head = true; s.heads = INT64_MAX);
+    WRONG(right_grid, "axes", s.neighbourhood.axes = 4);
+    WRONG(right_grid, "axes", s.neighbourhood.axes = -1);
+    WRONG(right_grid, "multiply to 54", s.neighbourhood.extent[1] = 9);
+    WRONG(right_grid, "axis 0", s.neighbourhood.extent[0] = 0);
+    WRONG(right_grid, "axis 0", s.neighbourhood.window[0] = 4);
+    WRONG(right_grid, "axis 1", s.neighbourhood.window[1] = 0);
+    WRONG(right_grid, "axis 0", s.neighbourhood.dilation[0] = -1);
+    WRONG(right_grid, "axis 1", s.neighbourhood.dilation[1] = 11);
+    WRONG(right_grid, "axis 1", s.neighbourhood.extent[1] = INT64_MAX);
+    WRONG(right_grid, "2^63",
+          s.neighbourhood = (linnet_neighbourhood){3, {1 << 30, 1 << 30, 1 << 30}, {1, 1, 1}, {0}, {0}});
+    WRONG(right_grid, "cache", s.cache_capacity = 5);
+    linnet_attention_settings s = right_settings();
+    s.documents = 3;
+    s.document_offsets = some_documents;
+    s.causal = true;
+    s.window = INT64_MAX;
+    assert_int_equal(ln_mask_check(context, &s), LINNET_OK);
 }
 
 /* ---- biases ---- */
@@ -403,9 +570,8 @@ static int close_context(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_grid_order),
-        cmocka_unit_test(test_biases),
+        cmocka_unit_test(test_masks),       cmocka_unit_test(test_grid_order), cmocka_unit_test(test_grid_visits),
+        cmocka_unit_test(test_grid_memory), cmocka_unit_test(test_check),      cmocka_unit_test(test_biases),
         cmocka_unit_test(test_alibi_far),
     };
     return cmocka_run_group_tests(tests, open_context, close_context);

@@ -4,7 +4,7 @@
  * cut along all axes but the last into strips of even width, which are walked one after the other, to and fro; a strip
  * is walked along the last axis, slice by slice. Any run of consecutive places is then a box, ragged at both ends by
  * less than a slice, whatever the extents: no alignment is needed. The strips' widths s are those for which a box of
- * LN_ATTEND_BLOCK places meets the fewest others: least prod (2 s + window - 1) for a given prod s.
+ * LN_ATTEND_BLOCK places visits the fewest: least prod (2 s + window - 1) for a given prod s.
  *
  * What a place sees is a box of coordinates [low, high). Of 64 places, those with a coordinate below c are one word
  * `below[c]`, so the bits of a row are and_axes(below[high] and not below[low]) and its class: a few operations for 64
@@ -42,31 +42,42 @@ static int64_t points_of(const shape *s, int axis, int64_t residue) {
     return ln_ceil_div(s->extent[axis] - residue, s->dilation[axis]);
 }
 
-/* Places visited for one of a box of widths `width`, where boxes stand side by side. */
-static double visits(const shape *s, const double width[AXES]) {
-    double visited = 1, places = 1;
-    for (int a = 0; a < AXES; a++) {
-        const double extent = (double)points_of(s, a, 0), reach = 2 * width[a] + (double)s->window[a] - 1;
-        visited *= reach < extent ? reach : extent;
-        places *= width[a];
+/* Strips of widths s0 x s1 (even ones), and slack times a slice at the ends of a run: an estimate of the places that a
+ * run of LN_ATTEND_BLOCK visits. What a run has beyond the last axis goes on along the axis before it. */
+static double estimate(const shape *s, int64_t strip0, int64_t strip1, double slack) {
+    double extent[AXES], width[AXES], visited = 1;
+    for (int a = 0; a < AXES; a++) extent[a] = (double)points_of(s, a, 0);
+    width[0] = extent[0] / (double)ln_ceil_div(points_of(s, 0, 0), strip0);
+    width[1] = extent[1] / (double)ln_ceil_div(points_of(s, 1, 0), strip1);
+    width[2] = LN_ATTEND_BLOCK / (width[0] * width[1]) + slack;
+    for (int a = AXES - 1; a > 0; a--) {
+        if (width[a] <= extent[a]) continue;
+        width[a - 1] *= width[a] / extent[a];
+        width[a] = extent[a];
     }
-    return visited / places;
+    for (int a = 0; a < AXES; a++) {
+        const double reach = 2 * width[a] + (double)s->window[a] - 1;
+        visited *= reach < extent[a] ? reach : extent[a];
+    }
+    return visited;
 }
 
-static void choose_strips(const shape *s, int64_t strip[AXES]) {
-    double least = 0;
-    strip[0] = strip[1] = 0;
+typedef struct strips {
+    int64_t width[2];
+} strips;
+
+static strips choose_strips(const shape *s, double slack) {
+    strips best = {{1, 1}};
+    double least = estimate(s, 1, 1, slack);
     for (int64_t i = 1; i <= ln_min_i64(points_of(s, 0, 0), LN_ATTEND_BLOCK); i++) {
         for (int64_t j = 1; j <= ln_min_i64(points_of(s, 1, 0), LN_ATTEND_BLOCK / i); j++) {
-            const double all = (double)points_of(s, 2, 0), run = (double)LN_ATTEND_BLOCK / (double)(i * j);
-            const double cost = visits(s, (double[AXES]){(double)i, (double)j, run < all ? run : all});
-            if (strip[0] == 0 || cost < least) {
-                least = cost;
-                strip[0] = i;
-                strip[1] = j;
-            }
+            const double visited = estimate(s, i, j, slack);
+            if (visited >= least) continue;
+            least = visited;
+            best = (strips){{i, j}};
         }
     }
+    return best;
 }
 
 /* The i-th of n cuts of `points`, from the end where `back`. */
@@ -104,10 +115,9 @@ static int64_t put_strip(const shape *s, ln_grid *grid, int64_t place, const int
     return place;
 }
 
-static int64_t put_class(const shape *s, ln_grid *grid, int64_t place, const int64_t residue[AXES],
-                         const int64_t strip[AXES]) {
+static int64_t put_class(const shape *s, ln_grid *grid, int64_t place, const int64_t residue[AXES], strips strip) {
     const int64_t n0 = points_of(s, 0, residue[0]), n1 = points_of(s, 1, residue[1]);
-    const int64_t strips0 = ln_ceil_div(n0, strip[0]), strips1 = ln_ceil_div(n1, strip[1]);
+    const int64_t strips0 = ln_ceil_div(n0, strip.width[0]), strips1 = ln_ceil_div(n1, strip.width[1]);
     for (int64_t i = 0; i < strips0; i++) {
         const stretch first = stretch_of(n0, strips0, i, false);
         for (int64_t j = 0; j < strips1; j++) {
@@ -118,10 +128,9 @@ static int64_t put_class(const shape *s, ln_grid *grid, int64_t place, const int
     return place;
 }
 
-static void put_places(const shape *s, ln_grid *grid) {
-    int64_t strip[AXES], place = 0;
+static void put_places(const shape *s, ln_grid *grid, strips strip) {
+    int64_t place = 0;
     int32_t number = 0;
-    choose_strips(s, strip);
     for (int64_t i = 0; i < s->dilation[0]; i++) {
         for (int64_t j = 0; j < s->dilation[1]; j++) {
             for (int64_t k = 0; k < s->dilation[2]; k++) {
@@ -176,48 +185,6 @@ static void fill_below(const shape *s, const ln_grid *grid, int64_t number) {
             below[coordinate_of(s, grid->token[p], a) - word->least[a] + 1] |= UINT64_C(1) << (p - begin);
         for (int32_t i = 1; i < count; i++) below[i] |= below[i - 1];
     }
-}
-
-linnet_status ln_grid_open(linnet_context *context, const linnet_neighbourhood *neighbourhood, ln_grid *grid) {
-    const shape s = shape_of(neighbourhood);
-    const uint64_t points = (uint64_t)(s.extent[0] * s.extent[1] * s.extent[2]);
-    const uint64_t classes = (uint64_t)(s.dilation[0] * s.dilation[1] * s.dilation[2]);
-    const char *what = "a neighbourhood's points";
-    *grid = (ln_grid){.first_axis = AXES - neighbourhood->axes, .points = (int64_t)points};
-    const uint64_t words = (points + WORD - 1) / WORD;
-    bool got =
-        (grid->token = ln_allocate(context, points, sizeof *grid->token, what)) != NULL &&
-        (grid->residue = ln_allocate(context, points, sizeof *grid->residue, what)) != NULL &&
-        (grid->residue_offsets = ln_allocate(context, classes + 1, sizeof *grid->residue_offsets, what)) != NULL &&
-        (grid->words = ln_allocate(context, words, sizeof *grid->words, what)) != NULL;
-    for (int a = 0; a < AXES; a++)
-        got = got && (grid->low[a] = ln_allocate(context, points, sizeof *grid->low[a], what)) != NULL &&
-              (grid->high[a] = ln_allocate(context, points, sizeof *grid->high[a], what)) != NULL;
-    if (got) {
-        int64_t below = 0;
-        put_places(&s, grid);
-        for (int64_t i = 0; i < (int64_t)words; i++) below += bound_word(&s, grid, i, below);
-        got = (grid->below = ln_allocate(context, (uint64_t)below, sizeof *grid->below, what)) != NULL;
-    }
-    if (!got) {
-        ln_grid_close(context, grid);
-        return LINNET_ERROR_MEMORY;
-    }
-    for (int64_t i = 0; i < (int64_t)words; i++) fill_below(&s, grid, i);
-    return LINNET_OK;
-}
-
-void ln_grid_close(linnet_context *context, ln_grid *grid) {
-    ln_release(context, grid->token);
-    ln_release(context, grid->residue);
-    ln_release(context, grid->residue_offsets);
-    ln_release(context, grid->words);
-    ln_release(context, grid->below);
-    for (int a = 0; a < AXES; a++) {
-        ln_release(context, grid->low[a]);
-        ln_release(context, grid->high[a]);
-    }
-    *grid = (ln_grid){0};
 }
 
 /* ---- who sees whom ---- */
@@ -300,4 +267,85 @@ uint64_t ln_grid_bits(const ln_grid *grid, int64_t position, int64_t word) {
                 ~below[clamp(grid->low[a][position] - w->least[a], most)];
     }
     return bits;
+}
+
+/* ---- opening ---- */
+
+/* Returns the words of `below`. */
+static int64_t order_by(const shape *s, ln_grid *grid, strips strip) {
+    int64_t below = 0;
+    put_places(s, grid, strip);
+    for (int64_t i = 0; i < ln_ceil_div(grid->points, WORD); i++) below += bound_word(s, grid, i, below);
+    return below;
+}
+
+/* Pairs of blocks that meet, for some blocks of queries. */
+static int64_t count_visits(const ln_grid *grid) {
+    const int64_t blocks = ln_ceil_div(grid->points, LN_ATTEND_BLOCK), step = ln_ceil_div(blocks, 64);
+    int64_t visits = 0;
+    for (int64_t q = 0; q < blocks; q += step) {
+        for (int64_t k = 0; k < blocks; k++) {
+            const int64_t query = q * LN_ATTEND_BLOCK, key = k * LN_ATTEND_BLOCK;
+            visits += !ln_grid_nothing(grid, query, ln_min_i64(LN_ATTEND_BLOCK, grid->points - query), key,
+                                       ln_min_i64(LN_ATTEND_BLOCK, grid->points - key));
+        }
+    }
+    return visits;
+}
+
+/* The estimates are rough, so their choices and lines of one point are tried. */
+static int64_t order_best(const shape *s, ln_grid *grid) {
+    const strips candidates[] = {{{1, 1}}, choose_strips(s, 0), choose_strips(s, 0.5)};
+    int64_t least = INT64_MAX, below = 0;
+    strips best = candidates[0], last = {{0, 0}};
+    for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
+        if (memcmp(&candidates[i], &last, sizeof last) == 0) continue;
+        last = candidates[i];
+        below = order_by(s, grid, last);
+        const int64_t visits = count_visits(grid);
+        if (visits >= least) continue;
+        least = visits;
+        best = last;
+    }
+    return memcmp(&best, &last, sizeof last) == 0 ? below : order_by(s, grid, best);
+}
+
+linnet_status ln_grid_open(linnet_context *context, const linnet_neighbourhood *neighbourhood, ln_grid *grid) {
+    const shape s = shape_of(neighbourhood);
+    const uint64_t points = (uint64_t)(s.extent[0] * s.extent[1] * s.extent[2]);
+    const uint64_t classes = (uint64_t)(s.dilation[0] * s.dilation[1] * s.dilation[2]);
+    const char *what = "a neighbourhood's points";
+    *grid = (ln_grid){.first_axis = AXES - neighbourhood->axes, .points = (int64_t)points};
+    const uint64_t words = (points + WORD - 1) / WORD;
+    bool got =
+        (grid->token = ln_allocate(context, points, sizeof *grid->token, what)) != NULL &&
+        (grid->residue = ln_allocate(context, points, sizeof *grid->residue, what)) != NULL &&
+        (grid->residue_offsets = ln_allocate(context, classes + 1, sizeof *grid->residue_offsets, what)) != NULL &&
+        (grid->words = ln_allocate(context, words, sizeof *grid->words, what)) != NULL;
+    for (int a = 0; a < AXES; a++)
+        got = got && (grid->low[a] = ln_allocate(context, points, sizeof *grid->low[a], what)) != NULL &&
+              (grid->high[a] = ln_allocate(context, points, sizeof *grid->high[a], what)) != NULL;
+    if (got) {
+        const int64_t below = order_best(&s, grid);
+        got = (grid->below = ln_allocate(context, (uint64_t)below, sizeof *grid->below, what)) != NULL;
+    }
+    if (!got) {
+        ln_grid_close(context, grid);
+        return LINNET_ERROR_MEMORY;
+    }
+    for (int64_t i = 0; i < (int64_t)words; i++) fill_below(&s, grid, i);
+    return LINNET_OK;
+}
+
+void ln_grid_close(linnet_context *context, ln_grid *grid) {
+    ln_release(context, grid->token);
+    ln_release(context, grid->residue);
+    ln_release(context, grid->residue_offsets);
+    ln_release(context, grid->words);
+    ln_release(context, grid->below);
+    for (int a = 0; a < AXES; a++) {
+        ln_release(context, grid->low[a]);
+        ln_release(context, grid->high[a]);
+    }
+    *grid = (ln_grid){0};
 }
