@@ -9,6 +9,7 @@
 #include "linnet/local_linear.h"
 #include "linnet/model.h"
 #include "linnet/session.h"
+#include "linnet/softmax.h"
 #include "linnet/tokenizer.h"
 #include "linnet/types.h"
 

@@ -62,17 +62,12 @@ HELPER lanes smaller(lanes a, lanes b) {
     return choose(a < b, a, b);
 }
 
-/* floor(x) for -127 <= x <= 127, as integers; 0 for NaN, -127 for less. */
-HELPER lanes_int round_down(lanes x) {
-    const lanes safe = larger(choose(x == x, x, splat(0)), splat(-127));
-    const lanes_int toward_zero = __builtin_convertvector(safe, lanes_int);
-    return toward_zero + (__builtin_convertvector(toward_zero, lanes) > safe);
-}
-HELPER lanes fraction(lanes x) {
-    return larger(splat(-127), x) - __builtin_convertvector(round_down(x), lanes);
-}
-HELPER lanes power(lanes p, lanes x) {
-    return p * (lanes)((round_down(x) + 127) << 23);
+#include "kernel/exponential.h"
+/* As in x86/attend_avx2.c. */
+HELPER lanes power_of_two(lanes x) {
+    const lanes magic = splat(0x1.8p23f + 127), safe = choose(x < -127, splat(-127), x), shifted = safe + magic;
+    const lanes f = safe - (shifted - magic);
+    return LN_POWER_NEAR_5(f) * (lanes)((lanes_int)shifted << 23);
 }
 HELPER float largest(lanes v) {
     const lanes pairs = larger(v, (lanes){v[2], v[3], v[2], v[3]});

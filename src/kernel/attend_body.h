@@ -1,16 +1,16 @@
 /* The bodies of attention's kernels, written once and compiled for each instruction set by including this file
  * (attend.c, x86/attend_*.c, arm/attend_neon.c) after defining
- *   W, VECTORS, ROWS     lanes of a vector, vectors and rows (at most ROWS_MOST) of a register tile: ROWS x VECTORS
- * sums lanes                a vector of W floats load, load_f16, load_bf16, load_q8 (address, n)     n <= W lanes from
- * memory as floats; the others are 0 where store (address, v, n)                                n can be less than W at
- * all (8 of 16) splat, add, subtract, multiply, divide, multiply_add (a, b, c) = a b + c larger (a, b), smaller (a, b)
- * b where one is NaN fraction (x) = x - floor(x), 0 for -inf              of -inf or -127 <= x <= 127 power (p, x) = p
- * 2^floor(x), 0 for x < -127 largest (v)                                          over the lanes any_above (a, b) a > b
- * in some lane keep (v, bits) 0 in the lanes whose bit is 0 transpose_lanes (x[W]) in place LN_ATTEND_NAME,
- * LN_ATTEND_SET
  *
- * 2^x = 2^floor(x) p(x - floor(x)), p of degree 6 with p(0) = 1: relative error of the polynomial 2e-9, of the whole
- * below 1.5e-7. */
+ *   W, VECTORS, ROWS                        lanes of a vector; vectors and rows (at most ROWS_MOST) of a register tile
+ *   lanes                                   a vector of W floats
+ *   load, load_f16, load_bf16, load_q8      (address, n) n <= W lanes from memory as floats; the others are 0 where n
+ * can be less than W at all (8 of 16) store (address, v, n) splat, add, subtract, multiply, divide, multiply_add (a, b,
+ * c) = a b + c larger (a, b), smaller (a, b)           b where one is NaN power_of_two (x)                        2^x
+ * for x <= 127, 0 below -127, by kernel/exponential.h largest (v)                             over the lanes any_above
+ * (a, b)                        a > b in some lane keep (v, bits)                          0 in the lanes whose bit is
+ * 0 transpose_lanes (x[W])                  in place LN_ATTEND_NAME, LN_ATTEND_SET
+ *
+ * Relative error of 2^x: below 2e-7 (degree 5). */
 #include <math.h>
 #include <string.h>
 
@@ -36,18 +36,6 @@
 #endif
 
 /* ---- softmax ---- */
-
-INLINE lanes power_of_two(lanes x) {
-    const lanes r = fraction(x);
-    lanes p = splat(0x1.c541743fdf800p-13f);
-    p = multiply_add(p, r, splat(0x1.46d64d0b73d00p-10f));
-    p = multiply_add(p, r, splat(0x1.3d0b9208ee308p-7f));
-    p = multiply_add(p, r, splat(0x1.c689113507ae4p-5f));
-    p = multiply_add(p, r, splat(0x1.ebfd57971eecap-3f));
-    p = multiply_add(p, r, splat(0x1.62e42b5e67e35p-1f));
-    p = multiply_add(p, r, splat(1));
-    return power(p, x);
-}
 
 /* tanh(x) = 1 - 2 / (e^2x + 1) */
 INLINE lanes hyperbolic_tangent(lanes x) {

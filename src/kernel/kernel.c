@@ -9,4 +9,5 @@ void ln_kernels_choose(unsigned cpu, ln_kernels *kernels) {
     ln_vector_choose(cpu, &kernels->vector);
     ln_matmul_choose(cpu, &kernels->matmul);
     ln_attend_choose(cpu, &kernels->attend);
+    ln_softmax_choose(cpu, &kernels->softmax);
 }

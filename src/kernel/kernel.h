@@ -5,6 +5,7 @@
 
 #include "kernel/attend.h"
 #include "kernel/matmul_kernels.h"
+#include "kernel/softmax.h"
 #include "kernel/vector.h"
 
 struct ln_kernels {
@@ -12,6 +13,7 @@ struct ln_kernels {
     ln_vector_kernels vector;
     ln_matmul_kernels matmul;
     ln_attend_kernels attend;
+    ln_softmax_kernels softmax;
 };
 
 void ln_kernels_choose(unsigned cpu, ln_kernels *kernels);

@@ -1,13 +1,15 @@
 /* The bodies of the vector kernels, written once with the compiler's 16-lane vectors and compiled for each instruction
  * set by including this file with LN_VECTOR_SET(name) defined (vector.c, x86/vector_*.c).
  *
- * exp(x) = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, ln 2 split in two parts (Cody and Waite 1980) and e^r by
- * a Taylor polynomial of degree 7: relative error below 2e-7 (measured over all floats by tests/test_vector.c).
- * Above 88.72 it is inf, below -87.33 it is 0. No operation is fused, so each instruction set gives the same bits. */
+ * e^x = 2^n 2^f with n = round(x / ln 2), f = (x - n ln 2) / ln 2, ln 2 split in two parts (Cody and Waite 1980) and
+ * the polynomial of degree 6 of kernel/exponential.h: relative error below 2e-7 (measured over all floats by
+ * tests/test_vector.c). Above 88.72 it is inf, below -87.33 it is 0. No operation is fused, so each instruction set
+ * gives the same bits. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "kernel/exponential.h"
 #include "kernel/vector.h"
 
 enum { LANES = 16 };
@@ -18,6 +20,10 @@ typedef int32_t lanes_int __attribute__((vector_size(64), may_alias));
 
 INLINE lanes splat(float value) {
     return value - (lanes){0};
+}
+
+INLINE lanes multiply_add(lanes a, lanes b, lanes c) {
+    return a * b + c;
 }
 
 INLINE lanes load(const float *x) {
@@ -61,14 +67,7 @@ INLINE lanes exponential_lanes(lanes x) {
     clamped = choose(clamped < low, low, clamped);
     const lanes shifted = clamped * splat(1.44269502f) + magic, n = shifted - magic;
     const lanes r = (clamped - n * splat(0.693145752f)) - n * splat(1.42860677e-6f);
-    lanes p = splat(1.0f / 5040);
-    p = p * r + splat(1.0f / 720);
-    p = p * r + splat(1.0f / 120);
-    p = p * r + splat(1.0f / 24);
-    p = p * r + splat(1.0f / 6);
-    p = p * r + splat(0.5f);
-    p = p * r + splat(1.0f);
-    p = p * r + splat(1.0f);
+    const lanes f = r * splat(1.44269502f), p = LN_POWER_NEAR_6(f);
     /* Twice half the exponent: 2^128 would not be a float. */
     const lanes_int exponent = (lanes_int)shifted - (lanes_int)magic, half = exponent >> 1, rest = exponent - half;
     lanes y = p * (lanes)((half + 127) << 23) * (lanes)((rest + 127) << 23);

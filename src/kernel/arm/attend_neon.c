@@ -55,13 +55,12 @@ HELPER lanes larger(lanes a, lanes b) {
 HELPER lanes smaller(lanes a, lanes b) {
     return vbslq_f32(vcltq_f32(a, b), a, b);
 }
-HELPER lanes fraction(lanes x) {
-    const lanes safe = larger(vdupq_n_f32(-127), x);
-    return vsubq_f32(safe, vrndmq_f32(safe));
-}
-HELPER lanes power(lanes p, lanes x) {
-    const int32x4_t exponent = vcvtmq_s32_f32(larger(vdupq_n_f32(-127), x));
-    return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(exponent, vdupq_n_s32(127)), 23)));
+#include "kernel/exponential.h"
+/* As in x86/attend_avx2.c. */
+HELPER lanes power_of_two(lanes x) {
+    const lanes magic = vdupq_n_f32(0x1.8p23f + 127), safe = larger(vdupq_n_f32(-127), x), shifted = add(safe, magic);
+    const lanes f = subtract(safe, subtract(shifted, magic));
+    return multiply(LN_POWER_NEAR_5(f), vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23)));
 }
 HELPER float largest(lanes v) {
     return vmaxvq_f32(v);

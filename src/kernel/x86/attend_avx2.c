@@ -53,17 +53,13 @@ HELPER lanes larger(lanes a, lanes b) {
 HELPER lanes smaller(lanes a, lanes b) {
     return _mm256_min_ps(a, b);
 }
-HELPER lanes at_least_exponent(lanes x) {
-    return _mm256_max_ps(_mm256_set1_ps(-127), x);
-}
-HELPER lanes fraction(lanes x) {
-    const lanes safe = at_least_exponent(x);
-    return _mm256_sub_ps(safe, _mm256_floor_ps(safe));
-}
-HELPER lanes power(lanes p, lanes x) {
-    const __m256i exponent = _mm256_cvtps_epi32(_mm256_floor_ps(at_least_exponent(x)));
-    const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(p, _mm256_castsi256_ps(bits));
+#include "kernel/exponential.h"
+/* x + 3 2^22 + 127 has n + 127 in its last bits, n = round(x): shifted to their place they are 2^n, and 0 for n = -127.
+ * A product with them, not a sum of exponents, because it keeps NaN. */
+HELPER lanes power_of_two(lanes x) {
+    const lanes magic = splat(0x1.8p23f + 127), safe = larger(splat(-127), x), shifted = add(safe, magic);
+    const lanes f = subtract(safe, subtract(shifted, magic));
+    return multiply(LN_POWER_NEAR_5(f), _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
 }
 HELPER float largest(lanes v) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

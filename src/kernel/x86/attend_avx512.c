@@ -58,12 +58,11 @@ HELPER lanes larger(lanes a, lanes b) {
 HELPER lanes smaller(lanes a, lanes b) {
     return _mm512_min_ps(a, b);
 }
-HELPER lanes fraction(lanes x) {
+#include "kernel/exponential.h"
+HELPER lanes power_of_two(lanes x) {
     enum { TOWARD_MINUS_INFINITY = 1 };
-    return _mm512_reduce_ps(x, TOWARD_MINUS_INFINITY);
-}
-HELPER lanes power(lanes p, lanes x) {
-    return _mm512_scalef_ps(p, x);
+    const lanes f = _mm512_reduce_ps(x, TOWARD_MINUS_INFINITY); /* 0 for -inf */
+    return _mm512_scalef_ps(LN_POWER_FLOOR_5(f), x);
 }
 HELPER float largest(lanes v) {
     return _mm512_reduce_max_ps(v);
