@@ -3,8 +3,8 @@
  * Points see only those of their own residues modulo the dilations, so a residue class is a run of places. A class is
  * cut along all axes but the last into strips of even width, which are walked one after the other, to and fro; a strip
  * is walked along the last axis, slice by slice. Any run of consecutive places is then a box, ragged at both ends by
- * less than a slice, whatever the extents: no alignment is needed. The strips' widths s are those for which a box of
- * LN_ATTEND_BLOCK places visits the fewest: least prod (2 s + window - 1) for a given prod s.
+ * less than a slice, whatever the extents: no alignment is needed. Of a few widths of strips the one is taken whose
+ * runs meet the fewest others.
  *
  * What a place sees is a box of coordinates [low, high). Of 64 places, those with a coordinate below c are one word
  * `below[c]`, so the bits of a row are and_axes(below[high] and not below[low]) and its class: a few operations for 64
@@ -160,18 +160,30 @@ static int64_t bound_word(const shape *s, const ln_grid *grid, int64_t number, i
     const int64_t begin = number * WORD, end = ln_min_i64(begin + WORD, grid->points), start = below;
     ln_grid_word *word = &grid->words[number];
     for (int a = 0; a < AXES; a++) {
-        word->least[a] = word->most[a] = coordinate_of(s, grid->token[begin], a);
+        word->box.least[a] = word->box.most[a] = coordinate_of(s, grid->token[begin], a);
         word->low_least[a] = word->low_most[a] = grid->low[a][begin];
         word->high_least[a] = word->high_most[a] = grid->high[a][begin];
         for (int64_t p = begin; p < end; p++) {
-            widen(coordinate_of(s, grid->token[p], a), &word->least[a], &word->most[a]);
+            widen(coordinate_of(s, grid->token[p], a), &word->box.least[a], &word->box.most[a]);
             widen(grid->low[a][p], &word->low_least[a], &word->low_most[a]);
             widen(grid->high[a][p], &word->high_least[a], &word->high_most[a]);
         }
         word->below[a] = below;
-        below += word->most[a] - word->least[a] + 2;
+        below += word->box.most[a] - word->box.least[a] + 2;
     }
     return below - start;
+}
+
+static void bound_groups(const ln_grid *grid) {
+    for (int64_t w = 0; w < ln_ceil_div(grid->points, WORD); w++) {
+        ln_grid_box *group = &grid->groups[w / LN_GRID_GROUP];
+        const ln_grid_box *box = &grid->words[w].box;
+        if (w % LN_GRID_GROUP == 0) *group = *box;
+        for (int a = 0; a < AXES; a++) {
+            widen(box->least[a], &group->least[a], &group->most[a]);
+            widen(box->most[a], &group->least[a], &group->most[a]);
+        }
+    }
 }
 
 static void fill_below(const shape *s, const ln_grid *grid, int64_t number) {
@@ -179,10 +191,10 @@ static void fill_below(const shape *s, const ln_grid *grid, int64_t number) {
     const ln_grid_word *word = &grid->words[number];
     for (int a = 0; a < AXES; a++) {
         uint64_t *below = grid->below + word->below[a];
-        const int32_t count = word->most[a] - word->least[a] + 2;
+        const int32_t count = word->box.most[a] - word->box.least[a] + 2;
         memset(below, 0, (size_t)count * sizeof *below);
         for (int64_t p = begin; p < end; p++)
-            below[coordinate_of(s, grid->token[p], a) - word->least[a] + 1] |= UINT64_C(1) << (p - begin);
+            below[coordinate_of(s, grid->token[p], a) - word->box.least[a] + 1] |= UINT64_C(1) << (p - begin);
         for (int32_t i = 1; i < count; i++) below[i] |= below[i - 1];
     }
 }
@@ -216,21 +228,30 @@ static reach reach_of(const ln_grid *grid, int64_t position, int64_t tokens) {
     return r;
 }
 
-/* Some place of the word may be seen. */
-static bool meets(const ln_grid *grid, const reach *r, int64_t word) {
-    const ln_grid_word *w = &grid->words[word];
+/* Some of the `places` places from `place` on, which lie in the box, may be seen. */
+static bool meets(const ln_grid *grid, const reach *r, const ln_grid_box *box, int64_t place, int64_t places) {
     for (int a = grid->first_axis; a < AXES; a++)
-        if (w->most[a] < r->low_least[a] || w->least[a] >= r->high_most[a]) return false;
-    return word * WORD < r->end && word * WORD + WORD > r->first;
+        if (box->most[a] < r->low_least[a] || box->least[a] >= r->high_most[a]) return false;
+    return place < r->end && place + places > r->first;
+}
+
+static bool meets_word(const ln_grid *grid, const reach *r, int64_t word) {
+    return meets(grid, r, &grid->words[word].box, word * WORD, WORD);
+}
+static bool meets_group(const ln_grid *grid, const reach *r, int64_t word) {
+    const int64_t group = word / LN_GRID_GROUP;
+    return meets(grid, r, &grid->groups[group], group * LN_GRID_GROUP * WORD, LN_GRID_GROUP * WORD);
 }
 
 void ln_grid_range(const ln_grid *grid, int64_t position, int64_t tokens, int64_t *first, int64_t *end) {
     const reach r = reach_of(grid, position, tokens);
     int64_t low = r.first / WORD, high = (r.end - 1) / WORD;
-    while (low <= high && !meets(grid, &r, low)) low++;
-    while (high >= low && !meets(grid, &r, high)) high--;
+    while (low <= high && !meets_word(grid, &r, low))
+        low = meets_group(grid, &r, low) ? low + 1 : (low / LN_GRID_GROUP + 1) * LN_GRID_GROUP;
+    while (high >= low && !meets_word(grid, &r, high))
+        high = meets_group(grid, &r, high) ? high - 1 : high / LN_GRID_GROUP * LN_GRID_GROUP - 1;
     *first = ln_max_i64(low * WORD, r.first);
-    *end = ln_min_i64((high + 1) * WORD, r.end);
+    *end = ln_max_i64(*first, ln_min_i64((high + 1) * WORD, r.end));
 }
 
 bool ln_grid_everything(const ln_grid *grid, int64_t position, int64_t tokens, int64_t key, int64_t count) {
@@ -238,14 +259,15 @@ bool ln_grid_everything(const ln_grid *grid, int64_t position, int64_t tokens, i
     if (!r.one_class || key < r.first || key + count > r.end) return false;
     for (int64_t w = key / WORD; w <= (key + count - 1) / WORD; w++)
         for (int a = grid->first_axis; a < AXES; a++)
-            if (grid->words[w].least[a] < r.low_most[a] || grid->words[w].most[a] >= r.high_least[a]) return false;
+            if (grid->words[w].box.least[a] < r.low_most[a] || grid->words[w].box.most[a] >= r.high_least[a])
+                return false;
     return true;
 }
 
 bool ln_grid_nothing(const ln_grid *grid, int64_t position, int64_t tokens, int64_t key, int64_t count) {
     const reach r = reach_of(grid, position, tokens);
     for (int64_t w = key / WORD; w <= (key + count - 1) / WORD; w++)
-        if (meets(grid, &r, w)) return false;
+        if (meets_word(grid, &r, w)) return false;
     return true;
 }
 
@@ -262,9 +284,9 @@ uint64_t ln_grid_bits(const ln_grid *grid, int64_t position, int64_t word) {
     uint64_t bits = (UINT64_MAX >> (WORD - (end - begin))) << begin;
     for (int a = grid->first_axis; a < AXES; a++) {
         const uint64_t *below = grid->below + w->below[a];
-        const int64_t most = w->most[a] - w->least[a] + 1;
-        bits &= below[clamp(grid->high[a][position] - w->least[a], most)] &
-                ~below[clamp(grid->low[a][position] - w->least[a], most)];
+        const int64_t most = w->box.most[a] - w->box.least[a] + 1;
+        bits &= below[clamp(grid->high[a][position] - w->box.least[a], most)] &
+                ~below[clamp(grid->low[a][position] - w->box.least[a], most)];
     }
     return bits;
 }
@@ -321,6 +343,7 @@ linnet_status ln_grid_open(linnet_context *context, const linnet_neighbourhood *
         (grid->token = ln_allocate(context, points, sizeof *grid->token, what)) != NULL &&
         (grid->residue = ln_allocate(context, points, sizeof *grid->residue, what)) != NULL &&
         (grid->residue_offsets = ln_allocate(context, classes + 1, sizeof *grid->residue_offsets, what)) != NULL &&
+        (grid->groups = ln_allocate(context, words / LN_GRID_GROUP + 1, sizeof *grid->groups, what)) != NULL &&
         (grid->words = ln_allocate(context, words, sizeof *grid->words, what)) != NULL;
     for (int a = 0; a < AXES; a++)
         got = got && (grid->low[a] = ln_allocate(context, points, sizeof *grid->low[a], what)) != NULL &&
@@ -334,6 +357,7 @@ linnet_status ln_grid_open(linnet_context *context, const linnet_neighbourhood *
         return LINNET_ERROR_MEMORY;
     }
     for (int64_t i = 0; i < (int64_t)words; i++) fill_below(&s, grid, i);
+    bound_groups(grid);
     return LINNET_OK;
 }
 
@@ -342,6 +366,7 @@ void ln_grid_close(linnet_context *context, ln_grid *grid) {
     ln_release(context, grid->residue);
     ln_release(context, grid->residue_offsets);
     ln_release(context, grid->words);
+    ln_release(context, grid->groups);
     ln_release(context, grid->below);
     for (int a = 0; a < AXES; a++) {
         ln_release(context, grid->low[a]);

@@ -8,13 +8,20 @@
 
 /* ---- neighbourhoods ---- */
 
+/* Coordinates, in steps of the dilation. */
+typedef struct ln_grid_box {
+    int32_t least[LINNET_AXES_MOST], most[LINNET_AXES_MOST];
+} ln_grid_box;
+
 /* 64 consecutive places of a grid. */
 typedef struct ln_grid_word {
+    ln_grid_box box;
     int64_t below[LINNET_AXES_MOST]; /* in ln_grid.below: for c = least .. most + 1, the places of coordinates < c */
-    int32_t least[LINNET_AXES_MOST], most[LINNET_AXES_MOST];
     int32_t low_least[LINNET_AXES_MOST], low_most[LINNET_AXES_MOST]; /* over the places, of ln_grid.low and high */
     int32_t high_least[LINNET_AXES_MOST], high_most[LINNET_AXES_MOST];
 } ln_grid_word;
+
+enum { LN_GRID_GROUP = 16 };
 
 /* The points of a neighbourhood in the order in which they are processed, so that any run of consecutive ones is a
  * compact box of points of one residue class and meets the windows of few others. Fewer axes than three are the last
@@ -22,12 +29,12 @@ typedef struct ln_grid_word {
 typedef struct ln_grid {
     int first_axis;
     int64_t points;
-    int64_t *token;           /* [points]: place in the order -> token */
-    int32_t *residue;         /* [points]: class, 0 and up */
-    int64_t *residue_offsets; /* [classes + 1]: places of a class */
-    int32_t *low[LINNET_AXES_MOST],
-        *high[LINNET_AXES_MOST]; /* [points]: sees coordinates low .. high - 1, in steps of the dilation */
-    ln_grid_word *words;         /* [points / 64, rounded up] */
+    int64_t *token;                                          /* [points]: place in the order -> token */
+    int32_t *residue;                                        /* [points]: class, 0 and up */
+    int64_t *residue_offsets;                                /* [classes + 1]: places of a class */
+    int32_t *low[LINNET_AXES_MOST], *high[LINNET_AXES_MOST]; /* [points]: sees coordinates low .. high - 1 */
+    ln_grid_word *words;                                     /* [points / 64, rounded up] */
+    ln_grid_box *groups;                                     /* of LN_GRID_GROUP words each */
     uint64_t *below;
 } ln_grid;
 
