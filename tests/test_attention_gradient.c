@@ -352,31 +352,29 @@ static void solve(const problem *p, const tensors *t, int threads, const char *c
     ln_kernels_choose(context->cpu, &kernels);
     ln_grid grid = {0};
     if (s->grid.axes) assert_int_equal(ln_grid_open(context, &s->grid, &grid), LINNET_OK);
-    ln_attention_gradients shape = {.heads = s->heads,
-                                    .key_value_heads = s->shared,
-                                    .key_size = s->key_size,
-                                    .value_size = s->value_size,
-                                    .rank = s->rank,
-                                    .type = s->type,
-                                    .scale = p->scale,
-                                    .soft_cap = s->cap,
-                                    .sinks = s->sinks ? t->tensor[SINKS].data : NULL,
-                                    .sinks_gradient = wanted & 1u << SINKS ? t->gradient[SINKS].data : NULL};
-    shape.mask = (ln_mask){
+    ln_attention attention = {.heads = s->heads,
+                              .key_value_heads = s->shared,
+                              .key_size = s->key_size,
+                              .value_size = s->value_size,
+                              .scale = p->scale,
+                              .soft_cap = s->cap,
+                              .exact = true,
+                              .sinks = s->sinks ? t->tensor[SINKS].data : NULL};
+    attention.mask = (ln_mask){
         .causal = s->causal,
         .window = s->window,
         .prefix = s->prefix,
         .documents = s->documents,
         .document_offsets = s->document_offsets,
         .blocks = s->blocks,
-        .query_begin = s->keys[0] - s->tokens[0],
         .query_tiles = s->blocks.query_tile ? (s->tokens[0] + s->blocks.query_tile - 1) / s->blocks.query_tile : 0,
         .grid = s->grid.axes ? &grid : NULL};
     ln_gradient_sequence sequences[SEQUENCES] = {0};
     for (int64_t i = 0; i < s->sequences; i++) {
         const int64_t token = p->first_token[i], key = p->first_key[i];
         ln_gradient_sequence *q = &sequences[i];
-        *q = (ln_gradient_sequence){.tokens = s->tokens[i],
+        *q = (ln_gradient_sequence){.type = s->type,
+                                    .tokens = s->tokens[i],
                                     .keys = s->keys[i],
                                     .position = s->keys[i] - s->tokens[i],
                                     .query = moved(&t->tensor[QUERY], token, s->type),
@@ -407,10 +405,11 @@ static void solve(const problem *p, const tensors *t, int threads, const char *c
                             .table = s->relative ? p->table : NULL,
                             .order = grid.token};
     }
-    const uint64_t bytes = ln_attention_gradient_workspace(threads, &shape, sequences, s->sequences);
+    const uint64_t bytes = ln_attention_gradient_workspace(&kernels, threads, &attention, sequences, s->sequences);
     unsigned char *workspace = ln_allocate(context, bytes + 64, 1, "workspace");
     memset(workspace, 0xff, bytes + 64);
-    ln_attention_gradient(&kernels, context->team, &shape, sequences, s->sequences, workspace);
+    ln_attention_gradient(&kernels, context->team, &attention, sequences, s->sequences,
+                          wanted & 1u << SINKS ? t->gradient[SINKS].data : NULL, workspace);
     for (int i = 0; i < 64; i++) assert_int_equal(workspace[bytes + (uint64_t)i], 0xff);
     ln_release(context, workspace);
     ln_grid_close(context, &grid);

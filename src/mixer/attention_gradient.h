@@ -8,43 +8,31 @@
 #ifndef LN_MIXER_ATTENTION_GRADIENT_H
 #define LN_MIXER_ATTENTION_GRADIENT_H
 
-#include "base/threads.h"
-#include "kernel/kernel.h"
-#include "mixer/mask.h"
-
-/* What the sequences of a call share. */
-typedef struct ln_attention_gradients {
-    int64_t heads, key_value_heads; /* heads is a multiple; a key-value head serves consecutive heads */
-    int64_t key_size, value_size;   /* multiples of 8, 8 to 576 */
-    int64_t rank;                   /* of factors in the bias; 0: none */
-    linnet_type type;               /* of query, key and value: F32 or BF16 */
-    float scale, soft_cap;          /* soft_cap 0: none */
-    ln_mask mask;
-    const float *sinks;    /* [heads]; NULL: none */
-    float *sinks_gradient; /* [heads]; NULL: not wanted */
-} ln_attention_gradients;
+#include "mixer/attention.h"
 
 /* Strides of tensors are never 0 here. */
 typedef struct ln_gradient_sequence {
     int64_t tokens, keys, position; /* position: of the first query, counted in keys */
+    linnet_type type;               /* of query, key and value: F32 or BF16 */
     linnet_tensor query, key, value;
     linnet_tensor output, output_gradient; /* float32 */
     const float *log_sum_exp;              /* [tokens, heads], natural */
     const int64_t *order; /* row of all tensors that is the i-th token; NULL: i. Else queries are the keys' tokens */
-    ln_bias bias;
-    int64_t key_begin; /* overrides the mask's */
+    ln_bias bias;         /* the same rank in all sequences; factor_stride 0 */
+    int64_t key_begin;    /* overrides the mask's, and position its query_begin */
     /* float32, overwritten; data NULL: not wanted, for all sequences of a call or none. */
     linnet_tensor query_gradient, key_gradient, value_gradient;
     float *query_factors_gradient, *key_factors_gradient; /* [tokens, heads, rank], [keys, key_value_heads, rank] */
 } ln_gradient_sequence;
 
-/* Bytes of workspace. Of the sequences, tokens and keys alone are read. */
-uint64_t ln_attention_gradient_workspace(int threads, const ln_attention_gradients *shape,
+/* Bytes of workspace. Of the sequences, type, tokens, keys and the bias's rank are read. */
+uint64_t ln_attention_gradient_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention,
                                          const ln_gradient_sequence *sequences, int64_t count);
 
-/* workspace: aligned to 64 bytes. The same bits for any number of threads. A query that sees no key (log_sum_exp -inf)
- * gives and receives nothing. What is not finite stays in its head. */
-void ln_attention_gradient(const ln_kernels *kernels, ln_team *team, const ln_attention_gradients *shape,
-                           const ln_gradient_sequence *sequences, int64_t count, void *workspace);
+/* sinks_gradient [heads]; NULL: not wanted. workspace: aligned to 64 bytes. The same bits for any number of threads. A
+ * query that sees no key (log_sum_exp -inf) gives and receives nothing. What is not finite stays in its head. */
+void ln_attention_gradient(const ln_kernels *kernels, ln_team *team, const ln_attention *attention,
+                           const ln_gradient_sequence *sequences, int64_t count, float *sinks_gradient,
+                           void *workspace);
 
 #endif
