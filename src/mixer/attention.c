@@ -32,21 +32,33 @@ static const float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
 /* ---- shapes ---- */
 
-static const char *bf16_refused(const ln_kernels *kernels, const ln_attention *attention) {
-    (void)kernels;
+/* NULL: bf16 matrix units serve. tokens, precision 0: any. */
+static const char *bf16_refused(const ln_kernels *kernels, const ln_attention *attention, int64_t tokens) {
+    const int64_t group = attention->heads / attention->key_value_heads;
     if (attention->exact) return "float32 products were asked for";
-    return "this processor has no bf16 matrix units";
+    if (!kernels->attend.bf16.name) return "this processor has none";
+    if (!(attention->scale > 0)) return "the scale is not positive";
+    if (tokens * group < LN_BF16_ROWS) return "too few queries share a key-value head";
+    return NULL;
 }
 
-static const ln_attention_way *way_of(const ln_kernels *kernels, const ln_attention *attention) {
-    (void)kernels;
-    (void)attention;
-    return &ln_attention_f32;
+static const ln_attention_way *way_of(const ln_kernels *kernels, const ln_attention *attention,
+                                      const ln_attention_sequence *sequences, int64_t count) {
+    int64_t tokens = 0;
+    for (int64_t s = 0; s < count; s++) {
+        const linnet_type precision = sequences[s].view.layout.precision;
+        tokens = ln_max_i64(tokens, sequences[s].tokens);
+        if (precision != LINNET_F32 && precision != LINNET_BF16 && precision != LINNET_F16 && precision != LINNET_Q8_0)
+            return &ln_attention_f32;
+    }
+    return bf16_refused(kernels, attention, tokens) ? &ln_attention_f32 : &ln_attention_bf16;
 }
 
-ln_attention_choice ln_attention_choose(const ln_kernels *kernels, const ln_attention *attention) {
-    return (ln_attention_choice){kernels->attend.name, bf16_refused(kernels, attention), LINNET_F32,
-                                 way_of(kernels, attention)->tile_rows(attention)};
+ln_attention_choice ln_attention_choose(const ln_kernels *kernels, const ln_attention *attention, int64_t tokens) {
+    const char *refused = bf16_refused(kernels, attention, tokens);
+    const ln_attention_way *way = refused ? &ln_attention_f32 : &ln_attention_bf16;
+    return (ln_attention_choice){refused ? kernels->attend.name : kernels->attend.bf16.name, refused,
+                                 refused ? LINNET_F32 : LINNET_BF16, way->tile_rows(attention)};
 }
 
 /* Floats of the two partial items of a span. */
@@ -63,14 +75,18 @@ static void set_rows(ln_attention_call *call, int64_t tokens) {
     const ln_attention *a = call->attention;
     call->group = a->heads / a->key_value_heads;
     call->tile_tokens = ln_max_i64(1, ln_min_i64(tokens, call->way->tile_rows(a) / call->group));
-    call->rows = ln_ceil_div(call->tile_tokens * call->group, LN_ATTEND_LANES) * LN_ATTEND_LANES;
+    const int64_t unit = ln_max_i64(call->way->row_unit, LN_ATTEND_LANES);
+    call->rows = ln_ceil_div(call->tile_tokens * call->group, unit) * unit;
 }
 
 static void set_scratch(ln_attention_call *call) {
     const ln_attention *a = call->attention;
     const int64_t output = ln_depth_panels(a->value_size) * LN_ATTEND_STRIDE;
     const uint64_t rows = (uint64_t)(call->rows * (output + LN_ATTEND_LANES + 1));
-    call->worker_floats = ln_round_up(rows + call->way->scratch(a, call->rows), 16);
+    uint64_t scratch = call->way->scratch(call->kernels, a, call->rows);
+    const uint64_t instead = ln_attention_f32.scratch(call->kernels, a, call->rows);
+    if (instead > scratch) scratch = instead;
+    call->worker_floats = ln_round_up(rows + scratch, 16);
 }
 
 static uint64_t table_bytes(int64_t count) {
@@ -79,12 +95,17 @@ static uint64_t table_bytes(int64_t count) {
 
 uint64_t ln_attention_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention,
                                 int64_t sequences, int64_t tokens) {
-    ln_attention_call call = {.attention = attention, .way = way_of(kernels, attention)};
-    set_rows(&call, tokens);
-    set_scratch(&call);
-    const int64_t partial = ln_max_i64(PARTIAL_FLOATS, SPANS_LEAST * partial_floats(&call));
-    return table_bytes(sequences) +
-           sizeof(float) * ((uint64_t)threads * call.worker_floats + ln_round_up((uint64_t)partial, 16));
+    const ln_attention_way *const ways[] = {&ln_attention_f32, &ln_attention_bf16};
+    uint64_t worker = 0, partial = PARTIAL_FLOATS;
+    for (int i = 0; i < 1 + !bf16_refused(kernels, attention, tokens); i++) {
+        ln_attention_call call = {.kernels = kernels, .attention = attention, .way = ways[i]};
+        set_rows(&call, tokens);
+        set_scratch(&call);
+        const uint64_t floats = (uint64_t)(SPANS_LEAST * partial_floats(&call));
+        if (call.worker_floats > worker) worker = call.worker_floats;
+        if (floats > partial) partial = floats;
+    }
+    return table_bytes(sequences) + sizeof(float) * ((uint64_t)threads * worker + ln_round_up(partial, 16));
 }
 
 /* ---- items ---- */
@@ -270,6 +291,19 @@ static void merge_task(void *argument, int64_t task, int worker) {
 
 /* ---- tasks ---- */
 
+static void start_tile(ln_attention_tile *tile, const ln_attention_way *way) {
+    const int64_t rows = ln_ceil_div(tile->rows, way->row_unit) * way->row_unit;
+    const int64_t panels = ln_depth_panels(tile->call->attention->value_size);
+    tile->way = way;
+    way->load(tile);
+    for (int64_t r = 0; r < rows; r++) {
+        tile->maximum[r] = -INFINITY;
+        memset(tile->sum + r * LN_ATTEND_LANES, 0, LN_ATTEND_LANES * sizeof(float));
+        for (int64_t p = 0; p < panels; p++)
+            memset(tile->output + r * tile->output_stride + p * tile->output_panel, 0, LN_DEPTH * sizeof(float));
+    }
+}
+
 static void open_tile(const ln_attention_call *call, int worker, int64_t item, ln_attention_tile *tile) {
     const int64_t panels = ln_depth_panels(call->attention->value_size);
     *tile = (ln_attention_tile){.call = call, .padded_rows = call->rows};
@@ -278,18 +312,11 @@ static void open_tile(const ln_attention_call *call, int worker, int64_t item, l
     tile->maximum = tile->sum + call->rows * LN_ATTEND_LANES;
     tile->scratch = tile->maximum + call->rows;
     find_item(call, item, tile);
-    for (int64_t r = 0; r < tile->rows; r++) {
-        tile->maximum[r] = -INFINITY;
-        memset(tile->sum + r * LN_ATTEND_LANES, 0, LN_ATTEND_LANES * sizeof(float));
-        for (int64_t p = 0; p < panels; p++)
-            memset(ln_tile_output(tile, r, p * LN_DEPTH / LN_PANEL), 0,
-                   (size_t)ln_min_i64(LN_DEPTH, call->attention->value_size - p * LN_DEPTH) * sizeof(float));
-    }
-    call->way->load(tile);
+    start_tile(tile, call->way);
 }
 
-/* Blocks from .. to - 1 of those that the item sees. */
-static void run_blocks(ln_attention_tile *tile, int64_t from, int64_t to) {
+/* Blocks from .. to - 1 of those that the item sees; false: the tile's way cannot. */
+static bool try_blocks(ln_attention_tile *tile, int64_t from, int64_t to) {
     const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
     int64_t first, end;
     ln_mask_range(&tile->mask, &queries, tile->sequence->keys, &first, &end);
@@ -298,8 +325,15 @@ static void run_blocks(ln_attention_tile *tile, int64_t from, int64_t to) {
         const int64_t key_end = ln_min_i64((block + 1) * LN_ATTEND_BLOCK, end);
         if (key >= key_end) continue;
         const ln_sight sight = ln_mask_block(&tile->mask, &queries, key, key_end - key);
-        if (sight != LN_SEES_NONE) tile->call->way->step(tile, key, key_end, sight);
+        if (sight != LN_SEES_NONE && !tile->way->step(tile, key, key_end, sight)) return false;
     }
+    return true;
+}
+
+static void run_blocks(ln_attention_tile *tile, int64_t from, int64_t to) {
+    if (try_blocks(tile, from, to)) return;
+    start_tile(tile, &ln_attention_f32);
+    try_blocks(tile, from, to);
 }
 
 static void run_item(void *argument, int64_t item, int worker) {
@@ -337,7 +371,7 @@ void ln_attention_run(const ln_kernels *kernels, ln_team *team, const ln_attenti
                       const ln_attention_sequence *sequences, int64_t count, void *workspace) {
     ln_attention_call call = {.kernels = kernels,
                               .attention = attention,
-                              .way = way_of(kernels, attention),
+                              .way = way_of(kernels, attention, sequences, count),
                               .sequences = sequences,
                               .count = count,
                               .first_item = workspace};

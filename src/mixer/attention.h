@@ -41,7 +41,8 @@ typedef struct ln_attention_choice {
     linnet_type packed;  /* best precision of pages for inputs that are not in pages yet */
     int64_t tile_rows;   /* query rows (tokens x heads of a group) of a tile */
 } ln_attention_choice;
-ln_attention_choice ln_attention_choose(const ln_kernels *kernels, const ln_attention *attention);
+/* tokens: most in a sequence. */
+ln_attention_choice ln_attention_choose(const ln_kernels *kernels, const ln_attention *attention, int64_t tokens);
 
 /* Bytes of workspace for at most `tokens` tokens in at most `sequences`
  * sequences at once. */

@@ -32,7 +32,8 @@ static scratch scratch_of(const ln_attention_tile *tile) {
     return s;
 }
 
-static uint64_t scratch_floats(const ln_attention *a, int64_t rows) {
+static uint64_t scratch_floats(const ln_kernels *kernels, const ln_attention *a, int64_t rows) {
+    (void)kernels;
     return (uint64_t)((ln_depth_panels(a->key_size) + 1) * rows * LN_ATTEND_STRIDE + LN_PAGE_TOKENS * a->key_size +
                       LN_ATTEND_BLOCK * a->value_size);
 }
@@ -47,6 +48,8 @@ static void load(ln_attention_tile *tile) {
     const ln_attention_sequence *sequence = tile->sequence;
     const ln_attention *a = call->attention;
     const scratch s = scratch_of(tile);
+    tile->output_stride = LN_ATTEND_STRIDE;
+    tile->output_panel = tile->padded_rows * LN_ATTEND_STRIDE;
     const float factor = a->soft_cap != 0 ? a->scale / a->soft_cap : a->scale * 1.44269504f;
     for (int64_t r = 0; r < tile->rows; r++) {
         const int64_t token = tile->token + r / call->group, head = tile->head * call->group + r % call->group;
@@ -276,18 +279,19 @@ static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t be
     }
 }
 
-static void step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight) {
+static bool step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight) {
     const scratch s = scratch_of(tile);
     const ln_page_layout *layout = ln_tile_layout(tile);
     if (tile->rows <= LN_ATTEND_FEW_ROWS && !layout->value_in_key) {
         step_few(tile, &s, begin, end, sight);
-        return;
+        return true;
     }
     if (layout->precision != LINNET_F32 || layout->value_in_key) decode_values(tile, &s, begin, end);
     if (sight == LN_SEES_ALL)
         run_piece(&(piece){tile, &s, begin, 0, tile->rows, begin, end, true, sight}, true);
     else
         step_ragged(tile, &s, begin, end);
+    return true;
 }
 
-const ln_attention_way ln_attention_f32 = {"f32", tile_rows, scratch_floats, load, step};
+const ln_attention_way ln_attention_f32 = {tile_rows, 1, scratch_floats, load, step};

@@ -14,16 +14,18 @@ typedef struct ln_attention_tile ln_attention_tile;
 
 /* A way of computing: its tile's shape, the parts of the worker's scratch, and its steps. */
 typedef struct ln_attention_way {
-    const char *name;
     int64_t (*tile_rows)(const ln_attention *attention);
+    int64_t row_unit; /* a tile's rows are padded to a multiple of this, with queries of zeros */
     /* Floats of scratch of a worker for tiles of `rows` rows, beside maximum, sum and output. */
-    uint64_t (*scratch)(const ln_attention *attention, int64_t rows);
+    uint64_t (*scratch)(const ln_kernels *kernels, const ln_attention *attention, int64_t rows);
+    /* Sets output_stride and output_panel, and takes the queries. */
     void (*load)(ln_attention_tile *tile);
-    /* Keys begin .. end - 1 of one block, of which the tile's rows see all or some. */
-    void (*step)(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight);
+    /* Keys begin .. end - 1 of one block, of which the tile's rows see all or some. false: this way cannot, and the
+     * item must be done by ln_attention_f32 from its beginning. */
+    bool (*step)(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight);
 } ln_attention_way;
 
-extern const ln_attention_way ln_attention_f32;
+extern const ln_attention_way ln_attention_f32, ln_attention_bf16;
 
 typedef struct ln_attention_call {
     const ln_kernels *kernels;
@@ -43,16 +45,18 @@ typedef struct ln_attention_call {
  * r % group. */
 struct ln_attention_tile {
     const ln_attention_call *call;
+    const ln_attention_way *way;
     const ln_attention_sequence *sequence;
     ln_mask mask;
     int64_t head;            /* key-value head */
     int64_t token, position; /* of the first token */
     int64_t tokens, rows;
-    int64_t padded_rows; /* what `output`, and the way's scratch, are laid out for */
-    float *output;       /* [LN_DEPTH panels of values][padded_rows][LN_ATTEND_STRIDE] */
-    float *maximum;      /* [padded_rows], of scores in base 2 */
-    float *sum;          /* [padded_rows][LN_ATTEND_LANES] */
-    float *scratch;      /* the way's */
+    int64_t padded_rows;                 /* what `output`, and the way's scratch, are laid out for */
+    float *output;                       /* see ln_tile_output */
+    int64_t output_stride, output_panel; /* floats from row to row, from LN_DEPTH columns to the next */
+    float *maximum;                      /* [padded_rows], of scores in base 2 */
+    float *sum;                          /* [padded_rows][LN_ATTEND_LANES] */
+    float *scratch;                      /* the way's */
 };
 
 static inline int64_t ln_depth_panels(int64_t size) {
@@ -61,7 +65,7 @@ static inline int64_t ln_depth_panels(int64_t size) {
 /* Where columns 32 panel and up of the tile's outputs are. */
 static inline float *ln_tile_output(const ln_attention_tile *tile, int64_t row, int64_t panel) {
     enum { PANELS = LN_DEPTH / LN_PANEL };
-    return tile->output + (panel / PANELS * tile->padded_rows + row) * LN_ATTEND_STRIDE + panel % PANELS * LN_PANEL;
+    return tile->output + row * tile->output_stride + panel / PANELS * tile->output_panel + panel % PANELS * LN_PANEL;
 }
 static inline const ln_page_layout *ln_tile_layout(const ln_attention_tile *tile) {
     return &tile->sequence->view.layout;

@@ -108,13 +108,12 @@ static linnet_status lay_out(linnet_attention_plan *plan) {
     const linnet_attention_settings *s = &plan->settings;
     plan->first_page = ln_allocate(plan->context, (uint64_t)(plan->sequences + 1), sizeof(int64_t), "attention plan");
     if (!plan->first_page) return LINNET_ERROR_MEMORY;
-    int64_t most = 1;
     plan->first_page[0] = 0;
     for (int64_t i = 0; i < plan->sequences; i++) {
         plan->first_page[i + 1] = plan->first_page[i] + ln_ceil_div(ln_plan_keys(plan, i), LN_PAGE_TOKENS);
-        most = ln_max_i64(most, ln_plan_queries(plan, i));
+        plan->longest = ln_max_i64(plan->longest, ln_plan_queries(plan, i));
     }
-    const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention);
+    const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention, plan->longest);
     ln_page_layout_of(choice.packed, s->key_size, s->value_size, &plan->layout);
     const uint64_t pages = (uint64_t)plan->first_page[plan->sequences];
     uint64_t bytes;
@@ -123,7 +122,7 @@ static linnet_status lay_out(linnet_attention_plan *plan) {
         return ln_fail(plan->context, LINNET_ERROR_ARGUMENT,
                        "the keys of this attention are more than memory can address");
     const uint64_t run = ln_attention_workspace(&plan->kernels, ln_team_size(plan->context->team), &plan->attention,
-                                                plan->sequences, most);
+                                                plan->sequences, plan->longest);
     const uint64_t sequences = ln_round_up((uint64_t)plan->sequences * sizeof(ln_attention_sequence), 64);
     plan->slots_at = sequences;
     plan->factors_at = plan->slots_at + ln_round_up(pages * sizeof(void *), 64);
@@ -230,7 +229,7 @@ linnet_status linnet_attention_plan_cost(const linnet_attention_plan *plan, linn
     const linnet_attention_settings *s = &plan->settings;
     linnet_attention_cost cost = {.size = sizeof cost, .passes = 1, .key_tile = LN_ATTEND_BLOCK};
     const int64_t group = s->heads / s->key_value_heads;
-    const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention);
+    const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention, plan->longest);
     const double d = 0.5 * (double)(s->key_size + s->value_size);
     cost.query_tile = ln_max_i64(1, choice.tile_rows / group);
     cost.cache_words = (double)ln_cpu_cache_bytes() / sizeof(float);
@@ -283,7 +282,7 @@ size_t linnet_attention_plan_text(const linnet_attention_plan *plan, char *text,
     const linnet_attention_settings *s = &plan->settings;
     writer w = {text, bytes, 0};
     linnet_attention_cost cost = {.size = sizeof cost};
-    const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention);
+    const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention, plan->longest);
     const linnet_status counted = linnet_attention_plan_cost(plan, &cost);
     put(&w, "attention %s, %lld heads on %lld, sizes %lld/%lld, %lld sequences, %lld queries, %lld keys\n",
         linnet_type_name(s->type), (long long)s->heads, (long long)s->key_value_heads, (long long)s->key_size,

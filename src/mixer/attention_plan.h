@@ -11,8 +11,8 @@ struct linnet_attention_plan {
     ln_kernels kernels;
     ln_attention attention; /* but for sinks */
     ln_grid grid;
-    ln_page_layout layout; /* of packed keys and values */
-    int64_t sequences;
+    ln_page_layout layout;      /* of packed keys and values */
+    int64_t sequences, longest; /* longest: most queries of one */
     int64_t *query_offsets, *key_offsets;
     int64_t *first_page; /* [sequences + 1]: 32-token pages of keys before each sequence */
     /* Workspace of forward: sequences, slots, turned key factors, pages, and that of the tile loop. */

@@ -208,7 +208,8 @@ static void run_attention(ln_forward *forward, ln_memory *memory, int64_t index,
     multiply(forward, projections, 3, forward->h, tokens);
     ln_parallel(team, tokens, project_row, r);
     ln_memory_append(memory, team, index, tokens, forward->key, keys, forward->value, values);
-    const ln_attention attention = describe_attention(model, index);
+    ln_attention attention = describe_attention(model, index);
+    attention.exact = forward->exact;
     const ln_attention_sequence sequence = {.view = ln_memory_view(memory, index),
                                             .keys = ln_memory_position(memory) + tokens,
                                             .tokens = tokens,
