@@ -21,14 +21,13 @@ static const cli_option bench_options[] = {
     CLI_OPTION('d', "depths", CLI_INTEGERS, depths, "N,N", "tokens that stand before", .fallback = "0", .highest = 1e9),
     CLI_OPTION('r', "repetitions", CLI_INTEGER, repetitions, "N", "timed repetitions", .fallback = "5", .lowest = 1,
                .highest = 1000),
-    CLI_OPTION(0, "json", CLI_FLAG, json, NULL, "print one JSON object instead of a Markdown table"),
+    CLI_OPTION(0, "json", CLI_FLAG, json, NULL,
+               "print one JSON object (attention: one a line) instead of a Markdown table"),
     {0}};
 
-static const cli_group groups[] = {{"bench", bench_options},
-                                   {"model", cli_model_options},
-                                   {"memory", cli_memory_options},
-                                   {"other", cli_common_options},
-                                   {0}};
+static const cli_group groups[] = {{"bench", bench_options},      {"bench attention", cli_attention_options},
+                                   {"model", cli_model_options},  {"memory", cli_memory_options},
+                                   {"other", cli_common_options}, {0}};
 
 enum { MOST_REPETITIONS = 1000 };
 
@@ -210,6 +209,10 @@ static int run_bench(bench *b) {
 }
 
 static int run(const cli_arguments *arguments) {
+    if (arguments->operand_count) {
+        if (!strcmp(arguments->operands[0], "attention")) return cli_bench_attention(arguments);
+        return cli_usage(&cli_bench, "there is nothing '%s' to measure, only attention", arguments->operands[0]);
+    }
     static bench b;
     b.arguments = arguments;
     int status = cli_engine_open(arguments, false, &b.engine);
@@ -223,9 +226,12 @@ static int run(const cli_arguments *arguments) {
 
 const cli_verb cli_bench = {
     .name = "bench",
-    .operands = "",
-    .summary = "measure tokens per second",
+    .operands = "[attention]",
+    .summary = "measure tokens per second of a model, or attention alone",
     .details = "pp512 is a prompt of 512 tokens processed at once, tg64 are 64 tokens generated one by one, @ N with N "
-               "tokens standing before. Each figure is the median of the repetitions, after one that is not counted.",
+               "tokens standing before. Each figure is the median of the repetitions, after one that is not counted. "
+               "'bench attention' needs no "
+               "model: it times the attention operator, one work a line, in percent of peaks measured before.",
     .groups = groups,
-    .run = run};
+    .run = run,
+    .most_operands = 1};

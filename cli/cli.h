@@ -30,15 +30,16 @@ typedef struct cli_integers {
 
 /* Values of the options of all verbs; an option row says which member it fills. */
 typedef struct cli_arguments {
-    const char *model, *file, *prompt, *system, *output, *ids, *format;
+    const char *model, *file, *prompt, *system, *output, *ids, *format, *works;
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys;
-    int64_t tokens, context, threads, piece, repetitions, windows;
+    int64_t tokens, context, threads, piece, repetitions, windows, heads, key_heads;
+    double seconds;
     double temperature, top_k, top_p, min_p, repeat_penalty, repeat_last; /* below 0: not given */
     uint64_t memory, seed;
     linnet_type precision, type;
-    cli_integers prompts, generations, depths, lengths;
+    cli_integers prompts, generations, depths, lengths, sizes;
     bool exact, json, raw, quiet, verbose, decode, special, man, help;
 } cli_arguments;
 
@@ -90,7 +91,8 @@ extern const cli_verb *const cli_verbs[]; /* NULL ends it */
 extern const cli_verb cli_run, cli_chat, cli_plan, cli_inspect, cli_convert, cli_tokenize, cli_logits, cli_perplexity,
     cli_bench, cli_eval, cli_help, cli_version, cli_completion;
 /* Options that several verbs have. */
-extern const cli_option cli_model_options[], cli_memory_options[], cli_sampling_options[], cli_common_options[];
+extern const cli_option cli_model_options[], cli_memory_options[], cli_sampling_options[], cli_attention_options[],
+    cli_common_options[];
 
 const cli_verb *cli_find_verb(const char *name);
 /* The options of a verb, one by one, across its groups; NULL past the end. */
@@ -153,6 +155,7 @@ int cli_parse_ids(const char *text, size_t bytes, cli_ids *ids);
 /* What a file says about how its model wants to be asked. */
 typedef struct cli_manners {
     bool document_first; /* linnet.prompt_form = "document-then-chat": the document stands before the chat */
+    double seconds;
     double temperature, top_k, top_p; /* general.sampling.*; below 0: not said */
 } cli_manners;
 
@@ -217,5 +220,11 @@ struct json_t *cli_json_text(const char *text, size_t bytes);
 struct json_t *cli_json_plan(const linnet_plan *plan);
 /* Prints the object on standard output and frees it. */
 int cli_json_print(struct json_t *object);
+/* The same on one line. */
+int cli_json_line(struct json_t *object);
+
+/* ---- bench_attention.c: linnet bench attention ---- */
+
+int cli_bench_attention(const cli_arguments *arguments);
 
 #endif

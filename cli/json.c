@@ -39,10 +39,18 @@ json_t *cli_json_plan(const linnet_plan *plan) {
         (json_int_t)plan->total, "bytes_per_token", (json_int_t)plan->bytes_per_token, "reason", plan->reason);
 }
 
-int cli_json_print(json_t *object) {
+static int print(json_t *object, size_t flags) {
     if (!object) return cli_error("not enough memory for the JSON object");
     const int failed =
-        json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) | (putchar('\n') == EOF) | fflush(stdout);
+        json_dumpf(object, stdout, flags | JSON_REAL_PRECISION(9)) | (putchar('\n') == EOF) | fflush(stdout);
     json_decref(object);
     return failed ? cli_error("the JSON object could not be written to standard output") : CLI_OK;
+}
+
+int cli_json_print(json_t *object) {
+    return print(object, JSON_INDENT(2));
+}
+
+int cli_json_line(json_t *object) {
+    return print(object, 0);
 }

@@ -28,7 +28,7 @@ def test_help_of_a_verb(verb):
     ["run", "-p", "x", "--memory", "12Q"], ["run", "-p", "x", "--memory", "-1"], ["run", "-p", "x", "--precision", "q4_0"],
     ["run", "-p", "x", "--stop", ""], ["run", "-p", "x", "--top-p", "2"], ["run", "-p", "x", "--seed", "-1"],
     ["convert"], ["convert", "x"], ["inspect"], ["inspect", "a", "b"], ["tokenize"], ["tokenize", "-p", "a", "-f", "b"],
-    ["logits", "-i", "1"], ["perplexity"], ["bench", "-p", "1,,2"], ["eval"], ["eval", "fly"], ["completion", "tcsh"],
+    ["logits", "-i", "1"], ["perplexity"], ["bench", "-p", "1,,2"], ["bench", "fly"], ["bench", "attention", "--sizes", "4"], ["eval"], ["eval", "fly"], ["completion", "tcsh"],
 ])
 def test_usage_errors(arguments):
     if arguments == ["run"]:
