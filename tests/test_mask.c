@@ -57,8 +57,7 @@ static bool neighbours(const linnet_neighbourhood *n, int64_t query, int64_t key
         query /= n->extent[a];
         key /= n->extent[a];
         if (q % d != k % d) return false;
-        int64_t points = 0;
-        for (int64_t x = q % d; x < n->extent[a]; x += d) points++;
+        const int64_t points = (n->extent[a] - q % d - 1) / d + 1; /* q % d + x d < extent */
         const int64_t i = q / d, j = k / d, window = n->window[a];
         if (n->causal[a]) {
             if (j > i || i - j >= window) return false;
@@ -266,6 +265,7 @@ static void test_grid_visits(void **state) {
         int64_t tokens, most; /* of a tile; visited tiles */
     } cases[] = {
         {{1, {1500}, {65}, {3}, {false}}, 96, 45},
+        {{1, {4000}, {9}, {2}, {true}}, 32, 256},
         {{2, {48, 40}, {7, 9}, {1, 1}, {false, true}}, 64, 150},
         {{2, {60, 30}, {9, 5}, {2, 2}, {false, false}}, 128, 60},
         {{3, {12, 12, 12}, {3, 5, 3}, {1, 2, 1}, {true, false, false}}, 96, 150},
@@ -283,9 +283,13 @@ static void test_grid_visits(void **state) {
             for (int64_t k = 0; k < grid.points; k += LN_ATTEND_BLOCK) {
                 const int64_t count = ln_min_i64(LN_ATTEND_BLOCK, grid.points - k);
                 bool any = false;
-                for (int64_t t = 0; t < tile.tokens && !any; t++)
-                    for (int64_t j = 0; j < count && !any; j++)
-                        any = neighbours(n, grid.token[q + t], grid.token[k + j]);
+                for (int64_t t = 0; t < tile.tokens; t++) {
+                    for (int64_t j = 0; j < count; j++) {
+                        if (!neighbours(n, grid.token[q + t], grid.token[k + j])) continue;
+                        any = true;
+                        assert_true(k + j >= first && k + j < end);
+                    }
+                }
                 wanted += any;
                 visited += k < end && k + count > first && ln_mask_block(&mask, &tile, k, count) != LN_SEES_NONE;
             }
