@@ -54,7 +54,7 @@ static linnet_context *open_context(counter *c) {
 }
 
 static ln_memory_shape shape_of(linnet_type precision) {
-    return (ln_memory_shape){LAYERS, HEADS, KEY, VALUE, windows, precision, CAPACITY, PIECE};
+    return (ln_memory_shape){LAYERS, HEADS, KEY, VALUE, windows, precision, CAPACITY, PIECE, false};
 }
 
 /* ---- the model: what was put where ---- */

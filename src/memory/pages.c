@@ -29,6 +29,8 @@ static int64_t run_of(int64_t slots) {
 static bool possible(const ln_memory_shape *shape, ln_page_layout *layout) {
     const int64_t most = (int64_t)1 << 40;
     if (!ln_page_layout_of(shape->precision, shape->key_size, shape->value_size, layout)) return false;
+    if (shape->value_in_key && shape->value_size > shape->key_size) return false;
+    if (shape->value_in_key) ln_page_layout_join(layout);
     if (shape->layers < 1 || shape->layers > 1 << 20 || shape->key_value_heads < 1 || shape->key_value_heads > 1 << 20)
         return false;
     if (shape->capacity < 1 || shape->capacity > most || shape->piece < 1 || shape->piece > most) return false;
@@ -300,7 +302,8 @@ static void append_task(void *argument, int64_t task, int worker) {
     for (int64_t t = begin; t < end; t++) {
         const int64_t token = (memory->position + t) % LN_PAGE_TOKENS;
         store_keys(layout, format, to, token, call->keys + t * call->key_stride + head * layout->key_size);
-        store_values(layout, format, to, token, call->values + t * call->value_stride + head * layout->value_size);
+        if (!layout->value_in_key)
+            store_values(layout, format, to, token, call->values + t * call->value_stride + head * layout->value_size);
     }
 }
 

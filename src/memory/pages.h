@@ -19,6 +19,7 @@ typedef struct ln_memory_shape {
     linnet_type precision; /* F32, F16, BF16, Q8_0 */
     int64_t capacity;      /* tokens */
     int64_t piece;         /* most tokens appended between two commits */
+    bool value_in_key;     /* values are the first value_size columns of the keys, and are not stored */
 } ln_memory_shape;
 
 typedef struct ln_memory ln_memory;

@@ -56,6 +56,11 @@ static linnet_status check_shape(linnet_context *context, linnet_attention_setti
     if (!s->query_offsets)
         return ln_fail(context, LINNET_ERROR_ARGUMENT,
                        "query_offsets is NULL: give the first token of each sequence, and the end");
+    if (s->cache_capacity < 0 || s->cache_capacity > (int64_t)1 << 40)
+        return ln_fail(context, LINNET_ERROR_ARGUMENT, "a cache_capacity of %lld tokens", (long long)s->cache_capacity);
+    if (s->cache_capacity && s->backward)
+        return ln_fail(context, LINNET_ERROR_ARGUMENT,
+                       "backward is not for attention over caches: set cache_capacity to 0");
     if (!isfinite(s->scale) || !isfinite(s->soft_cap))
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "scale and soft_cap must be finite numbers");
     return LINNET_OK;
@@ -71,6 +76,9 @@ static linnet_status copy_settings(linnet_attention_plan *plan) {
         copy(context, s->key_offsets ? s->key_offsets : s->query_offsets, s->sequences + 1, sizeof(int64_t), &failed);
     s->query_offsets = plan->query_offsets;
     s->key_offsets = plan->key_offsets;
+    /* Cost is told for full caches. */
+    for (int64_t i = 0; s->cache_capacity && plan->key_offsets && i <= s->sequences; i++)
+        plan->key_offsets[i] = i * s->cache_capacity;
     s->document_offsets =
         copy(context, s->document_offsets, s->documents ? s->documents + 1 : 0, sizeof(int64_t), &failed);
     s->alibi = copy(context, s->alibi, s->heads, sizeof(float), &failed);
