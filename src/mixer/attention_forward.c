@@ -152,10 +152,11 @@ static void turn_factors(const linnet_attention_plan *plan, ln_attention_sequenc
     for (int64_t i = 0; plan->settings.rank && i < plan->sequences; i++) {
         const int64_t keys = ln_plan_keys(plan, i);
         if (keys == 0) continue;
-        ln_bias_turn(&sequences[i].bias, keys, keys, to);
+        const int64_t stride = ln_plan_factor_stride(keys);
+        ln_bias_turn(&sequences[i].bias, keys, stride, to);
         sequences[i].bias.key_factors = to;
-        sequences[i].bias.factor_stride = keys;
-        to += plan->settings.rank * plan->settings.key_value_heads * keys;
+        sequences[i].bias.factor_stride = stride;
+        to += plan->settings.rank * plan->settings.key_value_heads * stride;
     }
 }
 

@@ -116,9 +116,11 @@ static linnet_status lay_out(linnet_attention_plan *plan) {
     const linnet_attention_settings *s = &plan->settings;
     plan->first_page = ln_allocate(plan->context, (uint64_t)(plan->sequences + 1), sizeof(int64_t), "attention plan");
     if (!plan->first_page) return LINNET_ERROR_MEMORY;
+    int64_t factors = 0;
     plan->first_page[0] = 0;
     for (int64_t i = 0; i < plan->sequences; i++) {
         plan->first_page[i + 1] = plan->first_page[i] + ln_ceil_div(ln_plan_keys(plan, i), LN_PAGE_TOKENS);
+        factors += ln_plan_factor_stride(ln_plan_keys(plan, i));
         plan->longest = ln_max_i64(plan->longest, ln_plan_queries(plan, i));
     }
     const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention, plan->longest);
@@ -134,8 +136,8 @@ static linnet_status lay_out(linnet_attention_plan *plan) {
     const uint64_t sequences = ln_round_up((uint64_t)plan->sequences * sizeof(ln_attention_sequence), 64);
     plan->slots_at = sequences;
     plan->factors_at = plan->slots_at + ln_round_up(pages * sizeof(void *), 64);
-    plan->pages_at = plan->factors_at +
-                     ln_round_up((uint64_t)(s->rank * s->key_value_heads) * pages * LN_PAGE_TOKENS * sizeof(float), 64);
+    plan->pages_at =
+        plan->factors_at + ln_round_up((uint64_t)(s->rank * s->key_value_heads * factors) * sizeof(float), 64);
     plan->run_at = plan->pages_at + bytes;
     plan->forward_bytes = plan->run_at + run;
     plan->cached_bytes = sequences + run;

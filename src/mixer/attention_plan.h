@@ -26,6 +26,11 @@ static inline int64_t ln_plan_keys(const linnet_attention_plan *plan, int64_t se
     return plan->key_offsets[sequence + 1] - plan->key_offsets[sequence];
 }
 
+/* Floats from one turned key factor to the next: no power of two, which would fall into few lines of the caches. */
+static inline int64_t ln_plan_factor_stride(int64_t keys) {
+    return (keys + 15) / 16 * 16 + 16;
+}
+
 /* The tensor with its strides written out. */
 linnet_tensor ln_tensor_settle(linnet_tensor tensor, int64_t heads, int64_t size);
 /* The first element of a token, of `type`. */
