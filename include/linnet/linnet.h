@@ -3,6 +3,7 @@
 #ifndef LINNET_LINNET_H
 #define LINNET_LINNET_H
 
+#include "linnet/approximate.h"
 #include "linnet/attention.h"
 #include "linnet/bench.h"
 #include "linnet/context.h"
