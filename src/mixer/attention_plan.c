@@ -141,7 +141,7 @@ static linnet_status lay_out(linnet_attention_plan *plan) {
     plan->run_at = plan->pages_at + bytes;
     plan->forward_bytes = plan->run_at + run;
     plan->cached_bytes = sequences + run;
-    return LINNET_OK;
+    return s->backward ? ln_plan_backward_bytes(plan, &plan->backward_bytes) : LINNET_OK;
 }
 
 linnet_status linnet_attention_plan_open(linnet_context *context, const linnet_attention_settings *settings,

@@ -2,6 +2,7 @@
 #ifndef LN_MIXER_ATTENTION_PLAN_H
 #define LN_MIXER_ATTENTION_PLAN_H
 
+#include "base/checked.h"
 #include "base/context.h"
 #include "mixer/attention.h"
 
@@ -31,6 +32,7 @@ static inline int64_t ln_plan_factor_stride(int64_t keys) {
     return (keys + 15) / 16 * 16 + 16;
 }
 
+linnet_status ln_plan_backward_bytes(const linnet_attention_plan *plan, uint64_t *bytes);
 /* The tensor with its strides written out. */
 linnet_tensor ln_tensor_settle(linnet_tensor tensor, int64_t heads, int64_t size);
 /* The first element of a token, of `type`. */
