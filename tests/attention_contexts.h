@@ -1,0 +1,70 @@
+/* Contexts of every instruction set and number of threads, and guarded workspaces, for the tests of attention. */
+#ifndef ATTENTION_CONTEXTS_H
+#define ATTENTION_CONTEXTS_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cpu.h"
+#include "linnet/attention.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SLOW = 1 };
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+enum { SLOW = 1 };
+#else
+enum { SLOW = 0 };
+#endif
+#else
+enum { SLOW = 0 };
+#endif
+
+enum { LEVELS = 4, THREADS_MOST = 3, WORKSPACE_GUARD = 64, GUARD_BYTE = 0xa5 };
+static const char *const levels[LEVELS] = {"portable", "avx2", "avx512", NULL};
+static linnet_context *contexts[LEVELS][THREADS_MOST + 1];
+
+/* Levels that this processor reaches no further than the one before are that one again. */
+static inline bool level_is_new(int level) {
+    unsigned mask = ~0u, before = 0;
+    if (levels[level]) ln_cpu_mask(levels[level], &mask);
+    if (level > 0) ln_cpu_mask(levels[level - 1], &before);
+    return level == 0 || (mask & ln_cpu_detect()) != (before & ln_cpu_detect());
+}
+
+static inline linnet_context *test_context(int level, int threads) {
+    linnet_context **context = &contexts[level][threads];
+    if (*context) return *context;
+    linnet_context_settings settings = linnet_context_settings_default();
+    settings.threads = threads;
+    settings.cpu = levels[level];
+    assert_int_equal(linnet_context_open(&settings, context), LINNET_OK);
+    return *context;
+}
+
+/* All plans of them must be closed by now. */
+static inline int close_contexts(void **state) {
+    (void)state;
+    for (int level = 0; level < LEVELS; level++)
+        for (int threads = 0; threads <= THREADS_MOST; threads++) {
+            linnet_context_close(contexts[level][threads]);
+            contexts[level][threads] = NULL;
+        }
+    return 0;
+}
+
+/* Full of NaN, and a guard behind it. */
+static inline unsigned char *open_workspace(uint64_t bytes) {
+    unsigned char *workspace = aligned_alloc(64, (bytes + WORKSPACE_GUARD + 63) / 64 * 64);
+    assert_non_null(workspace);
+    memset(workspace, 0xff, bytes);
+    memset(workspace + bytes, GUARD_BYTE, WORKSPACE_GUARD);
+    return workspace;
+}
+static inline void close_workspace(unsigned char *workspace, uint64_t bytes) {
+    for (int i = 0; i < WORKSPACE_GUARD; i++) assert_int_equal(workspace[bytes + (uint64_t)i], GUARD_BYTE);
+    free(workspace);
+}
+
+#endif
