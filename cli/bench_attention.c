@@ -35,6 +35,7 @@ struct job {
     linnet_attention_plan *plan;
     linnet_attention_tensors tensors;
     void *workspace;
+    linnet_cache *cache;
     linnet_attention_cost cost;
     double seconds[MOST_ROUNDS];
     double median;
@@ -152,6 +153,7 @@ static int add_job(bench *b, const linnet_attention_settings *settings, const li
 
 static void end_work(bench *b) {
     for (int i = 0; i < b->job_count; i++) {
+        linnet_cache_close(b->jobs[i].cache);
         linnet_attention_plan_close(b->jobs[i].plan);
         free(b->jobs[i].workspace);
     }
@@ -201,6 +203,7 @@ static int time_jobs(bench *b) {
 
 typedef struct figure {
     const char *work, *path;
+    int64_t key_value_heads;
     double seconds;
     double operations, bytes; /* of a run; the one that bounds it */
     const char *peak_name;
@@ -216,7 +219,7 @@ static int report(const bench *b, const figure *f) {
     if (b->arguments->json) {
         json_t *row = json_pack("{ss ss sI sI sI sI si sf sf ss sf}", "work", f->work, "path", f->path, "length",
                                 (json_int_t)b->length, "heads", (json_int_t)b->arguments->heads, "key_value_heads",
-                                (json_int_t)key_heads(b), "size", (json_int_t)b->size, "threads",
+                                (json_int_t)f->key_value_heads, "size", (json_int_t)b->size, "threads",
                                 linnet_threads(b->engine.context), "seconds", f->seconds, reads ? "gbs" : "gflops",
                                 1e-9 * rate, "peak", f->peak_name, "percent_of_peak", percent);
         if (row && f->of) {
@@ -255,6 +258,7 @@ static int report_job(const bench *b, const char *work, double products, double 
     const bool bf16 = strstr(path, "bf16") != NULL;
     const figure f = {.work = work,
                       .path = path,
+                      .key_value_heads = key_heads(b),
                       .seconds = j->median,
                       .operations = 0.5 * products * j->cost.flops,
                       .peak_name = bf16 ? "bf16" : "f32",
@@ -332,6 +336,85 @@ static int ragged(bench *b, const char *work) {
     return report_job(b, work, 2, 100 * sum / b->jobs[0].median, "its sequences one by one");
 }
 
+/* ---- decoding ---- */
+
+static bool wanted(const char *work, const char *list) {
+    if (!list) return true;
+    for (const char *word = list; *word; word += strspn(word, ",")) {
+        const size_t bytes = strcspn(word, ",");
+        if (bytes && memmem(work, strlen(work), word, bytes)) return true;
+        word += bytes;
+    }
+    return false;
+}
+
+static linnet_status run_cached(const job *j) {
+    return linnet_attention_cached(j->plan, &j->tensors, &j->cache, j->workspace);
+}
+
+enum { CACHE_BYTES = 256 << 20, APPENDED = 512 };
+
+/* One query over a cache of more bytes than the processor's caches hold. */
+static int decode_from(bench *b, const char *work, linnet_type precision, int64_t group) {
+    int block, bytes;
+    if (!linnet_type_layout(precision, &block, &bytes)) return CLI_OK;
+    const int64_t heads = b->arguments->heads / group;
+    const double token_bytes = (double)(2 * heads * b->size * bytes) / block;
+    linnet_cache_settings kept = linnet_cache_settings_default();
+    kept.key_value_heads = heads;
+    kept.key_size = kept.value_size = b->size;
+    kept.precision = precision;
+    kept.capacity = b->length = (int64_t)(CACHE_BYTES / token_bytes) / APPENDED * APPENDED;
+    const int64_t offsets[] = {0, 1};
+    linnet_attention_settings settings = settings_of(b, offsets, 1);
+    settings.key_value_heads = heads;
+    settings.causal = true;
+    settings.cache_capacity = kept.capacity;
+    linnet_attention_tensors tensors;
+    int status = make_tensors(b, APPENDED, &tensors);
+    if (status == CLI_OK) status = add_job(b, &settings, &tensors, run_cached);
+    if (status != CLI_OK) return status;
+    job *j = &b->jobs[0];
+    linnet_status done = linnet_cache_open(b->engine.context, &kept, &j->cache);
+    for (int64_t t = 0; done == LINNET_OK && t < kept.capacity; t += APPENDED)
+        done = linnet_cache_append(j->cache, APPENDED, tensors.key, tensors.value);
+    if (done == LINNET_ERROR_ARGUMENT || done == LINNET_ERROR_UNSUPPORTED) {
+        cli_note("%s is left out: %s", work, linnet_last_error(b->engine.context));
+        return CLI_OK;
+    }
+    if (done != LINNET_OK) return failed(b, done);
+    status = time_jobs(b);
+    char path[64];
+    kernel_of(j, path, sizeof path);
+    const figure f = {.work = work,
+                      .path = path,
+                      .key_value_heads = heads,
+                      .seconds = j->median,
+                      .bytes = token_bytes * (double)kept.capacity,
+                      .peak_name = "read",
+                      .peak = b->peaks.read_bytes};
+    return status == CLI_OK ? report(b, &f) : status;
+}
+
+static int decode(bench *b) {
+    static const linnet_type types[] = {LINNET_F32, LINNET_BF16, LINNET_F16, LINNET_Q8_0, LINNET_Q4_0};
+    static const int64_t groups[] = {1, 4, 8};
+    int status = CLI_OK;
+    b->type = LINNET_F32;
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+        for (int s = 0; s < b->arguments->sizes.count; s++)
+            for (size_t g = 0; status == CLI_OK && g < sizeof groups / sizeof *groups; g++) {
+                char work[96];
+                b->size = b->arguments->sizes.value[s];
+                snprintf(work, sizeof work, "decode_%s_d%lld_g%lld", linnet_type_name(types[t]), (long long)b->size,
+                         (long long)groups[g]);
+                if (!wanted(work, b->arguments->works) || b->arguments->heads % groups[g]) continue;
+                status = decode_from(b, work, types[t], groups[g]);
+                end_work(b);
+            }
+    return status;
+}
+
 /* ---- the table ---- */
 
 static const struct kind {
@@ -346,16 +429,6 @@ static const struct kind {
     {"window", "w1024", window, true, 32768},
     {"neighbourhood", "128x128_w32x32", neighbourhood, false, 128 * 128},
 };
-
-static bool wanted(const char *work, const char *list) {
-    if (!list) return true;
-    for (const char *word = list; *word; word += strspn(word, ",")) {
-        const size_t bytes = strcspn(word, ",");
-        if (bytes && memmem(work, strlen(work), word, bytes)) return true;
-        word += bytes;
-    }
-    return false;
-}
 
 static int run_kind(bench *b, const struct kind *kind) {
     static const linnet_type types[] = {LINNET_F32, LINNET_BF16};
@@ -415,6 +488,7 @@ int cli_bench_attention(const cli_arguments *arguments) {
     const linnet_status measured = linnet_measure_peaks(b.engine.context, &b.peaks);
     status = measured == LINNET_OK ? report_peaks(&b) : failed(&b, measured);
     for (size_t i = 0; status == CLI_OK && i < sizeof kinds / sizeof *kinds; i++) status = run_kind(&b, &kinds[i]);
+    if (status == CLI_OK) status = decode(&b);
     cli_engine_close(&b.engine);
     return status;
 }
