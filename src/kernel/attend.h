@@ -173,19 +173,37 @@ typedef struct ln_attend_bf16 {
  * rows of all matrices are LN_ATTEND_STRIDE apart. */
 typedef struct ln_attend_gradient_tile {
     int64_t rows, columns;
-    float *weights;       /* in: scores s; out: P = 2^(cap tanh(s) + bias - shift), or 2^(s + bias - shift) for cap 0 */
-    float *gradient;      /* in: of P; out: of s but for constants, P (gradient - delta) (1 - tanh(s)^2). NULL: none */
-    float *uncapped;      /* out: the same without the last factor; NULL: not wanted */
+    float *weights;  /* in: scores, s / factor; out: P = 2^(cap tanh(s) + bias - shift), or 2^(s + bias - shift) for cap
+                        0 */
+    float *gradient; /* in: of P; out: of s but for constants, P (gradient - delta) (1 - tanh(s)^2). NULL: none */
+    float *uncapped; /* out: the same without the last factor; NULL: not wanted */
     const float *bias;    /* NULL: none */
     const uint32_t *bits; /* [rows][LN_ATTEND_BLOCK / 32]: bit c % 32 of word c / 32: row seen by column c, else P and
                              its gradient are 0. NULL: all */
     const float *shift, *delta; /* [columns] */
-    float cap;                  /* 0: none */
+    float factor, cap;          /* of scores: s = factor * score; cap 0: none */
 } ln_attend_gradient_tile;
 typedef void (*ln_attend_gradient)(const ln_attend_gradient_tile *tile);
 /* to[c * to_stride + r] = from[r * from_stride + c]; rows a multiple of LN_ATTEND_LANES, columns of 8. */
 typedef void (*ln_attend_transpose)(const float *from, int64_t from_stride, int64_t rows, int64_t columns, float *to,
                                     int64_t to_stride);
+
+/* Products of bf16 with sums of float32. The right-hand side holds pairs of rows: [rows / 2][columns][2]. */
+typedef struct ln_attend_pairs {
+    const char *name; /* NULL, and all functions: not on this processor */
+
+    void (*start)(void); /* before and after some products of a thread */
+    void (*stop)(void);
+    /* C [rows][columns] (+)= A [rows][depth] B. All three are multiples of 32; strides of A's rows and B's pairs of
+     * rows in bytes, rows of C are LN_ATTEND_STRIDE floats apart. */
+    void (*product)(const void *a, int64_t a_stride, const void *b, int64_t b_stride, int64_t rows, int64_t columns,
+                    int64_t depth, float *c, bool add);
+    /* Pairs of an even number of rows, columns a multiple of 16; strides in bytes. */
+    void (*join)(const void *from, int64_t from_stride, int64_t rows, int64_t columns, void *pairs,
+                 int64_t pairs_stride);
+    /* Rows of floats, from_stride floats apart, to the nearest bf16, to_stride bytes apart. */
+    void (*round)(const float *from, int64_t from_stride, int64_t rows, int64_t columns, void *to, int64_t to_stride);
+} ln_attend_pairs;
 
 typedef struct ln_attend_kernels {
     const char *name;
@@ -197,6 +215,7 @@ typedef struct ln_attend_kernels {
     ln_attend_bf16 bf16; /* beside the others, which serve what it does not */
     ln_attend_gradient gradient;
     ln_attend_transpose transpose;
+    ln_attend_pairs pairs;
 } ln_attend_kernels;
 
 void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels);

@@ -311,7 +311,7 @@ static void product_many(const ln_attend_operand *b, const float *a, int64_t row
 /* One vector of a row. `factor`: 1 - tanh^2 of the cap. */
 INLINE void gradient_lanes(const ln_attend_gradient_tile *t, int64_t at, int64_t c, unsigned bits, bool capped,
                            bool masked) {
-    lanes score = load(t->weights + at, W), slope = splat(1);
+    lanes score = multiply(splat(t->factor), load(t->weights + at, W)), slope = splat(1);
     if (capped) {
         const lanes h = hyperbolic_tangent(score);
         score = multiply(splat(t->cap), h);

@@ -6,11 +6,11 @@
 enum { SECOND = LN_GRADIENT_TILE }; /* column of ds in the tile */
 
 typedef struct scratch {
-    ln_slab key, value;                  /* rows: LN_GRADIENT_PASS */
-    ln_panels key_panels;                /* likewise */
-    ln_panels query, gradient;           /* rows: LN_GRADIENT_TILE; gradient: of outputs */
-    float *query_pages, *gradient_pages; /* query: times the factor of scores */
-    float *tile;                         /* [LN_GRADIENT_TILE][LN_ATTEND_STRIDE] */
+    ln_slab key, value;        /* rows: LN_GRADIENT_PASS */
+    ln_panels key_panels;      /* likewise */
+    ln_panels query, gradient; /* rows: LN_GRADIENT_TILE; gradient: of outputs */
+    float *query_pages, *gradient_pages;
+    float *tile; /* [LN_GRADIENT_TILE][LN_ATTEND_STRIDE] */
 } scratch;
 
 static uint64_t lay_scratch(const ln_gradient_call *call, float *base, scratch *s) {
@@ -47,7 +47,6 @@ static void load_keys(const ln_gradient_task *t) {
 
 static void load_queries(const ln_gradient_task *t) {
     const ln_gradient_sequence *sequence = t->sequence;
-    const ln_attention *attention = t->call->attention;
     const int64_t padded = ln_tile_pages(t) * LN_SQUARE;
     scratch s;
     lay_scratch(t->call, t->s.own, &s);
@@ -64,8 +63,6 @@ static void load_queries(const ln_gradient_task *t) {
     }
     ln_turn_pages(t, &s.query, s.query_pages);
     ln_turn_pages(t, &s.gradient, s.gradient_pages);
-    const float cap = attention->soft_cap, factor = attention->scale * (cap != 0 ? 1 / cap : LN_LOG2E);
-    t->call->kernels->vector.scale(s.query_pages, factor, padded * s.query.size);
 }
 
 /* P and ds. */
@@ -73,8 +70,7 @@ static void weigh(const ln_gradient_task *t, const scratch *s, int64_t row, cons
     const ln_gradient_call *call = t->call;
     const int64_t at = r->key * LN_ATTEND_STRIDE + r->page * LN_SQUARE;
     float *tile = s->tile + at;
-    const bool factors = call->want_query_factors || call->want_key_factors;
-    const bool scores = call->want_query || call->want_key || factors;
+    const bool scores = ln_gradient_scores(call);
     for (int64_t p = 0; p < r->pages; p++) {
         const int64_t query = (r->page + p) * LN_SQUARE;
         ln_multiply_page(t, &s->key, row + r->key, r->keys, s->query_pages + query * s->key.size, tile + p * LN_SQUARE,
@@ -83,19 +79,7 @@ static void weigh(const ln_gradient_task *t, const scratch *s, int64_t row, cons
             ln_multiply_page(t, &s->value, row + r->key, r->keys, s->gradient_pages + query * s->value.size,
                              tile + SECOND + p * LN_SQUARE, false);
     }
-    const ln_attend_gradient_tile step = {
-        .rows = r->keys,
-        .columns = r->pages * LN_SQUARE,
-        .weights = tile,
-        .gradient = scores ? tile + SECOND : NULL,
-        .uncapped = factors ? t->s.uncapped + at : NULL,
-        .bias = ln_bias_any(&t->sequence->bias) ? t->s.bias + at : NULL,
-        .bits = r->masked ? &t->s.bits[r->key][r->page] : NULL,
-        .shift = t->s.shift + r->page * LN_SQUARE,
-        .delta = t->s.delta + r->page * LN_SQUARE,
-        .cap = call->attention->soft_cap * LN_LOG2E,
-    };
-    call->kernels->attend.gradient(&step);
+    ln_gradient_weigh(t, r, tile, scores ? tile + SECOND : NULL);
 }
 
 static void step(const ln_gradient_task *t, int64_t row, const ln_rectangle *r) {
@@ -110,4 +94,4 @@ static void step(const ln_gradient_task *t, int64_t row, const ln_rectangle *r) 
     if (call->want_query) ln_multiply_turned(t, scores, r, &s.key_panels, key, &t->s.query_sum);
 }
 
-const ln_gradient_way ln_gradient_f32 = {"float32", scratch_floats, load_keys, load_queries, step};
+const ln_gradient_way ln_gradient_f32 = {"float32", scratch_floats, load_keys, load_queries, step, NULL};

@@ -82,9 +82,10 @@ typedef struct ln_gradient_way {
      * shift and delta come P and dS, which are added up in key_sum, value_sum and query_sum as far as they are wanted;
      * `uncapped` takes dS where factors want it. */
     void (*step)(const ln_gradient_task *task, int64_t row, const ln_rectangle *rectangle);
+    void (*store_queries)(const ln_gradient_task *task); /* completes query_sum; NULL: it is */
 } ln_gradient_way;
 
-extern const ln_gradient_way ln_gradient_f32;
+extern const ln_gradient_way ln_gradient_f32, ln_gradient_bf16;
 
 /* A worker's scratch. */
 typedef struct ln_gradient_scratch {
@@ -120,6 +121,14 @@ struct ln_gradient_call {
     uint64_t worker_floats;
     bool want_query, want_key, want_value, want_query_factors, want_key_factors;
 };
+
+static inline bool ln_gradient_factors(const ln_gradient_call *call) {
+    return call->want_query_factors || call->want_key_factors;
+}
+/* Whether gradients of scores are needed. */
+static inline bool ln_gradient_scores(const ln_gradient_call *call) {
+    return call->want_query || call->want_key || ln_gradient_factors(call);
+}
 
 struct ln_gradient_task {
     const ln_gradient_call *call;
@@ -168,6 +177,8 @@ void ln_multiply_panels(const ln_gradient_task *task, const float *a, int64_t co
 /* The same for queries of the rectangle, A [keys][..] turned. */
 void ln_multiply_turned(const ln_gradient_task *task, const float *a, const ln_rectangle *rectangle, const ln_panels *b,
                         int64_t from, const ln_slab *c);
+/* The rectangle's scores (but for their factor) and dP become P and ds in float32; gradient NULL: P alone. */
+void ln_gradient_weigh(const ln_gradient_task *task, const ln_rectangle *rectangle, float *weights, float *gradient);
 
 /* Factors of the task's keys. */
 void ln_gradient_load_keys(const ln_gradient_task *task);

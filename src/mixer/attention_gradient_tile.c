@@ -209,6 +209,26 @@ static void fill_bias(const ln_gradient_task *t, const ln_bias *bias, int64_t ke
 
 /* ---- the loop over keys ---- */
 
+void ln_gradient_weigh(const ln_gradient_task *t, const ln_rectangle *r, float *weights, float *gradient) {
+    const ln_attention *attention = t->call->attention;
+    const int64_t at = r->key * LN_ATTEND_STRIDE + r->page * LN_SQUARE;
+    const float cap = attention->soft_cap;
+    const ln_attend_gradient_tile tile = {
+        .rows = r->keys,
+        .columns = r->pages * LN_SQUARE,
+        .weights = weights,
+        .gradient = gradient,
+        .uncapped = ln_gradient_factors(t->call) ? t->s.uncapped + at : NULL,
+        .bias = ln_bias_any(&t->sequence->bias) ? t->s.bias + at : NULL,
+        .bits = r->masked ? &t->s.bits[r->key][r->page] : NULL,
+        .shift = t->s.shift + r->page * LN_SQUARE,
+        .delta = t->s.delta + r->page * LN_SQUARE,
+        .factor = attention->scale * (cap != 0 ? 1 / cap : LN_LOG2E),
+        .cap = cap * LN_LOG2E,
+    };
+    t->call->kernels->attend.gradient(&tile);
+}
+
 static void run_rectangle(const ln_gradient_task *t, int64_t row, const ln_rectangle *r, bool biased) {
     const ln_gradient_call *call = t->call;
     const int64_t at = r->key * LN_ATTEND_STRIDE + r->page * LN_SQUARE, key = row + r->key;
@@ -247,5 +267,6 @@ bool ln_gradient_tile(const ln_gradient_task *t) {
         if (biased) fill_bias(t, &bias, t->key + row, keys);
         for (int i = 0; i < n; i++) run_rectangle(t, row, &list[i], biased);
     }
+    if (loaded && t->call->way->store_queries) t->call->way->store_queries(t);
     return loaded;
 }
