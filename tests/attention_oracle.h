@@ -20,7 +20,7 @@
 #include "base/random.h"
 #include "linnet/attention.h"
 
-enum { SCENE_SEQUENCES = 5, SCENE_DOCUMENTS = 6, SCENE_BLOCKS = 32 };
+enum { SCENE_SEQUENCES = 5, SCENE_DOCUMENTS = 6, SCENE_BLOCKS = 64 };
 
 static const float SCENE_MARK = 12345;
 

@@ -8,8 +8,7 @@
 #include <cmocka.h>
 #include <stdio.h>
 
-#include "attention_contexts.h"
-#include "attention_oracle.h"
+#include "attention_run.h"
 
 static int64_t between(ln_random *random, int64_t least, int64_t most) {
     return least + (int64_t)ln_random_below(random, (uint64_t)(most - least + 1));
@@ -145,26 +144,6 @@ static void random_scene(scene *s, ln_random *random, double work) {
 
 /* ---- running ---- */
 
-static bool bf16_units(const linnet_attention_plan *plan) {
-    char text[2048];
-    linnet_attention_plan_text(plan, text, sizeof text);
-    return !strstr(text, "refused");
-}
-
-/* One run, with guards behind the workspace. Returns what kernels may add to the tolerance: weights of matrix units are
- * bf16, off by 6e-3 at most (kernel/attend.h). */
-static double run(scene *s, linnet_context *context) {
-    linnet_attention_plan *plan;
-    const linnet_status status = linnet_attention_plan_open(context, &s->set, &plan);
-    if (status != LINNET_OK) fail_msg("%s", linnet_last_error(context));
-    unsigned char *workspace = open_workspace(linnet_attention_workspace(plan));
-    if (linnet_attention_forward(plan, &s->tensors, workspace)) fail_msg("%s", linnet_last_error(context));
-    close_workspace(workspace, linnet_attention_workspace(plan));
-    const double extra = bf16_units(plan) ? 2 * 6e-3 : 0;
-    linnet_attention_plan_close(plan);
-    return extra;
-}
-
 static const char *describe(const scene *s) {
     static char text[512];
     const linnet_attention_settings *a = &s->set;
@@ -182,7 +161,7 @@ static const char *describe(const scene *s) {
 static double worst_error;
 
 static void check_run(scene *s, int level, int threads) {
-    const double extra = run(s, test_context(level, threads)), error = scene_error(s, extra);
+    const double extra = scene_run(s, test_context(level, threads)), error = scene_error(s, extra);
     if (extra == 0) worst_error = fmax(worst_error, error);
     if (!(error <= 1))
         fail_msg("%s, %d threads: %g times the tolerance: %s", levels[level], threads, error, describe(s));
@@ -199,11 +178,11 @@ static void check(scene *s) {
     }
     const size_t rows = (size_t)(s->queries * s->set.heads), bytes = (size_t)s->output_floats * sizeof(float);
     float *first = malloc(bytes + 1), *lse = malloc(rows * sizeof(float) + 1);
-    run(s, test_context(last, 1));
+    scene_run(s, test_context(last, 1));
     memcpy(first, s->tensors.output.data, bytes);
     memcpy(lse, s->tensors.log_sum_exp, rows * sizeof(float));
     for (int threads = 2; threads <= THREADS_MOST; threads++) {
-        run(s, test_context(last, threads));
+        scene_run(s, test_context(last, threads));
         assert_memory_equal(first, s->tensors.output.data, bytes);
         assert_memory_equal(lse, s->tensors.log_sum_exp, rows * sizeof(float));
     }

@@ -8,8 +8,7 @@
 #include <cmocka.h>
 #include <stdio.h>
 
-#include "attention_contexts.h"
-#include "attention_oracle.h"
+#include "attention_run.h"
 
 typedef linnet_attention_settings settings;
 

@@ -1,13 +1,14 @@
-/* Contexts of every instruction set and number of threads, and guarded workspaces, for the tests of attention. */
-#ifndef ATTENTION_CONTEXTS_H
-#define ATTENTION_CONTEXTS_H
+/* Running scenes (attention_oracle.h): contexts of every instruction set and number of threads, guarded workspaces.
+ * Include after cmocka.h. */
+#ifndef ATTENTION_RUN_H
+#define ATTENTION_RUN_H
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "attention_oracle.h"
 #include "base/checked.h"
 #include "base/cpu.h"
-#include "linnet/attention.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { SLOW = 1 };
@@ -65,6 +66,26 @@ static inline unsigned char *open_workspace(uint64_t bytes) {
 static inline void close_workspace(unsigned char *workspace, uint64_t bytes) {
     for (int i = 0; i < WORKSPACE_GUARD; i++) assert_int_equal(workspace[bytes + (uint64_t)i], GUARD_BYTE);
     free(workspace);
+}
+
+static inline bool bf16_units(const linnet_attention_plan *plan) {
+    char text[2048];
+    linnet_attention_plan_text(plan, text, sizeof text);
+    return !strstr(text, "refused");
+}
+
+/* One run, with guards behind the workspace. Returns what kernels may add to the tolerance: weights of matrix units are
+ * bf16, off by 6e-3 at most (kernel/attend.h). */
+static inline double scene_run(scene *s, linnet_context *context) {
+    linnet_attention_plan *plan;
+    const linnet_status status = linnet_attention_plan_open(context, &s->set, &plan);
+    if (status != LINNET_OK) fail_msg("%s", linnet_last_error(context));
+    unsigned char *workspace = open_workspace(linnet_attention_workspace(plan));
+    if (linnet_attention_forward(plan, &s->tensors, workspace)) fail_msg("%s", linnet_last_error(context));
+    close_workspace(workspace, linnet_attention_workspace(plan));
+    const double extra = bf16_units(plan) ? 2 * 6e-3 : 0;
+    linnet_attention_plan_close(plan);
+    return extra;
 }
 
 #endif
