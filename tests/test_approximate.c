@@ -968,6 +968,24 @@ static void bf16_and_strides(void **state) {
     }
 }
 
+/* The defaults, and tokens that are no multiple of anything. */
+static void defaults_run(void **state) {
+    (void)state;
+    for (int method = LINNET_APPROXIMATE_HYPER; method < LINNET_APPROXIMATIONS; method++) {
+        if (method == LINNET_APPROXIMATE_RANKING) continue;
+        problem p = make((linnet_approximation)method, 4099, 2, 1, 16, 16);
+        p.s = linnet_approximate_settings_default((linnet_approximation)method);
+        p.s.tokens = 4099;
+        p.s.heads = 2;
+        p.s.key_value_heads = 1;
+        p.s.key_size = 16;
+        run_on(&p, 2, true);
+        assert_true(isfinite(p.report.error) && p.report.mass > 0 && p.report.mass < 1);
+        assert_true(p.report.visited < p.report.pairs);
+        drop(&p);
+    }
+}
+
 static linnet_status open_status(const linnet_approximate_settings *s) {
     linnet_context *context = open_context(1);
     linnet_approximate_plan *plan;
@@ -1028,6 +1046,13 @@ static void refusals(void **state) {
         drop(&none);
     }
     assert_null(linnet_approximate_name(LINNET_APPROXIMATIONS));
+    linnet_context *context = open_context(1);
+    linnet_approximate_plan *plan;
+    assert_int_equal(linnet_approximate_plan_open(context, &p.s, &plan), LINNET_OK);
+    const linnet_approximate_tensors nothing = {.size = sizeof nothing};
+    assert_int_equal(linnet_approximate_forward(plan, &nothing, NULL), LINNET_ERROR_ARGUMENT);
+    linnet_approximate_plan_close(plan);
+    linnet_context_close(context);
 }
 
 int main(void) {
@@ -1052,6 +1077,7 @@ int main(void) {
         cmocka_unit_test(planted_tiles_are_found),
         cmocka_unit_test(error_falls_with_the_budget),
         cmocka_unit_test(bf16_and_strides),
+        cmocka_unit_test(defaults_run),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -336,6 +336,9 @@ static void refusals_and_nothing_to_do(void **state) {
     assert_int_equal(linnet_local_linear_forward(context, &s, &tensors, NULL, NULL), LINNET_ERROR_ARGUMENT);
     s.ridge = NAN;
     assert_int_equal(linnet_local_linear_forward(context, &s, &tensors, NULL, NULL), LINNET_ERROR_ARGUMENT);
+    s.ridge = 1;
+    s.queries = 1;
+    assert_int_equal(linnet_local_linear_forward(context, &s, &tensors, NULL, NULL), LINNET_ERROR_ARGUMENT);
     linnet_context_close(context);
 
     problem p = make(1, 1, 8, 8, 0, 0);

@@ -80,7 +80,8 @@ typedef struct linnet_approximate_settings {
     uint64_t seed;                  /* of hash planes, samples and random features */
 
     /* Tiles of keys that are chosen: all methods but HYPER, CORE and RANKING. */
-    int64_t query_tile, key_tile; /* multiples of 32, at most 1024; default 96 and 128 */
+    int64_t query_tile, key_tile; /* multiples of 32, at most 1024; query_tile 0, the default: what the tile loop
+                                       takes at once on this processor; key_tile: 128 */
     /* HIP, SEA, PAGES: what each tile of queries sees, in keys, rounded up to whole tiles. */
     int64_t sinks, recent; /* the first keys; those around the query (before it, causal): default 128, 512 */
     int64_t budget;        /* chosen besides; default 1024 */

@@ -24,7 +24,6 @@ linnet_approximate_settings linnet_approximate_settings_default(linnet_approxima
         .type = LINNET_F32,
         .causal = true,
         .seed = 1,
-        .query_tile = 96,
         .key_tile = 128,
         .sinks = 128,
         .recent = 512,
@@ -77,7 +76,7 @@ static const char *complete(linnet_approximate_settings *s) {
     if (s->tokens < 0 || s->tokens > INT32_MAX / 2) return "tokens must be from 0 to 2^30";
     if (s->scale == 0) s->scale = 1 / sqrtf((float)s->key_size);
     if (!(s->scale > 0) || !isfinite(s->scale)) return "scale must be above 0";
-    if (!is_tile(s->query_tile) || !is_tile(s->key_tile))
+    if ((s->query_tile != 0 && !is_tile(s->query_tile)) || !is_tile(s->key_tile))
         return "query_tile and key_tile must be multiples of 32 from 32 to 1024";
     if (s->sinks < 0 || s->recent < 0 || s->budget < 0) return "sinks, recent and budget must not be negative";
     if (s->query_stride < 1) return "query_stride must be at least 1";
@@ -86,21 +85,20 @@ static const char *complete(linnet_approximate_settings *s) {
 
 /* ---- workspace ---- */
 
-static uint64_t attention_bytes(const linnet_approximate_plan *plan) {
-    const linnet_approximate_settings *s = &plan->s;
-    const ln_attention attention = {.heads = s->heads,
-                                    .key_value_heads = s->key_value_heads,
-                                    .key_size = s->key_size,
-                                    .value_size = s->value_size,
-                                    .scale = s->scale,
-                                    .exact = s->exact};
-    /* No method makes more sequences than groups or buckets of tokens. */
-    return ln_attention_workspace(&plan->kernels, ln_team_size(plan->context->team), &attention, s->tokens + 1,
-                                  s->tokens);
+static ln_attention attention_of(const linnet_approximate_settings *s) {
+    return (ln_attention){.heads = s->heads,
+                          .key_value_heads = s->key_value_heads,
+                          .key_size = s->key_size,
+                          .value_size = s->value_size,
+                          .scale = s->scale,
+                          .exact = s->exact || s->type == LINNET_F32};
 }
 
-static uint64_t page_count(int64_t tokens) {
-    return (uint64_t)ln_ceil_div(tokens, LN_PAGE_TOKENS);
+static uint64_t attention_bytes(const linnet_approximate_plan *plan) {
+    const ln_attention attention = attention_of(&plan->s);
+    /* No method makes more sequences than groups or buckets of tokens. */
+    return ln_attention_workspace(&plan->kernels, ln_team_size(plan->context->team), &attention, plan->s.tokens + 1,
+                                  plan->s.tokens);
 }
 
 static void carve_call(ln_select_call *call, ln_carver *carver) {
@@ -113,8 +111,7 @@ static void carve_call(ln_select_call *call, ln_carver *carver) {
         call->key = ln_carve(carver, tokens * shared, (uint64_t)s->key_size * sizeof(float));
     if (plan->row->needs & LN_SELECT_VALUE)
         call->value = ln_carve(carver, tokens * shared, (uint64_t)s->value_size * sizeof(float));
-    call->pages = ln_carve(carver, 1, ln_pack_bytes(&call->layout, s->key_value_heads, s->tokens));
-    call->slots = ln_carve(carver, page_count(s->tokens) + 1, sizeof *call->slots);
+    call->all = ln_paged_carve(call, carver, &plan->layout, s->tokens);
     call->visited = ln_carve(carver, tokens * heads, sizeof(float));
     uint64_t scratch = 0;
     if (plan->row->tile) {
@@ -133,12 +130,23 @@ static void carve_call(ln_select_call *call, ln_carver *carver) {
 
 static ln_select_call make_call(const linnet_approximate_plan *plan, ln_carver *carver) {
     ln_select_call call = {.plan = plan, .s = &plan->s, .kernels = &plan->kernels, .team = plan->context->team};
-    ln_page_layout_of(plan->s.type, plan->s.key_size, plan->s.value_size, &call.layout);
     carve_call(&call, carver);
     return call;
 }
 
 /* ---- plans ---- */
+
+/* Pages as the tile loop likes them, and tiles of queries that its own tiles fall into without remainder. */
+static void settle_tiles(linnet_approximate_plan *plan) {
+    linnet_approximate_settings *s = &plan->s;
+    const ln_attention attention = attention_of(s);
+    const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &attention, s->tokens);
+    ln_page_layout_of(choice.packed, s->key_size, s->value_size, &plan->layout);
+    const int64_t tokens = ln_max_i64(1, choice.tile_rows / plan->group);
+    for (int64_t tile = 64; tile <= 512 && !s->query_tile; tile += 32)
+        if (tile % tokens == 0) s->query_tile = tile;
+    if (!s->query_tile) s->query_tile = 128;
+}
 
 linnet_status linnet_approximate_plan_open(linnet_context *context, const linnet_approximate_settings *settings,
                                            linnet_approximate_plan **plan) {
@@ -153,9 +161,10 @@ linnet_status linnet_approximate_plan_open(linnet_context *context, const linnet
     made->s = s;
     made->row = ln_select_row_of(s.method);
     made->group = s.heads / s.key_value_heads;
-    made->query_tiles = ln_ceil_div(s.tokens, s.query_tile);
-    made->key_tiles = ln_ceil_div(s.tokens, s.key_tile);
     ln_kernels_choose(context->cpu, &made->kernels);
+    settle_tiles(made);
+    made->query_tiles = ln_ceil_div(s.tokens, made->s.query_tile);
+    made->key_tiles = ln_ceil_div(s.tokens, s.key_tile);
     linnet_status status = made->row->open ? made->row->open(made) : LINNET_OK;
     if (status == LINNET_OK) {
         ln_carver carver = {0};
@@ -203,17 +212,6 @@ static void copy_rows(void *argument, int64_t task, int worker) {
 static void copy_floats(const ln_select_call *call, const ln_rows *rows, int64_t heads, float *to) {
     copy c = {rows, call->s->tokens, heads, to};
     if (to) ln_parallel(call->team, ln_ceil_div(c.tokens, COPY_TOKENS) * heads, copy_rows, &c);
-}
-
-static void pack_all(const ln_select_call *call) {
-    const ln_packing packing = {.layout = call->layout,
-                                .key = call->key_rows,
-                                .value = call->value_rows,
-                                .heads = call->s->key_value_heads,
-                                .tokens = call->s->tokens,
-                                .pages = call->pages};
-    ln_pack_pages(call->team, &packing);
-    ln_select_slots(&call->layout, packing.heads, packing.tokens, call->pages, call->slots);
 }
 
 /* ---- lists ---- */
@@ -286,7 +284,7 @@ static void run_lists(ln_select_call *call) {
                           .blocks = {s->query_tile, s->key_tile, true, call->offsets, call->tiles},
                           .query_tiles = call->plan->query_tiles};
     const ln_attention_sequence sequence = {
-        .view = ln_select_view(call, &call->layout, call->slots, 0, s->tokens),
+        .view = ln_select_view(call, &call->all, 0, s->tokens),
         .keys = s->tokens,
         .tokens = s->tokens,
         .query_type = s->type,
@@ -305,6 +303,17 @@ static void run_lists(ln_select_call *call) {
 
 /* ---- running ---- */
 
+static linnet_status check_tensors(const linnet_approximate_plan *plan, const linnet_approximate_tensors *tensors,
+                                   linnet_approximate_tensors *settled) {
+    *settled = (linnet_approximate_tensors){.size = sizeof *settled};
+    memcpy(settled, tensors, tensors->size < sizeof *settled ? tensors->size : sizeof *settled);
+    if (plan->s.tokens > 0 &&
+        (!settled->query.data || !settled->key.data || !settled->value.data || !settled->output.data))
+        return ln_fail(plan->context, LINNET_ERROR_ARGUMENT,
+                       "approximate attention: query, key, value and output must be given");
+    return LINNET_OK;
+}
+
 static void run(ln_select_call *call, const linnet_approximate_tensors *tensors) {
     const linnet_approximate_settings *s = call->s;
     call->tensors = tensors;
@@ -316,7 +325,7 @@ static void run(ln_select_call *call, const linnet_approximate_tensors *tensors)
     copy_floats(call, &call->query_rows, s->heads, call->query);
     copy_floats(call, &call->key_rows, s->key_value_heads, call->key);
     copy_floats(call, &call->value_rows, s->key_value_heads, call->value);
-    pack_all(call);
+    ln_select_pack(call, &call->all, 0, &call->key_rows, &call->value_rows, s->tokens, NULL, 0);
     if (call->plan->row->run)
         call->plan->row->run(call);
     else
@@ -325,9 +334,12 @@ static void run(ln_select_call *call, const linnet_approximate_tensors *tensors)
 
 linnet_status linnet_approximate_forward(const linnet_approximate_plan *plan, const linnet_approximate_tensors *tensors,
                                          void *workspace) {
+    linnet_approximate_tensors settled;
+    const linnet_status status = check_tensors(plan, tensors, &settled);
+    if (status != LINNET_OK) return status;
     ln_carver carver = {.base = workspace};
     ln_select_call call = make_call(plan, &carver);
-    run(&call, tensors);
+    run(&call, &settled);
     return LINNET_OK;
 }
 
@@ -337,7 +349,7 @@ linnet_status linnet_approximate_forward(const linnet_approximate_plan *plan, co
 static void run_exact(const ln_select_call *call, float *output, float *lse) {
     const linnet_approximate_settings *s = call->s;
     const ln_attention_sequence sequence = {
-        .view = ln_select_view(call, &call->layout, call->slots, 0, s->tokens),
+        .view = ln_select_view(call, &call->all, 0, s->tokens),
         .keys = s->tokens,
         .tokens = s->tokens,
         .query_type = s->type,
@@ -385,6 +397,9 @@ static void compare(const ln_select_call *call, const float *exact, const float 
 
 linnet_status linnet_approximate_error(const linnet_approximate_plan *plan, const linnet_approximate_tensors *tensors,
                                        void *workspace, linnet_approximate_report *report) {
+    linnet_approximate_tensors settled;
+    linnet_status status = check_tensors(plan, tensors, &settled);
+    if (status != LINNET_OK) return status;
     const linnet_approximate_settings *s = &plan->s;
     const uint64_t rows = (uint64_t)(s->tokens * s->heads);
     float *exact = ln_allocate(plan->context, rows + 1, (uint64_t)s->value_size * sizeof *exact, "exact attention");
@@ -392,12 +407,12 @@ linnet_status linnet_approximate_error(const linnet_approximate_plan *plan, cons
     if (lse) {
         ln_carver carver = {.base = workspace};
         ln_select_call call = make_call(plan, &carver);
-        run(&call, tensors);
+        run(&call, &settled);
         if (s->tokens > 0) run_exact(&call, exact, lse);
         *report = (linnet_approximate_report){.size = sizeof *report};
         compare(&call, exact, lse, report);
     }
-    const linnet_status status = lse ? LINNET_OK : LINNET_ERROR_MEMORY;
+    status = lse ? LINNET_OK : LINNET_ERROR_MEMORY;
     ln_release(plan->context, lse);
     ln_release(plan->context, exact);
     return status;

@@ -19,6 +19,7 @@
 
 #include "base/checked.h"
 #include "base/context.h"
+#include "mixer/carve.h"
 #include "mixer/pack.h"
 
 enum {
@@ -75,7 +76,7 @@ static int64_t pages_in(const tile *t, int64_t block) {
 
 static const unsigned char *page_of(const tile *t, const ln_page_layout *layout, const unsigned char *pages,
                                     int64_t page) {
-    return pages + (uint64_t)(page * t->call->s.key_value_heads + t->shared) * layout->bytes;
+    return pages + (uint64_t)t->shared * ln_pack_bytes(layout, t->call->s.keys) + (uint64_t)page * layout->bytes;
 }
 
 /* to[row][i] = from[row] . key[block + i] */
@@ -329,17 +330,16 @@ static const char *complete(linnet_local_linear_settings *s) {
 /* Shapes, layouts and places in the workspace; the bytes of it, 0 on overflow. */
 static uint64_t lay_out(call *c, int threads, unsigned char *workspace) {
     const linnet_local_linear_settings *s = &c->s;
+    const uint64_t heads = (uint64_t)s->key_value_heads;
     if (!ln_page_layout_of(LINNET_F32, s->key_size, s->value_size, &c->wide) ||
         !ln_page_layout_of(LINNET_F32, NARROW, s->key_size, &c->narrow))
         return 0;
+    ln_carver carver = {.base = workspace};
     c->tiles = ln_ceil_div(s->queries, ROWS);
-    const uint64_t wide = ln_pack_bytes(&c->wide, s->key_value_heads, s->keys),
-                   narrow = ln_pack_bytes(&c->narrow, s->key_value_heads, s->keys),
-                   scratch = ln_round_up(sizeof(tile_scratch), 64) * (uint64_t)threads;
-    c->wide_pages = workspace;
-    c->narrow_pages = workspace + wide;
-    c->scratch = (tile_scratch *)(void *)(workspace + wide + narrow);
-    return wide + narrow + scratch;
+    c->wide_pages = ln_carve(&carver, heads, ln_pack_bytes(&c->wide, s->keys));
+    c->narrow_pages = ln_carve(&carver, heads, ln_pack_bytes(&c->narrow, s->keys));
+    c->scratch = ln_carve(&carver, (uint64_t)threads, ln_round_up(sizeof(tile_scratch), 64));
+    return carver.overflow ? 0 : carver.used;
 }
 
 uint64_t linnet_local_linear_workspace(const linnet_context *context, const linnet_local_linear_settings *settings) {
@@ -355,6 +355,10 @@ linnet_status linnet_local_linear_forward(linnet_context *context, const linnet_
     const char *wrong = complete(&c.s);
     if (wrong) return ln_fail(context, LINNET_ERROR_ARGUMENT, "local linear attention: %s", wrong);
     const linnet_local_linear_settings *s = &c.s;
+    if (s->queries > 0 && (!tensors->query.data || !tensors->output.data || (s->keys > 0 && !tensors->key.data) ||
+                           (s->keys > 0 && !tensors->value.data)))
+        return ln_fail(context, LINNET_ERROR_ARGUMENT,
+                       "local linear attention: query, key, value and output must be given");
     lay_out(&c, ln_team_size(context->team), workspace);
     ln_kernels_choose(context->cpu, &c.kernels);
     c.query = ln_rows_of(&tensors->query, s->type, s->heads, s->key_size);
@@ -364,11 +368,13 @@ linnet_status linnet_local_linear_forward(linnet_context *context, const linnet_
                        .value = ln_rows_of(&tensors->value, s->type, s->key_value_heads, s->value_size),
                        .heads = s->key_value_heads,
                        .tokens = s->keys,
-                       .pages = c.wide_pages};
+                       .pages = c.wide_pages,
+                       .head_stride = ln_pack_bytes(&c.wide, s->keys)};
     ln_pack_pages(context->team, &pack);
     pack.layout = c.narrow;
     pack.value = pack.key;
     pack.pages = c.narrow_pages;
+    pack.head_stride = ln_pack_bytes(&c.narrow, s->keys);
     ln_pack_pages(context->team, &pack);
     ln_parallel(context->team, c.tiles * s->heads, run_tile, &c);
     if (report)

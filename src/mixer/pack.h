@@ -15,9 +15,11 @@ typedef struct ln_rows {
 
 /* Strides 0 mean packed. */
 ln_rows ln_rows_of(const linnet_tensor *tensor, linnet_type type, int64_t heads, int64_t size);
+static inline int64_t ln_row_element(const ln_rows *rows) {
+    return rows->type == LINNET_BF16 ? 2 : 4;
+}
 static inline const void *ln_row_at(const ln_rows *rows, int64_t token, int64_t head) {
-    const int64_t element = rows->type == LINNET_BF16 ? 2 : 4;
-    return rows->data + (token * rows->token_stride + head * rows->head_stride) * element;
+    return rows->data + (token * rows->token_stride + head * rows->head_stride) * ln_row_element(rows);
 }
 /* Of float32 rows that are written. */
 static inline float *ln_row_to(const ln_rows *rows, int64_t token, int64_t head) {
@@ -25,21 +27,24 @@ static inline float *ln_row_to(const ln_rows *rows, int64_t token, int64_t head)
 }
 void ln_row_read(const ln_rows *rows, int64_t token, int64_t head, float *to);
 
-/* Tokens of `key` and `value`, as pages of one layout (F32 or BF16): token i of the pages of a head is token
- * order[head * order_stride + i] of the tensors, or begin + i without an order. A layout narrower than the rows takes
- * their first columns. */
+/* Some tokens of `key` and `value` as pages (ln_page_fill): token i of the pages of a head is token
+ * order[head * order_stride + i] of the tensors, or i without an order. A layout narrower than the rows takes their
+ * first columns. */
 typedef struct ln_packing {
     ln_page_layout layout;
     ln_rows key, value;
-    int64_t heads, begin, tokens;
+    int64_t heads, tokens;
     const int32_t *order;
     int64_t order_stride;
-    unsigned char *pages; /* [page][head], layout.bytes each */
+    unsigned char *pages; /* those of a head one after the other, */
+    uint64_t head_stride; /* bytes from head to head */
 } ln_packing;
 
-static inline uint64_t ln_pack_bytes(const ln_page_layout *layout, int64_t heads, int64_t tokens) {
-    return (uint64_t)((tokens + LN_PAGE_TOKENS - 1) / LN_PAGE_TOKENS * heads) * layout->bytes;
+/* Bytes of a head's pages. */
+static inline uint64_t ln_pack_bytes(const ln_page_layout *layout, int64_t tokens) {
+    return (uint64_t)((tokens + LN_PAGE_TOKENS - 1) / LN_PAGE_TOKENS) * layout->bytes;
 }
-void ln_pack_pages(ln_team *team, const ln_packing *pack);
+/* The last page's bytes beyond its last token are zeroed. */
+void ln_pack_pages(ln_team *team, const ln_packing *packing);
 
 #endif

@@ -18,18 +18,6 @@ const ln_select_row *ln_select_row_of(linnet_approximation method) {
     return at < LINNET_APPROXIMATIONS ? rows[at] : NULL;
 }
 
-void *ln_carve(ln_carver *carver, uint64_t count, uint64_t size) {
-    uint64_t bytes, end;
-    if (!ln_multiply_u64(count, size, &bytes) || bytes > UINT64_MAX / 2 ||
-        !ln_add_u64(carver->used, ln_round_up(bytes, 64), &end)) {
-        carver->overflow = true;
-        return NULL;
-    }
-    unsigned char *place = carver->base ? carver->base + carver->used : NULL;
-    carver->used = end;
-    return place;
-}
-
 /* ---- scores ---- */
 
 void ln_select_product(const ln_select_call *call, const float *panel, int64_t depth, const float *a, int64_t rows,
@@ -92,18 +80,36 @@ int64_t ln_select_sampled_queries(const ln_select_call *call, const ln_select_ti
 
 /* ---- the tile loop ---- */
 
-void ln_select_slots(const ln_page_layout *layout, int64_t heads, int64_t tokens, const unsigned char *pages,
-                     const unsigned char **slots) {
-    for (int64_t i = 0; i * LN_PAGE_TOKENS < tokens; i++) slots[i] = pages + (uint64_t)(i * heads) * layout->bytes;
+ln_paged ln_paged_carve(const ln_select_call *call, ln_carver *carver, const ln_page_layout *layout, int64_t tokens) {
+    ln_paged pages = {.layout = *layout, .tokens = tokens};
+    pages.pages = ln_carve(carver, (uint64_t)call->s->key_value_heads, ln_pack_bytes(layout, tokens));
+    pages.slots = ln_carve(carver, (uint64_t)ln_ceil_div(tokens, LN_PAGE_TOKENS) + 1, sizeof *pages.slots);
+    return pages;
 }
 
-ln_page_view ln_select_view(const ln_select_call *call, const ln_page_layout *layout, const unsigned char *const *slots,
-                            int64_t page, int64_t tokens) {
-    return (ln_page_view){.layout = *layout,
+void ln_select_pack(const ln_select_call *call, const ln_paged *pages, int64_t at, const ln_rows *key,
+                    const ln_rows *value, int64_t tokens, const int32_t *order, int64_t order_stride) {
+    const int64_t first = at / LN_PAGE_TOKENS;
+    const ln_packing packing = {.layout = pages->layout,
+                                .key = *key,
+                                .value = *value,
+                                .heads = call->s->key_value_heads,
+                                .tokens = tokens,
+                                .order = order,
+                                .order_stride = order_stride,
+                                .pages = pages->pages + (uint64_t)first * pages->layout.bytes,
+                                .head_stride = ln_pack_bytes(&pages->layout, pages->tokens)};
+    for (int64_t i = 0; i * LN_PAGE_TOKENS < tokens; i++)
+        pages->slots[first + i] = packing.pages + (uint64_t)i * pages->layout.bytes;
+    ln_pack_pages(call->team, &packing);
+}
+
+ln_page_view ln_select_view(const ln_select_call *call, const ln_paged *pages, int64_t at, int64_t tokens) {
+    return (ln_page_view){.layout = pages->layout,
                           .key_value_heads = call->s->key_value_heads,
-                          .slots = slots + page,
+                          .slots = pages->slots + at / LN_PAGE_TOKENS,
                           .slot_count = ln_max_i64(1, ln_ceil_div(tokens, LN_PAGE_TOKENS)),
-                          .head_stride = layout->bytes,
+                          .head_stride = ln_pack_bytes(&pages->layout, pages->tokens),
                           .end = tokens};
 }
 
@@ -115,7 +121,7 @@ void ln_select_attend(const ln_select_call *call, const ln_mask *mask, const ln_
                                     .key_size = s->key_size,
                                     .value_size = s->value_size,
                                     .scale = s->scale,
-                                    .exact = s->exact,
+                                    .exact = s->exact || s->type == LINNET_F32,
                                     .mask = *mask};
     ln_attention_run(call->kernels, call->team, &attention, sequences, count, call->attention_workspace);
 }
@@ -140,7 +146,7 @@ static void mark_given(ln_select_call *call, const ln_select_tile *tile) {
 
 static const char *check_blocks(linnet_approximate_settings *s) {
     const linnet_block_mask *blocks = &s->blocks;
-    if (!blocks->offsets) return "blocks.offsets must be given";
+    if (!blocks->offsets || blocks->query_tile < 1) return "blocks must be given, with their tile sizes";
     s->query_tile = blocks->query_tile;
     s->key_tile = blocks->key_tile;
     return NULL;

@@ -5,21 +5,13 @@
 
 #include "linnet/approximate.h"
 #include "mixer/attention.h"
+#include "mixer/carve.h"
 #include "mixer/pack.h"
 
 enum {
     LN_SELECT_SIZE_MOST = 256, /* of a head, and of random features */
     LN_SELECT_STRIDE = LN_ATTEND_STRIDE
 };
-
-/* A workspace cut into arrays; base NULL: only counted. */
-typedef struct ln_carver {
-    unsigned char *base;
-    uint64_t used;
-    bool overflow;
-} ln_carver;
-/* Aligned to 64. */
-void *ln_carve(ln_carver *carver, uint64_t count, uint64_t size);
 
 typedef struct ln_select_row ln_select_row;
 
@@ -28,11 +20,20 @@ struct linnet_approximate_plan {
     linnet_approximate_settings s;
     ln_kernels kernels;
     const ln_select_row *row;
-    int64_t group; /* query heads that share a key */
+    ln_page_layout layout; /* of pages of the inputs */
+    int64_t group;         /* query heads that share a key */
     int64_t query_tiles, key_tiles;
     uint64_t workspace;
     void *own; /* of the method, made by open */
 };
+
+/* Pages of one layout, `tokens` of every key-value head, those of a head one after the other. */
+typedef struct ln_paged {
+    ln_page_layout layout;
+    int64_t tokens;
+    unsigned char *pages;
+    const unsigned char **slots; /* of head 0, filled when they are packed */
+} ln_paged;
 
 typedef struct ln_select_call {
     const linnet_approximate_plan *plan;
@@ -42,11 +43,9 @@ typedef struct ln_select_call {
     const linnet_approximate_tensors *tensors;
     ln_rows query_rows, key_rows, value_rows, output_rows;
     float *query, *key, *value; /* [head][token][size]: float32, where the row asks for them */
-    ln_page_layout layout;      /* of settings.type */
-    unsigned char *pages;       /* all tokens in order */
-    const unsigned char **slots;
-    float *visited;   /* [token][head]: log-sum-exp of the keys visited exactly */
-    int64_t *offsets; /* lists of the block mask */
+    ln_paged all;               /* tokens in order */
+    float *visited;             /* [token][head]: log-sum-exp of the keys visited exactly */
+    int64_t *offsets;           /* lists of the block mask */
     int32_t *tiles;
     int64_t list_stride; /* entries of a list at most */
     unsigned char *worker_bytes;
@@ -128,12 +127,12 @@ static inline int64_t ln_select_sampled_most(const linnet_approximate_settings *
 /* One call of the tile loop: sequences of one mask. */
 void ln_select_attend(const ln_select_call *call, const ln_mask *mask, const ln_attention_sequence *sequences,
                       int64_t count);
-/* The view of packed pages from page `page` on. */
-ln_page_view ln_select_view(const ln_select_call *call, const ln_page_layout *layout, const unsigned char *const *slots,
-                            int64_t page, int64_t tokens);
-/* slots[i] = page i of pages. */
-void ln_select_slots(const ln_page_layout *layout, int64_t heads, int64_t tokens, const unsigned char *pages,
-                     const unsigned char **slots);
+ln_paged ln_paged_carve(const ln_select_call *call, ln_carver *carver, const ln_page_layout *layout, int64_t tokens);
+/* Tokens of the rows, by order where there is one, to the pages from token `at`, a multiple of a page, on. */
+void ln_select_pack(const ln_select_call *call, const ln_paged *pages, int64_t at, const ln_rows *key,
+                    const ln_rows *value, int64_t tokens, const int32_t *order, int64_t order_stride);
+/* `tokens` tokens from token `at` on, again a multiple of a page. */
+ln_page_view ln_select_view(const ln_select_call *call, const ln_paged *pages, int64_t at, int64_t tokens);
 /* Merges a result into another over disjoint keys, both with their log-sum-exp. */
 void ln_select_merge(float *output, float *lse, const float *other, float other_lse, int64_t n);
 

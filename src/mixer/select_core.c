@@ -14,9 +14,7 @@
 typedef struct cores {
     int64_t groups;     /* whole ones */
     float *key, *value; /* [key-value head][group][size] */
-    ln_page_layout layout;
-    unsigned char *pages;
-    const unsigned char **slots;
+    ln_paged pages;
     float *output, *lse; /* of the cores: [token][head][value_size], [token][head] */
     ln_attention_sequence *sequences;
 } cores;
@@ -33,12 +31,12 @@ static int64_t first_run(const linnet_approximate_settings *s) {
 static void carve(ln_select_call *call, ln_carver *carver) {
     const linnet_approximate_settings *s = call->s;
     cores x = {.groups = s->tokens / s->group};
-    ln_page_layout_of(LINNET_F32, s->key_size, s->value_size, &x.layout);
+    ln_page_layout layout;
+    ln_page_layout_of(LINNET_F32, s->key_size, s->value_size, &layout);
     const uint64_t rows = (uint64_t)(s->key_value_heads * x.groups), outputs = (uint64_t)(s->tokens * s->heads);
     x.key = ln_carve(carver, rows, (uint64_t)s->key_size * sizeof(float));
     x.value = ln_carve(carver, rows, (uint64_t)s->value_size * sizeof(float));
-    x.pages = ln_carve(carver, 1, ln_pack_bytes(&x.layout, s->key_value_heads, x.groups));
-    x.slots = ln_carve(carver, (uint64_t)x.groups / LN_PAGE_TOKENS + 1, sizeof *x.slots);
+    x.pages = ln_paged_carve(call, carver, &layout, x.groups);
     x.output = ln_carve(carver, outputs, (uint64_t)s->value_size * sizeof(float));
     x.lse = ln_carve(carver, outputs, sizeof(float));
     x.sequences = ln_carve(carver, (uint64_t)x.groups + 2, sizeof *x.sequences);
@@ -80,14 +78,9 @@ static void pool(ln_select_call *call) {
     ln_parallel(call->team, s->key_value_heads * x->groups, pool_group, call);
     const linnet_tensor key = {x->key, s->key_size, x->groups * s->key_size},
                         value = {x->value, s->value_size, x->groups * s->value_size};
-    const ln_packing packing = {.layout = x->layout,
-                                .key = ln_rows_of(&key, LINNET_F32, s->key_value_heads, s->key_size),
-                                .value = ln_rows_of(&value, LINNET_F32, s->key_value_heads, s->value_size),
-                                .heads = s->key_value_heads,
-                                .tokens = x->groups,
-                                .pages = x->pages};
-    ln_pack_pages(call->team, &packing);
-    ln_select_slots(&x->layout, packing.heads, packing.tokens, x->pages, x->slots);
+    const ln_rows keys = ln_rows_of(&key, LINNET_F32, s->key_value_heads, s->key_size),
+                  values = ln_rows_of(&value, LINNET_F32, s->key_value_heads, s->value_size);
+    ln_select_pack(call, &x->pages, 0, &keys, &values, x->groups, NULL, 0);
     atomic_fetch_add(&call->scored, s->heads * x->groups * s->group);
 }
 
@@ -101,8 +94,8 @@ static int64_t make_runs(ln_select_call *call, int64_t begin, bool raw) {
         const int64_t start = ln_max_i64(0, begin + 1 - s->window) / s->group * s->group,
                       end = begin == 0 ? first_run(s) : ln_min_i64(s->tokens, begin + s->group), tokens = end - begin;
         ln_attention_sequence run = {
-            .view = raw ? ln_select_view(call, &call->layout, call->slots, 0, s->tokens)
-                        : ln_select_view(call, &x->layout, x->slots, 0, x->groups),
+            .view =
+                raw ? ln_select_view(call, &call->all, 0, s->tokens) : ln_select_view(call, &x->pages, 0, x->groups),
             .keys = raw ? end : start / s->group,
             .tokens = tokens,
             .position = raw ? begin : 0,

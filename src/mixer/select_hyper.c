@@ -36,8 +36,7 @@ typedef struct arrays {
     int32_t *query_order, *key_order; /* [head][place]: tokens, sorted within their region */
     int32_t *histogram;               /* [worker][2^hash_bits] */
     unsigned char *query;             /* [head][place][key_size] of the plan's type */
-    unsigned char *pages, *sample_pages;
-    const unsigned char **slots, **sample_slots;
+    ln_paged pages, sample_pages;
     int32_t *samples; /* [key-value head][page-aligned place]: places of the keys drawn */
     int32_t *sample_tokens;
     float *bias;               /* [part][head][samples] */
@@ -50,6 +49,9 @@ typedef struct arrays {
 
 static int64_t parts_of(const linnet_approximate_settings *s, const region *r) {
     return ln_ceil_div(r->keys, s->bucket);
+}
+static int64_t element_of(const linnet_approximate_settings *s) {
+    return s->type == LINNET_BF16 ? 2 : 4;
 }
 static int64_t sample_room(const linnet_approximate_settings *s) {
     return ln_ceil_div(ln_min_i64(s->samples, s->tokens), LN_PAGE_TOKENS) * LN_PAGE_TOKENS;
@@ -126,11 +128,9 @@ static void carve(ln_select_call *call, ln_carver *carver) {
                 .query_order = ln_carve(carver, tokens * heads, sizeof(int32_t)),
                 .key_order = ln_carve(carver, tokens * shared, sizeof(int32_t)),
                 .histogram = ln_carve(carver, workers << s->hash_bits, sizeof(int32_t)),
-                .query = ln_carve(carver, tokens * heads, (uint64_t)(s->key_size * call->layout.element)),
-                .pages = ln_carve(carver, 1, ln_pack_bytes(&call->layout, s->key_value_heads, s->tokens)),
-                .sample_pages = ln_carve(carver, 1, ln_pack_bytes(&call->layout, s->key_value_heads, h->count * room)),
-                .slots = ln_carve(carver, tokens / LN_PAGE_TOKENS + 1, sizeof(void *)),
-                .sample_slots = ln_carve(carver, samples / LN_PAGE_TOKENS + 1, sizeof(void *)),
+                .query = ln_carve(carver, tokens * heads, (uint64_t)(s->key_size * element_of(s))),
+                .pages = ln_paged_carve(call, carver, &call->plan->layout, s->tokens),
+                .sample_pages = ln_paged_carve(call, carver, &call->plan->layout, h->count * room),
                 .samples = ln_carve(carver, samples * shared, sizeof(int32_t)),
                 .sample_tokens = ln_carve(carver, samples * shared, sizeof(int32_t)),
                 .bias = ln_carve(carver, (uint64_t)(h->most_parts * room) * heads, sizeof(float)),
@@ -247,7 +247,7 @@ static void sort_region(void *argument, int64_t task, int worker) {
     }
     int32_t *order = x->query_order + head * s->tokens;
     sort_tokens(x->query_rank + head * s->tokens, r->query, r->queries, s->hash_bits, histogram, order);
-    const size_t bytes = (size_t)(s->key_size * call->layout.element);
+    const size_t bytes = (size_t)(s->key_size * element_of(s));
     for (int64_t i = r->query; i < r->query + r->queries; i++)
         memcpy(x->query + (uint64_t)(head * s->tokens + i) * bytes, ln_row_at(&call->query_rows, order[i], head),
                bytes);
@@ -261,21 +261,10 @@ static void pack_keys(const level *l) {
     const int64_t room = sample_room(s);
     for (int64_t i = 0; i < l->count; i++) {
         const region *r = &l->regions[i];
-        const uint64_t page = (uint64_t)s->key_value_heads * call->layout.bytes;
-        ln_packing packing = {.layout = call->layout,
-                              .key = call->key_rows,
-                              .value = call->value_rows,
-                              .heads = s->key_value_heads,
-                              .tokens = r->keys,
-                              .order = x->key_order + r->key,
-                              .order_stride = s->tokens,
-                              .pages = x->pages + (uint64_t)(r->key / LN_PAGE_TOKENS) * page};
-        ln_pack_pages(call->team, &packing);
-        packing.tokens = samples_of(s, r);
-        packing.order = x->sample_tokens + (l->first + i) * room;
-        packing.order_stride = h->count * room;
-        packing.pages = x->sample_pages + (uint64_t)((l->first + i) * room / LN_PAGE_TOKENS) * page;
-        ln_pack_pages(call->team, &packing);
+        ln_select_pack(call, &x->pages, r->key, &call->key_rows, &call->value_rows, r->keys, x->key_order + r->key,
+                       s->tokens);
+        ln_select_pack(call, &x->sample_pages, (l->first + i) * room, &call->key_rows, &call->value_rows,
+                       samples_of(s, r), x->sample_tokens + (l->first + i) * room, h->count * room);
     }
 }
 
@@ -306,14 +295,13 @@ static int64_t make_parts(const level *l, int which) {
             const int64_t begin = r->query + part * r->queries / parts,
                           end = r->query + (part + 1) * r->queries / parts,
                           keys = which ? samples_of(s, r) : ln_min_i64(s->bucket, r->keys - part * s->bucket);
-            const int64_t page = which ? (l->first + i) * room : r->key + part * s->bucket;
+            const int64_t at = which ? (l->first + i) * room : r->key + part * s->bucket;
             ln_attention_sequence sequence = {
-                .view = ln_select_view(call, &call->layout, which ? x->sample_slots : x->slots, page / LN_PAGE_TOKENS,
-                                       keys),
+                .view = ln_select_view(call, which ? &x->sample_pages : &x->pages, at, keys),
                 .keys = keys,
                 .tokens = end - begin,
                 .query_type = s->type,
-                .query = x->query + (uint64_t)(begin * s->key_size * call->layout.element),
+                .query = x->query + (uint64_t)(begin * s->key_size * element_of(s)),
                 .output = x->output[which] + begin * s->value_size,
                 .query_stride = s->key_size,
                 .query_head_stride = s->tokens * s->key_size,
@@ -378,7 +366,7 @@ static void run_leaves(ln_select_call *call) {
     for (int64_t i = 0; i < h->leaves; i++) {
         const int64_t begin = h->leaf[i], tokens = h->leaf[i + 1] - begin;
         x->sequences[i] = (ln_attention_sequence){
-            .view = ln_select_view(call, &call->layout, call->slots, begin / LN_PAGE_TOKENS, tokens),
+            .view = ln_select_view(call, &call->all, begin, tokens),
             .keys = tokens,
             .tokens = tokens,
             .query_type = s->type,
@@ -414,8 +402,6 @@ static void run(ln_select_call *call) {
     else
         clear_outputs(call);
     memcpy(x->total, call->visited, (size_t)(s->tokens * s->heads) * sizeof(float));
-    ln_select_slots(&call->layout, s->key_value_heads, s->tokens, x->pages, x->slots);
-    ln_select_slots(&call->layout, s->key_value_heads, h->count * sample_room(s), x->sample_pages, x->sample_slots);
     draw_planes(call, x);
     ln_parallel(call->team, ln_ceil_div(s->tokens, ROWS) * (s->heads + s->key_value_heads), hash_rows, call);
     for (int64_t first = 0; first < h->count;) {

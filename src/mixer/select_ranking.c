@@ -15,8 +15,7 @@ enum { ROWS = 64 };
 
 typedef struct layout {
     int64_t longest; /* tokens of the instruction and the longest document */
-    unsigned char *pages;
-    const unsigned char **slots;
+    ln_paged pages;
     int32_t *order; /* [longest] */
     double *scores; /* [document][head] */
 } layout;
@@ -31,8 +30,7 @@ static int64_t longest_of(const linnet_approximate_settings *s) {
 static void carve(ln_select_call *call, ln_carver *carver) {
     const linnet_approximate_settings *s = call->s;
     layout x = {.longest = longest_of(s)};
-    x.pages = ln_carve(carver, 1, ln_pack_bytes(&call->layout, s->key_value_heads, x.longest));
-    x.slots = ln_carve(carver, (uint64_t)x.longest / LN_PAGE_TOKENS + 1, sizeof *x.slots);
+    x.pages = ln_paged_carve(call, carver, &call->plan->layout, x.longest);
     x.order = ln_carve(carver, (uint64_t)x.longest, sizeof *x.order);
     x.scores = ln_carve(carver, (uint64_t)(s->documents * s->heads), sizeof *x.scores);
     layout *own = ln_carve(carver, 1, sizeof *own);
@@ -44,11 +42,11 @@ static uint64_t scratch(const linnet_approximate_plan *plan) {
     return (uint64_t)(2 * ROWS * LN_SELECT_STRIDE + plan->s.key_size * LN_PANEL) * sizeof(float);
 }
 
-/* Tokens begin .. end - 1 over the first `keys` keys of the slots; they stand at the end of them. */
-static void attend(ln_select_call *call, const unsigned char *const *slots, int64_t keys, int64_t begin, int64_t end) {
+/* Tokens begin .. end - 1 over the first `keys` keys of the pages; they stand at the end of them. */
+static void attend(ln_select_call *call, const ln_paged *pages, int64_t keys, int64_t begin, int64_t end) {
     const linnet_approximate_settings *s = call->s;
     const ln_attention_sequence sequence = {
-        .view = ln_select_view(call, &call->layout, slots, 0, keys),
+        .view = ln_select_view(call, pages, 0, keys),
         .keys = keys,
         .tokens = end - begin,
         .position = keys - (end - begin),
@@ -72,16 +70,8 @@ static void attend_document(ln_select_call *call, int64_t begin, int64_t end) {
     const linnet_approximate_settings *s = call->s;
     const int64_t tokens = s->instruction + end - begin;
     for (int64_t i = 0; i < tokens; i++) x->order[i] = (int32_t)(i < s->instruction ? i : begin + i - s->instruction);
-    const ln_packing packing = {.layout = call->layout,
-                                .key = call->key_rows,
-                                .value = call->value_rows,
-                                .heads = s->key_value_heads,
-                                .tokens = tokens,
-                                .order = x->order,
-                                .pages = x->pages};
-    ln_pack_pages(call->team, &packing);
-    ln_select_slots(&call->layout, packing.heads, tokens, x->pages, x->slots);
-    attend(call, x->slots, tokens, begin, end);
+    ln_select_pack(call, &x->pages, 0, &call->key_rows, &call->value_rows, tokens, x->order, 0);
+    attend(call, &x->pages, tokens, begin, end);
 }
 
 /* ---- scores ---- */
@@ -127,10 +117,10 @@ static void score_document(void *argument, int64_t task, int worker) {
 static void run(ln_select_call *call) {
     const layout *x = call->own;
     const linnet_approximate_settings *s = call->s;
-    attend(call, call->slots, s->instruction, 0, s->instruction);
+    attend(call, &call->all, s->instruction, 0, s->instruction);
     for (int64_t i = 0; i < s->documents; i++)
         attend_document(call, s->document_offsets[i], s->document_offsets[i + 1]);
-    attend(call, call->slots, s->tokens, s->document_offsets[s->documents], s->tokens);
+    attend(call, &call->all, s->tokens, s->document_offsets[s->documents], s->tokens);
     double *scores = call->tensors->document_scores;
     if (!scores) return;
     ln_parallel(call->team, s->documents * s->heads, score_document, call);
