@@ -32,6 +32,7 @@ typedef struct job job;
 /* One thing that is timed. */
 struct job {
     linnet_status (*run)(const job *);
+    linnet_context *context;
     linnet_attention_plan *plan;
     linnet_attention_tensors tensors;
     void *workspace;
@@ -132,6 +133,10 @@ static linnet_attention_tensors tensors_from(const bench *b, const linnet_attent
 
 static linnet_status run_forward(const job *j) {
     return linnet_attention_forward(j->plan, &j->tensors, j->workspace);
+}
+
+static linnet_status run_backward(const job *j) {
+    return linnet_attention_backward(j->plan, &j->tensors, j->workspace);
 }
 
 static int add_job(bench *b, const linnet_attention_settings *settings, const linnet_attention_tensors *tensors,
@@ -236,16 +241,16 @@ static int report(const bench *b, const figure *f) {
     return CLI_OK;
 }
 
-/* The word after "kernel" in the plan's text. */
+/* The kernel's name, from the plan's text. */
 static void kernel_of(const job *j, char *name, size_t bytes) {
     char text[2048];
-    static const char label[] = "kernel";
     linnet_attention_plan_text(j->plan, text, sizeof text);
     text[sizeof text - 1] = 0;
-    const char *line = strstr(text, "\nkernel ");
+    const char *line = j->run == run_backward ? strstr(text, "\nbackward ") : NULL;
+    if (!line) line = strstr(text, "\nkernel ");
     snprintf(name, bytes, "?");
     if (!line) return;
-    line += sizeof label;
+    line += strcspn(line, " ");
     line += strspn(line, " ");
     snprintf(name, bytes, "%.*s", (int)strcspn(line, ", \n"), line);
 }
@@ -278,6 +283,30 @@ static int forward(bench *b, const char *work) {
     if (status == CLI_OK) status = add_job(b, &settings, &tensors, run_forward);
     if (status == CLI_OK) status = time_jobs(b);
     return status == CLI_OK ? report_job(b, work, 2, 0, NULL) : status;
+}
+
+static int backward(bench *b, const char *work) {
+    const int64_t offsets[] = {0, b->length}, heads = b->arguments->heads;
+    linnet_attention_settings settings = settings_of(b, offsets, 1);
+    settings.backward = true;
+    linnet_attention_tensors tensors;
+    int status = make_tensors(b, b->length, &tensors);
+    if (status != CLI_OK) return status;
+    const int64_t queries = b->length * heads * b->size, keys = b->length * key_heads(b) * b->size;
+    tensors.log_sum_exp = room(b, 4.0 * (double)(b->length * heads));
+    tensors.output_gradient.data = random_tensor(b, LINNET_F32, queries, 4);
+    tensors.query_gradient.data = room(b, 4.0 * (double)queries);
+    tensors.key_gradient.data = room(b, 4.0 * (double)keys);
+    tensors.value_gradient.data = room(b, 4.0 * (double)keys);
+    if (!tensors.log_sum_exp || !tensors.output_gradient.data || !tensors.query_gradient.data ||
+        !tensors.key_gradient.data || !tensors.value_gradient.data)
+        return cli_error("not enough memory for gradients of %lld tokens", (long long)b->length);
+    status = add_job(b, &settings, &tensors, run_backward);
+    if (status != CLI_OK) return status;
+    const linnet_status done = run_forward(b->jobs);
+    if (done != LINNET_OK) return failed(b, done);
+    status = time_jobs(b);
+    return status == CLI_OK ? report_job(b, work, 5, 0, NULL) : status;
 }
 
 enum { DENSE = 4096 }; /* tokens of the dense work that a sparse one is compared with */
@@ -415,6 +444,38 @@ static int decode(bench *b) {
     return status;
 }
 
+/* ---- softmax ---- */
+
+enum { ROWS = 32, ROW = 1 << 20 };
+
+static linnet_status run_softmax(const job *j) {
+    return linnet_softmax(j->context, ROWS, ROW, j->tensors.query.data, 0, j->tensors.output.data, 0, NULL);
+}
+
+/* Rows of 2^20; in two passes it reads them twice and writes them once. */
+static int softmax(bench *b) {
+    static const char work[] = "softmax_f32";
+    if (!wanted(work, b->arguments->works)) return CLI_OK;
+    job *j = &b->jobs[b->job_count++];
+    *j = (job){.run = run_softmax, .context = b->engine.context};
+    j->tensors.query.data = random_tensor(b, LINNET_F32, (int64_t)ROWS * ROW, 1);
+    j->tensors.output.data = room(b, 4.0 * ROWS * ROW);
+    int status = j->tensors.query.data && j->tensors.output.data ? CLI_OK : cli_error("not enough memory for rows");
+    b->length = ROW;
+    b->size = 1;
+    if (status == CLI_OK) status = time_jobs(b);
+    const figure f = {.work = work,
+                      .path = "two_passes",
+                      .key_value_heads = key_heads(b),
+                      .seconds = j->median,
+                      .bytes = 12.0 * ROWS * ROW,
+                      .peak_name = "read",
+                      .peak = b->peaks.read_bytes};
+    if (status == CLI_OK) status = report(b, &f);
+    end_work(b);
+    return status;
+}
+
 /* ---- the table ---- */
 
 static const struct kind {
@@ -423,11 +484,9 @@ static const struct kind {
     bool causal;
     int64_t length; /* 0: those of --lengths */
 } kinds[] = {
-    {"forward", "causal", forward, true, 0},
-    {"forward", "full", forward, false, 0},
-    {"ragged", "causal", ragged, true, 0},
-    {"window", "w1024", window, true, 32768},
-    {"neighbourhood", "128x128_w32x32", neighbourhood, false, 128 * 128},
+    {"forward", "causal", forward, true, 0},   {"forward", "full", forward, false, 0},
+    {"backward", "causal", backward, true, 0}, {"ragged", "causal", ragged, true, 0},
+    {"window", "w1024", window, true, 32768},  {"neighbourhood", "128x128_w32x32", neighbourhood, false, 128 * 128},
 };
 
 static int run_kind(bench *b, const struct kind *kind) {
@@ -489,6 +548,7 @@ int cli_bench_attention(const cli_arguments *arguments) {
     status = measured == LINNET_OK ? report_peaks(&b) : failed(&b, measured);
     for (size_t i = 0; status == CLI_OK && i < sizeof kinds / sizeof *kinds; i++) status = run_kind(&b, &kinds[i]);
     if (status == CLI_OK) status = decode(&b);
+    if (status == CLI_OK) status = softmax(&b);
     cli_engine_close(&b.engine);
     return status;
 }

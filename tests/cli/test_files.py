@@ -112,11 +112,11 @@ def test_bench(small):
 
 def test_bench_attention():
     small = ["bench", "attention", "--lengths", "64,100", "--heads", "4", "--key-heads", "2", "--sizes", "16", "--seconds", "0", "-r", "1"]
-    lines = [json.loads(line) for line in linnet(*small, "--works", "forward,ragged_f32", "--json").stdout.splitlines()]
+    lines = [json.loads(line) for line in linnet(*small, "--works", "forward,backward_f32,ragged_f32", "--json").stdout.splitlines()]
     assert [row["work"] for row in lines[:3]] == ["peak_f32", "peak_bf16", "peak_read"] and lines[0]["gflops"] > 0
     names = [(row["work"], row["length"]) for row in lines[3:]]
     assert names == [(f"forward_{kind}_d16_{mask}", length) for mask in ("causal", "full") for kind in ("f32", "bf16") for length in (64, 100)] \
-        + [("ragged_f32_d16_causal", 64), ("ragged_f32_d16_causal", 100)]
+        + [(f"{kind}_f32_d16_causal", length) for kind in ("backward", "ragged") for length in (64, 100)]
     for row in lines[3:]:
         assert row["seconds"] > 0 and row["gflops"] > 0 and 0 < row["percent_of_peak"] < 200 and row["path"] != "?", row
     text = linnet(*small, "--works", "forward_bf16_d16_full").stdout.decode()
