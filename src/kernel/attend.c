@@ -150,15 +150,20 @@ static void fill_f32(const ln_page_layout *layout, unsigned char *page, linnet_t
     }
 }
 
-static void fill_halves(const ln_page_layout *layout, unsigned char *page, int64_t count, const void *const *keys,
-                        const void *const *values) {
+static inline uint16_t half_of(linnet_type rows, const void *row, int64_t i) {
+    return rows == LINNET_BF16 ? ((const uint16_t *)row)[i] : ln_float_bf16(((const float *)row)[i]);
+}
+
+static void fill_bf16(const ln_page_layout *layout, unsigned char *page, linnet_type rows, int64_t count,
+                      const void *const *keys, const void *const *values) {
     uint16_t *to = (uint16_t *)(void *)page;
     for (int64_t k = 0; k < layout->key_size; k++, to += LN_PAGE_TOKENS)
-        for (int64_t t = 0; t < count; t++) to[t] = ((const uint16_t *)keys[t])[k];
+        for (int64_t t = 0; t < count; t++) to[t] = half_of(rows, keys[t], k);
     to = (uint16_t *)(void *)(page + layout->values);
     for (int64_t k = 0; k < layout->value_size; k += LN_PANEL, to += LN_PANEL * LN_PAGE_TOKENS) {
         const int64_t left = layout->value_size - k, n = left < LN_PANEL ? left : LN_PANEL;
-        for (int64_t t = 0; t < count; t++) memcpy(to + t * n, (const uint16_t *)values[t] + k, (size_t)n * sizeof *to);
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t i = 0; i < n; i++) to[t * n + i] = half_of(rows, values[t], k + i);
     }
 }
 
@@ -167,5 +172,5 @@ void ln_page_fill(const ln_page_layout *layout, unsigned char *page, linnet_type
     if (layout->precision == LINNET_F32)
         fill_f32(layout, page, rows, count, keys, values);
     else
-        fill_halves(layout, page, count, keys, values);
+        fill_bf16(layout, page, rows, count, keys, values);
 }

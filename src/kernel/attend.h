@@ -42,7 +42,7 @@ bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_si
 /* Of such a layout, value_size <= key_size: pages of keys alone. */
 void ln_page_layout_join(ln_page_layout *layout);
 
-/* Fills an F32 page from `count` tokens whose rows are float32 or bf16, or a BF16 page from bf16 rows. */
+/* Fills an F32 or BF16 page from `count` tokens, whose rows are float32 or bf16. */
 void ln_page_fill(const ln_page_layout *layout, unsigned char *page, linnet_type rows, int64_t count,
                   const void *const *keys, const void *const *values);
 

@@ -9,20 +9,6 @@
 #include "mixer/attention_inside.h"
 #include "mixer/attention_plan.h"
 
-/* ---- tensors ---- */
-
-linnet_tensor ln_tensor_settle(linnet_tensor tensor, int64_t heads, int64_t size) {
-    if (tensor.head_stride == 0 && tensor.token_stride == 0) {
-        tensor.head_stride = size;
-        tensor.token_stride = heads * size;
-    }
-    return tensor;
-}
-
-const void *ln_tensor_at(const linnet_tensor *tensor, linnet_type type, int64_t token) {
-    return (const char *)tensor->data + token * tensor->token_stride * (type == LINNET_BF16 ? 2 : 4);
-}
-
 linnet_status ln_plan_check(const linnet_attention_plan *plan, const linnet_attention_tensors *tensors, bool keys,
                             linnet_attention_tensors *settled) {
     const linnet_attention_settings *s = &plan->settings;
@@ -88,7 +74,7 @@ ln_attention_sequence ln_plan_sequence(const linnet_attention_plan *plan, const 
 
 typedef struct pack_call {
     const linnet_attention_plan *plan;
-    const linnet_attention_tensors *tensors;
+    ln_rows key, value;
     ln_attention_sequence *sequences;
 } pack_call;
 
@@ -104,27 +90,19 @@ static int64_t sequence_of_page(const linnet_attention_plan *plan, int64_t page)
     return low;
 }
 
-static void pack_page(void *argument, int64_t task, int worker) {
+static void pack_task(void *argument, int64_t task, int worker) {
     (void)worker;
     const pack_call *call = argument;
     const linnet_attention_plan *plan = call->plan;
-    const linnet_attention_settings *s = &plan->settings;
-    const int64_t head = task % s->key_value_heads, page = task / s->key_value_heads;
+    const int64_t heads = plan->settings.key_value_heads, head = task % heads, page = task / heads;
     const int64_t i = sequence_of_page(plan, page), first = (page - plan->first_page[i]) * LN_PAGE_TOKENS;
-    const int64_t count = ln_min_i64(LN_PAGE_TOKENS, ln_plan_keys(plan, i) - first),
-                  size = s->type == LINNET_BF16 ? 2 : 4;
-    const linnet_tensor *key = &call->tensors->key, *value = &call->tensors->value;
-    const void *keys[LN_PAGE_TOKENS], *values[LN_PAGE_TOKENS];
-    for (int64_t t = 0; t < count; t++) {
-        const int64_t token = s->neighbourhood.axes ? plan->grid.token[first + t] : first + t;
-        keys[t] =
-            (const char *)ln_tensor_at(key, s->type, plan->key_offsets[i] + token) + head * key->head_stride * size;
-        values[t] =
-            (const char *)ln_tensor_at(value, s->type, plan->key_offsets[i] + token) + head * value->head_stride * size;
-    }
-    const ln_page_view *view = &call->sequences[i].view;
-    unsigned char *to = (unsigned char *)(uintptr_t)ln_page_of(view, head, page - plan->first_page[i]);
-    ln_page_fill(&plan->layout, to, s->type, count, keys, values);
+    const int64_t count = ln_min_i64(LN_PAGE_TOKENS, ln_plan_keys(plan, i) - first);
+    int64_t tokens[LN_PAGE_TOKENS];
+    for (int64_t t = 0; t < count; t++)
+        tokens[t] = plan->key_offsets[i] + (plan->grid.token ? plan->grid.token[first + t] : first + t);
+    unsigned char *to =
+        (unsigned char *)(uintptr_t)ln_page_of(&call->sequences[i].view, head, page - plan->first_page[i]);
+    ln_pack_page(&plan->layout, &call->key, &call->value, head, tokens, count, to);
 }
 
 /* Where each sequence's pages are: those of a head side by side. */
@@ -171,8 +149,10 @@ linnet_status linnet_attention_forward(const linnet_attention_plan *plan, const 
         sequences[i] = ln_plan_sequence(plan, &settled, i, ln_plan_keys(plan, i));
     place_pages(plan, sequences, workspace);
     turn_factors(plan, sequences, workspace);
-    pack_call pack = {plan, &settled, sequences};
-    ln_parallel(team, plan->first_page[plan->sequences] * plan->settings.key_value_heads, pack_page, &pack);
+    const linnet_attention_settings *s = &plan->settings;
+    pack_call pack = {plan, ln_rows_of(&settled.key, s->type, s->key_value_heads, s->key_size),
+                      ln_rows_of(&settled.value, s->type, s->key_value_heads, s->value_size), sequences};
+    ln_parallel(team, plan->first_page[plan->sequences] * s->key_value_heads, pack_task, &pack);
     ln_attention attention = plan->attention;
     attention.sinks = plan->settings.sinks ? settled.sinks : NULL;
     ln_attention_run(&plan->kernels, team, &attention, sequences, plan->sequences,

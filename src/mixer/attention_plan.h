@@ -5,6 +5,7 @@
 #include "base/checked.h"
 #include "base/context.h"
 #include "mixer/attention.h"
+#include "mixer/pack.h"
 
 struct linnet_attention_plan {
     linnet_context *context;
@@ -33,10 +34,6 @@ static inline int64_t ln_plan_factor_stride(int64_t keys) {
 }
 
 linnet_status ln_plan_backward_bytes(const linnet_attention_plan *plan, uint64_t *bytes);
-/* The tensor with its strides written out. */
-linnet_tensor ln_tensor_settle(linnet_tensor tensor, int64_t heads, int64_t size);
-/* The first element of a token, of `type`. */
-const void *ln_tensor_at(const linnet_tensor *tensor, linnet_type type, int64_t token);
 /* Refuses NULL tensors and factors that the plan needs. */
 linnet_status ln_plan_check(const linnet_attention_plan *plan, const linnet_attention_tensors *tensors, bool keys,
                             linnet_attention_tensors *settled);
