@@ -118,6 +118,16 @@ static void run_on(problem *p, int threads, bool compare) {
     linnet_context_close(context);
 }
 
+static linnet_status open_status(const linnet_approximate_settings *s) {
+    linnet_context *context = open_context(1);
+    linnet_approximate_plan *plan;
+    const linnet_status status = linnet_approximate_plan_open(context, s, &plan);
+    if (status != LINNET_OK) assert_true(plan == NULL && linnet_last_error(context)[0]);
+    linnet_approximate_plan_close(plan);
+    linnet_context_close(context);
+    return status;
+}
+
 /* ---- float64 ---- */
 
 static double score_of(const problem *p, int64_t head, int64_t t, int64_t j) {
@@ -670,6 +680,21 @@ static void sla_row(const problem *p, int64_t head, int64_t t, const int *class_
         }
 }
 
+/* Classes of the key tiles of a tile of queries. */
+static void classes_of(const problem *p, int64_t head, int64_t tile, int class_of[16]) {
+    const int64_t tiles = (p->s.tokens + 31) / 32, limit = p->s.causal ? tile + 1 : tiles,
+                  free_tiles = p->s.causal ? limit - 1 : limit;
+    const int64_t critical = (int64_t)ceil(p->s.critical * (float)limit) - (p->s.causal ? 1 : 0),
+                  top = critical > 0 ? critical : 0,
+                  skipped = min64((int64_t)floor(p->s.skipped * (float)limit), free_tiles - top);
+    for (int64_t j = 0; j < tiles; j++) {
+        class_of[j] = j >= limit ? 2 : 0;
+        if (j >= free_tiles) continue;
+        const int64_t rank = rank_of(p, head, tile, free_tiles, j);
+        class_of[j] = rank < top ? 0 : rank < free_tiles - skipped ? 1 : 2;
+    }
+}
+
 static void sla_equals_its_formula(void **state) {
     (void)state;
     for (int pass = 0; pass < 8; pass++) {
@@ -684,18 +709,8 @@ static void sla_equals_its_formula(void **state) {
         double most = 0;
         for (int64_t h = 0; h < 2; h++) {
             for (int64_t tile = 0; tile < 16; tile++) {
-                const int64_t limit = p.s.causal ? tile + 1 : 16, free_tiles = p.s.causal ? limit - 1 : limit;
-                const int64_t critical = (int64_t)ceil(p.s.critical * (float)limit) - (p.s.causal ? 1 : 0),
-                              skipped = (int64_t)floor(p.s.skipped * (float)limit);
-                int class_of[16] = {0};
-                for (int64_t j = 0; j < 16; j++) {
-                    if (j >= limit) {
-                        class_of[j] = 2;
-                    } else if (j < free_tiles) {
-                        const int64_t rank = rank_of(&p, h, tile, free_tiles, j), top = critical > 0 ? critical : 0;
-                        class_of[j] = rank < top ? 0 : rank < free_tiles - min64(skipped, free_tiles - top) ? 1 : 2;
-                    }
-                }
+                int class_of[16];
+                classes_of(&p, h, tile, class_of);
                 for (int64_t t = tile * 32; t < min64(500, tile * 32 + 32); t++) {
                     double expected[24];
                     sla_row(&p, h, t, class_of, expected);
@@ -714,6 +729,134 @@ static void sla_equals_its_formula(void **state) {
         free(projection);
         drop(&p);
     }
+}
+
+/* ---- gradients ---- */
+
+typedef struct gradients {
+    float *output, *query, *key, *value, *projection;
+} gradients;
+
+static gradients run_backward(problem *p, int threads) {
+    const linnet_approximate_settings *s = &p->s;
+    const int64_t q = s->tokens * s->heads, k = s->tokens * s->key_value_heads;
+    gradients g = {.output = normals(q * s->value_size, 21),
+                   .query = normals(q * s->key_size, 22),
+                   .key = normals(k * s->key_size, 23),
+                   .value = normals(k * s->value_size, 24),
+                   .projection = normals(s->heads * s->value_size * s->value_size, 25)};
+    p->s.backward = true;
+    linnet_context *context = open_context(threads);
+    linnet_approximate_plan *plan;
+    assert_int_equal(linnet_approximate_plan_open(context, s, &plan), LINNET_OK);
+    const uint64_t bytes = linnet_approximate_workspace(plan);
+    void *workspace = aligned_alloc(64, bytes);
+    memset(workspace, 0xff, bytes);
+    linnet_approximate_tensors tensors = tensors_of(p);
+    tensors.output = (linnet_tensor){0};
+    tensors.output_gradient.data = g.output;
+    tensors.query_gradient.data = g.query;
+    tensors.key_gradient.data = g.key;
+    tensors.value_gradient.data = g.value;
+    if (p->projection) tensors.projection_gradient = g.projection;
+    assert_int_equal(linnet_approximate_backward(plan, &tensors, workspace), LINNET_OK);
+    free(workspace);
+    linnet_approximate_plan_close(plan);
+    linnet_context_close(context);
+    return g;
+}
+
+static void drop_gradients(const gradients *g) {
+    free(g->output);
+    free(g->query);
+    free(g->key);
+    free(g->value);
+    free(g->projection);
+}
+
+/* sum(output * gradient) in float64 with the classes (SLA) or lists of the unchanged inputs. */
+static double loss_of(const problem *p, const int *classes, const float *gradient) {
+    const int64_t n = p->s.tokens, v = p->s.value_size;
+    double sum = 0, row[64];
+    for (int64_t h = 0; h < p->s.heads; h++) {
+        for (int64_t t = 0; t < n; t++) {
+            if (p->s.method == LINNET_APPROXIMATE_SLA) {
+                sla_row(p, h, t, classes + (h * 16 + t / 32) * 16, row);
+            } else {
+                bool sees[512];
+                for (int64_t j = 0; j < n; j++) sees[j] = in_lists(p, h, t, j);
+                attend(p, h, t, sees, row);
+            }
+            for (int64_t i = 0; i < v; i++) sum += row[i] * (double)gradient[(t * p->s.heads + h) * v + i];
+        }
+    }
+    return sum;
+}
+
+static void check_gradient(const problem *p, const int *classes, const float *output_gradient, float *x, int64_t n,
+                           const float *gradient, const char *what) {
+    ln_random random;
+    ln_random_seed(&random, 77);
+    for (int trial = 0; trial < 12; trial++) {
+        const int64_t i = (int64_t)ln_random_below(&random, (uint64_t)n);
+        const float keep = x[i], step = 0x1p-9f;
+        x[i] = keep + step;
+        const double high = (double)x[i], above = loss_of(p, classes, output_gradient);
+        x[i] = keep - step;
+        const double expected = (above - loss_of(p, classes, output_gradient)) / (high - (double)x[i]);
+        x[i] = keep;
+        if (fabs(expected - (double)gradient[i]) > 1e-4 * (1 + fabs(expected)))
+            fail_msg("%s %d: %g instead of %g", what, (int)i, (double)gradient[i], expected);
+    }
+}
+
+static void gradients_are_those_of_differences(void **state) {
+    (void)state;
+    for (int pass = 0; pass < 6; pass++) {
+        problem p = make(pass < 4 ? LINNET_APPROXIMATE_SLA : LINNET_APPROXIMATE_BLOCKS, 170, 4, 2, 16, 24);
+        float *projection = normals(4 * 24 * 24, 7);
+        int classes[4 * 16 * 16];
+        static const int64_t offsets[] = {0, 1, 3, 5, 7, 9, 11};
+        static const int32_t tiles[] = {0, 0, 1, 0, 2, 1, 3, 2, 4, 0, 5};
+        p.s.causal = pass % 2;
+        p.s.feature_map = pass / 2 ? LINNET_FEATURES_ELU : LINNET_FEATURES_SOFTMAX;
+        p.s.critical = 0.3f;
+        p.s.skipped = 0.2f;
+        p.s.blocks = (linnet_block_mask){32, 32, false, offsets, tiles};
+        if (pass < 4 && pass % 2) p.projection = projection;
+        for (int64_t h = 0; h < 4 && pass < 4; h++)
+            for (int64_t tile = 0; tile < 6; tile++) classes_of(&p, h, tile, classes + (h * 16 + tile) * 16);
+        const gradients g = run_backward(&p, 2);
+        check_gradient(&p, classes, g.output, p.query, 170 * 64, g.query, "query");
+        check_gradient(&p, classes, g.output, p.key, 170 * 32, g.key, "key");
+        check_gradient(&p, classes, g.output, p.value, 170 * 48, g.value, "value");
+        if (p.projection) check_gradient(&p, classes, g.output, projection, 4 * 24 * 24, g.projection, "projection");
+        const gradients again = run_backward(&p, 3);
+        assert_memory_equal(g.query, again.query, 170 * 64 * sizeof(float));
+        assert_memory_equal(g.key, again.key, 170 * 32 * sizeof(float));
+        assert_memory_equal(g.value, again.value, 170 * 48 * sizeof(float));
+        drop_gradients(&g);
+        drop_gradients(&again);
+        free(projection);
+        drop(&p);
+    }
+    /* A choice that takes everything has the gradients of a list of everything. */
+    problem p = make(LINNET_APPROXIMATE_BLOCKS, 170, 4, 2, 16, 24);
+    loosen(&p, 0);
+    const gradients all = run_backward(&p, 2);
+    static const linnet_approximation others[] = {LINNET_APPROXIMATE_HIP, LINNET_APPROXIMATE_PAGES,
+                                                  LINNET_APPROXIMATE_SLA};
+    for (int i = 0; i < 3; i++) {
+        p.s.method = others[i];
+        const gradients g = run_backward(&p, 2);
+        assert_memory_equal(g.key, all.key, 170 * 32 * sizeof(float));
+        assert_memory_equal(g.query, all.query, 170 * 64 * sizeof(float));
+        drop_gradients(&g);
+    }
+    drop_gradients(&all);
+    p.s.method = LINNET_APPROXIMATE_SEA;
+    assert_int_equal(open_status(&p.s), LINNET_ERROR_ARGUMENT);
+    drop(&p);
 }
 
 /* ---- HyperAttention ---- */
@@ -986,16 +1129,6 @@ static void defaults_run(void **state) {
     }
 }
 
-static linnet_status open_status(const linnet_approximate_settings *s) {
-    linnet_context *context = open_context(1);
-    linnet_approximate_plan *plan;
-    const linnet_status status = linnet_approximate_plan_open(context, s, &plan);
-    if (status != LINNET_OK) assert_true(plan == NULL && linnet_last_error(context)[0]);
-    linnet_approximate_plan_close(plan);
-    linnet_context_close(context);
-    return status;
-}
-
 static void refusals(void **state) {
     (void)state;
     problem p = make(LINNET_APPROXIMATE_HIP, 64, 2, 2, 16, 16);
@@ -1070,6 +1203,7 @@ int main(void) {
         cmocka_unit_test(sea_mixes_with_the_mean),
         cmocka_unit_test(sea_estimates_mass),
         cmocka_unit_test(sla_equals_its_formula),
+        cmocka_unit_test(gradients_are_those_of_differences),
         cmocka_unit_test(hyper_finds_heavy_entries),
         cmocka_unit_test(hyper_weights_are_right),
         cmocka_unit_test(same_bits_for_any_number_of_threads),

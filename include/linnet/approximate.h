@@ -53,7 +53,7 @@ typedef enum linnet_approximation {
      * key tiles of a query tile: the share `critical` is attended to exactly, the share `skipped` from the bottom is
      * left out, the rest is linear attention: output = softmax part + (phi(q) sum_j h[j]) / (phi(q) . sum_j z[j]) P
      * with h[j] = phi(K_j)^T V_j, z[j] = sum phi(K_j) and P given or the identity. Causal: tiles on the diagonal are
-     * critical. Made for models tuned with it: the two parts are each normalised. Forward only. critical = 1: exact. */
+     * critical. Made for models tuned with it: the two parts are each normalised. critical = 1: exact. */
     LINNET_APPROXIMATE_SLA,
     /* Prefill of LServe (P053: Yang et al. 2025). Streaming heads see the first `sinks` and last `recent` keys. In the
      * others every `page` keys have bounds low, high of each channel; sum_i max(q[i] low[i], q[i] high[i]) is at least
@@ -77,6 +77,7 @@ typedef struct linnet_approximate_settings {
     int64_t key_size, value_size;   /* multiples of 8, 8 to 256; value_size 0: key_size */
     float scale;                    /* 0: key_size^-1/2 */
     bool causal, exact;             /* as in linnet_attention_settings; causal is true by default */
+    bool backward;                  /* linnet_approximate_backward will be called too: BLOCKS, HIP, SLA, PAGES */
     uint64_t seed;                  /* of hash planes, samples and random features */
 
     /* Tiles of keys that are chosen: all methods but HYPER, CORE and RANKING. */
@@ -123,10 +124,20 @@ typedef struct linnet_approximate_tensors {
     linnet_tensor output;            /* float32 */
     double *document_scores;         /* RANKING: [documents]; NULL: not wanted */
     const float *projection;         /* SLA: P, [heads, value_size, value_size], row in, column out; NULL: identity */
+
+    /* Backward alone: float32, gradients are overwritten; NULL: not wanted. */
+    linnet_tensor output_gradient, query_gradient, key_gradient, value_gradient;
+    float *projection_gradient;
 } linnet_approximate_tensors;
 
 LINNET_API linnet_status linnet_approximate_forward(const linnet_approximate_plan *plan,
                                                     const linnet_approximate_tensors *tensors, void *workspace);
+
+/* Gradients of sum(output * output_gradient), for a plan with settings.backward. Which tiles are visited, and SLA's
+ * classes, are taken as given: no gradient goes through the choice. The choice and the softmax part are computed anew;
+ * `output` is not read. */
+LINNET_API linnet_status linnet_approximate_backward(const linnet_approximate_plan *plan,
+                                                     const linnet_approximate_tensors *tensors, void *workspace);
 
 /* e = exact output, o = the method's, over rows = tokens x heads. */
 typedef struct linnet_approximate_report {

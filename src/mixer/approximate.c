@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "base/context.h"
+#include "mixer/attention_gradient.h"
 #include "mixer/select.h"
 
 static const uint64_t WORKSPACE_MOST = (uint64_t)1 << 56;
@@ -80,6 +81,7 @@ static const char *complete(linnet_approximate_settings *s) {
         return "query_tile and key_tile must be multiples of 32 from 32 to 1024";
     if (s->sinks < 0 || s->recent < 0 || s->budget < 0) return "sinks, recent and budget must not be negative";
     if (s->query_stride < 1) return "query_stride must be at least 1";
+    if (s->backward && !(row->needs & LN_SELECT_BACKWARD)) return "this method has no backward pass";
     return NULL;
 }
 
@@ -99,6 +101,12 @@ static uint64_t attention_bytes(const linnet_approximate_plan *plan) {
     /* No method makes more sequences than groups or buckets of tokens. */
     return ln_attention_workspace(&plan->kernels, ln_team_size(plan->context->team), &attention, plan->s.tokens + 1,
                                   plan->s.tokens);
+}
+
+static uint64_t gradient_bytes(const linnet_approximate_plan *plan) {
+    const ln_attention attention = attention_of(&plan->s);
+    const ln_gradient_sequence sequence = {.tokens = plan->s.tokens, .keys = plan->s.tokens, .type = plan->s.type};
+    return ln_attention_gradient_workspace(&plan->kernels, ln_team_size(plan->context->team), &attention, &sequence, 1);
 }
 
 static void carve_call(ln_select_call *call, ln_carver *carver) {
@@ -125,6 +133,10 @@ static void carve_call(ln_select_call *call, ln_carver *carver) {
     call->worker_stride = scratch;
     call->worker_bytes = ln_carve(carver, (uint64_t)ln_team_size(plan->context->team), scratch);
     call->attention_workspace = ln_carve(carver, 1, attention_bytes(plan));
+    if (s->backward) {
+        call->sparse = ln_carve(carver, tokens * heads, (uint64_t)s->value_size * sizeof(float));
+        call->gradient_workspace = ln_carve(carver, 1, gradient_bytes(plan));
+    }
     if (plan->row->carve) plan->row->carve(call, carver);
 }
 
@@ -275,30 +287,39 @@ static void close_lists(ln_select_call *call) {
     }
 }
 
-static void run_lists(ln_select_call *call) {
+static ln_mask lists_mask(const ln_select_call *call) {
     const linnet_approximate_settings *s = call->s;
-    if (call->plan->row->prepare) call->plan->row->prepare(call);
-    ln_parallel(call->team, s->heads * call->plan->query_tiles, make_list, call);
-    close_lists(call);
-    const ln_mask mask = {.causal = s->causal,
-                          .blocks = {s->query_tile, s->key_tile, true, call->offsets, call->tiles},
-                          .query_tiles = call->plan->query_tiles};
+    return (ln_mask){.causal = s->causal,
+                     .blocks = {s->query_tile, s->key_tile, true, call->offsets, call->tiles},
+                     .query_tiles = call->plan->query_tiles};
+}
+
+/* All queries over the pages of all tokens. */
+static void attend_all(const ln_select_call *call, const ln_mask *mask, const ln_rows *output, float *lse) {
+    const linnet_approximate_settings *s = call->s;
     const ln_attention_sequence sequence = {
         .view = ln_select_view(call, &call->all, 0, s->tokens),
         .keys = s->tokens,
         .tokens = s->tokens,
         .query_type = s->type,
         .query = call->query_rows.data,
-        .output = (float *)(void *)call->output_rows.data,
+        .output = (float *)(void *)output->data,
         .query_stride = call->query_rows.token_stride,
         .query_head_stride = call->query_rows.head_stride,
-        .output_stride = call->output_rows.token_stride,
-        .output_head_stride = call->output_rows.head_stride,
-        .log_sum_exp = call->visited,
+        .output_stride = output->token_stride,
+        .output_head_stride = output->head_stride,
+        .log_sum_exp = lse,
         .bias = {.heads = s->heads, .key_value_heads = s->key_value_heads},
     };
-    ln_select_attend(call, &mask, &sequence, 1);
-    if (call->plan->row->finish) call->plan->row->finish(call);
+    ln_select_attend(call, mask, &sequence, 1);
+}
+
+static void run_lists(ln_select_call *call, const ln_rows *output) {
+    if (call->plan->row->prepare) call->plan->row->prepare(call);
+    ln_parallel(call->team, call->s->heads * call->plan->query_tiles, make_list, call);
+    close_lists(call);
+    const ln_mask mask = lists_mask(call);
+    attend_all(call, &mask, output, call->visited);
 }
 
 /* ---- running ---- */
@@ -314,7 +335,8 @@ static linnet_status check_tensors(const linnet_approximate_plan *plan, const li
     return LINNET_OK;
 }
 
-static void run(ln_select_call *call, const linnet_approximate_tensors *tensors) {
+/* Rows, copies and pages of the inputs. */
+static void load(ln_select_call *call, const linnet_approximate_tensors *tensors) {
     const linnet_approximate_settings *s = call->s;
     call->tensors = tensors;
     call->query_rows = ln_rows_of(&tensors->query, s->type, s->heads, s->key_size);
@@ -326,10 +348,17 @@ static void run(ln_select_call *call, const linnet_approximate_tensors *tensors)
     copy_floats(call, &call->key_rows, s->key_value_heads, call->key);
     copy_floats(call, &call->value_rows, s->key_value_heads, call->value);
     ln_select_pack(call, &call->all, 0, &call->key_rows, &call->value_rows, s->tokens, NULL, 0);
-    if (call->plan->row->run)
+}
+
+static void run(ln_select_call *call, const linnet_approximate_tensors *tensors) {
+    load(call, tensors);
+    if (call->s->tokens == 0) return;
+    if (call->plan->row->run) {
         call->plan->row->run(call);
-    else
-        run_lists(call);
+        return;
+    }
+    run_lists(call, &call->output_rows);
+    if (call->plan->row->finish) call->plan->row->finish(call);
 }
 
 linnet_status linnet_approximate_forward(const linnet_approximate_plan *plan, const linnet_approximate_tensors *tensors,
@@ -343,27 +372,62 @@ linnet_status linnet_approximate_forward(const linnet_approximate_plan *plan, co
     return LINNET_OK;
 }
 
-/* ---- the comparison ---- */
+/* ---- gradients ---- */
 
-/* Exact attention over the pages of the call, which hold all tokens in order. */
-static void run_exact(const ln_select_call *call, float *output, float *lse) {
-    const linnet_approximate_settings *s = call->s;
-    const ln_attention_sequence sequence = {
-        .view = ln_select_view(call, &call->all, 0, s->tokens),
-        .keys = s->tokens,
-        .tokens = s->tokens,
-        .query_type = s->type,
-        .query = call->query_rows.data,
-        .output = output,
-        .query_stride = call->query_rows.token_stride,
-        .query_head_stride = call->query_rows.head_stride,
-        .output_stride = s->heads * s->value_size,
-        .output_head_stride = s->value_size,
-        .log_sum_exp = lse,
-        .bias = {.heads = s->heads, .key_value_heads = s->key_value_heads},
-    };
-    ln_select_attend(call, &(ln_mask){.causal = s->causal}, &sequence, 1);
+static linnet_tensor tensor_of(const ln_rows *rows) {
+    return (linnet_tensor){rows->data, rows->token_stride, rows->head_stride};
 }
+
+/* Those of the softmax part, under the lists. */
+static void run_gradient(const ln_select_call *call, const ln_rows *output) {
+    const linnet_approximate_settings *s = call->s;
+    const ln_gradient_sequence sequence = {
+        .tokens = s->tokens,
+        .keys = s->tokens,
+        .type = s->type,
+        .query = tensor_of(&call->query_rows),
+        .key = tensor_of(&call->key_rows),
+        .value = tensor_of(&call->value_rows),
+        .output = tensor_of(output),
+        .output_gradient = tensor_of(&call->output_gradient),
+        .log_sum_exp = call->visited,
+        .bias = {.heads = s->heads, .key_value_heads = s->key_value_heads},
+        .query_gradient = tensor_of(&call->query_gradient),
+        .key_gradient = tensor_of(&call->key_gradient),
+        .value_gradient = tensor_of(&call->value_gradient),
+    };
+    ln_attention attention = attention_of(s);
+    attention.mask = lists_mask(call);
+    ln_attention_gradient(call->kernels, call->team, &attention, &sequence, 1, NULL, call->gradient_workspace);
+}
+
+linnet_status linnet_approximate_backward(const linnet_approximate_plan *plan,
+                                          const linnet_approximate_tensors *tensors, void *workspace) {
+    const linnet_approximate_settings *s = &plan->s;
+    linnet_approximate_tensors settled = {.size = sizeof settled};
+    memcpy(&settled, tensors, tensors->size < sizeof settled ? tensors->size : sizeof settled);
+    if (!s->backward)
+        return ln_fail(plan->context, LINNET_ERROR_ARGUMENT, "approximate attention's plan was made without backward");
+    if (s->tokens > 0 &&
+        (!settled.query.data || !settled.key.data || !settled.value.data || !settled.output_gradient.data))
+        return ln_fail(plan->context, LINNET_ERROR_ARGUMENT,
+                       "approximate attention: query, key, value and output_gradient must be given");
+    ln_carver carver = {.base = workspace};
+    ln_select_call call = make_call(plan, &carver);
+    load(&call, &settled);
+    call.output_gradient = ln_rows_of(&settled.output_gradient, LINNET_F32, s->heads, s->value_size);
+    call.query_gradient = ln_rows_of(&settled.query_gradient, LINNET_F32, s->heads, s->key_size);
+    call.key_gradient = ln_rows_of(&settled.key_gradient, LINNET_F32, s->key_value_heads, s->key_size);
+    call.value_gradient = ln_rows_of(&settled.value_gradient, LINNET_F32, s->key_value_heads, s->value_size);
+    if (s->tokens == 0) return LINNET_OK;
+    const ln_rows sparse = ln_rows_of(&(linnet_tensor){.data = call.sparse}, LINNET_F32, s->heads, s->value_size);
+    run_lists(&call, &sparse);
+    run_gradient(&call, &sparse);
+    if (plan->row->backward) plan->row->backward(&call);
+    return LINNET_OK;
+}
+
+/* ---- the comparison ---- */
 
 static void compare(const ln_select_call *call, const float *exact, const float *lse,
                     linnet_approximate_report *report) {
@@ -408,7 +472,8 @@ linnet_status linnet_approximate_error(const linnet_approximate_plan *plan, cons
         ln_carver carver = {.base = workspace};
         ln_select_call call = make_call(plan, &carver);
         run(&call, &settled);
-        if (s->tokens > 0) run_exact(&call, exact, lse);
+        const ln_rows rows_of_exact = ln_rows_of(&(linnet_tensor){.data = exact}, LINNET_F32, s->heads, s->value_size);
+        if (s->tokens > 0) attend_all(&call, &(ln_mask){.causal = s->causal}, &rows_of_exact, lse);
         *report = (linnet_approximate_report){.size = sizeof *report};
         compare(&call, exact, lse, report);
     }

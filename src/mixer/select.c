@@ -179,5 +179,9 @@ static linnet_status open_blocks(linnet_approximate_plan *plan) {
     return LINNET_OK;
 }
 
-const ln_select_row ln_select_blocks = {
-    .name = "blocks", .source = "Dao et al. 2022", .check = check_blocks, .open = open_blocks, .tile = mark_given};
+const ln_select_row ln_select_blocks = {.name = "blocks",
+                                        .source = "Dao et al. 2022",
+                                        .needs = LN_SELECT_BACKWARD,
+                                        .check = check_blocks,
+                                        .open = open_blocks,
+                                        .tile = mark_given};

@@ -51,6 +51,9 @@ typedef struct ln_select_call {
     unsigned char *worker_bytes;
     uint64_t worker_stride;
     void *attention_workspace;
+    float *sparse;            /* backward: output of the tile loop, [token][head][value_size] */
+    void *gradient_workspace; /* likewise */
+    ln_rows output_gradient, query_gradient, key_gradient, value_gradient;
     void *own; /* the method's arrays */
     _Atomic int64_t pairs, scored;
 } ln_select_call;
@@ -67,8 +70,9 @@ enum ln_select_needs {
     LN_SELECT_QUERY = 1, /* float32 copies */
     LN_SELECT_KEY = 2,
     LN_SELECT_VALUE = 4,
-    LN_SELECT_SPAN = 8,     /* sinks and recent tiles are marked */
-    LN_SELECT_DIAGONAL = 16 /* causal: tiles on the diagonal are marked */
+    LN_SELECT_SPAN = 8,      /* sinks and recent tiles are marked */
+    LN_SELECT_DIAGONAL = 16, /* causal: tiles on the diagonal are marked */
+    LN_SELECT_BACKWARD = 32
 };
 
 struct ln_select_row {
@@ -84,6 +88,8 @@ struct ln_select_row {
     void (*tile)(ln_select_call *call, const ln_select_tile *tile);
     void (*finish)(ln_select_call *call);
     void (*run)(ln_select_call *call); /* instead of lists */
+    /* Adds to the gradients what does not go through the tile loop. */
+    void (*backward)(ln_select_call *call);
 };
 
 /* NULL for a number that is no method. */

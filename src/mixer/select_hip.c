@@ -98,6 +98,6 @@ static void mark_tiles(ln_select_call *call, const ln_select_tile *tile) {
 
 const ln_select_row ln_select_hip = {.name = "hip",
                                      .source = "Lee et al. 2024",
-                                     .needs = LN_SELECT_QUERY | LN_SELECT_KEY | LN_SELECT_SPAN,
+                                     .needs = LN_SELECT_QUERY | LN_SELECT_KEY | LN_SELECT_SPAN | LN_SELECT_BACKWARD,
                                      .scratch = scratch,
                                      .tile = mark_tiles};

@@ -138,7 +138,7 @@ static linnet_status copy_heads(linnet_approximate_plan *plan) {
 
 const ln_select_row ln_select_pages = {.name = "pages",
                                        .source = "Yang et al. 2025",
-                                       .needs = LN_SELECT_QUERY | LN_SELECT_KEY | LN_SELECT_SPAN,
+                                       .needs = LN_SELECT_QUERY | LN_SELECT_KEY | LN_SELECT_SPAN | LN_SELECT_BACKWARD,
                                        .check = check,
                                        .open = copy_heads,
                                        .carve = carve,
