@@ -171,7 +171,9 @@ static void check_bf16(check *c) {
 void check_attend(check *c) {
     for (size_t i = 0; i < sizeof precisions / sizeof *precisions; i++) {
         char kernel[96];
-        snprintf(kernel, sizeof kernel, "%s", c->kernels.attend.name);
+        const ln_attend_kernels *kernels = &c->kernels.attend;
+        snprintf(kernel, sizeof kernel, "%s",
+                 kernels->integer.scores[precisions[i]] ? kernels->integer.name : kernels->name);
         const char *variant = linnet_type_name(precisions[i]);
         if (!check_begin(c, kernel, variant)) continue;
         check_error(c, kernel, variant, largest_error(c, precisions[i]));

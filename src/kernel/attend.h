@@ -21,6 +21,7 @@ enum {
     LN_HEAD_MOST = 576,     /* largest key_size and value_size; both are multiples of 8 */
     LN_ATTEND_BLOCK = 128,  /* keys whose scores are held at once */
     LN_ATTEND_STRIDE = 272, /* floats from row to row of A and C, at most 256 wide: a constant, and no power of two */
+    LN_ATTEND_DEPTH = 256,  /* most columns of A */
     LN_ATTEND_LANES = 16,
     LN_ATTEND_SLACK = 8,
     LN_ATTEND_FEW_ROWS = 8,
@@ -66,6 +67,7 @@ static inline const unsigned char *ln_page_of(const ln_page_view *view, int64_t 
 /* Some rows of B: codes, and scales where the format has them. */
 typedef struct ln_attend_part {
     const unsigned char *codes, *scales;
+    const unsigned char *ahead; /* few: codes that will be needed soon, fetched while these are read */
 } ln_attend_part;
 
 /* B: count parts of `depth` rows each, one below the other; `columns` (8, 16, 24 or 32) codes in a row. */
@@ -77,8 +79,8 @@ typedef struct ln_attend_operand {
 
 /* Keys from column `column`, a multiple of 32, on. */
 static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page, int64_t column) {
-    return (ln_attend_part){page + (uint64_t)(column * LN_PAGE_TOKENS * layout->element),
-                            page + layout->key_scales + (uint64_t)(2 * column)};
+    const unsigned char *codes = page + (uint64_t)(column * LN_PAGE_TOKENS * layout->element);
+    return (ln_attend_part){codes, page + layout->key_scales + (uint64_t)(2 * column), codes};
 }
 /* Values of sizes 32 panel and up, from the page's token `token` on. */
 static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const unsigned char *page, int64_t panel,
@@ -87,7 +89,7 @@ static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const 
     const int64_t at = panel * LN_PANEL * LN_PAGE_TOKENS + token * columns;
     const unsigned char *codes = page + layout->values + (uint64_t)(at * layout->element);
     const uint64_t scale = (uint64_t)(2 * (panel * LN_PAGE_TOKENS + token));
-    return (ln_attend_part){codes, page + layout->value_scales + scale};
+    return (ln_attend_part){codes, page + layout->value_scales + scale, codes};
 }
 
 /* C (+)= A B; rows of A and C are LN_ATTEND_STRIDE floats apart, A has count * depth columns. The
@@ -95,6 +97,30 @@ static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const 
 typedef void (*ln_attend_product)(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool add);
 /* B as floats [count * depth, columns]. */
 typedef void (*ln_attend_decode)(const ln_attend_operand *b, float *values);
+/* ---- few rows of integers, where the processor multiplies bytes ---- */
+
+/* A row of A: column i is scale (256 high[i] + low[i]), bytes signed; sum[b]: of the integers of columns 32 b and up.
+ */
+typedef struct ln_attend_integers {
+    int8_t high[LN_ATTEND_DEPTH], low[LN_ATTEND_DEPTH];
+    int32_t sum[LN_ATTEND_DEPTH / 32];
+    float scale; /* NaN where the row is not finite */
+    float unused[7];
+} ln_attend_integers;
+
+/* The products of `few` with whole pages of Q8_0 and Q4_0, with a relative error below 2^-15 of a row's largest query
+ * or weight of a page: few rows then take less time than reading the page. Functions are NULL where there are none. */
+typedef struct ln_attend_integer {
+    const char *name;
+    void (*quantize)(const float *a, int64_t depth, int64_t rows, ln_attend_integers *to);
+    /* One part, columns LN_PANEL. */
+    void (*scores[LN_TYPES])(const ln_attend_operand *keys, const ln_attend_integers *a, int64_t rows, float *c,
+                             bool add);
+    /* Parts of LN_PAGE_TOKENS rows, that of the first of `panels` whole panels; c += weights (>= 0) times values. */
+    void (*outputs[LN_TYPES])(const ln_attend_operand *values, int64_t panels, const float *weights, int64_t rows,
+                              float *c);
+} ln_attend_integer;
+
 /* score = cap tanh(score) for n scores. */
 typedef void (*ln_attend_cap)(float *scores, int64_t n, float cap);
 /* One step of the online softmax over n new scores of a row, base 2. Where
@@ -210,6 +236,7 @@ typedef struct ln_attend_kernels {
     ln_attend_product many;          /* any rows, B of floats: bound by arithmetic */
     ln_attend_product few[LN_TYPES]; /* LN_ATTEND_FEW_ROWS or so, B of any precision: bound by memory */
     ln_attend_decode decode[LN_TYPES];
+    ln_attend_integer integer;
     ln_attend_cap cap;
     ln_attend_softmax softmax;
     ln_attend_bf16 bf16; /* beside the others, which serve what it does not */

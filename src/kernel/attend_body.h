@@ -88,7 +88,7 @@ INLINE lanes load_code(linnet_type precision, const unsigned char *codes, int64_
 
 /* Rows of B of one part, columns c to c + vectors W - 1. */
 typedef struct b_rows {
-    const unsigned char *codes;
+    const unsigned char *codes, *ahead;
     const uint16_t *scales;
     int64_t columns, c;
     int vectors, n; /* n: lanes of a vector that are used */
@@ -96,7 +96,7 @@ typedef struct b_rows {
 
 INLINE b_rows rows_of(const ln_attend_operand *b, int64_t part, int64_t c, int vectors, int n) {
     const ln_attend_part *p = &b->parts[part];
-    return (b_rows){p->codes, (const uint16_t *)(const void *)p->scales, b->columns, c, vectors, n};
+    return (b_rows){p->codes, p->ahead, (const uint16_t *)(const void *)p->scales, b->columns, c, vectors, n};
 }
 
 /* Codes of row k as floats, without their scale. */
@@ -105,13 +105,12 @@ INLINE void load_row(lanes *x, linnet_type precision, const b_rows *b, int64_t k
         load_code(precision, b->codes, k * b->columns + b->c + v * W, b->n);
 }
 
-/* A head's pages lie one after the other and are read so: what is AHEAD is needed soon. */
 INLINE void prefetch_row(linnet_type precision, const b_rows *b, int64_t k) {
-    enum { AHEAD = 8192, LINE = 64 };
+    enum { LINE = 64 };
     const int64_t element = precision == LINNET_F32 ? 4 : precision == LINNET_Q8_0 ? 1 : 2;
-    const uintptr_t at = (uintptr_t)b->codes + (uintptr_t)((k * b->columns + b->c) * element) + AHEAD;
+    const uintptr_t at = (uintptr_t)b->ahead + (uintptr_t)((k * b->columns + b->c) * element);
     UNROLL for (int64_t i = 0; i < b->vectors * W * element; i += LINE)
-        __builtin_prefetch((const void *)(at + (uintptr_t)i));
+        __builtin_prefetch((const void *)(at + (uintptr_t)i), 0, 2);
 }
 
 INLINE void load_scales(lanes *scale, const b_rows *b, int64_t k) {

@@ -16,11 +16,12 @@ enum {
 
 /* The parts of the way's scratch. */
 typedef struct scratch {
-    int64_t rows, panels; /* padded rows; panels of LN_DEPTH columns of a query */
-    float *query;         /* [panels][rows][LN_ATTEND_STRIDE] */
-    float *scores;        /* [rows][LN_ATTEND_STRIDE] */
-    float *keys;          /* a page decoded: [key_size][32 tokens] */
-    float *values;        /* a block decoded: [panel of 32 sizes][token][column] */
+    int64_t rows, panels;         /* padded rows; panels of LN_DEPTH columns of a query */
+    float *query;                 /* [panels][rows][LN_ATTEND_STRIDE] */
+    float *scores;                /* [rows][LN_ATTEND_STRIDE] */
+    float *keys;                  /* a page decoded: [key_size][32 tokens] */
+    float *values;                /* a block decoded: [panel of 32 sizes][token][column] */
+    ln_attend_integers *integers; /* [panels][LN_ATTEND_FEW_ROWS]: few queries as integers */
 } scratch;
 
 static scratch scratch_of(const ln_attention_tile *tile) {
@@ -29,13 +30,21 @@ static scratch scratch_of(const ln_attention_tile *tile) {
     s.scores = s.query + s.panels * s.rows * LN_ATTEND_STRIDE;
     s.keys = s.scores + s.rows * LN_ATTEND_STRIDE;
     s.values = s.keys + LN_PAGE_TOKENS * a->key_size;
+    s.integers = (ln_attend_integers *)(void *)(s.values + LN_ATTEND_BLOCK * a->value_size);
     return s;
 }
 
 static uint64_t scratch_floats(const ln_kernels *kernels, const ln_attention *a, int64_t rows) {
     (void)kernels;
-    return (uint64_t)((ln_depth_panels(a->key_size) + 1) * rows * LN_ATTEND_STRIDE + LN_PAGE_TOKENS * a->key_size +
-                      LN_ATTEND_BLOCK * a->value_size);
+    const int64_t panels = ln_depth_panels(a->key_size);
+    return (uint64_t)((panels + 1) * rows * LN_ATTEND_STRIDE + LN_PAGE_TOKENS * a->key_size +
+                      LN_ATTEND_BLOCK * a->value_size +
+                      panels * LN_ATTEND_FEW_ROWS * (int64_t)(sizeof(ln_attend_integers) / sizeof(float)));
+}
+
+/* Pages are read as they lie. */
+static bool few_rows(const ln_attention_tile *tile) {
+    return tile->rows <= LN_ATTEND_FEW_ROWS && !ln_tile_layout(tile)->value_in_key;
 }
 
 static int64_t tile_rows(const ln_attention *a) {
@@ -65,6 +74,11 @@ static void load(ln_attention_tile *tile) {
             memcpy(s.query + (p * s.rows + r) * LN_ATTEND_STRIDE, whole + p * LN_DEPTH,
                    (size_t)ln_min_i64(LN_DEPTH, a->key_size - p * LN_DEPTH) * sizeof *whole);
     }
+    const ln_attend_integer *integer = &call->kernels->attend.integer;
+    if (!few_rows(tile) || !integer->scores[ln_tile_layout(tile)->precision]) return;
+    for (int64_t p = 0; p < s.panels; p++)
+        integer->quantize(s.query + p * s.rows * LN_ATTEND_STRIDE, ln_min_i64(LN_DEPTH, a->key_size - p * LN_DEPTH),
+                          tile->rows, s.integers + p * LN_ATTEND_FEW_ROWS);
 }
 
 /* ---- operands ---- */
@@ -74,6 +88,12 @@ static ln_attend_operand keys_operand(const ln_page_layout *layout, ln_attend_pa
     *part = ln_page_keys(layout, page, panel * LN_DEPTH);
     return (ln_attend_operand){part, 1, ln_min_i64(LN_DEPTH, layout->key_size - panel * LN_DEPTH), LN_PAGE_TOKENS,
                                false};
+}
+
+/* Few rows: while a page is read, the one a block further on is fetched. */
+static void look_ahead(const ln_attention_tile *tile, int64_t key, ln_attend_part *part) {
+    if (key + LN_ATTEND_BLOCK < tile->sequence->keys)
+        part->ahead = ln_tile_page(tile, key + LN_ATTEND_BLOCK) + (part->codes - ln_tile_page(tile, key));
 }
 
 static ln_attend_operand values_operand(const ln_page_layout *layout, ln_attend_part *parts, int64_t panel,
@@ -135,14 +155,34 @@ static ln_attend_product product_of(const piece *p) {
     return p->decoded ? kernels->many : kernels->few[ln_tile_layout(p->tile)->precision];
 }
 
+/* Few rows as integers; the row of p in the panel. */
+static void score_integers(const piece *p) {
+    const ln_page_layout *layout = ln_tile_layout(p->tile);
+    const ln_attend_integer *kernels = &p->tile->call->kernels->attend.integer;
+    for (int64_t key = p->from; key < p->to; key += LN_PAGE_TOKENS) {
+        for (int64_t panel = 0; panel < p->s->panels; panel++) {
+            ln_attend_part part;
+            const ln_attend_operand keys = keys_operand(layout, &part, ln_tile_page(p->tile, key), panel);
+            look_ahead(p->tile, key, &part);
+            kernels->scores[layout->precision](&keys, p->s->integers + panel * LN_ATTEND_FEW_ROWS + p->row, p->rows,
+                                               p->s->scores + p->row * LN_ATTEND_STRIDE + (key - p->begin), panel > 0);
+        }
+    }
+}
+
 static void score(const piece *p) {
     const ln_page_layout *layout = ln_tile_layout(p->tile);
+    if (!p->decoded && p->tile->call->kernels->attend.integer.scores[layout->precision]) {
+        score_integers(p);
+        return;
+    }
     for (int64_t key = p->from; key < p->to; key += LN_PAGE_TOKENS) {
         float *scores = p->s->scores + p->row * LN_ATTEND_STRIDE + (key - p->begin);
         if (p->decoded && layout->precision != LINNET_F32) decode_keys(p->tile, key, p->s->keys);
         for (int64_t panel = 0; panel < p->s->panels; panel++) {
             ln_attend_part part;
             const ln_attend_operand keys = keys_operand(layout, &part, ln_tile_page(p->tile, key), panel);
+            look_ahead(p->tile, key, &part);
             if (p->decoded && layout->precision != LINNET_F32)
                 part.codes = (const unsigned char *)(p->s->keys + panel * LN_DEPTH * LN_PAGE_TOKENS);
             product_of(p)(&keys, p->s->query + (panel * p->s->rows + p->row) * LN_ATTEND_STRIDE, p->rows, scores,
@@ -167,20 +207,42 @@ static void soften(const piece *p) {
     }
 }
 
+/* Whole panels, and whole pages, in integers; returns how many columns that were. */
+static int64_t add_integers(const piece *p, int64_t row, int64_t rows, int64_t from, int64_t to) {
+    const ln_page_layout *layout = ln_tile_layout(p->tile);
+    const ln_attend_integer *kernels = &p->tile->call->kernels->attend.integer;
+    const int64_t whole = layout->value_size / LN_PANEL * LN_PANEL;
+    if (p->decoded || !kernels->outputs[layout->precision] || (to - from) % LN_PAGE_TOKENS || from % LN_PAGE_TOKENS)
+        return 0;
+    ln_attend_part parts[LN_BLOCK_PAGES];
+    for (int64_t c = 0; c < whole; c += LN_DEPTH) {
+        ln_attend_operand b = values_operand(layout, parts, c / LN_PANEL, LN_PAGE_TOKENS);
+        for (int64_t key = from; key < to; key += LN_PAGE_TOKENS) {
+            parts[b.count] = ln_page_values(layout, ln_tile_page(p->tile, key), c / LN_PANEL, 0);
+            look_ahead(p->tile, key, &parts[b.count++]);
+        }
+        kernels->outputs[layout->precision](&b, ln_min_i64(LN_DEPTH, whole - c) / LN_PANEL,
+                                            p->s->scores + row * LN_ATTEND_STRIDE + (from - p->begin), rows,
+                                            ln_tile_output(p->tile, row, c / LN_PANEL));
+    }
+    return whole;
+}
+
 /* Outputs += weights of keys from .. to - 1 times values: whole pages in one product, or a piece of one page. */
 static void add_product(const piece *p, int64_t row, int64_t rows, int64_t from, int64_t to) {
     const ln_page_layout *layout = ln_tile_layout(p->tile);
     const bool from_pages = !p->decoded || (layout->precision == LINNET_F32 && !layout->value_in_key);
-    const int64_t depth = ln_min_i64(to - from, LN_PAGE_TOKENS);
+    const int64_t depth = ln_min_i64(to - from, LN_PAGE_TOKENS), done = add_integers(p, row, rows, from, to);
     const float *weights = p->s->scores + row * LN_ATTEND_STRIDE + (from - p->begin);
     ln_attend_part parts[LN_BLOCK_PAGES];
-    for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
+    for (int64_t panel = done / LN_PANEL; panel * LN_PANEL < layout->value_size; panel++) {
         ln_attend_operand b = values_operand(layout, parts, panel, depth);
         for (int64_t key = from; key + depth <= to; key += depth) {
             const float *decoded = p->s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - p->begin) * b.columns;
             parts[b.count++] = from_pages
                                    ? ln_page_values(layout, ln_tile_page(p->tile, key), panel, key % LN_PAGE_TOKENS)
                                    : (ln_attend_part){.codes = (const unsigned char *)decoded};
+            if (!p->decoded) look_ahead(p->tile, key, &parts[b.count - 1]);
         }
         product_of(p)(&b, weights, rows, ln_tile_output(p->tile, row, panel), true);
     }
@@ -272,9 +334,13 @@ static void step_ragged(const ln_attention_tile *tile, const scratch *s, int64_t
 /* Pages as they lie. A row that does not see all of one takes exactly its values. */
 static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end, ln_sight sight) {
     const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
+    if (sight == LN_SEES_ALL) {
+        run_piece(&(piece){tile, s, begin, 0, tile->rows, begin, end, false, sight}, false);
+        return;
+    }
     for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
         piece p = {tile, s, begin, 0, tile->rows, key, ln_min_i64(end, key + LN_PAGE_TOKENS), false, sight};
-        if (sight == LN_SEES_SOME) p.sight = ln_mask_block(&tile->mask, &queries, p.from, p.to - p.from);
+        p.sight = ln_mask_block(&tile->mask, &queries, p.from, p.to - p.from);
         if (p.sight != LN_SEES_NONE) run_piece(&p, false);
     }
 }
@@ -282,7 +348,7 @@ static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t be
 static bool step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight) {
     const scratch s = scratch_of(tile);
     const ln_page_layout *layout = ln_tile_layout(tile);
-    if (tile->rows <= LN_ATTEND_FEW_ROWS && !layout->value_in_key) {
+    if (few_rows(tile)) {
         step_few(tile, &s, begin, end, sight);
         return true;
     }
