@@ -260,7 +260,7 @@ static int report_job(const bench *b, const char *work, double products, double 
     const job *j = &b->jobs[0];
     char path[64];
     kernel_of(j, path, sizeof path);
-    const bool bf16 = strstr(path, "bf16") != NULL;
+    const bool bf16 = strstr(path, "bf16") || strstr(path, "__amx");
     const figure f = {.work = work,
                       .path = path,
                       .key_value_heads = key_heads(b),

@@ -280,17 +280,21 @@ static void merge_piece(void *argument, int64_t task, int worker) {
 
 /* ---- the call ---- */
 
-static const ln_gradient_way *choose_way(const ln_kernels *kernels, const ln_attention *attention,
-                                         const ln_gradient_sequence *sequences, int64_t count) {
-    const bool bf16 = count > 0 && sequences->type == LINNET_BF16 && !attention->exact;
+static const ln_gradient_way *choose_way(const ln_kernels *kernels, const ln_attention *attention, linnet_type type) {
+    const bool bf16 = type == LINNET_BF16 && !attention->exact;
     return bf16 && kernels->attend.pairs.name ? &ln_gradient_bf16 : &ln_gradient_f32;
+}
+
+const char *ln_attention_gradient_kernel(const ln_kernels *kernels, const ln_attention *attention, linnet_type type) {
+    const bool bf16 = choose_way(kernels, attention, type) == &ln_gradient_bf16;
+    return bf16 ? kernels->attend.pairs.name : kernels->attend.name;
 }
 
 uint64_t ln_attention_gradient_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention,
                                          const ln_gradient_sequence *sequences, int64_t count) {
     ln_gradient_call call = {.kernels = kernels,
                              .attention = attention,
-                             .way = choose_way(kernels, attention, sequences, count),
+                             .way = choose_way(kernels, attention, count > 0 ? sequences->type : LINNET_F32),
                              .sequences = sequences,
                              .count = count};
     return sizeof(float) * lay_call(&call, NULL, threads);
@@ -301,7 +305,7 @@ void ln_attention_gradient(const ln_kernels *kernels, ln_team *team, const ln_at
                            void *workspace) {
     ln_gradient_call call = {.kernels = kernels,
                              .attention = attention,
-                             .way = choose_way(kernels, attention, sequences, count),
+                             .way = choose_way(kernels, attention, count > 0 ? sequences->type : LINNET_F32),
                              .sequences = sequences,
                              .count = count,
                              .sinks_gradient = sinks_gradient};

@@ -25,6 +25,9 @@ typedef struct ln_gradient_sequence {
     float *query_factors_gradient, *key_factors_gradient; /* [tokens, heads, rank], [keys, key_value_heads, rank] */
 } ln_gradient_sequence;
 
+/* The name of the kernel that does the products for tensors of this type. */
+const char *ln_attention_gradient_kernel(const ln_kernels *kernels, const ln_attention *attention, linnet_type type);
+
 /* Bytes of workspace. Of the sequences, type, tokens, keys and the bias's rank are read. */
 uint64_t ln_attention_gradient_workspace(const ln_kernels *kernels, int threads, const ln_attention *attention,
                                          const ln_gradient_sequence *sequences, int64_t count);

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "mixer/attention_gradient.h"
 #include "mixer/attention_inside.h"
 
 linnet_attention_settings linnet_attention_settings_default(void) {
@@ -300,6 +301,7 @@ size_t linnet_attention_plan_text(const linnet_attention_plan *plan, char *text,
         (long long)plan->key_offsets[plan->sequences]);
     put(&w, "kernel    %s, keys and values packed as %s\n", choice.kernel, linnet_type_name(choice.packed));
     if (choice.refused) put(&w, "refused   bf16 matrix units: %s\n", choice.refused);
+    if (s->backward) put(&w, "backward  %s\n", ln_attention_gradient_kernel(&plan->kernels, &plan->attention, s->type));
     put(&w, "workspace %.1f MiB\n", (double)linnet_attention_workspace(plan) / (1 << 20));
     if (counted != LINNET_OK) return w.used + 1;
     put(&w, "tiles     %lld queries x %lld keys: %lld in all, %lld visited, %lld of them under a mask by element\n",
