@@ -39,7 +39,7 @@ struct job {
     linnet_cache *cache;
     linnet_attention_cost cost;
     double seconds[MOST_ROUNDS];
-    double median;
+    double median, fastest;
 };
 
 /* One work, and what it is compared with. */
@@ -200,7 +200,11 @@ static int time_jobs(bench *b) {
         counted++;
         if (spent >= most || (counted >= b->arguments->repetitions && spent >= 0.1 * most)) break;
     }
-    for (int i = 0; i < b->job_count; i++) b->jobs[i].median = median(b->jobs[i].seconds, counted);
+    for (int i = 0; i < b->job_count; i++) {
+        job *j = &b->jobs[i];
+        j->median = median(j->seconds, counted); /* sorts them */
+        j->fastest = j->seconds[0];
+    }
     return CLI_OK;
 }
 
@@ -209,7 +213,7 @@ static int time_jobs(bench *b) {
 typedef struct figure {
     const char *work, *path;
     int64_t key_value_heads;
-    double seconds;
+    double seconds, fastest;
     double operations, bytes; /* of a run; the one that bounds it */
     const char *peak_name;
     double peak;
@@ -222,11 +226,11 @@ static int report(const bench *b, const figure *f) {
     const double rate = f->seconds > 0 ? (reads ? f->bytes : f->operations) / f->seconds : 0;
     const double percent = f->peak > 0 ? 100 * rate / f->peak : 0;
     if (b->arguments->json) {
-        json_t *row = json_pack("{ss ss sI sI sI sI si sf sf ss sf}", "work", f->work, "path", f->path, "length",
-                                (json_int_t)b->length, "heads", (json_int_t)b->arguments->heads, "key_value_heads",
-                                (json_int_t)f->key_value_heads, "size", (json_int_t)b->size, "threads",
-                                linnet_threads(b->engine.context), "seconds", f->seconds, reads ? "gbs" : "gflops",
-                                1e-9 * rate, "peak", f->peak_name, "percent_of_peak", percent);
+        json_t *row = json_pack(
+            "{ss ss sI sI sI sI si sf sf sf ss sf}", "work", f->work, "path", f->path, "length", (json_int_t)b->length,
+            "heads", (json_int_t)b->arguments->heads, "key_value_heads", (json_int_t)f->key_value_heads, "size",
+            (json_int_t)b->size, "threads", linnet_threads(b->engine.context), "seconds", f->seconds, "fastest",
+            f->fastest, reads ? "gbs" : "gflops", 1e-9 * rate, "peak", f->peak_name, "percent_of_peak", percent);
         if (row && f->of) {
             json_object_set_new(row, "percent", json_real(f->percent));
             json_object_set_new(row, "of", json_string(f->of));
@@ -265,6 +269,7 @@ static int report_job(const bench *b, const char *work, double products, double 
                       .path = path,
                       .key_value_heads = key_heads(b),
                       .seconds = j->median,
+                      .fastest = j->fastest,
                       .operations = 0.5 * products * j->cost.flops,
                       .peak_name = bf16 ? "bf16" : "f32",
                       .peak = bf16 ? b->peaks.bf16_operations : b->peaks.f32_operations,
@@ -419,6 +424,7 @@ static int decode_from(bench *b, const char *work, linnet_type precision, int64_
                       .path = path,
                       .key_value_heads = heads,
                       .seconds = j->median,
+                      .fastest = j->fastest,
                       .bytes = token_bytes * (double)kept.capacity,
                       .peak_name = "read",
                       .peak = b->peaks.read_bytes};
@@ -468,6 +474,7 @@ static int softmax(bench *b) {
                       .path = "two_passes",
                       .key_value_heads = key_heads(b),
                       .seconds = j->median,
+                      .fastest = j->fastest,
                       .bytes = 12.0 * ROWS * ROW,
                       .peak_name = "read",
                       .peak = b->peaks.read_bytes};
