@@ -13,12 +13,14 @@ import subprocess
 
 def linnet(program, model, options):
     command = [program, "bench", "-m", model, "-t", options.threads, "-p", options.p, "-n", options.n, "-d", options.d, "-r", "1", "--json"]
+    command += options.ours.split()
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {(row["test"], row["depth"]): row["tokens_per_second"] for row in answer["rows"]}
 
 
 def llama(program, model, options):
     command = [program, "-m", model, "-t", options.threads, "-p", options.p, "-n", options.n, "-d", options.d, "-r", "1", "-o", "json"]
+    command += options.llama.split()
     rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {(f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}", row["n_depth"]): row["avg_ts"] for row in rows}
 
@@ -33,6 +35,8 @@ def main():
     parser.add_argument("-d", default="0")
     parser.add_argument("-t", "--threads", default=str(len(os.sched_getaffinity(0))))
     parser.add_argument("-r", "--rounds", type=int, default=5)
+    parser.add_argument("--llama", default="", help="more options of llama-bench: --llama='-fa 0 -ctk q8_0'")
+    parser.add_argument("--ours", default="", help="more options of linnet bench: --ours='--precision q8_0'")
     options = parser.parse_args()
     print("| model | test | depth | linnet, tokens/s | llama.cpp, tokens/s | ratio |")
     print("|---|---|---:|---:|---:|---:|")
