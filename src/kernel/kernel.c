@@ -3,9 +3,12 @@
 
 #include <string.h>
 
+#include "base/cpu.h"
+
 void ln_kernels_choose(unsigned cpu, ln_kernels *kernels) {
     memset(kernels, 0, sizeof *kernels);
     kernels->cpu = cpu;
+    kernels->cache_bytes = (int64_t)ln_cpu_cache_bytes();
     ln_vector_choose(cpu, &kernels->vector);
     ln_matmul_choose(cpu, &kernels->matmul);
     ln_attend_choose(cpu, &kernels->attend);

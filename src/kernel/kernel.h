@@ -10,6 +10,7 @@
 
 struct ln_kernels {
     unsigned cpu;
+    int64_t cache_bytes; /* of the cache that belongs to one core: tiles are cut for it */
     ln_vector_kernels vector;
     ln_matmul_kernels matmul;
     ln_attend_kernels attend;

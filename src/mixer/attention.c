@@ -58,7 +58,7 @@ ln_attention_choice ln_attention_choose(const ln_kernels *kernels, const ln_atte
     const char *refused = bf16_refused(kernels, attention, tokens);
     const ln_attention_way *way = refused ? &ln_attention_f32 : &ln_attention_bf16;
     return (ln_attention_choice){refused ? kernels->attend.name : kernels->attend.bf16.name, refused,
-                                 refused ? LINNET_F32 : LINNET_BF16, way->tile_rows(attention)};
+                                 refused ? LINNET_F32 : LINNET_BF16, way->tile_rows(kernels, attention)};
 }
 
 /* Floats of the two partial items of a span. */
@@ -74,7 +74,7 @@ static int64_t spans_most(const ln_attention_call *call) {
 static void set_rows(ln_attention_call *call, int64_t tokens) {
     const ln_attention *a = call->attention;
     call->group = a->heads / a->key_value_heads;
-    call->tile_tokens = ln_max_i64(1, ln_min_i64(tokens, call->way->tile_rows(a) / call->group));
+    call->tile_tokens = ln_max_i64(1, ln_min_i64(tokens, call->way->tile_rows(call->kernels, a) / call->group));
     const int64_t unit = ln_max_i64(call->way->row_unit, LN_ATTEND_LANES);
     call->rows = ln_ceil_div(call->tile_tokens * call->group, unit) * unit;
 }
@@ -126,9 +126,10 @@ static void find_item(const ln_attention_call *call, int64_t item, ln_attention_
     tile->mask = call->attention->mask;
     tile->mask.key_begin = sequence->key_begin;
     tile->mask.query_begin = sequence->position;
-    tile->head = inside % heads;
-    /* Of a causal sequence the last tiles see the most: first. */
-    tile->token = (tiles - 1 - inside / heads) * call->tile_tokens;
+    /* The tiles of a head one after the other: its keys may still be in the cache. Of a causal sequence the last tiles
+     * see the most: first. */
+    tile->head = inside / tiles;
+    tile->token = (tiles - 1 - inside % tiles) * call->tile_tokens;
     tile->tokens = ln_min_i64(call->tile_tokens, sequence->tokens - tile->token);
     tile->position = sequence->position + tile->token;
     tile->rows = tile->tokens * call->group;

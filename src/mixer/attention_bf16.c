@@ -52,7 +52,8 @@ static uint64_t scratch_floats(const ln_kernels *kernels, const ln_attention *a,
     return place(kernels, a, rows, NULL, NULL) / sizeof(float);
 }
 
-static int64_t tile_rows(const ln_attention *a) {
+static int64_t tile_rows(const ln_kernels *kernels, const ln_attention *a) {
+    (void)kernels;
     return a->value_size > LN_DEPTH ? TILE_ROWS / 2 : TILE_ROWS;
 }
 

@@ -10,7 +10,9 @@
 #include "mixer/attention_inside.h"
 
 enum {
-    TILE_ROWS = 96,    /* about this many rows in a tile */
+    ROWS_LEAST = 96, /* rows of a tile: more by the cache */
+    ROWS_MOST = 192,
+    ROWS_UNIT = 48,    /* whole products of all kernels */
     PRODUCT_ROWS = 12, /* rows of one product where a block is ragged */
 };
 
@@ -47,9 +49,13 @@ static bool few_rows(const ln_attention_tile *tile) {
     return tile->rows <= LN_ATTEND_FEW_ROWS && !ln_tile_layout(tile)->value_in_key;
 }
 
-static int64_t tile_rows(const ln_attention *a) {
-    (void)a;
-    return TILE_ROWS;
+/* Queries, scores and outputs take half of the cache, keys and values stream through the other. They are read once for
+ * each tile, so that words moved fall as the cache grows, up to where reading them costs nothing any more and larger
+ * tiles only have more rows that see different keys. */
+static int64_t tile_rows(const ln_kernels *kernels, const ln_attention *a) {
+    const int64_t row = (a->key_size + a->value_size + LN_ATTEND_BLOCK) * (int64_t)sizeof(float);
+    const int64_t rows = kernels->cache_bytes / (2 * row) / ROWS_UNIT * ROWS_UNIT;
+    return ln_max_i64(ROWS_LEAST, ln_min_i64(ROWS_MOST, rows));
 }
 
 static void load(ln_attention_tile *tile) {

@@ -48,7 +48,7 @@ ln_attention_sequence ln_plan_sequence(const linnet_attention_plan *plan, const 
         .position = keys - ln_plan_queries(plan, i),
         .query_type = s->type,
         .query = ln_tensor_at(&t->query, s->type, query),
-        .output = (float *)t->output.data + query * t->output.token_stride,
+        .output = (float *)(uintptr_t)ln_tensor_at(&t->output, LINNET_F32, query),
         .query_stride = t->query.token_stride,
         .query_head_stride = t->query.head_stride,
         .output_stride = t->output.token_stride,

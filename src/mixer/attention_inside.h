@@ -14,7 +14,7 @@ typedef struct ln_attention_tile ln_attention_tile;
 
 /* A way of computing: its tile's shape, the parts of the worker's scratch, and its steps. */
 typedef struct ln_attention_way {
-    int64_t (*tile_rows)(const ln_attention *attention);
+    int64_t (*tile_rows)(const ln_kernels *kernels, const ln_attention *attention);
     int64_t row_unit; /* a tile's rows are padded to a multiple of this, with queries of zeros */
     /* Floats of scratch of a worker for tiles of `rows` rows, beside maximum, sum and output. */
     uint64_t (*scratch)(const ln_kernels *kernels, const ln_attention *attention, int64_t rows);

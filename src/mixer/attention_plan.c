@@ -2,10 +2,12 @@
  * costs, and the plan as text.
  *
  * Cost is counted by asking the mask what the tile loop will ask it. Words moved: a tile of queries is read and its
- * output written once, the keys and values of each block that it visits are read once:
+ * output written once, the keys and values of each block that it visits are read once, and once for all tiles of a
+ * head where the cache holds all keys of it:
  *     words = sum over tiles of rows (key_size + value_size) + visited keys (key_size + value_size),
  * which for N queries and keys, in tiles as large as a cache of M words allows, is the known law (Saha and Ye 2024,
- * P007): proportional to N^2 d^2 / M where M >= d^2; below, N^2 d / sqrt(M) by square tiles of the products. */
+ * P007): proportional to N^2 d^2 / M where M >= d^2; below, N^2 d / sqrt(M) by square tiles of the products.
+ * tests/test_attention_traffic.c watches the tile loop move them. */
 #include "mixer/attention_plan.h"
 
 #include <math.h>
@@ -13,7 +15,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/cpu.h"
 #include "mixer/attention_gradient.h"
 #include "mixer/attention_inside.h"
 
@@ -210,7 +211,6 @@ static void count_tile(const linnet_attention_plan *plan, int64_t sequence, cons
     int64_t first, end;
     ln_mask_range(&mask, queries, keys, &first, &end);
     cost->tiles += ln_ceil_div(keys, LN_ATTEND_BLOCK);
-    cost->slow_words += rows * words;
     for (int64_t block = first / LN_ATTEND_BLOCK * LN_ATTEND_BLOCK; block < end; block += LN_ATTEND_BLOCK) {
         const int64_t key = ln_max_i64(block, first / LN_PAGE_TOKENS * LN_PAGE_TOKENS);
         const int64_t count = ln_min_i64(block + LN_ATTEND_BLOCK, end) - key;
@@ -241,11 +241,12 @@ linnet_status linnet_attention_plan_cost(const linnet_attention_plan *plan, linn
     linnet_attention_cost cost = {.size = sizeof cost, .passes = 1, .key_tile = LN_ATTEND_BLOCK};
     const int64_t group = s->heads / s->key_value_heads;
     const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention, plan->longest);
-    const double d = 0.5 * (double)(s->key_size + s->value_size);
+    const double d = 0.5 * (double)(s->key_size + s->value_size), row_words = 2 * d + LN_ATTEND_BLOCK;
     cost.query_tile = ln_max_i64(1, choice.tile_rows / group);
-    cost.cache_words = (double)ln_cpu_cache_bytes() / sizeof(float);
+    cost.cache_words = (double)plan->kernels.cache_bytes / (choice.packed == LINNET_BF16 ? 2 : 4);
     for (int64_t i = 0; i < plan->sequences; i++) {
         const int64_t queries = ln_plan_queries(plan, i), keys = ln_plan_keys(plan, i);
+        double key_words = 0;
         for (int64_t t = 0; t < queries; t += cost.query_tile) {
             if (ln_interrupted(plan->context)) return ln_fail(plan->context, LINNET_INTERRUPTED, "interrupted");
             /* Heads differ only where each has its own lists. */
@@ -259,12 +260,17 @@ linnet_status linnet_attention_plan_cost(const linnet_attention_plan *plan, linn
             const int64_t times = s->key_value_heads / different;
             cost.flops += (double)times * one.flops;
             cost.visited_flops += (double)times * one.visited_flops;
-            cost.slow_words += (double)times * one.slow_words;
+            key_words += (double)times * one.slow_words;
             cost.tiles += times * one.tiles;
             cost.visited += times * one.visited;
             cost.partial += times * one.partial;
             cost.tasks += s->key_value_heads;
         }
+        /* The tiles of a head follow each other: keys that stay in the cache are read once. */
+        const double head_words = 2 * d * (double)keys, tile_words = (double)(group * cost.query_tile) * row_words;
+        if (head_words + tile_words <= cost.cache_words)
+            key_words = fmin(key_words, (double)s->key_value_heads * head_words);
+        cost.slow_words += key_words + (double)(s->heads * queries) * 2 * d;
         cost.bound_words += (double)s->heads * law((double)queries, (double)keys, d, cost.cache_words);
     }
     cost.exponentials = cost.visited_flops / (4 * d);

@@ -80,8 +80,8 @@ static int64_t query_tile_of(const ln_mask *mask, int64_t position) {
 
 static list list_of(const ln_mask *mask, int64_t head, int64_t query_tile) {
     const int64_t l = mask->blocks.per_head ? head * mask->query_tiles + query_tile : query_tile;
-    const int64_t begin = mask->blocks.offsets[l];
-    return (list){mask->blocks.tiles + begin, mask->blocks.offsets[l + 1] - begin};
+    const int64_t begin = mask->blocks.offsets[l], count = mask->blocks.offsets[l + 1] - begin;
+    return (list){count ? mask->blocks.tiles + begin : NULL, count};
 }
 
 /* Index of the first entry that is not below `tile`. */

@@ -14,8 +14,9 @@ static inline linnet_tensor ln_tensor_settle(linnet_tensor tensor, int64_t heads
     }
     return tensor;
 }
-/* The first element of a token, of `type`. */
+/* The first element of a token, of `type`; NULL of a tensor without data, which may be one of no tokens. */
 static inline const void *ln_tensor_at(const linnet_tensor *tensor, linnet_type type, int64_t token) {
+    if (!tensor->data) return NULL;
     return (const char *)tensor->data + token * tensor->token_stride * (type == LINNET_BF16 ? 2 : 4);
 }
 
