@@ -3,8 +3,8 @@
  * The right-hand operands hold pairs of rows (kernel/attend.h). Of ds, the rows serve dK and the pairs of rows dQ, so
  * no tile is turned: dQ is summed turned, and turned back after the last key in scratch.
  *
- * P, ds and dO are rounded to bf16: of each term of a sum, a relative error of up to 2^-8 twice. Exponents, D and sums are
- * float32. */
+ * P, ds and dO are rounded to bf16: of each term of a sum, a relative error of up to 2^-8 twice. Exponents, D and sums
+ * are float32. */
 #include "mixer/attention_gradient_inside.h"
 
 enum {
@@ -27,7 +27,7 @@ typedef struct scratch {
     matrix query, gradient;        /* rows of the tile's queries, gradient: of outputs */
     matrix query_pairs, gradient_pairs, query_turned, gradient_turned; /* turned: [size / 2][queries] pairs */
     matrix weights, scores, score_pairs;                               /* P; ds */
-    float *tile, *query_sum; /* [LN_GRADIENT_TILE][LN_ATTEND_STRIDE]; [size][LN_ATTEND_STRIDE] */
+    float *tile, *query_sum; /* [UNIT][LN_ATTEND_STRIDE]; [size][LN_ATTEND_STRIDE] */
 } scratch;
 
 static int64_t padded(int64_t size) {
@@ -56,7 +56,7 @@ static uint64_t lay_scratch(const ln_gradient_call *call, float *base, scratch *
     s->weights = take_matrix(base, &at, tile, TILE_STRIDE);
     s->scores = take_matrix(base, &at, tile, TILE_STRIDE);
     s->score_pairs = take_matrix(base, &at, tile / 2, PAIRS_STRIDE);
-    s->tile = ln_take(base, &at, tile * LN_ATTEND_STRIDE);
+    s->tile = ln_take(base, &at, UNIT * LN_ATTEND_STRIDE);
     s->query_sum = ln_take(base, &at, key * LN_ATTEND_STRIDE);
     return at;
 }
@@ -132,6 +132,33 @@ static void add_product(const ln_gradient_task *t, const unsigned char *a, int64
                                                true);
 }
 
+/* P and ds of UNIT keys of the rectangle, from `from` on: the scores of so few stay in the first cache. */
+static void weigh(const ln_gradient_task *t, const scratch *s, int64_t row, const ln_rectangle *r, int64_t from) {
+    const ln_gradient_call *call = t->call;
+    const ln_attend_kernels *kernels = &call->kernels->attend;
+    const ln_attend_pairs *pairs = &kernels->pairs;
+    const int64_t query = r->page * LN_SQUARE, queries = r->pages * LN_SQUARE, key = row + r->key + from;
+    const bool scores = ln_gradient_scores(call);
+    const ln_rectangle part = {r->key + from, ln_min_i64(UNIT, r->keys - from), r->page, r->pages, r->masked};
+    pairs->product(row_of(&s->key, key), s->key.stride, s->query_turned.data + 4 * query, PAIRS_STRIDE, UNIT, queries,
+                   s->key.stride / 2, s->tile, false);
+    if (scores)
+        pairs->product(row_of(&s->value, key), s->value.stride, s->gradient_turned.data + 4 * query, PAIRS_STRIDE, UNIT,
+                       queries, s->value.stride / 2, s->tile + SECOND, false);
+    const ln_attend_gradient_tile view = ln_gradient_view(t, &part, s->tile, scores ? s->tile + SECOND : NULL);
+    void *weights = row_of(&s->weights, from), *gradient = row_of(&s->scores, from);
+    if (view.cap == 0) {
+        pairs->weigh(&view, UNIT, weights, gradient, TILE_STRIDE, row_of(&s->score_pairs, from / 2), PAIRS_STRIDE);
+        return;
+    }
+    kernels->gradient(&view);
+    for (int64_t i = part.keys; i < UNIT; i++)
+        memset(s->tile + i * LN_ATTEND_STRIDE, 0, LN_ATTEND_STRIDE * sizeof *s->tile);
+    pairs->round(s->tile, LN_ATTEND_STRIDE, UNIT, queries, weights, TILE_STRIDE);
+    pairs->round(s->tile + SECOND, LN_ATTEND_STRIDE, UNIT, queries, gradient, TILE_STRIDE);
+    pairs->join(gradient, TILE_STRIDE, UNIT, queries, row_of(&s->score_pairs, from / 2), PAIRS_STRIDE);
+}
+
 static void step(const ln_gradient_task *t, int64_t row, const ln_rectangle *r) {
     const ln_gradient_call *call = t->call;
     const ln_attend_pairs *pairs = &call->kernels->attend.pairs;
@@ -139,34 +166,17 @@ static void step(const ln_gradient_task *t, int64_t row, const ln_rectangle *r) 
     const int64_t keys = padded(r->keys);
     scratch s;
     lay_scratch(call, t->s.own, &s);
-    float *tile = s.tile + r->key * LN_ATTEND_STRIDE + query;
-    const bool scores = ln_gradient_scores(call);
     pairs->start();
-    pairs->product(row_of(&s.key, key), s.key.stride, s.query_turned.data + 4 * query, PAIRS_STRIDE, keys, queries,
-                   s.key.stride / 2, tile, false);
-    if (scores)
-        pairs->product(row_of(&s.value, key), s.value.stride, s.gradient_turned.data + 4 * query, PAIRS_STRIDE, keys,
-                       queries, s.value.stride / 2, tile + SECOND, false);
-    ln_gradient_weigh(t, r, tile, scores ? tile + SECOND : NULL);
-    for (int64_t i = r->keys; i < keys; i++) {
-        memset(tile + i * LN_ATTEND_STRIDE, 0, (size_t)queries * sizeof *tile);
-        memset(tile + SECOND + i * LN_ATTEND_STRIDE, 0, (size_t)queries * sizeof *tile);
-    }
-    if (call->want_value) {
-        pairs->round(tile, LN_ATTEND_STRIDE, keys, queries, s.weights.data, TILE_STRIDE);
+    for (int64_t from = 0; from < keys; from += UNIT) weigh(t, &s, row, r, from);
+    if (call->want_value)
         add_product(t, s.weights.data, TILE_STRIDE, row_of(&s.gradient_pairs, query / 2), s.gradient_pairs.stride, keys,
                     queries, &t->s.value_sum, key);
-    }
-    if (call->want_key || call->want_query)
-        pairs->round(tile + SECOND, LN_ATTEND_STRIDE, keys, queries, s.scores.data, TILE_STRIDE);
     if (call->want_key)
         add_product(t, s.scores.data, TILE_STRIDE, row_of(&s.query_pairs, query / 2), s.query_pairs.stride, keys,
                     queries, &t->s.key_sum, key);
-    if (call->want_query) {
-        pairs->join(s.scores.data, TILE_STRIDE, keys, queries, s.score_pairs.data, PAIRS_STRIDE);
+    if (call->want_query)
         pairs->product(s.turned_key.data + 2 * key, KEYS_STRIDE, s.score_pairs.data, PAIRS_STRIDE, s.key.stride / 2,
                        queries, keys, s.query_sum + query, true);
-    }
     pairs->stop();
 }
 

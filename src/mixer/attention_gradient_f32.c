@@ -79,7 +79,8 @@ static void weigh(const ln_gradient_task *t, const scratch *s, int64_t row, cons
             ln_multiply_page(t, &s->value, row + r->key, r->keys, s->gradient_pages + query * s->value.size,
                              tile + SECOND + p * LN_SQUARE, false);
     }
-    ln_gradient_weigh(t, r, tile, scores ? tile + SECOND : NULL);
+    const ln_attend_gradient_tile view = ln_gradient_view(t, r, tile, scores ? tile + SECOND : NULL);
+    call->kernels->attend.gradient(&view);
 }
 
 static void step(const ln_gradient_task *t, int64_t row, const ln_rectangle *r) {

@@ -177,8 +177,9 @@ void ln_multiply_panels(const ln_gradient_task *task, const float *a, int64_t co
 /* The same for queries of the rectangle, A [keys][..] turned. */
 void ln_multiply_turned(const ln_gradient_task *task, const float *a, const ln_rectangle *rectangle, const ln_panels *b,
                         int64_t from, const ln_slab *c);
-/* The rectangle's scores (but for their factor) and dP become P and ds in float32; gradient NULL: P alone. */
-void ln_gradient_weigh(const ln_gradient_task *task, const ln_rectangle *rectangle, float *weights, float *gradient);
+/* The kernels' view of the rectangle: its scores (but for their factor) and dP; gradient NULL: not wanted. */
+ln_attend_gradient_tile ln_gradient_view(const ln_gradient_task *task, const ln_rectangle *rectangle, float *weights,
+                                         float *gradient);
 
 /* Factors of the task's keys. */
 void ln_gradient_load_keys(const ln_gradient_task *task);

@@ -209,11 +209,12 @@ static void fill_bias(const ln_gradient_task *t, const ln_bias *bias, int64_t ke
 
 /* ---- the loop over keys ---- */
 
-void ln_gradient_weigh(const ln_gradient_task *t, const ln_rectangle *r, float *weights, float *gradient) {
+ln_attend_gradient_tile ln_gradient_view(const ln_gradient_task *t, const ln_rectangle *r, float *weights,
+                                         float *gradient) {
     const ln_attention *attention = t->call->attention;
     const int64_t at = r->key * LN_ATTEND_STRIDE + r->page * LN_SQUARE;
     const float cap = attention->soft_cap;
-    const ln_attend_gradient_tile tile = {
+    return (ln_attend_gradient_tile){
         .rows = r->keys,
         .columns = r->pages * LN_SQUARE,
         .weights = weights,
@@ -226,7 +227,6 @@ void ln_gradient_weigh(const ln_gradient_task *t, const ln_rectangle *r, float *
         .factor = attention->scale * (cap != 0 ? 1 / cap : LN_LOG2E),
         .cap = cap * LN_LOG2E,
     };
-    t->call->kernels->attend.gradient(&tile);
 }
 
 static void run_rectangle(const ln_gradient_task *t, int64_t row, const ln_rectangle *r, bool biased) {
