@@ -13,7 +13,8 @@
 
 enum {
     TASKS = 64,      /* keys are cut into ranges up to about this many tasks, */
-    RANGES_MOST = 8, /* and this many ranges of a sequence */
+    RANGES_MOST = 8, /* this many ranges of a sequence, */
+    RANGE = 512,     /* and multiples of this many keys */
     PIECE = 64,      /* tokens in a task of row work */
 };
 
@@ -56,7 +57,7 @@ static void cut_keys(ln_gradient_call *call) {
     }
     const int64_t by_tasks = ln_ceil_div(keys, ln_max_i64(1, TASKS / call->attention->key_value_heads));
     const int64_t least = ln_max_i64(by_tasks, ln_ceil_div(longest, RANGES_MOST));
-    call->range_keys = ln_max_i64(1, ln_ceil_div(least, LN_GRADIENT_PASS)) * LN_GRADIENT_PASS;
+    call->range_keys = ln_max_i64(1, ln_ceil_div(least, RANGE)) * RANGE;
 }
 
 /* workspace NULL: sizes alone. Returns the floats of it all. */
@@ -102,12 +103,13 @@ static ln_rows partial_rows(const ln_gradient_call *call, int64_t index, int64_t
     return (ln_rows){data + (factors ? attention->key_size : 0), width, tokens * width, NULL};
 }
 
-/* to [columns] += factor * row */
-static void add_row(const ln_slab *s, int64_t row, int64_t columns, float factor, float *to) {
+/* to [columns] (+)= factor * row */
+static void put_row(const ln_slab *s, int64_t row, int64_t columns, float factor, float *to, bool add) {
     for (int64_t c = 0; c < columns; c += LN_DEPTH) {
         const float *from = ln_slab_at(s, row, c);
         const int64_t n = ln_min_i64(LN_DEPTH, columns - c);
-        for (int64_t i = 0; i < n; i++) to[c + i] += factor * from[i];
+        for (int64_t i = 0; i < n && add; i++) to[c + i] += factor * from[i];
+        for (int64_t i = 0; i < n && !add; i++) to[c + i] = factor * from[i];
     }
 }
 
@@ -133,10 +135,9 @@ static void store_keys(const ln_gradient_task *t) {
          &t->s.key_factor_sum, t->call->rank, 1},
     };
     for (size_t i = 0; i < sizeof results / sizeof *results; i++) {
-        clear_rows(&results[i].to, t->key, t->keys, t->head, 1, results[i].size);
         for (int64_t k = 0; k < t->keys && results[i].to.data; k++)
-            add_row(results[i].from, k, results[i].size, results[i].factor,
-                    ln_row_at(&results[i].to, t->key + k, t->head));
+            put_row(results[i].from, k, results[i].size, results[i].factor,
+                    ln_row_at(&results[i].to, t->key + k, t->head), false);
     }
 }
 
@@ -155,24 +156,37 @@ static int64_t find_sequence(const ln_gradient_call *call, int64_t at, size_t fi
     return low;
 }
 
-/* Clears, for range 0, the result, for others the partial one, and returns it; data NULL: not wanted. */
-static ln_rows open_target(const ln_gradient_task *t, int64_t range, ln_rows result, bool factors) {
+/* Where a task's sums over keys go; data NULL: not wanted. */
+typedef struct targets {
+    ln_rows query, factors;
+} targets;
+
+static targets targets_of(const ln_gradient_task *t, int64_t index, int64_t range) {
     const ln_gradient_call *call = t->call;
-    const int64_t size = factors ? call->rank : call->attention->key_size;
-    if (result.data && range > 0) result = partial_rows(call, t->sequence - call->sequences, range, factors);
-    clear_rows(&result, 0, t->sequence->tokens, t->head * call->group, call->group, size);
-    return result;
+    const ln_gradient_sequence *sequence = t->sequence;
+    targets to = {rows_of(sequence, &sequence->query_gradient),
+                  ln_factor_rows(sequence, sequence->query_factors_gradient, call->attention->heads, call->rank)};
+    if (range > 0 && to.query.data) to.query = partial_rows(call, index, range, false);
+    if (range > 0 && to.factors.data) to.factors = partial_rows(call, index, range, true);
+    return to;
 }
 
-static void run_tile(const ln_gradient_task *t, const ln_rows *query, const ln_rows *factors) {
+/* The tile against the keys in scratch, the first of the task or not. */
+static void run_tile(const ln_gradient_task *t, const targets *to, bool first) {
     const ln_gradient_call *call = t->call;
-    if (!ln_gradient_tile(t)) return;
-    for (int64_t i = 0; i < t->tokens; i++) {
-        if (query->data)
-            add_row(&t->s.query_sum, i, call->attention->key_size, call->attention->scale,
-                    ln_row_at(query, t->token + i, t->query_head));
-        if (factors->data)
-            add_row(&t->s.query_factor_sum, i, call->rank, 1, ln_row_at(factors, t->token + i, t->query_head));
+    const int64_t size = call->attention->key_size;
+    const bool seen = ln_gradient_tile(t);
+    if (!seen && first) {
+        clear_rows(&to->query, t->token, t->tokens, t->query_head, 1, size);
+        clear_rows(&to->factors, t->token, t->tokens, t->query_head, 1, call->rank);
+    }
+    for (int64_t i = 0; i < t->tokens && seen; i++) {
+        if (to->query.data)
+            put_row(&t->s.query_sum, i, size, call->attention->scale,
+                    ln_row_at(&to->query, t->token + i, t->query_head), !first);
+        if (to->factors.data)
+            put_row(&t->s.query_factor_sum, i, call->rank, 1, ln_row_at(&to->factors, t->token + i, t->query_head),
+                    !first);
     }
 }
 
@@ -187,11 +201,11 @@ static void run_task(void *argument, int64_t task, int worker) {
     lay_scratch(call, call->scratch + (uint64_t)worker * call->worker_floats, &t.s);
     const int64_t range = (task - call->first[index].task) / attention->key_value_heads;
     t.head = (task - call->first[index].task) % attention->key_value_heads;
-    const ln_rows query = open_target(&t, range, rows_of(sequence, &sequence->query_gradient), false);
-    const ln_rows factors = open_target(
-        &t, range, ln_factor_rows(sequence, sequence->query_factors_gradient, attention->heads, call->rank), true);
+    const targets to = targets_of(&t, index, range);
     const int64_t end = ln_min_i64(sequence->keys, (range + 1) * call->range_keys);
-    for (t.key = range * call->range_keys; t.key < end; t.key += LN_GRADIENT_PASS) {
+    /* Without keys, one empty pass clears what belongs to queries. */
+    const int64_t begin = range * call->range_keys;
+    for (t.key = begin; t.key < end || t.key == begin; t.key += LN_GRADIENT_PASS) {
         t.keys = ln_min_i64(LN_GRADIENT_PASS, end - t.key);
         call->way->load_keys(&t);
         ln_gradient_load_keys(&t);
@@ -201,7 +215,7 @@ static void run_task(void *argument, int64_t task, int worker) {
         for (t.query_head = t.head * group; t.query_head < (t.head + 1) * group; t.query_head++) {
             for (t.token = 0; t.token < sequence->tokens; t.token += LN_GRADIENT_TILE) {
                 t.tokens = ln_min_i64(LN_GRADIENT_TILE, sequence->tokens - t.token);
-                run_tile(&t, &query, &factors);
+                run_tile(&t, &to, t.key == begin);
             }
         }
         store_keys(&t);

@@ -120,7 +120,8 @@ static void load_queries(const ln_gradient_task *t) {
     }
     pair_queries(kernels, &s.query, count, &s.query_pairs, &s.query_turned);
     pair_queries(kernels, &s.gradient, count, &s.gradient_pairs, &s.gradient_turned);
-    memset(s.query_sum, 0, (size_t)(s.query.stride / 2 * LN_ATTEND_STRIDE) * sizeof(float));
+    for (int64_t i = 0; i < s.query.stride / 2; i++)
+        memset(s.query_sum + i * LN_ATTEND_STRIDE, 0, (size_t)count * sizeof(float));
 }
 
 /* C [rows of A] (+)= A B, as wide as `size`, at row `row` of c. */
