@@ -113,6 +113,11 @@ static void put_row(const ln_slab *s, int64_t row, int64_t columns, float factor
     }
 }
 
+static void fetch_row(const float *row, int64_t size) {
+    enum { LINE = 16 };
+    for (int64_t i = 0; i < size; i += LINE) __builtin_prefetch(row + i, 1);
+}
+
 static void clear_rows(const ln_rows *to, int64_t token, int64_t tokens, int64_t head, int64_t heads, int64_t size) {
     if (!to->data) return;
     for (int64_t t = token; t < token + tokens; t++)
@@ -181,6 +186,8 @@ static void run_tile(const ln_gradient_task *t, const targets *to, bool first) {
         clear_rows(&to->factors, t->token, t->tokens, t->query_head, 1, call->rank);
     }
     for (int64_t i = 0; i < t->tokens && seen; i++) {
+        if (to->query.data && i + LN_GRADIENT_AHEAD < t->tokens)
+            fetch_row(ln_row_at(&to->query, t->token + i + LN_GRADIENT_AHEAD, t->query_head), size);
         if (to->query.data)
             put_row(&t->s.query_sum, i, size, call->attention->scale,
                     ln_row_at(&to->query, t->token + i, t->query_head), !first);

@@ -77,13 +77,17 @@ static void copy_row(const ln_gradient_task *t, const linnet_tensor *tensor, int
 
 static void load_keys(const ln_gradient_task *t) {
     const ln_gradient_call *call = t->call;
+    const ln_gradient_sequence *sequence = t->sequence;
     const ln_attend_kernels *kernels = &call->kernels->attend;
     const int64_t key_size = call->attention->key_size, value_size = call->attention->value_size;
     scratch s;
     lay_scratch(call, t->s.own, &s);
     for (int64_t i = 0; i < t->keys; i++) {
-        copy_row(t, &t->sequence->key, t->key + i, t->head, key_size, &s.key, i);
-        copy_row(t, &t->sequence->value, t->key + i, t->head, value_size, &s.value, i);
+        const int64_t ahead = t->key + i + LN_GRADIENT_AHEAD, end = t->key + t->keys;
+        ln_gradient_fetch(t, &sequence->key, sequence->type, ahead, end, t->head, key_size);
+        ln_gradient_fetch(t, &sequence->value, sequence->type, ahead, end, t->head, value_size);
+        copy_row(t, &sequence->key, t->key + i, t->head, key_size, &s.key, i);
+        copy_row(t, &sequence->value, t->key + i, t->head, value_size, &s.value, i);
     }
     for (int64_t i = t->keys; i < padded(t->keys); i++) memset(row_of(&s.key, i), 0, (size_t)s.key.stride);
     for (int64_t i = 0; i < t->keys; i += UNIT) {
@@ -105,6 +109,7 @@ static void pair_queries(const ln_attend_kernels *kernels, const matrix *rows, i
 
 static void load_queries(const ln_gradient_task *t) {
     const ln_gradient_call *call = t->call;
+    const ln_gradient_sequence *sequence = t->sequence;
     const ln_attend_kernels *kernels = &call->kernels->attend;
     const int64_t key_size = call->attention->key_size, value_size = call->attention->value_size;
     const int64_t count = ln_tile_pages(t) * LN_SQUARE;
@@ -113,9 +118,12 @@ static void load_queries(const ln_gradient_task *t) {
     memset(row_of(&s.query, t->tokens), 0, (size_t)((count - t->tokens) * s.query.stride));
     memset(s.gradient.data, 0, (size_t)(count * s.gradient.stride));
     for (int64_t i = 0; i < t->tokens; i++) {
-        copy_row(t, &t->sequence->query, t->token + i, t->query_head, key_size, &s.query, i);
+        const int64_t ahead = t->token + i + LN_GRADIENT_AHEAD, end = t->token + t->tokens;
+        ln_gradient_fetch(t, &sequence->query, sequence->type, ahead, end, t->query_head, key_size);
+        ln_gradient_fetch(t, &sequence->output_gradient, LINNET_F32, ahead, end, t->query_head, value_size);
+        copy_row(t, &sequence->query, t->token + i, t->query_head, key_size, &s.query, i);
         const float *row =
-            ln_gradient_row(t, &t->sequence->output_gradient, LINNET_F32, t->token + i, t->query_head, value_size);
+            ln_gradient_row(t, &sequence->output_gradient, LINNET_F32, t->token + i, t->query_head, value_size);
         kernels->pairs.round(row, 0, 1, value_size, row_of(&s.gradient, i), 0);
     }
     pair_queries(kernels, &s.query, count, &s.query_pairs, &s.query_turned);

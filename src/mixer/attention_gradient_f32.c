@@ -37,6 +37,9 @@ static void load_keys(const ln_gradient_task *t) {
     scratch s;
     lay_scratch(t->call, t->s.own, &s);
     for (int64_t i = 0; i < t->keys; i++) {
+        const int64_t ahead = t->key + i + LN_GRADIENT_AHEAD, end = t->key + t->keys;
+        ln_gradient_fetch(t, &sequence->key, sequence->type, ahead, end, t->head, s.key.size);
+        ln_gradient_fetch(t, &sequence->value, sequence->type, ahead, end, t->head, s.value.size);
         const float *row = ln_gradient_row(t, &sequence->key, sequence->type, t->key + i, t->head, s.key.size);
         ln_slab_put(&s.key, i, row);
         ln_panels_put(&s.key_panels, i, row);
@@ -51,6 +54,9 @@ static void load_queries(const ln_gradient_task *t) {
     scratch s;
     lay_scratch(t->call, t->s.own, &s);
     for (int64_t i = 0; i < padded; i++) {
+        const int64_t ahead = t->token + i + LN_GRADIENT_AHEAD, end = t->token + t->tokens;
+        ln_gradient_fetch(t, &sequence->query, sequence->type, ahead, end, t->query_head, s.query.size);
+        ln_gradient_fetch(t, &sequence->output_gradient, LINNET_F32, ahead, end, t->query_head, s.gradient.size);
         const int64_t token = t->token + i;
         const float *query = NULL, *gradient = NULL;
         if (i < t->tokens)

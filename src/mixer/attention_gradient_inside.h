@@ -11,7 +11,8 @@
 enum {
     LN_GRADIENT_TILE = LN_ATTEND_BLOCK, /* queries, and keys, of a tile */
     LN_GRADIENT_PASS = 1024,            /* keys in scratch at once */
-    LN_SQUARE = LN_PANEL,               /* a tile that is seen in part is cut into squares */
+    LN_GRADIENT_AHEAD = 8,
+    LN_SQUARE = LN_PANEL, /* a tile that is seen in part is cut into squares */
     LN_TILE_SQUARES = LN_GRADIENT_TILE / LN_SQUARE,
     LN_RECTANGLES = LN_TILE_SQUARES * LN_TILE_SQUARES,
 };
@@ -163,6 +164,10 @@ static inline ln_rows ln_factor_rows(const ln_gradient_sequence *sequence, const
 /* A row of a tensor, as floats: from the tensor, or in scratch. */
 const float *ln_gradient_row(const ln_gradient_task *task, const linnet_tensor *tensor, linnet_type type, int64_t token,
                              int64_t head, int64_t size);
+/* Fetches a row that will be read LN_GRADIENT_AHEAD rows later; nothing where token >= end. Rows of one head mostly lie
+ * in pages of memory of their own, where the processor does not look ahead. */
+void ln_gradient_fetch(const ln_gradient_task *task, const linnet_tensor *tensor, linnet_type type, int64_t token,
+                       int64_t end, int64_t head, int64_t size);
 void ln_slab_put(const ln_slab *slab, int64_t row, const float *from);
 /* from: at least size floats; NULL: zeros. */
 void ln_panels_put(const ln_panels *panels, int64_t row, const float *from);

@@ -36,6 +36,15 @@ const float *ln_gradient_row(const ln_gradient_task *t, const linnet_tensor *ten
     for (int64_t i = 0; i < size; i++) t->s.row[i] = ln_bf16_float(from[i]);
     return t->s.row;
 }
+void ln_gradient_fetch(const ln_gradient_task *t, const linnet_tensor *tensor, linnet_type type, int64_t token,
+                       int64_t end, int64_t head, int64_t size) {
+    enum { LINE = 64 };
+    if (token >= end) return;
+    const int64_t row = t->sequence->order ? t->sequence->order[token] : token, element = type == LINNET_BF16 ? 2 : 4;
+    const char *from = (const char *)tensor->data + (row * tensor->token_stride + head * tensor->head_stride) * element;
+    for (int64_t i = 0; i < size * element; i += LINE) __builtin_prefetch(from + i);
+}
+
 /* Padded to whole eights. */
 static const float *factor_row(const ln_gradient_task *t, const ln_rows *from, int64_t token, int64_t head) {
     memset(t->s.row, 0, (size_t)t->call->padded_rank * sizeof(float));
