@@ -10,7 +10,7 @@
 
 enum {
     LN_GRADIENT_TILE = LN_ATTEND_BLOCK, /* queries, and keys, of a tile */
-    LN_GRADIENT_PASS = 1024,            /* keys in scratch at once */
+    LN_GRADIENT_PASS = 512,             /* keys in scratch at once */
     LN_GRADIENT_AHEAD = 8,
     LN_SQUARE = LN_PANEL, /* a tile that is seen in part is cut into squares */
     LN_TILE_SQUARES = LN_GRADIENT_TILE / LN_SQUARE,

@@ -57,7 +57,7 @@ static void round_rows(const float *from, int64_t from_stride, int64_t rows, int
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c += W) {
             const int64_t left = columns - c;
-            const __mmask16 here = left >= W ? 0xffff : (__mmask16)((1u << left) - 1);
+            const __mmask16 here = (__mmask16)(left >= W ? 0xffff : (1u << left) - 1);
             _mm256_mask_storeu_epi16(
                 (unsigned char *)to + r * to_stride + 2 * c, here,
                 (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(here, from + r * from_stride + c)));
