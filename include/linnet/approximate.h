@@ -7,7 +7,8 @@
  * depends on a later key or value; where queries choose together, a tile of them or (HYPER) a half, a later query of
  * the same tile or half takes part in the choice. linnet_approximate_error tells what a method costs in accuracy on
  * given inputs. "Tiles" are query_tile x key_tile; where a method chooses whole tiles, scores of pairs in them are
- * exact. Experimental: may change between versions. */
+ * exact. docs/approximate.md has a table of all, and what the papers leave open. Experimental: may change between
+ * versions. */
 #ifndef LINNET_APPROXIMATE_H
 #define LINNET_APPROXIMATE_H
 
@@ -88,7 +89,7 @@ typedef struct linnet_approximate_settings {
     int64_t budget;        /* chosen besides; default 1024 */
     int64_t query_stride;  /* HIP, PAGES: default 16 */
 
-    int64_t bucket, samples;              /* HYPER: default 256, 256; bucket a multiple of 32 */
+    int64_t bucket, samples;              /* HYPER: default 256, 256; bucket a multiple of 32, samples at most 2^20 */
     int64_t leaf;                         /* HYPER, causal: default 2048 */
     int hash_bits;                        /* HYPER: 1 to 12; default 8 */
     int64_t group, window;                /* CORE: default 16, 1024 */

@@ -16,7 +16,7 @@
 #include "base/random.h"
 #include "mixer/select.h"
 
-enum { ROWS = 64, DEPTH_MOST = 40 };
+enum { ROWS = 64, SAMPLES_MOST = 1 << 20 };
 
 typedef struct region {
     int64_t query, queries, key, keys; /* first token, how many; `key` is a multiple of a page */
@@ -60,35 +60,29 @@ static int64_t samples_of(const linnet_approximate_settings *s, const region *r)
     return ln_min_i64(s->samples, r->keys);
 }
 
-/* Halves begin .. end - 1 down to leaves; regions and leaf may be NULL: only counted. */
-static void halve(const linnet_approximate_settings *s, int64_t begin, int64_t end, int64_t depth, shape *x) {
+/* Halves begin .. end - 1 down to leaves. regions and leaf NULL: counts them; else records the regions of depth `only`,
+ * or, -1, the leaves. */
+static void halve(const linnet_approximate_settings *s, int64_t begin, int64_t end, int64_t depth, int64_t only,
+                  shape *x) {
     if (end - begin <= s->leaf) {
-        if (x->leaf) x->leaf[x->leaves] = begin;
-        x->leaves++;
+        if (x->leaf && only < 0) x->leaf[x->leaves++] = begin;
+        if (!x->leaf) x->leaves++;
         return;
     }
     const int64_t middle = begin + ln_ceil_div((end - begin + 1) / 2, LN_PAGE_TOKENS) * LN_PAGE_TOKENS;
-    if (x->regions) x->regions[x->count] = (region){middle, end - middle, begin, middle - begin, depth};
-    x->count++;
-    x->depths = ln_max_i64(x->depths, depth + 1);
-    halve(s, begin, middle, depth + 1, x);
-    halve(s, middle, end, depth + 1, x);
-}
-
-static void sort_by_depth(shape *x) {
-    for (int64_t i = 1; i < x->count; i++) {
-        const region keep = x->regions[i];
-        int64_t j = i;
-        for (; j > 0 && x->regions[j - 1].depth > keep.depth; j--) x->regions[j] = x->regions[j - 1];
-        x->regions[j] = keep;
-    }
+    if (x->regions && depth == only)
+        x->regions[x->count++] = (region){middle, end - middle, begin, middle - begin, depth};
+    if (!x->regions) x->count++;
+    if (!x->regions) x->depths = ln_max_i64(x->depths, depth + 1);
+    halve(s, begin, middle, depth + 1, only, x);
+    halve(s, middle, end, depth + 1, only, x);
 }
 
 static linnet_status open_shape(linnet_approximate_plan *plan) {
     const linnet_approximate_settings *s = &plan->s;
     shape counted = {0};
     if (s->causal)
-        halve(s, 0, s->tokens, 0, &counted);
+        halve(s, 0, s->tokens, 0, 0, &counted);
     else
         counted = (shape){.count = s->tokens > 0, .depths = s->tokens > 0};
     const uint64_t head = ln_round_up(sizeof(shape), 64), regions = (uint64_t)counted.count * sizeof(region);
@@ -98,17 +92,14 @@ static linnet_status open_shape(linnet_approximate_plan *plan) {
     plan->own = x;
     x->regions = (region *)(void *)((unsigned char *)x + head);
     x->leaf = (int64_t *)(void *)((unsigned char *)x->regions + regions);
-    if (s->causal)
-        halve(s, 0, s->tokens, 0, x);
-    else if (s->tokens > 0)
-        x->regions[x->count++] = (region){0, s->tokens, 0, s->tokens, 0};
+    for (int64_t only = -1; s->causal && only < counted.depths; only++) halve(s, 0, s->tokens, 0, only, x);
+    if (!s->causal && s->tokens > 0) x->regions[x->count++] = (region){0, s->tokens, 0, s->tokens, 0};
     x->leaf[x->leaves] = s->tokens;
     x->depths = counted.depths;
-    sort_by_depth(x);
-    for (int64_t depth = 0; depth < x->depths; depth++) {
-        int64_t parts = 0;
-        for (int64_t i = 0; i < x->count; i++)
-            if (x->regions[i].depth == depth) parts += parts_of(s, &x->regions[i]);
+    int64_t parts = 0;
+    for (int64_t i = 0; i < x->count; i++) {
+        if (i > 0 && x->regions[i].depth != x->regions[i - 1].depth) parts = 0;
+        parts += parts_of(s, &x->regions[i]);
         x->most_parts = ln_max_i64(x->most_parts, parts);
     }
     return LINNET_OK;
@@ -415,7 +406,8 @@ static void run(ln_select_call *call) {
 static const char *check(linnet_approximate_settings *s) {
     if (s->bucket < LN_PAGE_TOKENS || s->bucket % LN_PAGE_TOKENS != 0 || s->bucket > INT32_MAX)
         return "bucket must be a multiple of 32";
-    if (s->samples < 0 || s->leaf < 2 * LN_PAGE_TOKENS) return "samples must not be negative, leaf at least 64";
+    if (s->samples < 0 || s->samples > SAMPLES_MOST || s->leaf < 2 * LN_PAGE_TOKENS)
+        return "samples must be from 0 to 2^20, leaf at least 64";
     return s->hash_bits < 1 || s->hash_bits > 12 ? "hash_bits must be from 1 to 12" : NULL;
 }
 
