@@ -1,14 +1,20 @@
 /* The bodies of attention's kernels, written once and compiled for each instruction set by including this file
  * (attend.c, x86/attend_*.c, arm/attend_neon.c) after defining
  *
- *   W, VECTORS, ROWS                        lanes of a vector; vectors and rows (at most ROWS_MOST) of a register tile
- *   lanes                                   a vector of W floats
- *   load, load_f16, load_bf16, load_q8      (address, n) n <= W lanes from memory as floats; the others are 0 where n
- * can be less than W at all (8 of 16) store (address, v, n) splat, add, subtract, multiply, divide, multiply_add (a, b,
- * c) = a b + c larger (a, b), smaller (a, b)           b where one is NaN power_of_two (x)                        2^x
- * for x <= 127, 0 below -127, by kernel/exponential.h largest (v)                             over the lanes any_above
- * (a, b)                        a > b in some lane keep (v, bits)                          0 in the lanes whose bit is
- * 0 transpose_lanes (x[W])                  in place LN_ATTEND_NAME, LN_ATTEND_SET
+ *   W, VECTORS, ROWS         lanes of a vector; vectors and rows (at most ROWS_MOST) of a register tile
+ *   lanes                    a vector of W floats
+ *   load (x, n)              n <= W lanes as floats, the others 0 where n can be less than W at all (8 of 16);
+ *                            also load_f16, load_bf16, load_q8
+ *   store (y, v, n)
+ *   splat, add, subtract, multiply, divide
+ *   multiply_add (a, b, c)   a b + c
+ *   larger, smaller (a, b)   b where one is NaN
+ *   power_of_two (x)         2^x for x <= 127, 0 below -127, by kernel/exponential.h
+ *   largest (v)              over the lanes
+ *   any_above (a, b)         a > b in some lane
+ *   keep (v, bits)           0 in the lanes whose bit is 0
+ *   transpose_lanes (x[W])   in place
+ *   LN_ATTEND_NAME, LN_ATTEND_SET
  *
  * Relative error of 2^x: below 2e-7 (degree 5). */
 #include <math.h>
