@@ -36,6 +36,8 @@ typedef struct scene {
     int64_t queries, keys; /* of all sequences */
     int64_t output_floats; /* allocated, with gaps */
     float spread;          /* factor of queries; 0: 1 */
+    double coarse; /* not 0: queries and weights may be integers, off by this part of the largest query of a row,
+                      or of the largest weight of 32 keys */
     void *blocks[SCENE_BLOCKS];
     int held;
     /* The answer: [query, head, value_size], packed; size: sum of weight |value|. */
@@ -274,15 +276,20 @@ static inline void answer_row(scene *s, const scene_head *h, int64_t head, int64
     const double scale = set->scale != 0 ? (double)set->scale : 1 / sqrt((double)size), cap = (double)set->soft_cap;
     const int64_t at = element_at(&s->tensors.query, set->heads, size, row, head);
     double q[576], most = set->sinks ? (double)s->tensors.sinks[head] : -INFINITY, worst = 0, seen = 0;
-    for (int64_t i = 0; i < size; i++) q[i] = element(&s->tensors.query, set->type, at + i);
+    double largest = 0;
+    for (int64_t i = 0; i < size; i++) {
+        q[i] = element(&s->tensors.query, set->type, at + i);
+        largest = fmax(largest, fabs(q[i]));
+    }
     for (int64_t j = 0; j < h->keys; j++) {
         h->score[j] = -INFINITY;
         if (!scene_sees(s, h->sequence, head, query, j)) continue;
-        double dot = 0, length = 0, sizes;
+        double dot = 0, length = 0, sum = 0, sizes;
         for (int64_t i = 0; i < size; i++) {
             const double x = q[i] * h->key[j * size + i];
             dot += x;
             length += fabs(x);
+            sum += fabs(h->key[j * size + i]);
         }
         dot *= scale;
         if (cap != 0) dot = cap * tanh(dot / cap);
@@ -290,7 +297,8 @@ static inline void answer_row(scene *s, const scene_head *h, int64_t head, int64
         most = fmax(most, h->score[j]);
         seen++;
         if (h->score[j] != -INFINITY)
-            worst = fmax(worst, 6 * u * (fabs(scale) * length + sizes + fabs(h->score[j]) + fabs(cap)));
+            worst = fmax(worst, s->coarse * fabs(scale) * largest * sum +
+                                    6 * u * (fabs(scale) * length + sizes + fabs(h->score[j]) + fabs(cap)));
     }
     s->pairs += seen;
     double *to = s->want + (row * set->heads + head) * values, *sizes = s->size + (to - s->want);
@@ -303,12 +311,15 @@ static inline void answer_row(scene *s, const scene_head *h, int64_t head, int64
     double sum = set->sinks ? exp((double)s->tensors.sinks[head] - most) : 0;
     for (int64_t j = 0; j < h->keys; j++) sum += exp(h->score[j] - most);
     s->lse[r] = most + log(sum);
+    double page = 0; /* largest weight of 32 keys */
     for (int64_t j = 0; j < h->keys; j++) {
+        for (int64_t k = j; j % 32 == 0 && k < j + 32 && k < h->keys; k++)
+            page = fmax(k == j ? 0 : page, exp(h->score[k] - most) / sum);
         if (h->score[j] == -INFINITY) continue;
         const double weight = exp(h->score[j] - most) / sum;
         for (int64_t i = 0; i < values; i++) {
             to[i] += weight * h->value[j * values + i];
-            sizes[i] += (weight + 0x1p-126 / s->allowed[r]) * fabs(h->value[j * values + i]);
+            sizes[i] += (weight + (s->coarse * page + 0x1p-126) / s->allowed[r]) * fabs(h->value[j * values + i]);
         }
     }
 }

@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "attention_run.h"
+#include "number/format.h"
 
 static int64_t between(ln_random *random, int64_t least, int64_t most) {
     return least + (int64_t)ln_random_below(random, (uint64_t)(most - least + 1));
@@ -203,6 +204,113 @@ static void test_combinations(void **state) {
     }
 }
 
+/* ---- caches ---- */
+
+/* Row by row what the cache makes of it. */
+static void round_rows(const linnet_tensor *t, linnet_type precision, int64_t rows, int64_t size) {
+    const ln_format *format = ln_format_of(precision);
+    const int64_t whole = ln_ceil_div(size, format->block) * format->block;
+    for (int64_t r = 0; r < rows; r++) {
+        float row[640] = {0}, *at = (float *)t->data + r * size;
+        unsigned char codes[4 * 640];
+        memcpy(row, at, (size_t)size * sizeof *row);
+        format->encode(row, codes, whole);
+        format->decode(codes, row, whole);
+        memcpy(at, row, (size_t)size * sizeof *row);
+    }
+}
+
+/* The scene's keys and values (packed float32) appended in random pieces, some of them taken back and appended again.
+ */
+static void fill_caches(const scene *s, ln_random *random, linnet_context *context, linnet_type precision,
+                        linnet_cache **caches) {
+    for (int64_t i = 0; i < ln_max_i64(1, s->set.sequences); i++) {
+        linnet_cache_settings set = linnet_cache_settings_default();
+        set.key_value_heads = scene_key_heads(s);
+        set.key_size = s->set.key_size;
+        set.value_size = scene_value_size(s);
+        set.precision = precision;
+        set.capacity = ln_max_i64(1, keys_of(s, i));
+        if (linnet_cache_open(context, &set, &caches[i])) fail_msg("%s", linnet_last_error(context));
+        for (int64_t at = 0; at < keys_of(s, i);) {
+            const int64_t n = between(random, 1, keys_of(s, i) - at), first = s->key_offsets[i] + at;
+            linnet_tensor key = s->tensors.key, value = s->tensors.value;
+            key.data = (float *)key.data + first * set.key_value_heads * set.key_size;
+            value.data = (float *)value.data + first * set.key_value_heads * set.value_size;
+            if (linnet_cache_append(caches[i], n, key, value)) fail_msg("%s", linnet_last_error(context));
+            at += n;
+            if (chance(random, 0.2)) {
+                at -= between(random, 0, n);
+                assert_int_equal(linnet_cache_rewind(caches[i], at), LINNET_OK);
+            }
+        }
+        assert_int_equal(linnet_cache_tokens(caches[i]), keys_of(s, i));
+    }
+}
+
+static void run_cached(scene *s, uint64_t seed, linnet_type precision, int level, int threads) {
+    linnet_context *context = test_context(level, threads);
+    linnet_attention_settings set = s->set;
+    set.key_offsets = NULL;
+    set.cache_capacity = ln_max_i64(1, s->keys);
+    linnet_attention_plan *plan;
+    linnet_cache *caches[SCENE_SEQUENCES] = {0};
+    ln_random random;
+    ln_random_seed(&random, seed);
+    fill_caches(s, &random, context, precision, caches);
+    if (linnet_attention_plan_open(context, &set, &plan)) fail_msg("%s", linnet_last_error(context));
+    unsigned char *workspace = open_workspace(linnet_attention_workspace(plan));
+    linnet_attention_tensors t = s->tensors;
+    t.key = t.value = (linnet_tensor){0};
+    if (linnet_attention_cached(plan, &t, caches, workspace)) fail_msg("%s", linnet_last_error(context));
+    close_workspace(workspace, linnet_attention_workspace(plan));
+    linnet_attention_plan_close(plan);
+    for (int i = 0; i < SCENE_SEQUENCES; i++) linnet_cache_close(caches[i]);
+}
+
+/* The same answers from caches of every precision; few queries and many. */
+static void test_cached(void **state) {
+    (void)state;
+    static const linnet_type precisions[] = {LINNET_F32, LINNET_BF16, LINNET_F16, LINNET_Q8_0};
+    ln_random random;
+    int tried = 0;
+    for (uint64_t i = 0; tried < (SLOW ? 30 : 250); i++) {
+        ln_random_seed(&random, 5000 + i);
+        scene s;
+        random_scene(&s, &random, SLOW ? 3e5 : 2e6);
+        if (s.set.neighbourhood.axes || s.set.blocks.query_tile) {
+            scene_close(&s);
+            continue;
+        }
+        const linnet_type precision = precisions[tried++ % 4];
+        s.set.type = LINNET_F32; /* random numbers for it again */
+        s.layout[1] = s.layout[2] = PACKED;
+        scene_fill(&s, &random);
+        scene copy = s; /* what the caches are given */
+        copy.tensors.key.data = scene_take(&s, s.keys * scene_key_heads(&s) * s.set.key_size, sizeof(float));
+        copy.tensors.value.data = scene_take(&s, s.keys * scene_key_heads(&s) * scene_value_size(&s), sizeof(float));
+        memcpy(copy.tensors.key.data, s.tensors.key.data,
+               (size_t)(s.keys * scene_key_heads(&s) * s.set.key_size) * sizeof(float));
+        memcpy(copy.tensors.value.data, s.tensors.value.data,
+               (size_t)(s.keys * scene_key_heads(&s) * scene_value_size(&s)) * sizeof(float));
+        round_rows(&s.tensors.key, precision, s.keys * scene_key_heads(&s), s.set.key_size);
+        round_rows(&s.tensors.value, precision, s.keys * scene_key_heads(&s), scene_value_size(&s));
+        /* Few queries meet such pages as 16-bit integers where the processor multiplies bytes (kernel/attend.h). */
+        if (precision == LINNET_Q8_0 || precision == LINNET_Q4_0) s.coarse = 0x1p-16;
+        copy.set.exact = s.set.exact = true;
+        scene_answer(&s);
+        for (int level = 0; level < LEVELS; level++) {
+            if (!level_is_new(level)) continue;
+            run_cached(&copy, i, precision, level, 1 + level % THREADS_MOST);
+            const double error = scene_error(&s, 0);
+            if (!(error <= 1))
+                fail_msg("%s, %s cache: %g times the tolerance: %s", levels[level] ? levels[level] : "all",
+                         linnet_type_name(precision), error, describe(&s));
+        }
+        scene_close(&s);
+    }
+}
+
 /* ---- tails ---- */
 
 static void one_sequence(scene *s, int64_t queries, int64_t keys) {
@@ -318,7 +426,8 @@ static void test_cost(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_combinations), cmocka_unit_test(test_lengths),
-                                       cmocka_unit_test(test_sizes), cmocka_unit_test(test_cost)};
+                                       cmocka_unit_test(test_sizes), cmocka_unit_test(test_cached),
+                                       cmocka_unit_test(test_cost)};
     const int failed = cmocka_run_group_tests(tests, NULL, close_contexts);
     printf("largest error: %.2f of the tolerance\n", worst_error);
     return failed;

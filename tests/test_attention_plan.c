@@ -289,6 +289,69 @@ static void test_missing_tensors(void **state) {
     scene_close(&s);
 }
 
+static void test_caches(void **state) {
+    (void)state;
+    linnet_context *context = test_context(0, 1);
+    const uint64_t used = linnet_memory_used(context);
+    static const int64_t one[] = {0, 1};
+    static float rows[4 * 4 * 64];
+    float output[4 * 64];
+    const linnet_tensor row = {.data = rows};
+    settings set = linnet_attention_settings_default();
+    set.heads = 4;
+    set.key_size = 64;
+    set.query_offsets = one;
+    linnet_cache_settings of = linnet_cache_settings_default();
+    of.key_value_heads = 4;
+    of.key_size = 64;
+    of.capacity = 3;
+    linnet_cache *cache, *other, *none = NULL;
+    assert_int_equal(linnet_cache_open(context, &of, &cache), LINNET_OK);
+    of.key_size = 32;
+    assert_int_equal(linnet_cache_open(context, &of, &other), LINNET_OK);
+    /* Appending and going back. */
+    assert_int_equal(linnet_cache_append(cache, 2, row, row), LINNET_OK);
+    assert_int_equal(linnet_cache_append(cache, 2, row, row), LINNET_ERROR_FULL);
+    assert_non_null(strstr(linnet_last_error(context), "room for 1 more, not for 2"));
+    assert_int_equal(linnet_cache_append(cache, 1, (linnet_tensor){0}, row), LINNET_ERROR_ARGUMENT);
+    assert_int_equal(linnet_cache_append(cache, -1, row, row), LINNET_ERROR_ARGUMENT);
+    assert_int_equal(linnet_cache_rewind(cache, 3), LINNET_ERROR_ARGUMENT);
+    assert_int_equal(linnet_cache_rewind(cache, -1), LINNET_ERROR_ARGUMENT);
+    assert_int_equal(linnet_cache_tokens(cache), 2);
+    /* Attention over them. */
+    const struct {
+        int64_t capacity;
+        linnet_cache **caches;
+        const char *says; /* NULL: it runs */
+    } cases[] = {{0, &cache, "without cache_capacity"}, {3, NULL, "no caches"},
+                 {3, &none, "sequence 0 is NULL"},      {3, &other, "4 heads of 32/32, the plan 4 of 64/64"},
+                 {1, &cache, "cache_capacity of 1"},    {3, &cache, NULL}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        set.cache_capacity = cases[i].capacity;
+        linnet_attention_plan *plan;
+        assert_int_equal(linnet_attention_plan_open(context, &set, &plan), LINNET_OK);
+        unsigned char *workspace = open_workspace(linnet_attention_workspace(plan));
+        const linnet_attention_tensors t = {.size = sizeof t, .query = row, .output = {.data = output}};
+        const linnet_status status = linnet_attention_cached(plan, &t, cases[i].caches, workspace);
+        assert_int_equal(status, cases[i].says ? LINNET_ERROR_ARGUMENT : LINNET_OK);
+        if (cases[i].says) assert_non_null(strstr(linnet_last_error(context), cases[i].says));
+        close_workspace(workspace, linnet_attention_workspace(plan));
+        linnet_attention_plan_close(plan);
+    }
+    linnet_cache_close(cache);
+    linnet_cache_close(other);
+    assert_int_equal(linnet_memory_used(context), used);
+    /* Caches that there cannot be. */
+    of.precision = LINNET_Q6_K;
+    assert_int_not_equal(linnet_cache_open(context, &of, &cache), LINNET_OK);
+    assert_null(cache);
+    of.precision = LINNET_F32;
+    of.value_in_key = true;
+    of.value_size = 64;
+    assert_int_equal(linnet_cache_open(context, &of, &cache), LINNET_ERROR_ARGUMENT);
+    assert_int_equal(linnet_memory_used(context), used);
+}
+
 /* Whichever allocation fails, the plan is refused and nothing is left behind. */
 static void test_memory(void **state) {
     (void)state;
@@ -357,7 +420,8 @@ static void test_text(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_missing_tensors),
-                                       cmocka_unit_test(test_memory), cmocka_unit_test(test_text)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_caches),
+                                       cmocka_unit_test(test_missing_tensors), cmocka_unit_test(test_memory),
+                                       cmocka_unit_test(test_text)};
     return cmocka_run_group_tests(tests, NULL, close_contexts);
 }

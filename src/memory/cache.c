@@ -134,6 +134,7 @@ linnet_status linnet_attention_cached(const linnet_attention_plan *plan, const l
     linnet_attention_tensors settled;
     if (plan->settings.cache_capacity == 0)
         return ln_fail(plan->context, LINNET_ERROR_ARGUMENT, "the plan was made without cache_capacity");
+    if (!caches) return ln_fail(plan->context, LINNET_ERROR_ARGUMENT, "there are no caches");
     linnet_status status = ln_plan_check(plan, tensors, false, &settled);
     ln_attention_sequence *sequences = workspace;
     int64_t keys_before = 0;
