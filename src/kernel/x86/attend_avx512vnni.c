@@ -39,7 +39,7 @@ INLINE void split(__m512i x, int8_t *high, int8_t *low) {
 }
 
 INLINE __mmask16 first_lanes(int64_t n) {
-    return n >= 16 ? 0xffff : n > 0 ? (__mmask16)((1u << n) - 1) : 0;
+    return (__mmask16)(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0);
 }
 
 /* low is signed: x = 256 high + low with high = (x + 128) / 256 rounded down. */
