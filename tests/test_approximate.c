@@ -300,6 +300,7 @@ static void pages_go_by_bounds(void **state) {
     problem p = make_transparent(LINNET_APPROXIMATE_PAGES, 250, 2, 16);
     p.s.page = 8;
     p.s.query_stride = 5;
+    p.s.group_choice = false;
     run_on(&p, 2, true);
     check_tiles(&p, 2);
     for (int64_t h = 0; h < 2; h++) {
@@ -396,6 +397,28 @@ static void hip_counts_its_scores(void **state) {
         before = p.report.scored;
         drop(&p);
     }
+}
+
+/* Heads that choose together see the same tiles: the best for any of them. */
+static void groups_choose_together(void **state) {
+    (void)state;
+    problem p = make_transparent(LINNET_APPROXIMATE_PAGES, 250, 4, 16);
+    p.s.group_choice = true;
+    run_on(&p, 2, true);
+    check_tiles(&p, 2);
+    for (int64_t h = 1; h < 4; h++)
+        for (int64_t tile = 0; tile < 8; tile++)
+            for (int64_t j = 0; j < 8; j++) assert_true(tile_visited(&p, h, tile, j) == tile_visited(&p, 0, tile, j));
+    unsigned char streaming[4] = {1, 1, 1, 1};
+    p.s.streaming_heads = streaming;
+    assert_int_equal(open_status(&p.s), LINNET_OK);
+    streaming[2] = 0;
+    assert_int_equal(open_status(&p.s), LINNET_ERROR_ARGUMENT);
+    p.s.streaming_heads = NULL;
+    p.s.method = LINNET_APPROXIMATE_HIP;
+    run_on(&p, 3, true);
+    check_tiles(&p, 2);
+    drop(&p);
 }
 
 /* ---- block lists ---- */
@@ -1196,6 +1219,7 @@ int main(void) {
         cmocka_unit_test(streaming_heads_see_sinks_and_window),
         cmocka_unit_test(hip_finds_smooth_peaks),
         cmocka_unit_test(hip_counts_its_scores),
+        cmocka_unit_test(groups_choose_together),
         cmocka_unit_test(core_equals_its_formula),
         cmocka_unit_test(ranking_equals_its_mask_and_scores),
         cmocka_unit_test(documents_do_not_touch_each_other),

@@ -88,6 +88,8 @@ typedef struct linnet_approximate_settings {
     int64_t sinks, recent; /* the first keys; those around the query (before it, causal): default 128, 512 */
     int64_t budget;        /* chosen besides; default 1024 */
     int64_t query_stride;  /* HIP, PAGES: default 16 */
+    bool group_choice; /* HIP, PAGES: query heads that share a key choose together, by the best score of any (default):
+                          the tile loop then computes nothing that it hides. false: each for itself, as in the papers */
 
     int64_t bucket, samples;              /* HYPER: default 256, 256; bucket a multiple of 32, samples at most 2^20 */
     int64_t leaf;                         /* HYPER, causal: default 2048 */
@@ -99,7 +101,8 @@ typedef struct linnet_approximate_settings {
     float mix;                            /* SEA: u; below 0: estimated; default -1 */
     float critical, skipped;              /* SLA: shares; default 0.05, 0.1 */
     linnet_feature_map feature_map;       /* SLA: default LINNET_FEATURES_SOFTMAX */
-    const unsigned char *streaming_heads; /* PAGES: [heads], 1: streaming; NULL: none */
+    const unsigned char *streaming_heads; /* PAGES: [heads], 1: streaming; NULL: none. With group_choice alike
+                                       in heads that share a key */
     int64_t page;                         /* PAGES: divides key_tile; default 16 */
     linnet_block_mask blocks;             /* BLOCKS; its tile sizes replace those above */
 } linnet_approximate_settings;

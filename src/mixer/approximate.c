@@ -30,6 +30,7 @@ linnet_approximate_settings linnet_approximate_settings_default(linnet_approxima
         .recent = 512,
         .budget = 1024,
         .query_stride = 16,
+        .group_choice = true,
         .bucket = 256,
         .samples = 256,
         .leaf = 2048,
@@ -241,14 +242,35 @@ static int64_t pairs_in(const linnet_approximate_settings *s, const ln_select_ti
     return pairs;
 }
 
+/* Heads that choose together. */
+static int64_t heads_of_choice(const linnet_approximate_plan *plan) {
+    return plan->s.group_choice && (plan->row->needs & LN_SELECT_GROUPS) ? plan->group : 1;
+}
+
+static void write_list(ln_select_call *call, const ln_select_tile *tile, int64_t head) {
+    const linnet_approximate_settings *s = call->s;
+    const int64_t list = head * call->plan->query_tiles + tile->tile;
+    int32_t *tiles = call->tiles + list * call->list_stride;
+    int64_t count = 0, pairs = 0;
+    for (int64_t j = 0; j < tile->limit; j++) {
+        if (!tile->marks[j]) continue;
+        tiles[count++] = (int32_t)j;
+        pairs += pairs_in(s, tile, j * s->key_tile, ln_min_i64((j + 1) * s->key_tile, s->tokens));
+    }
+    call->offsets[list + 1] = count;
+    atomic_fetch_add(&call->pairs, pairs);
+}
+
 static void make_list(void *argument, int64_t task, int worker) {
     ln_select_call *call = argument;
     const linnet_approximate_settings *s = call->s;
     const linnet_approximate_plan *plan = call->plan;
     /* The last tiles see the most keys: first. */
-    const int64_t index = plan->query_tiles - 1 - task / s->heads, head = task % s->heads;
+    const int64_t together = heads_of_choice(plan), choices = s->heads / together,
+                  index = plan->query_tiles - 1 - task / choices, head = task % choices * together;
     unsigned char *own = ln_select_scratch(call, worker);
     ln_select_tile tile = {.head = head,
+                           .heads = together,
                            .shared = head / plan->group,
                            .tile = index,
                            .begin = index * s->query_tile,
@@ -264,16 +286,7 @@ static void make_list(void *argument, int64_t task, int worker) {
     if (s->causal && (plan->row->needs & (LN_SELECT_SPAN | LN_SELECT_DIAGONAL)))
         mark_keys(&tile, s->key_tile, tile.begin, tile.end);
     plan->row->tile(call, &tile);
-    const int64_t list = head * plan->query_tiles + index;
-    int32_t *tiles = call->tiles + list * call->list_stride;
-    int64_t count = 0, pairs = 0;
-    for (int64_t j = 0; j < tile.limit; j++) {
-        if (!tile.marks[j]) continue;
-        tiles[count++] = (int32_t)j;
-        pairs += pairs_in(s, &tile, j * s->key_tile, ln_min_i64((j + 1) * s->key_tile, s->tokens));
-    }
-    call->offsets[list + 1] = count;
-    atomic_fetch_add(&call->pairs, pairs);
+    for (int64_t h = head; h < head + together; h++) write_list(call, &tile, h);
 }
 
 /* Lists of fixed stride become lists one behind the other. */
@@ -316,7 +329,7 @@ static void attend_all(const ln_select_call *call, const ln_mask *mask, const ln
 
 static void run_lists(ln_select_call *call, const ln_rows *output) {
     if (call->plan->row->prepare) call->plan->row->prepare(call);
-    ln_parallel(call->team, call->s->heads * call->plan->query_tiles, make_list, call);
+    ln_parallel(call->team, call->s->heads / heads_of_choice(call->plan) * call->plan->query_tiles, make_list, call);
     close_lists(call);
     const ln_mask mask = lists_mask(call);
     attend_all(call, &mask, output, call->visited);

@@ -72,9 +72,10 @@ int64_t ln_select_free(const ln_select_tile *tile, int32_t *free_tiles) {
 
 int64_t ln_select_sampled_queries(const ln_select_call *call, const ln_select_tile *tile, float *rows) {
     int64_t count = 0;
-    for (int64_t token = tile->begin; token < tile->end; token += call->s->query_stride)
-        memcpy(rows + count++ * LN_SELECT_STRIDE, ln_select_query(call, tile->head, token),
-               (size_t)call->s->key_size * sizeof *rows);
+    for (int64_t head = tile->head; head < tile->head + tile->heads; head++)
+        for (int64_t token = tile->begin; token < tile->end; token += call->s->query_stride)
+            memcpy(rows + count++ * LN_SELECT_STRIDE, ln_select_query(call, head, token),
+                   (size_t)call->s->key_size * sizeof *rows);
     return count;
 }
 

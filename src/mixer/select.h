@@ -58,10 +58,12 @@ typedef struct ln_select_call {
     _Atomic int64_t pairs, scored;
 } ln_select_call;
 
-/* What a row's tile function is asked: which of the tiles 0 .. limit - 1 the queries begin .. end - 1 of a head visit.
- * marks[j] != 0: visited already for certain. */
+/* What a row's tile function is asked: which of the tiles 0 .. limit - 1 the queries begin .. end - 1 of a head or some
+ * visit. marks[j] != 0: visited already for certain. */
 typedef struct ln_select_tile {
-    int64_t head, shared, tile, begin, end, limit; /* shared: the key-value head */
+    int64_t head, heads; /* heads: that choose together, from `head` on */
+    int64_t shared;      /* the key-value head */
+    int64_t tile, begin, end, limit;
     unsigned char *marks;
     void *scratch;
 } ln_select_tile;
@@ -72,7 +74,8 @@ enum ln_select_needs {
     LN_SELECT_VALUE = 4,
     LN_SELECT_SPAN = 8,      /* sinks and recent tiles are marked */
     LN_SELECT_DIAGONAL = 16, /* causal: tiles on the diagonal are marked */
-    LN_SELECT_BACKWARD = 32
+    LN_SELECT_BACKWARD = 32,
+    LN_SELECT_GROUPS = 64 /* heads may choose together */
 };
 
 struct ln_select_row {
@@ -124,10 +127,11 @@ static inline void ln_select_column(float *panel, int64_t column, const float *f
 int64_t ln_select_top(const float *scores, int64_t n, int64_t k, int32_t *heap, int32_t *chosen);
 /* The tiles that are not marked; returns how many. */
 int64_t ln_select_free(const ln_select_tile *tile, int32_t *free_tiles);
-/* Rows of every query_stride-th query of the tile, LN_SELECT_STRIDE apart; returns how many. */
+/* Rows of every query_stride-th query of the tile's heads, LN_SELECT_STRIDE apart; returns how many. */
 int64_t ln_select_sampled_queries(const ln_select_call *call, const ln_select_tile *tile, float *rows);
-static inline int64_t ln_select_sampled_most(const linnet_approximate_settings *s) {
-    return (s->query_tile + s->query_stride - 1) / s->query_stride;
+static inline int64_t ln_select_sampled_most(const linnet_approximate_plan *plan) {
+    const int64_t rows = (plan->s.query_tile + plan->s.query_stride - 1) / plan->s.query_stride;
+    return rows * (plan->s.group_choice ? plan->group : 1);
 }
 
 /* One call of the tile loop: sequences of one mask. */

@@ -26,7 +26,7 @@ static int64_t budget_tiles(const linnet_approximate_settings *s) {
 }
 
 static places place(const linnet_approximate_plan *plan, ln_carver *carver) {
-    const uint64_t tiles = (uint64_t)plan->key_tiles, rows = (uint64_t)ln_select_sampled_most(&plan->s),
+    const uint64_t tiles = (uint64_t)plan->key_tiles, rows = (uint64_t)ln_select_sampled_most(plan),
                    runs = (uint64_t)ln_min_i64(budget_tiles(&plan->s), plan->key_tiles);
     return (places){.free_tiles = ln_carve(carver, tiles, sizeof(int32_t)),
                     .heap = ln_carve(carver, 2 * runs, sizeof(int32_t)),
@@ -98,6 +98,7 @@ static void mark_tiles(ln_select_call *call, const ln_select_tile *tile) {
 
 const ln_select_row ln_select_hip = {.name = "hip",
                                      .source = "Lee et al. 2024",
-                                     .needs = LN_SELECT_QUERY | LN_SELECT_KEY | LN_SELECT_SPAN | LN_SELECT_BACKWARD,
+                                     .needs = LN_SELECT_QUERY | LN_SELECT_KEY | LN_SELECT_SPAN | LN_SELECT_BACKWARD |
+                                              LN_SELECT_GROUPS,
                                      .scratch = scratch,
                                      .tile = mark_tiles};

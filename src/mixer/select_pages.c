@@ -34,7 +34,7 @@ static void carve(ln_select_call *call, ln_carver *carver) {
 
 static places place(const linnet_approximate_plan *plan, ln_carver *carver) {
     const uint64_t tiles = (uint64_t)plan->key_tiles,
-                   floats = (uint64_t)ln_select_sampled_most(&plan->s) * LN_SELECT_STRIDE;
+                   floats = (uint64_t)ln_select_sampled_most(plan) * LN_SELECT_STRIDE;
     return (places){.above = ln_carve(carver, floats, sizeof(float)),
                     .below = ln_carve(carver, floats, sizeof(float)),
                     .bound = ln_carve(carver, floats, sizeof(float)),
@@ -129,6 +129,12 @@ static const char *check(linnet_approximate_settings *s) {
 /* The settings' table of heads outlives the caller's. */
 static linnet_status copy_heads(linnet_approximate_plan *plan) {
     if (!plan->s.streaming_heads) return LINNET_OK;
+    for (int64_t h = 0; h < plan->s.heads && plan->s.group_choice; h++)
+        if (!plan->s.streaming_heads[h] != !plan->s.streaming_heads[h / plan->group * plan->group])
+            return ln_fail(
+                plan->context, LINNET_ERROR_ARGUMENT,
+                "approximate attention: streaming_heads differ in heads that share a key; make them alike or "
+                "set group_choice to false");
     plan->own = ln_allocate(plan->context, (uint64_t)plan->s.heads, 1, "streaming heads");
     if (!plan->own) return LINNET_ERROR_MEMORY;
     memcpy(plan->own, plan->s.streaming_heads, (size_t)plan->s.heads);
@@ -138,7 +144,8 @@ static linnet_status copy_heads(linnet_approximate_plan *plan) {
 
 const ln_select_row ln_select_pages = {.name = "pages",
                                        .source = "Yang et al. 2025",
-                                       .needs = LN_SELECT_QUERY | LN_SELECT_KEY | LN_SELECT_SPAN | LN_SELECT_BACKWARD,
+                                       .needs = LN_SELECT_QUERY | LN_SELECT_KEY | LN_SELECT_SPAN | LN_SELECT_BACKWARD |
+                                                LN_SELECT_GROUPS,
                                        .check = check,
                                        .open = copy_heads,
                                        .carve = carve,
