@@ -37,7 +37,7 @@ typedef struct cli_arguments {
     int64_t tokens, context, threads, piece, repetitions, windows, heads, key_heads;
     double seconds;
     double temperature, top_k, top_p, min_p, repeat_penalty, repeat_last; /* below 0: not given */
-    uint64_t memory, seed;
+    uint64_t memory, activations, seed;
     linnet_type precision, type;
     cli_integers prompts, generations, depths, lengths, sizes;
     bool exact, json, raw, quiet, verbose, decode, special, man, help;

@@ -147,6 +147,7 @@ linnet_session_settings cli_session_settings(const cli_arguments *arguments, int
     if (arguments->memory) settings.memory = arguments->memory > kept ? arguments->memory - kept : 1;
     settings.precision = arguments->precision;
     settings.piece = arguments->piece;
+    settings.activations = arguments->activations;
     settings.compute = arguments->exact ? LINNET_COMPUTE_EXACT : LINNET_COMPUTE_FAST;
     return settings;
 }
@@ -157,6 +158,10 @@ int cli_plan_session(const cli_engine *engine, const linnet_session_settings *se
     const linnet_status status = linnet_plan_session(engine->model, settings, plan);
     if (status == LINNET_OK) return CLI_OK;
     if (status != LINNET_ERROR_MEMORY || !plan->smallest) return cli_engine_fail(engine, status);
+    if (settings->activations && settings->activations < plan->smallest_workspace)
+        return cli_error("%s are too little for activations; the smallest that suffices is --activations %llu (%s)",
+                         cli_size(settings->activations), (unsigned long long)plan->smallest_workspace,
+                         cli_size(plan->smallest_workspace));
     const uint64_t smallest = plan->smallest + kept;
     return cli_error("%s are too little for %lld tokens of context; the smallest that suffices is --memory %llu (%s)",
                      cli_size(settings->memory + kept), (long long)plan->context, (unsigned long long)smallest,
@@ -171,7 +176,11 @@ void cli_print_plan(const cli_engine *engine, const linnet_plan *plan, uint64_t 
     fprintf(out, "  pages     %10s  keys and values in %s: %llu bytes a token, %lld tokens a page\n",
             cli_size(plan->pages), linnet_type_name(plan->precision), (unsigned long long)plan->bytes_per_token,
             (long long)plan->page_tokens);
-    fprintf(out, "  workspace %10s  for pieces of %lld tokens\n", cli_size(plan->workspace), (long long)plan->piece);
+    fprintf(out, "  workspace %10s  for pieces of %lld tokens", cli_size(plan->workspace), (long long)plan->piece);
+    if (plan->slice < plan->feed_forward)
+        fprintf(out, ", %lld of %lld feed-forward columns at a time", (long long)plan->slice,
+                (long long)plan->feed_forward);
+    fprintf(out, "\n");
     fprintf(out, "  overhead  %10s  of the program itself\n", cli_size(plan->overhead));
     fprintf(out, "  total     %10s", cli_size(plan->total));
     if (memory) fprintf(out, "  of at most %s", cli_size(memory));

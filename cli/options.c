@@ -25,6 +25,10 @@ const cli_option cli_memory_options[] = {
     CLI_OPTION(0, "memory", CLI_SIZE, memory, "SIZE",
                "bytes that may be allocated beyond the mapped weights: 64M, 1.5G or plain bytes; 0: no bound",
                .fallback = "0"),
+    CLI_OPTION(
+        0, "activations", CLI_SIZE, activations, "SIZE",
+        "bytes of them that activations and workspace may take, however long the prompt; 0: no bound of their own",
+        .fallback = "0"),
     CLI_OPTION(0, "precision", CLI_TYPE, precision, "TYPE", "of cached keys and values; auto: the most exact that fits",
                .fallback = "auto", .choices = "auto f32 bf16 f16 q8_0"),
     CLI_OPTION(0, "piece", CLI_INTEGER, piece, "N", "tokens of the prompt processed at once; 0: chosen by the plan",

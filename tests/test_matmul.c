@@ -185,7 +185,53 @@ static void test_same_bits(void **state) {
     linnet_context_close(three);
 }
 
+/* Columns in parts, and few tokens by the panel way, give the bits of the whole. */
+static void test_parts(void **state) {
+    (void)state;
+    linnet_context *context = open_context(2);
+    enum { ROWS = 53, COLUMNS = 2560 + 256, TOKENS = 37 };
+    for (int run = 0; run < 2 * LEVELS * TYPES; run++) {
+        const linnet_type type = types[run / 2 % TYPES];
+        const bool exact = run % 2;
+        const int64_t rows = ROWS;
+        ln_kernels kernels;
+        ln_kernels_choose(ln_cpu_detect() & levels[run / 2 / TYPES], &kernels);
+        problem p;
+        make_problem(&p, 5, &type, &rows, 1, COLUMNS, TOKENS);
+        p.x_stride = COLUMNS;
+        float *x = ln_allocate(context, TOKENS * COLUMNS, 4, "x");
+        memcpy(x, p.x, TOKENS * COLUMNS * 4);
+        static float whole[TOKENS * ROWS], parts[TOKENS * ROWS];
+        const int64_t unit = ln_matmul_unit(&kernels, type, exact);
+        uint64_t bytes =
+            ln_matmul_workspace_of(&kernels, ln_team_size(context->team), type, exact, true, TOKENS, COLUMNS);
+        void *workspace = ln_allocate(context, bytes, 1, "workspace");
+        const ln_product to_whole = {&p.weight[0], whole, ROWS}, to_parts = {&p.weight[0], parts, ROWS};
+        ln_matmul(&kernels, context->team, &to_whole, 1, x, COLUMNS, TOKENS, exact, workspace);
+        for (int64_t column = 0; column < COLUMNS; column += unit) {
+            const ln_matmul_part part = {.column = column,
+                                         .columns = COLUMNS - column < unit ? COLUMNS - column : unit};
+            ln_matmul_run_part(&kernels, context->team, &to_parts, 1, x + column, COLUMNS, TOKENS, exact, workspace,
+                               &part);
+        }
+        assert_memory_equal(whole, parts, sizeof whole);
+        for (int64_t t = 0; t < TOKENS; t += 5) {
+            const ln_matmul_part part = {.tokens = TOKENS};
+            const ln_product few = {&p.weight[0], parts, ROWS};
+            const int64_t count = TOKENS - t < 5 ? TOKENS - t : 5;
+            ln_matmul_run_part(&kernels, context->team, &few, 1, x + t * COLUMNS, COLUMNS, count, exact, workspace,
+                               &part);
+            assert_memory_equal(whole + t * ROWS, parts, (size_t)(count * ROWS) * 4);
+        }
+        ln_release(context, workspace);
+        ln_release(context, x);
+        free_problem(&p);
+    }
+    linnet_context_close(context);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_format), cmocka_unit_test(test_same_bits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_format), cmocka_unit_test(test_same_bits),
+                                       cmocka_unit_test(test_parts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,6 +25,8 @@ typedef struct linnet_session_settings {
                               (at most F16) */
     int64_t piece;         /* tokens processed at once; 0: chosen by the plan */
     linnet_compute compute;
+    uint64_t activations; /* bytes that activations, logits and scratch (linnet_plan.workspace) may take, whatever the
+                             length of the prompt; 0: no bound of their own */
 } linnet_session_settings;
 
 LINNET_API linnet_session_settings linnet_session_settings_default(void);
@@ -33,19 +35,22 @@ LINNET_API linnet_session_settings linnet_session_settings_default(void);
 typedef struct linnet_plan {
     size_t size;
     int64_t context, piece, page_tokens;
+    int64_t feed_forward, slice, step; /* columns of the feed-forward part; held at once; computed at once */
     linnet_type precision;
-    uint64_t weights_mapped; /* not part of total: the system drops and reloads them as it likes */
-    uint64_t model;          /* vocabulary, tables, vectors: already allocated with the model */
-    uint64_t pages;          /* keys and values */
-    uint64_t workspace;      /* activations of one piece, logits, scratch of the threads */
-    uint64_t overhead;       /* the program itself: stacks, C library, file buffers */
-    uint64_t total;          /* model + pages + workspace + overhead */
-    uint64_t smallest;       /* the least `memory` with which this context fits in any way */
+    uint64_t weights_mapped;     /* not part of total: the system drops and reloads them as it likes */
+    uint64_t model;              /* vocabulary, tables, vectors: already allocated with the model */
+    uint64_t pages;              /* keys and values, and ids of the tokens */
+    uint64_t workspace;          /* activations of one piece, logits, scratch of the threads: whatever the context */
+    uint64_t overhead;           /* the program itself: stacks, C library, file buffers */
+    uint64_t total;              /* model + pages + workspace + overhead */
+    uint64_t smallest;           /* the least `memory` with which this context fits in any way */
+    uint64_t smallest_workspace; /* the least `activations` */
     uint64_t bytes_per_token;
-    char reason[256]; /* why this precision and piece, one sentence */
+    char reason[256]; /* why this precision, piece and slice, one sentence */
 } linnet_plan;
 
-/* LINNET_ERROR_MEMORY where nothing fits: the error names, and plan->smallest holds, the smallest sufficient figure. */
+/* LINNET_ERROR_MEMORY where nothing fits: the error names, and plan->smallest and plan->smallest_workspace hold, the
+ * smallest sufficient figures. Slices of activations change no bit of what is computed; pieces do by rounding. */
 LINNET_API linnet_status linnet_plan_session(const linnet_model *model, const linnet_session_settings *settings,
                                              linnet_plan *plan);
 

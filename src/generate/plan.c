@@ -1,8 +1,11 @@
-/* Owns: the memory plan: which precision and piece fit into a budget.
+/* Owns: the memory plan: which precision, which piece and which slices of activations fit into the bounds.
  *
- *   total(precision, piece) = model + pages(context, precision, piece) + workspace(piece) + overhead
+ *   total = model + pages(context, piece, precision) + workspace(piece, slice, step) + overhead
+ *   cost  = multiply-adds of a token's products
+ *         + packing of all weights / piece + preparing of what is multiplied + meetings of the threads / piece
  *
- * Candidates are tried from the most exact and fastest to the smallest; the first with total <= memory is taken.
+ * A candidate is a piece (tokens at once) and a slice of the feed-forward part (model/forward.h). All of a small table
+ * are weighed; of those within the bounds the one with the smallest workspace within 2 % of the least cost is taken.
  * Everything a session ever allocates is in the total, so a plan that fits is a promise: feeding allocates nothing. */
 #include <stdio.h>
 #include <string.h>
@@ -11,8 +14,37 @@
 #include "generate/session.h"
 
 /* What the process takes beside the library's allocations: stack, C library, file buffers (measured by
- * tests/cli/test_memory.py). */
-enum { OVERHEAD_BYTES = 6 << 20, LARGEST_PIECE = 512, SMALLEST_PIECE = 8, MOST_CONTEXT = 1 << 30 };
+ * tests/cli/test_run.py). */
+enum { OVERHEAD_BYTES = 6 << 20, SMALLEST_PIECE = 8, QUICK_PIECE = 64, MOST_CONTEXT = 1 << 30 };
+
+/* Most are multiples of the tokens of the panel kernels' tiles. */
+static const int64_t pieces[] = {8,   12,  16,  24,  32,  48,  64,  96,  128, 144,
+                                 192, 240, 288, 336, 384, 432, 480, 512, 768, 1024};
+static const int64_t parts[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64}; /* slices of the feed-forward part */
+static const int64_t steps[] = {INT64_MAX, 1024, 512, 256};
+
+enum {
+    PIECES = sizeof pieces / sizeof *pieces,
+    PARTS = sizeof parts / sizeof *parts,
+    STEPS = sizeof steps / sizeof *steps,
+    MOST_CANDIDATES = PIECES * PARTS * STEPS,
+};
+
+/* In multiply-adds of the same form, as measured: unpacking a weight, preparing an activation, threads meeting once. */
+static const double PACKING[LN_FORMS] = {[LN_FORM_F32] = 8, [LN_FORM_BF16] = 16, [LN_FORM_INT8] = 45};
+static const double PREPARING = 50, MEETING = 2e6;
+
+typedef struct candidate {
+    ln_forward_shape shape;
+    uint64_t workspace;
+    double cost;
+} candidate;
+
+typedef struct candidates {
+    int count;
+    uint64_t smallest; /* workspace */
+    candidate rows[MOST_CANDIDATES];
+} candidates;
 
 linnet_session_settings linnet_session_settings_default(void) {
     return (linnet_session_settings){.size = sizeof(linnet_session_settings), .precision = LINNET_TYPE_AUTO};
@@ -57,30 +89,117 @@ ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int
                              .piece = piece};
 }
 
+/* ---- candidates ---- */
+
+static double cost_of(const linnet_model *model, const ln_forward_shape *shape) {
+    const ln_hyperparameters *h = &model->hyper;
+    const double width = (double)h->width, inner = (double)h->feed_forward, piece = (double)shape->piece;
+    const double slices = (double)ln_ceil_div(h->feed_forward, shape->slice),
+                 gates = slices * (double)ln_ceil_div(shape->slice, shape->step);
+    const double attention = (double)(h->heads * h->key_size + h->key_value_heads * (h->key_size + h->value_size) +
+                                      h->heads * h->value_size);
+    const double weights = width * (attention + 3 * inner);
+    const double prepared = 2 * width + (double)(h->heads * h->value_size) + gates * width + inner;
+    const ln_form form = model->kernels.matmul.panel[shape->exact][model->layers[0].gate.type].form;
+    return weights + weights * PACKING[form] / piece + prepared * PREPARING + (8 + 3 * gates) * MEETING / piece;
+}
+
+static void add_candidate(linnet_model *model, const ln_forward_shape *shape, candidates *all) {
+    const uint64_t workspace = ln_forward_bytes(model, shape) +
+                               ln_allocated_bytes((uint64_t)model->hyper.vocabulary * sizeof(float)) +
+                               ln_allocated_bytes(sizeof(ln_workspace)) + ln_allocated_bytes(sizeof(linnet_session));
+    all->rows[all->count++] = (candidate){*shape, workspace, cost_of(model, shape)};
+    if (workspace < all->smallest) all->smallest = workspace;
+}
+
+static void add_slices(linnet_model *model, int64_t piece, bool exact, candidates *all) {
+    const int64_t columns = model->hyper.feed_forward, unit = ln_forward_unit(model, exact);
+    ln_forward_shape shape = {.piece = piece, .slice = columns, .step = columns, .exact = exact};
+    if (piece < model->kernels.matmul.panel_from) {
+        add_candidate(model, &shape, all);
+        return;
+    }
+    for (int i = 0; i < PARTS; i++) {
+        const int64_t before = shape.slice;
+        shape.slice = ln_min_i64(columns, ln_ceil_div(ln_ceil_div(columns, unit), parts[i]) * unit);
+        if (i > 0 && shape.slice == before) continue;
+        for (int k = 0; k < STEPS; k++) {
+            shape.step = ln_min_i64(steps[k], shape.slice);
+            if (k == 0 || steps[k] < shape.slice) add_candidate(model, &shape, all);
+        }
+    }
+}
+
+static void list_candidates(linnet_model *model, const linnet_session_settings *settings, candidates *all) {
+    const bool exact = settings->compute == LINNET_COMPUTE_EXACT;
+    all->count = 0;
+    all->smallest = UINT64_MAX;
+    if (settings->piece || settings->context < SMALLEST_PIECE) {
+        const int64_t piece = settings->piece ? settings->piece : SMALLEST_PIECE;
+        add_slices(model, ln_min_i64(piece, settings->context), exact, all);
+        return;
+    }
+    for (int i = 0; i < PIECES; i++) {
+        if (i > 0 && pieces[i - 1] >= settings->context) break;
+        add_slices(model, ln_min_i64(pieces[i], settings->context), exact, all);
+    }
+}
+
+/* ---- choice ---- */
+
 /* Fills the sizes of one candidate. */
-static void weigh(linnet_model *model, const linnet_session_settings *settings, linnet_type precision, int64_t piece,
-                  linnet_plan *plan) {
+static void weigh(const linnet_model *model, const linnet_session_settings *settings, linnet_type precision,
+                  const candidate *row, linnet_plan *plan) {
     const ln_hyperparameters *hyper = &model->hyper;
-    const ln_memory_shape shape = ln_session_shape(model, settings->context, piece, precision);
-    const uint64_t tokens = (uint64_t)settings->context;
+    const ln_memory_shape shape = ln_session_shape(model, settings->context, row->shape.piece, precision);
     ln_page_layout page = {0};
     ln_page_layout_of(precision, hyper->key_size, hyper->value_size, &page);
-    *plan = (linnet_plan){.size = sizeof *plan, .context = settings->context, .piece = piece, .precision = precision};
-    plan->page_tokens = LN_PAGE_TOKENS;
-    plan->weights_mapped = model->weight_bytes;
-    plan->model = linnet_memory_used(model->context);
-    plan->pages = ln_memory_bytes(&shape);
-    plan->workspace = ln_forward_bytes(model, piece) + ln_allocated_bytes(tokens * sizeof(int32_t)) +
-                      ln_allocated_bytes((uint64_t)hyper->vocabulary * sizeof(float)) +
-                      ln_allocated_bytes(sizeof(ln_workspace)) + ln_allocated_bytes(sizeof(linnet_session));
-    plan->overhead = OVERHEAD_BYTES;
+    *plan = (linnet_plan){.size = sizeof *plan,
+                          .context = settings->context,
+                          .piece = row->shape.piece,
+                          .page_tokens = LN_PAGE_TOKENS,
+                          .feed_forward = hyper->feed_forward,
+                          .slice = row->shape.slice,
+                          .step = row->shape.step,
+                          .precision = precision,
+                          .weights_mapped = model->weight_bytes,
+                          .model = linnet_memory_used(model->context),
+                          .pages = ln_memory_bytes(&shape),
+                          .workspace = row->workspace,
+                          .overhead = OVERHEAD_BYTES};
+    if (plan->pages < UINT64_MAX / 2) plan->pages += ln_allocated_bytes((uint64_t)settings->context * sizeof(int32_t));
     plan->total = plan->model + plan->pages + plan->workspace + plan->overhead;
     plan->bytes_per_token = (uint64_t)(hyper->layers * hyper->key_value_heads) * page.bytes / LN_PAGE_TOKENS;
 }
 
-/* The candidates in order of preference: half precision in large pieces, then 8 bits in large pieces, then small
- * pieces. */
-static int list_candidates(const linnet_session_settings *settings, linnet_type types[2]) {
+static bool fits(const linnet_plan *plan, const linnet_session_settings *settings) {
+    return (settings->memory == 0 || plan->total <= settings->memory) &&
+           (settings->activations == 0 || plan->workspace <= settings->activations);
+}
+
+/* The cheapest that fits, of pieces of at least `least` tokens; then the smallest of those about as cheap. */
+static bool choose(const linnet_model *model, const linnet_session_settings *settings, linnet_type type, int64_t least,
+                   const candidates *all, linnet_plan *plan) {
+    double cheapest = 0;
+    bool found = false;
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < all->count; i++) {
+            const candidate *row = &all->rows[i];
+            linnet_plan made;
+            if (row->shape.piece < ln_min_i64(least, all->rows[all->count - 1].shape.piece)) continue;
+            if (round == 1 && (row->cost > 1.02 * cheapest || row->workspace >= plan->workspace)) continue;
+            weigh(model, settings, type, row, &made);
+            if (!fits(&made, settings) || (round == 0 && found && row->cost >= cheapest)) continue;
+            if (round == 0) cheapest = row->cost;
+            *plan = made;
+            found = true;
+        }
+    }
+    return found;
+}
+
+/* Half precision, then 8 bits, then smaller pieces: below QUICK_PIECE they cost more speed than 8 bits exactness. */
+static int list_types(const linnet_session_settings *settings, linnet_type types[2]) {
     if (settings->precision != LINNET_TYPE_AUTO) {
         types[0] = settings->precision;
         return 1;
@@ -90,24 +209,59 @@ static int list_candidates(const linnet_session_settings *settings, linnet_type 
     return 2;
 }
 
-static bool try_pieces(linnet_model *model, const linnet_session_settings *settings, linnet_type type, int64_t most,
-                       int64_t least, linnet_plan *plan) {
-    for (int64_t piece = most; piece >= least; piece /= 2) {
-        weigh(model, settings, type, piece, plan);
-        if (settings->memory == 0 || plan->total <= settings->memory) return true;
-    }
-    return false;
-}
-
-static void explain(linnet_plan *plan, const linnet_session_settings *settings, int64_t most) {
-    if (settings->memory == 0) {
-        snprintf(plan->reason, sizeof plan->reason, "no budget given: %s keys and values",
-                 linnet_type_name(plan->precision));
+static void explain(linnet_plan *plan, const linnet_session_settings *settings, const candidates *all) {
+    const int64_t most = all->rows[all->count - 1].shape.piece;
+    char activations[96] = "";
+    if (plan->slice < plan->feed_forward)
+        snprintf(activations, sizeof activations, "; the feed-forward part in slices of %lld of %lld columns",
+                 (long long)plan->slice, (long long)plan->feed_forward);
+    if (settings->memory == 0 && settings->activations == 0) {
+        snprintf(plan->reason, sizeof plan->reason, "no budget given: %s keys and values%s",
+                 linnet_type_name(plan->precision), activations);
         return;
     }
-    snprintf(plan->reason, sizeof plan->reason, "%s keys and values %s%s", linnet_type_name(plan->precision),
-             settings->precision == LINNET_TYPE_AUTO ? "are the most exact that fit" : "as asked for",
-             plan->piece < most ? ", the prompt in smaller pieces to make room" : "");
+    snprintf(plan->reason, sizeof plan->reason, "%s keys and values %s%s%s", linnet_type_name(plan->precision),
+             settings->precision != LINNET_TYPE_AUTO ? "as asked for"
+             : settings->memory == 0                 ? "by default"
+                                                     : "are the most exact that fit",
+             plan->piece < most ? ", the prompt in smaller pieces to make room" : "", activations);
+}
+
+/* ---- refusal ---- */
+
+/* The candidate with the least total, within the bound of activations where any is. */
+static void find_smallest(const linnet_model *model, const linnet_session_settings *settings, linnet_type type,
+                          const candidates *all, linnet_plan *plan) {
+    linnet_plan made;
+    bool found = false;
+    for (int i = 0; i < all->count; i++) {
+        if (settings->activations && all->rows[i].workspace > settings->activations &&
+            all->smallest <= settings->activations)
+            continue;
+        weigh(model, settings, type, &all->rows[i], &made);
+        if (!found || made.total < plan->total) *plan = made;
+        found = true;
+    }
+    plan->smallest = plan->total;
+    plan->smallest_workspace = all->smallest;
+}
+
+static linnet_status refuse(linnet_context *context, const linnet_session_settings *settings, const linnet_plan *plan) {
+    if (settings->activations && settings->activations < plan->smallest_workspace)
+        return ln_fail(context, LINNET_ERROR_MEMORY,
+                       "%llu bytes are too little for activations: at least %llu are needed",
+                       (unsigned long long)settings->activations, (unsigned long long)plan->smallest_workspace);
+    return ln_fail(
+        context, LINNET_ERROR_MEMORY,
+        "a budget of %llu bytes is too small for %lld tokens: at least %llu are needed (%s keys and values take "
+        "%llu, tables of the model %llu, workspace %llu, the program %llu)",
+        (unsigned long long)settings->memory, (long long)settings->context, (unsigned long long)plan->smallest,
+        linnet_type_name(plan->precision), (unsigned long long)plan->pages, (unsigned long long)plan->model,
+        (unsigned long long)plan->workspace, (unsigned long long)plan->overhead);
+}
+
+uint64_t ln_plan_spare(const linnet_plan *plan, const linnet_session_settings *settings) {
+    return settings->activations ? settings->activations - plan->workspace : UINT64_MAX;
 }
 
 linnet_status linnet_plan_session(const linnet_model *constant, const linnet_session_settings *settings,
@@ -117,30 +271,22 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
     const linnet_status status = ln_session_settle(model, settings, &settled);
     *plan = (linnet_plan){.size = sizeof *plan};
     if (status != LINNET_OK) return status;
-    int64_t most = settled.piece ? settled.piece : LARGEST_PIECE,
-            least = settled.piece ? settled.piece : SMALLEST_PIECE;
-    most = ln_max_i64(1, ln_min_i64(most, settled.context));
-    least = ln_min_i64(least, most);
+    candidates all;
+    list_candidates(model, &settled, &all);
     linnet_type types[2];
-    const int count = list_candidates(&settled, types);
-    weigh(model, &settled, types[count - 1], least, plan);
-    const uint64_t smallest = plan->total;
+    const int count = list_types(&settled, types);
+    linnet_plan smallest = {0};
+    find_smallest(model, &settled, types[count - 1], &all, &smallest);
     bool found = false;
-    for (int i = 0; i < count && !found; i++) /* pieces below 64 cost more speed than 8 bits cost exactness */
-        found = try_pieces(model, &settled, types[i], most, ln_max_i64(least, ln_min_i64(64, most)), plan);
-    if (!found) found = try_pieces(model, &settled, types[count - 1], most, least, plan);
-    plan->smallest = smallest;
+    const int64_t quick = settled.memory ? QUICK_PIECE : 1;
+    for (int i = 0; i < count && !found; i++) found = choose(model, &settled, types[i], quick, &all, plan);
+    if (!found) found = choose(model, &settled, types[count - 1], 1, &all, plan);
     if (!found) {
-        weigh(model, &settled, types[count - 1], least, plan);
-        plan->smallest = smallest;
-        return ln_fail(
-            model->context, LINNET_ERROR_MEMORY,
-            "a budget of %llu bytes is too small for %lld tokens: at least %llu are needed (%s keys and values take "
-            "%llu, tables of the model %llu, workspace %llu, the program %llu)",
-            (unsigned long long)settled.memory, (long long)settled.context, (unsigned long long)smallest,
-            linnet_type_name(plan->precision), (unsigned long long)plan->pages, (unsigned long long)plan->model,
-            (unsigned long long)plan->workspace, (unsigned long long)plan->overhead);
+        *plan = smallest;
+        return refuse(model->context, &settled, plan);
     }
-    explain(plan, &settled, most);
+    plan->smallest = smallest.smallest;
+    plan->smallest_workspace = smallest.smallest_workspace;
+    explain(plan, &settled, &all);
     return LINNET_OK;
 }

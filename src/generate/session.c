@@ -15,11 +15,12 @@ static void release_workspace(linnet_context *context, ln_workspace *workspace) 
 }
 
 static linnet_status open_workspace(linnet_session *session, bool exact) {
+    const linnet_plan *plan = &session->plan;
+    const ln_forward_shape shape = {.piece = plan->piece, .slice = plan->slice, .step = plan->step, .exact = exact};
     session->workspace = ln_allocate_zero(session->model->context, 1, sizeof *session->workspace, "workspace");
     if (!session->workspace) return LINNET_ERROR_MEMORY;
     session->workspace->users = 1;
-    return ln_forward_open(session->model, session->plan.piece, session->plan.context, exact,
-                           &session->workspace->forward);
+    return ln_forward_open(session->model, &shape, plan->context, &session->workspace->forward);
 }
 
 /* A session of a plan without workspace and memory. NULL: recorded. */
@@ -49,6 +50,7 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     if (status != LINNET_OK) return status;
     linnet_session *made = make_session(model, &plan);
     if (!made) return LINNET_ERROR_MEMORY;
+    made->spare = ln_plan_spare(&plan, &settled);
     status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
     if (status == LINNET_OK) {
         const ln_memory_shape shape = ln_session_shape(model, plan.context, plan.piece, plan.precision);
@@ -112,7 +114,7 @@ static linnet_status feed_piece(linnet_session *session, const int32_t *ids, int
 }
 
 static void keep_last_logits(linnet_session *session, int64_t piece) {
-    ln_forward_logits(&session->workspace->forward, piece - 1, 1, session->logits);
+    ln_forward_logits(&session->workspace->forward, piece - 1, 1, 1, session->logits);
     session->has_logits = true;
 }
 
@@ -138,11 +140,11 @@ static linnet_status give_logits(linnet_session *session, float *rows, int64_t c
                                  linnet_take_logits take, void *user) {
     for (int64_t done = 0; done < piece;) {
         const int64_t count = ln_min_i64(capacity, piece - done);
-        ln_forward_logits(&session->workspace->forward, done, count, rows);
+        ln_forward_logits(&session->workspace->forward, done, count, piece, rows);
         done += count;
         if (done == piece) {
             const size_t row = (size_t)session->model->hyper.vocabulary;
-            memcpy(session->logits, rows + (size_t)(count - 1) * row, row * sizeof *rows);
+            if (rows != session->logits) memcpy(session->logits, rows + (size_t)(count - 1) * row, row * sizeof *rows);
             session->has_logits = true;
         }
         const linnet_status status = take(user, first + done - count, count, rows);
@@ -151,15 +153,16 @@ static linnet_status give_logits(linnet_session *session, float *rows, int64_t c
     return LINNET_OK;
 }
 
-/* As many rows of logits as the limits allow, at most a piece. */
-static float *allocate_rows(linnet_session *session, int64_t *rows) {
-    for (*rows = session->plan.piece; *rows > 0; *rows /= 2) {
-        float *block =
-            ln_allocate(session->model->context, (uint64_t)*rows * (uint64_t)session->model->hyper.vocabulary,
-                        sizeof(float), "logits of a piece");
+/* As many rows of logits as the limits allow, at most a piece; where none fits, the session's own. */
+static float *find_rows(linnet_session *session, int64_t *rows) {
+    const uint64_t row = (uint64_t)session->model->hyper.vocabulary * sizeof(float);
+    for (*rows = session->plan.piece; *rows > 1; *rows /= 2) {
+        if (ln_allocated_bytes((uint64_t)*rows * row) > session->spare) continue;
+        float *block = ln_allocate(session->model->context, (uint64_t)*rows, row, "logits of a piece");
         if (block) return block;
     }
-    return NULL;
+    *rows = 1;
+    return session->logits;
 }
 
 linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,
@@ -167,8 +170,7 @@ linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t 
     linnet_status status = check_tokens(session, ids, count);
     if (status != LINNET_OK || count == 0) return status;
     int64_t capacity;
-    float *rows = allocate_rows(session, &capacity);
-    if (!rows) return LINNET_ERROR_MEMORY;
+    float *rows = find_rows(session, &capacity);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
         const int64_t piece = ln_min_i64(session->plan.piece, count - done);
         status = feed_piece(session, ids + done, piece);
@@ -176,7 +178,7 @@ linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t 
         status = give_logits(session, rows, capacity, done, piece, take, user);
         done += piece;
     }
-    ln_release(session->model->context, rows);
+    if (rows != session->logits) ln_release(session->model->context, rows);
     return status;
 }
 
@@ -208,6 +210,7 @@ linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork
         linnet_session_close(made);
         return status;
     }
+    made->spare = session->spare;
     made->workspace = session->workspace;
     made->workspace->users++;
     made->position = session->position;

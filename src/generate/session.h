@@ -20,11 +20,14 @@ struct linnet_session {
     int64_t position;
     float *logits; /* [vocabulary] */
     bool has_logits;
+    uint64_t spare; /* bytes that the plan left of its bounds, for logits of many tokens */
 };
 
 /* Fills what the settings leave open; LINNET_ERROR_ARGUMENT where they are impossible. */
 linnet_status ln_session_settle(const linnet_model *model, const linnet_session_settings *settings,
                                 linnet_session_settings *settled);
+/* What the plan leaves of the bounds that the settings give; UINT64_MAX: they give none. */
+uint64_t ln_plan_spare(const linnet_plan *plan, const linnet_session_settings *settings);
 ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int64_t piece, linnet_type precision);
 
 #endif

@@ -61,6 +61,26 @@ static uint64_t panel_bytes(const ln_matmul_kernels *kernels, int64_t columns) {
     return most;
 }
 
+static bool fits_in_place(ln_form form, int64_t columns) {
+    return form == LN_FORM_F32 && columns == padded_columns(columns);
+}
+
+/* Of one prepared row; 0: used in place. */
+static uint64_t prepared_bytes(ln_form form, int64_t columns) {
+    return fits_in_place(form, columns) ? 0 : activation_row_bytes(form, padded_columns(columns));
+}
+
+uint64_t ln_matmul_workspace_of(const ln_kernels *kernels, int threads, linnet_type type, bool exact, bool panel,
+                                int64_t tokens, int64_t columns) {
+    const ln_matmul_kernels *k = &kernels->matmul;
+    const uint64_t row = prepared_bytes(panel ? k->panel[exact][type].form : k->dot[exact][type].form, columns);
+    return row * (uint64_t)tokens + (panel ? panel_bytes(k, columns) * (uint64_t)threads : 0);
+}
+
+int64_t ln_matmul_unit(const ln_kernels *kernels, linnet_type type, bool exact) {
+    return kernels->matmul.panel[exact][type].columns;
+}
+
 uint64_t ln_matmul_workspace(const ln_kernels *kernels, int threads, int64_t tokens, int64_t columns) {
     const uint64_t row = activation_row_bytes(LN_FORM_F32, padded_columns(columns));
     return row * (uint64_t)tokens + panel_bytes(&kernels->matmul, columns) * (uint64_t)threads;
@@ -80,8 +100,7 @@ static void prepare_task(void *argument, int64_t task, int worker) {
 
 /* Rows that already lie as the F32 form wants them are used in place. */
 static bool in_place(const pass *p) {
-    return p->form == LN_FORM_F32 && p->activation.columns == p->activation.padded && p->x_stride % 16 == 0 &&
-           (uintptr_t)p->x % 64 == 0;
+    return fits_in_place(p->form, p->activation.columns) && p->x_stride % 16 == 0 && (uintptr_t)p->x % 64 == 0;
 }
 
 static void prepare(pass *p, ln_team *team, void *workspace) {
@@ -150,9 +169,10 @@ static void panel_task(void *argument, int64_t task, int worker) {
     const int64_t row = task % blocks * slot->rows, rows = ln_min_i64(slot->rows, w->rows - row);
     const int64_t first = task / blocks * p->tokens_a_task, tokens = ln_min_i64(p->tokens_a_task, p->tokens - first);
     const unsigned char *weight = (const unsigned char *)w->data + (uint64_t)row * row_bytes;
-    unsigned char *panel = p->panels + panel_bytes(p->kernels, w->columns) * (uint64_t)worker;
-    for (int64_t column = 0; column < w->columns; column += slot->columns) {
-        const int64_t columns = ln_min_i64(slot->columns, w->columns - column);
+    const int64_t end = p->activation.begin + p->activation.columns;
+    unsigned char *panel = p->panels + panel_bytes(p->kernels, p->activation.columns) * (uint64_t)worker;
+    for (int64_t column = p->activation.begin; column < end; column += slot->columns) {
+        const int64_t columns = ln_min_i64(slot->columns, end - column);
         slot->pack(weight, w->type, row_bytes, rows, column, columns, panel);
         slot->run(panel, w->type, rows, column, columns, &p->activation, first, tokens, product->y + row,
                   product->y_stride);
@@ -180,21 +200,28 @@ static void cut_panels(pass *p) {
     p->tokens_a_task = ln_ceil_div(ln_ceil_div(p->tokens, parts), LEAST_TOKENS) * LEAST_TOKENS;
 }
 
-void ln_matmul(const ln_kernels *kernels, ln_team *team, const ln_product *products, int count, const float *x,
-               int64_t x_stride, int64_t tokens, bool exact, void *workspace) {
+void ln_matmul_run_part(const ln_kernels *kernels, ln_team *team, const ln_product *products, int count, const float *x,
+                        int64_t x_stride, int64_t tokens, bool exact, void *workspace, const ln_matmul_part *part) {
     if (count < 1 || tokens < 1) return;
-    const int64_t columns = products[0].weight->columns, padded = padded_columns(columns);
+    const int64_t columns = part->columns ? part->columns : products[0].weight->columns;
+    const int64_t whole = part->tokens ? part->tokens : tokens;
     pass p = {.kernels = &kernels->matmul,
               .products = products,
               .count = count,
               .threads = ln_team_size(team),
               .exact = exact,
-              .panel = tokens >= kernels->matmul.panel_from,
+              .panel = whole >= kernels->matmul.panel_from,
               .x = x,
               .x_stride = x_stride,
               .tokens = tokens,
-              .activation = {.columns = columns, .padded = padded}};
-    p.panels = (unsigned char *)workspace + activation_row_bytes(LN_FORM_F32, padded) * (uint64_t)tokens;
+              .activation = {.begin = part->column, .columns = columns, .padded = padded_columns(columns)}};
+    uint64_t row_bytes = 0;
+    for (int i = 0; i < count; i++) {
+        p.form = form_of(&p, &products[i]);
+        const uint64_t bytes = in_place(&p) ? 0 : activation_row_bytes(p.form, p.activation.padded);
+        if (bytes > row_bytes) row_bytes = bytes;
+    }
+    p.panels = (unsigned char *)workspace + row_bytes * (uint64_t)tokens;
     for (p.form = 0; p.form < LN_FORMS; p.form++) {
         int64_t tasks = 0;
         int users = 0;
@@ -208,6 +235,12 @@ void ln_matmul(const ln_kernels *kernels, ln_team *team, const ln_product *produ
         for (int i = 0; i < count; i++) tasks += tasks_of(&p, &products[i]);
         ln_parallel(team, tasks, p.panel ? panel_task : dot_task, &p);
     }
+}
+
+void ln_matmul(const ln_kernels *kernels, ln_team *team, const ln_product *products, int count, const float *x,
+               int64_t x_stride, int64_t tokens, bool exact, void *workspace) {
+    const ln_matmul_part all = {0};
+    ln_matmul_run_part(kernels, team, products, count, x, x_stride, tokens, exact, workspace, &all);
 }
 
 /* ---- choice ---- */

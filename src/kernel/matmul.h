@@ -40,12 +40,28 @@ typedef struct ln_product {
     int64_t y_stride; /* in floats, >= rows */
 } ln_product;
 
-/* Bytes of workspace for products of at most `tokens` tokens and `columns` columns. */
+/* A part of a larger product, with the bits of the whole. */
+typedef struct ln_matmul_part {
+    int64_t tokens; /* of the whole, which choose the way; 0: those of the call */
+    /* Columns of the weights that x holds (columns 0: all), by the panel way alone: `column` is a multiple of
+     * ln_matmul_unit, and what they give is added to y where it is not 0. */
+    int64_t column, columns;
+} ln_matmul_part;
+
+/* Bytes of workspace for products of at most `tokens` tokens and `columns` columns, whatever the weights and x. */
 uint64_t ln_matmul_workspace(const ln_kernels *kernels, int threads, int64_t tokens, int64_t columns);
+/* The same for weights of one type, by the panel way or by the dot way, and an x that is aligned to 64 bytes, its
+ * stride a multiple of 16. Products of several types take the largest. */
+uint64_t ln_matmul_workspace_of(const ln_kernels *kernels, int threads, linnet_type type, bool exact, bool panel,
+                                int64_t tokens, int64_t columns);
+/* Columns whose sums are added up before they are added to y: parts begin and end at multiples. A power of two. */
+int64_t ln_matmul_unit(const ln_kernels *kernels, linnet_type type, bool exact);
 
 /* x [tokens, x_stride]. All weights have the same number of columns. exact: activations stay float32; else they may be
  * rounded (int8 blocks of 32, bf16) where this processor multiplies those faster. workspace: 64-byte aligned. */
 void ln_matmul(const ln_kernels *kernels, ln_team *team, const ln_product *products, int count, const float *x,
                int64_t x_stride, int64_t tokens, bool exact, void *workspace);
+void ln_matmul_run_part(const ln_kernels *kernels, ln_team *team, const ln_product *products, int count, const float *x,
+                        int64_t x_stride, int64_t tokens, bool exact, void *workspace, const ln_matmul_part *part);
 
 #endif

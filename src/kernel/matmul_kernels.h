@@ -21,6 +21,7 @@ enum {
  *         of the 32 is not finite), int32 sum [padded / 16] (sum of q over 16) */
 typedef struct ln_activation {
     ln_form form;
+    int64_t begin; /* the column of the weights that a row begins with: a multiple of LN_PANEL_UNIT */
     int64_t columns, padded;
     uint64_t row_bytes; /* multiple of 64 */
     const unsigned char *data;

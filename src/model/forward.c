@@ -34,55 +34,129 @@ static ln_attention describe_attention(const linnet_model *model, int64_t layer)
                           .mask = {.causal = true, .window = model->windows[layer]}};
 }
 
-static uint64_t scratch_bytes(linnet_model *model, int64_t piece) {
-    const ln_hyperparameters *h = &model->hyper;
+int64_t ln_forward_unit(const linnet_model *model, bool exact) {
+    int64_t unit = 1;
+    for (int64_t i = 0; i < model->hyper.layers; i++)
+        unit = ln_max_i64(unit, ln_matmul_unit(&model->kernels, model->layers[i].down.type, exact));
+    return unit;
+}
+
+/* One kind of product of the pass: of the panel way for the whole piece, of the dot way for as many as go by it. */
+static void need_product(const linnet_model *model, const ln_forward_shape *shape, const ln_matrix *weight,
+                         int64_t columns, uint64_t *bytes) {
     const int threads = ln_team_size(model->context->team);
-    const int64_t columns = ln_max_i64(ln_max_i64(h->width, h->feed_forward), h->heads * h->value_size);
-    uint64_t bytes = ln_matmul_workspace(&model->kernels, threads, piece, columns);
+    const int64_t few = ln_min_i64(shape->piece, model->kernels.matmul.panel_from - 1);
+    const uint64_t panel =
+        ln_matmul_workspace_of(&model->kernels, threads, weight->type, shape->exact, true, shape->piece, columns);
+    const uint64_t dot =
+        ln_matmul_workspace_of(&model->kernels, threads, weight->type, shape->exact, false, few, weight->columns);
+    if (dot > *bytes) *bytes = dot;
+    if (panel > *bytes && few < shape->piece) *bytes = panel;
+}
+
+static bool same_needs(const ln_layer *a, const ln_layer *b) {
+    return a->query.type == b->query.type && a->key.type == b->key.type && a->value.type == b->value.type &&
+           a->output.type == b->output.type && a->gate.type == b->gate.type && a->up.type == b->up.type &&
+           a->down.type == b->down.type;
+}
+
+static uint64_t scratch_bytes(linnet_model *model, const ln_forward_shape *shape) {
+    const ln_hyperparameters *h = &model->hyper;
+    uint64_t bytes = 0;
+    need_product(model, shape, &model->head, h->width, &bytes);
     for (int64_t i = 0; i < h->layers; i++) {
-        const ln_attention attention = describe_attention(model, i);
-        const uint64_t more = ln_attention_workspace(&model->kernels, threads, &attention, 1, piece);
+        const ln_layer *layer = &model->layers[i];
+        if (i > 0 && same_needs(layer, layer - 1)) continue;
+        const ln_matrix *const whole[] = {&layer->query,  &layer->key,  &layer->value,
+                                          &layer->output, &layer->gate, &layer->up};
+        for (size_t k = 0; k < sizeof whole / sizeof *whole; k++)
+            need_product(model, shape, whole[k], whole[k]->columns, &bytes);
+        need_product(model, shape, &layer->down, shape->slice, &bytes);
+        need_product(model, shape, &layer->down, h->feed_forward % shape->slice, &bytes); /* the last slice */
+    }
+    return bytes;
+}
+
+static uint64_t attention_bytes(linnet_model *model, const ln_forward_shape *shape) {
+    uint64_t bytes = 0;
+    for (int64_t i = 0; i < model->hyper.layers; i++) {
+        if (i > 0 && model->windows[i] == model->windows[i - 1]) continue;
+        ln_attention attention = describe_attention(model, i);
+        attention.exact = shape->exact;
+        const uint64_t more =
+            ln_attention_workspace(&model->kernels, ln_team_size(model->context->team), &attention, 1, shape->piece);
         if (more > bytes) bytes = more;
     }
     return bytes;
 }
 
-static void lay_out(ln_forward *forward, linnet_model *model, int64_t piece, carver *from) {
+/* ---- what lies on the stage ---- */
+
+/* Of tokens * count floats there: whole cache lines. */
+static int64_t on_stage(int64_t tokens, int64_t count) {
+    return ln_ceil_div(tokens * count, 16) * 16;
+}
+static int64_t query_floats(const ln_hyperparameters *h, int64_t tokens) {
+    const int64_t mixed = h->key_size == h->value_size ? 0 : on_stage(tokens, h->heads * h->value_size);
+    return on_stage(tokens, h->heads * h->key_size) + mixed;
+}
+static int64_t key_value_floats(const ln_hyperparameters *h, int64_t tokens) {
+    return on_stage(tokens, h->key_value_heads * h->key_size) + on_stage(tokens, h->key_value_heads * h->value_size);
+}
+
+static int64_t stage_floats(const linnet_model *model, const ln_forward_shape *shape) {
     const ln_hyperparameters *h = &model->hyper;
-    const uint64_t tokens = (uint64_t)piece, pairs = (uint64_t)model->rope.size / 2;
+    const int64_t piece = shape->piece, few = ln_min_i64(piece, model->kernels.matmul.panel_from - 1);
+    const int64_t attention = ln_max_i64(query_floats(h, piece), key_value_floats(h, piece));
+    const int64_t given = shape->slice < h->feed_forward ? on_stage(piece, h->width) : 0;
+    const int64_t feed_forward = given + on_stage(piece, shape->slice) + on_stage(piece, shape->step);
+    const int64_t least =
+        ln_max_i64(query_floats(h, few) + key_value_floats(h, few), 2 * on_stage(few, h->feed_forward));
+    return ln_max_i64(least, ln_max_i64(attention, feed_forward));
+}
+
+static void lay_out(ln_forward *forward, linnet_model *model, const ln_forward_shape *shape, carver *from) {
+    const ln_hyperparameters *h = &model->hyper;
+    const uint64_t tokens = (uint64_t)shape->piece, pairs = (uint64_t)model->rope.size / 2;
     for (int local = 0; local < 2; local++) {
+        if (local && model->rope.base_local <= 0) {
+            forward->inverse[1] = forward->inverse[0];
+            forward->cosine[1] = forward->cosine[0];
+            forward->sine[1] = forward->sine[0];
+            break;
+        }
         forward->inverse[local] = carve(from, pairs, sizeof(double));
         forward->cosine[local] = carve(from, tokens * pairs, sizeof(float));
         forward->sine[local] = carve(from, tokens * pairs, sizeof(float));
     }
     forward->x = carve(from, tokens * (uint64_t)h->width, sizeof(float));
+    /* While attention runs only the queries count of what follows: the rest is its scratch. */
+    carver attention = *from;
+    carve(&attention, (uint64_t)query_floats(h, shape->piece), sizeof(float));
+    forward->attention_scratch = carve(&attention, attention_bytes(model, shape), 1);
+    forward->stage_floats = stage_floats(model, shape);
+    forward->stage = carve(from, (uint64_t)forward->stage_floats, sizeof(float));
     forward->h = carve(from, tokens * (uint64_t)h->width, sizeof(float));
-    carver attention = *from, feed_forward = *from;
-    forward->query = carve(&attention, tokens * (uint64_t)(h->heads * h->key_size), sizeof(float));
-    forward->key = carve(&attention, tokens * (uint64_t)(h->key_value_heads * h->key_size), sizeof(float));
-    forward->value = carve(&attention, tokens * (uint64_t)(h->key_value_heads * h->value_size), sizeof(float));
-    forward->mixed = carve(&attention, tokens * (uint64_t)(h->heads * h->value_size), sizeof(float));
-    forward->gate = carve(&feed_forward, tokens * (uint64_t)h->feed_forward, sizeof(float));
-    forward->up = carve(&feed_forward, tokens * (uint64_t)h->feed_forward, sizeof(float));
-    from->used = attention.used > feed_forward.used ? attention.used : feed_forward.used;
-    forward->scratch = carve(from, scratch_bytes(model, piece), 1);
+    forward->scratch = carve(from, scratch_bytes(model, shape), 1);
+    if (attention.used > from->used) from->used = attention.used;
 }
 
-uint64_t ln_forward_bytes(linnet_model *model, int64_t piece) {
+uint64_t ln_forward_bytes(linnet_model *model, const ln_forward_shape *shape) {
     ln_forward forward;
     carver parts = {0};
-    lay_out(&forward, model, piece, &parts);
+    lay_out(&forward, model, shape, &parts);
     return ln_allocated_bytes(parts.used);
 }
 
-linnet_status ln_forward_open(linnet_model *model, int64_t piece, int64_t context, bool exact, ln_forward *forward) {
-    *forward = (ln_forward){.model = model, .piece = piece, .exact = exact};
+linnet_status ln_forward_open(linnet_model *model, const ln_forward_shape *shape, int64_t context,
+                              ln_forward *forward) {
+    *forward = (ln_forward){.model = model, .shape = *shape};
     carver parts = {0};
-    lay_out(forward, model, piece, &parts);
+    lay_out(forward, model, shape, &parts);
     parts.base = forward->block = ln_allocate(model->context, parts.used, 1, "workspace");
     if (!forward->block) return LINNET_ERROR_MEMORY;
     parts.used = 0;
-    lay_out(forward, model, piece, &parts);
+    lay_out(forward, model, shape, &parts);
     for (int local = 0; local < 2; local++)
         forward->magnitude[local] =
             ln_rope_frequencies(&model->rope, local && model->rope.base_local > 0, context, forward->inverse[local]);
@@ -103,6 +177,10 @@ typedef struct rows {
     const ln_layer *layer;
     const float *next_norm; /* of the norm that prepares h for the next product; NULL: none follows */
     const int32_t *ids;
+    float *query, *key, *value; /* [tokens, heads * size]; NULL: not these */
+    float *gate, *up;           /* rows of slice and of step floats */
+    int64_t columns;            /* to activate */
+    float *given;               /* [tokens, width], what a part adds to x */
 } rows;
 
 static void embed_row(void *argument, int64_t token, int worker) {
@@ -141,24 +219,26 @@ static void project_row(void *argument, int64_t token, int worker) {
     const ln_hyperparameters *h = &forward->model->hyper;
     const ln_layer *layer = r->layer;
     const int64_t values = h->key_value_heads * h->value_size;
-    prepare_heads(forward, layer, forward->query + token * h->heads * h->key_size, h->heads, layer->query_bias,
-                  layer->query_norm, token);
-    prepare_heads(forward, layer, forward->key + token * h->key_value_heads * h->key_size, h->key_value_heads,
-                  layer->key_bias, layer->key_norm, token);
-    if (layer->value_bias)
-        forward->model->kernels.vector.add(forward->value + token * values, layer->value_bias, values);
+    if (r->query)
+        prepare_heads(forward, layer, r->query + token * h->heads * h->key_size, h->heads, layer->query_bias,
+                      layer->query_norm, token);
+    if (r->key)
+        prepare_heads(forward, layer, r->key + token * h->key_value_heads * h->key_size, h->key_value_heads,
+                      layer->key_bias, layer->key_norm, token);
+    if (r->value && layer->value_bias)
+        forward->model->kernels.vector.add(r->value + token * values, layer->value_bias, values);
 }
 
-/* x += norm'(h + bias), then h = norm(x) for what follows. */
+/* x += norm'(given + bias), then h = norm(x) for what follows. */
 static void finish_row(const rows *r, int64_t token, const float *bias, const float *post_norm) {
     const ln_forward *forward = r->forward;
     const linnet_model *model = forward->model;
     const ln_vector_kernels *vector = &model->kernels.vector;
     const int64_t width = model->hyper.width;
-    float *x = forward->x + token * width, *h = forward->h + token * width;
-    if (bias) vector->add(h, bias, width);
-    if (post_norm) vector->rms_norm(h, h, post_norm, width, model->hyper.norm_epsilon);
-    vector->add(x, h, width);
+    float *x = forward->x + token * width, *h = forward->h + token * width, *given = r->given + token * width;
+    if (bias) vector->add(given, bias, width);
+    if (post_norm) vector->rms_norm(given, given, post_norm, width, model->hyper.norm_epsilon);
+    vector->add(x, given, width);
     if (r->next_norm) vector->rms_norm(h, x, r->next_norm, width, model->hyper.norm_epsilon);
 }
 
@@ -178,65 +258,122 @@ static void activate_row(void *argument, int64_t token, int worker) {
     (void)worker;
     const rows *r = argument;
     const linnet_model *model = r->forward->model;
-    const int64_t n = model->hyper.feed_forward;
-    float *gate = r->forward->gate + token * n;
-    const float *up = r->forward->up + token * n;
+    float *gate = r->gate + token * r->forward->slice;
+    const float *up = r->up + token * r->forward->step;
     if (model->architecture->activation == LN_GELU_TANH)
-        model->kernels.vector.gelu_tanh_multiply(gate, gate, up, n);
+        model->kernels.vector.gelu_tanh_multiply(gate, gate, up, r->columns);
     else
-        model->kernels.vector.silu_multiply(gate, gate, up, n);
+        model->kernels.vector.silu_multiply(gate, gate, up, r->columns);
 }
 
 /* ---- layers ---- */
 
-static void multiply(ln_forward *forward, const ln_product *products, int count, const float *x, int64_t tokens) {
+/* x holds `part` of the columns of the weights, in rows of `stride`. */
+static void multiply_part(ln_forward *forward, const ln_product *products, int count, const float *x, int64_t stride,
+                          int64_t tokens, const ln_matmul_part *part) {
     linnet_model *model = forward->model;
-    ln_matmul(&model->kernels, model->context->team, products, count, x, products[0].weight->columns, tokens,
-              forward->exact, forward->scratch);
+    ln_matmul_run_part(&model->kernels, model->context->team, products, count, x, stride, tokens, forward->shape.exact,
+                       forward->scratch, part);
+}
+
+static void multiply(ln_forward *forward, const ln_product *products, int count, const float *x, int64_t tokens) {
+    const ln_matmul_part all = {0};
+    multiply_part(forward, products, count, x, products[0].weight->columns, tokens, &all);
+}
+
+/* Puts queries, keys and values on the stage, keys and values into the memory: together where there is room, else the
+ * queries in the place of the keys and values, after these are in the memory. */
+static void project(ln_forward *forward, ln_memory *memory, int64_t index, int64_t tokens, rows *r) {
+    linnet_model *model = forward->model;
+    ln_team *team = model->context->team;
+    const ln_hyperparameters *h = &model->hyper;
+    const ln_layer *layer = r->layer;
+    const int64_t queries = h->heads * h->key_size, keys = h->key_value_heads * h->key_size,
+                  values = h->key_value_heads * h->value_size;
+    const bool together =
+        on_stage(tokens, queries) + on_stage(tokens, keys) + on_stage(tokens, values) <= forward->stage_floats;
+    float *query = forward->stage, *key = together ? query + on_stage(tokens, queries) : forward->stage;
+    float *value = key + on_stage(tokens, keys);
+    const ln_product projections[] = {
+        {&layer->key, key, keys}, {&layer->value, value, values}, {&layer->query, query, queries}};
+    multiply(forward, projections, together ? 3 : 2, forward->h, tokens);
+    r->query = together ? query : NULL;
+    r->key = key;
+    r->value = value;
+    ln_parallel(team, tokens, project_row, r);
+    ln_memory_append(memory, team, index, tokens, key, keys, value, values);
+    if (together) return;
+    multiply(forward, projections + 2, 1, forward->h, tokens);
+    r->query = query;
+    r->key = r->value = NULL;
+    ln_parallel(team, tokens, project_row, r);
 }
 
 static void run_attention(ln_forward *forward, ln_memory *memory, int64_t index, int64_t tokens, rows *r) {
     linnet_model *model = forward->model;
     ln_team *team = model->context->team;
     const ln_hyperparameters *h = &model->hyper;
-    const ln_layer *layer = r->layer;
-    const int64_t queries = h->heads * h->key_size, keys = h->key_value_heads * h->key_size,
-                  values = h->key_value_heads * h->value_size, mixed = h->heads * h->value_size;
-    const ln_product projections[] = {{&layer->query, forward->query, queries},
-                                      {&layer->key, forward->key, keys},
-                                      {&layer->value, forward->value, values}};
-    multiply(forward, projections, 3, forward->h, tokens);
-    ln_parallel(team, tokens, project_row, r);
-    ln_memory_append(memory, team, index, tokens, forward->key, keys, forward->value, values);
+    const int64_t queries = h->heads * h->key_size, mixed = h->heads * h->value_size;
+    project(forward, memory, index, tokens, r);
     ln_attention attention = describe_attention(model, index);
-    attention.exact = forward->exact;
+    attention.exact = forward->shape.exact;
+    /* A tile's output is written after its queries were read by all who need them, and has their place. */
+    float *output = h->key_size == h->value_size ? r->query : r->query + on_stage(tokens, queries);
     const ln_attention_sequence sequence = {.view = ln_memory_view(memory, index),
                                             .keys = ln_memory_position(memory) + tokens,
                                             .tokens = tokens,
                                             .position = ln_memory_position(memory),
-                                            .query = forward->query,
-                                            .output = forward->mixed,
+                                            .query = r->query,
+                                            .output = output,
                                             .query_stride = queries,
                                             .query_head_stride = h->key_size,
                                             .output_stride = mixed,
                                             .output_head_stride = h->value_size};
-    ln_attention_run(&model->kernels, team, &attention, &sequence, 1, forward->scratch);
-    const ln_product output = {&layer->output, forward->h, h->width};
-    multiply(forward, &output, 1, forward->mixed, tokens);
-    r->next_norm = layer->feed_forward_norm;
+    ln_attention_run(&model->kernels, team, &attention, &sequence, 1, forward->attention_scratch);
+    const ln_product product = {&r->layer->output, forward->h, h->width};
+    multiply(forward, &product, 1, output, tokens);
+    r->given = forward->h;
+    r->next_norm = r->layer->feed_forward_norm;
     ln_parallel(team, tokens, finish_attention_row, r);
+}
+
+static ln_matrix rows_of(const ln_matrix *matrix, int64_t first, int64_t count) {
+    ln_matrix part = *matrix;
+    part.rows = count;
+    part.data = (const unsigned char *)matrix->data + (uint64_t)first * ln_format_bytes(matrix->type, matrix->columns);
+    return part;
+}
+
+/* gate = activation(G h) * U h, columns first .. first + count - 1, `step` at a time. */
+static void run_gates(ln_forward *forward, int64_t first, int64_t count, int64_t tokens, rows *r) {
+    for (int64_t at = 0; at < count; at += forward->step) {
+        r->columns = ln_min_i64(forward->step, count - at);
+        const ln_matrix gate = rows_of(&r->layer->gate, first + at, r->columns),
+                        up = rows_of(&r->layer->up, first + at, r->columns);
+        const ln_product gates[] = {{&gate, r->gate + at, forward->slice}, {&up, r->up, forward->step}};
+        multiply(forward, gates, 2, forward->h, tokens);
+        rows here = *r;
+        here.gate += at;
+        ln_parallel(forward->model->context->team, tokens, activate_row, &here);
+    }
 }
 
 static void run_feed_forward(ln_forward *forward, int64_t index, int64_t tokens, rows *r) {
     linnet_model *model = forward->model;
     const ln_hyperparameters *h = &model->hyper;
-    const ln_layer *layer = r->layer;
-    const ln_product gates[] = {{&layer->gate, forward->gate, h->feed_forward},
-                                {&layer->up, forward->up, h->feed_forward}};
-    multiply(forward, gates, 2, forward->h, tokens);
-    ln_parallel(model->context->team, tokens, activate_row, r);
-    const ln_product down = {&layer->down, forward->h, h->width};
-    multiply(forward, &down, 1, forward->gate, tokens);
+    const bool few = tokens < model->kernels.matmul.panel_from; /* the dot way knows no slices */
+    forward->slice = few ? h->feed_forward : forward->shape.slice;
+    forward->step = few ? h->feed_forward : forward->shape.step;
+    const bool slices = forward->slice < h->feed_forward;
+    r->given = slices ? forward->stage : forward->h;
+    r->gate = forward->stage + (slices ? on_stage(tokens, h->width) : 0);
+    r->up = r->gate + on_stage(tokens, forward->slice);
+    const ln_product down = {&r->layer->down, r->given, h->width};
+    for (int64_t first = 0; first < h->feed_forward; first += forward->slice) {
+        const ln_matmul_part part = {.column = first, .columns = ln_min_i64(forward->slice, h->feed_forward - first)};
+        run_gates(forward, first, part.columns, tokens, r);
+        multiply_part(forward, &down, 1, r->gate, forward->slice, tokens, &part);
+    }
     r->next_norm = index + 1 < h->layers ? model->layers[index + 1].attention_norm : NULL;
     ln_parallel(model->context->team, tokens, finish_feed_forward_row, r);
 }
@@ -259,14 +396,15 @@ linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32
     return LINNET_OK;
 }
 
-void ln_forward_logits(ln_forward *forward, int64_t first, int64_t count, float *logits) {
+void ln_forward_logits(ln_forward *forward, int64_t first, int64_t count, int64_t together, float *logits) {
     linnet_model *model = forward->model;
     const ln_hyperparameters *hyper = &model->hyper;
     for (int64_t t = 0; t < count; t++)
         model->kernels.vector.rms_norm(forward->h + t * hyper->width, forward->x + (first + t) * hyper->width,
                                        model->output_norm, hyper->width, hyper->norm_epsilon);
     const ln_product head = {&model->head, logits, hyper->vocabulary};
-    multiply(forward, &head, 1, forward->h, count);
+    const ln_matmul_part part = {.tokens = together};
+    multiply_part(forward, &head, 1, forward->h, hyper->width, count, &part);
     if (hyper->logit_cap > 0)
         for (int64_t t = 0; t < count; t++)
             model->kernels.vector.soft_cap(logits + t * hyper->vocabulary, hyper->logit_cap, hyper->vocabulary);

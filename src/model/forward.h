@@ -1,4 +1,10 @@
-/* The forward pass: a piece of tokens through all layers, against the keys and values of a memory. */
+/* The forward pass: a piece of tokens through all layers, against the keys and values of a memory.
+ *
+ * Activations are held in slices (after AutoChunk, P114): of the feed-forward part, `slice` columns at a time go
+ * through
+ *     h' += D[:, slice] (activation(G[slice] h) * U[slice] h),
+ * G and U `step` rows at a time. The product by D adds up its columns in the same groups whether sliced or not, and
+ * every weight is still read once a piece: slices cost neither a bit nor a second pass. */
 #ifndef LN_MODEL_FORWARD_H
 #define LN_MODEL_FORWARD_H
 
@@ -6,30 +12,43 @@
 #include "mixer/attention.h"
 #include "model/model.h"
 
-/* Workspace for pieces of at most `piece` tokens; sessions of one model that run one after the other may share it. */
+typedef struct ln_forward_shape {
+    int64_t piece; /* most tokens at once */
+    int64_t slice; /* columns of the feed-forward part: all, or a multiple of ln_forward_unit */
+    int64_t step;  /* of them computed at once: at most slice, a multiple of 16 where less */
+    bool exact;
+} ln_forward_shape;
+
+/* Workspace; sessions of one model that run one after the other may share it. */
 typedef struct ln_forward {
     linnet_model *model;
-    int64_t piece;
-    bool exact;
+    ln_forward_shape shape;
     double *inverse[2], magnitude[2]; /* rotary frequencies: global, local */
     float *x, *h; /* [piece, width]: residual stream; what goes into and comes out of the products */
-    float *query, *key, *value, *mixed; /* [piece, heads * size] */
-    float *gate, *up;                   /* [piece, feed_forward], in the place of the four above */
-    float *cosine[2], *sine[2];         /* [piece, rope.size / 2] */
-    void *scratch;                      /* of the products and of attention, in turn */
+    /* In one place, in turn: queries, keys and values, in the place of the queries what attention gives (mixed); then
+     * what the feed-forward part gives, gate and up. */
+    float *stage;
+    int64_t stage_floats;
+    int64_t slice, step;        /* of the piece that runs: few tokens are not cut */
+    float *cosine[2], *sine[2]; /* [piece, rope.size / 2] */
+    void *scratch;              /* of the products */
+    void *attention_scratch;    /* over all of it but x and the queries */
     void *block;
 } ln_forward;
 
+/* Slices of the feed-forward part are multiples of it. */
+int64_t ln_forward_unit(const linnet_model *model, bool exact);
 /* Bytes that ln_forward_open allocates. */
-uint64_t ln_forward_bytes(linnet_model *model, int64_t piece);
+uint64_t ln_forward_bytes(linnet_model *model, const ln_forward_shape *shape);
 /* context: tokens of the longest session (some rotary scalings depend on it). */
-linnet_status ln_forward_open(linnet_model *model, int64_t piece, int64_t context, bool exact, ln_forward *forward);
+linnet_status ln_forward_open(linnet_model *model, const ln_forward_shape *shape, int64_t context, ln_forward *forward);
 void ln_forward_close(ln_forward *forward);
 
 /* tokens <= piece tokens after the memory's position. On LINNET_OK the memory has grown by them and x holds their
  * residual streams; on LINNET_INTERRUPTED nothing has changed. */
 linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32_t *ids, int64_t tokens);
-/* Logits [count, vocabulary] of the tokens first .. first + count - 1 of the piece that was run last. */
-void ln_forward_logits(ln_forward *forward, int64_t first, int64_t count, float *logits);
+/* Logits [count, vocabulary] of the tokens first .. first + count - 1 of the piece that was run last, with the bits
+ * that `together` of them at once would have. */
+void ln_forward_logits(ln_forward *forward, int64_t first, int64_t count, int64_t together, float *logits);
 
 #endif

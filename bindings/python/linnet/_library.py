@@ -24,13 +24,14 @@ class ModelInfo(Structure):
 
 class SessionSettings(Structure):
     _fields_ = [("size", c_size_t), ("context", c_int64), ("memory", c_uint64), ("precision", c_int), ("piece", c_int64),
-                ("compute", c_int)]
+                ("compute", c_int), ("activations", c_uint64)]
 
 
 class Plan(Structure):
-    _fields_ = [("size", c_size_t), ("context", c_int64), ("piece", c_int64), ("page_tokens", c_int64), ("precision", c_int)] + [
+    _fields_ = [("size", c_size_t), ("context", c_int64), ("piece", c_int64), ("page_tokens", c_int64), ("feed_forward", c_int64),
+                ("slice", c_int64), ("step", c_int64), ("precision", c_int)] + [
         (name, c_uint64) for name in ("weights_mapped", "model", "pages", "workspace", "overhead", "total", "smallest",
-                                      "bytes_per_token")] + [("reason", c_char * 256)]
+                                      "smallest_workspace", "bytes_per_token")] + [("reason", c_char * 256)]
 
 
 class SamplerSettings(Structure):

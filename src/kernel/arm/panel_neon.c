@@ -107,7 +107,7 @@ static void panel_f32(const void *panel, linnet_type type, int64_t rows, int64_t
             .strip = (const float *)panel + r * ln_panel_padded(columns),
             .rows = rows - r,
             .steps = ln_ceil_div(columns, 4),
-            .x = x->data + (uint64_t)first * x->row_bytes + column * 4,
+            .x = x->data + (uint64_t)first * x->row_bytes + (column - x->begin) * 4,
             .x_bytes = x->row_bytes,
             .y = y + first * y_stride + r,
             .y_stride = y_stride,

@@ -137,7 +137,7 @@ LN_INLINE void ln_panel_run_512(const void *panel, int bytes, int64_t rows, int6
             .strip = {strip, two ? strip + strip_bytes : strip},
             .mask = {ln_row_mask(rows - r), ln_row_mask(rows - r - LN_STRIP)},
             .steps = ln_ceil_div(columns * bytes, 4),
-            .x = x->data + (uint64_t)first * x->row_bytes + column * bytes,
+            .x = x->data + (uint64_t)first * x->row_bytes + (column - x->begin) * bytes,
             .x_bytes = x->row_bytes,
             .y = y + first * y_stride + r,
             .y_stride = y_stride,

@@ -109,7 +109,7 @@ static void panel_bf16(const void *panel, linnet_type type, int64_t rows, int64_
             const int64_t some_tokens = ln_min_i64(2 * TOKENS, tokens - t);
             const bf16_tile p = {
                 .strip = {strip, some_rows > LN_STRIP ? strip + strip_bytes : strip},
-                .x = x->data + (uint64_t)(first + t) * x->row_bytes + column * 2,
+                .x = x->data + (uint64_t)(first + t) * x->row_bytes + (column - x->begin) * 2,
                 .x_bytes = (int64_t)x->row_bytes,
                 .steps = ln_panel_padded(columns) / 32,
                 .y = y + (first + t) * y_stride + r,
@@ -210,6 +210,7 @@ static void panel_int8(const void *panel, linnet_type type, int64_t rows, int64_
     const bool has_minimum = ln_format_of(type)->has_minimum;
     const ln_amx_shape shape = ln_amx_shape_of(group);
     const int64_t padded = ln_panel_padded(columns), strip_bytes = ln_strip_bytes(LN_FORM_INT8, type, columns);
+    const int64_t at = column - x->begin;
     few_tokens few;
     ln_amx_configure(&shape);
     for (int64_t t = 0; t < tokens; t += TOKENS) {
@@ -218,10 +219,10 @@ static void panel_int8(const void *panel, linnet_type type, int64_t rows, int64_
             .minus_offset = -ln_unpack_offset(type),
             .groups = padded / group,
             .padded = padded,
-            .x = row + column,
+            .x = row + at,
             .x_bytes = (int64_t)x->row_bytes,
-            .x_scale = (const float *)(const void *)(row + x->padded) + column / 32,
-            .x_sum = (const int32_t *)(const void *)(row + x->padded + x->padded / 8) + column / 16,
+            .x_scale = (const float *)(const void *)(row + x->padded) + at / 32,
+            .x_sum = (const int32_t *)(const void *)(row + x->padded + x->padded / 8) + at / 16,
             .x_floats = (int64_t)x->row_bytes / 4,
             .tokens = ln_min_i64(TOKENS, tokens - t),
             .y_stride = y_stride,

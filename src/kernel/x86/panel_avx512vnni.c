@@ -111,6 +111,7 @@ static void panel_int8(const void *panel, linnet_type type, int64_t rows, int64_
     static void (*const runs[2][2])(const tile *, int64_t) = {{run_32, run_32_minimum}, {run_16, run_16_minimum}};
     const int group = ln_panel_group(type);
     const int64_t padded = ln_panel_padded(columns), strip_bytes = ln_strip_bytes(LN_FORM_INT8, type, columns);
+    const int64_t at = column - x->begin;
     for (int64_t r = 0; r < rows; r += 2 * LN_STRIP) {
         const unsigned char *strip = (const unsigned char *)panel + r / LN_STRIP * strip_bytes;
         const bool two = rows - r > LN_STRIP;
@@ -121,9 +122,9 @@ static void panel_int8(const void *panel, linnet_type type, int64_t rows, int64_
             .groups = padded / group,
             .padded = padded,
             .x = x->data + (uint64_t)first * x->row_bytes,
-            .column = column,
-            .scales_at = x->padded + column / 32 * 4,
-            .sums_at = x->padded + x->padded / 8 + column / 16 * 4,
+            .column = at,
+            .scales_at = x->padded + at / 32 * 4,
+            .sums_at = x->padded + x->padded / 8 + at / 16 * 4,
             .x_bytes = x->row_bytes,
             .y = y + first * y_stride + r,
             .y_stride = y_stride,
