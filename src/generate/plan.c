@@ -18,8 +18,7 @@
 enum { OVERHEAD_BYTES = 6 << 20, SMALLEST_PIECE = 8, QUICK_PIECE = 64, MOST_CONTEXT = 1 << 30 };
 
 /* Most are multiples of the tokens of the panel kernels' tiles. */
-static const int64_t pieces[] = {8,   12,  16,  24,  32,  48,  64,  96,  128, 144,
-                                 192, 240, 288, 336, 384, 432, 480, 512, 768, 1024};
+static const int64_t pieces[] = {8, 12, 16, 24, 32, 48, 64, 96, 128, 144, 192, 240, 288, 336, 384, 432, 480, 512};
 static const int64_t parts[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64}; /* slices of the feed-forward part */
 static const int64_t steps[] = {INT64_MAX, 1024, 512, 256};
 
@@ -31,7 +30,7 @@ enum {
 };
 
 /* In multiply-adds of the same form, as measured: unpacking a weight, preparing an activation, threads meeting once. */
-static const double PACKING[LN_FORMS] = {[LN_FORM_F32] = 8, [LN_FORM_BF16] = 16, [LN_FORM_INT8] = 45};
+static const double PACKING[LN_FORMS] = {[LN_FORM_F32] = 8, [LN_FORM_BF16] = 16, [LN_FORM_INT8] = 35};
 static const double PREPARING = 50, MEETING = 2e6;
 
 typedef struct candidate {
