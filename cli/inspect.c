@@ -8,7 +8,7 @@ static const cli_option inspect_options[] = {CLI_OPTION(0, "json", CLI_FLAG, jso
 
 static const cli_group groups[] = {{"inspect", inspect_options}, {"other", cli_common_options}, {0}};
 
-static const linnet_type precisions[] = {LINNET_F32, LINNET_BF16, LINNET_F16, LINNET_Q8_0};
+static const linnet_type precisions[] = {LINNET_F32, LINNET_BF16, LINNET_F16, LINNET_Q8_0, LINNET_Q4_0};
 enum { PRECISIONS = sizeof precisions / sizeof *precisions };
 
 static uint64_t values_of(const linnet_tensor_info *info) {

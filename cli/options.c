@@ -30,7 +30,7 @@ const cli_option cli_memory_options[] = {
         "bytes of them that activations and workspace may take, however long the prompt; 0: no bound of their own",
         .fallback = "0"),
     CLI_OPTION(0, "precision", CLI_TYPE, precision, "TYPE", "of cached keys and values; auto: the most exact that fits",
-               .fallback = "auto", .choices = "auto f32 bf16 f16 q8_0"),
+               .fallback = "auto", .choices = "auto f32 bf16 f16 q8_0 q4_0"),
     CLI_OPTION(0, "piece", CLI_INTEGER, piece, "N", "tokens of the prompt processed at once; 0: chosen by the plan",
                .fallback = "0", .highest = 1e6),
     CLI_OPTION(0, "exact", CLI_FLAG, exact, NULL,

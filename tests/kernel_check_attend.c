@@ -10,7 +10,7 @@
 
 enum { HEADS = 8, GROUPS = 2, SIZE = 64, TOKENS = 77, PROMPT = 512, DEPTH = 16384, TIMED_LAYERS = 16 };
 
-static const linnet_type precisions[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0};
+static const linnet_type precisions[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0, LINNET_Q4_0};
 
 typedef struct scene {
     check *c;

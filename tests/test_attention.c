@@ -190,8 +190,8 @@ static double error_of(const problem *p) {
 }
 
 static const char *const levels[] = {"portable", "avx2", "avx512", "all"};
-static const linnet_type precisions[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0};
-enum { LEVELS = 4, PRECISIONS = 4 };
+static const linnet_type precisions[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0, LINNET_Q4_0};
+enum { LEVELS = 4, PRECISIONS = 5 };
 
 /* Levels that this processor reaches no further are the one before again. */
 static bool level_is_new(int level) {

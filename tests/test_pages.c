@@ -66,35 +66,43 @@ typedef struct model {
 } model;
 
 /* A value by token, layer, head, index: small integers and their halves, which every precision holds exactly (of Q8_0,
- * any block whose largest is 127 steps). */
-static float value_of(uint32_t seed, int64_t layer, int64_t head, int64_t i) {
+ * any block whose largest is 127 steps; of Q4_0, one whose largest is -8). */
+static float value_of(linnet_type precision, uint32_t seed, int64_t layer, int64_t head, int64_t i) {
     uint64_t x = seed + 1000003u * (uint64_t)(layer * HEADS + head) + 7919u * (uint64_t)(i % 32);
     const int64_t v = (int64_t)(ln_random_mix(&x) % 255) - 127;
+    if (precision == LINNET_Q4_0) return i % 32 == 0 ? -8 : (float)(v & 15) - 8;
     return i % 32 == 0 ? 127 : (float)v;
 }
 
 static void append(model *m, ln_team *team, int64_t layer, int64_t tokens) {
     enum { KEY_STRIDE = HEADS * KEY + 3, VALUE_STRIDE = HEADS * VALUE + 5 };
     static float keys[PIECE * KEY_STRIDE], values[PIECE * VALUE_STRIDE];
+    const linnet_type precision = ln_memory_view(m->memory, layer).layout.precision;
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t h = 0; h < HEADS; h++) {
             const uint32_t seed = m->seed[m->position + t];
-            for (int64_t i = 0; i < KEY; i++) keys[t * KEY_STRIDE + h * KEY + i] = value_of(seed, layer, h, i);
+            for (int64_t i = 0; i < KEY; i++)
+                keys[t * KEY_STRIDE + h * KEY + i] = value_of(precision, seed, layer, h, i);
             for (int64_t i = 0; i < VALUE; i++)
-                values[t * VALUE_STRIDE + h * VALUE + i] = value_of(seed + 1, layer, h, i);
+                values[t * VALUE_STRIDE + h * VALUE + i] = value_of(precision, seed + 1, layer, h, i);
         }
     }
     ln_memory_append(m->memory, team, layer, tokens, keys, KEY_STRIDE, values, VALUE_STRIDE);
 }
 
-static float decode_one(const ln_page_layout *layout, const unsigned char *codes, int64_t i,
-                        const unsigned char *scale) {
+/* Row `row` and column of rows of `columns`. */
+static float decode_one(const ln_page_layout *layout, const unsigned char *codes, int64_t row, int64_t columns,
+                        int64_t column, const unsigned char *scale) {
+    const int64_t i = row * columns + column;
     uint16_t half;
     float value;
     switch (layout->precision) {
     case LINNET_F32:
         memcpy(&value, codes + 4 * i, 4);
         return value;
+    case LINNET_Q4_0:
+        memcpy(&half, scale, 2);
+        return ln_f16_float(half) * (float)((codes[(row / 8 * 4 + row % 4) * columns + column] >> (row & 4) & 15) - 8);
     case LINNET_Q8_0:
         memcpy(&half, scale, 2);
         return ln_f16_float(half) * (float)(int8_t)codes[i];
@@ -111,14 +119,16 @@ static void check_token(const model *m, int64_t layer, const ln_page_view *view,
         assert_int_equal((uintptr_t)page % 64, 0);
         const ln_attend_part keys = ln_page_keys(&view->layout, page, 0);
         for (int64_t i = 0; i < KEY; i++) {
-            const float found = decode_one(&view->layout, keys.codes, i * LN_PAGE_TOKENS + t,
+            const float found = decode_one(&view->layout, keys.codes, i, LN_PAGE_TOKENS, t,
                                            keys.scales + 2 * (i / 32 * LN_PAGE_TOKENS + t));
-            assert_true(found == value_of(m->seed[position], layer, h, i));
+            assert_true(found == value_of(view->layout.precision, m->seed[position], layer, h, i));
         }
         for (int64_t i = 0; i < VALUE; i++) {
             const ln_attend_part values = ln_page_values(&view->layout, page, i / LN_PANEL, t);
-            const float found = decode_one(&view->layout, values.codes, i % LN_PANEL, values.scales);
-            assert_true(found == value_of(m->seed[position] + 1, layer, h, i));
+            const float found =
+                decode_one(&view->layout, values.codes, values.first,
+                           ln_min_i64(LN_PANEL, VALUE - i / LN_PANEL * LN_PANEL), i % LN_PANEL, values.scales);
+            assert_true(found == value_of(view->layout.precision, m->seed[position] + 1, layer, h, i));
         }
     }
 }
@@ -196,14 +206,14 @@ static void rewind_at_random(model *m, linnet_context *context, ln_random *rando
 
 static void test_random(void **state) {
     (void)state;
-    static const linnet_type precisions[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0};
+    static const linnet_type precisions[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0, LINNET_Q4_0};
     char path[32];
     temporary_path(path);
     for (int run = 0; run < 12; run++) {
         counter count = {0};
         linnet_context *context = open_context(&count);
         const uint64_t before = linnet_memory_used(context);
-        const ln_memory_shape shape = shape_of(precisions[run % 4]);
+        const ln_memory_shape shape = shape_of(precisions[run % 5]);
         const uint64_t bytes = ln_memory_bytes(&shape);
         ln_random random;
         ln_random_seed(&random, (uint64_t)run);
@@ -290,7 +300,7 @@ static void test_bad_shapes(void **state) {
     const int64_t negative[LAYERS] = {0, -1, 0};
     ln_memory_shape shapes[9];
     for (int i = 0; i < 9; i++) shapes[i] = shape_of(LINNET_F32);
-    shapes[0].precision = LINNET_Q4_0;
+    shapes[0].precision = LINNET_Q4_1;
     shapes[1].key_size = 20;
     shapes[2].value_size = 584;
     shapes[3].layers = 0;

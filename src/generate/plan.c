@@ -67,10 +67,11 @@ linnet_status ln_session_settle(const linnet_model *model, const linnet_session_
     case LINNET_F16:
     case LINNET_BF16:
     case LINNET_Q8_0:
+    case LINNET_Q4_0:
         break;
     default:
         return ln_fail(context, LINNET_ERROR_ARGUMENT,
-                       "keys and values can be kept as f32, bf16, f16 or q8_0, not as %s",
+                       "keys and values can be kept as f32, bf16, f16, q8_0 or q4_0, not as %s",
                        linnet_type_name(settled->precision) ? linnet_type_name(settled->precision) : "that");
     }
     return LINNET_OK;

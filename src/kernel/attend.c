@@ -34,6 +34,11 @@ HELPER lanes load_q8(const int8_t *x, int n) {
     (void)n;
     return (lanes){(float)x[0], (float)x[1], (float)x[2], (float)x[3]};
 }
+HELPER lanes load_q4(const uint8_t *x, int up, int n) {
+    (void)n;
+    return (lanes){(float)((x[0] >> up & 15) - 8), (float)((x[1] >> up & 15) - 8), (float)((x[2] >> up & 15) - 8),
+                   (float)((x[3] >> up & 15) - 8)};
+}
 HELPER lanes splat(float x) {
     return (lanes){x, x, x, x};
 }
@@ -107,20 +112,24 @@ void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels) {
 }
 
 bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_size, ln_page_layout *layout) {
-    const bool known =
-        precision == LINNET_F32 || precision == LINNET_F16 || precision == LINNET_BF16 || precision == LINNET_Q8_0;
+    const bool known = precision == LINNET_F32 || precision == LINNET_F16 || precision == LINNET_BF16 ||
+                       precision == LINNET_Q8_0 || precision == LINNET_Q4_0;
     if (!known || key_size < 8 || value_size < 8 || key_size % 8 || value_size % 8 || key_size > LN_HEAD_MOST ||
         value_size > LN_HEAD_MOST)
         return false;
-    const int64_t element = precision == LINNET_F32 ? 4 : precision == LINNET_Q8_0 ? 1 : 2;
+    const bool blocks = precision == LINNET_Q8_0 || precision == LINNET_Q4_0;
+    const int64_t element = precision == LINNET_F32    ? 4
+                            : precision == LINNET_Q8_0 ? 1
+                            : precision == LINNET_Q4_0 ? 0
+                                                       : 2;
     /* A row of 32 float16 scales is 64 bytes, so every offset is a multiple of 64. */
-    const int64_t scales = precision == LINNET_Q8_0 ? 64 : 0;
-    uint64_t at = (uint64_t)(LN_PAGE_TOKENS * element * key_size);
-    *layout = (ln_page_layout){.precision = precision, .key_size = key_size, .value_size = value_size};
-    layout->element = element;
+    const int64_t scales = blocks ? 64 : 0;
+    *layout =
+        (ln_page_layout){.precision = precision, .key_size = key_size, .value_size = value_size, .element = element};
+    uint64_t at = ln_code_bytes(layout, LN_PAGE_TOKENS * key_size);
     layout->key_scales = at;
     layout->values = at += (uint64_t)(scales * ((key_size + 31) / 32));
-    layout->value_scales = at += (uint64_t)(LN_PAGE_TOKENS * element * value_size);
+    layout->value_scales = at += ln_code_bytes(layout, LN_PAGE_TOKENS * value_size);
     layout->bytes = at + (uint64_t)(scales * ((value_size + LN_PANEL - 1) / LN_PANEL));
     return true;
 }

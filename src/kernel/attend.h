@@ -6,8 +6,9 @@
  *   output   A = weights, B = values  [panel of 32 sizes][32 tokens][32 sizes], the last panel as narrow as it is
  * Codes are those of the precision's format (number/format.h), each token's row encoded alone; Q8_0 keeps its codes in
  * that order as int8, and its float16 scales apart: of keys [key_size / 32, rounded up][32 tokens], of values
- * [panel][32 tokens]. Bytes of tokens that were not written yet are anything: keys of them give scores that nobody
- * reads, values of them are outside the depth of a product. */
+ * [panel][32 tokens]. Q4_0 has two rows in one of bytes: rows 8 g + i and 8 g + 4 + i (i < 4) are the low and the high
+ * half of byte row 4 g + i; a half h stands for h - 8. Bytes of tokens that were not written yet are anything: keys of
+ * them give scores that nobody reads, values of them are outside the depth of a product. */
 #ifndef LN_KERNEL_ATTEND_H
 #define LN_KERNEL_ATTEND_H
 
@@ -33,12 +34,13 @@ enum {
 typedef struct ln_page_layout {
     linnet_type precision;
     int64_t key_size, value_size;
-    int64_t element;   /* bytes of one code */
+    int64_t element;   /* bytes of one code; 0: two in a byte */
     bool value_in_key; /* values are the first value_size columns of the keys: a page has no others */
     uint64_t key_scales, values, value_scales, bytes; /* offsets in a page, and its size, a multiple of 64 */
 } ln_page_layout;
 
-/* false where the precision is not F32, F16, BF16 or Q8_0, or a size not a multiple of 8 from 8 to LN_HEAD_MOST. */
+/* false where the precision is not F32, F16, BF16, Q8_0 or Q4_0, or a size not a multiple of 8 from 8 to LN_HEAD_MOST.
+ */
 bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_size, ln_page_layout *layout);
 /* Of such a layout, value_size <= key_size: pages of keys alone. */
 void ln_page_layout_join(ln_page_layout *layout);
@@ -68,7 +70,13 @@ static inline const unsigned char *ln_page_of(const ln_page_view *view, int64_t 
 typedef struct ln_attend_part {
     const unsigned char *codes, *scales;
     const unsigned char *ahead; /* few: codes that will be needed soon, fetched while these are read */
+    int64_t first;              /* of Q4_0: the row, below 8, where this part begins in codes */
 } ln_attend_part;
+
+/* Bytes of n codes, n even. */
+static inline uint64_t ln_code_bytes(const ln_page_layout *layout, int64_t n) {
+    return (uint64_t)(layout->element ? n * layout->element : n / 2);
+}
 
 /* B: count parts of `depth` rows each, one below the other; `columns` (8, 16, 24 or 32) codes in a row. */
 typedef struct ln_attend_operand {
@@ -79,17 +87,18 @@ typedef struct ln_attend_operand {
 
 /* Keys from column `column`, a multiple of 32, on. */
 static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page, int64_t column) {
-    const unsigned char *codes = page + (uint64_t)(column * LN_PAGE_TOKENS * layout->element);
-    return (ln_attend_part){codes, page + layout->key_scales + (uint64_t)(2 * column), codes};
+    const unsigned char *codes = page + ln_code_bytes(layout, column * LN_PAGE_TOKENS);
+    return (ln_attend_part){codes, page + layout->key_scales + (uint64_t)(2 * column), codes, 0};
 }
 /* Values of sizes 32 panel and up, from the page's token `token` on. */
 static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const unsigned char *page, int64_t panel,
                                             int64_t token) {
     const int64_t left = layout->value_size - panel * LN_PANEL, columns = left < LN_PANEL ? left : LN_PANEL;
-    const int64_t at = panel * LN_PANEL * LN_PAGE_TOKENS + token * columns;
-    const unsigned char *codes = page + layout->values + (uint64_t)(at * layout->element);
+    const int64_t first = layout->element ? 0 : token % 8;
+    const int64_t at = panel * LN_PANEL * LN_PAGE_TOKENS + (token - first) * columns;
+    const unsigned char *codes = page + layout->values + ln_code_bytes(layout, at);
     const uint64_t scale = (uint64_t)(2 * (panel * LN_PAGE_TOKENS + token));
-    return (ln_attend_part){codes, page + layout->value_scales + scale, codes};
+    return (ln_attend_part){codes, page + layout->value_scales + scale, codes, first};
 }
 
 /* C (+)= A B; rows of A and C are LN_ATTEND_STRIDE floats apart, A has count * depth columns. The

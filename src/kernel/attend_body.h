@@ -96,25 +96,36 @@ INLINE lanes load_code(linnet_type precision, const unsigned char *codes, int64_
 typedef struct b_rows {
     const unsigned char *codes, *ahead;
     const uint16_t *scales;
-    int64_t columns, c;
+    int64_t first, columns, c;
     int vectors, n; /* n: lanes of a vector that are used */
 } b_rows;
 
 INLINE b_rows rows_of(const ln_attend_operand *b, int64_t part, int64_t c, int vectors, int n) {
     const ln_attend_part *p = &b->parts[part];
-    return (b_rows){p->codes, p->ahead, (const uint16_t *)(const void *)p->scales, b->columns, c, vectors, n};
+    return (b_rows){p->codes, p->ahead, (const uint16_t *)(const void *)p->scales, p->first, b->columns, c, vectors, n};
+}
+
+INLINE bool in_blocks(linnet_type precision) {
+    return precision == LINNET_Q8_0 || precision == LINNET_Q4_0;
 }
 
 /* Codes of row k as floats, without their scale. */
 INLINE void load_row(lanes *x, linnet_type precision, const b_rows *b, int64_t k) {
+    if (precision == LINNET_Q4_0) {
+        const int64_t row = k + b->first;
+        const unsigned char *bytes = b->codes + (row / 8 * 4 + row % 4) * b->columns + b->c;
+        UNROLL for (int v = 0; v < b->vectors; v++) x[v] = load_q4(bytes + v * W, row & 4, b->n);
+        return;
+    }
     UNROLL for (int v = 0; v < b->vectors; v++) x[v] =
         load_code(precision, b->codes, k * b->columns + b->c + v * W, b->n);
 }
 
 INLINE void prefetch_row(linnet_type precision, const b_rows *b, int64_t k) {
     enum { LINE = 64 };
-    const int64_t element = precision == LINNET_F32 ? 4 : precision == LINNET_Q8_0 ? 1 : 2;
-    const uintptr_t at = (uintptr_t)b->ahead + (uintptr_t)((k * b->columns + b->c) * element);
+    const int64_t element = precision == LINNET_F32 ? 4 : in_blocks(precision) ? 1 : 2;
+    const int64_t row = precision == LINNET_Q4_0 ? k / 8 * 4 + k % 4 : k;
+    const uintptr_t at = (uintptr_t)b->ahead + (uintptr_t)((row * b->columns + b->c) * element);
     UNROLL for (int64_t i = 0; i < b->vectors * W * element; i += LINE)
         __builtin_prefetch((const void *)(at + (uintptr_t)i), 0, 2);
 }
@@ -176,12 +187,13 @@ INLINE void accumulate(sums sum, linnet_type precision, const b_rows *b, int64_t
     }
 }
 
-/* One part of Q8_0: keys have a scale for each column and 32 rows, values one for each row. */
-INLINE void accumulate_q8(sums sum, const b_rows *b, int64_t depth, const float *a, int rows, bool values) {
+/* One part in blocks: keys have a scale for each column and 32 rows, values one for each row. */
+INLINE void accumulate_blocks(sums sum, linnet_type precision, const b_rows *b, int64_t depth, const float *a, int rows,
+                              bool values) {
     if (values) {
         float scaled[ROWS_MOST * LN_PAGE_TOKENS];
         scale_weights(scaled, a, rows, b->scales, depth);
-        accumulate(sum, LINNET_Q8_0, b, 0, depth, scaled, LN_PAGE_TOKENS, rows, NULL, true);
+        accumulate(sum, precision, b, 0, depth, scaled, LN_PAGE_TOKENS, rows, NULL, true);
         return;
     }
     for (int64_t k = 0; k < depth; k += LN_PAGE_TOKENS) {
@@ -189,14 +201,14 @@ INLINE void accumulate_q8(sums sum, const b_rows *b, int64_t depth, const float 
         lanes scale[VECTORS];
         load_scales(scale, b, k);
         if (3 * rows > ROWS) {
-            accumulate(sum, LINNET_Q8_0, b, k, here, a + k, LN_ATTEND_STRIDE, rows, scale, true);
+            accumulate(sum, precision, b, k, here, a + k, LN_ATTEND_STRIDE, rows, scale, true);
             continue;
         }
         sums part;
         UNROLL for (int r = 0; r < rows; r++) {
             UNROLL for (int v = 0; v < b->vectors; v++) part[r][v] = splat(0);
         }
-        accumulate(part, LINNET_Q8_0, b, k, here, a + k, LN_ATTEND_STRIDE, rows, NULL, true);
+        accumulate(part, precision, b, k, here, a + k, LN_ATTEND_STRIDE, rows, NULL, true);
         UNROLL for (int r = 0; r < rows; r++) {
             UNROLL for (int v = 0; v < b->vectors; v++) sum[r][v] = multiply_add(part[r][v], scale[v], sum[r][v]);
         }
@@ -213,8 +225,8 @@ INLINE void tile(linnet_type precision, const ln_attend_operand *b, const float 
     }
     for (int64_t p = 0; p < b->count; p++) {
         const b_rows part = rows_of(b, p, c, vectors, n);
-        if (precision == LINNET_Q8_0)
-            accumulate_q8(sum, &part, b->depth, a, rows, values);
+        if (in_blocks(precision))
+            accumulate_blocks(sum, precision, &part, b->depth, a, rows, values);
         else
             accumulate(sum, precision, &part, 0, b->depth, a, LN_ATTEND_STRIDE, rows, NULL, few);
         a += b->depth;
@@ -277,7 +289,7 @@ INLINE void decode(linnet_type precision, const ln_attend_operand *b, float *to,
             for (int64_t k = 0; k < b->depth; k++) {
                 lanes x[VECTORS];
                 load_row(x, precision, &part, k);
-                if (precision == LINNET_Q8_0) {
+                if (in_blocks(precision)) {
                     if (values)
                         scale = splat(ln_f16_float(part.scales[k]));
                     else if (k % LN_PAGE_TOKENS == 0)
@@ -293,7 +305,7 @@ INLINE void decode(linnet_type precision, const ln_attend_operand *b, float *to,
 
 #define PRECISION(name, type)                                                                                   \
     static void product_##name(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool more) { \
-        if (type == LINNET_Q8_0 && b->values)                                                                   \
+        if (in_blocks(type) && b->values)                                                                       \
             product(type, b, a, rows, c, more, true, true);                                                     \
         else                                                                                                    \
             product(type, b, a, rows, c, more, false, true);                                                    \
@@ -306,6 +318,7 @@ PRECISION(f32, LINNET_F32)
 PRECISION(f16, LINNET_F16)
 PRECISION(bf16, LINNET_BF16)
 PRECISION(q8_0, LINNET_Q8_0)
+PRECISION(q4_0, LINNET_Q4_0)
 
 static void product_many(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool more) {
     product(LINNET_F32, b, a, rows, c, more, false, false);
@@ -373,11 +386,13 @@ LN_ATTEND_SET {
         .few = {[LINNET_F32] = product_f32,
                 [LINNET_F16] = product_f16,
                 [LINNET_BF16] = product_bf16,
-                [LINNET_Q8_0] = product_q8_0},
+                [LINNET_Q8_0] = product_q8_0,
+                [LINNET_Q4_0] = product_q4_0},
         .decode = {[LINNET_F32] = decode_f32,
                    [LINNET_F16] = decode_f16,
                    [LINNET_BF16] = decode_bf16,
-                   [LINNET_Q8_0] = decode_q8_0},
+                   [LINNET_Q8_0] = decode_q8_0,
+                   [LINNET_Q4_0] = decode_q4_0},
         .cap = cap_scores,
         .softmax = softmax,
         .gradient = gradient,

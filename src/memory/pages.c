@@ -114,10 +114,11 @@ linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *sha
     ln_page_layout layout;
     uint64_t slots, pool;
     if (!possible(shape, &layout) || !sizes(shape, &layout, &slots, &pool))
-        return ln_fail(context, LINNET_ERROR_ARGUMENT,
-                       "key-value memory needs a precision of f32, f16, bf16 or q8_0, head sizes that are multiples of "
-                       "8 up to %d, and a context that can be addressed",
-                       LN_HEAD_MOST);
+        return ln_fail(
+            context, LINNET_ERROR_ARGUMENT,
+            "key-value memory needs a precision of f32, f16, bf16, q8_0 or q4_0, head sizes that are multiples of "
+            "8 up to %d, and a context that can be addressed",
+            LN_HEAD_MOST);
     ln_memory *made = ln_allocate_zero(context, 1, tables_bytes(shape, slots), "key-value page tables");
     if (!made) return LINNET_ERROR_MEMORY;
     made->context = context;
@@ -231,6 +232,18 @@ int64_t ln_memory_position(const ln_memory *memory) {
     return memory->position;
 }
 
+/* The byte row of a row of Q4_0, its half of a byte, and code i of a block. */
+static int64_t q4_row(int64_t row) {
+    return row / 8 * 4 + row % 4;
+}
+static void put_half(unsigned char *byte, int64_t row, unsigned code) {
+    const unsigned up = row & 4;
+    *byte = (unsigned char)((*byte & (0xf0u >> up)) | code << up);
+}
+static unsigned q4_code(const unsigned char *block, int64_t i) {
+    return block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15u;
+}
+
 static void store_keys(const ln_page_layout *layout, const ln_format *format, unsigned char *page, int64_t token,
                        const float *row) {
     uint16_t half[LN_HEAD_MOST];
@@ -252,6 +265,19 @@ static void store_keys(const ln_page_layout *layout, const ln_format *format, un
         }
         return;
     }
+    case LINNET_Q4_0: {
+        unsigned char block[18];
+        for (int64_t k = 0; k < layout->key_size; k += 32) {
+            float part[32] = {0};
+            const int64_t n = ln_min_i64(32, layout->key_size - k);
+            memcpy(part, row + k, (size_t)n * sizeof *part);
+            format->encode(part, block, 32);
+            memcpy(page + layout->key_scales + (uint64_t)(2 * (k + token)), block, 2);
+            for (int64_t i = 0; i < n; i++)
+                put_half(page + q4_row(k + i) * LN_PAGE_TOKENS + token, k + i, q4_code(block, i));
+        }
+        return;
+    }
     default: {
         uint16_t *to = (uint16_t *)(void *)page;
         format->encode(row, half, layout->key_size);
@@ -264,16 +290,19 @@ static void store_values(const ln_page_layout *layout, const ln_format *format, 
                          const float *row) {
     for (int64_t k = 0; k < layout->value_size; k += LN_PANEL) {
         const int64_t n = ln_min_i64(LN_PANEL, layout->value_size - k);
-        unsigned char *codes = page + layout->values + (uint64_t)((k * LN_PAGE_TOKENS + token * n) * layout->element);
-        if (layout->precision == LINNET_Q8_0) {
+        unsigned char *codes = page + layout->values + ln_code_bytes(layout, k * LN_PAGE_TOKENS);
+        if (layout->precision == LINNET_Q8_0 || layout->precision == LINNET_Q4_0) {
             unsigned char block[34];
             float part[LN_PANEL] = {0};
             memcpy(part, row + k, (size_t)n * sizeof *part);
             format->encode(part, block, 32);
             memcpy(page + layout->value_scales + (uint64_t)(2 * (k + token)), block, 2);
-            memcpy(codes, block + 2, (size_t)n);
+            if (layout->precision == LINNET_Q8_0)
+                memcpy(codes + token * n, block + 2, (size_t)n);
+            else
+                for (int64_t i = 0; i < n; i++) put_half(codes + q4_row(token) * n + i, token, q4_code(block, i));
         } else {
-            format->encode(row + k, codes, n);
+            format->encode(row + k, codes + token * n * layout->element, n);
         }
     }
 }

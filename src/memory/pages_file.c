@@ -25,17 +25,26 @@ static void clear_columns(unsigned char *rows, uint64_t bytes, int64_t element, 
     for (uint64_t at = 0; at < bytes; at += row) memset(rows + at + kept, 0, row - kept);
 }
 
+/* Clears rows `valid` and up of LN_PAGE_TOKENS rows of `columns` codes. */
+static void clear_rows(const ln_page_layout *layout, unsigned char *rows, int64_t columns, int64_t valid) {
+    if (layout->element) {
+        memset(rows + valid * columns * layout->element, 0,
+               (size_t)((LN_PAGE_TOKENS - valid) * columns * layout->element));
+        return;
+    }
+    for (int64_t t = valid; t < LN_PAGE_TOKENS; t++)
+        for (int64_t i = 0; i < columns; i++) rows[(t / 8 * 4 + t % 4) * columns + i] &= t & 4 ? 0x0f : 0xf0;
+}
+
 static void put_partial_page(ln_state_writer *writer, const ln_page_layout *layout, const unsigned char *page,
                              int64_t valid) {
     unsigned char copy[PAGE_BYTES_MOST];
     memcpy(copy, page, layout->bytes);
-    clear_columns(copy, layout->key_scales, layout->element, valid);
+    clear_columns(copy, layout->key_scales, layout->element ? layout->element : 1, valid);
     clear_columns(copy + layout->key_scales, layout->values - layout->key_scales, 2, valid);
-    for (int64_t k = 0; k < layout->value_size; k += LN_PANEL) {
-        const int64_t row = ln_min_i64(LN_PANEL, layout->value_size - k) * layout->element;
-        memset(copy + layout->values + (uint64_t)(k * LN_PAGE_TOKENS * layout->element + valid * row), 0,
-               (size_t)((LN_PAGE_TOKENS - valid) * row));
-    }
+    for (int64_t k = 0; k < layout->value_size; k += LN_PANEL)
+        clear_rows(layout, copy + layout->values + ln_code_bytes(layout, k * LN_PAGE_TOKENS),
+                   ln_min_i64(LN_PANEL, layout->value_size - k), valid);
     clear_columns(copy + layout->value_scales, layout->bytes - layout->value_scales, 2, valid);
     ln_state_put(writer, copy, layout->bytes);
 }

@@ -185,7 +185,7 @@ class Model:
 
     def session(self, context=0, *, memory=0, precision=None, piece=0, exact=False):
         """A session with room for `context` tokens (0: the model's trained length) in `memory` bytes (0: no bound). precision of
-        keys and values: "f32", "bf16", "f16", "q8_0", or None for the most exact that fits. exact: activations stay float32."""
+        keys and values: "f32", "bf16", "f16", "q8_0", "q4_0", or None for the most exact that fits. exact: activations stay float32."""
         handle = ctypes.c_void_p()
         settings = self._settings(context, memory, precision, piece, exact)
         self._context.check(_c.session_open(self._handle, settings, handle))

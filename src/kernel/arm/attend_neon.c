@@ -31,6 +31,14 @@ HELPER lanes load_q8(const int8_t *x, int n) {
     const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
+HELPER lanes load_q4(const uint8_t *x, int up, int n) {
+    (void)n;
+    uint32_t four;
+    __builtin_memcpy(&four, x, sizeof four);
+    const uint8x8_t codes = vreinterpret_u8_u32(vdup_n_u32(four >> up & 0x0f0f0f0fu));
+    const int16x8_t wide = vsubq_s16(vreinterpretq_s16_u16(vmovl_u8(codes)), vdupq_n_s16(8));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
 HELPER lanes splat(float x) {
     return vdupq_n_f32(x);
 }

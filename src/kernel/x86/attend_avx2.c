@@ -29,6 +29,12 @@ HELPER lanes load_q8(const int8_t *x, int n) {
     (void)n;
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)x)));
 }
+HELPER lanes load_q4(const uint8_t *x, int up, int n) {
+    (void)n;
+    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)x));
+    const __m256i code = _mm256_and_si256(_mm256_srl_epi32(bytes, _mm_cvtsi32_si128(up)), _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)));
+}
 HELPER lanes splat(float x) {
     return _mm256_set1_ps(x);
 }

@@ -34,6 +34,13 @@ HELPER lanes load_q8(const int8_t *x, int n) {
         n == W ? _mm_loadu_si128((const __m128i *)(const void *)x) : _mm_maskz_loadu_epi8(first_lanes(n), x);
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
+HELPER lanes load_q4(const uint8_t *x, int up, int n) {
+    const __m128i bytes =
+        n == W ? _mm_loadu_si128((const __m128i *)(const void *)x) : _mm_maskz_loadu_epi8(first_lanes(n), x);
+    const __m512i shifted = _mm512_srl_epi32(_mm512_cvtepu8_epi32(bytes), _mm_cvtsi32_si128(up));
+    const __m512i code = _mm512_and_si512(shifted, _mm512_set1_epi32(15));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(code, _mm512_set1_epi32(8)));
+}
 HELPER lanes splat(float x) {
     return _mm512_set1_ps(x);
 }

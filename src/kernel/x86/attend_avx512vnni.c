@@ -210,10 +210,19 @@ INLINE void multiply_weights(integers high, integers low, const __m512i *x, cons
 typedef struct panel_weights {
     weight_bytes bytes[GROUP];
     float unit[GROUP];
+    /* Scales of Q4_0 have signs, weights none: half h of a token is (h ^ flip) + shift, h - 8 or 8 - h. */
+    int8_t flip[LN_PAGE_TOKENS], shift[LN_PAGE_TOKENS];
 } panel_weights;
 
 INLINE void scale_panel(const unsigned char *scales, const page_weights *w, int rows, panel_weights *to) {
     __m512 scale[PAIR] = {load_scales(scales, 0), load_scales(scales, 16)};
+    const __m512 zero = _mm512_setzero_ps();
+    const __mmask32 negative = (__mmask32)_mm512_cmp_ps_mask(scale[1], zero, _CMP_LT_OQ) << 16 |
+                               _mm512_cmp_ps_mask(scale[0], zero, _CMP_LT_OQ);
+    _mm256_storeu_si256((__m256i *)(void *)to->flip, _mm256_movm_epi8(negative));
+    _mm256_storeu_si256((__m256i *)(void *)to->shift,
+                        _mm256_mask_blend_epi8(negative, _mm256_set1_epi8(-8), _mm256_set1_epi8(9)));
+    UNROLL for (int v = 0; v < PAIR; v++) scale[v] = _mm512_abs_ps(scale[v]);
     const float most = largest(scale[0], scale[1]);
     const __m512 factor = _mm512_set1_ps(LARGEST * reciprocal(most));
     UNROLL for (int v = 0; v < PAIR; v++) scale[v] = _mm512_mul_ps(scale[v], factor);
@@ -223,9 +232,14 @@ INLINE void scale_panel(const unsigned char *scales, const page_weights *w, int 
     }
 }
 
+/* Of tokens k .. k + 3. */
+INLINE __m512i signed_halves(__m512i x, const panel_weights *w, int64_t k) {
+    const __m512i half = _mm512_and_si512(x, _mm512_set1_epi8(15));
+    return _mm512_add_epi8(_mm512_xor_si512(half, broadcast(w->flip + k)), broadcast(w->shift + k));
+}
+
 INLINE void add_panel(linnet_type precision, const unsigned char *codes, const unsigned char *ahead,
                       const panel_weights *w, int rows, float *c) {
-    const __m512i nibble = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
     integers high, low;
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < PAIR; v++) high[r][v] = low[r][v] = _mm512_setzero_si512();
@@ -235,8 +249,8 @@ INLINE void add_panel(linnet_type precision, const unsigned char *codes, const u
         load_four(row_at(precision, codes, i), row_at(precision, ahead, i), x);
         if (precision == LINNET_Q4_0) {
             UNROLL for (int v = 0; v < PAIR; v++) {
-                y[v] = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi32(x[v], 4), nibble), eight);
-                x[v] = _mm512_sub_epi8(_mm512_and_si512(x[v], nibble), eight);
+                y[v] = signed_halves(_mm512_srli_epi32(x[v], 4), w, i + 4);
+                x[v] = signed_halves(x[v], w, i);
             }
         }
         multiply_weights(high, low, x, w->bytes, rows, i);
