@@ -534,6 +534,10 @@ static void ranking_equals_its_mask_and_scores(void **state) {
         p.s.causal = causal;
         run_on(&p, 2, true);
         assert_true(error_under(&p, in_layout) < 2e-6);
+        double pairs = 0;
+        for (int64_t t = 0; t < 300; t++)
+            for (int64_t j = 0; j < 300; j++) pairs += in_layout(&p, 0, t, j);
+        assert_true(p.report.visited == 4 * pairs);
         for (int d = 0; d < 6; d++) {
             double expected = 0;
             for (int64_t h = 0; h < 4; h++) {
