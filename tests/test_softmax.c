@@ -11,6 +11,7 @@
 
 #include "base/cpu.h"
 #include "base/random.h"
+#include "kernel/kernel.h"
 #include "linnet/linnet.h"
 #include "number/format.h"
 
@@ -210,12 +211,60 @@ static void test_same_bits(void **state) {
     }
 }
 
+/* The online softmax of attention renews its maximum only where a score exceeds it by LN_ATTEND_SLACK powers of two
+ * (P265): the result is the same whatever maximum within the slack it goes on with, no weight exceeds 2^slack, and it
+ * rescales less often than the running maximum rises. */
+static void test_rescaling(void **state) {
+    (void)state;
+    enum { BLOCK = 64, BLOCKS = 200, N = BLOCK * BLOCKS };
+    float *scores = numbers(N), *weights = numbers(N);
+    for (int level = 0; level < LEVELS; level++) {
+        unsigned mask;
+        ln_kernels kernels;
+        ln_cpu_mask(levels[level], &mask);
+        ln_kernels_choose(mask & ln_cpu_detect(), &kernels);
+        for (int stale = 0; stale <= LN_ATTEND_SLACK; stale++) {
+            fill_normal((uint64_t)stale, scores, N, 3);
+            for (int i = 0; i < N; i++) scores[i] += (float)i * (20.0f / N); /* the maximum creeps up */
+            double most = -INFINITY, want_sum = 0, want = 0, got = 0, sum = 0;
+            for (int i = 0; i < N; i++) most = fmax(most, (double)scores[i]);
+            for (int i = 0; i < N; i++) {
+                want_sum += exp2((double)scores[i] - most);
+                want += exp2((double)scores[i] - most) * (i % 7);
+            }
+            float running = -INFINITY, first = -INFINITY, lanes[LN_ATTEND_LANES] = {0};
+            for (int i = 0; i < BLOCK; i++) first = fmaxf(first, scores[i]);
+            float maximum = first - (float)stale;
+            int rises = 0, rescales = 0;
+            memcpy(weights, scores, N * sizeof *weights);
+            for (int b = 0; b < N; b += BLOCK) {
+                const float before = running;
+                for (int i = b; i < b + BLOCK; i++) running = fmaxf(running, scores[i]);
+                rises += running > before;
+                const float factor = kernels.attend.softmax(weights + b, BLOCK, &maximum, lanes);
+                rescales += factor != 1;
+                got *= (double)factor;
+                for (int i = b; i < b + BLOCK; i++) {
+                    assert_true(weights[i] >= 0 && weights[i] <= 256.001f);
+                    got += (double)weights[i] * (i % 7);
+                }
+            }
+            for (int i = 0; i < LN_ATTEND_LANES; i++) sum += (double)lanes[i];
+            assert_true(fabs(got / sum - want / want_sum) < 2e-6 * want / want_sum);
+            assert_true(fabs(log2(sum) + (double)maximum - log2(want_sum) - most) < 1e-5);
+            assert_true(3 * rescales < rises);
+            if (stale == 0)
+                print_message("%s: %d rescales, the maximum rose %d times\n", levels[level], rescales, rises);
+        }
+    }
+    free(scores);
+    free(weights);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_sizes_of_inputs),
-        cmocka_unit_test(test_special_rows),
-        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_lengths),   cmocka_unit_test(test_sizes_of_inputs), cmocka_unit_test(test_special_rows),
+        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_rescaling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
