@@ -271,7 +271,7 @@ static void run_cached(scene *s, uint64_t seed, linnet_type precision, int level
 /* The same answers from caches of every precision; few queries and many. */
 static void test_cached(void **state) {
     (void)state;
-    static const linnet_type precisions[] = {LINNET_F32, LINNET_BF16, LINNET_F16, LINNET_Q8_0};
+    static const linnet_type precisions[] = {LINNET_F32, LINNET_BF16, LINNET_F16, LINNET_Q8_0, LINNET_Q4_0};
     ln_random random;
     int tried = 0;
     for (uint64_t i = 0; tried < (SLOW ? 30 : 250); i++) {
@@ -282,7 +282,7 @@ static void test_cached(void **state) {
             scene_close(&s);
             continue;
         }
-        const linnet_type precision = precisions[tried++ % 4];
+        const linnet_type precision = precisions[tried++ % 5];
         s.set.type = LINNET_F32; /* random numbers for it again */
         s.layout[1] = s.layout[2] = PACKED;
         scene_fill(&s, &random);
