@@ -73,7 +73,7 @@ HELPER lanes power(lanes x, lanes reference) {
     const lanes p = LN_POWER_NEAR_5(f), down = __builtin_convertvector(n, lanes) - reference;
     /* Outside the range it may be anything, but converting what no integer holds is undefined. */
     const lanes safe = (lanes)((lanes_int)down & (down > -1000) & (down < 1000));
-    return (lanes)((lanes_bits)p + ((lanes_bits)__builtin_convertvector(safe, lanes_int) << 23));
+    return (lanes)((lanes_bits)p + ((lanes_bits) __builtin_convertvector(safe, lanes_int) << 23));
 }
 
 #define LN_SOFTMAX_NAME "softmax__portable"
