@@ -2,11 +2,12 @@
  *
  *   total = model + pages(context, piece, precision) + workspace(piece, slice, step) + overhead
  *   cost  = multiply-adds of a token's products
- *         + packing of all weights / piece + preparing of what is multiplied + meetings of the threads / piece
+ *         + packing of all weights / piece + preparing of what is multiplied + adding of slices + meetings / piece
  *
  * A candidate is a piece (tokens at once) and a slice of the feed-forward part (model/forward.h). All of a small table
- * are weighed; of those within the bounds the one with the smallest workspace within 2 % of the least cost is taken.
- * Everything a session ever allocates is in the total, so a plan that fits is a promise: feeding allocates nothing. */
+ * are weighed; of those within the bounds and about as cheap as the cheapest (0.5 %; 2 % where there are no bounds to
+ * be used) the one with the smallest workspace is taken. Everything a session ever allocates is in the total, so a plan
+ * that fits is a promise: feeding allocates nothing. */
 #include <stdio.h>
 #include <string.h>
 
@@ -29,9 +30,10 @@ enum {
     MOST_CANDIDATES = PIECES * PARTS * STEPS,
 };
 
-/* In multiply-adds of the same form, as measured: unpacking a weight, preparing an activation, threads meeting once. */
-static const double PACKING[LN_FORMS] = {[LN_FORM_F32] = 8, [LN_FORM_BF16] = 16, [LN_FORM_INT8] = 35};
-static const double PREPARING = 50, MEETING = 2e6;
+/* In multiply-adds of the same form, as measured: unpacking a weight, preparing an activation, adding a value of one
+ * more slice, threads meeting once. */
+static const double PACKING[LN_FORMS] = {[LN_FORM_F32] = 8, [LN_FORM_BF16] = 12, [LN_FORM_INT8] = 20};
+static const double PREPARING = 30, ADDING = 100, MEETING = 1e6;
 
 typedef struct candidate {
     ln_forward_shape shape;
@@ -101,7 +103,8 @@ static double cost_of(const linnet_model *model, const ln_forward_shape *shape) 
     const double weights = width * (attention + 3 * inner);
     const double prepared = 2 * width + (double)(h->heads * h->value_size) + gates * width + inner;
     const ln_form form = model->kernels.matmul.panel[shape->exact][model->layers[0].gate.type].form;
-    return weights + weights * PACKING[form] / piece + prepared * PREPARING + (8 + 3 * gates) * MEETING / piece;
+    return weights + weights * PACKING[form] / piece + prepared * PREPARING + (slices - 1) * width * ADDING +
+           (8 + 3 * gates) * MEETING / piece;
 }
 
 static void add_candidate(linnet_model *model, const ln_forward_shape *shape, candidates *all) {
@@ -180,6 +183,7 @@ static bool fits(const linnet_plan *plan, const linnet_session_settings *setting
 /* The cheapest that fits, of pieces of at least `least` tokens; then the smallest of those about as cheap. */
 static bool choose(const linnet_model *model, const linnet_session_settings *settings, linnet_type type, int64_t least,
                    const candidates *all, linnet_plan *plan) {
+    const double slack = settings->memory || settings->activations ? 1.005 : 1.02;
     double cheapest = 0;
     bool found = false;
     for (int round = 0; round < 2; round++) {
@@ -187,7 +191,7 @@ static bool choose(const linnet_model *model, const linnet_session_settings *set
             const candidate *row = &all->rows[i];
             linnet_plan made;
             if (row->shape.piece < ln_min_i64(least, all->rows[all->count - 1].shape.piece)) continue;
-            if (round == 1 && (row->cost > 1.02 * cheapest || row->workspace >= plan->workspace)) continue;
+            if (round == 1 && (row->cost > slack * cheapest || row->workspace >= plan->workspace)) continue;
             weigh(model, settings, type, row, &made);
             if (!fits(&made, settings) || (round == 0 && found && row->cost >= cheapest)) continue;
             if (round == 0) cheapest = row->cost;
@@ -209,8 +213,8 @@ static int list_types(const linnet_session_settings *settings, linnet_type types
     return 2;
 }
 
-static void explain(linnet_plan *plan, const linnet_session_settings *settings, const candidates *all) {
-    const int64_t most = all->rows[all->count - 1].shape.piece;
+/* most: the piece that would be taken without bounds. */
+static void explain(linnet_plan *plan, const linnet_session_settings *settings, int64_t most) {
     char activations[96] = "";
     if (plan->slice < plan->feed_forward)
         snprintf(activations, sizeof activations, "; the feed-forward part in slices of %lld of %lld columns",
@@ -287,6 +291,10 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
     }
     plan->smallest = smallest.smallest;
     plan->smallest_workspace = smallest.smallest_workspace;
-    explain(plan, &settled, &all);
+    linnet_session_settings free = settled;
+    linnet_plan unbounded = {0};
+    free.memory = free.activations = 0;
+    choose(model, &free, plan->precision, 1, &all, &unbounded);
+    explain(plan, &settled, unbounded.piece);
     return LINNET_OK;
 }

@@ -117,6 +117,26 @@ def test_the_system_itself_holds_the_bound(built_in, tmp_path):
     assert bounded.stdout == linnet(*arguments, "--memory", str(figure)).stdout
 
 
+@pytest.mark.skipif(SANITIZED, reason="sanitizers take memory of their own")
+def test_activations_in_bounded_bytes(built_in, tmp_path):
+    """The same bytes of activations for any length of the prompt, and the system refuses any more."""
+    sentence = one_sentence(linnet("plan", "-m", built_in, "-c", "4000", "--activations", "1K", status=1))
+    smallest = int(re.search(r"--activations (\d+)", sentence).group(1))
+    workspaces = set()
+    for repeats in (40, 250):
+        (tmp_path / "text").write_text("The wind went round the house until the morning came. " * repeats)
+        arguments = ["run", "-m", built_in, "--raw", "-f", tmp_path / "text", "-n", "4", "-q", "--activations", smallest]
+        plan = result(*arguments)["memory"]["plan"]
+        workspaces.add(plan["workspace"])
+        assert plan["workspace"] <= smallest
+        bound = plan["total"] + (1 << 20)  # the ids of the prompt
+        limited = lambda: resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+        command = [PROGRAM, *map(str, arguments), "--precision", plan["precision"]]
+        bounded = subprocess.run(command, capture_output=True, preexec_fn=limited, timeout=300)
+        assert bounded.returncode == 0, bounded.stderr.decode()
+    assert len(workspaces) == 1
+
+
 def test_the_demonstration(built_in):
     """linnet run without options: the right answer within half of what float32 keys and values would take."""
     if SANITIZED:
