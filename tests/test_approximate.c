@@ -1008,6 +1008,28 @@ static void the_future_does_not_matter(void **state) {
     }
 }
 
+/* What is not finite in one key-value head reaches no other. */
+static void heads_keep_what_is_not_finite(void **state) {
+    (void)state;
+    static const float wrong[] = {NAN, INFINITY, -INFINITY, 3e38f};
+    for (int method = 0; method < LINNET_APPROXIMATIONS; method++) {
+        problem p = make((linnet_approximation)method, 721, 4, 2, 16, 16);
+        prepare_any(&p);
+        float *before = malloc(721 * 64 * sizeof(float));
+        run_on(&p, 2, false);
+        memcpy(before, p.output, 721 * 64 * sizeof(float));
+        for (int64_t t = 0; t < 721; t += 5) {
+            p.key[t * 32 + 16 + t % 16] = wrong[t % 4];
+            p.value[t * 32 + 16 + t % 16] = wrong[(t + 1) % 4];
+            p.query[t * 64 + 32 + t % 32] = wrong[(t + 2) % 4];
+        }
+        run_on(&p, 3, false);
+        for (int64_t t = 0; t < 721; t++) assert_memory_equal(before + t * 64, p.output + t * 64, 32 * sizeof(float));
+        free(before);
+        drop(&p);
+    }
+}
+
 /* Each tile of queries looks for one tile of keys, planted at random before it. */
 static void plant(problem *p) {
     ln_random random;
@@ -1236,6 +1258,7 @@ int main(void) {
         cmocka_unit_test(hyper_weights_are_right),
         cmocka_unit_test(same_bits_for_any_number_of_threads),
         cmocka_unit_test(the_future_does_not_matter),
+        cmocka_unit_test(heads_keep_what_is_not_finite),
         cmocka_unit_test(planted_tiles_are_found),
         cmocka_unit_test(error_falls_with_the_budget),
         cmocka_unit_test(bf16_and_strides),
