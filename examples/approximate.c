@@ -1,8 +1,6 @@
-/* Compares ways of approximate attention with exact attention, on keys that queries look for in runs:
- * approximate [TOKENS [BUDGET]]
+/* Compares approximate with exact attention, on keys that queries look for in runs: approximate [TOKENS [BUDGET]]
  *
- *     cc approximate.c $(pkg-config --cflags --libs linnet) -lm -o approximate */
-#include <math.h>
+ *     cc approximate.c $(pkg-config --cflags --libs linnet) -o approximate */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
