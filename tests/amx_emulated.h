@@ -14,11 +14,13 @@
 
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #undef _tile_dpbsud
 #define _tile_zero(tile) emulated_zero(tile)
 #define _tile_loadd(tile, base, stride) emulated_load(tile, base, stride)
+#define _tile_stream_loadd(tile, base, stride) emulated_load(tile, base, stride)
 #define _tile_stored(tile, base, stride) emulated_store(tile, base, stride)
 #define _tile_dpbf16ps(c, a, b) emulated_bf16(c, a, b)
 #define _tile_dpbsud(c, a, b) emulated_sud(c, a, b)

@@ -9,7 +9,7 @@
 
 #include "kernel_check.h"
 
-enum { BLOCKS_MOST = 6, ROWS_MOST = 96, PAGES = LN_ATTEND_BLOCK / LN_PAGE_TOKENS };
+enum { BLOCKS_MOST = 6, ROWS_MOST = 96, PAGES = LN_BF16_BLOCK / LN_PAGE_TOKENS };
 
 static const double weight_error = 6.2e-3;
 
@@ -26,7 +26,7 @@ typedef struct scene {
     ln_random random;
     uint16_t *query_codes; /* [rows][key_size] */
     double *key, *value;   /* [keys][size], as the kernels see them */
-    uint64_t (*seen)[BLOCKS_MOST][LN_ATTEND_BLOCK / 64];
+    uint64_t (*seen)[BLOCKS_MOST][LN_BF16_BLOCK / 64];
     guarded query, keys_packed, values_packed, sum, output;
     float length[ROWS_MOST], block_length[BLOCKS_MOST], maximum[ROWS_MOST], factor;
     int64_t stride;
@@ -93,7 +93,7 @@ static bool visible(const scene *s, int64_t row, int64_t b, int64_t i) {
 static void make_seen(scene *s) {
     for (int64_t r = 0; r < s->rows; r++) {
         for (int64_t b = 0, key = 0; b < s->blocks; key += s->count[b++]) {
-            for (int64_t i = 0; i < LN_ATTEND_BLOCK; i++) {
+            for (int64_t i = 0; i < LN_BF16_BLOCK; i++) {
                 bool yes = i >= s->count[b] || ln_random_below(&s->random, 3) > 0; /* beyond count: anything */
                 if (r % 7 == 3) yes = false;
                 if (s->kind == CAUSAL) yes = key + i <= r + s->keys - s->rows;
@@ -150,7 +150,7 @@ static void scene_close(scene *s) {
 /* Rows row .. row + rows - 1 alone. halves: by scores and finish. */
 static void run_rows(scene *s, int64_t row, int64_t rows, bool halves) {
     const ln_attend_bf16 *k = s->kernels;
-    enum { STRIDE = LN_ATTEND_BLOCK + 16 };
+    enum { STRIDE = LN_BF16_BLOCK + 16 };
     guarded memory = guarded_open((size_t)(rows * STRIDE) * sizeof(float));
     float *scores = (float *)(void *)memory.data;
     const ln_attend_bf16_tile tile = {.rows = rows,
@@ -166,7 +166,7 @@ static void run_rows(scene *s, int64_t row, int64_t rows, bool halves) {
     for (int64_t r = row; r < row + rows; r++) s->maximum[r] = -INFINITY;
     memset(tile.sum, 0, (size_t)(rows * LN_ATTEND_LANES) * sizeof(float));
     memset(tile.output, 0, (size_t)(rows * s->stride) * sizeof(float));
-    uint64_t(*seen)[LN_ATTEND_BLOCK / 64] = calloc((size_t)rows, sizeof *seen);
+    uint64_t(*seen)[LN_BF16_BLOCK / 64] = calloc((size_t)rows, sizeof *seen);
     if (!seen) exit(2);
     for (int64_t b = 0; b < s->blocks; b++) {
         for (int64_t r = 0; r < rows; r++) memcpy(seen[r], s->seen[row + r][b], sizeof *seen);
@@ -276,8 +276,8 @@ double check_attend_bf16_slot(const ln_attend_bf16 *kernels, linnet_type precisi
                                                    : 1e4,
                            .kind = (seen_kind)kind};
                 if (sizes[i][0] > 192) s.blocks = 2;
-                for (int64_t b = 0; b < s.blocks; b++) s.count[b] = 1 + (next * 37 + b * 53) % LN_ATTEND_BLOCK;
-                if (next % 2) s.count[0] = LN_ATTEND_BLOCK;
+                for (int64_t b = 0; b < s.blocks; b++) s.count[b] = 1 + (next * 37 + b * 53) % LN_BF16_BLOCK;
+                if (next % 2) s.count[0] = LN_BF16_BLOCK;
                 scene_open(&s, (uint64_t)++next);
                 const double error = scene_error(&s);
                 if (!(error <= 1))

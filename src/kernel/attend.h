@@ -150,9 +150,10 @@ typedef float (*ln_attend_softmax)(float *scores, int64_t n, float *maximum, flo
  * LN_BF16_SLACK, which a bound on the scores (of lengths, by Cauchy and Schwarz) mostly excludes without looking at
  * them. A row's result depends on its own query and mask and the sequence of blocks alone, bit for bit. */
 enum {
-    LN_BF16_ROWS = 32,  /* rows of a tile come in groups of this */
-    LN_BF16_SLACK = 48, /* powers of two */
-    LN_BF16_VALUE = 48  /* values of 2^this and more, or not finite, are not for these kernels */
+    LN_BF16_ROWS = 32,   /* rows of a tile come in groups of this */
+    LN_BF16_BLOCK = 512, /* keys of a step */
+    LN_BF16_SLACK = 48,  /* powers of two */
+    LN_BF16_VALUE = 48   /* values of 2^this and more, or not finite, are not for these kernels */
 };
 
 /* Query rows of one key-value head. Rows that are padding hold zeros, and in maximum what others hold. */
@@ -168,12 +169,12 @@ typedef struct ln_attend_bf16_tile {
     int64_t output_stride;        /* floats, a multiple of 16 */
 } ln_attend_bf16_tile;
 
-/* At most LN_ATTEND_BLOCK keys. */
+/* At most LN_BF16_BLOCK keys. */
 typedef struct ln_attend_bf16_block {
     const void *keys, *values; /* packed pages, one after the other, key_bytes and value_bytes each; aligned to 64 */
     int64_t count;             /* keys; the last page may be a part */
     float length;              /* the largest of what pack_keys returned for the pages */
-    const uint64_t (*seen)[LN_ATTEND_BLOCK / 64]; /* [rows], bit i: the row sees key i. NULL: all see all */
+    const uint64_t (*seen)[LN_BF16_BLOCK / 64]; /* [rows], bit i: the row sees key i. NULL: all see all */
 } ln_attend_bf16_block;
 
 typedef struct ln_attend_bf16 {

@@ -321,11 +321,17 @@ static bool try_blocks(ln_attention_tile *tile, int64_t from, int64_t to) {
     const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
     int64_t first, end;
     ln_mask_range(&tile->mask, &queries, tile->sequence->keys, &first, &end);
-    for (int64_t block = from; block < to; block++) {
+    for (int64_t block = from, next; block < to; block = next) {
         const int64_t key = ln_max_i64(block * LN_ATTEND_BLOCK, first / LN_PAGE_TOKENS * LN_PAGE_TOKENS);
-        const int64_t key_end = ln_min_i64((block + 1) * LN_ATTEND_BLOCK, end);
+        int64_t key_end = ln_min_i64((block + 1) * LN_ATTEND_BLOCK, end);
+        next = block + 1;
         if (key >= key_end) continue;
         const ln_sight sight = ln_mask_block(&tile->mask, &queries, key, key_end - key);
+        const int64_t last = sight == LN_SEES_ALL && !ln_tile_adjusts(tile) ? block + tile->way->blocks : next;
+        for (int64_t more; next < ln_min_i64(to, last) && key_end < end; next++, key_end = more) {
+            more = ln_min_i64((next + 1) * LN_ATTEND_BLOCK, end);
+            if (ln_mask_block(&tile->mask, &queries, key_end, more - key_end) != LN_SEES_ALL) break;
+        }
         if (sight != LN_SEES_NONE && !tile->way->step(tile, key, key_end, sight)) return false;
     }
     return true;

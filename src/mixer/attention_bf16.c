@@ -9,7 +9,7 @@
 
 #include "mixer/attention_inside.h"
 
-enum { TILE_ROWS = 256, SCORES_STRIDE = LN_ATTEND_BLOCK + 16 };
+enum { TILE_ROWS = 512, PAGES = LN_BF16_BLOCK / LN_PAGE_TOKENS, SCORES_STRIDE = LN_ATTEND_BLOCK + 16 };
 
 static const float LOG2E = 1.44269504f;
 
@@ -19,7 +19,7 @@ typedef struct scratch {
     unsigned char *page;                  /* values that are columns of the keys, laid out as values */
     float *length;                        /* [rows] */
     float *scores;                        /* [rows][SCORES_STRIDE] */
-    uint64_t (*seen)[LN_MASK_WORDS];      /* [rows] */
+    uint64_t (*seen)[LN_BF16_BLOCK / 64]; /* [rows] */
 } scratch;
 
 /* Bytes of all parts; s NULL: that alone. */
@@ -27,8 +27,8 @@ static uint64_t place(const ln_kernels *kernels, const ln_attention *a, int64_t 
     const ln_attend_bf16 *k = &kernels->attend.bf16;
     uint64_t used = 0;
     const uint64_t sizes[] = {(uint64_t)(rows * k->query_bytes(a->key_size)),
-                              (uint64_t)(LN_BLOCK_PAGES * k->key_bytes(a->key_size)),
-                              (uint64_t)(LN_BLOCK_PAGES * k->value_bytes(a->value_size)),
+                              (uint64_t)(PAGES * k->key_bytes(a->key_size)),
+                              (uint64_t)(PAGES * k->value_bytes(a->value_size)),
                               (uint64_t)(LN_PAGE_TOKENS * (4 * a->value_size + 128)),
                               (uint64_t)rows * sizeof(float),
                               (uint64_t)(rows * SCORES_STRIDE) * sizeof(float),
@@ -171,7 +171,7 @@ static void step_rows(const ln_attention_tile *tile, const scratch *s, int64_t r
             else
                 memset(s->seen[r], 0, sizeof s->seen[r]);
         }
-        block.seen = (const uint64_t(*)[LN_ATTEND_BLOCK / 64])(s->seen + row);
+        block.seen = (const uint64_t(*)[LN_BF16_BLOCK / 64])(s->seen + row);
     }
     kernels->step(&part, &block);
 }
@@ -199,4 +199,5 @@ static bool step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight s
     return true;
 }
 
-const ln_attention_way ln_attention_bf16 = {tile_rows, LN_BF16_ROWS, scratch_floats, load, step};
+const ln_attention_way ln_attention_bf16 = {tile_rows,      LN_BF16_ROWS, LN_BF16_BLOCK / LN_ATTEND_BLOCK,
+                                            scratch_floats, load,         step};

@@ -366,4 +366,4 @@ static bool step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight s
     return true;
 }
 
-const ln_attention_way ln_attention_f32 = {tile_rows, 1, scratch_floats, load, step};
+const ln_attention_way ln_attention_f32 = {tile_rows, 1, 1, scratch_floats, load, step};

@@ -16,12 +16,13 @@ typedef struct ln_attention_tile ln_attention_tile;
 typedef struct ln_attention_way {
     int64_t (*tile_rows)(const ln_kernels *kernels, const ln_attention *attention);
     int64_t row_unit; /* a tile's rows are padded to a multiple of this, with queries of zeros */
+    int64_t blocks;   /* most that one step takes, where all rows see them as they are */
     /* Floats of scratch of a worker for tiles of `rows` rows, beside maximum, sum and output. */
     uint64_t (*scratch)(const ln_kernels *kernels, const ln_attention *attention, int64_t rows);
     /* Sets output_stride and output_panel, and takes the queries. */
     void (*load)(ln_attention_tile *tile);
-    /* Keys begin .. end - 1 of one block, of which the tile's rows see all or some. false: this way cannot, and the
-     * item must be done by ln_attention_f32 from its beginning. */
+    /* Keys begin .. end - 1 of one block, of which the tile's rows see all or some, or of several that they see whole.
+     * false: this way cannot, and the item must be done by ln_attention_f32 from its beginning. */
     bool (*step)(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight);
 } ln_attention_way;
 

@@ -27,16 +27,22 @@
 #include <immintrin.h>
 
 #define LN_INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define LN_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define LN_UNROLL _Pragma("GCC unroll 32")
+#endif
 
 enum {
     ROWS = LN_BF16_ROWS,
     TILE = 16,         /* rows of a tile */
     TILE_BYTES = 1024, /* tiles are packed, 64 bytes a row */
     TILE_FLOATS = 256,
-    PAGE_FLOATS = 4 * TILE_FLOATS, /* scores of ROWS rows: [rows / 16][first, second tile of keys][16][16] */
+    PAGE_FLOATS = 4 * TILE_FLOATS, /* scores: [ROWS][first, second tile of keys][16] */
     PAGE_WEIGHTS = 2 * TILE_BYTES, /* [ROWS][32] */
-    PAGES = LN_ATTEND_BLOCK / LN_PAGE_TOKENS,
-    UNIT = 256, /* u of a power of two */
+    SPAN = 8,                      /* pages whose weights are added at once */
+    HELD = 4,                      /* pages whose scores are held where maximum may rise */
+    UNIT = 256,                    /* u of a power of two */
 };
 
 static int64_t depth_tiles(int64_t key_size) {
@@ -188,112 +194,109 @@ static const _Alignas(64) unsigned char table[64] = {23, 22, 21, 20, 19, 18, 17,
                                                      11, 11, 12, 12, 12, 13, 14, 14, 15, 16, 16, 17, 18, 19, 20, 21,
                                                      22, 23, 24, 26, 27, 28, 30, 31, 31, 30, 29, 28, 27, 26, 25, 24};
 
-/* Scores of ROWS rows for a page that are to become weights. */
+/* Scores of ROWS rows and a page that are to become weights. */
 typedef struct piece {
     const float *scores;    /* [PAGE_FLOATS] */
     const float *shift;     /* [ROWS] */
     unsigned char *weights; /* [PAGE_WEIGHTS] */
-    float *sum;             /* [ROWS][LN_ATTEND_LANES] */
     float factor;           /* times UNIT */
     bool masked;
     uint32_t mask[ROWS]; /* bit i: key i is seen */
 } piece;
 
-typedef struct constants {
+/* Where the next rows are, and what they take: constants that the compiler must not make anew for each. */
+typedef struct cursor {
+    const float *scores, *shift;
+    unsigned char *weights;
+    const uint32_t *mask;
     __m512 factor;
-    __m512i table, ones;
-} constants;
+    __m512i table, bits;
+    __mmask64 even;
+} cursor;
 
-LN_INLINE constants constants_of(float factor) {
-    return (constants){_mm512_set1_ps(factor), _mm512_load_si512(table), _mm512_set1_epi16(0x3f80)};
+LN_INLINE cursor cursor_of(const piece *z) {
+    cursor c = {.scores = z->scores, .shift = z->shift, .weights = z->weights, .mask = z->mask};
+    c.factor = _mm512_set1_ps(z->factor);
+    c.table = _mm512_load_si512(table);
+    c.bits = _mm512_set1_epi64(0x0032002200120002);
+    c.even = 0x5555555555555555;
+    __asm__("" : "+v"(c.factor), "+v"(c.table), "+v"(c.bits), "+k"(c.even));
+    return c;
 }
 
 static float shift_of(float maximum) {
     return maximum == -INFINITY ? 0 : UNIT * (127 - maximum) - 32.5f;
 }
 
-LN_INLINE void soften_row(const piece *z, const constants *k, int64_t r, const bool masked) {
-    const float *s = z->scores + r / TILE * 2 * TILE_FLOATS + r % TILE * TILE;
+LN_INLINE void soften_row(const cursor *z, int r, const bool masked) {
+    const float *s = z->scores + r * LN_PAGE_TOKENS;
     const __m512 shift = _mm512_set1_ps(z->shift[r]);
-    const __m512i a = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_load_ps(s), k->factor, shift));
-    const __m512i b = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_load_ps(s + TILE_FLOATS), k->factor, shift));
+    const __m512i a = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_load_ps(s), z->factor, shift));
+    const __m512i b = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_load_ps(s + TILE), z->factor, shift));
     const __m512i u = _mm512_packus_epi32(a, b);
-    const __m512i t = _mm512_maskz_permutexvar_epi8(0x5555555555555555, _mm512_srli_epi16(u, 2), k->table);
-    const __m512i w = masked ? _mm512_maskz_avg_epu16(z->mask[r], u, t) : _mm512_avg_epu16(u, t);
-    _mm512_store_si512(z->weights + r * 64, w);
-    float *sum = z->sum + r * LN_ATTEND_LANES;
-    _mm512_store_ps(sum, _mm512_dpbf16_ps(_mm512_load_ps(sum), (__m512bh)w, (__m512bh)k->ones));
+    const __m512i t = _mm512_maskz_permutexvar_epi8(z->even, _mm512_multishift_epi64_epi8(z->bits, u), z->table);
+    _mm512_store_si512(z->weights + r * 64, masked ? _mm512_maskz_avg_epu16(z->mask[r], u, t) : _mm512_avg_epu16(u, t));
 }
 
-LN_INLINE void soften_rows(const piece *z, const constants *k, int64_t from, int64_t to, const bool masked) {
-    for (int64_t r = from; r < to; r++) soften_row(z, k, r, masked);
+LN_INLINE void soften_rows(cursor *z, const int rows, const bool masked) {
+    LN_UNROLL for (int r = 0; r < rows; r++) soften_row(z, r, masked);
+    z->scores += rows * LN_PAGE_TOKENS;
+    z->shift += rows;
+    z->weights += rows * 64;
+    z->mask += rows;
 }
 
 static void soften(const piece *z) {
-    const constants k = constants_of(z->factor);
+    cursor c = cursor_of(z);
     ln_amx_fence();
-    if (z->masked)
-        soften_rows(z, &k, 0, ROWS, true);
-    else
-        soften_rows(z, &k, 0, ROWS, false);
+    for (int r = 0; r < ROWS; r += 8) {
+        if (z->masked)
+            soften_rows(&c, 8, true);
+        else
+            soften_rows(&c, 8, false);
+    }
 }
 
 /* ---- products ---- */
 
-#define LN_ROWS_BETWEEN                                          \
-    do {                                                         \
-        _Pragma("GCC unroll 8") for (int i = 0; i < rate; i++) { \
-            soften_row(z, &c, row + i, masked);                  \
-        }                                                        \
-        row += rate;                                             \
-    } while (0)
-
-/* scores = queries of ROWS rows times a page of keys, between them `rate` rows of softmax after each product. */
-LN_INLINE void score_soften(const unsigned char *query, const unsigned char *keys, int64_t steps, float *scores,
-                            const piece *z, const int rate, const bool masked) {
-    const unsigned char *second = query + steps * TILE_BYTES;
-    const constants c = constants_of(rate ? z->factor : 0);
-    int64_t row = 0;
+/* Scores of ROWS rows and a page of keys, while a piece, if there is one, becomes weights: `rate` rows of it after each
+ * product. */
+LN_INLINE void score_page(const unsigned char *query, const unsigned char *keys, int64_t steps, float *scores,
+                          const piece *waiting, const int rate, const bool masked) {
+    const int64_t below = steps * TILE_BYTES;
+    cursor z = cursor_of(waiting);
+    int left = rate ? ROWS : 0;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    int64_t k = 0;
-    for (; k < steps && (rate == 0 || row + 4 * rate <= ROWS); k++) {
-        _tile_loadd(4, query + k * TILE_BYTES, 64);
-        _tile_loadd(6, keys + 2 * k * TILE_BYTES, 64);
+    for (int64_t k = 0; k < steps; k++, query += TILE_BYTES, keys += 2 * TILE_BYTES) {
+        const bool more = rate && left >= 4 * rate;
+        _tile_loadd(4, query, 64);
+        _tile_stream_loadd(6, keys, 64);
         _tile_dpbf16ps(0, 4, 6);
-        LN_ROWS_BETWEEN;
-        _tile_loadd(7, keys + (2 * k + 1) * TILE_BYTES, 64);
+        if (more) soften_rows(&z, rate, masked);
+        _tile_stream_loadd(7, keys + TILE_BYTES, 64);
         _tile_dpbf16ps(1, 4, 7);
-        LN_ROWS_BETWEEN;
-        _tile_loadd(5, second + k * TILE_BYTES, 64);
+        if (more) soften_rows(&z, rate, masked);
+        _tile_loadd(5, query + below, 64);
         _tile_dpbf16ps(2, 5, 6);
-        LN_ROWS_BETWEEN;
+        if (more) soften_rows(&z, rate, masked);
         _tile_dpbf16ps(3, 5, 7);
-        LN_ROWS_BETWEEN;
+        if (more) soften_rows(&z, rate, masked);
+        if (more) left -= 4 * rate;
     }
-    for (; k < steps; k++) {
-        _tile_loadd(4, query + k * TILE_BYTES, 64);
-        _tile_loadd(6, keys + 2 * k * TILE_BYTES, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, keys + (2 * k + 1) * TILE_BYTES, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, second + k * TILE_BYTES, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, scores, 64);
-    _tile_stored(1, scores + TILE_FLOATS, 64);
-    _tile_stored(2, scores + 2 * TILE_FLOATS, 64);
-    _tile_stored(3, scores + 3 * TILE_FLOATS, 64);
-    if (rate) soften_rows(z, &c, row, ROWS, masked);
+    _tile_stored(0, scores, 4 * LN_PAGE_TOKENS);
+    _tile_stored(1, scores + TILE, 4 * LN_PAGE_TOKENS);
+    _tile_stored(2, scores + 2 * TILE_FLOATS, 4 * LN_PAGE_TOKENS);
+    _tile_stored(3, scores + 2 * TILE_FLOATS + TILE, 4 * LN_PAGE_TOKENS);
+    for (; left > 0; left -= 4) soften_rows(&z, 4, masked);
 }
 
 #define LN_SCORE(name, rate, masked)                                                                      \
     static void name(const unsigned char *query, const unsigned char *keys, int64_t steps, float *scores, \
-                     const piece *z) {                                                                    \
-        score_soften(query, keys, steps, scores, z, rate, masked);                                        \
+                     const piece *waiting) {                                                              \
+        score_page(query, keys, steps, scores, waiting, rate, masked);                                    \
     }
 LN_SCORE(score_0, 0, false)
 LN_SCORE(score_1, 1, false)
@@ -302,65 +305,94 @@ LN_SCORE(score_4, 4, false)
 LN_SCORE(score_8, 8, false)
 LN_SCORE(score_masked, 2, true)
 
-/* Scores of a page; and z, if not NULL, becomes weights. */
-static void score(const unsigned char *query, const unsigned char *keys, int64_t steps, float *scores, const piece *z) {
+static void score(const unsigned char *query, const unsigned char *keys, int64_t steps, float *scores,
+                  const piece *waiting) {
+    static const piece none;
     ln_amx_fence();
-    if (!z)
-        score_0(query, keys, steps, scores, z);
-    else if (z->masked)
-        score_masked(query, keys, steps, scores, z);
+    if (!waiting)
+        score_0(query, keys, steps, scores, &none);
+    else if (waiting->masked)
+        score_masked(query, keys, steps, scores, waiting);
     else if (steps >= 8)
-        score_1(query, keys, steps, scores, z);
+        score_1(query, keys, steps, scores, waiting);
     else if (steps >= 3)
-        score_2(query, keys, steps, scores, z);
+        score_2(query, keys, steps, scores, waiting);
     else if (steps == 2)
-        score_4(query, keys, steps, scores, z);
+        score_4(query, keys, steps, scores, waiting);
     else
-        score_8(query, keys, steps, scores, z);
+        score_8(query, keys, steps, scores, waiting);
 }
 
-/* output of ROWS rows += weights of `pages` pages times their values. */
-static void add_values(const unsigned char *weights, const unsigned char *values, int64_t pages, int64_t columns,
-                       float *output, int64_t stride) {
-    const int64_t page = columns * TILE_BYTES, bytes = 4 * stride;
-    float *below = output + TILE * stride;
+/* Weights of ROWS rows and some pages, and what they are added to. */
+typedef struct addend {
+    const unsigned char *weights, *values;
+    int64_t pages, columns; /* tiles of columns */
+    float *output, *sum;
+    int64_t stride;
+} addend;
+
+static const _Alignas(64) uint32_t ones[TILE][TILE] = {
+#define LN_ONE \
+    { 0x3f803f80 }
+    LN_ONE, LN_ONE, LN_ONE, LN_ONE, LN_ONE, LN_ONE, LN_ONE, LN_ONE,
+    LN_ONE, LN_ONE, LN_ONE, LN_ONE, LN_ONE, LN_ONE, LN_ONE, LN_ONE};
+
+/* ROWS rows and TILE columns. */
+LN_INLINE void add_column(const addend *x, float *to, int64_t stride, const unsigned char *values, int64_t page) {
+    const unsigned char *w = x->weights;
+    float *below = to + TILE * stride;
+    _tile_loadd(0, to, 4 * stride);
+    _tile_loadd(2, below, 4 * stride);
+    for (int64_t p = 0; p < x->pages; p++, values += page, w += PAGE_WEIGHTS) {
+        _tile_loadd(6, values, 64);
+        _tile_loadd(4, w, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, w + TILE_BYTES, 64);
+        _tile_dpbf16ps(2, 5, 6);
+    }
+    _tile_stored(0, to, 4 * stride);
+    _tile_stored(2, below, 4 * stride);
+}
+
+/* Two tiles' columns of rows are fetched before they are loaded: products wait for them. */
+LN_INLINE void fetch(const float *from, int64_t stride, int64_t row, int64_t rows) {
+    for (int64_t r = row; r < row + rows; r++) {
+        _mm_prefetch((const char *)(from + r * stride), _MM_HINT_T0);
+        _mm_prefetch((const char *)(from + r * stride + TILE), _MM_HINT_T0);
+    }
+}
+
+/* output and sum += weights times values, and ones. */
+static void add_values(const addend *x) {
+    const int64_t page = x->columns * TILE_BYTES, bytes = 4 * x->stride, fetched = (ROWS + x->pages - 1) / x->pages;
     ln_amx_fence();
     int64_t c = 0;
-    for (; c + 2 <= columns; c += 2) {
-        const unsigned char *v = values + c * TILE_BYTES, *w = weights;
-        float *y = output + c * TILE, *z = below + c * TILE;
+    for (; c + 2 <= x->columns; c += 2) {
+        const unsigned char *v = x->values + c * TILE_BYTES, *w = x->weights;
+        float *y = x->output + c * TILE, *z = y + TILE * x->stride;
+        const float *next = c + 4 <= x->columns ? y + 2 * TILE : y;
         _tile_loadd(0, y, bytes);
         _tile_loadd(1, y + TILE, bytes);
         _tile_loadd(2, z, bytes);
         _tile_loadd(3, z + TILE, bytes);
-        for (int64_t p = 0; p < pages; p++, v += page, w += PAGE_WEIGHTS) {
+        for (int64_t p = 0; p < x->pages; p++, v += page, w += PAGE_WEIGHTS) {
             _tile_loadd(4, w, 64);
-            _tile_loadd(6, v, 64);
+            _tile_stream_loadd(6, v, 64);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, v + TILE_BYTES, 64);
+            _tile_stream_loadd(7, v + TILE_BYTES, 64);
             _tile_dpbf16ps(1, 4, 7);
             _tile_loadd(5, w + TILE_BYTES, 64);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
+            if (p * fetched < ROWS) fetch(next, x->stride, p * fetched, fetched);
         }
         _tile_stored(0, y, bytes);
         _tile_stored(1, y + TILE, bytes);
         _tile_stored(2, z, bytes);
         _tile_stored(3, z + TILE, bytes);
     }
-    if (c == columns) return;
-    const unsigned char *v = values + c * TILE_BYTES, *w = weights;
-    _tile_loadd(0, output + c * TILE, bytes);
-    _tile_loadd(2, below + c * TILE, bytes);
-    for (int64_t p = 0; p < pages; p++, v += page, w += PAGE_WEIGHTS) {
-        _tile_loadd(6, v, 64);
-        _tile_loadd(4, w, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, w + TILE_BYTES, 64);
-        _tile_dpbf16ps(2, 5, 6);
-    }
-    _tile_stored(0, output + c * TILE, bytes);
-    _tile_stored(2, below + c * TILE, bytes);
+    if (c < x->columns) add_column(x, x->output + c * TILE, x->stride, x->values + c * TILE_BYTES, page);
+    add_column(x, x->sum, LN_ATTEND_LANES, (const unsigned char *)ones, 0);
 }
 
 /* ---- a step ---- */
@@ -370,9 +402,9 @@ typedef struct group {
     const ln_attend_bf16_tile *tile;
     const ln_attend_bf16_block *block;
     int64_t row, first, end;
-    float factor; /* not yet in the scores */
+    int64_t start; /* the page from which on maximum stays */
+    float factor;  /* not yet in the scores */
     _Alignas(64) float shift[ROWS];
-    _Alignas(64) unsigned char weights[PAGES * PAGE_WEIGHTS]; /* of the pages from `first` on */
 } group;
 
 static const unsigned char *query_of(const group *g) {
@@ -383,12 +415,13 @@ static const unsigned char *keys_of(const group *g, int64_t page) {
 }
 
 /* Which keys of a page a row sees. */
-static uint32_t seen_of(const group *g, int64_t r, int64_t page) {
+LN_INLINE uint32_t seen_of(const group *g, int64_t r, int64_t page) {
     const uint32_t there = first_of_32(g->block->count - page * LN_PAGE_TOKENS);
     if (!g->block->seen) return there;
     return there & (uint32_t)(g->block->seen[g->row + r][page / 2] >> page % 2 * 32);
 }
 
+/* false where no row sees a key. */
 static bool group_open(group *g, const ln_attend_bf16_tile *tile, const ln_attend_bf16_block *block, int64_t row,
                        float factor) {
     g->tile = tile;
@@ -398,47 +431,61 @@ static bool group_open(group *g, const ln_attend_bf16_tile *tile, const ln_atten
     g->first = 0;
     g->end = (block->count + LN_PAGE_TOKENS - 1) / LN_PAGE_TOKENS;
     if (!block->seen) return g->end > 0;
-    uint32_t any[PAGES] = {0};
-    for (int64_t page = 0; page < g->end; page++)
-        for (int64_t r = 0; r < ROWS; r++) any[page] |= seen_of(g, r, page);
-    while (g->first < g->end && !any[g->first]) g->first++;
-    while (g->first < g->end && !any[g->end - 1]) g->end--;
+    uint64_t any[LN_BF16_BLOCK / 64] = {0};
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int i = 0; i < LN_BF16_BLOCK / 64; i++) any[i] |= block->seen[row + r][i];
+    if (block->count % LN_PAGE_TOKENS)
+        any[g->end / 2 - !(g->end % 2)] &= ~(uint64_t)0 >> ((64 - block->count % 64) % 64);
+    while (g->first < g->end && !(uint32_t)(any[g->first / 2] >> g->first % 2 * 32)) g->first++;
+    while (g->first < g->end && !(uint32_t)(any[(g->end - 1) / 2] >> (g->end - 1) % 2 * 32)) g->end--;
     return g->first < g->end;
 }
 
-static piece piece_of(group *g, int64_t page, const float *scores) {
-    piece z = {.scores = scores,
-               .shift = g->shift,
-               .weights = g->weights + (page - g->first) * PAGE_WEIGHTS,
-               .sum = g->tile->sum + g->row * LN_ATTEND_LANES,
-               .factor = g->factor * UNIT,
-               .masked = g->block->seen || (page + 1) * LN_PAGE_TOKENS > g->block->count};
-    for (int64_t r = 0; z.masked && r < ROWS; r++) z.mask[r] = seen_of(g, r, page);
-    return z;
+LN_INLINE void set_piece(piece *z, const group *g, int64_t page, const float *scores, unsigned char *weights) {
+    z->scores = scores;
+    z->shift = g->shift;
+    z->weights = weights;
+    z->factor = g->factor * UNIT;
+    const uint32_t there = first_of_32(g->block->count - page * LN_PAGE_TOKENS);
+    uint32_t all = there;
+    if (g->block->seen)
+        for (int64_t r = 0; r < ROWS; r++) all &= z->mask[r] = seen_of(g, r, page);
+    else if (there != ~(uint32_t)0)
+        for (int64_t r = 0; r < ROWS; r++) z->mask[r] = there;
+    z->masked = all != ~(uint32_t)0;
 }
 
-static void add_group(const group *g) {
-    const int64_t bytes = value_bytes(g->tile->value_size);
-    add_values(g->weights, (const unsigned char *)g->block->values + g->first * bytes, g->end - g->first,
-               column_tiles(g->tile->value_size), g->tile->output + g->row * g->tile->output_stride,
-               g->tile->output_stride);
+/* Adds pages first .. end - 1, whose weights these are. */
+static void add_pages(const group *g, const unsigned char *weights, int64_t first, int64_t end) {
+    const ln_attend_bf16_tile *tile = g->tile;
+    const addend x = {.weights = weights,
+                      .values = (const unsigned char *)g->block->values + first * value_bytes(tile->value_size),
+                      .pages = end - first,
+                      .columns = column_tiles(tile->value_size),
+                      .output = tile->output + g->row * tile->output_stride,
+                      .sum = tile->sum + g->row * LN_ATTEND_LANES,
+                      .stride = tile->output_stride};
+    add_values(&x);
 }
 
-/* Whether no score can exceed its row's maximum by more than the slack; then also shift. */
+/* Whether no score can exceed its row's maximum by more than the slack. */
 static bool bounded(group *g) {
     const float *maximum = g->tile->maximum + g->row, *length = g->tile->length + g->row;
-    const float most = g->block->length * g->factor;
-    bool all = true;
-    for (int64_t r = 0; r < ROWS; r++) {
-        bool here = length[r] * most <= maximum[r] + LN_BF16_SLACK;
-        if (!here && g->block->seen) {
-            here = true;
-            for (int64_t page = g->first; page < g->end; page++) here &= seen_of(g, r, page) == 0;
-        }
-        all &= here;
-        g->shift[r] = shift_of(maximum[r]);
+    const __m512 most = _mm512_set1_ps(g->block->length * g->factor), slack = _mm512_set1_ps(LN_BF16_SLACK);
+    uint32_t beyond = 0;
+    for (int64_t r = 0; r < ROWS; r += TILE) {
+        const __m512 bound = _mm512_mul_ps(_mm512_loadu_ps(length + r), most),
+                     allowed = _mm512_add_ps(_mm512_loadu_ps(maximum + r), slack);
+        beyond |= (uint32_t)_mm512_cmp_ps_mask(bound, allowed, _CMP_NLE_UQ) << r;
     }
-    return all;
+    for (int64_t r = 0; r < ROWS; r++) {
+        g->shift[r] = shift_of(maximum[r]);
+        if (!(beyond >> r & 1) || !g->block->seen) continue;
+        bool any = false;
+        for (int64_t page = g->first; page < g->end; page++) any |= seen_of(g, r, page) != 0;
+        if (!any) beyond &= ~((uint32_t)1 << r);
+    }
+    return beyond == 0;
 }
 
 /* The bits 0-3, 8-11, 16-19, 24-27 of mask together. */
@@ -446,18 +493,18 @@ static __mmask16 even_nibbles(uint32_t mask) {
     return (__mmask16)((mask & 0xf) | (mask >> 4 & 0xf0) | (mask >> 8 & 0xf00) | (mask >> 12 & 0xf000));
 }
 
-/* Raises a row's maximum if need be; scores: [pages][PAGE_FLOATS]. */
-static void settle_row(group *g, int64_t r, const float *scores) {
+/* Raises a row's maximum if need be; scores: of pages first .. end - 1. */
+static void settle_row(group *g, int64_t r, const float *scores, int64_t first, int64_t end) {
     const ln_attend_bf16_tile *tile = g->tile;
     const int64_t row = g->row + r;
     const __m512 nothing = _mm512_set1_ps(-INFINITY);
     __m512 most = nothing;
     __mmask16 unsound = 0;
-    for (int64_t page = g->first; page < g->end; page++) {
-        const float *s = scores + (page - g->first) * PAGE_FLOATS + r / TILE * 2 * TILE_FLOATS + r % TILE * TILE;
+    for (int64_t page = first; page < end; page++) {
+        const float *s = scores + (page - first) * PAGE_FLOATS + r * LN_PAGE_TOKENS;
         const uint32_t seen = seen_of(g, r, page);
         const __m512 a = _mm512_mask_load_ps(nothing, even_nibbles(seen), s),
-                     b = _mm512_mask_load_ps(nothing, even_nibbles(seen >> 4), s + TILE_FLOATS);
+                     b = _mm512_mask_load_ps(nothing, even_nibbles(seen >> 4), s + TILE);
         unsound |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q);
         most = _mm512_max_ps(most, _mm512_max_ps(a, b));
     }
@@ -477,14 +524,28 @@ static void settle_row(group *g, int64_t r, const float *scores) {
     g->shift[r] = shift_of(tile->maximum[row]);
 }
 
-/* Softmax and output of a group whose scores are all there. */
-static void settle(group *g, const float *scores) {
-    for (int64_t r = 0; r < ROWS; r++) settle_row(g, r, scores);
-    for (int64_t page = g->first; page < g->end; page++) {
-        const piece z = piece_of(g, page, scores + (page - g->first) * PAGE_FLOATS);
+/* Pages are taken together up to this one, exclusive: maximum rises between such spans alone. The first page of a block
+ * is alone, because it mostly settles maximum for the rest. */
+static int64_t span_end(const group *g, int64_t page) {
+    const int64_t end = page == 0 ? 1 : (page / HELD + 1) * HELD;
+    return end < g->end ? end : g->end;
+}
+
+/* Softmax and output of a span whose scores are all there: [pages][PAGE_FLOATS]. */
+static void settle(group *g, const float *scores, unsigned char *weights, int64_t first, int64_t end) {
+    piece z;
+    for (int64_t r = 0; r < ROWS; r++) settle_row(g, r, scores, first, end);
+    for (int64_t page = first; page < end; page++) {
+        set_piece(&z, g, page, scores + (page - first) * PAGE_FLOATS, weights + (page - first) * PAGE_WEIGHTS);
         soften(&z);
     }
-    add_group(g);
+    add_pages(g, weights, first, end);
+}
+
+static void score_span(const group *g, float *scores, int64_t first, int64_t end) {
+    for (int64_t page = first; page < end; page++)
+        score(query_of(g), keys_of(g, page), depth_tiles(g->tile->key_size), scores + (page - first) * PAGE_FLOATS,
+              NULL);
 }
 
 static void configure(void) {
@@ -492,54 +553,101 @@ static void configure(void) {
     ln_amx_configure(&shape);
 }
 
+/* What is on its way while tiles multiply: while page n's scores are, those of page n - 2 become weights (those of
+ * n - 1 are hardly stored). With the last page of a span, the span's weights are added. */
+enum { SLOTS = 3 };
+typedef struct pipeline {
+    int64_t pages, on_way; /* so far; the last of them that have no weights, at most 2 */
+    group *of[SLOTS];      /* page n is in slot n % SLOTS */
+    int64_t page[SLOTS];
+    piece pieces[SLOTS];
+    _Alignas(64) float scores[SLOTS][PAGE_FLOATS];
+    unsigned char weights[SPAN * PAGE_WEIGHTS];
+} pipeline;
+
+/* Page n is the last of a span. */
+static bool ends_span(const pipeline *p, int64_t n) {
+    const int64_t end = p->page[n % SLOTS] + 1;
+    return end == p->of[n % SLOTS]->end || end % SPAN == 0;
+}
+
+/* Page n has its weights. */
+static void weighed(pipeline *p, int64_t n) {
+    const group *g = p->of[n % SLOTS];
+    const int64_t page = p->page[n % SLOTS], span = page / SPAN * SPAN, first = span > g->start ? span : g->start;
+    p->on_way--;
+    if (ends_span(p, n)) add_pages(g, p->weights + first % SPAN * PAGE_WEIGHTS, first, page + 1);
+}
+
+/* A page of a group whose maximum stays. */
+static void push(pipeline *p, group *g, int64_t page) {
+    const int64_t n = p->pages++, slot = n % SLOTS;
+    const bool waits = p->on_way == 2;
+    if (waits && ends_span(p, n - 2)) {
+        const group *w = p->of[(n - 2) % SLOTS];
+        fetch(w->tile->output + w->row * w->tile->output_stride, w->tile->output_stride, 0, ROWS);
+    }
+    score(query_of(g), keys_of(g, page), depth_tiles(g->tile->key_size), p->scores[slot],
+          waits ? &p->pieces[(n + 1) % SLOTS] : NULL);
+    p->of[slot] = g;
+    p->page[slot] = page;
+    set_piece(&p->pieces[slot], g, page, p->scores[slot], p->weights + page % SPAN * PAGE_WEIGHTS);
+    if (waits) weighed(p, n - 2);
+    p->on_way++;
+}
+
+static void drain(pipeline *p) {
+    while (p->on_way) {
+        const int64_t n = p->pages - p->on_way;
+        soften(&p->pieces[n % SLOTS]);
+        weighed(p, n);
+    }
+}
+
 static void step(const ln_attend_bf16_tile *tile, const ln_attend_bf16_block *block) {
-    const int64_t steps = depth_tiles(tile->key_size);
-    _Alignas(64) float held[PAGES * PAGE_FLOATS], scores[2][PAGE_FLOATS];
-    group groups[2], *waiting = NULL; /* waiting: its last page's scores are to become weights */
-    piece z;
+    _Alignas(64) float held[HELD * PAGE_FLOATS];
+    group groups[SLOTS]; /* two on their way */
+    pipeline p;
     int turn = 0;
+    p.pages = p.on_way = 0;
     configure();
     for (int64_t row = 0; row < tile->rows; row += ROWS) {
-        group *g = waiting == &groups[0] ? &groups[1] : &groups[0];
+        group *g = &groups[turn];
         if (!group_open(g, tile, block, row, tile->factor)) continue;
-        const bool hold = !bounded(g);
-        for (int64_t page = g->first; page < g->end; page++) {
-            float *to = hold ? held + (page - g->first) * PAGE_FLOATS : scores[turn ^= 1];
-            const bool pending = waiting || (!hold && page > g->first);
-            score(query_of(g), keys_of(g, page), steps, to, pending ? &z : NULL);
-            if (waiting) add_group(waiting);
-            waiting = NULL;
-            if (!hold) z = piece_of(g, page, to);
+        int64_t page = g->first;
+        while (page < g->end && !bounded(g)) {
+            const int64_t end = span_end(g, page);
+            drain(&p);
+            score_span(g, held, page, end);
+            settle(g, held, p.weights, page, end);
+            page = end;
         }
-        if (hold)
-            settle(g, held);
-        else
-            waiting = g;
+        if (page == g->end) continue;
+        g->start = page;
+        for (; page < g->end; page++) push(&p, g, page);
+        turn = (turn + 1) % SLOTS;
     }
-    if (waiting) {
-        soften(&z);
-        add_group(waiting);
-    }
+    drain(&p);
     ln_amx_release();
 }
 
 static void scores_only(const ln_attend_bf16_tile *tile, const ln_attend_bf16_block *block, float factor, float *scores,
                         int64_t stride) {
-    const int64_t steps = depth_tiles(tile->key_size);
     const __m512i left = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
                   right = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     const __m512 times = _mm512_set1_ps(factor);
-    _Alignas(64) float page_scores[PAGE_FLOATS];
+    _Alignas(64) float held[HELD * PAGE_FLOATS];
     group g;
     configure();
     for (int64_t row = 0; row < tile->rows; row += ROWS) {
         if (!group_open(&g, tile, block, row, factor)) continue;
-        for (int64_t page = g.first; page < g.end; page++) {
-            score(query_of(&g), keys_of(&g, page), steps, page_scores, NULL);
-            for (int64_t r = 0; r < ROWS; r++) {
-                const float *s = page_scores + r / TILE * 2 * TILE_FLOATS + r % TILE * TILE;
-                const __m512i a = _mm512_load_si512(s), b = _mm512_load_si512(s + TILE_FLOATS);
-                float *to = scores + (row + r) * stride + page * LN_PAGE_TOKENS;
+        for (int64_t first = g.first, end; first < g.end; first = end) {
+            end = span_end(&g, first);
+            score_span(&g, held, first, end);
+            for (int64_t i = 0; i < (end - first) * ROWS; i++) {
+                const float *s = held + i * LN_PAGE_TOKENS;
+                const __m512i a = _mm512_load_si512(s), b = _mm512_load_si512(s + TILE);
+                float *to = scores + (row + i % ROWS) * stride + (first + i / ROWS) * LN_PAGE_TOKENS;
                 const __m512 x = _mm512_castsi512_ps(_mm512_permutex2var_epi64(a, left, b)),
                              y = _mm512_castsi512_ps(_mm512_permutex2var_epi64(a, right, b));
                 _mm512_storeu_ps(to, _mm512_mul_ps(x, times));
@@ -552,21 +660,22 @@ static void scores_only(const ln_attend_bf16_tile *tile, const ln_attend_bf16_bl
 
 static void finish(const ln_attend_bf16_tile *tile, const ln_attend_bf16_block *block, float factor,
                    const float *scores, int64_t stride) {
-    _Alignas(64) float held[PAGES * PAGE_FLOATS];
+    _Alignas(64) float held[HELD * PAGE_FLOATS];
+    _Alignas(64) unsigned char weights[HELD * PAGE_WEIGHTS];
     group g;
     configure();
     for (int64_t row = 0; row < tile->rows; row += ROWS) {
         if (!group_open(&g, tile, block, row, factor)) continue;
-        for (int64_t page = g.first; page < g.end; page++) {
-            for (int64_t r = 0; r < ROWS; r++) {
-                const float *from = scores + (row + r) * stride + page * LN_PAGE_TOKENS;
+        for (int64_t first = g.first, end; first < g.end; first = end) {
+            end = span_end(&g, first);
+            for (int64_t i = 0; i < (end - first) * ROWS; i++) {
+                const float *from = scores + (row + i % ROWS) * stride + (first + i / ROWS) * LN_PAGE_TOKENS;
                 const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + TILE);
-                float *s = held + (page - g.first) * PAGE_FLOATS + r / TILE * 2 * TILE_FLOATS + r % TILE * TILE;
-                _mm512_store_si512(s, _mm512_shuffle_i32x4(a, b, 0x88));
-                _mm512_store_si512(s + TILE_FLOATS, _mm512_shuffle_i32x4(a, b, 0xdd));
+                _mm512_store_si512(held + i * LN_PAGE_TOKENS, _mm512_shuffle_i32x4(a, b, 0x88));
+                _mm512_store_si512(held + i * LN_PAGE_TOKENS + TILE, _mm512_shuffle_i32x4(a, b, 0xdd));
             }
+            settle(&g, held, weights, first, end);
         }
-        settle(&g, held);
     }
     ln_amx_release();
 }
