@@ -168,26 +168,28 @@ class Model:
         """The most bytes that were allocated at any time."""
         return _c.memory_peak(self._context.handle)
 
-    def _settings(self, context, memory, precision, piece, exact):
+    def _settings(self, context, memory, precision, piece, exact, activations):
         settings = _c.session_settings_default()
         settings.context, settings.memory, settings.piece, settings.compute = context, memory, piece, int(exact)
+        settings.activations = activations
         settings.precision = _c.type_of_name(precision.encode()) if precision else _library.TYPE_AUTO
         if precision and settings.precision == _library.TYPE_AUTO:
             raise ValueError(f"there is no precision {precision}")
         return settings
 
-    def plan(self, context=0, *, memory=0, precision=None, piece=0, exact=False):
+    def plan(self, context=0, *, memory=0, precision=None, piece=0, exact=False, activations=0):
         """What a session with these settings would take, as a dict of bytes, before anything is allocated."""
         plan = _library.Plan(size=ctypes.sizeof(_library.Plan))
-        settings = self._settings(context, memory, precision, piece, exact)
+        settings = self._settings(context, memory, precision, piece, exact, activations)
         self._context.check(_c.plan_session(self._handle, settings, plan))
         return _plan_dict(plan)
 
-    def session(self, context=0, *, memory=0, precision=None, piece=0, exact=False):
+    def session(self, context=0, *, memory=0, precision=None, piece=0, exact=False, activations=0):
         """A session with room for `context` tokens (0: the model's trained length) in `memory` bytes (0: no bound). precision of
-        keys and values: "f32", "bf16", "f16", "q8_0", "q4_0", or None for the most exact that fits. exact: activations stay float32."""
+        keys and values: "f32", "bf16", "f16", "q8_0", "q4_0", or None for the most exact that fits. exact: activations stay float32.
+        activations: bytes that these and scratch may take, however long the prompt (0: no bound of their own)."""
         handle = ctypes.c_void_p()
-        settings = self._settings(context, memory, precision, piece, exact)
+        settings = self._settings(context, memory, precision, piece, exact, activations)
         self._context.check(_c.session_open(self._handle, settings, handle))
         return Session(self, handle.value)
 
