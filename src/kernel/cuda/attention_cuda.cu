@@ -1,0 +1,297 @@
+/* The host's side of attention on a GPU: which kernel, which tasks, and the launch. The driver's function that
+ * describes tensors to the copy engine is asked for at run time, so that nothing is linked against the driver. */
+#include "kernel/cuda/attention_cuda.h"
+
+#include <cudaTypedefs.h>
+#include <cuda_runtime.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernel/cuda/attention_rows.cuh"
+#include "kernel/cuda/attention_table.h"
+
+enum { COUNTER_BYTES = 256 }; /* in front of the tasks of a workspace */
+
+static ln_cuda_code code_of(cudaError_t error) {
+    switch (error) {
+    case cudaSuccess:
+        return LN_CUDA_OK;
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorStubLibrary:
+        return LN_CUDA_NO_DEVICE;
+    case cudaErrorInsufficientDriver:
+        return LN_CUDA_OLD_DRIVER;
+    case cudaErrorMemoryAllocation:
+        return LN_CUDA_OUT_OF_MEMORY;
+    case cudaErrorNoKernelImageForDevice:
+        return LN_CUDA_UNSUPPORTED;
+    default:
+        return LN_CUDA_FAILED;
+    }
+}
+
+ln_cuda_code ln_cuda_device_read(int index, ln_cuda_device *device) {
+    const struct {
+        cudaDeviceAttr attribute;
+        int64_t value;
+    } wanted[] = {{cudaDevAttrComputeCapabilityMajor, 0},
+                  {cudaDevAttrComputeCapabilityMinor, 0},
+                  {cudaDevAttrMultiProcessorCount, 0},
+                  {cudaDevAttrMaxSharedMemoryPerBlockOptin, 0},
+                  {cudaDevAttrL2CacheSize, 0}};
+    int value[5], count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && (index < 0 || index >= count)) return LN_CUDA_NO_DEVICE;
+    for (int i = 0; i < 5 && error == cudaSuccess; i++)
+        error = cudaDeviceGetAttribute(&value[i], wanted[i].attribute, index);
+    if (error != cudaSuccess) {
+        cudaGetLastError();
+        return code_of(error);
+    }
+    *device = {index, value[0], value[1], value[2], value[3], value[4]};
+    return LN_CUDA_OK;
+}
+
+const ln_cuda_kernel *ln_cuda_attention_kernels(int row) {
+    static const ln_cuda_kernel none = {};
+    if (row < 0) return &none;
+    if (row < ln_cuda_hopper_count) return &ln_cuda_hopper_kernels[row];
+    row -= ln_cuda_hopper_count;
+    return row < ln_cuda_portable_count ? &ln_cuda_portable_kernels[row] : &none;
+}
+
+/* ---- plan ---- */
+
+static bool arguments_right(const ln_cuda_attention *a) {
+    if (a->heads < 1 || a->key_value_heads < 1 || a->heads % a->key_value_heads || a->heads > 65535) return false;
+    if (a->sequences < 1 || !a->query_offsets || !a->key_offsets || a->window < 0 || a->window > INT_MAX / 2)
+        return false;
+    if (!(a->scale > 0) || !(a->soft_cap >= 0) || isinf(a->scale) || isinf(a->soft_cap)) return false;
+    for (int64_t s = 0; s < a->sequences; s++)
+        if (a->query_offsets[s + 1] < a->query_offsets[s] || a->key_offsets[s + 1] < a->key_offsets[s]) return false;
+    return a->query_offsets[0] == 0 && a->key_offsets[0] == 0 && a->query_offsets[a->sequences] <= INT_MAX / 2 &&
+           a->key_offsets[a->sequences] <= INT_MAX / 2;
+}
+
+static int64_t tiles_of(const ln_cuda_attention *a, const ln_cuda_kernel *kernel) {
+    int64_t tiles = 0;
+    for (int64_t s = 0; s < a->sequences; s++)
+        tiles += (a->query_offsets[s + 1] - a->query_offsets[s] + kernel->rows - 1) / kernel->rows;
+    return tiles;
+}
+
+/* NULL, or why this kernel cannot do this work. */
+static const char *refusal(const ln_cuda_attention *a, const ln_cuda_device *device, const ln_cuda_kernel *kernel) {
+    const int wanted = (a->window ? LN_CUDA_WINDOW : 0) | (a->soft_cap > 0 ? LN_CUDA_CAP : 0);
+    if (a->key_size != kernel->key_size || a->value_size != kernel->value_size) return "made for another size of heads";
+    if ((wanted & ~kernel->options) || ((kernel->options & LN_CUDA_CAP) && a->soft_cap == 0))
+        return "made for other options";
+    if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
+    if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
+    return NULL;
+}
+
+/* Tall tiles read less, short ones waste less where a mask or the end of a sequence cuts them. */
+static bool wants_short(const ln_cuda_attention *a) {
+    const int64_t keys = a->key_offsets[a->sequences] / a->sequences,
+                  seen = a->window && a->window < keys ? a->window : keys;
+    return seen < (a->causal || a->window ? 6144 : 1024);
+}
+
+ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, const ln_cuda_device *device,
+                                         const ln_cuda_kernel *kernel, ln_cuda_attention_plan *plan) {
+    *plan = {};
+    plan->device = *device;
+    if (!arguments_right(attention)) {
+        snprintf(plan->why, sizeof plan->why, "heads, offsets, window, scale or cap are out of range");
+        return LN_CUDA_ARGUMENT;
+    }
+    const char *fast = "none made for this size of heads";
+    const ln_cuda_kernel *best = NULL;
+    for (int row = 0; !best || best->short_rows != wants_short(attention); row++) {
+        const ln_cuda_kernel *next = ln_cuda_attention_kernels(row);
+        if (!next->function) break;
+        if (kernel && next != kernel) continue;
+        const char *why = refusal(attention, device, next);
+        if (next->major == 9 && next->key_size == attention->key_size && next->value_size == attention->value_size)
+            fast = why ? why : "taken";
+        if (!why && (!best || (next->major == best->major && next->short_rows == wants_short(attention)))) best = next;
+    }
+    if (!best) {
+        snprintf(
+            plan->why, sizeof plan->why,
+            "no kernel for keys of %lld and values of %lld elements on compute capability %d.%d (its fast path: %s)",
+            (long long)attention->key_size, (long long)attention->value_size, device->major, device->minor, fast);
+        return LN_CUDA_UNSUPPORTED;
+    }
+    const int64_t tasks = tiles_of(attention, best) * attention->heads;
+    if (tasks > INT_MAX / 2) {
+        snprintf(plan->why, sizeof plan->why, "more than 2^30 tiles of queries");
+        return LN_CUDA_ARGUMENT;
+    }
+    plan->kernel = best;
+    plan->tasks = tasks;
+    plan->workspace = COUNTER_BYTES + (tasks * (int64_t)sizeof(ln_cuda_task) + 255) / 256 * 256;
+    snprintf(plan->why, sizeof plan->why, "%s: %lld tasks of %d queries, keys by %d%s%s", best->name, (long long)tasks,
+             best->rows, best->keys,
+             best->major == 9 ? "" : "; copy engine and warp group products: ", best->major == 9 ? "" : fast);
+    return LN_CUDA_OK;
+}
+
+/* ---- tasks ---- */
+
+/* The longest first; neighbours share keys. A total order: the same list everywhere. */
+static int before(const void *one, const void *two) {
+    const ln_cuda_task *a = (const ln_cuda_task *)one, *b = (const ln_cuda_task *)two;
+    const int length = (b->end_block - b->first_block) - (a->end_block - a->first_block);
+    if (length) return length;
+    if (a->key != b->key) return a->key < b->key ? -1 : 1;
+    if (a->head != b->head) return a->head < b->head ? -1 : 1;
+    return a->query < b->query ? -1 : a->query > b->query;
+}
+
+static ln_cuda_task task_of(const ln_cuda_attention *a, const ln_cuda_kernel *kernel, int64_t sequence, int64_t head,
+                            int64_t row) {
+    const int64_t queries = a->query_offsets[sequence + 1] - a->query_offsets[sequence];
+    const int64_t keys = a->key_offsets[sequence + 1] - a->key_offsets[sequence];
+    const int64_t rows = queries - row < kernel->rows ? queries - row : kernel->rows;
+    const int64_t position = row + keys - queries, last = position + rows - 1;
+    int64_t low = 0, high = keys;
+    if (a->causal && last + 1 < high) high = last + 1;
+    if (a->window && !a->causal && last + a->window < high) high = last + a->window;
+    if (a->window && position - a->window + 1 > 0) low = position - a->window + 1;
+    ln_cuda_task task = {(int32_t)(a->query_offsets[sequence] + row),
+                         (int32_t)rows,
+                         (int32_t)position,
+                         (int32_t)a->key_offsets[sequence],
+                         (int32_t)keys,
+                         (int32_t)head,
+                         0,
+                         0};
+    if (low < high) {
+        task.first_block = (int32_t)(low / kernel->keys);
+        task.end_block = (int32_t)((high + kernel->keys - 1) / kernel->keys);
+    }
+    return task;
+}
+
+void ln_cuda_attention_tasks(const ln_cuda_attention *attention, const ln_cuda_attention_plan *plan,
+                             ln_cuda_task *tasks) {
+    const int64_t group = attention->heads / attention->key_value_heads;
+    const int64_t row_bytes = 2 * (attention->key_size + attention->value_size);
+    int64_t count = 0, section = 0, bytes = 0;
+    for (int64_t s = 0; s < attention->sequences; s++)
+        for (int64_t shared = 0; shared < attention->key_value_heads; shared++) {
+            const int64_t queries = attention->query_offsets[s + 1] - attention->query_offsets[s];
+            const int64_t more = (attention->key_offsets[s + 1] - attention->key_offsets[s]) * row_bytes;
+            if (bytes + more > plan->device.cache_bytes / 2 && count > section) {
+                qsort(tasks + section, (size_t)(count - section), sizeof *tasks, before);
+                section = count;
+                bytes = 0;
+            }
+            bytes += more;
+            for (int64_t head = shared * group; head < (shared + 1) * group; head++)
+                for (int64_t row = 0; row < queries; row += plan->kernel->rows)
+                    tasks[count++] = task_of(attention, plan->kernel, s, head, row);
+        }
+    if (count > section) qsort(tasks + section, (size_t)(count - section), sizeof *tasks, before);
+}
+
+ln_cuda_code ln_cuda_attention_prepare(const ln_cuda_attention_plan *plan, const ln_cuda_task *tasks, void *workspace,
+                                       void *stream) {
+    cudaStream_t on = (cudaStream_t)stream;
+    cudaError_t error = cudaMemsetAsync(workspace, 0, COUNTER_BYTES, on);
+    if (error == cudaSuccess)
+        error = cudaMemcpyAsync((char *)workspace + COUNTER_BYTES, tasks, (size_t)plan->tasks * sizeof *tasks,
+                                cudaMemcpyHostToDevice, on);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(on);
+    return code_of(error);
+}
+
+/* ---- launch ---- */
+
+static bool tensor_right(const ln_cuda_tensor *tensor, int64_t element) {
+    const int64_t unit = 16 / element;
+    return tensor->data && (uintptr_t)tensor->data % 16 == 0 && tensor->token_stride % unit == 0 &&
+           tensor->head_stride % unit == 0 && tensor->token_stride >= 0 && tensor->head_stride >= 0;
+}
+
+/* Boxes of one panel of one head, `rows` tokens high. */
+static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
+                             int64_t tokens, int rows) {
+    cudaDriverEntryPointQueryResult found;
+    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
+    cudaError_t error =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
+    if (error != cudaSuccess) return code_of(error);
+    if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
+    const bool wide = size % 64 == 0;
+    const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
+    const cuuint64_t strides[2] = {(cuuint64_t)tensor->head_stride * 2, (cuuint64_t)tensor->token_stride * 2};
+    const cuuint32_t box[3] = {wide ? 64u : 32u, 1, (cuuint32_t)rows}, steps[3] = {1, 1, 1};
+    const CUresult result =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor->data, extents, strides, box, steps,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
+}
+
+static ln::attention_run run_of(const ln_cuda_attention *a, const ln_cuda_attention_plan *plan,
+                                const ln_cuda_attention_tensors *tensors, void *workspace) {
+    const double log2_e = 1.4426950408889634;
+    ln::attention_run run = {};
+    run.query = tensors->query, run.key = tensors->key, run.value = tensors->value, run.output = tensors->output;
+    run.log_sum_exp = tensors->log_sum_exp;
+    run.next = (unsigned *)workspace;
+    run.tasks = (const ln_cuda_task *)((const char *)workspace + COUNTER_BYTES);
+    run.task_count = (int)plan->tasks;
+    run.heads = (int)a->heads;
+    run.group = (int)(a->heads / a->key_value_heads);
+    run.causal = a->causal;
+    run.window = (int)a->window;
+    run.scale = (float)((a->soft_cap > 0 ? a->soft_cap : a->scale) * log2_e);
+    run.cap_scale = a->soft_cap > 0 ? (float)(2 * log2_e * a->scale / a->soft_cap) : 0;
+    run.output_float32 = a->output_float32;
+    return run;
+}
+
+ln_cuda_code ln_cuda_attention_forward(const ln_cuda_attention *attention, const ln_cuda_attention_plan *plan,
+                                       const ln_cuda_attention_tensors *tensors, void *workspace, void *stream) {
+    const ln_cuda_kernel *kernel = plan->kernel;
+    if (!kernel) return LN_CUDA_UNSUPPORTED;
+    if (plan->tasks == 0) return LN_CUDA_OK;
+    const bool keyless = attention->key_offsets[attention->sequences] == 0;
+    if (!tensor_right(&tensors->query, 2) || !tensor_right(&tensors->output, attention->output_float32 ? 4 : 2))
+        return LN_CUDA_ARGUMENT;
+    if (!keyless && (!tensor_right(&tensors->key, 2) || !tensor_right(&tensors->value, 2))) return LN_CUDA_ARGUMENT;
+    if (!workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
+
+    ln::attention_run run = run_of(attention, plan, tensors, workspace);
+    CUtensorMap maps[3];
+    void *arguments[4] = {&maps[0], &maps[1], &maps[2], &run};
+    int grid = (int)plan->tasks;
+    if (kernel->major == 9) {
+        const int64_t *queries = attention->query_offsets, *keys = attention->key_offsets, s = attention->sequences;
+        /* Without keys nothing is copied, but the kernel takes descriptions all the same: of the queries. */
+        const ln_cuda_tensor *key = keyless ? &tensors->query : &tensors->key, *value = keyless ? key : &tensors->value;
+        const int64_t key_size = attention->key_size, value_size = keyless ? key_size : attention->value_size;
+        const int64_t key_heads = keyless ? attention->heads : attention->key_value_heads,
+                      key_tokens = keyless ? queries[s] : keys[s];
+        ln_cuda_code code = describe(&maps[0], &tensors->query, key_size, attention->heads, queries[s], kernel->rows);
+        if (!code) code = describe(&maps[1], key, key_size, key_heads, key_tokens, kernel->keys);
+        if (!code) code = describe(&maps[2], value, value_size, key_heads, key_tokens, kernel->keys);
+        if (code) return code;
+        if (grid > plan->device.multiprocessors) grid = plan->device.multiprocessors;
+    }
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel->function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel->shared_bytes);
+    if (error == cudaSuccess)
+        error = cudaLaunchKernel(kernel->function, dim3((unsigned)grid), dim3((unsigned)kernel->threads),
+                                 kernel->major == 9 ? arguments : arguments + 3, (size_t)kernel->shared_bytes,
+                                 (cudaStream_t)stream);
+    if (error != cudaSuccess) cudaGetLastError();
+    return code_of(error);
+}

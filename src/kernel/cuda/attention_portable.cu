@@ -1,0 +1,156 @@
+/* Exact attention forward for compute capability 8.0 and newer: one block a task, a warp for 16 queries, products of
+ * 16 x 8 x 16 with operands loaded from shared memory.
+ *
+ *     wait for key(n) ; copy value(n) ; score = query * key(n)^T ; weight = softmax(score) ;
+ *     wait for value(n) ; copy key(n-1) ; output += weight * value(n).
+ *
+ * Each copy runs while the other operand is used. Rows in shared memory are 16 bytes longer than they need be, so that
+ * eight of them meet all banks. Rows outside the sequence are filled with zeros. */
+#include "kernel/cuda/attention_rows.cuh"
+#include "kernel/cuda/attention_table.h"
+
+namespace ln {
+
+template <int SIZE> struct padded { static constexpr int row = SIZE + 8; };
+
+template <int SIZE, int ROWS, int THREADS>
+static __device__ __forceinline__ void copy_rows(__nv_bfloat16 *to, const ln_cuda_tensor &from, int head, int64_t token,
+                                                 int rows) {
+    const __nv_bfloat16 *base = (const __nv_bfloat16 *)from.data + token * from.token_stride + head * from.head_stride;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < ROWS * SIZE / 8; i += THREADS) {
+        const int row = i / (SIZE / 8), column = i % (SIZE / 8) * 8;
+        const bool inside = row < rows;
+        const uint32_t at = (uint32_t)__cvta_generic_to_shared(to + row * padded<SIZE>::row + column);
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at),
+                     "l"(base + (inside ? row * from.token_stride + column : 0)), "r"(inside ? 16 : 0)
+                     : "memory");
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+static __device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    __syncthreads();
+}
+
+template <bool TURN>
+static __device__ __forceinline__ void load_matrices(uint32_t (&part)[4], const __nv_bfloat16 *from) {
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(from);
+    if (TURN)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+                     : "r"(at)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+                     : "r"(at)
+                     : "memory");
+}
+/* sums (16 x 8) += left (16 x 16) * right (16 x 8) */
+static __device__ __forceinline__ void add_product(float *sum, const uint32_t *left, const uint32_t *right) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+        "%1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+}
+
+template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int WARPS, int OPTIONS>
+static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __grid_constant__ attention_run run) {
+    constexpr int rows = 16 * WARPS, threads = 32 * WARPS;
+    constexpr int key_row = padded<KEY_SIZE>::row, value_row = padded<VALUE_SIZE>::row;
+    extern __shared__ __align__(128) __nv_bfloat16 tiles[];
+    __nv_bfloat16 *query = tiles, *key = query + rows * key_row, *value = key + KEYS * key_row;
+    const ln_cuda_task task = run.tasks[blockIdx.x];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp * 16 + lane / 4;
+    const int shared_head = task.head / run.group;
+
+    softmax<KEYS> weights;
+    weights.open();
+    float output[VALUE_SIZE / 2];
+#pragma unroll
+    for (int i = 0; i < VALUE_SIZE / 2; i++) output[i] = 0;
+
+    const sight whole = whole_blocks<KEYS>(run, task, rows);
+    const __nv_bfloat16 *query_part = query + (warp * 16 + lane % 16) * key_row + lane / 16 * 8;
+    const __nv_bfloat16 *key_part = key + (lane / 16 * 8 + lane % 8) * key_row + lane / 8 % 2 * 8;
+    const __nv_bfloat16 *value_part = value + lane % 16 * value_row + lane / 16 * 8;
+    if (task.first_block < task.end_block) {
+        const int begin = (task.end_block - 1) * KEYS;
+        copy_rows<KEY_SIZE, rows, threads>(query, run.query, task.head, task.query, task.rows);
+        copy_rows<KEY_SIZE, KEYS, threads>(key, run.key, shared_head, task.key + begin, task.keys - begin);
+    }
+    for (int block = task.end_block - 1; block >= task.first_block; block--) {
+        copies_wait();
+        copy_rows<VALUE_SIZE, KEYS, threads>(value, run.value, shared_head, task.key + block * KEYS,
+                                             task.keys - block * KEYS);
+        float score[KEYS / 2] = {};
+#pragma unroll
+        for (int k = 0; k < KEY_SIZE; k += 16) {
+            uint32_t left[4];
+            load_matrices<false>(left, query_part + k);
+#pragma unroll
+            for (int j = 0; j < KEYS; j += 16) {
+                uint32_t right[4];
+                load_matrices<false>(right, key_part + j * key_row + k);
+                add_product(score + j / 2, left, right);
+                add_product(score + j / 2 + 4, left, right + 2);
+            }
+        }
+        if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) softmax<KEYS>::cap(score, run.cap_scale);
+        if (block < whole.low || block >= whole.high)
+            softmax<KEYS>::template mask<(OPTIONS & LN_CUDA_WINDOW) != 0>(score, run, task.position + row, task.keys,
+                                                                          block * KEYS);
+        float factor[2];
+        uint32_t weight[KEYS / 4];
+        if (weights.template step<false>(score, run.scale, factor)) softmax<KEYS>::rescale(output, factor);
+        softmax<KEYS>::convert(score, weight);
+        copies_wait();
+        if (block > task.first_block)
+            copy_rows<KEY_SIZE, KEYS, threads>(key, run.key, shared_head, task.key + (block - 1) * KEYS, KEYS);
+#pragma unroll
+        for (int k = 0; k < KEYS; k += 16)
+#pragma unroll
+            for (int j = 0; j < VALUE_SIZE; j += 16) {
+                uint32_t right[4];
+                load_matrices<true>(right, value_part + k * value_row + j);
+                add_product(output + j / 2, weight + k / 4, right);
+                add_product(output + j / 2 + 4, weight + k / 4, right + 2);
+            }
+    }
+    float inverse[2], lse[2];
+    weights.close(inverse, lse);
+    store_rows<VALUE_SIZE>(run, task, row, output, inverse, lse);
+}
+
+template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int WARPS, int OPTIONS>
+static ln_cuda_kernel portable_kernel(const char *name) {
+    const int shared = 2 * ((16 * WARPS + KEYS) * padded<KEY_SIZE>::row + KEYS * padded<VALUE_SIZE>::row);
+    return {name,
+            KEY_SIZE,
+            VALUE_SIZE,
+            16 * WARPS,
+            KEYS,
+            OPTIONS,
+            32 * WARPS,
+            shared,
+            8,
+            true,
+            (const void *)attention_portable<KEY_SIZE, VALUE_SIZE, KEYS, WARPS, OPTIONS>};
+}
+
+} // namespace ln
+
+using namespace ln;
+
+#define LN_ROWS(key_size, value_size, keys, warps, name)                                  \
+    portable_kernel<key_size, value_size, keys, warps, LN_CUDA_WINDOW>("portable " name), \
+        portable_kernel<key_size, value_size, keys, warps, LN_CUDA_WINDOW | LN_CUDA_CAP>("portable " name " cap")
+
+const ln_cuda_kernel ln_cuda_portable_kernels[] = {
+    LN_ROWS(128, 128, 64, 8, "128 x 64"),         LN_ROWS(64, 64, 64, 8, "64: 128 x 64"),
+    LN_ROWS(256, 256, 64, 4, "256: 64 x 64"),     LN_ROWS(96, 96, 64, 8, "96: 128 x 64"),
+    LN_ROWS(192, 128, 64, 4, "192/128: 64 x 64"), LN_ROWS(192, 192, 64, 4, "192: 64 x 64"),
+};
+const int ln_cuda_portable_count = sizeof ln_cuda_portable_kernels / sizeof ln_cuda_portable_kernels[0];
