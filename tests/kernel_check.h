@@ -59,5 +59,7 @@ double check_panel_slot(const ln_panel_slot *slot, ln_prepare prepare, linnet_ty
 
 /* Largest error over all shapes and masks, in units of the bound. */
 double check_attend_bf16_slot(const ln_attend_bf16 *kernels, linnet_type precision);
+/* A tile of queries over 4096 keys, on one thread: to compare with the peak of `kernel_check --threads 1`. */
+void check_attend_bf16_speed(check *c, const ln_attend_bf16 *kernels, int64_t size);
 
 #endif

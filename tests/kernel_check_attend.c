@@ -164,6 +164,7 @@ static void check_bf16(check *c) {
         const char *variant = linnet_type_name(precisions[i]);
         if (!check_begin(c, kernels->name, variant)) continue;
         check_error(c, kernels->name, variant, check_attend_bf16_slot(kernels, precisions[i]));
+        for (int64_t size = 64; c->bench && i == 0 && size <= 128; size *= 2) check_attend_bf16_speed(c, kernels, size);
         check_end(c);
     }
 }

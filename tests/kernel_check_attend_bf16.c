@@ -291,3 +291,77 @@ double check_attend_bf16_slot(const ln_attend_bf16 *kernels, linnet_type precisi
     }
     return worst;
 }
+
+/* ---- timing ---- */
+
+enum { TIMED_ROWS = 512, TIMED_KEYS = 4096 };
+
+typedef struct timing {
+    ln_attend_bf16_tile tile;
+    ln_attend_bf16_block block;
+    const ln_attend_bf16 *kernels;
+} timing;
+
+static void run_tile(void *argument) {
+    timing *t = argument;
+    const ln_attend_bf16 *k = t->kernels;
+    const unsigned char *keys = t->block.keys, *values = t->block.values;
+    for (int64_t r = 0; r < TIMED_ROWS; r++) t->tile.maximum[r] = -INFINITY;
+    for (int64_t key = 0; key < TIMED_KEYS; key += LN_BF16_BLOCK) {
+        ln_attend_bf16_block block = t->block;
+        block.keys = keys + key / LN_PAGE_TOKENS * k->key_bytes(t->tile.key_size);
+        block.values = values + key / LN_PAGE_TOKENS * k->value_bytes(t->tile.value_size);
+        k->step(&t->tile, &block);
+    }
+}
+
+void check_attend_bf16_speed(check *c, const ln_attend_bf16 *k, int64_t size) {
+    enum { PAGES_TIMED = TIMED_KEYS / LN_PAGE_TOKENS };
+    const int64_t stride = size + 16;
+    guarded query = guarded_open((size_t)(TIMED_ROWS * k->query_bytes(size)));
+    guarded keys = guarded_open((size_t)(PAGES_TIMED * k->key_bytes(size)));
+    guarded values = guarded_open((size_t)(PAGES_TIMED * k->value_bytes(size)));
+    guarded rows = guarded_open((size_t)TIMED_ROWS * (LN_ATTEND_LANES + (size_t)stride) * sizeof(float));
+    static float length[TIMED_ROWS], maximum[TIMED_ROWS];
+    ln_page_layout layout;
+    ln_page_layout_of(LINNET_BF16, size, size, &layout);
+    uint16_t *page = malloc(layout.bytes), *row = malloc((size_t)size * sizeof *row);
+    if (!page || !row) exit(2);
+    ln_random random;
+    ln_random_seed(&random, 1);
+    timing t = {.kernels = k};
+    for (int64_t p = 0; p < PAGES_TIMED; p++) {
+        for (uint64_t i = 0; p == 0 && i < layout.bytes / sizeof *page; i++)
+            page[i] = ln_float_bf16((float)ln_random_normal(&random));
+        t.block.length =
+            k->pack_keys(&layout, (unsigned char *)page, LN_PAGE_TOKENS, keys.data + p * k->key_bytes(size));
+        k->pack_values(&layout, (unsigned char *)page, LN_PAGE_TOKENS, values.data + p * k->value_bytes(size));
+    }
+    for (int64_t r = 0; r < TIMED_ROWS; r++) {
+        for (int64_t i = 0; i < size; i++) row[i] = ln_float_bf16((float)ln_random_normal(&random));
+        length[r] = k->pack_query(LINNET_BF16, row, size, r, query.data);
+    }
+    float *sum = (float *)(void *)rows.data;
+    t.tile = (ln_attend_bf16_tile){.rows = TIMED_ROWS,
+                                   .key_size = size,
+                                   .value_size = size,
+                                   .query = query.data,
+                                   .length = length,
+                                   .factor = 1.4427f / sqrtf((float)size),
+                                   .maximum = maximum,
+                                   .sum = sum,
+                                   .output = sum + TIMED_ROWS * LN_ATTEND_LANES,
+                                   .output_stride = stride};
+    t.block.keys = keys.data;
+    t.block.values = values.data;
+    t.block.count = LN_BF16_BLOCK;
+    char what[32];
+    snprintf(what, sizeof what, "d %d", (int)size);
+    check_speed(c, what, LN_PEAK_BF16, 4.0 * TIMED_ROWS * TIMED_KEYS * (double)size, check_time(run_tile, &t));
+    free(row);
+    free(page);
+    guarded_close(&rows);
+    guarded_close(&values);
+    guarded_close(&keys);
+    guarded_close(&query);
+}

@@ -1,15 +1,17 @@
 /* Owns: attention's step on AMX tiles.
  *
  * 32 query rows against a page of 32 keys are 2 x 2 tiles of scores, S = Q K^T, and 2 tiles of weights, which are the
- * A operand of O += P V. A tile product holds half of the vector units' issue for 16 cycles, and 16 vector operations
- * beside it are free: so the products of one page's scores stand in the source between the rows of the softmax of the
- * page before (of the rows before, at their first page), 8 / depth tiles rows after each product. O, in memory, takes
- * the block's weights at once: 2 x 2 tiles loaded, one product chain a tile, stored.
+ * A operand of O += P V. Beside tile products the vector units have one floating-point operation a cycle left, and
+ * shuffles and logic beside that. So the products of one page's scores stand in the source between the rows of the
+ * softmax of the page two before, 8 / depth tiles rows after each product (that of the page before has just left the
+ * tiles). O, in memory, takes the weights of SPAN pages at once: 2 x 2 tiles, fetched, loaded, multiplied, stored; ones
+ * as a last column of values give the sums. What is read once (keys, values) is loaded as a stream: weights, queries
+ * and outputs stay in the first cache.
  *
  * The softmax of 32 scores of a row is 8 operations:
  *     u = 256 (factor s - maximum + 127) - 1/2 - 32       two multiply-adds
  *     u as 16 bits, 0 .. 65535, saturated                 two conversions, one packing
- *     bits of the weight as bf16 = (u + T[u / 4 % 64] + 1) / 2    a shift, a table, an average
+ *     bits of the weight as bf16 = (u + T[u / 4 % 64] + 1) / 2    a shift by VBMI, a table, an average
  * for u + 32 are the bits of a linear interpolation of 2^x with one more than bf16's; T, of 64 bytes, is 32 more than
  * what it lacks, 256 (2^f - 1 - f), chosen for the least square error. Below 2^-126 weights are denormal, which tile
  * products read as zero.
@@ -40,7 +42,7 @@ enum {
     TILE_FLOATS = 256,
     PAGE_FLOATS = 4 * TILE_FLOATS, /* scores: [ROWS][first, second tile of keys][16] */
     PAGE_WEIGHTS = 2 * TILE_BYTES, /* [ROWS][32] */
-    SPAN = 8,                      /* pages whose weights are added at once */
+    SPAN = 16,                     /* pages whose weights are added at once */
     HELD = 4,                      /* pages whose scores are held where maximum may rise */
     UNIT = 256,                    /* u of a power of two */
 };
