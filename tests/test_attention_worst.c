@@ -240,11 +240,29 @@ static void test_denormal(void **state) {
     scene_close(&s);
 }
 
+/* Values times keys up to 1e36: sums before they are divided, of weights up to 2^8, stay finite. Scores rise by 5 from
+ * key to key, just less than renews the maximum. */
+static void test_huge_values(void **state) {
+    (void)state;
+    for (int64_t queries = 2; queries <= 60; queries += 58) {
+        scene s = plain(2, 1, 16, queries, 150);
+        s.set.bias = true;
+        fill(&s, 8);
+        float *value = s.tensors.value.data, *bias = scene_take(&s, 150, sizeof(float));
+        for (int64_t i = 0; i < 150 * 16; i++) value[i] *= 1.6e33f;
+        for (int64_t j = 0; j < 150; j++) bias[j] = (float)(5 * j);
+        s.tensors.bias = bias;
+        s.tensors.bias_head_stride = s.tensors.bias_row_stride = 0;
+        check(&s, 1);
+        scene_close(&s);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nothing),    cmocka_unit_test(test_one_key),       cmocka_unit_test(test_huge_logits),
         cmocka_unit_test(test_steep_bias), cmocka_unit_test(test_infinite_bias), cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_denormal),
+        cmocka_unit_test(test_denormal),   cmocka_unit_test(test_huge_values),
     };
     return cmocka_run_group_tests(tests, NULL, close_contexts);
 }
