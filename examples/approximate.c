@@ -22,8 +22,7 @@ static float uniform(void) {
 int main(int count, char **words) {
     const int64_t tokens = count > 1 ? atoll(words[1]) : 4096, budget = count > 2 ? atoll(words[2]) : 1024;
     const size_t n = (size_t)(tokens * HEADS * SIZE);
-    float *query = malloc(n * sizeof *query), *key = malloc(n * sizeof *key), *value = malloc(n * sizeof *value),
-          *output = malloc(n * sizeof *output);
+    float *query = malloc(n * 4), *key = malloc(n * 4), *value = malloc(n * 4), *output = malloc(n * 4);
     /* Keys of a run of tokens share a direction; queries of a run look for that of an earlier run. */
     for (size_t i = 0; i < n; i++) {
         const size_t token = i / (HEADS * SIZE), earlier = token / RUN * 7919 % (token / RUN + 1) * RUN;
@@ -36,8 +35,11 @@ int main(int count, char **words) {
 
     linnet_context *context;
     if (linnet_context_open(NULL, &context) != LINNET_OK) return 1;
-    const linnet_approximate_tensors tensors = {sizeof tensors, {query, 0, 0}, {key, 0, 0}, {value, 0, 0},
-                                                {output, 0, 0}, NULL,          NULL};
+    const linnet_approximate_tensors tensors = {.size = sizeof tensors,
+                                                .query = {query, 0, 0},
+                                                .key = {key, 0, 0},
+                                                .value = {value, 0, 0},
+                                                .output = {output, 0, 0}};
     printf("%-8s %9s %9s %9s %9s\n", "method", "seconds", "error", "mass", "visited");
     for (int method = LINNET_APPROXIMATE_HYPER; method < LINNET_APPROXIMATIONS; method++) {
         linnet_approximate_settings settings = linnet_approximate_settings_default((linnet_approximation)method);
@@ -45,7 +47,8 @@ int main(int count, char **words) {
         linnet_approximate_report report;
         settings.tokens = tokens, settings.heads = HEADS, settings.key_size = SIZE, settings.budget = budget;
         if (method == LINNET_APPROXIMATE_RANKING) continue; /* needs documents */
-        if (linnet_approximate_plan_open(context, &settings, &plan) != LINNET_OK) break;
+        if (linnet_approximate_plan_open(context, &settings, &plan) != LINNET_OK)
+            return puts(linnet_last_error(context)), 1;
         void *workspace = aligned_alloc(64, linnet_approximate_workspace(plan));
         linnet_approximate_error(plan, &tensors, workspace, &report);
         const double begin = now();
@@ -55,6 +58,5 @@ int main(int count, char **words) {
         free(workspace);
         linnet_approximate_plan_close(plan);
     }
-    fputs(linnet_last_error(context), stderr);
     linnet_context_close(context);
 }
