@@ -48,8 +48,9 @@ ln_cuda_code ln_cuda_device_read(int index, ln_cuda_device *device) {
     for (int i = 0; i < 5 && error == cudaSuccess; i++)
         error = cudaDeviceGetAttribute(&value[i], wanted[i].attribute, index);
     if (error != cudaSuccess) {
+        int driver = 0; /* 0: there is none, which the runtime too calls too old */
         cudaGetLastError();
-        return code_of(error);
+        return cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0 ? LN_CUDA_NO_DEVICE : code_of(error);
     }
     *device = {index, value[0], value[1], value[2], value[3], value[4]};
     return LN_CUDA_OK;

@@ -100,7 +100,7 @@ typedef struct ln_cuda_attention_tensors {
     float *log_sum_exp; /* [query tokens, heads]; NULL: not wanted */
 } ln_cuda_attention_tensors;
 
-/* Starts the work on the stream: may be captured in a graph. */
+/* Starts the work on the stream of the plan's device, which must be the current one; may be captured in a graph. */
 ln_cuda_code ln_cuda_attention_forward(const ln_cuda_attention *attention, const ln_cuda_attention_plan *plan,
                                        const ln_cuda_attention_tensors *tensors, void *workspace, void *stream);
 
