@@ -34,12 +34,27 @@ static inline bool level_is_new(int level) {
     return level == 0 || (mask & ln_cpu_detect()) != (before & ln_cpu_detect());
 }
 
+/* What was not written is NaN, or a code that is not 0. */
+static inline void *take_filled(void *user, size_t bytes) {
+    (void)user;
+    void *block = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (block) memset(block, 0xff, bytes);
+    return block;
+}
+static inline void give_back(void *user, void *block, size_t bytes) {
+    (void)user;
+    (void)bytes;
+    free(block);
+}
+
 static inline linnet_context *test_context(int level, int threads) {
     linnet_context **context = &contexts[level][threads];
     if (*context) return *context;
     linnet_context_settings settings = linnet_context_settings_default();
     settings.threads = threads;
     settings.cpu = levels[level];
+    settings.allocate = take_filled;
+    settings.release = give_back;
     assert_int_equal(linnet_context_open(&settings, context), LINNET_OK);
     return *context;
 }
