@@ -86,7 +86,8 @@ static store make_pages(const scene *s, float poison, int64_t poisoned) {
     return made;
 }
 
-static float *run(const scene *s, const store *pages, const ln_kernels *kernels, bool exact, float **lse) {
+/* packed: the keys and values once for all tiles. */
+static float *run(const scene *s, const store *pages, const ln_kernels *kernels, bool exact, bool packed, float **lse) {
     linnet_context_settings settings = linnet_context_settings_default();
     settings.threads = 1;
     linnet_context *context;
@@ -96,23 +97,31 @@ static float *run(const scene *s, const store *pages, const ln_kernels *kernels,
     const int64_t q = a.heads * a.key_size, o = a.heads * a.value_size;
     float *query = random_floats(s->tokens * q, 77), *output = malloc((size_t)(s->tokens * o) * sizeof *output);
     *lse = malloc((size_t)(s->tokens * a.heads) * sizeof **lse);
-    const ln_attention_sequence sequence = {.view = pages->view,
-                                            .keys = s->keys,
-                                            .tokens = s->tokens,
-                                            .position = s->keys - s->tokens,
-                                            .query = query,
-                                            .output = output,
-                                            .query_stride = q,
-                                            .query_head_stride = a.key_size,
-                                            .output_stride = o,
-                                            .output_head_stride = a.value_size,
-                                            .log_sum_exp = *lse,
-                                            .bias = s->bias};
+    ln_attention_sequence sequence = {.view = pages->view,
+                                      .keys = s->keys,
+                                      .tokens = s->tokens,
+                                      .position = s->keys - s->tokens,
+                                      .query = query,
+                                      .output = output,
+                                      .query_stride = q,
+                                      .query_head_stride = a.key_size,
+                                      .output_stride = o,
+                                      .output_head_stride = a.value_size,
+                                      .log_sum_exp = *lse,
+                                      .bias = s->bias};
     const uint64_t bytes = ln_attention_workspace(kernels, 1, &a, 1, s->tokens);
     unsigned char *workspace = ln_allocate(context, bytes + 64, 1, "workspace");
     memset(workspace, 0xff, bytes + 64);
+    unsigned char *operands = NULL;
+    if (packed) {
+        const uint64_t size = ln_attention_operand_bytes(kernels, &a, s->keys);
+        operands = ln_allocate(context, size, 1, "operands");
+        memset(operands, 0xff, size);
+        ln_attention_pack(kernels, context->team, &a, &sequence, operands);
+    }
     ln_attention_run(kernels, context->team, &a, &sequence, 1, workspace);
     for (int i = 0; i < 64; i++) assert_int_equal(workspace[bytes + (uint64_t)i], 0xff);
+    ln_release(context, operands);
     ln_release(context, workspace);
     free(query);
     linnet_context_close(context);
@@ -136,7 +145,20 @@ static void compare(const scene *s) {
     if (!choose(&kernels)) skip();
     const store pages = make_pages(s, 0, -1);
     float *lse, *exact_lse;
-    float *output = run(s, &pages, &kernels, false, &lse), *exact = run(s, &pages, &kernels, true, &exact_lse);
+    float *output = run(s, &pages, &kernels, false, false, &lse);
+    float *exact = run(s, &pages, &kernels, true, false, &exact_lse);
+    if (!s->value_in_key) {
+        float *packed_lse, *packed = run(s, &pages, &kernels, false, true, &packed_lse);
+        const int64_t rows = s->tokens * s->attention.heads;
+        double worst = 0;
+        for (int64_t i = 0; i < rows * s->attention.value_size; i++)
+            worst = fmax(worst, fabs((double)packed[i] - (double)output[i]));
+        for (int64_t i = 0; i < rows; i++)
+            if (packed_lse[i] != lse[i]) worst = fmax(worst, fabs((double)packed_lse[i] - (double)lse[i]));
+        if (!(worst < 2e-2)) fail_msg("packed once: off by %g", worst);
+        free(packed);
+        free(packed_lse);
+    }
     double error = 0, size = 0;
     for (int64_t i = 0; i < s->tokens * s->attention.heads * s->attention.value_size; i++) {
         error += pow((double)output[i] - (double)exact[i], 2);
@@ -226,7 +248,8 @@ static void test_poison(void **state) {
         const scene s = scene_of(4, 2, 16, 16, 260, 260);
         const store pages = make_pages(&s, poisons[i], 150), clean = make_pages(&s, 0, -1);
         float *lse, *clean_lse;
-        float *output = run(&s, &pages, &kernels, false, &lse), *expected = run(&s, &clean, &kernels, true, &clean_lse);
+        float *output = run(&s, &pages, &kernels, false, i % 2, &lse);
+        float *expected = run(&s, &clean, &kernels, true, false, &clean_lse);
         for (int64_t t = 0; t < 260; t++)
             for (int64_t h = 0; h < 4; h++)
                 for (int64_t c = 0; c < 16; c++) {

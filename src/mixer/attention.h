@@ -31,6 +31,8 @@ typedef struct ln_attention_sequence {
     const int64_t *order;   /* row of `query`, `output` and log_sum_exp of the i-th
                                token; NULL: i */
     ln_bias bias;
+    const unsigned char
+        *operands;     /* written by ln_attention_pack; NULL: keys and values are packed where they are used */
     int64_t key_begin; /* overrides the mask's */
 } ln_attention_sequence;
 
@@ -43,6 +45,13 @@ typedef struct ln_attention_choice {
 } ln_attention_choice;
 /* tokens: most in a sequence. */
 ln_attention_choice ln_attention_choose(const ln_kernels *kernels, const ln_attention *attention, int64_t tokens);
+
+/* Where ln_attention_choose says that bf16 matrix units serve, keys and values that many tiles of queries will see are
+ * better packed for them once: bytes for all heads of a sequence of `keys` keys, a multiple of 64. */
+uint64_t ln_attention_operand_bytes(const ln_kernels *kernels, const ln_attention *attention, int64_t keys);
+/* Writes them, aligned to 64 bytes, from the sequence's pages, and sets sequence->operands. */
+void ln_attention_pack(const ln_kernels *kernels, ln_team *team, const ln_attention *attention,
+                       ln_attention_sequence *sequence, unsigned char *operands);
 
 /* Bytes of workspace for at most `tokens` tokens in at most `sequences`
  * sequences at once. */

@@ -1,10 +1,10 @@
 /* Owns: a block of attention in bf16 on matrix units: queries, keys, values and weights rounded to bf16, sums float32
  * (kernel/attend.h has the kernels and their errors).
  *
- * A block's pages are packed once for all rows of the tile. Where all rows see the block, one step takes it. Else rows
- * go in groups of LN_BF16_ROWS, each with the pages that any of its rows sees, under a mask by bits; a cap or a bias
- * changes the scores between the step's halves. Values that these kernels cannot take (not finite, or enormous) make
- * the tile start again in float32. */
+ * A block's pages are packed once for all rows of the tile, or were packed for all tiles (ln_attention_pack). Where all
+ * rows see the block, one step takes it. Else rows go in groups of LN_BF16_ROWS, each with the pages that any of its
+ * rows sees, under a mask by bits; a cap or a bias changes the scores between the step's halves. Values that these
+ * kernels cannot take (not finite, or enormous) make the tile start again in float32. */
 #include <string.h>
 
 #include "mixer/attention_inside.h"
@@ -99,22 +99,101 @@ static const unsigned char *turn_page(const ln_page_layout *layout, const unsign
     return to;
 }
 
-/* Packs keys begin .. end - 1; false where values are not for these kernels. */
-static bool pack(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end, float *length) {
+/* Packs the first `tokens` tokens of a page; returns the largest length of a key and magnitude of a value. */
+typedef struct extent {
+    float length, most;
+} extent;
+static extent pack_page(const ln_kernels *kernels, const ln_page_layout *layout, const unsigned char *page,
+                        int64_t tokens, unsigned char *scratch_page, unsigned char *keys, unsigned char *values) {
+    const unsigned char *from = page;
+    ln_page_layout turned = *layout;
+    if (layout->value_in_key) from = turn_page(layout, page, &turned, scratch_page);
+    return (extent){kernels->attend.bf16.pack_keys(layout, page, tokens, keys),
+                    kernels->attend.bf16.pack_values(&turned, from, tokens, values)};
+}
+
+/* false: the values are not for these kernels. */
+static bool join(extent page, float *length) {
+    if (!(page.most < (float)(1ull << LN_BF16_VALUE))) return false;
+    if (!(page.length <= *length)) *length = page.length;
+    return true;
+}
+
+/* A head's part of a sequence's operands: keys, values and extents of its pages. */
+typedef struct head_operands {
+    unsigned char *keys, *values;
+    extent *extents;
+} head_operands;
+
+static uint64_t head_bytes(const ln_kernels *kernels, const ln_attention *a, int64_t pages) {
+    const ln_attend_bf16 *k = &kernels->attend.bf16;
+    return (uint64_t)(pages * (k->key_bytes(a->key_size) + k->value_bytes(a->value_size))) +
+           ln_round_up((uint64_t)pages * sizeof(extent), 64);
+}
+
+static head_operands operands_of(const ln_kernels *kernels, const ln_attention *a, int64_t keys, int64_t head,
+                                 const unsigned char *base) {
+    const int64_t pages = ln_ceil_div(keys, LN_PAGE_TOKENS);
+    head_operands o = {.keys = (unsigned char *)(uintptr_t)base + (uint64_t)head * head_bytes(kernels, a, pages)};
+    o.values = o.keys + pages * kernels->attend.bf16.key_bytes(a->key_size);
+    o.extents = (extent *)(void *)(o.values + pages * kernels->attend.bf16.value_bytes(a->value_size));
+    return o;
+}
+
+uint64_t ln_attention_operand_bytes(const ln_kernels *kernels, const ln_attention *attention, int64_t keys) {
+    return (uint64_t)attention->key_value_heads * head_bytes(kernels, attention, ln_ceil_div(keys, LN_PAGE_TOKENS));
+}
+
+typedef struct pack_call {
+    const ln_kernels *kernels;
+    const ln_attention *attention;
+    const ln_attention_sequence *sequence;
+    unsigned char *base;
+} pack_call;
+
+static void pack_task(void *argument, int64_t task, int worker) {
+    (void)worker;
+    const pack_call *call = argument;
+    const ln_attention *a = call->attention;
+    const ln_attend_bf16 *k = &call->kernels->attend.bf16;
+    const int64_t head = task % a->key_value_heads, page = task / a->key_value_heads;
+    const head_operands o = operands_of(call->kernels, a, call->sequence->keys, head, call->base);
+    const int64_t tokens = ln_min_i64(LN_PAGE_TOKENS, call->sequence->keys - page * LN_PAGE_TOKENS);
+    unsigned char *keys = o.keys + page * k->key_bytes(a->key_size),
+                  *values = o.values + page * k->value_bytes(a->value_size);
+    o.extents[page] = pack_page(call->kernels, &call->sequence->view.layout,
+                                ln_page_of(&call->sequence->view, head, page), tokens, NULL, keys, values);
+}
+
+void ln_attention_pack(const ln_kernels *kernels, ln_team *team, const ln_attention *attention,
+                       ln_attention_sequence *sequence, unsigned char *operands) {
+    pack_call call = {kernels, attention, sequence, operands};
+    ln_parallel(team, ln_ceil_div(sequence->keys, LN_PAGE_TOKENS) * attention->key_value_heads, pack_task, &call);
+    sequence->operands = operands;
+}
+
+/* Keys begin .. end - 1 as operands in s; false where values are not for these kernels. */
+static bool pack(const ln_attention_tile *tile, scratch *s, int64_t begin, int64_t end, float *length) {
+    const ln_kernels *kernels = tile->call->kernels;
     const ln_attention *a = tile->call->attention;
-    const ln_attend_bf16 *kernels = &tile->call->kernels->attend.bf16;
-    const ln_page_layout *layout = ln_tile_layout(tile);
+    const ln_attend_bf16 *k = &kernels->attend.bf16;
     *length = 0;
+    /* A page that is seen in part is packed in part: what is beyond must be zeros. */
+    if (tile->sequence->operands && (end % LN_PAGE_TOKENS == 0 || end == tile->sequence->keys)) {
+        const head_operands o = operands_of(kernels, a, tile->sequence->keys, tile->head, tile->sequence->operands);
+        const int64_t first = begin / LN_PAGE_TOKENS;
+        s->keys = o.keys + first * k->key_bytes(a->key_size);
+        s->values = o.values + first * k->value_bytes(a->value_size);
+        for (int64_t page = first; page * LN_PAGE_TOKENS < end; page++)
+            if (!join(o.extents[page], length)) return false;
+        return true;
+    }
     for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
-        const unsigned char *page = ln_tile_page(tile, key), *values = page;
-        const int64_t tokens = ln_min_i64(LN_PAGE_TOKENS, end - key), index = (key - begin) / LN_PAGE_TOKENS;
-        ln_page_layout turned = *layout;
-        if (layout->value_in_key) values = turn_page(layout, page, &turned, s->page);
-        const float size = kernels->pack_keys(layout, page, tokens, s->keys + index * kernels->key_bytes(a->key_size));
-        const float most =
-            kernels->pack_values(&turned, values, tokens, s->values + index * kernels->value_bytes(a->value_size));
-        if (!(most < (float)(1ull << LN_BF16_VALUE))) return false;
-        if (!(size <= *length)) *length = size;
+        const int64_t index = (key - begin) / LN_PAGE_TOKENS;
+        const extent page = pack_page(
+            kernels, ln_tile_layout(tile), ln_tile_page(tile, key), ln_min_i64(LN_PAGE_TOKENS, end - key), s->page,
+            s->keys + index * k->key_bytes(a->key_size), s->values + index * k->value_bytes(a->value_size));
+        if (!join(page, length)) return false;
     }
     return true;
 }
@@ -177,7 +256,7 @@ static void step_rows(const ln_attention_tile *tile, const scratch *s, int64_t r
 }
 
 static bool step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight) {
-    const scratch s = scratch_of(tile);
+    scratch s = scratch_of(tile);
     const int64_t group = tile->call->group;
     float length;
     if (!pack(tile, &s, begin, end, &length)) return false;

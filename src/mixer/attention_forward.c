@@ -138,6 +138,15 @@ static void turn_factors(const linnet_attention_plan *plan, ln_attention_sequenc
     }
 }
 
+static void pack_operands(const linnet_attention_plan *plan, ln_attention_sequence *sequences,
+                          unsigned char *workspace) {
+    unsigned char *to = workspace + plan->operands_at;
+    for (int64_t i = 0; plan->run_at > plan->operands_at && i < plan->sequences; i++) {
+        ln_attention_pack(&plan->kernels, plan->context->team, &plan->attention, &sequences[i], to);
+        to += ln_attention_operand_bytes(&plan->kernels, &plan->attention, sequences[i].keys);
+    }
+}
+
 linnet_status linnet_attention_forward(const linnet_attention_plan *plan, const linnet_attention_tensors *tensors,
                                        void *workspace) {
     linnet_attention_tensors settled;
@@ -153,6 +162,7 @@ linnet_status linnet_attention_forward(const linnet_attention_plan *plan, const 
     pack_call pack = {plan, ln_rows_of(&settled.key, s->type, s->key_value_heads, s->key_size),
                       ln_rows_of(&settled.value, s->type, s->key_value_heads, s->value_size), sequences};
     ln_parallel(team, plan->first_page[plan->sequences] * s->key_value_heads, pack_task, &pack);
+    pack_operands(plan, sequences, workspace);
     ln_attention attention = plan->attention;
     attention.sinks = plan->settings.sinks ? settled.sinks : NULL;
     ln_attention_run(&plan->kernels, team, &attention, sequences, plan->sequences,

@@ -140,7 +140,10 @@ static linnet_status lay_out(linnet_attention_plan *plan) {
     plan->factors_at = plan->slots_at + ln_round_up(pages * sizeof(void *), 64);
     plan->pages_at =
         plan->factors_at + ln_round_up((uint64_t)(s->rank * s->key_value_heads * factors) * sizeof(float), 64);
-    plan->run_at = plan->pages_at + bytes;
+    plan->operands_at = plan->pages_at + bytes;
+    plan->run_at = plan->operands_at;
+    for (int64_t i = 0; !choice.refused && i < plan->sequences; i++)
+        plan->run_at += ln_attention_operand_bytes(&plan->kernels, &plan->attention, ln_plan_keys(plan, i));
     plan->forward_bytes = plan->run_at + run;
     plan->cached_bytes = sequences + run;
     return s->backward ? ln_plan_backward_bytes(plan, &plan->backward_bytes) : LINNET_OK;

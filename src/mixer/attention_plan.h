@@ -17,8 +17,9 @@ struct linnet_attention_plan {
     int64_t sequences, longest; /* longest: most queries of one */
     int64_t *query_offsets, *key_offsets;
     int64_t *first_page; /* [sequences + 1]: 32-token pages of keys before each sequence */
-    /* Workspace of forward: sequences, slots, turned key factors, pages, and that of the tile loop. */
-    uint64_t slots_at, factors_at, pages_at, run_at, forward_bytes, cached_bytes, backward_bytes;
+    /* Workspace of forward: sequences, slots, turned key factors, pages, operands of matrix units, and that of the
+     * tile loop. */
+    uint64_t slots_at, factors_at, pages_at, operands_at, run_at, forward_bytes, cached_bytes, backward_bytes;
 };
 
 static inline int64_t ln_plan_queries(const linnet_attention_plan *plan, int64_t sequence) {
