@@ -93,7 +93,7 @@ static float *run(const scene *s, const store *pages, const ln_kernels *kernels,
     linnet_context *context;
     assert_int_equal(linnet_context_open(&settings, &context), LINNET_OK);
     ln_attention a = s->attention;
-    a.exact = exact;
+    a.bf16 = !exact;
     const int64_t q = a.heads * a.key_size, o = a.heads * a.value_size;
     float *query = random_floats(s->tokens * q, 77), *output = malloc((size_t)(s->tokens * o) * sizeof *output);
     *lse = malloc((size_t)(s->tokens * a.heads) * sizeof **lse);

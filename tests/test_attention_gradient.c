@@ -358,7 +358,7 @@ static void solve(const problem *p, const tensors *t, int threads, const char *c
                               .value_size = s->value_size,
                               .scale = p->scale,
                               .soft_cap = s->cap,
-                              .exact = !s->loose,
+                              .bf16 = s->loose,
                               .sinks = s->sinks ? t->tensor[SINKS].data : NULL};
     attention.mask = (ln_mask){
         .causal = s->causal,

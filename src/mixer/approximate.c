@@ -94,7 +94,8 @@ static ln_attention attention_of(const linnet_approximate_settings *s) {
                           .key_size = s->key_size,
                           .value_size = s->value_size,
                           .scale = s->scale,
-                          .exact = s->exact || s->type == LINNET_F32};
+                          .bf16 = s->type == LINNET_BF16 && !s->exact,
+                          .exact = s->exact};
 }
 
 static uint64_t attention_bytes(const linnet_approximate_plan *plan) {

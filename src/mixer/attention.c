@@ -35,7 +35,7 @@ static const float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 /* NULL: bf16 matrix units serve. tokens, precision 0: any. */
 static const char *bf16_refused(const ln_kernels *kernels, const ln_attention *attention, int64_t tokens) {
     const int64_t group = attention->heads / attention->key_value_heads;
-    if (attention->exact) return "float32 products were asked for";
+    if (!attention->bf16) return "float32 products were asked for";
     if (!kernels->attend.bf16.name) return "this processor has none";
     if (!(attention->scale > 0)) return "the scale is not positive";
     if (tokens * group < LN_BF16_ROWS) return "too few queries share a key-value head";

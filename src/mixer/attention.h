@@ -13,7 +13,8 @@ typedef struct ln_attention {
                                        serves consecutive heads */
     int64_t key_size, value_size;
     float scale, soft_cap;
-    bool exact; /* float32 products even where bf16 ones are faster */
+    bool bf16;  /* queries, keys, values and weights may be rounded to bf16 where that is faster */
+    bool exact; /* nor may few queries be rounded to integers of 16 bits for pages of integers */
     ln_mask mask;
     const float *sinks; /* [heads]; NULL: none */
 } ln_attention;

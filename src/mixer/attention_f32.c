@@ -49,6 +49,11 @@ static bool few_rows(const ln_attention_tile *tile) {
     return tile->rows <= LN_ATTEND_FEW_ROWS && !ln_tile_layout(tile)->value_in_key;
 }
 
+/* Few rows are multiplied with pages of integers in integers. */
+static bool in_integers(const ln_attention_tile *tile) {
+    return !tile->call->attention->exact && tile->call->kernels->attend.integer.scores[ln_tile_layout(tile)->precision];
+}
+
 /* Queries, scores and outputs take half of the cache, keys and values stream through the other. They are read once for
  * each tile, so that words moved fall as the cache grows, up to where reading them costs nothing any more and larger
  * tiles only have more rows that see different keys. */
@@ -81,7 +86,7 @@ static void load(ln_attention_tile *tile) {
                    (size_t)ln_min_i64(LN_DEPTH, a->key_size - p * LN_DEPTH) * sizeof *whole);
     }
     const ln_attend_integer *integer = &call->kernels->attend.integer;
-    if (!few_rows(tile) || !integer->scores[ln_tile_layout(tile)->precision]) return;
+    if (!few_rows(tile) || !in_integers(tile)) return;
     for (int64_t p = 0; p < s.panels; p++)
         integer->quantize(s.query + p * s.rows * LN_ATTEND_STRIDE, ln_min_i64(LN_DEPTH, a->key_size - p * LN_DEPTH),
                           tile->rows, s.integers + p * LN_ATTEND_FEW_ROWS);
@@ -178,7 +183,7 @@ static void score_integers(const piece *p) {
 
 static void score(const piece *p) {
     const ln_page_layout *layout = ln_tile_layout(p->tile);
-    if (!p->decoded && p->tile->call->kernels->attend.integer.scores[layout->precision]) {
+    if (!p->decoded && in_integers(p->tile)) {
         score_integers(p);
         return;
     }
@@ -218,7 +223,8 @@ static int64_t add_integers(const piece *p, int64_t row, int64_t rows, int64_t f
     const ln_page_layout *layout = ln_tile_layout(p->tile);
     const ln_attend_integer *kernels = &p->tile->call->kernels->attend.integer;
     const int64_t whole = layout->value_size / LN_PANEL * LN_PANEL;
-    if (p->decoded || !kernels->outputs[layout->precision] || (to - from) % LN_PAGE_TOKENS || from % LN_PAGE_TOKENS)
+    if (p->decoded || !in_integers(p->tile) || !kernels->outputs[layout->precision] || (to - from) % LN_PAGE_TOKENS ||
+        from % LN_PAGE_TOKENS)
         return 0;
     ln_attend_part parts[LN_BLOCK_PAGES];
     for (int64_t c = 0; c < whole; c += LN_DEPTH) {

@@ -302,7 +302,7 @@ static void merge_piece(void *argument, int64_t task, int worker) {
 /* ---- the call ---- */
 
 static const ln_gradient_way *choose_way(const ln_kernels *kernels, const ln_attention *attention, linnet_type type) {
-    const bool bf16 = type == LINNET_BF16 && !attention->exact;
+    const bool bf16 = type == LINNET_BF16 && attention->bf16;
     return bf16 && kernels->attend.pairs.name ? &ln_gradient_bf16 : &ln_gradient_f32;
 }
 

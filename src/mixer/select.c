@@ -122,7 +122,8 @@ void ln_select_attend(const ln_select_call *call, const ln_mask *mask, const ln_
                                     .key_size = s->key_size,
                                     .value_size = s->value_size,
                                     .scale = s->scale,
-                                    .exact = s->exact || s->type == LINNET_F32,
+                                    .bf16 = s->type == LINNET_BF16 && !s->exact,
+                                    .exact = s->exact,
                                     .mask = *mask};
     ln_attention_run(call->kernels, call->team, &attention, sequences, count, call->attention_workspace);
 }

@@ -82,7 +82,7 @@ static uint64_t attention_bytes(linnet_model *model, const ln_forward_shape *sha
     for (int64_t i = 0; i < model->hyper.layers; i++) {
         if (i > 0 && model->windows[i] == model->windows[i - 1]) continue;
         ln_attention attention = describe_attention(model, i);
-        attention.exact = shape->exact;
+        attention.bf16 = !shape->exact;
         const uint64_t more =
             ln_attention_workspace(&model->kernels, ln_team_size(model->context->team), &attention, 1, shape->piece);
         if (more > bytes) bytes = more;
@@ -317,6 +317,7 @@ static void run_attention(ln_forward *forward, ln_memory *memory, int64_t index,
     project(forward, memory, index, tokens, r);
     ln_attention attention = describe_attention(model, index);
     attention.exact = forward->shape.exact;
+    attention.bf16 = !attention.exact;
     /* A tile's output is written after its queries were read by all who need them, and has their place. */
     float *output = h->key_size == h->value_size ? r->query : r->query + on_stage(tokens, queries);
     const ln_attention_sequence sequence = {.view = ln_memory_view(memory, index),
