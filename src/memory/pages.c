@@ -241,7 +241,7 @@ static void put_half(unsigned char *byte, int64_t row, unsigned code) {
     *byte = (unsigned char)((*byte & (0xf0u >> up)) | code << up);
 }
 static unsigned q4_code(const unsigned char *block, int64_t i) {
-    return block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15u;
+    return (unsigned)block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15u;
 }
 
 static void store_keys(const ln_page_layout *layout, const ln_format *format, unsigned char *page, int64_t token,
