@@ -127,7 +127,7 @@ INLINE void prefetch_row(linnet_type precision, const b_rows *b, int64_t k) {
     const int64_t row = precision == LINNET_Q4_0 ? k / 8 * 4 + k % 4 : k;
     const uintptr_t at = (uintptr_t)b->ahead + (uintptr_t)((row * b->columns + b->c) * element);
     UNROLL for (int64_t i = 0; i < b->vectors * W * element; i += LINE)
-        __builtin_prefetch((const void *)(at + (uintptr_t)i), 0, 2);
+        __builtin_prefetch((const void *)(at + (uintptr_t)i));
 }
 
 INLINE void load_scales(lanes *scale, const b_rows *b, int64_t k) {

@@ -11,7 +11,7 @@
 
 #include "base/checked.h"
 
-enum { RUN = 16, HUGE_PAGE = 2 << 20, HUGE_FROM = 16 /* huge pages in a layer */ };
+enum { RUN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 16 /* huge pages in a layer */ };
 
 /* ---- sizes ---- */
 

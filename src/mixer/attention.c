@@ -24,7 +24,7 @@
 enum {
     SPANS_MOST = 256,
     SPANS_LEAST = 16, /* allowed whatever partial rows take */
-    SPAN_BLOCKS = 4,  /* least blocks in a span */
+    SPAN_BLOCKS = 8,  /* least blocks in a span */
     PARTIAL_FLOATS = 1 << 18,
 };
 
@@ -176,10 +176,6 @@ static int64_t span_of(const ln_attention_call *call, int64_t block) {
 
 /* ---- rows ---- */
 
-bool ln_tile_adjusts(const ln_attention_tile *tile) {
-    return tile->call->attention->soft_cap != 0 || ln_bias_any(&tile->sequence->bias);
-}
-
 void ln_tile_adjust(const ln_attention_tile *tile, int64_t row, int64_t begin, int64_t end, ln_sight sight,
                     float *scores) {
     const ln_attention_call *call = tile->call;
@@ -313,6 +309,7 @@ static void open_tile(const ln_attention_call *call, int worker, int64_t item, l
     tile->maximum = tile->sum + call->rows * LN_ATTEND_LANES;
     tile->scratch = tile->maximum + call->rows;
     find_item(call, item, tile);
+    tile->adjusts = call->attention->soft_cap != 0 || ln_bias_any(&tile->sequence->bias);
     start_tile(tile, call->way);
 }
 

@@ -101,9 +101,13 @@ static ln_attend_operand keys_operand(const ln_page_layout *layout, ln_attend_pa
                                false};
 }
 
-/* Few rows: while a page is read, the one a block further on is fetched. */
+/* Few rows: what is fetched while a page is read. In integers, the same of the page a block further on; else what lies
+ * a little further on in memory, as pages of a head mostly do. */
 static void look_ahead(const ln_attention_tile *tile, int64_t key, ln_attend_part *part) {
-    if (key + LN_ATTEND_BLOCK < tile->sequence->keys)
+    enum { AHEAD = 8192 };
+    if (!in_integers(tile))
+        part->ahead = part->codes + AHEAD;
+    else if (key + LN_ATTEND_BLOCK < tile->sequence->keys)
         part->ahead = ln_tile_page(tile, key + LN_ATTEND_BLOCK) + (part->codes - ln_tile_page(tile, key));
 }
 
@@ -343,9 +347,38 @@ static void step_ragged(const ln_attention_tile *tile, const scratch *s, int64_t
     }
 }
 
+/* Pages that all of few rows see: keys, then values of one before the next, so that memory is read in one stream. */
+static void step_pages(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
+    const ln_page_layout *layout = ln_tile_layout(tile);
+    const ln_attend_product product = tile->call->kernels->attend.few[layout->precision];
+    for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
+        const unsigned char *page = ln_tile_page(tile, key);
+        const piece p = {tile, s, begin, 0, tile->rows, key, ln_min_i64(end, key + LN_PAGE_TOKENS), false, LN_SEES_ALL};
+        float *scores = s->scores + (key - begin);
+        ln_attend_part part;
+        for (int64_t panel = 0; panel < s->panels; panel++) {
+            const ln_attend_operand keys = keys_operand(layout, &part, page, panel);
+            look_ahead(tile, key, &part);
+            product(&keys, s->query + panel * s->rows * LN_ATTEND_STRIDE, tile->rows, scores, panel > 0);
+        }
+        soften(&p);
+        for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
+            ln_attend_operand values = values_operand(layout, &part, panel, p.to - key);
+            values.count = 1;
+            part = ln_page_values(layout, page, panel, 0);
+            look_ahead(tile, key, &part);
+            product(&values, scores, tile->rows, ln_tile_output(tile, 0, panel), true);
+        }
+    }
+}
+
 /* Pages as they lie. A row that does not see all of one takes exactly its values. */
 static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end, ln_sight sight) {
     const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
+    if (sight == LN_SEES_ALL && !in_integers(tile)) {
+        step_pages(tile, s, begin, end);
+        return;
+    }
     if (sight == LN_SEES_ALL) {
         run_piece(&(piece){tile, s, begin, 0, tile->rows, begin, end, false, sight}, false);
         return;

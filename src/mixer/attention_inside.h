@@ -52,6 +52,7 @@ struct ln_attention_tile {
     int64_t head;            /* key-value head */
     int64_t token, position; /* of the first token */
     int64_t tokens, rows;
+    bool adjusts;                        /* there is a cap or a bias */
     int64_t padded_rows;                 /* what `output`, and the way's scratch, are laid out for */
     float *output;                       /* see ln_tile_output */
     int64_t output_stride, output_panel; /* floats from row to row, from LN_DEPTH columns to the next */
@@ -83,6 +84,8 @@ static inline ln_mask_tile ln_tile_queries(const ln_attention_tile *tile, int64_
 void ln_tile_adjust(const ln_attention_tile *tile, int64_t row, int64_t begin, int64_t end, ln_sight sight,
                     float *scores);
 /* Cap or bias: then scores must be seen before they are softened. */
-bool ln_tile_adjusts(const ln_attention_tile *tile);
+static inline bool ln_tile_adjusts(const ln_attention_tile *tile) {
+    return tile->adjusts;
+}
 
 #endif
