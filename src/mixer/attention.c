@@ -233,9 +233,11 @@ static void gather_row(const ln_attention_tile *tile, int64_t r, float *to) {
 
 static void finish_tile(const ln_attention_tile *tile) {
     const int64_t group = tile->call->group;
-    float row[LN_HEAD_MOST];
+    const bool whole = tile->call->attention->value_size <= LN_DEPTH;
+    float gathered[LN_HEAD_MOST];
     for (int64_t r = 0; r < tile->rows; r++) {
-        gather_row(tile, r, row);
+        float *row = whole ? ln_tile_output(tile, r, 0) : gathered;
+        if (!whole) gather_row(tile, r, row);
         finish_row(tile->call, tile->sequence, tile->token + r / group, tile->head * group + r % group,
                    tile->maximum[r], sum_of(tile, r), row);
     }
@@ -290,14 +292,16 @@ static void merge_task(void *argument, int64_t task, int worker) {
 
 static void start_tile(ln_attention_tile *tile, const ln_attention_way *way) {
     const int64_t rows = ln_ceil_div(tile->rows, way->row_unit) * way->row_unit;
-    const int64_t panels = ln_depth_panels(tile->call->attention->value_size);
+    const int64_t columns = ln_ceil_div(tile->call->attention->value_size, LN_ATTEND_LANES) * LN_ATTEND_LANES;
+    const int64_t panels = ln_depth_panels(columns);
     tile->way = way;
     way->load(tile);
     for (int64_t r = 0; r < rows; r++) {
         tile->maximum[r] = -INFINITY;
         memset(tile->sum + r * LN_ATTEND_LANES, 0, LN_ATTEND_LANES * sizeof(float));
         for (int64_t p = 0; p < panels; p++)
-            memset(tile->output + r * tile->output_stride + p * tile->output_panel, 0, LN_DEPTH * sizeof(float));
+            memset(tile->output + r * tile->output_stride + p * tile->output_panel, 0,
+                   (size_t)ln_min_i64(LN_DEPTH, columns - p * LN_DEPTH) * sizeof(float));
     }
 }
 

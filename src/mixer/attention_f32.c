@@ -75,14 +75,15 @@ static void load(ln_attention_tile *tile) {
         const int64_t token = tile->token + r / call->group, head = tile->head * call->group + r % call->group;
         const int64_t row = sequence->order ? sequence->order[token] : token;
         const int64_t from = row * sequence->query_stride + head * sequence->query_head_stride;
-        float whole[LN_HEAD_MOST];
+        float *to = s.query + r * LN_ATTEND_STRIDE, whole[LN_HEAD_MOST];
+        float *taken = s.panels == 1 ? to : whole;
         if (sequence->query_type == LINNET_BF16)
-            ln_format_of(LINNET_BF16)->decode((const uint16_t *)sequence->query + from, whole, a->key_size);
+            ln_format_of(LINNET_BF16)->decode((const uint16_t *)sequence->query + from, taken, a->key_size);
         else
-            memcpy(whole, (const float *)sequence->query + from, (size_t)a->key_size * sizeof *whole);
-        call->kernels->vector.scale(whole, factor, a->key_size);
-        for (int64_t p = 0; p < s.panels; p++)
-            memcpy(s.query + (p * s.rows + r) * LN_ATTEND_STRIDE, whole + p * LN_DEPTH,
+            memcpy(taken, (const float *)sequence->query + from, (size_t)a->key_size * sizeof *taken);
+        call->kernels->vector.scale(taken, factor, a->key_size);
+        for (int64_t p = 0; taken == whole && p < s.panels; p++)
+            memcpy(to + p * s.rows * LN_ATTEND_STRIDE, whole + p * LN_DEPTH,
                    (size_t)ln_min_i64(LN_DEPTH, a->key_size - p * LN_DEPTH) * sizeof *whole);
     }
     const ln_attend_integer *integer = &call->kernels->attend.integer;
