@@ -252,6 +252,7 @@ typedef struct ln_attend_kernels {
     ln_attend_decode decode[LN_TYPES];
     ln_attend_integer integer;
     ln_attend_cap cap;
+    bool (*finite)(const float *x, int64_t n); /* n a multiple of 8: none of them is infinite or NaN */
     ln_attend_softmax softmax;
     ln_attend_bf16 bf16; /* beside the others, which serve what it does not */
     ln_attend_gradient gradient;

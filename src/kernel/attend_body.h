@@ -54,6 +54,17 @@ static void cap_scores(float *scores, int64_t n, float cap) {
         store(scores + i, multiply(splat(cap), hyperbolic_tangent(load(scores + i, W))), W);
 }
 
+/* 0 times a number is 0, times anything else NaN. */
+static bool all_finite(const float *x, int64_t n) {
+    lanes sum = splat(0);
+    for (int64_t i = 0; i < n; i += W) sum = multiply_add(load(x + i, n - i < W ? (int)(n - i) : W), splat(0), sum);
+    float part[W];
+    store(part, sum, W);
+    for (int i = 0; i < W; i++)
+        if (part[i] != 0) return false;
+    return true;
+}
+
 static float softmax(float *scores, int64_t n, float *maximum, float *sum) {
     for (int64_t i = n; i % LN_ATTEND_PAD; i++) scores[i] = -INFINITY;
     lanes most = splat(-INFINITY);
@@ -394,6 +405,7 @@ LN_ATTEND_SET {
                    [LINNET_Q8_0] = decode_q8_0,
                    [LINNET_Q4_0] = decode_q4_0},
         .cap = cap_scores,
+        .finite = all_finite,
         .softmax = softmax,
         .gradient = gradient,
         .transpose = transpose,

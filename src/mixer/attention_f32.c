@@ -306,16 +306,6 @@ static void run_piece(const piece *p, bool finite) {
 
 /* ---- blocks ---- */
 
-static bool all_finite(const float *x, int64_t n) {
-    int32_t found = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        found |= (bits & 0x7f800000) == 0x7f800000;
-    }
-    return !found;
-}
-
 static bool values_finite(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
     const ln_page_layout *layout = ln_tile_layout(tile);
     for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
@@ -324,7 +314,7 @@ static bool values_finite(const ln_attention_tile *tile, const scratch *s, int64
             const float *x = s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin) * columns;
             if (layout->precision == LINNET_F32 && !layout->value_in_key)
                 x = (const float *)(const void *)ln_page_values(layout, ln_tile_page(tile, key), panel, 0).codes;
-            if (!all_finite(x, ln_min_i64(LN_PAGE_TOKENS, end - key) * columns)) return false;
+            if (!tile->call->kernels->attend.finite(x, ln_min_i64(LN_PAGE_TOKENS, end - key) * columns)) return false;
         }
     }
     return true;
