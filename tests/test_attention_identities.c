@@ -120,20 +120,20 @@ static void test_shift(void **state) {
 }
 
 /* Keys from .. to - 1 of the scene, alone. */
-static scene part_of(const scene *s, int64_t from, int64_t to, bool causal) {
-    scene part = *s;
-    part.held = 0;
-    part.set.causal = causal;
-    part.key_offsets[1] = to - from;
-    part.set.query_offsets = part.query_offsets;
-    part.set.key_offsets = part.key_offsets;
-    part.tensors.key.data = (float *)s->tensors.key.data + from * scene_key_heads(s) * s->set.key_size;
-    part.tensors.value.data = (float *)s->tensors.value.data + from * scene_key_heads(s) * scene_value_size(s);
-    return part;
+static void part_of(const scene *s, int64_t from, int64_t to, bool causal, scene *part) {
+    *part = *s;
+    part->held = 0;
+    part->set.causal = causal;
+    part->key_offsets[1] = to - from;
+    part->set.query_offsets = part->query_offsets;
+    part->set.key_offsets = part->key_offsets;
+    part->tensors.key.data = (float *)s->tensors.key.data + from * scene_key_heads(s) * s->set.key_size;
+    part->tensors.value.data = (float *)s->tensors.value.data + from * scene_key_heads(s) * scene_value_size(s);
 }
 
 static void merge_part(const scene *s, const result *all, int64_t from, int64_t to, bool causal) {
-    scene part = part_of(s, from, to, causal);
+    scene part;
+    part_of(s, from, to, causal, &part);
     const result r = run_scene(&part);
     assert_int_equal(linnet_attention_merge(test_context(LEVELS - 1, 2), s->queries, s->set.heads, scene_value_size(s),
                                             all->output, all->lse, r.output, r.lse),
@@ -151,14 +151,16 @@ static void test_split(void **state) {
         scene_answer(&s);
         const int64_t last = causal ? 150 - 9 : 150; /* the first part is seen whole */
         for (int64_t split = 0; split <= last; split += SLOW ? 17 : 1) {
-            scene part = part_of(&s, 0, split, false);
+            scene part;
+            part_of(&s, 0, split, false, &part);
             result r = run_scene(&part);
             merge_part(&s, &r, split, 150, causal);
             close_to_answer(&s, &r, 2);
             scene_close(&part);
         }
         for (int64_t piece = 1; piece < 60; piece += 20) {
-            scene part = part_of(&s, 0, piece, false);
+            scene part;
+            part_of(&s, 0, piece, false, &part);
             result r = run_scene(&part);
             int64_t at = piece;
             for (; at + piece <= last; at += piece) merge_part(&s, &r, at, at + piece, false);

@@ -2,10 +2,10 @@
  *
  *     2^x = 2^n p(x - n),   n = round(x): LN_POWER_NEAR_d,   n = floor(x): LN_POWER_FLOOR_d,   d the degree
  *
- * p has the smallest largest relative error of its degree under p(0) = 1, which keeps 2^0 exact; the _ERROR is that of the
- * polynomial with these coefficients, to which float32 arithmetic adds less than 2^-23 (tests/test_exponential.c: all
- * floats of the interval). Take degree 3 where bf16 follows (half an ulp: 2^-9; degree 2 just misses it), 5 for float32; 6
- * and 7 gain nothing that float32 could hold.
+ * p has the smallest largest relative error of its degree under p(0) = 1, which keeps 2^0 exact; the _ERROR is that of
+ * the polynomial with these coefficients, to which float32 arithmetic adds less than 2^-23 (tests/test_exponential.c:
+ * all floats of the interval). Take degree 3 where bf16 follows (half an ulp: 2^-9; degree 2 just misses it), 5 for
+ * float32; 6 and 7 gain nothing that float32 could hold.
  *
  * The file that includes this has multiply_add (a, b, c) = a b + c and splat (x). */
 #ifndef LN_KERNEL_EXPONENTIAL_H

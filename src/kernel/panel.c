@@ -39,8 +39,8 @@ static void panel_f32(const void *panel, linnet_type type, int64_t rows, int64_t
             const float *row[TOKENS];
             float sums[TOKENS][LN_STRIP] = {{0}};
             for (int64_t i = 0; i < TOKENS; i++)
-                row[i] =
-                    (const float *)(x->data + (uint64_t)(first + t + ln_min_i64(i, count - 1)) * x->row_bytes) + column - x->begin;
+                row[i] = (const float *)(x->data + (uint64_t)(first + t + ln_min_i64(i, count - 1)) * x->row_bytes) +
+                         column - x->begin;
             for (int64_t c = 0; c < columns; c++)
                 for (int i = 0; i < TOKENS; i++)
                     for (int j = 0; j < LN_STRIP; j++) sums[i][j] += strip[c * LN_STRIP + j] * row[i][c];

@@ -25,7 +25,7 @@ def test_help_of_a_verb(verb):
 
 @pytest.mark.parametrize("arguments", [
     ["fly"], ["help", "fly"], ["run"], ["run", "-m", "model", "x"], ["run", "--fly"], ["run", "-z"], ["run", "-p"], ["run", "-p", "x", "-n", "many"],
-    ["run", "-p", "x", "--memory", "12Q"], ["run", "-p", "x", "--memory", "-1"], ["run", "-p", "x", "--precision", "q4_0"],
+    ["run", "-p", "x", "--memory", "12Q"], ["run", "-p", "x", "--memory", "-1"], ["run", "-p", "x", "--precision", "q5_0"],
     ["run", "-p", "x", "--stop", ""], ["run", "-p", "x", "--top-p", "2"], ["run", "-p", "x", "--seed", "-1"],
     ["convert"], ["convert", "x"], ["inspect"], ["inspect", "a", "b"], ["tokenize"], ["tokenize", "-p", "a", "-f", "b"],
     ["logits", "-i", "1"], ["perplexity"], ["bench", "-p", "1,,2"], ["bench", "fly"], ["bench", "attention", "--sizes", "4"], ["eval"], ["eval", "fly"], ["completion", "tcsh"],
