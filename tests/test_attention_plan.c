@@ -165,6 +165,16 @@ static void negative_relative(settings *s) {
 static void negative_capacity(settings *s) {
     s->cache_capacity = -1;
 }
+static void endless_caches(settings *s) {
+    s->query_offsets = two, s->sequences = 2, s->cache_capacity = (int64_t)1 << 40;
+}
+static void endless_keys(settings *s) {
+    static const int64_t endless[] = {0, INT64_MAX};
+    s->key_offsets = endless;
+}
+static void endless_factors(settings *s) {
+    s->rank = INT32_MAX, s->heads = 1 << 20;
+}
 
 static const struct {
     void (*spoil)(settings *s);
@@ -216,6 +226,9 @@ static const struct {
     {negative_rank, "rank"},
     {negative_relative, "relative"},
     {negative_capacity, "cache_capacity"},
+    {endless_caches, "2^48"},
+    {endless_keys, "2^48"},
+    {endless_factors, "2^48"},
 };
 
 /* Each wrong setting: its own sentence, no plan, nothing left allocated. */
@@ -335,6 +348,11 @@ static void test_caches(void **state) {
         const linnet_status status = linnet_attention_cached(plan, &t, cases[i].caches, workspace);
         assert_int_equal(status, cases[i].says ? LINNET_ERROR_ARGUMENT : LINNET_OK);
         if (cases[i].says) assert_non_null(strstr(linnet_last_error(context), cases[i].says));
+        /* The workspace is that of caches. */
+        if (cases[i].capacity) {
+            assert_int_equal(linnet_attention_forward(plan, &t, workspace), LINNET_ERROR_ARGUMENT);
+            assert_non_null(strstr(linnet_last_error(context), "linnet_attention_cached"));
+        }
         close_workspace(workspace, linnet_attention_workspace(plan));
         linnet_attention_plan_close(plan);
     }

@@ -32,7 +32,7 @@ static const float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
 /* ---- shapes ---- */
 
-/* NULL: bf16 matrix units serve. tokens, precision 0: any. */
+/* NULL: bf16 matrix units serve sequences of up to `tokens` queries. */
 static const char *bf16_refused(const ln_kernels *kernels, const ln_attention *attention, int64_t tokens) {
     const int64_t group = attention->heads / attention->key_value_heads;
     if (!attention->bf16) return "float32 products were asked for";

@@ -150,6 +150,9 @@ static void pack_operands(const linnet_attention_plan *plan, ln_attention_sequen
 linnet_status linnet_attention_forward(const linnet_attention_plan *plan, const linnet_attention_tensors *tensors,
                                        void *workspace) {
     linnet_attention_tensors settled;
+    if (plan->settings.cache_capacity)
+        return ln_fail(plan->context, LINNET_ERROR_ARGUMENT,
+                       "the plan was made with cache_capacity: it is for linnet_attention_cached");
     const linnet_status status = ln_plan_check(plan, tensors, true, &settled);
     if (status != LINNET_OK) return status;
     ln_team *team = plan->context->team;

@@ -68,6 +68,22 @@ static linnet_status check_shape(linnet_context *context, linnet_attention_setti
     return LINNET_OK;
 }
 
+/* No size of a workspace can overflow: each is at most some hundred times one of these. */
+static linnet_status check_sizes(linnet_context *context, const linnet_attention_settings *s) {
+    const int64_t most = (int64_t)1 << 48, row = s->key_size + s->value_size + s->rank;
+    int64_t queries = s->query_offsets[s->sequences],
+            keys = (s->key_offsets ? s->key_offsets : s->query_offsets)[s->sequences];
+    /* Each sequence may begin a page. */
+    if (queries <= most && keys <= most &&
+        (s->cache_capacity == 0 || ln_multiply_i64(s->cache_capacity, s->sequences, &keys)) &&
+        ln_multiply_i64(queries, s->heads * row, &queries) && queries <= most && keys <= most &&
+        ln_multiply_i64(keys + LN_PAGE_TOKENS * s->sequences, s->key_value_heads * row, &keys) && keys <= most)
+        return LINNET_OK;
+    return ln_fail(
+        context, LINNET_ERROR_ARGUMENT,
+        "this attention has more than 2^48 numbers in its queries or keys: fewer tokens, heads or sequences");
+}
+
 static linnet_status copy_settings(linnet_attention_plan *plan) {
     linnet_attention_settings *s = &plan->settings;
     linnet_context *context = plan->context;
@@ -129,11 +145,7 @@ static linnet_status lay_out(linnet_attention_plan *plan) {
     const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention, plan->longest);
     ln_page_layout_of(choice.packed, s->key_size, s->value_size, &plan->layout);
     const uint64_t pages = (uint64_t)plan->first_page[plan->sequences];
-    uint64_t bytes;
-    if (!ln_multiply_u64(pages, plan->layout.bytes, &bytes) ||
-        !ln_multiply_u64(bytes, (uint64_t)s->key_value_heads, &bytes))
-        return ln_fail(plan->context, LINNET_ERROR_ARGUMENT,
-                       "the keys of this attention are more than memory can address");
+    const uint64_t bytes = pages * plan->layout.bytes * (uint64_t)s->key_value_heads;
     const uint64_t run = ln_attention_workspace(&plan->kernels, ln_team_size(plan->context->team), &plan->attention,
                                                 plan->sequences, plan->longest);
     const uint64_t sequences = ln_round_up((uint64_t)plan->sequences * sizeof(ln_attention_sequence), 64);
@@ -158,6 +170,7 @@ linnet_status linnet_attention_plan_open(linnet_context *context, const linnet_a
     memcpy(&settled, settings, settings->size < sizeof settled ? settings->size : sizeof settled);
     linnet_status status = check_shape(context, &settled);
     if (status == LINNET_OK) status = ln_mask_check(context, &settled);
+    if (status == LINNET_OK) status = check_sizes(context, &settled);
     if (status != LINNET_OK) return status;
     linnet_attention_plan *made = ln_allocate_zero(context, 1, sizeof *made, "attention plan");
     if (!made) return LINNET_ERROR_MEMORY;
