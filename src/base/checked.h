@@ -1,4 +1,4 @@
-/* Arithmetic on sizes that come from files and callers: false instead of overflow. */
+/* Arithmetic on sizes that come from files and callers, false instead of overflow; and searching offsets. */
 #ifndef LN_BASE_CHECKED_H
 #define LN_BASE_CHECKED_H
 
@@ -27,6 +27,19 @@ static inline int64_t ln_ceil_div(int64_t a, int64_t b) {
 }
 static inline size_t ln_round_up(size_t bytes, size_t unit) {
     return (bytes + unit - 1) / unit * unit;
+}
+
+/* Of ascending[0] <= x < ascending[count]: the last i with ascending[i] <= x. */
+static inline int64_t ln_find_i64(const int64_t *ascending, int64_t count, int64_t x) {
+    int64_t low = 0, high = count;
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        if (ascending[middle] <= x)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
 }
 
 #endif

@@ -4,13 +4,9 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "kernel/lanes_portable.h"
 
-/* Four lanes of the compiler's vectors: plain C where the machine has none. */
-enum { W = 4, VECTORS = 4, ROWS = 2 };
-typedef float lanes __attribute__((vector_size(16), may_alias));
-typedef int32_t lanes_int __attribute__((vector_size(16), may_alias));
-
-#define HELPER static inline __attribute__((always_inline))
+enum { VECTORS = 4, ROWS = 2 };
 
 HELPER lanes load(const float *x, int n) {
     (void)n;
@@ -39,29 +35,8 @@ HELPER lanes load_q4(const uint8_t *x, int up, int n) {
     return (lanes){(float)((x[0] >> up & 15) - 8), (float)((x[1] >> up & 15) - 8), (float)((x[2] >> up & 15) - 8),
                    (float)((x[3] >> up & 15) - 8)};
 }
-HELPER lanes splat(float x) {
-    return (lanes){x, x, x, x};
-}
-HELPER lanes add(lanes a, lanes b) {
-    return a + b;
-}
-HELPER lanes subtract(lanes a, lanes b) {
-    return a - b;
-}
-HELPER lanes multiply(lanes a, lanes b) {
-    return a * b;
-}
 HELPER lanes divide(lanes a, lanes b) {
     return a / b;
-}
-HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
-    return a * b + c;
-}
-HELPER lanes choose(lanes_int condition, lanes yes, lanes no) {
-    return (lanes)((condition & (lanes_int)yes) | (~condition & (lanes_int)no));
-}
-HELPER lanes larger(lanes a, lanes b) {
-    return choose(a > b, a, b);
 }
 HELPER lanes smaller(lanes a, lanes b) {
     return choose(a < b, a, b);

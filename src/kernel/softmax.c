@@ -4,15 +4,12 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "kernel/lanes_portable.h"
 
-/* Four lanes of the compiler's vectors. Without fused operations the argument is reduced in float64. */
-enum { W = 4, VECTORS = 4 };
-typedef float lanes __attribute__((vector_size(16), may_alias));
-typedef int32_t lanes_int __attribute__((vector_size(16), may_alias));
+/* Without fused operations the argument is reduced in float64. */
+enum { VECTORS = 4 };
 typedef uint32_t lanes_bits __attribute__((vector_size(16), may_alias));
 typedef double lanes_double __attribute__((vector_size(32), may_alias));
-
-#define HELPER static inline __attribute__((always_inline))
 
 HELPER lanes load(const float *x) {
     lanes v;
@@ -33,25 +30,6 @@ HELPER lanes load_some(const float *x, int64_t n, float fill) {
 }
 HELPER void store_some(float *y, lanes v, int64_t n) {
     memcpy(y, &v, (size_t)n * sizeof *y);
-}
-HELPER lanes splat(float x) {
-    return (lanes){x, x, x, x};
-}
-HELPER lanes add(lanes a, lanes b) {
-    return a + b;
-}
-HELPER lanes subtract(lanes a, lanes b) {
-    return a - b;
-}
-HELPER lanes multiply(lanes a, lanes b) {
-    return a * b;
-}
-HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
-    return a * b + c;
-}
-HELPER lanes larger(lanes a, lanes b) {
-    const lanes_int above = a > b;
-    return (lanes)((above & (lanes_int)a) | (~above & (lanes_int)b));
 }
 HELPER bool all_within(const lanes *x, lanes limit) {
     lanes_int within = x[0] <= limit;

@@ -28,7 +28,7 @@ enum {
     PARTIAL_FLOATS = 1 << 18,
 };
 
-static const float LOG2E = 1.44269504f, LN2 = 0.693147181f;
+static const float LN2 = 0.693147181f;
 
 /* ---- shapes ---- */
 
@@ -111,17 +111,10 @@ uint64_t ln_attention_workspace(const ln_kernels *kernels, int threads, const ln
 /* ---- items ---- */
 
 static void find_item(const ln_attention_call *call, int64_t item, ln_attention_tile *tile) {
-    int64_t low = 0, high = call->count; /* first_item[low] <= item < first_item[high] */
-    while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        if (call->first_item[middle] <= item)
-            low = middle;
-        else
-            high = middle;
-    }
-    const int64_t heads = call->attention->key_value_heads, inside = item - call->first_item[low];
-    const int64_t tiles = (call->first_item[low + 1] - call->first_item[low]) / heads;
-    const ln_attention_sequence *sequence = &call->sequences[low];
+    const int64_t index = ln_find_i64(call->first_item, call->count, item);
+    const int64_t heads = call->attention->key_value_heads, inside = item - call->first_item[index];
+    const int64_t tiles = (call->first_item[index + 1] - call->first_item[index]) / heads;
+    const ln_attention_sequence *sequence = &call->sequences[index];
     tile->sequence = sequence;
     tile->mask = call->attention->mask;
     tile->mask.key_begin = sequence->key_begin;
@@ -181,7 +174,7 @@ void ln_tile_adjust(const ln_attention_tile *tile, int64_t row, int64_t begin, i
     const ln_attention_call *call = tile->call;
     const int64_t group = call->group, token = row / group, head = tile->head * group + row % group;
     const float cap = call->attention->soft_cap;
-    if (cap != 0) call->kernels->attend.cap(scores, end - begin, cap * LOG2E);
+    if (cap != 0) call->kernels->attend.cap(scores, end - begin, cap * LN_LOG2E);
     if (ln_bias_any(&tile->sequence->bias))
         ln_bias_add(&call->kernels->vector, &tile->sequence->bias, head, tile->token + token, tile->position + token,
                     begin, end - begin, scores);
@@ -211,7 +204,7 @@ static void finish_row(const ln_attention_call *call, const ln_attention_sequenc
     const int64_t size = call->attention->value_size, row = sequence->order ? sequence->order[token] : token;
     float factor = 1;
     if (call->attention->sinks) {
-        const float sink = call->attention->sinks[head] * LOG2E, most = fmaxf(maximum, sink);
+        const float sink = call->attention->sinks[head] * LN_LOG2E, most = fmaxf(maximum, sink);
         if (most != -INFINITY) {
             factor = exp2f(maximum - most);
             sum = sum * factor + exp2f(sink - most);

@@ -11,8 +11,6 @@
 
 enum { TILE_ROWS = 512, PAGES = LN_BF16_BLOCK / LN_PAGE_TOKENS, SCORES_STRIDE = LN_ATTEND_BLOCK + 16 };
 
-static const float LOG2E = 1.44269504f;
-
 /* The parts of the way's scratch. */
 typedef struct scratch {
     unsigned char *query, *keys, *values; /* operands of the tile, and of a block's pages */
@@ -208,7 +206,7 @@ static ln_attend_bf16_tile rows_of(const ln_attention_tile *tile, const scratch 
                                  .value_size = a->value_size,
                                  .query = s->query + row * tile->call->kernels->attend.bf16.query_bytes(a->key_size),
                                  .length = s->length + row,
-                                 .factor = a->scale * LOG2E,
+                                 .factor = a->scale * LN_LOG2E,
                                  .maximum = tile->maximum + row,
                                  .sum = tile->sum + row * LN_ATTEND_LANES,
                                  .output = tile->output + row * tile->output_stride,
@@ -221,7 +219,8 @@ static void step_adjusted(const ln_attention_tile *tile, const scratch *s, int64
     const ln_attend_bf16 *kernels = &tile->call->kernels->attend.bf16;
     const ln_attention *a = tile->call->attention;
     float *scores = s->scores + row * SCORES_STRIDE;
-    kernels->scores(rows, block, a->soft_cap != 0 ? a->scale / a->soft_cap : a->scale * LOG2E, scores, SCORES_STRIDE);
+    kernels->scores(rows, block, a->soft_cap != 0 ? a->scale / a->soft_cap : a->scale * LN_LOG2E, scores,
+                    SCORES_STRIDE);
     for (int64_t r = row; r < ln_min_i64(tile->rows, row + rows->rows); r++)
         ln_tile_adjust(tile, r, from, from + block->count, sight, s->scores + r * SCORES_STRIDE);
     kernels->finish(rows, block, 1, scores, SCORES_STRIDE);

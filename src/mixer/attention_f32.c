@@ -70,7 +70,7 @@ static void load(ln_attention_tile *tile) {
     const scratch s = scratch_of(tile);
     tile->output_stride = LN_ATTEND_STRIDE;
     tile->output_panel = tile->padded_rows * LN_ATTEND_STRIDE;
-    const float factor = a->soft_cap != 0 ? a->scale / a->soft_cap : a->scale * 1.44269504f;
+    const float factor = a->soft_cap != 0 ? a->scale / a->soft_cap : a->scale * LN_LOG2E;
     for (int64_t r = 0; r < tile->rows; r++) {
         const int64_t token = tile->token + r / call->group, head = tile->head * call->group + r % call->group;
         const int64_t row = sequence->order ? sequence->order[token] : token;

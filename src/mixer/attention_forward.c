@@ -78,24 +78,13 @@ typedef struct pack_call {
     ln_attention_sequence *sequences;
 } pack_call;
 
-static int64_t sequence_of_page(const linnet_attention_plan *plan, int64_t page) {
-    int64_t low = 0, high = plan->sequences;
-    while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        if (plan->first_page[middle] <= page)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 static void pack_task(void *argument, int64_t task, int worker) {
     (void)worker;
     const pack_call *call = argument;
     const linnet_attention_plan *plan = call->plan;
     const int64_t heads = plan->settings.key_value_heads, head = task % heads, page = task / heads;
-    const int64_t i = sequence_of_page(plan, page), first = (page - plan->first_page[i]) * LN_PAGE_TOKENS;
+    const int64_t i = ln_find_i64(plan->first_page, plan->sequences, page);
+    const int64_t first = (page - plan->first_page[i]) * LN_PAGE_TOKENS;
     const int64_t count = ln_min_i64(LN_PAGE_TOKENS, ln_plan_keys(plan, i) - first);
     int64_t tokens[LN_PAGE_TOKENS];
     for (int64_t t = 0; t < count; t++)

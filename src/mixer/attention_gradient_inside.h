@@ -17,8 +17,6 @@ enum {
     LN_RECTANGLES = LN_TILE_SQUARES * LN_TILE_SQUARES,
 };
 
-#define LN_LOG2E 1.44269504f
-
 /* ---- matrices in scratch ---- */
 
 /* [size / LN_DEPTH, rounded up][rows][LN_ATTEND_STRIDE]: A and C of products. */

@@ -8,7 +8,7 @@
 
 enum { PIECE = LN_ATTEND_BLOCK };
 
-static const float LOG2_E = 1.44269504f, ONE = 1;
+static const float ONE = 1;
 
 bool ln_bias_any(const ln_bias *bias) {
     return bias->alibi || bias->rank || bias->dense || bias->relative;
@@ -43,19 +43,19 @@ static void add_factors(const ln_bias *bias, const piece *p, float *sum) {
     const float *query = bias->query_factors + (p->token * bias->heads + p->head) * rank;
     if (stride) {
         const float *turned = bias->key_factors + head * rank * stride + p->key;
-        p->kernels->add_products(sum, LOG2_E, query, rank, turned, stride, p->count);
+        p->kernels->add_products(sum, LN_LOG2E, query, rank, turned, stride, p->count);
         return;
     }
     for (int64_t i = 0; i < p->count; i++) {
         const float *factors = bias->key_factors + (token_of(p, i) * bias->key_value_heads + head) * rank;
         float product = query[0] * factors[0];
         for (int64_t r = 1; r < rank; r++) product += query[r] * factors[r];
-        sum[i] += LOG2_E * product;
+        sum[i] += LN_LOG2E * product;
     }
 }
 
 static void add_alibi(const ln_bias *bias, const piece *p, float *sum) {
-    const float slope = -LOG2_E * bias->alibi[p->head];
+    const float slope = -LN_LOG2E * bias->alibi[p->head];
     if (p->order) {
         for (int64_t i = 0; i < p->count; i++) {
             const int64_t d = p->order[i] - p->position;
@@ -69,9 +69,9 @@ static void add_alibi(const ln_bias *bias, const piece *p, float *sum) {
 static void add_dense(const ln_bias *bias, const piece *p, float *sum) {
     const float *row = bias->dense + p->head * bias->dense_head_stride + p->token * bias->dense_row_stride;
     if (p->order) {
-        for (int64_t i = 0; i < p->count; i++) sum[i] += LOG2_E * row[p->order[i]];
+        for (int64_t i = 0; i < p->count; i++) sum[i] += LN_LOG2E * row[p->order[i]];
     } else {
-        p->kernels->add_products(sum, LOG2_E, &ONE, 1, row + p->key, 0, p->count);
+        p->kernels->add_products(sum, LN_LOG2E, &ONE, 1, row + p->key, 0, p->count);
     }
 }
 
@@ -82,16 +82,17 @@ static void add_relative(const ln_bias *bias, const piece *p, float *sum) {
     if (p->order) {
         for (int64_t i = 0; i < p->count; i++) {
             const int64_t d = p->order[i] - p->position;
-            sum[i] += LOG2_E * middle[ln_max_i64(-most, ln_min_i64(most, d))];
+            sum[i] += LN_LOG2E * middle[ln_max_i64(-most, ln_min_i64(most, d))];
         }
         return;
     }
     const int64_t distance = p->key - p->position;
     const int64_t begin = ln_max_i64(0, ln_min_i64(p->count, -most - distance));
     const int64_t end = ln_max_i64(begin, ln_min_i64(p->count, most + 1 - distance));
-    for (int64_t i = 0; i < begin; i++) sum[i] += LOG2_E * middle[-most];
-    if (begin < end) p->kernels->add_products(sum + begin, LOG2_E, &ONE, 1, middle + distance + begin, 0, end - begin);
-    for (int64_t i = end; i < p->count; i++) sum[i] += LOG2_E * middle[most];
+    for (int64_t i = 0; i < begin; i++) sum[i] += LN_LOG2E * middle[-most];
+    if (begin < end)
+        p->kernels->add_products(sum + begin, LN_LOG2E, &ONE, 1, middle + distance + begin, 0, end - begin);
+    for (int64_t i = end; i < p->count; i++) sum[i] += LN_LOG2E * middle[most];
 }
 
 static void add_terms(const ln_bias *bias, const piece *p, float *sum) {

@@ -27,16 +27,9 @@ static span span_of(const ln_mask *mask, int64_t position) {
     const int64_t *offsets = mask->document_offsets, at = mask->key_begin + position;
     s.document_high = 0;
     if (position < 0 || at < offsets[0] || at >= offsets[mask->documents]) return s;
-    int64_t document = 0, above = mask->documents; /* offsets[document] <= at < offsets[above] */
-    while (above - document > 1) {
-        const int64_t middle = document + (above - document) / 2;
-        if (offsets[middle] <= at)
-            document = middle;
-        else
-            above = middle;
-    }
+    const int64_t document = ln_find_i64(offsets, mask->documents, at);
     s.document_low = ln_max_i64(0, offsets[document] - mask->key_begin);
-    s.document_high = offsets[above] - mask->key_begin;
+    s.document_high = offsets[document + 1] - mask->key_begin;
     return s;
 }
 

@@ -6,6 +6,9 @@
 #include "kernel/kernel.h"
 #include "linnet/attention.h"
 
+/* Scores are in base 2. */
+#define LN_LOG2E 1.44269504f
+
 /* ---- neighbourhoods ---- */
 
 /* Coordinates, in steps of the dilation. */

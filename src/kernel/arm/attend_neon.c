@@ -1,12 +1,8 @@
 /* Owns: the attention kernels of NEON: 6 rows x 16 columns in registers, 24 sums of the 32 registers. */
-#include <arm_neon.h>
-
+#include "kernel/arm/lanes_neon.h"
 #include "kernel/attend_sets.h"
 
-enum { W = 4, VECTORS = 4, ROWS = 6 };
-typedef float32x4_t lanes;
-
-#define HELPER static inline __attribute__((always_inline))
+enum { VECTORS = 4, ROWS = 6 };
 
 HELPER lanes load(const float *x, int n) {
     (void)n;
@@ -39,26 +35,8 @@ HELPER lanes load_q4(const uint8_t *x, int up, int n) {
     const int16x8_t wide = vsubq_s16(vreinterpretq_s16_u16(vmovl_u8(codes)), vdupq_n_s16(8));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
-HELPER lanes splat(float x) {
-    return vdupq_n_f32(x);
-}
-HELPER lanes add(lanes a, lanes b) {
-    return vaddq_f32(a, b);
-}
-HELPER lanes subtract(lanes a, lanes b) {
-    return vsubq_f32(a, b);
-}
-HELPER lanes multiply(lanes a, lanes b) {
-    return vmulq_f32(a, b);
-}
 HELPER lanes divide(lanes a, lanes b) {
     return vdivq_f32(a, b);
-}
-HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
-    return vfmaq_f32(c, a, b);
-}
-HELPER lanes larger(lanes a, lanes b) {
-    return vbslq_f32(vcgtq_f32(a, b), a, b);
 }
 HELPER lanes smaller(lanes a, lanes b) {
     return vbslq_f32(vcltq_f32(a, b), a, b);

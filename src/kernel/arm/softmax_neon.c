@@ -1,13 +1,10 @@
 /* Owns: the softmax kernels of NEON. */
-#include <arm_neon.h>
 #include <string.h>
 
+#include "kernel/arm/lanes_neon.h"
 #include "kernel/softmax.h"
 
-enum { W = 4, VECTORS = 4 };
-typedef float32x4_t lanes;
-
-#define HELPER static inline __attribute__((always_inline))
+enum { VECTORS = 4 };
 
 HELPER lanes load(const float *x) {
     return vld1q_f32(x);
@@ -19,9 +16,6 @@ HELPER void stream(float *y, lanes v) {
     store(y, v);
 }
 HELPER void after_streams(void) {}
-HELPER lanes splat(float x) {
-    return vdupq_n_f32(x);
-}
 HELPER lanes load_some(const float *x, int64_t n, float fill) {
     float part[W] = {fill, fill, fill, fill};
     memcpy(part, x, (size_t)n * sizeof *x);
@@ -31,21 +25,6 @@ HELPER void store_some(float *y, lanes v, int64_t n) {
     float part[W];
     store(part, v);
     memcpy(y, part, (size_t)n * sizeof *y);
-}
-HELPER lanes add(lanes a, lanes b) {
-    return vaddq_f32(a, b);
-}
-HELPER lanes subtract(lanes a, lanes b) {
-    return vsubq_f32(a, b);
-}
-HELPER lanes multiply(lanes a, lanes b) {
-    return vmulq_f32(a, b);
-}
-HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
-    return vfmaq_f32(c, a, b);
-}
-HELPER lanes larger(lanes a, lanes b) {
-    return vbslq_f32(vcgtq_f32(a, b), a, b);
 }
 HELPER bool all_within(const lanes *x, lanes limit) {
     uint32x4_t within = vcleq_f32(x[0], limit);

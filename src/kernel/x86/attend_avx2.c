@@ -1,12 +1,8 @@
 /* Owns: the attention kernels of AVX2: 6 rows x 16 columns in registers, 12 sums of the 16 registers. */
-#include <immintrin.h>
-
 #include "kernel/attend_sets.h"
+#include "kernel/x86/lanes_avx2.h"
 
-enum { W = 8, VECTORS = 2, ROWS = 6 };
-typedef __m256 lanes;
-
-#define HELPER static inline __attribute__((always_inline))
+enum { VECTORS = 2, ROWS = 6 };
 
 HELPER lanes load(const float *x, int n) {
     (void)n;
@@ -35,26 +31,8 @@ HELPER lanes load_q4(const uint8_t *x, int up, int n) {
     const __m256i code = _mm256_and_si256(_mm256_srl_epi32(bytes, _mm_cvtsi32_si128(up)), _mm256_set1_epi32(15));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)));
 }
-HELPER lanes splat(float x) {
-    return _mm256_set1_ps(x);
-}
-HELPER lanes add(lanes a, lanes b) {
-    return _mm256_add_ps(a, b);
-}
-HELPER lanes subtract(lanes a, lanes b) {
-    return _mm256_sub_ps(a, b);
-}
-HELPER lanes multiply(lanes a, lanes b) {
-    return _mm256_mul_ps(a, b);
-}
 HELPER lanes divide(lanes a, lanes b) {
     return _mm256_div_ps(a, b);
-}
-HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
-    return _mm256_fmadd_ps(a, b, c);
-}
-HELPER lanes larger(lanes a, lanes b) {
-    return _mm256_max_ps(a, b);
 }
 HELPER lanes smaller(lanes a, lanes b) {
     return _mm256_min_ps(a, b);

@@ -1,12 +1,8 @@
 /* Owns: the attention kernels of AVX-512: 12 rows x 32 columns in registers, 24 sums of the 32 registers. */
-#include <immintrin.h>
-
 #include "kernel/attend_sets.h"
+#include "kernel/x86/lanes_avx512.h"
 
-enum { W = 16, VECTORS = 2, ROWS = 12 };
-typedef __m512 lanes;
-
-#define HELPER static inline __attribute__((always_inline))
+enum { VECTORS = 2, ROWS = 12 };
 
 HELPER __mmask16 first_lanes(int n) {
     return (__mmask16)((1u << n) - 1);
@@ -41,26 +37,8 @@ HELPER lanes load_q4(const uint8_t *x, int up, int n) {
     const __m512i code = _mm512_and_si512(shifted, _mm512_set1_epi32(15));
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(code, _mm512_set1_epi32(8)));
 }
-HELPER lanes splat(float x) {
-    return _mm512_set1_ps(x);
-}
-HELPER lanes add(lanes a, lanes b) {
-    return _mm512_add_ps(a, b);
-}
-HELPER lanes subtract(lanes a, lanes b) {
-    return _mm512_sub_ps(a, b);
-}
-HELPER lanes multiply(lanes a, lanes b) {
-    return _mm512_mul_ps(a, b);
-}
 HELPER lanes divide(lanes a, lanes b) {
     return _mm512_div_ps(a, b);
-}
-HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
-HELPER lanes larger(lanes a, lanes b) {
-    return _mm512_max_ps(a, b);
 }
 HELPER lanes smaller(lanes a, lanes b) {
     return _mm512_min_ps(a, b);

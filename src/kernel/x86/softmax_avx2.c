@@ -1,13 +1,10 @@
 /* Owns: the softmax kernels of AVX2. */
-#include <immintrin.h>
 #include <string.h>
 
 #include "kernel/softmax.h"
+#include "kernel/x86/lanes_avx2.h"
 
-enum { W = 8, VECTORS = 4 };
-typedef __m256 lanes;
-
-#define HELPER static inline __attribute__((always_inline))
+enum { VECTORS = 4 };
 
 HELPER lanes load(const float *x) {
     return _mm256_loadu_ps(x);
@@ -30,24 +27,6 @@ HELPER void store_some(float *y, lanes v, int64_t n) {
     float part[W];
     store(part, v);
     memcpy(y, part, (size_t)n * sizeof *y);
-}
-HELPER lanes splat(float x) {
-    return _mm256_set1_ps(x);
-}
-HELPER lanes add(lanes a, lanes b) {
-    return _mm256_add_ps(a, b);
-}
-HELPER lanes subtract(lanes a, lanes b) {
-    return _mm256_sub_ps(a, b);
-}
-HELPER lanes multiply(lanes a, lanes b) {
-    return _mm256_mul_ps(a, b);
-}
-HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
-    return _mm256_fmadd_ps(a, b, c);
-}
-HELPER lanes larger(lanes a, lanes b) {
-    return _mm256_max_ps(a, b);
 }
 HELPER bool all_within(const lanes *x, lanes limit) {
     lanes within = _mm256_cmp_ps(x[0], limit, _CMP_LE_OQ);

@@ -1,12 +1,8 @@
 /* Owns: the softmax kernels of AVX-512. */
-#include <immintrin.h>
-
 #include "kernel/softmax.h"
+#include "kernel/x86/lanes_avx512.h"
 
-enum { W = 16, VECTORS = 4 };
-typedef __m512 lanes;
-
-#define HELPER static inline __attribute__((always_inline))
+enum { VECTORS = 4 };
 
 HELPER __mmask16 first_lanes(int64_t n) {
     return (__mmask16)((1u << n) - 1);
@@ -23,29 +19,11 @@ HELPER void stream(float *y, lanes v) {
 HELPER void after_streams(void) {
     _mm_sfence();
 }
-HELPER lanes splat(float x) {
-    return _mm512_set1_ps(x);
-}
 HELPER lanes load_some(const float *x, int64_t n, float fill) {
     return _mm512_mask_loadu_ps(splat(fill), first_lanes(n), x);
 }
 HELPER void store_some(float *y, lanes v, int64_t n) {
     _mm512_mask_storeu_ps(y, first_lanes(n), v);
-}
-HELPER lanes add(lanes a, lanes b) {
-    return _mm512_add_ps(a, b);
-}
-HELPER lanes subtract(lanes a, lanes b) {
-    return _mm512_sub_ps(a, b);
-}
-HELPER lanes multiply(lanes a, lanes b) {
-    return _mm512_mul_ps(a, b);
-}
-HELPER lanes multiply_add(lanes a, lanes b, lanes c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
-HELPER lanes larger(lanes a, lanes b) {
-    return _mm512_max_ps(a, b);
 }
 HELPER bool all_within(const lanes *x, lanes limit) {
     __mmask16 within = _mm512_cmp_ps_mask(x[0], limit, _CMP_LE_OQ);
