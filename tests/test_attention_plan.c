@@ -437,9 +437,47 @@ static void test_text(void **state) {
     linnet_attention_plan_close(plan);
 }
 
+/* An interrupted run says so and leaves the rest; cleared, the same plan gives what it gave before. */
+static void test_interruption(void **state) {
+    (void)state;
+    enum { TOKENS = 64, HEADS = 4, SIZE = 64, NUMBERS = TOKENS * HEADS * SIZE };
+    linnet_context *context = test_context(0, 2);
+    static float x[NUMBERS], before[NUMBERS], after[NUMBERS], gradient[NUMBERS], lse[TOKENS * HEADS];
+    for (int i = 0; i < NUMBERS; i++) x[i] = (float)(i * 37 % 101) / 50 - 1;
+    settings set = linnet_attention_settings_default();
+    set.heads = HEADS;
+    set.key_size = SIZE;
+    set.query_offsets = self;
+    set.backward = true;
+    linnet_attention_plan *plan;
+    assert_int_equal(linnet_attention_plan_open(context, &set, &plan), LINNET_OK);
+    unsigned char *workspace = open_workspace(linnet_attention_workspace(plan));
+    linnet_attention_tensors t = {.size = sizeof t,
+                                  .query = {.data = x},
+                                  .key = {.data = x},
+                                  .value = {.data = x},
+                                  .output = {.data = before},
+                                  .log_sum_exp = lse,
+                                  .output_gradient = {.data = x},
+                                  .query_gradient = {.data = gradient}};
+    assert_int_equal(linnet_attention_forward(plan, &t, workspace), LINNET_OK);
+    t.output.data = after;
+    linnet_interrupt(context);
+    assert_int_equal(linnet_attention_forward(plan, &t, workspace), LINNET_INTERRUPTED);
+    assert_int_equal(linnet_attention_backward(plan, &t, workspace), LINNET_INTERRUPTED);
+    assert_non_null(strstr(linnet_last_error(context), "interrupted"));
+    assert_memory_not_equal(before, after, sizeof before);
+    linnet_interrupt_clear(context);
+    assert_int_equal(linnet_attention_forward(plan, &t, workspace), LINNET_OK);
+    assert_memory_equal(before, after, sizeof before);
+    assert_int_equal(linnet_attention_backward(plan, &t, workspace), LINNET_OK);
+    close_workspace(workspace, linnet_attention_workspace(plan));
+    linnet_attention_plan_close(plan);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_caches),
-                                       cmocka_unit_test(test_missing_tensors), cmocka_unit_test(test_memory),
-                                       cmocka_unit_test(test_text)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_caches), cmocka_unit_test(test_missing_tensors),
+        cmocka_unit_test(test_memory),   cmocka_unit_test(test_text),   cmocka_unit_test(test_interruption)};
     return cmocka_run_group_tests(tests, NULL, close_contexts);
 }

@@ -139,7 +139,8 @@ typedef struct linnet_attention_tensors {
     float *query_factors_gradient, *key_factors_gradient, *sinks_gradient;
 } linnet_attention_tensors;
 
-/* workspace: linnet_attention_workspace bytes. */
+/* workspace: linnet_attention_workspace bytes. After linnet_interrupt: LINNET_INTERRUPTED, and results are incomplete.
+ */
 LINNET_API linnet_status linnet_attention_forward(const linnet_attention_plan *plan,
                                                   const linnet_attention_tensors *tensors, void *workspace);
 /* Gradients of sum(output * output_gradient) for a plan with settings.backward. */

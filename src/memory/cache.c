@@ -155,5 +155,5 @@ linnet_status linnet_attention_cached(const linnet_attention_plan *plan, const l
     attention.sinks = plan->settings.sinks ? settled.sinks : NULL;
     ln_attention_run(&plan->kernels, plan->context->team, &attention, sequences, plan->sequences,
                      (unsigned char *)workspace + plan->slots_at);
-    return LINNET_OK;
+    return ln_plan_finish(plan);
 }

@@ -320,6 +320,7 @@ static bool try_blocks(ln_attention_tile *tile, int64_t from, int64_t to) {
         int64_t key_end = ln_min_i64((block + 1) * LN_ATTEND_BLOCK, end);
         next = block + 1;
         if (key >= key_end) continue;
+        if (ln_attention_interrupted(tile->call->attention)) return true;
         const ln_sight sight = ln_mask_block(&tile->mask, &queries, key, key_end - key);
         const int64_t last = sight == LN_SEES_ALL && !ln_tile_adjusts(tile) ? block + tile->way->blocks : next;
         for (int64_t more; next < ln_min_i64(to, last) && key_end < end; next++, key_end = more) {

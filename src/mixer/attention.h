@@ -3,6 +3,8 @@
 #ifndef LN_MIXER_ATTENTION_H
 #define LN_MIXER_ATTENTION_H
 
+#include <stdatomic.h>
+
 #include "base/threads.h"
 #include "kernel/kernel.h"
 #include "mixer/mask.h"
@@ -16,8 +18,13 @@ typedef struct ln_attention {
     bool bf16;  /* queries, keys, values and weights may be rounded to bf16 where that is faster */
     bool exact; /* nor may few queries be rounded to integers of 16 bits for pages of integers */
     ln_mask mask;
-    const float *sinks; /* [heads]; NULL: none */
+    const float *sinks;             /* [heads]; NULL: none */
+    const atomic_bool *interrupted; /* once true, what is left is left undone; NULL: never */
 } ln_attention;
+
+static inline bool ln_attention_interrupted(const ln_attention *attention) {
+    return attention->interrupted && atomic_load_explicit(attention->interrupted, memory_order_relaxed);
+}
 
 typedef struct ln_attention_sequence {
     ln_page_view view;

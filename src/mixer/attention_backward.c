@@ -77,5 +77,5 @@ linnet_status linnet_attention_backward(const linnet_attention_plan *plan, const
     ln_attention_gradient(&plan->kernels, plan->context->team, &attention, sequences, plan->sequences,
                           attention.sinks ? settled.sinks_gradient : NULL,
                           (unsigned char *)workspace + sequences_bytes(plan));
-    return LINNET_OK;
+    return ln_plan_finish(plan);
 }

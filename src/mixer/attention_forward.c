@@ -159,7 +159,7 @@ linnet_status linnet_attention_forward(const linnet_attention_plan *plan, const 
     attention.sinks = plan->settings.sinks ? settled.sinks : NULL;
     ln_attention_run(&plan->kernels, team, &attention, sequences, plan->sequences,
                      (unsigned char *)workspace + plan->run_at);
-    return LINNET_OK;
+    return ln_plan_finish(plan);
 }
 
 /* ---- merging ---- */

@@ -213,6 +213,7 @@ static void run_task(void *argument, int64_t task, int worker) {
     /* Without keys, one empty pass clears what belongs to queries. */
     const int64_t begin = range * call->range_keys;
     for (t.key = begin; t.key < end || t.key == begin; t.key += LN_GRADIENT_PASS) {
+        if (ln_attention_interrupted(attention)) return;
         t.keys = ln_min_i64(LN_GRADIENT_PASS, end - t.key);
         call->way->load_keys(&t);
         ln_gradient_load_keys(&t);

@@ -121,6 +121,7 @@ static void describe(linnet_attention_plan *plan) {
         .soft_cap = s->soft_cap,
         .bf16 = s->type == LINNET_BF16 && !s->exact,
         .exact = s->exact,
+        .interrupted = &plan->context->interrupted,
         .mask = {.causal = s->causal,
                  .window = s->window,
                  .prefix = s->prefix,

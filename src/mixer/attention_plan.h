@@ -35,6 +35,11 @@ static inline int64_t ln_plan_factor_stride(int64_t keys) {
 }
 
 linnet_status ln_plan_backward_bytes(const linnet_attention_plan *plan, uint64_t *bytes);
+/* After a run. */
+static inline linnet_status ln_plan_finish(const linnet_attention_plan *plan) {
+    if (!ln_interrupted(plan->context)) return LINNET_OK;
+    return ln_fail(plan->context, LINNET_INTERRUPTED, "attention was interrupted: its results are incomplete");
+}
 /* Refuses NULL tensors and factors that the plan needs. */
 linnet_status ln_plan_check(const linnet_attention_plan *plan, const linnet_attention_tensors *tensors, bool keys,
                             linnet_attention_tensors *settled);
