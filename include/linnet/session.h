@@ -54,12 +54,26 @@ typedef struct linnet_plan {
 LINNET_API linnet_status linnet_plan_session(const linnet_model *model, const linnet_session_settings *settings,
                                              linnet_plan *plan);
 
+/* Names of policies, index 0 and up, and what each does, in a line; NULL past the end. */
+LINNET_API const char *linnet_policy_name(int index);
+LINNET_API const char *linnet_policy_about(int index);
+
 typedef struct linnet_session linnet_session;
 
 LINNET_API linnet_status linnet_session_open(linnet_model *model, const linnet_session_settings *settings,
                                              linnet_session **session);
 LINNET_API void linnet_session_close(linnet_session *session);
 LINNET_API linnet_plan linnet_session_plan(const linnet_session *session);
+
+/* What keys and values take and hold now. */
+typedef struct linnet_usage {
+    size_t size;
+    uint64_t pages, pages_peak; /* bytes with their tables: now, and the most so far, of a session and its forks */
+    uint64_t file;              /* bytes in the file of the disk tier */
+    int64_t kept, evicted;      /* tokens, summed over layers and key-value heads: held (wherever), and given up */
+} linnet_usage;
+
+LINNET_API linnet_usage linnet_session_usage(const linnet_session *session);
 
 /* Appends tokens and computes what follows them. LINNET_ERROR_FULL where they exceed the context: nothing is changed
  * then. After LINNET_INTERRUPTED the tokens of finished pieces are kept: see linnet_session_position. */

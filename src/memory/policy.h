@@ -1,0 +1,60 @@
+/* Policies: what a memory keeps within its bytes, at what precision, and where. A policy is a composition
+ *
+ *     scorer x allocator x selector x merger x precisions x tier,
+ *
+ * each a table; a named one is a row of the table in policy.c with its published defaults. As text, on the command line
+ * and in the library alike: NAME[:key=value,...]; every part can be swapped by its key. What does not fit together is
+ * refused with a sentence. */
+#ifndef LN_MEMORY_POLICY_H
+#define LN_MEMORY_POLICY_H
+
+#include "base/context.h"
+
+enum { LN_POLICY_PARAMETERS = 8, LN_POLICY_NAME = 32 };
+
+typedef struct ln_scorer ln_scorer;       /* score.h: what a token is worth */
+typedef struct ln_allocator ln_allocator; /* allocate.h: how bytes are divided over layers and heads */
+typedef struct ln_selector ln_selector;   /* select.h: which pages a query reads */
+typedef struct ln_merger ln_merger;       /* merge.h: what becomes of evicted tokens */
+
+typedef struct ln_policy_row ln_policy_row;
+
+typedef struct ln_policy {
+    const ln_policy_row *row;
+    const ln_scorer *scorer;          /* NULL: nothing is evicted */
+    const ln_allocator *allocator;    /* NULL: even shares */
+    const ln_selector *selector;      /* NULL: a query reads all pages */
+    const ln_merger *merger;          /* NULL: what is evicted is gone */
+    bool file;                        /* pages beyond the budget lie in a file */
+    linnet_type near;                 /* precision of sinks, recent tokens and the piece */
+    linnet_type keys, values;         /* of the rest */
+    linnet_type low_keys, low_values; /* of its less salient part; LINNET_TYPE_AUTO: there is none */
+    double salient;                   /* share of the rest's tokens that get keys and values instead of the low ones */
+    bool channels;                    /* keys of the rest are scaled by channel, else by token */
+    bool rotate;                      /* queries, keys and values go through a Hadamard rotation */
+    int64_t sinks, recent;            /* tokens kept whatever they score: the first, the last */
+    int64_t window;                   /* queries of a piece that scores are taken from */
+    int64_t pooling;                  /* neighbours that share a score: width of the kernel, 1: none */
+    double parameter[LN_POLICY_PARAMETERS]; /* the row's own */
+} ln_policy;
+
+typedef struct ln_policy_parameter {
+    const char *name; /* NULL ends a list */
+    double fallback, least, most;
+} ln_policy_parameter;
+
+struct ln_policy_row {
+    const char *name, *source; /* "snapkv", "P205" */
+    const char *about;         /* one line for people */
+    const char *parts;         /* its defaults, in the text form: "scorer=snapkv,recent=64" */
+    ln_policy_parameter parameters[LN_POLICY_PARAMETERS + 1];
+};
+
+/* Rows, index 0 and up; NULL past the end. */
+const ln_policy_row *ln_policy_row_at(int index);
+/* Reads "NAME[:key=value,...]". LINNET_ERROR_ARGUMENT names the word that is wrong and what is known. */
+linnet_status ln_policy_parse(linnet_context *context, const char *text, ln_policy *policy);
+/* A parameter of the row by name; `fallback` where it has none of that name. */
+double ln_policy_parameter_of(const ln_policy *policy, const char *name, double fallback);
+
+#endif
