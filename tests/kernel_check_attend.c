@@ -151,7 +151,7 @@ static void time_decoding(check *c, linnet_type precision) {
     scene s;
     if (open_scene(c, precision, TIMED_LAYERS, 1, DEPTH, &s)) {
         ln_page_layout layout;
-        ln_page_layout_of(precision, SIZE, SIZE, &layout);
+        ln_page_layout_of(precision, precision, SIZE, SIZE, &layout);
         const double bytes = (double)layout.bytes / LN_PAGE_TOKENS * GROUPS * (DEPTH + 1) * TIMED_LAYERS;
         check_speed(c, "decoding after 16384", LN_PEAK_READ, bytes, check_time(run_layers, &s));
     }

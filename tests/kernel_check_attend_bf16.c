@@ -46,8 +46,8 @@ static double put_code(scene *s, unsigned char *at, int64_t i) {
         return q;
     }
     const ln_format *format = ln_format_of(s->precision);
-    format->encode(&x, at + i * s->layout.element, 1);
-    format->decode(at + i * s->layout.element, &kept, 1);
+    format->encode(&x, at + i * s->layout.key_element, 1);
+    format->decode(at + i * s->layout.key_element, &kept, 1);
     return (double)kept;
 }
 
@@ -106,7 +106,7 @@ static void make_seen(scene *s) {
 static void scene_open(scene *s, uint64_t seed) {
     const ln_attend_bf16 *k = s->kernels;
     ln_random_seed(&s->random, seed);
-    ln_page_layout_of(s->precision, s->key_size, s->value_size, &s->layout);
+    ln_page_layout_of(s->precision, s->precision, s->key_size, s->value_size, &s->layout);
     s->keys = 0;
     for (int64_t b = 0; b < s->blocks; b++) s->keys += s->count[b];
     s->query_codes = malloc((size_t)(s->rows * s->key_size) * sizeof *s->query_codes);
@@ -324,7 +324,7 @@ void check_attend_bf16_speed(check *c, const ln_attend_bf16 *k, int64_t size) {
     guarded rows = guarded_open((size_t)TIMED_ROWS * (LN_ATTEND_LANES + (size_t)stride) * sizeof(float));
     static float length[TIMED_ROWS], maximum[TIMED_ROWS];
     ln_page_layout layout;
-    ln_page_layout_of(LINNET_BF16, size, size, &layout);
+    ln_page_layout_of(LINNET_BF16, LINNET_BF16, size, size, &layout);
     uint16_t *page = malloc(layout.bytes), *row = malloc((size_t)size * sizeof *row);
     if (!page || !row) exit(2);
     ln_random random;

@@ -45,7 +45,7 @@ static void test_not_finite(void **state) {
     ln_page_layout layout;
     ln_random random;
     ln_random_seed(&random, 1);
-    assert_true(ln_page_layout_of(LINNET_BF16, SIZE, SIZE, &layout) && layout.bytes <= sizeof page);
+    assert_true(ln_page_layout_of(LINNET_BF16, LINNET_BF16, SIZE, SIZE, &layout) && layout.bytes <= sizeof page);
     for (size_t i = 0; i < layout.bytes; i += 2) {
         const uint16_t code = ln_float_bf16((float)ln_random_normal(&random));
         memcpy(page + i, &code, 2);

@@ -44,7 +44,7 @@ typedef struct store {
 static store make_pages(const scene *s, float poison, int64_t poisoned) {
     const ln_attention *a = &s->attention;
     ln_page_layout layout;
-    assert_true(ln_page_layout_of(s->precision, a->key_size, a->value_size, &layout));
+    assert_true(ln_page_layout_of(s->precision, s->precision, a->key_size, a->value_size, &layout));
     if (s->value_in_key) ln_page_layout_join(&layout);
     const int64_t pages = (s->keys + 31) / 32, size = s->precision == LINNET_F32 ? 4 : 2;
     const linnet_type rows = s->precision;

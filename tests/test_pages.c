@@ -77,7 +77,7 @@ static float value_of(linnet_type precision, uint32_t seed, int64_t layer, int64
 static void append(model *m, ln_team *team, int64_t layer, int64_t tokens) {
     enum { KEY_STRIDE = HEADS * KEY + 3, VALUE_STRIDE = HEADS * VALUE + 5 };
     static float keys[PIECE * KEY_STRIDE], values[PIECE * VALUE_STRIDE];
-    const linnet_type precision = ln_memory_view(m->memory, layer).layout.precision;
+    const linnet_type precision = ln_memory_view(m->memory, layer).layout.key_type;
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t h = 0; h < HEADS; h++) {
             const uint32_t seed = m->seed[m->position + t];
@@ -96,7 +96,7 @@ static float decode_one(const ln_page_layout *layout, const unsigned char *codes
     const int64_t i = row * columns + column;
     uint16_t half;
     float value;
-    switch (layout->precision) {
+    switch (layout->key_type) {
     case LINNET_F32:
         memcpy(&value, codes + 4 * i, 4);
         return value;
@@ -108,7 +108,7 @@ static float decode_one(const ln_page_layout *layout, const unsigned char *codes
         return ln_f16_float(half) * (float)(int8_t)codes[i];
     default:
         memcpy(&half, codes + 2 * i, 2);
-        return layout->precision == LINNET_F16 ? ln_f16_float(half) : ln_bf16_float(half);
+        return layout->key_type == LINNET_F16 ? ln_f16_float(half) : ln_bf16_float(half);
     }
 }
 
@@ -121,14 +121,14 @@ static void check_token(const model *m, int64_t layer, const ln_page_view *view,
         for (int64_t i = 0; i < KEY; i++) {
             const float found = decode_one(&view->layout, keys.codes, i, LN_PAGE_TOKENS, t,
                                            keys.scales + 2 * (i / 32 * LN_PAGE_TOKENS + t));
-            assert_true(found == value_of(view->layout.precision, m->seed[position], layer, h, i));
+            assert_true(found == value_of(view->layout.key_type, m->seed[position], layer, h, i));
         }
         for (int64_t i = 0; i < VALUE; i++) {
             const ln_attend_part values = ln_page_values(&view->layout, page, i / LN_PANEL, t);
             const float found =
                 decode_one(&view->layout, values.codes, values.first,
                            ln_min_i64(LN_PANEL, VALUE - i / LN_PANEL * LN_PANEL), i % LN_PANEL, values.scales);
-            assert_true(found == value_of(view->layout.precision, m->seed[position] + 1, layer, h, i));
+            assert_true(found == value_of(view->layout.key_type, m->seed[position] + 1, layer, h, i));
         }
     }
 }

@@ -156,7 +156,7 @@ static void weigh(const linnet_model *model, const linnet_session_settings *sett
     const ln_hyperparameters *hyper = &model->hyper;
     const ln_memory_shape shape = ln_session_shape(model, settings->context, row->shape.piece, precision);
     ln_page_layout page = {0};
-    ln_page_layout_of(precision, hyper->key_size, hyper->value_size, &page);
+    ln_page_layout_of(precision, precision, hyper->key_size, hyper->value_size, &page);
     *plan = (linnet_plan){.size = sizeof *plan,
                           .context = settings->context,
                           .piece = row->shape.piece,

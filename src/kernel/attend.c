@@ -86,26 +86,33 @@ void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels) {
 #endif
 }
 
-bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_size, ln_page_layout *layout) {
-    const bool known = precision == LINNET_F32 || precision == LINNET_F16 || precision == LINNET_BF16 ||
-                       precision == LINNET_Q8_0 || precision == LINNET_Q4_0;
-    if (!known || key_size < 8 || value_size < 8 || key_size % 8 || value_size % 8 || key_size > LN_HEAD_MOST ||
+/* What a type makes of codes: bytes of one, and of a row of scales. A row of 32 float16 scales is 64 bytes, so every
+ * offset in a page is a multiple of 64. */
+static bool codes_of(linnet_type type, int64_t *element, int64_t *scales) {
+    const bool blocks = type == LINNET_Q8_0 || type == LINNET_Q4_0;
+    *element = type == LINNET_F32 ? 4 : type == LINNET_Q8_0 ? 1 : type == LINNET_Q4_0 ? 0 : 2;
+    *scales = blocks ? 64 : 0;
+    return blocks || type == LINNET_F32 || type == LINNET_F16 || type == LINNET_BF16;
+}
+
+bool ln_page_layout_of(linnet_type key_type, linnet_type value_type, int64_t key_size, int64_t value_size,
+                       ln_page_layout *layout) {
+    int64_t key_element, value_element, key_scales, value_scales;
+    if (!codes_of(key_type, &key_element, &key_scales) || !codes_of(value_type, &value_element, &value_scales) ||
+        key_size < 8 || value_size < 8 || key_size % 8 || value_size % 8 || key_size > LN_HEAD_MOST ||
         value_size > LN_HEAD_MOST)
         return false;
-    const bool blocks = precision == LINNET_Q8_0 || precision == LINNET_Q4_0;
-    const int64_t element = precision == LINNET_F32    ? 4
-                            : precision == LINNET_Q8_0 ? 1
-                            : precision == LINNET_Q4_0 ? 0
-                                                       : 2;
-    /* A row of 32 float16 scales is 64 bytes, so every offset is a multiple of 64. */
-    const int64_t scales = blocks ? 64 : 0;
-    *layout =
-        (ln_page_layout){.precision = precision, .key_size = key_size, .value_size = value_size, .element = element};
-    uint64_t at = ln_code_bytes(layout, LN_PAGE_TOKENS * key_size);
+    *layout = (ln_page_layout){.key_type = key_type,
+                               .value_type = value_type,
+                               .key_size = key_size,
+                               .value_size = value_size,
+                               .key_element = key_element,
+                               .value_element = value_element};
+    uint64_t at = ln_code_bytes(key_element, LN_PAGE_TOKENS * key_size);
     layout->key_scales = at;
-    layout->values = at += (uint64_t)(scales * ((key_size + 31) / 32));
-    layout->value_scales = at += ln_code_bytes(layout, LN_PAGE_TOKENS * value_size);
-    layout->bytes = at + (uint64_t)(scales * ((value_size + LN_PANEL - 1) / LN_PANEL));
+    layout->values = at += (uint64_t)(key_scales * ((key_size + 31) / 32));
+    layout->value_scales = at += ln_code_bytes(value_element, LN_PAGE_TOKENS * value_size);
+    layout->bytes = at + (uint64_t)(value_scales * ((value_size + LN_PANEL - 1) / LN_PANEL));
     return true;
 }
 
@@ -154,7 +161,7 @@ static void fill_bf16(const ln_page_layout *layout, unsigned char *page, linnet_
 
 void ln_page_fill(const ln_page_layout *layout, unsigned char *page, linnet_type rows, int64_t count,
                   const void *const *keys, const void *const *values) {
-    if (layout->precision == LINNET_F32)
+    if (layout->key_type == LINNET_F32)
         fill_f32(layout, page, rows, count, keys, values);
     else
         fill_bf16(layout, page, rows, count, keys, values);

@@ -4,11 +4,12 @@
  * product, C [rows, 32] (+)= A [rows, depth] B [depth, 32], with B straight from the page:
  *   scores   A = queries, B = keys    [key_size][32 tokens]
  *   output   A = weights, B = values  [panel of 32 sizes][32 tokens][32 sizes], the last panel as narrow as it is
- * Codes are those of the precision's format (number/format.h), each token's row encoded alone; Q8_0 keeps its codes in
- * that order as int8, and its float16 scales apart: of keys [key_size / 32, rounded up][32 tokens], of values
- * [panel][32 tokens]. Q4_0 has two rows in one of bytes: rows 8 g + i and 8 g + 4 + i (i < 4) are the low and the high
- * half of byte row 4 g + i; a half h stands for h - 8. Bytes of tokens that were not written yet are anything: keys of
- * them give scores that nobody reads, values of them are outside the depth of a product. */
+ * Keys and values may be of different types. Codes are those of the type's format (number/format.h), each token's row
+ * encoded alone; Q8_0 keeps its codes in that order as int8, and its float16 scales apart: of keys [key_size / 32,
+ * rounded up][32 tokens], of values [panel][32 tokens]. Q4_0 has two rows in one of bytes: rows 8 g + i and 8 g + 4 + i
+ * (i < 4) are the low and the high half of byte row 4 g + i; a half h stands for h - 8. Bytes of tokens that were not
+ * written yet are anything: keys of them give scores that nobody reads, values of them are outside the depth of a
+ * product. */
 #ifndef LN_KERNEL_ATTEND_H
 #define LN_KERNEL_ATTEND_H
 
@@ -32,27 +33,32 @@ enum {
 /* ---- pages ---- */
 
 typedef struct ln_page_layout {
-    linnet_type precision;
+    linnet_type key_type, value_type;
     int64_t key_size, value_size;
-    int64_t element;   /* bytes of one code; 0: two in a byte */
-    bool value_in_key; /* values are the first value_size columns of the keys: a page has no others */
+    int64_t key_element, value_element; /* bytes of one code; 0: two in a byte */
+    bool value_in_key;                  /* values are the first value_size columns of the keys: a page has no others */
     uint64_t key_scales, values, value_scales, bytes; /* offsets in a page, and its size, a multiple of 64 */
 } ln_page_layout;
 
-/* false where the precision is not F32, F16, BF16, Q8_0 or Q4_0, or a size not a multiple of 8 from 8 to LN_HEAD_MOST.
+/* false where a type is not F32, F16, BF16, Q8_0 or Q4_0, or a size not a multiple of 8 from 8 to LN_HEAD_MOST.
  */
-bool ln_page_layout_of(linnet_type precision, int64_t key_size, int64_t value_size, ln_page_layout *layout);
-/* Of such a layout, value_size <= key_size: pages of keys alone. */
+bool ln_page_layout_of(linnet_type key_type, linnet_type value_type, int64_t key_size, int64_t value_size,
+                       ln_page_layout *layout);
+/* Of such a layout of one type, value_size <= key_size: pages of keys alone. */
 void ln_page_layout_join(ln_page_layout *layout);
 
-/* Fills an F32 or BF16 page from `count` tokens, whose rows are float32 or bf16. */
+/* Fills a page of F32 alone or of BF16 alone from `count` tokens, whose rows are float32 or bf16. */
 void ln_page_fill(const ln_page_layout *layout, unsigned char *page, linnet_type rows, int64_t count,
                   const void *const *keys, const void *const *values);
 
 /* The pages of one layer. Page n (tokens 32 n to 32 n + 31) of a head is at slots[n % slot_count] + head * head_stride;
- * tokens `first` to `end` - 1 are there. */
+ * tokens `first` to `end` - 1 are there. Pages may be of several layouts, of one value_size; where key_size is smaller
+ * than that of the queries, their first columns count. */
 typedef struct ln_page_view {
-    ln_page_layout layout;
+    ln_page_layout layout;         /* of all pages, where kinds is NULL */
+    const ln_page_layout *layouts; /* [layout_count]: else page n of a head has layouts[kinds[n]] */
+    int64_t layout_count;
+    const uint8_t *kinds;
     int64_t key_value_heads;
     const unsigned char *const *slots;
     int64_t slot_count;
@@ -60,6 +66,14 @@ typedef struct ln_page_view {
     int64_t first, end;
 } ln_page_view;
 
+static inline const ln_page_layout *ln_page_layout_at(const ln_page_view *view, int64_t page) {
+    return view->kinds ? &view->layouts[view->kinds[page]] : &view->layout;
+}
+/* The layouts that its pages may have. */
+static inline const ln_page_layout *ln_page_layouts(const ln_page_view *view, int64_t *count) {
+    *count = view->kinds ? view->layout_count : 1;
+    return view->kinds ? view->layouts : &view->layout;
+}
 static inline const unsigned char *ln_page_of(const ln_page_view *view, int64_t head, int64_t page) {
     return view->slots[page % view->slot_count] + (uint64_t)head * view->head_stride;
 }
@@ -74,8 +88,8 @@ typedef struct ln_attend_part {
 } ln_attend_part;
 
 /* Bytes of n codes, n even. */
-static inline uint64_t ln_code_bytes(const ln_page_layout *layout, int64_t n) {
-    return (uint64_t)(layout->element ? n * layout->element : n / 2);
+static inline uint64_t ln_code_bytes(int64_t element, int64_t n) {
+    return (uint64_t)(element ? n * element : n / 2);
 }
 
 /* B: count parts of `depth` rows each, one below the other; `columns` (8, 16, 24 or 32) codes in a row. */
@@ -87,16 +101,16 @@ typedef struct ln_attend_operand {
 
 /* Keys from column `column`, a multiple of 32, on. */
 static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page, int64_t column) {
-    const unsigned char *codes = page + ln_code_bytes(layout, column * LN_PAGE_TOKENS);
+    const unsigned char *codes = page + ln_code_bytes(layout->key_element, column * LN_PAGE_TOKENS);
     return (ln_attend_part){codes, page + layout->key_scales + (uint64_t)(2 * column), codes, 0};
 }
 /* Values of sizes 32 panel and up, from the page's token `token` on. */
 static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const unsigned char *page, int64_t panel,
                                             int64_t token) {
     const int64_t left = layout->value_size - panel * LN_PANEL, columns = left < LN_PANEL ? left : LN_PANEL;
-    const int64_t first = layout->element ? 0 : token % 8;
+    const int64_t first = layout->value_element ? 0 : token % 8;
     const int64_t at = panel * LN_PANEL * LN_PAGE_TOKENS + (token - first) * columns;
-    const unsigned char *codes = page + layout->values + ln_code_bytes(layout, at);
+    const unsigned char *codes = page + layout->values + ln_code_bytes(layout->value_element, at);
     const uint64_t scale = (uint64_t)(2 * (panel * LN_PAGE_TOKENS + token));
     return (ln_attend_part){codes, page + layout->value_scales + scale, codes, first};
 }

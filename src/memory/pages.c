@@ -28,7 +28,8 @@ static int64_t run_of(int64_t slots) {
 
 static bool possible(const ln_memory_shape *shape, ln_page_layout *layout) {
     const int64_t most = (int64_t)1 << 40;
-    if (!ln_page_layout_of(shape->precision, shape->key_size, shape->value_size, layout)) return false;
+    if (!ln_page_layout_of(shape->precision, shape->precision, shape->key_size, shape->value_size, layout))
+        return false;
     if (shape->value_in_key && shape->value_size > shape->key_size) return false;
     if (shape->value_in_key) ln_page_layout_join(layout);
     if (shape->layers < 1 || shape->layers > 1 << 20 || shape->key_value_heads < 1 || shape->key_value_heads > 1 << 20)
@@ -247,7 +248,7 @@ static unsigned q4_code(const unsigned char *block, int64_t i) {
 static void store_keys(const ln_page_layout *layout, const ln_format *format, unsigned char *page, int64_t token,
                        const float *row) {
     uint16_t half[LN_HEAD_MOST];
-    switch (layout->precision) {
+    switch (layout->key_type) {
     case LINNET_F32: {
         float *to = (float *)(void *)page;
         for (int64_t k = 0; k < layout->key_size; k++) to[k * LN_PAGE_TOKENS + token] = row[k];
@@ -290,19 +291,19 @@ static void store_values(const ln_page_layout *layout, const ln_format *format, 
                          const float *row) {
     for (int64_t k = 0; k < layout->value_size; k += LN_PANEL) {
         const int64_t n = ln_min_i64(LN_PANEL, layout->value_size - k);
-        unsigned char *codes = page + layout->values + ln_code_bytes(layout, k * LN_PAGE_TOKENS);
-        if (layout->precision == LINNET_Q8_0 || layout->precision == LINNET_Q4_0) {
+        unsigned char *codes = page + layout->values + ln_code_bytes(layout->value_element, k * LN_PAGE_TOKENS);
+        if (layout->value_type == LINNET_Q8_0 || layout->value_type == LINNET_Q4_0) {
             unsigned char block[34];
             float part[LN_PANEL] = {0};
             memcpy(part, row + k, (size_t)n * sizeof *part);
             format->encode(part, block, 32);
             memcpy(page + layout->value_scales + (uint64_t)(2 * (k + token)), block, 2);
-            if (layout->precision == LINNET_Q8_0)
+            if (layout->value_type == LINNET_Q8_0)
                 memcpy(codes + token * n, block + 2, (size_t)n);
             else
                 for (int64_t i = 0; i < n; i++) put_half(codes + q4_row(token) * n + i, token, q4_code(block, i));
         } else {
-            format->encode(row + k, codes + token * n * layout->element, n);
+            format->encode(row + k, codes + token * n * layout->value_element, n);
         }
     }
 }
@@ -321,7 +322,6 @@ static void append_task(void *argument, int64_t task, int worker) {
     const append_call *call = argument;
     const ln_memory *memory = call->memory;
     const ln_page_layout *layout = &memory->layout;
-    const ln_format *format = ln_format_of(layout->precision);
     const int64_t heads = memory->shape.key_value_heads, head = task % heads;
     const int64_t page = memory->position / LN_PAGE_TOKENS + task / heads;
     const int64_t begin = ln_max_i64(0, page * LN_PAGE_TOKENS - memory->position),
@@ -330,9 +330,11 @@ static void append_task(void *argument, int64_t task, int worker) {
                         (uint64_t)(head * call->layer->run) * layout->bytes;
     for (int64_t t = begin; t < end; t++) {
         const int64_t token = (memory->position + t) % LN_PAGE_TOKENS;
-        store_keys(layout, format, to, token, call->keys + t * call->key_stride + head * layout->key_size);
+        store_keys(layout, ln_format_of(layout->key_type), to, token,
+                   call->keys + t * call->key_stride + head * layout->key_size);
         if (!layout->value_in_key)
-            store_values(layout, format, to, token, call->values + t * call->value_stride + head * layout->value_size);
+            store_values(layout, ln_format_of(layout->value_type), to, token,
+                         call->values + t * call->value_stride + head * layout->value_size);
     }
 }
 

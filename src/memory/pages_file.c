@@ -27,9 +27,9 @@ static void clear_columns(unsigned char *rows, uint64_t bytes, int64_t element, 
 
 /* Clears rows `valid` and up of LN_PAGE_TOKENS rows of `columns` codes. */
 static void clear_rows(const ln_page_layout *layout, unsigned char *rows, int64_t columns, int64_t valid) {
-    if (layout->element) {
-        memset(rows + valid * columns * layout->element, 0,
-               (size_t)((LN_PAGE_TOKENS - valid) * columns * layout->element));
+    if (layout->value_element) {
+        memset(rows + valid * columns * layout->value_element, 0,
+               (size_t)((LN_PAGE_TOKENS - valid) * columns * layout->value_element));
         return;
     }
     for (int64_t t = valid; t < LN_PAGE_TOKENS; t++)
@@ -40,10 +40,10 @@ static void put_partial_page(ln_state_writer *writer, const ln_page_layout *layo
                              int64_t valid) {
     unsigned char copy[PAGE_BYTES_MOST];
     memcpy(copy, page, layout->bytes);
-    clear_columns(copy, layout->key_scales, layout->element ? layout->element : 1, valid);
+    clear_columns(copy, layout->key_scales, layout->key_element ? layout->key_element : 1, valid);
     clear_columns(copy + layout->key_scales, layout->values - layout->key_scales, 2, valid);
     for (int64_t k = 0; k < layout->value_size; k += LN_PANEL)
-        clear_rows(layout, copy + layout->values + ln_code_bytes(layout, k * LN_PAGE_TOKENS),
+        clear_rows(layout, copy + layout->values + ln_code_bytes(layout->value_element, k * LN_PAGE_TOKENS),
                    ln_min_i64(LN_PANEL, layout->value_size - k), valid);
     clear_columns(copy + layout->value_scales, layout->bytes - layout->value_scales, 2, valid);
     ln_state_put(writer, copy, layout->bytes);
@@ -51,7 +51,7 @@ static void put_partial_page(ln_state_writer *writer, const ln_page_layout *layo
 
 void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
     const ln_page_layout *layout = &memory->layout;
-    const int64_t head[] = {PAGES_TAG,        PAGES_VERSION,        layout->precision,
+    const int64_t head[] = {PAGES_TAG,        PAGES_VERSION,        layout->key_type,
                             LN_PAGE_TOKENS,   memory->shape.layers, memory->shape.key_value_heads,
                             layout->key_size, layout->value_size,   memory->position};
     for (size_t i = 0; i < sizeof head / sizeof *head; i++) ln_state_put_i64(writer, head[i]);
@@ -97,7 +97,7 @@ static linnet_status read_head(const ln_memory *memory, ln_state_reader *reader,
     } expected[] = {
         {"section mark", PAGES_TAG},
         {"page version", PAGES_VERSION},
-        {"precision", memory->layout.precision},
+        {"precision", memory->layout.key_type},
         {"page size", LN_PAGE_TOKENS},
         {"number of layers", memory->shape.layers},
         {"number of key-value heads", memory->shape.key_value_heads},

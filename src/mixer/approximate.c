@@ -155,7 +155,7 @@ static void settle_tiles(linnet_approximate_plan *plan) {
     linnet_approximate_settings *s = &plan->s;
     const ln_attention attention = attention_of(s);
     const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &attention, s->tokens);
-    ln_page_layout_of(choice.packed, s->key_size, s->value_size, &plan->layout);
+    ln_page_layout_of(choice.packed, choice.packed, s->key_size, s->value_size, &plan->layout);
     const int64_t tokens = ln_max_i64(1, choice.tile_rows / plan->group);
     for (int64_t tile = 64; tile <= 512 && !s->query_tile; tile += 32)
         if (tile % tokens == 0) s->query_tile = tile;

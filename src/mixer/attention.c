@@ -42,14 +42,20 @@ static const char *bf16_refused(const ln_kernels *kernels, const ln_attention *a
     return NULL;
 }
 
+/* Pages of this type can be packed for them. */
+static bool bf16_packs(linnet_type type) {
+    return type == LINNET_F32 || type == LINNET_BF16 || type == LINNET_F16 || type == LINNET_Q8_0;
+}
+
 static const ln_attention_way *way_of(const ln_kernels *kernels, const ln_attention *attention,
                                       const ln_attention_sequence *sequences, int64_t count) {
     int64_t tokens = 0;
     for (int64_t s = 0; s < count; s++) {
-        const linnet_type precision = sequences[s].view.layout.precision;
+        int64_t layouts;
+        const ln_page_layout *layout = ln_page_layouts(&sequences[s].view, &layouts);
         tokens = ln_max_i64(tokens, sequences[s].tokens);
-        if (precision != LINNET_F32 && precision != LINNET_BF16 && precision != LINNET_F16 && precision != LINNET_Q8_0)
-            return &ln_attention_f32;
+        for (int64_t i = 0; i < layouts; i++)
+            if (!bf16_packs(layout[i].key_type) || !bf16_packs(layout[i].value_type)) return &ln_attention_f32;
     }
     return bf16_refused(kernels, attention, tokens) ? &ln_attention_f32 : &ln_attention_bf16;
 }

@@ -79,9 +79,9 @@ static void load(ln_attention_tile *tile) {
 /* A page of values from one of keys: codes turned, scales as they are. */
 static const unsigned char *turn_page(const ln_page_layout *layout, const unsigned char *page, ln_page_layout *values,
                                       unsigned char *to) {
-    ln_page_layout_of(layout->precision, 8, layout->value_size, values);
+    ln_page_layout_of(layout->key_type, layout->key_type, 8, layout->value_size, values);
     const uint64_t shift = values->values; /* keys of that layout are not there */
-    const size_t element = (size_t)layout->element;
+    const size_t element = (size_t)layout->key_element;
     for (int64_t c = 0; c < layout->value_size; c += LN_PANEL) {
         const int64_t n = ln_min_i64(LN_PANEL, layout->value_size - c);
         unsigned char *panel = to + (size_t)(c * LN_PAGE_TOKENS) * element;
@@ -101,9 +101,12 @@ static const unsigned char *turn_page(const ln_page_layout *layout, const unsign
 typedef struct extent {
     float length, most;
 } extent;
-static extent pack_page(const ln_kernels *kernels, const ln_page_layout *layout, const unsigned char *page,
-                        int64_t tokens, unsigned char *scratch_page, unsigned char *keys, unsigned char *values) {
+static extent pack_page(const ln_kernels *kernels, const ln_attention *a, const ln_page_layout *layout,
+                        const unsigned char *page, int64_t tokens, unsigned char *scratch_page, unsigned char *keys,
+                        unsigned char *values) {
     const unsigned char *from = page;
+    const int64_t written = kernels->attend.bf16.key_bytes(layout->key_size);
+    memset(keys + written, 0, (size_t)(kernels->attend.bf16.key_bytes(a->key_size) - written));
     ln_page_layout turned = *layout;
     if (layout->value_in_key) from = turn_page(layout, page, &turned, scratch_page);
     return (extent){kernels->attend.bf16.pack_keys(layout, page, tokens, keys),
@@ -159,7 +162,7 @@ static void pack_task(void *argument, int64_t task, int worker) {
     const int64_t tokens = ln_min_i64(LN_PAGE_TOKENS, call->sequence->keys - page * LN_PAGE_TOKENS);
     unsigned char *keys = o.keys + page * k->key_bytes(a->key_size),
                   *values = o.values + page * k->value_bytes(a->value_size);
-    o.extents[page] = pack_page(call->kernels, &call->sequence->view.layout,
+    o.extents[page] = pack_page(call->kernels, a, ln_page_layout_at(&call->sequence->view, page),
                                 ln_page_of(&call->sequence->view, head, page), tokens, NULL, keys, values);
 }
 
@@ -189,8 +192,8 @@ static bool pack(const ln_attention_tile *tile, scratch *s, int64_t begin, int64
     for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
         const int64_t index = (key - begin) / LN_PAGE_TOKENS;
         const extent page = pack_page(
-            kernels, ln_tile_layout(tile), ln_tile_page(tile, key), ln_min_i64(LN_PAGE_TOKENS, end - key), s->page,
-            s->keys + index * k->key_bytes(a->key_size), s->values + index * k->value_bytes(a->value_size));
+            kernels, a, ln_tile_layout(tile, key), ln_tile_page(tile, key), ln_min_i64(LN_PAGE_TOKENS, end - key),
+            s->page, s->keys + index * k->key_bytes(a->key_size), s->values + index * k->value_bytes(a->value_size));
         if (!join(page, length)) return false;
     }
     return true;

@@ -46,12 +46,33 @@ static uint64_t scratch_floats(const ln_kernels *kernels, const ln_attention *a,
 
 /* Pages are read as they lie. */
 static bool few_rows(const ln_attention_tile *tile) {
-    return tile->rows <= LN_ATTEND_FEW_ROWS && !ln_tile_layout(tile)->value_in_key;
+    int64_t layouts;
+    const ln_page_layout *layout = ln_page_layouts(&tile->sequence->view, &layouts);
+    for (int64_t i = 0; i < layouts; i++)
+        if (layout[i].value_in_key) return false;
+    return tile->rows <= LN_ATTEND_FEW_ROWS;
 }
 
-/* Few rows are multiplied with pages of integers in integers. */
-static bool in_integers(const ln_attention_tile *tile) {
-    return !tile->call->attention->exact && tile->call->kernels->attend.integer.scores[ln_tile_layout(tile)->precision];
+/* Few rows are multiplied with keys of integers in integers: whole queries, or whole blocks of them. */
+static bool in_integers(const ln_attention_tile *tile, const ln_page_layout *layout) {
+    const ln_attention *a = tile->call->attention;
+    return !a->exact && tile->call->kernels->attend.integer.scores[layout->key_type] &&
+           (layout->key_size == a->key_size || layout->key_size % 32 == 0);
+}
+static bool any_in_integers(const ln_attention_tile *tile) {
+    int64_t layouts;
+    const ln_page_layout *layout = ln_page_layouts(&tile->sequence->view, &layouts);
+    for (int64_t i = 0; i < layouts; i++)
+        if (in_integers(tile, &layout[i])) return true;
+    return false;
+}
+static bool values_in_integers(const ln_attention_tile *tile, const ln_page_layout *layout) {
+    return !tile->call->attention->exact && tile->call->kernels->attend.integer.outputs[layout->value_type];
+}
+
+/* Many rows read values of float32 as they lie. */
+static bool values_straight(const ln_page_layout *layout) {
+    return layout->value_type == LINNET_F32 && !layout->value_in_key;
 }
 
 /* Queries, scores and outputs take half of the cache, keys and values stream through the other. They are read once for
@@ -87,7 +108,7 @@ static void load(ln_attention_tile *tile) {
                    (size_t)ln_min_i64(LN_DEPTH, a->key_size - p * LN_DEPTH) * sizeof *whole);
     }
     const ln_attend_integer *integer = &call->kernels->attend.integer;
-    if (!few_rows(tile) || !in_integers(tile)) return;
+    if (!few_rows(tile) || !any_in_integers(tile)) return;
     for (int64_t p = 0; p < s.panels; p++)
         integer->quantize(s.query + p * s.rows * LN_ATTEND_STRIDE, ln_min_i64(LN_DEPTH, a->key_size - p * LN_DEPTH),
                           tile->rows, s.integers + p * LN_ATTEND_FEW_ROWS);
@@ -104,9 +125,9 @@ static ln_attend_operand keys_operand(const ln_page_layout *layout, ln_attend_pa
 
 /* Few rows: what is fetched while a page is read. In integers, the same of the page a block further on; else what lies
  * a little further on in memory, as pages of a head mostly do. */
-static void look_ahead(const ln_attention_tile *tile, int64_t key, ln_attend_part *part) {
+static void look_ahead(const ln_attention_tile *tile, int64_t key, bool integers, ln_attend_part *part) {
     enum { AHEAD = 8192 };
-    if (!in_integers(tile))
+    if (!integers)
         part->ahead = part->codes + AHEAD;
     else if (key + LN_ATTEND_BLOCK < tile->sequence->keys)
         part->ahead = ln_tile_page(tile, key + LN_ATTEND_BLOCK) + (part->codes - ln_tile_page(tile, key));
@@ -118,11 +139,11 @@ static ln_attend_operand values_operand(const ln_page_layout *layout, ln_attend_
 }
 
 static void decode_keys(const ln_attention_tile *tile, int64_t key, float *to) {
-    const ln_page_layout *layout = ln_tile_layout(tile);
+    const ln_page_layout *layout = ln_tile_layout(tile, key);
     for (int64_t p = 0; p * LN_DEPTH < layout->key_size; p++) {
         ln_attend_part part;
         const ln_attend_operand b = keys_operand(layout, &part, ln_tile_page(tile, key), p);
-        tile->call->kernels->attend.decode[layout->precision](&b, to + p * LN_DEPTH * LN_PAGE_TOKENS);
+        tile->call->kernels->attend.decode[layout->key_type](&b, to + p * LN_DEPTH * LN_PAGE_TOKENS);
     }
 }
 
@@ -137,8 +158,9 @@ static void transpose_values(const ln_page_layout *layout, const float *keys, fl
 }
 
 static void decode_values(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
-    const ln_page_layout *layout = ln_tile_layout(tile);
     for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
+        const ln_page_layout *layout = ln_tile_layout(tile, key);
+        if (values_straight(layout)) continue;
         if (layout->value_in_key) {
             decode_keys(tile, key, s->keys);
             transpose_values(layout, s->keys, s->values, key - begin);
@@ -148,8 +170,8 @@ static void decode_values(const ln_attention_tile *tile, const scratch *s, int64
             ln_attend_part part = ln_page_values(layout, ln_tile_page(tile, key), panel, 0);
             ln_attend_operand b = values_operand(layout, &part, panel, LN_PAGE_TOKENS);
             b.count = 1;
-            tile->call->kernels->attend.decode[layout->precision](&b, s->values + panel * LN_PANEL * LN_ATTEND_BLOCK +
-                                                                          (key - begin) * b.columns);
+            tile->call->kernels->attend.decode[layout->value_type](&b, s->values + panel * LN_PANEL * LN_ATTEND_BLOCK +
+                                                                           (key - begin) * b.columns);
         }
     }
 }
@@ -166,45 +188,36 @@ typedef struct piece {
     ln_sight sight;
 } piece;
 
-static ln_attend_product product_of(const piece *p) {
+static ln_attend_product product_of(const piece *p, linnet_type type) {
     const ln_attend_kernels *kernels = &p->tile->call->kernels->attend;
-    return p->decoded ? kernels->many : kernels->few[ln_tile_layout(p->tile)->precision];
+    return p->decoded ? kernels->many : kernels->few[type];
 }
 
-/* Few rows as integers; the row of p in the panel. */
-static void score_integers(const piece *p) {
-    const ln_page_layout *layout = ln_tile_layout(p->tile);
-    const ln_attend_integer *kernels = &p->tile->call->kernels->attend.integer;
-    for (int64_t key = p->from; key < p->to; key += LN_PAGE_TOKENS) {
-        for (int64_t panel = 0; panel < p->s->panels; panel++) {
-            ln_attend_part part;
-            const ln_attend_operand keys = keys_operand(layout, &part, ln_tile_page(p->tile, key), panel);
-            look_ahead(p->tile, key, &part);
-            kernels->scores[layout->precision](&keys, p->s->integers + panel * LN_ATTEND_FEW_ROWS + p->row, p->rows,
-                                               p->s->scores + p->row * LN_ATTEND_STRIDE + (key - p->begin), panel > 0);
+static void score_page(const piece *p, int64_t key) {
+    const ln_page_layout *layout = ln_tile_layout(p->tile, key);
+    const unsigned char *page = ln_tile_page(p->tile, key);
+    const ln_attend_integer *integer = &p->tile->call->kernels->attend.integer;
+    const bool integers = !p->decoded && in_integers(p->tile, layout);
+    const bool decoded = p->decoded && layout->key_type != LINNET_F32;
+    float *scores = p->s->scores + p->row * LN_ATTEND_STRIDE + (key - p->begin);
+    if (decoded) decode_keys(p->tile, key, p->s->keys);
+    for (int64_t panel = 0; panel * LN_DEPTH < layout->key_size; panel++) {
+        ln_attend_part part;
+        const ln_attend_operand keys = keys_operand(layout, &part, page, panel);
+        look_ahead(p->tile, key, integers, &part);
+        if (integers) {
+            integer->scores[layout->key_type](&keys, p->s->integers + panel * LN_ATTEND_FEW_ROWS + p->row, p->rows,
+                                              scores, panel > 0);
+            continue;
         }
+        if (decoded) part.codes = (const unsigned char *)(p->s->keys + panel * LN_DEPTH * LN_PAGE_TOKENS);
+        product_of(p, layout->key_type)(&keys, p->s->query + (panel * p->s->rows + p->row) * LN_ATTEND_STRIDE, p->rows,
+                                        scores, panel > 0);
     }
 }
 
 static void score(const piece *p) {
-    const ln_page_layout *layout = ln_tile_layout(p->tile);
-    if (!p->decoded && in_integers(p->tile)) {
-        score_integers(p);
-        return;
-    }
-    for (int64_t key = p->from; key < p->to; key += LN_PAGE_TOKENS) {
-        float *scores = p->s->scores + p->row * LN_ATTEND_STRIDE + (key - p->begin);
-        if (p->decoded && layout->precision != LINNET_F32) decode_keys(p->tile, key, p->s->keys);
-        for (int64_t panel = 0; panel < p->s->panels; panel++) {
-            ln_attend_part part;
-            const ln_attend_operand keys = keys_operand(layout, &part, ln_tile_page(p->tile, key), panel);
-            look_ahead(p->tile, key, &part);
-            if (p->decoded && layout->precision != LINNET_F32)
-                part.codes = (const unsigned char *)(p->s->keys + panel * LN_DEPTH * LN_PAGE_TOKENS);
-            product_of(p)(&keys, p->s->query + (panel * p->s->rows + p->row) * LN_ATTEND_STRIDE, p->rows, scores,
-                          panel > 0);
-        }
-    }
+    for (int64_t key = p->from; key < p->to; key += LN_PAGE_TOKENS) score_page(p, key);
 }
 
 static void soften(const piece *p) {
@@ -223,46 +236,56 @@ static void soften(const piece *p) {
     }
 }
 
-/* Whole panels, and whole pages, in integers; returns how many columns that were. */
+/* Whole panels, and whole pages of one layout, in integers; returns how many columns that were. */
 static int64_t add_integers(const piece *p, int64_t row, int64_t rows, int64_t from, int64_t to) {
-    const ln_page_layout *layout = ln_tile_layout(p->tile);
+    const ln_page_layout *layout = ln_tile_layout(p->tile, from);
     const ln_attend_integer *kernels = &p->tile->call->kernels->attend.integer;
     const int64_t whole = layout->value_size / LN_PANEL * LN_PANEL;
-    if (p->decoded || !in_integers(p->tile) || !kernels->outputs[layout->precision] || (to - from) % LN_PAGE_TOKENS ||
-        from % LN_PAGE_TOKENS)
+    if (p->decoded || !values_in_integers(p->tile, layout) || (to - from) % LN_PAGE_TOKENS || from % LN_PAGE_TOKENS)
         return 0;
     ln_attend_part parts[LN_BLOCK_PAGES];
     for (int64_t c = 0; c < whole; c += LN_DEPTH) {
         ln_attend_operand b = values_operand(layout, parts, c / LN_PANEL, LN_PAGE_TOKENS);
         for (int64_t key = from; key < to; key += LN_PAGE_TOKENS) {
             parts[b.count] = ln_page_values(layout, ln_tile_page(p->tile, key), c / LN_PANEL, 0);
-            look_ahead(p->tile, key, &parts[b.count++]);
+            look_ahead(p->tile, key, true, &parts[b.count++]);
         }
-        kernels->outputs[layout->precision](&b, ln_min_i64(LN_DEPTH, whole - c) / LN_PANEL,
-                                            p->s->scores + row * LN_ATTEND_STRIDE + (from - p->begin), rows,
-                                            ln_tile_output(p->tile, row, c / LN_PANEL));
+        kernels->outputs[layout->value_type](&b, ln_min_i64(LN_DEPTH, whole - c) / LN_PANEL,
+                                             p->s->scores + row * LN_ATTEND_STRIDE + (from - p->begin), rows,
+                                             ln_tile_output(p->tile, row, c / LN_PANEL));
     }
     return whole;
 }
 
-/* Outputs += weights of keys from .. to - 1 times values: whole pages in one product, or a piece of one page. */
+/* Outputs += weights of keys from .. to - 1 times values: whole pages in one product, or a piece of one page. Pages as
+ * they lie are of one layout. */
 static void add_product(const piece *p, int64_t row, int64_t rows, int64_t from, int64_t to) {
-    const ln_page_layout *layout = ln_tile_layout(p->tile);
-    const bool from_pages = !p->decoded || (layout->precision == LINNET_F32 && !layout->value_in_key);
+    const ln_page_layout *first = ln_tile_layout(p->tile, from);
+    const bool ahead = !p->decoded, integers = values_in_integers(p->tile, first);
     const int64_t depth = ln_min_i64(to - from, LN_PAGE_TOKENS), done = add_integers(p, row, rows, from, to);
     const float *weights = p->s->scores + row * LN_ATTEND_STRIDE + (from - p->begin);
     ln_attend_part parts[LN_BLOCK_PAGES];
-    for (int64_t panel = done / LN_PANEL; panel * LN_PANEL < layout->value_size; panel++) {
-        ln_attend_operand b = values_operand(layout, parts, panel, depth);
+    for (int64_t panel = done / LN_PANEL; panel * LN_PANEL < first->value_size; panel++) {
+        ln_attend_operand b = values_operand(first, parts, panel, depth);
         for (int64_t key = from; key + depth <= to; key += depth) {
+            const ln_page_layout *layout = ln_tile_layout(p->tile, key);
             const float *decoded = p->s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - p->begin) * b.columns;
-            parts[b.count++] = from_pages
+            parts[b.count++] = !p->decoded || values_straight(layout)
                                    ? ln_page_values(layout, ln_tile_page(p->tile, key), panel, key % LN_PAGE_TOKENS)
                                    : (ln_attend_part){.codes = (const unsigned char *)decoded};
-            if (!p->decoded) look_ahead(p->tile, key, &parts[b.count - 1]);
+            if (ahead) look_ahead(p->tile, key, integers, &parts[b.count - 1]);
         }
-        product_of(p)(&b, weights, rows, ln_tile_output(p->tile, row, panel), true);
+        product_of(p, first->value_type)(&b, weights, rows, ln_tile_output(p->tile, row, panel), true);
     }
+}
+
+/* The end of the pages that one product takes. */
+static int64_t joined(const piece *p, int64_t from, int64_t to) {
+    const ln_page_layout *layout = ln_tile_layout(p->tile, from);
+    if (p->decoded) return to;
+    int64_t end = from + LN_PAGE_TOKENS;
+    while (end < to && ln_tile_layout(p->tile, end) == layout) end += LN_PAGE_TOKENS;
+    return end;
 }
 
 /* The same for any range of the block: a piece of a page, whole pages, a piece. */
@@ -270,7 +293,8 @@ static void add_range(const piece *p, int64_t row, int64_t rows, int64_t from, i
     while (from < to) {
         const int64_t whole = to / LN_PAGE_TOKENS * LN_PAGE_TOKENS,
                       page_end = (from / LN_PAGE_TOKENS + 1) * LN_PAGE_TOKENS;
-        const int64_t next = from % LN_PAGE_TOKENS == 0 && whole > from ? whole : ln_min_i64(page_end, to);
+        const int64_t next =
+            from % LN_PAGE_TOKENS == 0 && whole > from ? joined(p, from, whole) : ln_min_i64(page_end, to);
         add_product(p, row, rows, from, next);
         from = next;
     }
@@ -307,12 +331,13 @@ static void run_piece(const piece *p, bool finite) {
 /* ---- blocks ---- */
 
 static bool values_finite(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
-    const ln_page_layout *layout = ln_tile_layout(tile);
-    for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
-        const int64_t columns = ln_min_i64(LN_PANEL, layout->value_size - panel * LN_PANEL);
+    const int64_t size = tile->call->attention->value_size;
+    for (int64_t panel = 0; panel * LN_PANEL < size; panel++) {
+        const int64_t columns = ln_min_i64(LN_PANEL, size - panel * LN_PANEL);
         for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
             const float *x = s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin) * columns;
-            if (layout->precision == LINNET_F32 && !layout->value_in_key)
+            const ln_page_layout *layout = ln_tile_layout(tile, key);
+            if (values_straight(layout))
                 x = (const float *)(const void *)ln_page_values(layout, ln_tile_page(tile, key), panel, 0).codes;
             if (!tile->call->kernels->attend.finite(x, ln_min_i64(LN_PAGE_TOKENS, end - key) * columns)) return false;
         }
@@ -338,40 +363,22 @@ static void step_ragged(const ln_attention_tile *tile, const scratch *s, int64_t
     }
 }
 
-/* Pages that all of few rows see: keys, then values of one before the next, so that memory is read in one stream. */
+/* Pages that all of few rows see. Keys, then values of one before the next, so that memory is read in one stream; those
+ * of integers together, which multiply faster than they are read. */
 static void step_pages(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
-    const ln_page_layout *layout = ln_tile_layout(tile);
-    const ln_attend_product product = tile->call->kernels->attend.few[layout->precision];
-    for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
-        const unsigned char *page = ln_tile_page(tile, key);
-        const piece p = {tile, s, begin, 0, tile->rows, key, ln_min_i64(end, key + LN_PAGE_TOKENS), false, LN_SEES_ALL};
-        float *scores = s->scores + (key - begin);
-        ln_attend_part part;
-        for (int64_t panel = 0; panel < s->panels; panel++) {
-            const ln_attend_operand keys = keys_operand(layout, &part, page, panel);
-            look_ahead(tile, key, &part);
-            product(&keys, s->query + panel * s->rows * LN_ATTEND_STRIDE, tile->rows, scores, panel > 0);
-        }
-        soften(&p);
-        for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
-            ln_attend_operand values = values_operand(layout, &part, panel, p.to - key);
-            values.count = 1;
-            part = ln_page_values(layout, page, panel, 0);
-            look_ahead(tile, key, &part);
-            product(&values, scores, tile->rows, ln_tile_output(tile, 0, panel), true);
-        }
+    for (int64_t key = begin, next; key < end; key = next) {
+        next = key + LN_PAGE_TOKENS;
+        if (in_integers(tile, ln_tile_layout(tile, key)))
+            while (next < end && in_integers(tile, ln_tile_layout(tile, next))) next += LN_PAGE_TOKENS;
+        run_piece(&(piece){tile, s, begin, 0, tile->rows, key, ln_min_i64(end, next), false, LN_SEES_ALL}, false);
     }
 }
 
 /* Pages as they lie. A row that does not see all of one takes exactly its values. */
 static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end, ln_sight sight) {
     const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
-    if (sight == LN_SEES_ALL && !in_integers(tile)) {
-        step_pages(tile, s, begin, end);
-        return;
-    }
     if (sight == LN_SEES_ALL) {
-        run_piece(&(piece){tile, s, begin, 0, tile->rows, begin, end, false, sight}, false);
+        step_pages(tile, s, begin, end);
         return;
     }
     for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
@@ -383,12 +390,11 @@ static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t be
 
 static bool step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight) {
     const scratch s = scratch_of(tile);
-    const ln_page_layout *layout = ln_tile_layout(tile);
     if (few_rows(tile)) {
         step_few(tile, &s, begin, end, sight);
         return true;
     }
-    if (layout->precision != LINNET_F32 || layout->value_in_key) decode_values(tile, &s, begin, end);
+    decode_values(tile, &s, begin, end);
     if (sight == LN_SEES_ALL)
         run_piece(&(piece){tile, &s, begin, 0, tile->rows, begin, end, true, sight}, true);
     else

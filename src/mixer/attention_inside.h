@@ -69,8 +69,9 @@ static inline float *ln_tile_output(const ln_attention_tile *tile, int64_t row, 
     enum { PANELS = LN_DEPTH / LN_PANEL };
     return tile->output + row * tile->output_stride + panel / PANELS * tile->output_panel + panel % PANELS * LN_PANEL;
 }
-static inline const ln_page_layout *ln_tile_layout(const ln_attention_tile *tile) {
-    return &tile->sequence->view.layout;
+/* Of the page of a key. */
+static inline const ln_page_layout *ln_tile_layout(const ln_attention_tile *tile, int64_t key) {
+    return ln_page_layout_at(&tile->sequence->view, key / LN_PAGE_TOKENS);
 }
 static inline const unsigned char *ln_tile_page(const ln_attention_tile *tile, int64_t key) {
     return ln_page_of(&tile->sequence->view, tile->head, key / LN_PAGE_TOKENS);

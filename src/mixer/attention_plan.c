@@ -48,7 +48,7 @@ static linnet_status check_shape(linnet_context *context, linnet_attention_setti
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "%lld heads cannot share %lld key-value heads evenly",
                        (long long)s->heads, (long long)s->key_value_heads);
     ln_page_layout layout;
-    if (!ln_page_layout_of(LINNET_F32, s->key_size, s->value_size, &layout))
+    if (!ln_page_layout_of(LINNET_F32, LINNET_F32, s->key_size, s->value_size, &layout))
         return ln_fail(context, LINNET_ERROR_ARGUMENT,
                        "heads of %lld keys and %lld values: each must be a multiple of 8 from 8 to %d",
                        (long long)s->key_size, (long long)s->value_size, LN_HEAD_MOST);
@@ -144,7 +144,7 @@ static linnet_status lay_out(linnet_attention_plan *plan) {
         plan->longest = ln_max_i64(plan->longest, ln_plan_queries(plan, i));
     }
     const ln_attention_choice choice = ln_attention_choose(&plan->kernels, &plan->attention, plan->longest);
-    ln_page_layout_of(choice.packed, s->key_size, s->value_size, &plan->layout);
+    ln_page_layout_of(choice.packed, choice.packed, s->key_size, s->value_size, &plan->layout);
     const uint64_t pages = (uint64_t)plan->first_page[plan->sequences];
     const uint64_t bytes = pages * plan->layout.bytes * (uint64_t)s->key_value_heads;
     const uint64_t run = ln_attention_workspace(&plan->kernels, ln_team_size(plan->context->team), &plan->attention,

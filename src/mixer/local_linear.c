@@ -331,8 +331,8 @@ static const char *complete(linnet_local_linear_settings *s) {
 static uint64_t lay_out(call *c, int threads, unsigned char *workspace) {
     const linnet_local_linear_settings *s = &c->s;
     const uint64_t heads = (uint64_t)s->key_value_heads;
-    if (!ln_page_layout_of(LINNET_F32, s->key_size, s->value_size, &c->wide) ||
-        !ln_page_layout_of(LINNET_F32, NARROW, s->key_size, &c->narrow))
+    if (!ln_page_layout_of(LINNET_F32, LINNET_F32, s->key_size, s->value_size, &c->wide) ||
+        !ln_page_layout_of(LINNET_F32, LINNET_F32, NARROW, s->key_size, &c->narrow))
         return 0;
     ln_carver carver = {.base = workspace};
     c->tiles = ln_ceil_div(s->queries, ROWS);

@@ -32,7 +32,7 @@ static void carve(ln_select_call *call, ln_carver *carver) {
     const linnet_approximate_settings *s = call->s;
     cores x = {.groups = s->tokens / s->group};
     ln_page_layout layout;
-    ln_page_layout_of(LINNET_F32, s->key_size, s->value_size, &layout);
+    ln_page_layout_of(LINNET_F32, LINNET_F32, s->key_size, s->value_size, &layout);
     const uint64_t rows = (uint64_t)(s->key_value_heads * x.groups), outputs = (uint64_t)(s->tokens * s->heads);
     x.key = ln_carve(carver, rows, (uint64_t)s->key_size * sizeof(float));
     x.value = ln_carve(carver, rows, (uint64_t)s->value_size * sizeof(float));

@@ -59,7 +59,7 @@ static linnet_status read_sizes(linnet_model *model) {
                        "%s: %lld query heads cannot share %lld key-value heads evenly", file->path,
                        (long long)hyper->heads, (long long)hyper->key_value_heads);
     ln_page_layout page;
-    if (!ln_page_layout_of(LINNET_F32, hyper->key_size, hyper->value_size, &page))
+    if (!ln_page_layout_of(LINNET_F32, LINNET_F32, hyper->key_size, hyper->value_size, &page))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                        "%s: heads of %lld keys and %lld values are not supported; multiples of 8 up to %d are",
                        file->path, (long long)hyper->key_size, (long long)hyper->value_size, LN_HEAD_MOST);
