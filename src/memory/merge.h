@@ -1,0 +1,34 @@
+/* Mergers: what becomes of tokens that are evicted. A key that stands for n tokens has weight n: attention adds log n
+ * to its scores, so that where the n keys and values are the same nothing changes.
+ *
+ *     key <- (n key + m key') / (n + m), value likewise, n <- n + m */
+#ifndef LN_MEMORY_MERGE_H
+#define LN_MEMORY_MERGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "memory/policy.h"
+
+typedef struct ln_merge {
+    int64_t key_size, value_size;
+    int64_t kept;
+    float *keys, *values; /* [kept][size] */
+    float *counts;        /* [kept]: tokens that each stands for */
+    int64_t evicted;
+    const float *evicted_keys, *evicted_values; /* [evicted][size] */
+    const float *evicted_counts;                /* [evicted]; NULL: 1 each */
+    double similar;                             /* evicted keys whose cosine with every kept key is below it are gone */
+    int32_t *into;                              /* [evicted], out: the kept token that each was merged into; -1: gone */
+} ln_merge;
+
+struct ln_merger {
+    const char *name, *source, *rule;
+    bool summary; /* the first kept token is a summary, made by the merger, whose count begins at 0 */
+    void (*merge)(const ln_merge *merge);
+};
+
+const ln_merger *ln_merger_of(const char *name);
+const ln_merger *ln_merger_at(int index);
+
+#endif
