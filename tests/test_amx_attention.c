@@ -12,6 +12,7 @@
 
 #define ln_attend_fill_amx ln_attend_fill_amx_emulated
 #include "amx_emulated.h"
+#include "attention_pages.h"
 #include "kernel/x86/attend_amx.c" /* on the instructions above */
 
 #include "base/context.h"
@@ -271,8 +272,51 @@ static void test_poison(void **state) {
     }
 }
 
+/* Pages of several layouts, partly filled, with biases of keys. */
+static void test_mixed_pages(void **state) {
+    (void)state;
+    static const linnet_type types[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0};
+    static const int64_t sizes[][2] = {{64, 64}, {128, 80}, {40, 24}, {96, 128}, {264, 16}};
+    ln_kernels kernels;
+    if (!choose(&kernels)) skip();
+    linnet_context_settings settings = linnet_context_settings_default();
+    settings.threads = 1;
+    linnet_context *context;
+    assert_int_equal(linnet_context_open(&settings, &context), LINNET_OK);
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        const int64_t shared = 1 + (int64_t)(seed % 4), heads = 1 + (int64_t)(seed % 3 == 0),
+                      tokens = 32 + (int64_t)(seed * 7 % 50);
+        const ln_attention a = {.heads = shared * heads,
+                                .key_value_heads = heads,
+                                .key_size = sizes[seed % 5][0],
+                                .value_size = sizes[seed % 5][1],
+                                .scale = 1 / sqrtf((float)sizes[seed % 5][0]),
+                                .bf16 = true,
+                                .mask = {.causal = true}};
+        lane l = lane_make(&a, types, 4, (tokens + 31) / 32 + (int64_t)(seed % 20), tokens, seed);
+        lane_set_biases(&l, seed % 3 == 1, seed % 3 == 2);
+        lane_solve(&l);
+        const ln_attention_sequence sequence = lane_sequence(&l);
+        for (int packed = 0; packed < 2; packed++) {
+            lane_run(&l, &kernels, context, 1, &sequence, packed);
+            double error = 0, size = 0;
+            for (int64_t i = 0; i < tokens * a.heads * a.value_size; i++) {
+                error += pow((double)l.output[i] - l.expected[i], 2);
+                size += pow(l.expected[i], 2);
+            }
+            error = sqrt(error / size);
+            if (!(error < TOLERANCE) || error < 1e-5 || !(lane_lse_error(&l) < LSE_TOLERANCE))
+                fail_msg("seed %d packed %d: error %g, of log-sum-exp %g", (int)seed, packed, error,
+                         lane_lse_error(&l));
+        }
+        lane_free(&l);
+    }
+    linnet_context_close(context);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_options),
-                                       cmocka_unit_test(test_values_in_keys), cmocka_unit_test(test_poison)};
+                                       cmocka_unit_test(test_values_in_keys), cmocka_unit_test(test_poison),
+                                       cmocka_unit_test(test_mixed_pages)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,6 +33,7 @@ typedef struct scene {
     int32_t *tiles;
     ln_grid grid;
     ln_mask mask;
+    uint8_t counts[KEYS_MOST / LN_PAGE_TOKENS + 1];
 } scene;
 
 static int64_t document_at(const scene *s, int64_t key) {
@@ -89,6 +90,7 @@ static bool formula(const scene *s, int64_t head, int64_t query, int64_t key) {
 
 /* Positions and keys of the mask: places where there is a grid. */
 static bool formula_at(const scene *s, int64_t head, int64_t position, int64_t key) {
+    if (s->mask.counts && key % LN_PAGE_TOKENS >= s->counts[key / LN_PAGE_TOKENS]) return false;
     if (s->mask.grid) return formula(s, head, s->grid.token[position], s->grid.token[key]);
     return formula(s, head, position - (s->keys - s->queries), key);
 }
@@ -167,6 +169,9 @@ static void open_scene(scene *s, linnet_context *context, ln_random *random) {
                         .blocks = s->settings.blocks,
                         .query_begin = s->keys - s->queries,
                         .grid = grid ? &s->grid : NULL};
+    if (chance(random, 0.3)) s->mask.counts = s->counts;
+    for (size_t p = 0; p < sizeof s->counts; p++)
+        s->counts[p] = (uint8_t)(chance(random, 0.3) ? 0 : chance(random, 0.5) ? 32 : between(random, 0, 32));
     if (s->settings.blocks.query_tile) s->mask.query_tiles = ln_ceil_div(s->queries, s->settings.blocks.query_tile);
 }
 
@@ -195,8 +200,8 @@ static void check_run(const scene *s, const ln_mask_tile *tile, int64_t key, int
     const ln_sight sight = ln_mask_block(&s->mask, tile, key, count);
     if (sight == LN_SEES_NONE) assert_false(any);
     if (sight == LN_SEES_ALL) assert_true(all);
-    const bool plain = !s->mask.grid && !s->mask.documents && !s->mask.blocks.query_tile;
-    if (s->mask.grid || plain) assert_int_equal(sight == LN_SEES_NONE, !any);
+    const bool plain = !s->mask.grid && !s->mask.documents && !s->mask.blocks.query_tile && !s->mask.counts;
+    if ((s->mask.grid && !s->mask.counts) || plain) assert_int_equal(sight == LN_SEES_NONE, !any);
     if (plain) assert_int_equal(sight == LN_SEES_ALL, all);
 }
 

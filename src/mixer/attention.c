@@ -125,6 +125,7 @@ static void find_item(const ln_attention_call *call, int64_t item, ln_attention_
     tile->mask = call->attention->mask;
     tile->mask.key_begin = sequence->key_begin;
     tile->mask.query_begin = sequence->position;
+    tile->mask.counts = sequence->counts;
     /* The tiles of a head one after the other: its keys may still be in the cache. Of a causal sequence the last tiles
      * see the most: first. */
     tile->head = inside / tiles;

@@ -42,6 +42,8 @@ typedef struct ln_attention_sequence {
     const unsigned char
         *operands;     /* written by ln_attention_pack; NULL: keys and values are packed where they are used */
     int64_t key_begin; /* overrides the mask's */
+    const uint8_t
+        *counts; /* overrides the mask's: tokens that are in each page, its first ones; NULL: all before `keys` */
 } ln_attention_sequence;
 
 /* How a call will be computed. */

@@ -159,7 +159,7 @@ static void pack_task(void *argument, int64_t task, int worker) {
     const ln_attend_bf16 *k = &call->kernels->attend.bf16;
     const int64_t head = task % a->key_value_heads, page = task / a->key_value_heads;
     const head_operands o = operands_of(call->kernels, a, call->sequence->keys, head, call->base);
-    const int64_t tokens = ln_min_i64(LN_PAGE_TOKENS, call->sequence->keys - page * LN_PAGE_TOKENS);
+    const int64_t tokens = ln_tokens_there(call->sequence, page * LN_PAGE_TOKENS, call->sequence->keys);
     unsigned char *keys = o.keys + page * k->key_bytes(a->key_size),
                   *values = o.values + page * k->value_bytes(a->value_size);
     o.extents[page] = pack_page(call->kernels, a, ln_page_layout_at(&call->sequence->view, page),
@@ -192,7 +192,7 @@ static bool pack(const ln_attention_tile *tile, scratch *s, int64_t begin, int64
     for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
         const int64_t index = (key - begin) / LN_PAGE_TOKENS;
         const extent page = pack_page(
-            kernels, a, ln_tile_layout(tile, key), ln_tile_page(tile, key), ln_min_i64(LN_PAGE_TOKENS, end - key),
+            kernels, a, ln_tile_layout(tile, key), ln_tile_page(tile, key), ln_tokens_there(tile->sequence, key, end),
             s->page, s->keys + index * k->key_bytes(a->key_size), s->values + index * k->value_bytes(a->value_size));
         if (!join(page, length)) return false;
     }

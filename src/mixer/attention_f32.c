@@ -70,9 +70,11 @@ static bool values_in_integers(const ln_attention_tile *tile, const ln_page_layo
     return !tile->call->attention->exact && tile->call->kernels->attend.integer.outputs[layout->value_type];
 }
 
-/* Many rows read values of float32 as they lie. */
-static bool values_straight(const ln_page_layout *layout) {
-    return layout->value_type == LINNET_F32 && !layout->value_in_key;
+/* Many rows read values of float32 as they lie, where all that is there may be multiplied. */
+static bool values_straight(const ln_attention_tile *tile, int64_t key) {
+    const ln_page_layout *layout = ln_tile_layout(tile, key);
+    return layout->value_type == LINNET_F32 && !layout->value_in_key &&
+           ln_tokens_there(tile->sequence, key, INT64_MAX) == LN_PAGE_TOKENS;
 }
 
 /* Queries, scores and outputs take half of the cache, keys and values stream through the other. They are read once for
@@ -157,22 +159,44 @@ static void transpose_values(const ln_page_layout *layout, const float *keys, fl
     }
 }
 
+/* Where a panel of the page's decoded values begins, from token `token` on. */
+static float *decoded_values(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t key, int64_t panel,
+                             int64_t token) {
+    const int64_t columns = ln_min_i64(LN_PANEL, tile->call->attention->value_size - panel * LN_PANEL);
+    return s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin + token) * columns;
+}
+
+static void decode_panels(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t key) {
+    const ln_page_layout *layout = ln_tile_layout(tile, key);
+    for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
+        ln_attend_part part = ln_page_values(layout, ln_tile_page(tile, key), panel, 0);
+        ln_attend_operand b = values_operand(layout, &part, panel, LN_PAGE_TOKENS);
+        b.count = 1;
+        tile->call->kernels->attend.decode[layout->value_type](&b, decoded_values(tile, s, begin, key, panel, 0));
+    }
+}
+
+/* Values that are not there become 0. */
+static void clear_absent(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t key) {
+    const int64_t there = ln_tokens_there(tile->sequence, key, INT64_MAX);
+    if (there == LN_PAGE_TOKENS) return;
+    for (int64_t panel = 0; panel * LN_PANEL < tile->call->attention->value_size; panel++) {
+        float *from = decoded_values(tile, s, begin, key, panel, there);
+        const float *to = decoded_values(tile, s, begin, key, panel, LN_PAGE_TOKENS);
+        memset(from, 0, (size_t)(to - from) * sizeof *from);
+    }
+}
+
 static void decode_values(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
     for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
-        const ln_page_layout *layout = ln_tile_layout(tile, key);
-        if (values_straight(layout)) continue;
-        if (layout->value_in_key) {
+        if (values_straight(tile, key)) continue;
+        if (ln_tile_layout(tile, key)->value_in_key) {
             decode_keys(tile, key, s->keys);
-            transpose_values(layout, s->keys, s->values, key - begin);
-            continue;
+            transpose_values(ln_tile_layout(tile, key), s->keys, s->values, key - begin);
+        } else {
+            decode_panels(tile, s, begin, key);
         }
-        for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
-            ln_attend_part part = ln_page_values(layout, ln_tile_page(tile, key), panel, 0);
-            ln_attend_operand b = values_operand(layout, &part, panel, LN_PAGE_TOKENS);
-            b.count = 1;
-            tile->call->kernels->attend.decode[layout->value_type](&b, s->values + panel * LN_PANEL * LN_ATTEND_BLOCK +
-                                                                           (key - begin) * b.columns);
-        }
+        clear_absent(tile, s, begin, key);
     }
 }
 
@@ -269,8 +293,8 @@ static void add_product(const piece *p, int64_t row, int64_t rows, int64_t from,
         ln_attend_operand b = values_operand(first, parts, panel, depth);
         for (int64_t key = from; key + depth <= to; key += depth) {
             const ln_page_layout *layout = ln_tile_layout(p->tile, key);
-            const float *decoded = p->s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - p->begin) * b.columns;
-            parts[b.count++] = !p->decoded || values_straight(layout)
+            const float *decoded = decoded_values(p->tile, p->s, p->begin, key, panel, 0);
+            parts[b.count++] = !p->decoded || values_straight(p->tile, key)
                                    ? ln_page_values(layout, ln_tile_page(p->tile, key), panel, key % LN_PAGE_TOKENS)
                                    : (ln_attend_part){.codes = (const unsigned char *)decoded};
             if (ahead) look_ahead(p->tile, key, integers, &parts[b.count - 1]);
@@ -335,10 +359,11 @@ static bool values_finite(const ln_attention_tile *tile, const scratch *s, int64
     for (int64_t panel = 0; panel * LN_PANEL < size; panel++) {
         const int64_t columns = ln_min_i64(LN_PANEL, size - panel * LN_PANEL);
         for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
-            const float *x = s->values + panel * LN_PANEL * LN_ATTEND_BLOCK + (key - begin) * columns;
-            const ln_page_layout *layout = ln_tile_layout(tile, key);
-            if (values_straight(layout))
-                x = (const float *)(const void *)ln_page_values(layout, ln_tile_page(tile, key), panel, 0).codes;
+            const float *x = decoded_values(tile, s, begin, key, panel, 0);
+            if (values_straight(tile, key))
+                x = (const float *)(const void *)ln_page_values(ln_tile_layout(tile, key), ln_tile_page(tile, key),
+                                                                panel, 0)
+                        .codes;
             if (!tile->call->kernels->attend.finite(x, ln_min_i64(LN_PAGE_TOKENS, end - key) * columns)) return false;
         }
     }
@@ -374,7 +399,7 @@ static void step_pages(const ln_attention_tile *tile, const scratch *s, int64_t 
     }
 }
 
-/* Pages as they lie. A row that does not see all of one takes exactly its values. */
+/* Pages as they lie, as far as they are filled. A row that does not see all of one takes exactly its values. */
 static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end, ln_sight sight) {
     const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
     if (sight == LN_SEES_ALL) {
@@ -382,10 +407,20 @@ static void step_few(const ln_attention_tile *tile, const scratch *s, int64_t be
         return;
     }
     for (int64_t key = begin; key < end; key += LN_PAGE_TOKENS) {
-        piece p = {tile, s, begin, 0, tile->rows, key, ln_min_i64(end, key + LN_PAGE_TOKENS), false, sight};
+        const int64_t there = ln_tokens_there(tile->sequence, key, end);
+        if (there == 0) continue;
+        piece p = {tile, s, begin, 0, tile->rows, key, key + there, false, sight};
         p.sight = ln_mask_block(&tile->mask, &queries, p.from, p.to - p.from);
         if (p.sight != LN_SEES_NONE) run_piece(&p, false);
     }
+}
+
+/* Only what is not there is hidden. */
+static bool all_see_the_same(const ln_attention_tile *tile, int64_t begin, int64_t end) {
+    const ln_mask_tile queries = ln_tile_queries(tile, 0, tile->tokens);
+    ln_mask mask = tile->mask;
+    mask.counts = NULL;
+    return tile->mask.counts && ln_mask_block(&mask, &queries, begin, end - begin) == LN_SEES_ALL;
 }
 
 static bool step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight sight) {
@@ -395,7 +430,7 @@ static bool step(ln_attention_tile *tile, int64_t begin, int64_t end, ln_sight s
         return true;
     }
     decode_values(tile, &s, begin, end);
-    if (sight == LN_SEES_ALL)
+    if (sight == LN_SEES_ALL || all_see_the_same(tile, begin, end))
         run_piece(&(piece){tile, &s, begin, 0, tile->rows, begin, end, true, sight}, true);
     else
         step_ragged(tile, &s, begin, end);

@@ -76,6 +76,11 @@ static inline const ln_page_layout *ln_tile_layout(const ln_attention_tile *tile
 static inline const unsigned char *ln_tile_page(const ln_attention_tile *tile, int64_t key) {
     return ln_page_of(&tile->sequence->view, tile->head, key / LN_PAGE_TOKENS);
 }
+/* Tokens that are in the page that begins at `key`, before `end`. */
+static inline int64_t ln_tokens_there(const ln_attention_sequence *sequence, int64_t key, int64_t end) {
+    const int64_t count = sequence->counts ? sequence->counts[key / LN_PAGE_TOKENS] : LN_PAGE_TOKENS;
+    return ln_min_i64(count, end - key);
+}
 /* The mask's view of tokens t .. t + tokens - 1 of the tile. */
 static inline ln_mask_tile ln_tile_queries(const ln_attention_tile *tile, int64_t t, int64_t tokens) {
     const int64_t group = tile->call->group;

@@ -1,5 +1,6 @@
 /* Owns: what is added to attention's scores:
- *     score += log2(e) (-alibi |position - key| + query_factor . key_factor + dense + table[clamp(key - position)]).
+ *     score += log2(e) (-alibi |position - key| + query_factor . key_factor + dense + table[clamp(key - position)]
+ *                       + keys[key]).
  * Each term is multiplied by log2(e), and several terms are summed before they meet the score: the score is rounded
  * once. Each element is computed alone, in one order of operations: how keys are cut into calls changes no
  * bit. */
@@ -11,7 +12,7 @@ enum { PIECE = LN_ATTEND_BLOCK };
 static const float ONE = 1;
 
 bool ln_bias_any(const ln_bias *bias) {
-    return bias->alibi || bias->rank || bias->dense || bias->relative;
+    return bias->alibi || bias->rank || bias->dense || bias->relative || bias->keys;
 }
 
 /* Keys of one call, at most PIECE of them, of one query. */
@@ -66,8 +67,8 @@ static void add_alibi(const ln_bias *bias, const piece *p, float *sum) {
     }
 }
 
-static void add_dense(const ln_bias *bias, const piece *p, float *sum) {
-    const float *row = bias->dense + p->head * bias->dense_head_stride + p->token * bias->dense_row_stride;
+/* A number of each key. */
+static void add_row(const float *row, const piece *p, float *sum) {
     if (p->order) {
         for (int64_t i = 0; i < p->count; i++) sum[i] += LN_LOG2E * row[p->order[i]];
     } else {
@@ -98,13 +99,16 @@ static void add_relative(const ln_bias *bias, const piece *p, float *sum) {
 static void add_terms(const ln_bias *bias, const piece *p, float *sum) {
     if (bias->rank) add_factors(bias, p, sum);
     if (bias->alibi) add_alibi(bias, p, sum);
-    if (bias->dense) add_dense(bias, p, sum);
+    if (bias->dense)
+        add_row(bias->dense + p->head * bias->dense_head_stride + p->token * bias->dense_row_stride, p, sum);
     if (bias->relative) add_relative(bias, p, sum);
+    if (bias->keys) add_row(bias->keys, p, sum);
 }
 
 void ln_bias_add(const ln_vector_kernels *kernels, const ln_bias *bias, int64_t head, int64_t token, int64_t position,
                  int64_t key, int64_t count, float *scores) {
-    const int64_t terms = (bias->rank != 0) + (bias->alibi != NULL) + (bias->dense != NULL) + (bias->relative != 0);
+    const int64_t terms = (bias->rank != 0) + (bias->alibi != NULL) + (bias->dense != NULL) + (bias->relative != 0) +
+                          (bias->keys != NULL);
     const int64_t at = bias->order ? bias->order[position] : position;
     for (int64_t from = 0; from < count; from += PIECE) {
         const piece p = {.kernels = kernels,

@@ -1,8 +1,8 @@
 /* Owns: masks of attention: which keys a row sees, and bounds of that for a tile.
  *
  * Without lists and grids a row sees ([low, high) or [0, prefix)) and [document_low, document_high): intervals, whose
- * ends do not fall from one position to the next. So the first and last position of a tile bound all the others. Lists
- * and a grid take away from that. */
+ * ends do not fall from one position to the next. So the first and last position of a tile bound all the others. Lists,
+ * a grid and counts take away from that. */
 #include "mixer/mask.h"
 
 #include "base/checked.h"
@@ -175,7 +175,18 @@ static ln_sight grid_sight(const ln_mask *mask, const ln_mask_tile *tile, int64_
     return LN_SEES_NONE;
 }
 
-ln_sight ln_mask_block(const ln_mask *mask, const ln_mask_tile *tile, int64_t key, int64_t count) {
+/* What counts leave of a run. */
+static ln_sight present(const ln_mask *mask, int64_t key, int64_t count) {
+    bool any = false, all = true;
+    for (int64_t page = key / LN_PAGE_TOKENS; page * LN_PAGE_TOKENS < key + count; page++) {
+        const int64_t end = page * LN_PAGE_TOKENS + mask->counts[page];
+        any = any || ln_max_i64(key, page * LN_PAGE_TOKENS) < end;
+        all = all && ln_min_i64(key + count, (page + 1) * LN_PAGE_TOKENS) <= end;
+    }
+    return all ? LN_SEES_ALL : any ? LN_SEES_SOME : LN_SEES_NONE;
+}
+
+static ln_sight block_sight(const ln_mask *mask, const ln_mask_tile *tile, int64_t key, int64_t count) {
     if (mask->grid) return grid_sight(mask, tile, key, count);
     span s;
     if (!widest_span(mask, tile, &s)) return LN_SEES_NONE;
@@ -184,6 +195,13 @@ ln_sight ln_mask_block(const ln_mask *mask, const ln_mask_tile *tile, int64_t ke
     if (!in_prefix && ln_max_i64(low, s.low) >= ln_min_i64(high, s.high)) return LN_SEES_NONE;
     const ln_sight blocks = mask->blocks.query_tile ? listed(mask, tile, key, count) : LN_SEES_ALL;
     return blocks == LN_SEES_ALL && !all_in_span(mask, tile, key, count) ? LN_SEES_SOME : blocks;
+}
+
+ln_sight ln_mask_block(const ln_mask *mask, const ln_mask_tile *tile, int64_t key, int64_t count) {
+    const ln_sight there = mask->counts ? present(mask, key, count) : LN_SEES_ALL;
+    if (there == LN_SEES_NONE) return there;
+    const ln_sight sight = block_sight(mask, tile, key, count);
+    return sight == LN_SEES_ALL ? there : sight;
 }
 
 /* ---- rows ---- */
@@ -224,12 +242,8 @@ static void list_row(const ln_mask *mask, int64_t head, int64_t position, int64_
     for (int w = 0; w < LN_MASK_WORDS; w++) bits[w] &= in[w];
 }
 
-void ln_mask_row(const ln_mask *mask, int64_t head, int64_t position, int64_t key, int64_t count,
-                 uint64_t bits[LN_MASK_WORDS]) {
-    if (mask->grid) {
-        grid_row(mask, position, key, count, bits);
-        return;
-    }
+static void interval_row(const ln_mask *mask, int64_t head, int64_t position, int64_t key, int64_t count,
+                         uint64_t bits[LN_MASK_WORDS]) {
     const span s = span_of(mask, position);
     for (int w = 0; w < LN_MASK_WORDS; w++) {
         const int64_t at = key + 64 * w;
@@ -237,4 +251,17 @@ void ln_mask_row(const ln_mask *mask, int64_t head, int64_t position, int64_t ke
                   ones(s.document_low - at, s.document_high - at) & ones(0, key + count - at);
     }
     if (mask->blocks.query_tile) list_row(mask, head, position, key, count, bits);
+}
+
+void ln_mask_row(const ln_mask *mask, int64_t head, int64_t position, int64_t key, int64_t count,
+                 uint64_t bits[LN_MASK_WORDS]) {
+    if (mask->grid)
+        grid_row(mask, position, key, count, bits);
+    else
+        interval_row(mask, head, position, key, count, bits);
+    if (!mask->counts) return;
+    for (int64_t page = key / LN_PAGE_TOKENS; page * LN_PAGE_TOKENS < key + count; page++) {
+        const int64_t from = page * LN_PAGE_TOKENS + mask->counts[page] - key, to = (page + 1) * LN_PAGE_TOKENS - key;
+        for (int w = 0; w < LN_MASK_WORDS; w++) bits[w] &= ~ones(from - 64 * w, to - 64 * w);
+    }
 }

@@ -65,6 +65,7 @@ typedef struct ln_mask {
     int64_t query_begin;             /* position of its first query: for blocks alone */
     int64_t query_tiles;             /* of all its queries: for blocks.per_head alone */
     const ln_grid *grid;             /* not with blocks */
+    const uint8_t *counts;           /* keys that are there of each LN_PAGE_TOKENS, its first ones; NULL: all */
 } ln_mask;
 
 /* The sequences, masks and biases of the settings: LINNET_ERROR_ARGUMENT names what is wrong. `heads` must be right. */
@@ -100,6 +101,7 @@ typedef struct ln_bias {
     int64_t dense_head_stride, dense_row_stride;
     int64_t relative; /* table [heads, 2 relative - 1]; 0: none */
     const float *table;
+    const float *keys;    /* [keys], of all heads; NULL: none */
     const int64_t *order; /* a grid's token[]: keys and positions are places; NULL: they are tokens */
 } ln_bias;
 
