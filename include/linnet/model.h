@@ -45,9 +45,18 @@ typedef struct linnet_convert_settings {
     linnet_type type;            /* F32, F16, BF16, Q8_0, Q4_0 */
     const linnet_text_key *keys; /* written in the place of the source's texts of these names, or beside its keys */
     int64_t key_count;
+    /* Merging key-value heads (after P062): the model is written with this many, which divide those it has, and every
+     * cache of it takes as much less. 0: as many as it has. */
+    int64_t key_value_heads;
+    bool mean_heads; /* neighbours become their mean (GQA, Ainslie et al. 2023), without calibration */
+    /* What the model is run on to learn how its heads are used: ids, else text, whose tokenizer the model must have. Of
+     * a long text the first 4096 tokens count; more than key_size times the heads that become one should be there. */
+    const int32_t *calibration_ids;
+    int64_t calibration_count;
+    const char *calibration_text; /* terminated */
 } linnet_convert_settings;
 
-/* Q8_0, no keys. */
+/* Q8_0, no keys, all heads. */
 LINNET_API linnet_convert_settings linnet_convert_settings_default(void);
 
 /* Writes a GGUF v3 file with the weights of `source` in the settings' type. Vectors stay float32; a matrix whose rows

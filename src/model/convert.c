@@ -16,6 +16,7 @@
 
 #include "base/checked.h"
 #include "model/architecture.h"
+#include "model/convert_heads.h"
 #include "model/gguf_write.h"
 #include "number/format.h"
 
@@ -36,17 +37,20 @@ static const struct target_row {
                {LINNET_Q8_0, 7, LINNET_Q8_0},
                {LINNET_BF16, 32, LINNET_BF16}};
 
+static const char key_value_heads_key[] = "attention.head_count_kv";
+
 /* Weights whose rows are in rotary order, and the key that tells how many heads they have; NULL: one. */
 static const struct rotary_row {
     const char *part, *heads;
 } rotary_rows[] = {{".attn_q.", "attention.head_count"},
-                   {".attn_k.", "attention.head_count_kv"},
+                   {".attn_k.", key_value_heads_key},
                    {".attn_q_norm.", NULL},
                    {".attn_k_norm.", NULL}};
 
 typedef struct job {
     linnet_context *context;
     const linnet_file *file;
+    ln_heads *heads; /* where key-value heads are merged */
     const struct target_row *target;
     linnet_convert_settings settings;
     ln_gguf_writer writer;
@@ -101,7 +105,8 @@ static linnet_status plan_rotary(plan *p) {
             p->row = 1;
         }
         const char *key = rotary_rows[i].heads;
-        const int64_t heads = key ? ln_key_integer(ln_file_key_of(work->file, key), 0, 0) : 1;
+        int64_t heads = key ? ln_key_integer(ln_file_key_of(work->file, key), 0, 0) : 1;
+        if (work->heads && key && strcmp(key, key_value_heads_key) == 0) heads = work->settings.key_value_heads;
         if (heads < 1 || p->rows % heads != 0)
             return FAIL(work->context, FORMAT, "%s: the weight '%s' has %lld rows, no multiple of its %lld heads",
                         work->file->path, name, (long long)p->rows, (long long)heads);
@@ -235,6 +240,12 @@ static linnet_status collect_keys(job *work) {
     if (given != LINNET_OK) return given;
     const ln_key *architecture = ln_file_key(file, "general.architecture");
     if (architecture) ln_write_key(keys, architecture);
+    if (work->heads) {
+        const ln_text name = ln_key_text(architecture, 0);
+        char key[128];
+        snprintf(key, sizeof key, "%.*s.%s", (int)ln_min_i64((int64_t)name.bytes, 64), name.data, key_value_heads_key);
+        ln_write_integer(keys, key, LN_U32, work->settings.key_value_heads);
+    }
     ln_write_integer(keys, "general.file_type", LN_U32, work->target->file_type);
     ln_write_integer(keys, "general.quantization_version", LN_U32, QUANTIZATION_VERSION);
     ln_write_integer(keys, "general.alignment", LN_U32, LN_GGUF_ALIGNMENT);
@@ -278,11 +289,12 @@ static linnet_status write_file(job *work, const char *path) {
     linnet_status status = collect_keys(work);
     if (status != LINNET_OK) return status;
     for (int64_t i = 0; i < file->tensor_count; i++) {
-        const linnet_tensor_info *tensor = &file->tensors[i];
-        const linnet_type type = target_type(work, tensor);
-        ln_gguf_add_tensor(&work->writer, tensor->name, type, tensor->dimensions, tensor->size,
-                           target_bytes(type, tensor));
-        work->total += tensor->bytes;
+        linnet_tensor_info tensor = file->tensors[i];
+        if (work->heads) ln_heads_changes(work->heads, &file->tensors[i], &tensor);
+        const linnet_type type = target_type(work, &tensor);
+        ln_gguf_add_tensor(&work->writer, tensor.name, type, tensor.dimensions, tensor.size,
+                           target_bytes(type, &tensor));
+        work->total += tensor.bytes;
     }
     work->values = ln_allocate(work->context, threads * PIECE, sizeof *work->values, "values being converted");
     work->blocks = ln_allocate(work->context, threads * PIECES_PER_THREAD * PIECE, 4, "values being converted");
@@ -290,8 +302,12 @@ static linnet_status write_file(job *work, const char *path) {
     status = ln_output_open(work->context, path, &work->output);
     if (status != LINNET_OK) return status;
     status = ln_gguf_write_head(&work->writer, &work->output);
-    for (int64_t i = 0; i < file->tensor_count && status == LINNET_OK && !work->output.error; i++)
-        status = write_tensor(work, &file->tensors[i]);
+    for (int64_t i = 0; i < file->tensor_count && status == LINNET_OK && !work->output.error; i++) {
+        linnet_tensor_info tensor = file->tensors[i];
+        if (work->heads && ln_heads_changes(work->heads, &file->tensors[i], &tensor))
+            status = ln_heads_make(work->heads, &tensor);
+        if (status == LINNET_OK) status = write_tensor(work, &tensor);
+    }
     const linnet_status closed = ln_output_close(&work->output, status == LINNET_OK);
     return status == LINNET_OK ? closed : status;
 }
@@ -316,7 +332,10 @@ linnet_status linnet_convert(linnet_context *context, const char *source, const 
     work.file = file;
     work.writer = ln_gguf_writer_open(context);
     status = check_source(&work);
+    if (status == LINNET_OK && work.settings.key_value_heads != 0)
+        status = ln_heads_open(context, source, &work.settings, &work.heads);
     if (status == LINNET_OK) status = write_file(&work, output);
+    ln_heads_close(work.heads);
     ln_release(context, work.values);
     ln_release(context, work.blocks);
     ln_gguf_writer_close(&work.writer);

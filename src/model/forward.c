@@ -390,6 +390,7 @@ linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32
     for (int64_t i = 0; i < model->hyper.layers; i++) {
         if (ln_interrupted(context)) return ln_fail(context, LINNET_INTERRUPTED, "interrupted");
         r.layer = &model->layers[i];
+        if (forward->watch) forward->watch(forward->watcher, i, forward->h, tokens);
         run_attention(forward, memory, i, tokens, &r);
         run_feed_forward(forward, i, tokens, &r);
     }

@@ -19,6 +19,9 @@ typedef struct ln_forward_shape {
     bool exact;
 } ln_forward_shape;
 
+/* Is shown what goes into the projections of each layer: h [tokens, width], valid during the call. */
+typedef void (*ln_forward_watch)(void *watcher, int64_t layer, const float *h, int64_t tokens);
+
 /* Workspace; sessions of one model that run one after the other may share it. */
 typedef struct ln_forward {
     linnet_model *model;
@@ -33,6 +36,8 @@ typedef struct ln_forward {
     float *cosine[2], *sine[2]; /* [piece, rope.size / 2] */
     void *scratch;              /* of the products */
     void *attention_scratch;    /* over all of it but x and the queries */
+    ln_forward_watch watch;     /* NULL: nobody; set after opening */
+    void *watcher;
     void *block;
 } ln_forward;
 
