@@ -27,6 +27,9 @@ typedef struct linnet_session_settings {
     linnet_compute compute;
     uint64_t activations; /* bytes that activations, logits and scratch (linnet_plan.workspace) may take, whatever the
                              length of the prompt; 0: no bound of their own */
+    const char *policy;   /* what is kept of keys and values, how exactly and where: "NAME[:key=value,...]"
+                             (linnet_policy_name, docs/memory.md); NULL or "auto": chosen by the plan */
+    uint64_t cache;       /* bytes that keys and values may take (linnet_plan.pages); 0: what `memory` leaves */
 } linnet_session_settings;
 
 LINNET_API linnet_session_settings linnet_session_settings_default(void);
@@ -46,6 +49,8 @@ typedef struct linnet_plan {
     uint64_t smallest;           /* the least `memory` with which this context fits in any way */
     uint64_t smallest_workspace; /* the least `activations` */
     uint64_t bytes_per_token;
+    uint64_t cache;   /* part of pages: what the policy divides; 0: there is none */
+    char policy[256]; /* as text, with all its parts; "": none, keys and values are kept whole */
     char reason[256]; /* why this precision, piece and slice, one sentence */
 } linnet_plan;
 
