@@ -31,6 +31,7 @@ typedef struct lane {
     ln_page_layout layouts[LANE_KINDS];
     uint8_t kinds[LANE_PAGES], counts[LANE_PAGES];
     int32_t positions[LANE_SLOTS];
+    int64_t keeps; /* floats in kept of each token */
     float kept[LANE_SLOTS * LANE_KEEPS];
     unsigned char *bytes;
     const unsigned char *slots[LANE_PAGES];
@@ -110,7 +111,7 @@ static inline void lane_append(lane *l, int64_t tokens) {
     while (tokens > 0) {
         const int64_t count = ln_min_i64(32, tokens);
         int32_t positions[32];
-        memset(l->kept + 32 * l->pages * LANE_KEEPS, 0, 32 * LANE_KEEPS * sizeof *l->kept);
+        memset(l->kept + 32 * l->pages * l->keeps, 0, 32 * (size_t)l->keeps * sizeof *l->kept);
         for (int64_t t = 0; t < count; t++) positions[t] = (int32_t)(l->text + t);
         lane_add_page(l, 0, positions, count);
         l->text += count;
@@ -119,8 +120,9 @@ static inline void lane_append(lane *l, int64_t tokens) {
 }
 
 /* Puts what is there, or of each token as `keep` (by position; NULL: all) says, into pages anew: in random order
- * (shuffle) or by position, with random kinds, partly filled. What is kept of a token, `keeps` floats, goes with it. */
-static inline void lane_repack(lane *l, const bool *keep, bool shuffle, int64_t keeps) {
+ * (shuffle) or by position, with random kinds, partly filled. What is kept of a token goes with it. */
+static inline void lane_repack(lane *l, const bool *keep, bool shuffle) {
+    const int64_t keeps = l->keeps;
     static float moved[LANE_TEXT][LANE_KEEPS];
     static bool there[LANE_TEXT];
     int32_t order[LANE_TEXT];

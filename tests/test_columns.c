@@ -81,7 +81,7 @@ static void test_sums(void **state) {
             lane_open(&l, 17 + n, levels[level] & ln_cpu_detect(), shapes[n][0], shapes[n][1], shapes[n][2]);
             if (n % 2) lane_narrow(&l);
             lane_append(&l, 333);
-            lane_repack(&l, NULL, true, 1);
+            lane_repack(&l, NULL, true);
             lane_append(&l, shapes[n][3]);
             check_lane(&l, shapes[n][3]);
             l.biased = true;
@@ -135,7 +135,7 @@ static void test_rows(void **state) {
     lane l;
     lane_open(&l, 5, ln_cpu_detect(), 3, 64, 64);
     lane_append(&l, 200);
-    lane_repack(&l, NULL, true, 1);
+    lane_repack(&l, NULL, true);
     lane_append(&l, TOKENS);
     const int64_t slots = 32 * l.pages;
     static float lse[TOKENS * 3];
@@ -179,7 +179,7 @@ static void test_order(void **state) {
     for (int turn = 0; turn < 3; turn++) {
         l.pages = 0, l.text = 0;
         lane_append(&l, TEXT);
-        lane_repack(&l, keep_all, turn > 0, 1);
+        lane_repack(&l, keep_all, turn > 0);
         lane_append(&l, TOKENS);
         if (turn == 0) free(lane_matrix(&l, TOKENS, lse));
         float *sums = calloc((size_t)(32 * l.pages), sizeof *sums);
