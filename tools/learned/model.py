@@ -1,8 +1,6 @@
 """A Qwen3 model in PyTorch with the places that training and measuring need: masks by head, keys and values of every
 layer, the input of every attention."""
-import json
 import math
-import pathlib
 
 import torch
 import torch.nn.functional as F
@@ -134,19 +132,3 @@ def load(path, shape=FLEDGLING):
         for p, name, _ in tensors(model):
             p.copy_(torch.from_numpy(file.tensor(name)))
     return model
-
-
-def save(model, folder, tokenizer_folder):
-    """A Hugging Face folder in bfloat16."""
-    from safetensors.torch import save_file
-    s, folder, source = model.s, pathlib.Path(folder), pathlib.Path(tokenizer_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads((source / "config.json").read_text())
-    config.update(hidden_size=s.width, num_hidden_layers=s.layers, max_window_layers=s.layers, num_attention_heads=s.heads,
-                  num_key_value_heads=s.key_value_heads, head_dim=s.head, intermediate_size=s.feed_forward,
-                  layer_types=["full_attention"] * s.layers)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        (folder / name).write_bytes((source / name).read_bytes())
-    save_file({name: p.detach().to(torch.bfloat16).contiguous().cpu() for p, _, name in tensors(model)},
-              folder / "model.safetensors", metadata={"format": "pt"})
