@@ -432,7 +432,8 @@ static int decode_from(bench *b, const char *work, linnet_type precision, int64_
 }
 
 static int decode(bench *b) {
-    static const linnet_type types[] = {LINNET_F32, LINNET_BF16, LINNET_F16, LINNET_Q8_0, LINNET_Q4_0};
+    static const linnet_type types[] = {LINNET_F32, LINNET_BF16, LINNET_F16, LINNET_Q8_0, LINNET_Q4_0,
+                                        LINNET_Q5,  LINNET_Q4,   LINNET_Q3,  LINNET_Q2};
     static const int64_t groups[] = {1, 4, 8};
     int status = CLI_OK;
     b->type = LINNET_F32;

@@ -46,8 +46,8 @@ static double put_code(scene *s, unsigned char *at, int64_t i) {
         return q;
     }
     const ln_format *format = ln_format_of(s->precision);
-    format->encode(&x, at + i * s->layout.key_element, 1);
-    format->decode(at + i * s->layout.key_element, &kept, 1);
+    format->encode(&x, at + i * s->layout.key_bits / 8, 1);
+    format->decode(at + i * s->layout.key_bits / 8, &kept, 1);
     return (double)kept;
 }
 

@@ -36,7 +36,8 @@ typedef enum linnet_status {
     LINNET_INTERRUPTED = -7        /* linnet_interrupt was called; what was done before it is kept */
 } linnet_status;
 
-/* Number formats of weights and of cached keys and values. The values are those of the GGUF file format.
+/* Number formats of weights and of cached keys and values. The values are those of the GGUF file format, but for those
+ * that no file has.
  * Block formats store `block` values in `bytes` bytes: see linnet_type_layout. */
 typedef enum linnet_type {
     LINNET_F32 = 0,
@@ -51,6 +52,10 @@ typedef enum linnet_type {
     LINNET_Q4_K = 12,
     LINNET_Q5_K = 13,
     LINNET_Q6_K = 14,
+    LINNET_Q2 = 26, /* q2 to q5: for cached keys and values alone */
+    LINNET_Q3 = 27,
+    LINNET_Q4 = 28,
+    LINNET_Q5 = 29,
     LINNET_BF16 = 30,
     LINNET_TYPE_AUTO = -1 /* let the planner choose */
 } linnet_type;

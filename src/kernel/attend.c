@@ -35,6 +35,12 @@ HELPER lanes load_q4(const uint8_t *x, int up, int n) {
     return (lanes){(float)((x[0] >> up & 15) - 8), (float)((x[1] >> up & 15) - 8), (float)((x[2] >> up & 15) - 8),
                    (float)((x[3] >> up & 15) - 8)};
 }
+HELPER lanes load_bits(const unsigned char *x, int up, int mask) {
+    lanes_int v;
+    memcpy(&v, x, sizeof v);
+    v = v >> up & (lanes_int){mask, mask, mask, mask};
+    return (lanes){(float)v[0], (float)v[1], (float)v[2], (float)v[3]};
+}
 HELPER lanes divide(lanes a, lanes b) {
     return a / b;
 }
@@ -86,33 +92,63 @@ void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels) {
 #endif
 }
 
-/* What a type makes of codes: bytes of one, and of a row of scales. A row of 32 float16 scales is 64 bytes, so every
- * offset in a page is a multiple of 64. */
-static bool codes_of(linnet_type type, int64_t *element, int64_t *scales) {
-    const bool blocks = type == LINNET_Q8_0 || type == LINNET_Q4_0;
-    *element = type == LINNET_F32 ? 4 : type == LINNET_Q8_0 ? 1 : type == LINNET_Q4_0 ? 0 : 2;
-    *scales = blocks ? 64 : 0;
-    return blocks || type == LINNET_F32 || type == LINNET_F16 || type == LINNET_BF16;
+static int64_t bits_of(linnet_type type) {
+    switch (type) {
+    case LINNET_F32:
+        return 32;
+    case LINNET_F16:
+    case LINNET_BF16:
+        return 16;
+    case LINNET_Q8_0:
+        return 8;
+    case LINNET_Q4_0:
+        return 4;
+    default:
+        return ln_low_bits(type);
+    }
+}
+
+/* Codes of `size` rows or columns of 32, whole squares of low bits. */
+static uint64_t codes_of(linnet_type type, int64_t size) {
+    const int64_t whole = ln_low_bits(type) ? (size + LN_LOW_SQUARE - 1) / LN_LOW_SQUARE * LN_LOW_SQUARE : size;
+    return ln_code_bytes(bits_of(type), LN_PAGE_TOKENS * whole);
+}
+
+/* Scales of so many: `row` bytes for 32. */
+static uint64_t scales_of(linnet_type type, int64_t size, int64_t row) {
+    const bool blocks = type == LINNET_Q8_0 || type == LINNET_Q4_0 || ln_low_bits(type);
+    return blocks ? (uint64_t)((size + 31) / 32 * row) : 0;
+}
+
+/* 32 scales of float16 are 64 bytes, so every offset is a multiple of 64 but for what steps by channel leave. */
+static void place(ln_page_layout *layout) {
+    uint64_t at = layout->key_scales = codes_of(layout->key_type, layout->key_size);
+    at += scales_of(layout->key_type, layout->key_size, layout->key_channels ? (int64_t)sizeof(ln_channel_steps) : 64);
+    layout->values = at = (at + 63) / 64 * 64;
+    layout->value_scales = at += codes_of(layout->value_type, layout->value_size);
+    layout->bytes = at + scales_of(layout->value_type, layout->value_size, 64);
 }
 
 bool ln_page_layout_of(linnet_type key_type, linnet_type value_type, int64_t key_size, int64_t value_size,
                        ln_page_layout *layout) {
-    int64_t key_element, value_element, key_scales, value_scales;
-    if (!codes_of(key_type, &key_element, &key_scales) || !codes_of(value_type, &value_element, &value_scales) ||
-        key_size < 8 || value_size < 8 || key_size % 8 || value_size % 8 || key_size > LN_HEAD_MOST ||
-        value_size > LN_HEAD_MOST)
+    const int64_t key_bits = bits_of(key_type), value_bits = bits_of(value_type);
+    if (!key_bits || !value_bits || key_size < 8 || value_size < 8 || key_size % 8 || value_size % 8 ||
+        key_size > LN_HEAD_MOST || value_size > LN_HEAD_MOST)
         return false;
     *layout = (ln_page_layout){.key_type = key_type,
                                .value_type = value_type,
                                .key_size = key_size,
                                .value_size = value_size,
-                               .key_element = key_element,
-                               .value_element = value_element};
-    uint64_t at = ln_code_bytes(key_element, LN_PAGE_TOKENS * key_size);
-    layout->key_scales = at;
-    layout->values = at += (uint64_t)(key_scales * ((key_size + 31) / 32));
-    layout->value_scales = at += ln_code_bytes(value_element, LN_PAGE_TOKENS * value_size);
-    layout->bytes = at + (uint64_t)(value_scales * ((value_size + LN_PANEL - 1) / LN_PANEL));
+                               .key_bits = key_bits,
+                               .value_bits = value_bits};
+    place(layout);
+    return true;
+}
+
+bool ln_page_layout_by_channel(ln_page_layout *layout) {
+    if (!ln_low_bits(layout->key_type)) return false;
+    layout->key_channels = true;
+    place(layout);
     return true;
 }
 

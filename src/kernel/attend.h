@@ -7,15 +7,17 @@
  * Keys and values may be of different types. Codes are those of the type's format (number/format.h), each token's row
  * encoded alone; Q8_0 keeps its codes in that order as int8, and its float16 scales apart: of keys [key_size / 32,
  * rounded up][32 tokens], of values [panel][32 tokens]. Q4_0 has two rows in one of bytes: rows 8 g + i and 8 g + 4 + i
- * (i < 4) are the low and the high half of byte row 4 g + i; a half h stands for h - 8. Bytes of tokens that were not
- * written yet are anything: keys of them give scores that nobody reads, values of them are outside the depth of a
- * product. */
+ * (i < 4) are the low and the high half of byte row 4 g + i; a half h stands for h - 8. Q2 to Q5 have squares of 32
+ * rows and columns (kernel/low_bits.h), the last one filled up with zeros: of keys [channel / 32], of values [panel],
+ * and their words as Q8_0 its scales; or keys are scaled by channel: [channel / 32] ln_channel_steps. Bytes of tokens
+ * that were not written yet are anything: keys of them give scores that nobody reads, values of them are outside the
+ * depth of a product. */
 #ifndef LN_KERNEL_ATTEND_H
 #define LN_KERNEL_ATTEND_H
 
 #include <stdbool.h>
 
-#include "number/format.h"
+#include "kernel/low_bits.h"
 
 enum {
     LN_PAGE_TOKENS = 32,
@@ -35,15 +37,18 @@ enum {
 typedef struct ln_page_layout {
     linnet_type key_type, value_type;
     int64_t key_size, value_size;
-    int64_t key_element, value_element; /* bytes of one code; 0: two in a byte */
-    bool value_in_key;                  /* values are the first value_size columns of the keys: a page has no others */
+    int64_t key_bits, value_bits; /* of a code */
+    bool key_channels;            /* keys have a scale for each channel, not for each token */
+    bool value_in_key;            /* values are the first value_size columns of the keys: a page has no others */
     uint64_t key_scales, values, value_scales, bytes; /* offsets in a page, and its size, a multiple of 64 */
 } ln_page_layout;
 
-/* false where a type is not F32, F16, BF16, Q8_0 or Q4_0, or a size not a multiple of 8 from 8 to LN_HEAD_MOST.
- */
+/* false where a type is not F32, F16, BF16, Q8_0, Q4_0 or Q2 to Q5, or a size not a multiple of 8 from 8 to
+ * LN_HEAD_MOST. */
 bool ln_page_layout_of(linnet_type key_type, linnet_type value_type, int64_t key_size, int64_t value_size,
                        ln_page_layout *layout);
+/* Of such a layout with keys of Q2 to Q5 (else false): they are scaled by channel. */
+bool ln_page_layout_by_channel(ln_page_layout *layout);
 /* Of such a layout of one type, value_size <= key_size: pages of keys alone. */
 void ln_page_layout_join(ln_page_layout *layout);
 
@@ -84,12 +89,13 @@ static inline const unsigned char *ln_page_of(const ln_page_view *view, int64_t 
 typedef struct ln_attend_part {
     const unsigned char *codes, *scales;
     const unsigned char *ahead; /* few: codes that will be needed soon, fetched while these are read */
-    int64_t first;              /* of Q4_0: the row, below 8, where this part begins in codes */
+    int64_t first;              /* of Q4_0 and Q2 to Q5: the row where this part begins in codes */
+    bool channels;              /* scales are ln_channel_steps */
 } ln_attend_part;
 
-/* Bytes of n codes, n even. */
-static inline uint64_t ln_code_bytes(int64_t element, int64_t n) {
-    return (uint64_t)(element ? n * element : n / 2);
+/* Bytes of n codes, a multiple of 8. */
+static inline uint64_t ln_code_bytes(int64_t bits, int64_t n) {
+    return (uint64_t)(n * bits / 8);
 }
 
 /* B: count parts of `depth` rows each, one below the other; `columns` (8, 16, 24 or 32) codes in a row. */
@@ -101,18 +107,19 @@ typedef struct ln_attend_operand {
 
 /* Keys from column `column`, a multiple of 32, on. */
 static inline ln_attend_part ln_page_keys(const ln_page_layout *layout, const unsigned char *page, int64_t column) {
-    const unsigned char *codes = page + ln_code_bytes(layout->key_element, column * LN_PAGE_TOKENS);
-    return (ln_attend_part){codes, page + layout->key_scales + (uint64_t)(2 * column), codes, 0};
+    const unsigned char *codes = page + ln_code_bytes(layout->key_bits, column * LN_PAGE_TOKENS);
+    const uint64_t scales = (uint64_t)(layout->key_channels ? 3 * column : 2 * column);
+    return (ln_attend_part){codes, page + layout->key_scales + scales, codes, 0, layout->key_channels};
 }
 /* Values of sizes 32 panel and up, from the page's token `token` on. */
 static inline ln_attend_part ln_page_values(const ln_page_layout *layout, const unsigned char *page, int64_t panel,
                                             int64_t token) {
     const int64_t left = layout->value_size - panel * LN_PANEL, columns = left < LN_PANEL ? left : LN_PANEL;
-    const int64_t first = layout->value_element ? 0 : token % 8;
+    const int64_t first = layout->value_bits >= 8 ? 0 : ln_low_bits(layout->value_type) ? token : token % 8;
     const int64_t at = panel * LN_PANEL * LN_PAGE_TOKENS + (token - first) * columns;
-    const unsigned char *codes = page + layout->values + ln_code_bytes(layout->value_element, at);
+    const unsigned char *codes = page + layout->values + ln_code_bytes(layout->value_bits, at);
     const uint64_t scale = (uint64_t)(2 * (panel * LN_PAGE_TOKENS + token));
-    return (ln_attend_part){codes, page + layout->value_scales + scale, codes, first};
+    return (ln_attend_part){codes, page + layout->value_scales + scale, codes, first, false};
 }
 
 /* C (+)= A B; rows of A and C are LN_ATTEND_STRIDE floats apart, A has count * depth columns. The

@@ -5,6 +5,7 @@
  *   lanes                    a vector of W floats
  *   load (x, n)              n <= W lanes as floats, the others 0 where n can be less than W at all (8 of 16);
  *                            also load_f16, load_bf16, load_q8
+ *   load_bits (x, up, mask)  W dwords as floats, each shifted right by up
  *   store (y, v, n)
  *   splat, add, subtract, multiply, divide
  *   multiply_add (a, b, c)   a b + c
@@ -107,13 +108,15 @@ INLINE lanes load_code(linnet_type precision, const unsigned char *codes, int64_
 typedef struct b_rows {
     const unsigned char *codes, *ahead;
     const uint16_t *scales;
+    bool channels;
     int64_t first, columns, c;
     int vectors, n; /* n: lanes of a vector that are used */
 } b_rows;
 
 INLINE b_rows rows_of(const ln_attend_operand *b, int64_t part, int64_t c, int vectors, int n) {
     const ln_attend_part *p = &b->parts[part];
-    return (b_rows){p->codes, p->ahead, (const uint16_t *)(const void *)p->scales, p->first, b->columns, c, vectors, n};
+    return (b_rows){p->codes, p->ahead, (const uint16_t *)(const void *)p->scales, p->channels, p->first, b->columns, c,
+                    vectors,  n};
 }
 
 INLINE bool in_blocks(linnet_type precision) {
@@ -126,6 +129,19 @@ INLINE void load_row(lanes *x, linnet_type precision, const b_rows *b, int64_t k
         const int64_t row = k + b->first;
         const unsigned char *bytes = b->codes + (row / 8 * 4 + row % 4) * b->columns + b->c;
         UNROLL for (int v = 0; v < b->vectors; v++) x[v] = load_q4(bytes + v * W, row & 4, b->n);
+        return;
+    }
+    const int bits = ln_low_bits(precision), low = ln_plane_bits(bits);
+    if (bits) {
+        const int64_t row = (k + b->first) % LN_LOW_SQUARE;
+        const unsigned char *square = b->codes + (k + b->first) / LN_LOW_SQUARE * LN_LOW_SECTION * bits + 4 * b->c;
+        const int up = (int)(row % 4) * 8 + ln_code_shift(bits, row), top = (int)(row % 4 * 8 + row / 4);
+        UNROLL for (int v = 0; v < b->vectors; v++) {
+            x[v] = load_bits(square + ln_code_section(bits, row) + 4 * v * W, up, (1 << low) - 1);
+            if (bits > low)
+                x[v] = multiply_add(load_bits(square + ln_top_section(bits) + 4 * v * W, top, 1),
+                                    splat((float)(1 << low)), x[v]);
+        }
         return;
     }
     UNROLL for (int v = 0; v < b->vectors; v++) x[v] =
@@ -144,6 +160,43 @@ INLINE void prefetch_row(linnet_type precision, const b_rows *b, int64_t k) {
 INLINE void load_scales(lanes *scale, const b_rows *b, int64_t k) {
     UNROLL for (int v = 0; v < b->vectors; v++) scale[v] =
         load_f16(b->scales + k / LN_PAGE_TOKENS * LN_PAGE_TOKENS + b->c + v * W, b->n);
+}
+
+/* Steps and minima of a square of low bits: of its columns, or of its rows from `first` on. */
+typedef struct square_steps {
+    float step[LN_LOW_SQUARE], minimum[LN_LOW_SQUARE];
+} square_steps;
+
+INLINE void load_steps(square_steps *to, linnet_type precision, const b_rows *b, int64_t k, int64_t count) {
+    const int bits = ln_low_bits(precision);
+    uint16_t step[LN_LOW_SQUARE] = {0}, minimum[LN_LOW_SQUARE] = {0};
+    if (b->channels) {
+        const ln_channel_steps *steps = (const ln_channel_steps *)(const void *)b->scales + k / LN_LOW_SQUARE;
+        for (int i = 0; i < LN_LOW_SQUARE; i++) step[i] = (uint16_t)(steps->step[i] << 7);
+        memcpy(minimum, steps->minimum, sizeof minimum);
+    } else {
+        uint16_t words[LN_LOW_SQUARE] = {0};
+        memcpy(words, b->scales + k / LN_LOW_SQUARE * LN_LOW_SQUARE, (size_t)count * sizeof *words);
+        for (int i = 0; i < LN_LOW_SQUARE; i++) step[i] = (uint16_t)(words[i] >> 6 << 5);
+        for (int i = 0; i < LN_LOW_SQUARE; i++) to->minimum[i] = (float)(words[i] & 63) * ln_zero_unit(bits);
+    }
+    for (int i = 0; i < LN_LOW_SQUARE; i += W) {
+        const lanes s = load_f16(step + i, W);
+        store(to->step + i, s, W);
+        if (b->channels)
+            store(to->minimum + i, load_f16(minimum + i, W), W);
+        else
+            store(to->minimum + i, subtract(splat(0), multiply(s, load(to->minimum + i, W))), W);
+    }
+}
+
+/* Row k of a square, in which steps are those of its row j or of its columns. */
+INLINE void load_low_row(lanes *x, linnet_type precision, const b_rows *b, const square_steps *s, int64_t k, int64_t j,
+                         bool by_row) {
+    load_row(x, precision, b, k);
+    UNROLL for (int v = 0; v < b->vectors; v++) x[v] =
+        by_row ? multiply_add(x[v], splat(s->step[j]), splat(s->minimum[j]))
+               : multiply_add(x[v], load(s->step + b->c + v * W, W), load(s->minimum + b->c + v * W, W));
 }
 
 /* scaled [rows][LN_PAGE_TOKENS] = A, each column times the scale of that row of B. */
@@ -226,6 +279,25 @@ INLINE void accumulate_blocks(sums sum, linnet_type precision, const b_rows *b, 
     }
 }
 
+/* The same of low bits. */
+INLINE void accumulate_low(sums sum, linnet_type precision, const b_rows *b, int64_t depth, const float *a, int rows,
+                           bool values) {
+    const bool by_row = values || b->channels;
+    lanes x[VECTORS];
+    for (int64_t k = 0; k < depth; k += LN_LOW_SQUARE) {
+        const int64_t here = depth - k < LN_LOW_SQUARE ? depth - k : LN_LOW_SQUARE;
+        square_steps steps;
+        load_steps(&steps, precision, b, k, values ? here : LN_LOW_SQUARE);
+        for (int64_t j = 0; j < here; j++) {
+            load_low_row(x, precision, b, &steps, k + j, j, by_row);
+            UNROLL for (int r = 0; r < rows; r++) {
+                const lanes factor = splat(a[r * LN_ATTEND_STRIDE + k + j]);
+                UNROLL for (int v = 0; v < b->vectors; v++) sum[r][v] = multiply_add(factor, x[v], sum[r][v]);
+            }
+        }
+    }
+}
+
 /* C [rows, vectors W] (+)= A B for the columns c and up, rows x vectors sums in registers. */
 INLINE void tile(linnet_type precision, const ln_attend_operand *b, const float *a, float *to, bool more, int64_t c,
                  int rows, int vectors, int n, bool values, bool few) {
@@ -236,7 +308,9 @@ INLINE void tile(linnet_type precision, const ln_attend_operand *b, const float 
     }
     for (int64_t p = 0; p < b->count; p++) {
         const b_rows part = rows_of(b, p, c, vectors, n);
-        if (in_blocks(precision))
+        if (ln_low_bits(precision))
+            accumulate_low(sum, precision, &part, b->depth, a, rows, values);
+        else if (in_blocks(precision))
             accumulate_blocks(sum, precision, &part, b->depth, a, rows, values);
         else
             accumulate(sum, precision, &part, 0, b->depth, a, LN_ATTEND_STRIDE, rows, NULL, few);
@@ -297,8 +371,17 @@ INLINE void decode(linnet_type precision, const ln_attend_operand *b, float *to,
         for (int64_t c = 0; c < b->columns; c += W) {
             const b_rows part = rows_of(b, p, c, 1, b->columns - c < W ? (int)(b->columns - c) : W);
             lanes scale = splat(1);
+            square_steps steps;
             for (int64_t k = 0; k < b->depth; k++) {
                 lanes x[VECTORS];
+                if (ln_low_bits(precision)) {
+                    const int64_t left = b->depth - k;
+                    if (k % LN_LOW_SQUARE == 0)
+                        load_steps(&steps, precision, &part, k, values && left < LN_LOW_SQUARE ? left : LN_LOW_SQUARE);
+                    load_low_row(x, precision, &part, &steps, k, k % LN_LOW_SQUARE, values || part.channels);
+                    store(to + k * b->columns + c, x[0], part.n);
+                    continue;
+                }
                 load_row(x, precision, &part, k);
                 if (in_blocks(precision)) {
                     if (values)
@@ -316,7 +399,7 @@ INLINE void decode(linnet_type precision, const ln_attend_operand *b, float *to,
 
 #define PRECISION(name, type)                                                                                   \
     static void product_##name(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool more) { \
-        if (in_blocks(type) && b->values)                                                                       \
+        if (b->values && (in_blocks(type) || ln_low_bits(type)))                                                \
             product(type, b, a, rows, c, more, true, true);                                                     \
         else                                                                                                    \
             product(type, b, a, rows, c, more, false, true);                                                    \
@@ -330,6 +413,10 @@ PRECISION(f16, LINNET_F16)
 PRECISION(bf16, LINNET_BF16)
 PRECISION(q8_0, LINNET_Q8_0)
 PRECISION(q4_0, LINNET_Q4_0)
+PRECISION(q2, LINNET_Q2)
+PRECISION(q3, LINNET_Q3)
+PRECISION(q4, LINNET_Q4)
+PRECISION(q5, LINNET_Q5)
 
 static void product_many(const ln_attend_operand *b, const float *a, int64_t rows, float *c, bool more) {
     product(LINNET_F32, b, a, rows, c, more, false, false);
@@ -398,12 +485,20 @@ LN_ATTEND_SET {
                 [LINNET_F16] = product_f16,
                 [LINNET_BF16] = product_bf16,
                 [LINNET_Q8_0] = product_q8_0,
-                [LINNET_Q4_0] = product_q4_0},
+                [LINNET_Q4_0] = product_q4_0,
+                [LINNET_Q2] = product_q2,
+                [LINNET_Q3] = product_q3,
+                [LINNET_Q4] = product_q4,
+                [LINNET_Q5] = product_q5},
         .decode = {[LINNET_F32] = decode_f32,
                    [LINNET_F16] = decode_f16,
                    [LINNET_BF16] = decode_bf16,
                    [LINNET_Q8_0] = decode_q8_0,
-                   [LINNET_Q4_0] = decode_q4_0},
+                   [LINNET_Q4_0] = decode_q4_0,
+                   [LINNET_Q2] = decode_q2,
+                   [LINNET_Q3] = decode_q3,
+                   [LINNET_Q4] = decode_q4,
+                   [LINNET_Q5] = decode_q5},
         .cap = cap_scores,
         .finite = all_finite,
         .softmax = softmax,

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "base/checked.h"
+#include "kernel/page.h"
 
 enum { RUN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 16 /* huge pages in a layer */ };
 
@@ -115,11 +116,11 @@ linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *sha
     ln_page_layout layout;
     uint64_t slots, pool;
     if (!possible(shape, &layout) || !sizes(shape, &layout, &slots, &pool))
-        return ln_fail(
-            context, LINNET_ERROR_ARGUMENT,
-            "key-value memory needs a precision of f32, f16, bf16, q8_0 or q4_0, head sizes that are multiples of "
-            "8 up to %d, and a context that can be addressed",
-            LN_HEAD_MOST);
+        return ln_fail(context, LINNET_ERROR_ARGUMENT,
+                       "key-value memory needs a precision of f32, f16, bf16, q8_0, q4_0, q5, q4, q3 or q2, head sizes "
+                       "that are multiples of "
+                       "8 up to %d, and a context that can be addressed",
+                       LN_HEAD_MOST);
     ln_memory *made = ln_allocate_zero(context, 1, tables_bytes(shape, slots), "key-value page tables");
     if (!made) return LINNET_ERROR_MEMORY;
     made->context = context;
@@ -233,81 +234,6 @@ int64_t ln_memory_position(const ln_memory *memory) {
     return memory->position;
 }
 
-/* The byte row of a row of Q4_0, its half of a byte, and code i of a block. */
-static int64_t q4_row(int64_t row) {
-    return row / 8 * 4 + row % 4;
-}
-static void put_half(unsigned char *byte, int64_t row, unsigned code) {
-    const unsigned up = row & 4;
-    *byte = (unsigned char)((*byte & (0xf0u >> up)) | code << up);
-}
-static unsigned q4_code(const unsigned char *block, int64_t i) {
-    return (unsigned)block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15u;
-}
-
-static void store_keys(const ln_page_layout *layout, const ln_format *format, unsigned char *page, int64_t token,
-                       const float *row) {
-    uint16_t half[LN_HEAD_MOST];
-    switch (layout->key_type) {
-    case LINNET_F32: {
-        float *to = (float *)(void *)page;
-        for (int64_t k = 0; k < layout->key_size; k++) to[k * LN_PAGE_TOKENS + token] = row[k];
-        return;
-    }
-    case LINNET_Q8_0: {
-        unsigned char block[34];
-        for (int64_t k = 0; k < layout->key_size; k += 32) {
-            float part[32] = {0};
-            const int64_t n = ln_min_i64(32, layout->key_size - k);
-            memcpy(part, row + k, (size_t)n * sizeof *part);
-            format->encode(part, block, 32);
-            memcpy(page + layout->key_scales + (uint64_t)(2 * (k + token)), block, 2);
-            for (int64_t i = 0; i < n; i++) page[(k + i) * LN_PAGE_TOKENS + token] = block[2 + i];
-        }
-        return;
-    }
-    case LINNET_Q4_0: {
-        unsigned char block[18];
-        for (int64_t k = 0; k < layout->key_size; k += 32) {
-            float part[32] = {0};
-            const int64_t n = ln_min_i64(32, layout->key_size - k);
-            memcpy(part, row + k, (size_t)n * sizeof *part);
-            format->encode(part, block, 32);
-            memcpy(page + layout->key_scales + (uint64_t)(2 * (k + token)), block, 2);
-            for (int64_t i = 0; i < n; i++)
-                put_half(page + q4_row(k + i) * LN_PAGE_TOKENS + token, k + i, q4_code(block, i));
-        }
-        return;
-    }
-    default: {
-        uint16_t *to = (uint16_t *)(void *)page;
-        format->encode(row, half, layout->key_size);
-        for (int64_t k = 0; k < layout->key_size; k++) to[k * LN_PAGE_TOKENS + token] = half[k];
-    }
-    }
-}
-
-static void store_values(const ln_page_layout *layout, const ln_format *format, unsigned char *page, int64_t token,
-                         const float *row) {
-    for (int64_t k = 0; k < layout->value_size; k += LN_PANEL) {
-        const int64_t n = ln_min_i64(LN_PANEL, layout->value_size - k);
-        unsigned char *codes = page + layout->values + ln_code_bytes(layout->value_element, k * LN_PAGE_TOKENS);
-        if (layout->value_type == LINNET_Q8_0 || layout->value_type == LINNET_Q4_0) {
-            unsigned char block[34];
-            float part[LN_PANEL] = {0};
-            memcpy(part, row + k, (size_t)n * sizeof *part);
-            format->encode(part, block, 32);
-            memcpy(page + layout->value_scales + (uint64_t)(2 * (k + token)), block, 2);
-            if (layout->value_type == LINNET_Q8_0)
-                memcpy(codes + token * n, block + 2, (size_t)n);
-            else
-                for (int64_t i = 0; i < n; i++) put_half(codes + q4_row(token) * n + i, token, q4_code(block, i));
-        } else {
-            format->encode(row + k, codes + token * n * layout->value_element, n);
-        }
-    }
-}
-
 typedef struct append_call {
     const ln_memory *memory;
     const ln_memory_layer *layer;
@@ -330,11 +256,10 @@ static void append_task(void *argument, int64_t task, int worker) {
                         (uint64_t)(head * call->layer->run) * layout->bytes;
     for (int64_t t = begin; t < end; t++) {
         const int64_t token = (memory->position + t) % LN_PAGE_TOKENS;
-        store_keys(layout, ln_format_of(layout->key_type), to, token,
-                   call->keys + t * call->key_stride + head * layout->key_size);
-        if (!layout->value_in_key)
-            store_values(layout, ln_format_of(layout->value_type), to, token,
-                         call->values + t * call->value_stride + head * layout->value_size);
+        const float *key = call->keys + t * call->key_stride + head * layout->key_size;
+        const float *value =
+            layout->value_in_key ? NULL : call->values + t * call->value_stride + head * layout->value_size;
+        ln_page_encode_token(layout, to, token, key, value);
     }
 }
 

@@ -16,7 +16,7 @@
 typedef struct ln_memory_shape {
     int64_t layers, key_value_heads, key_size, value_size;
     const int64_t *window; /* [layers]; 0: the layer sees everything. NULL: all do */
-    linnet_type precision; /* F32, F16, BF16, Q8_0, Q4_0 */
+    linnet_type precision; /* F32, F16, BF16, Q8_0, Q4_0, Q5 to Q2 */
     int64_t capacity;      /* tokens */
     int64_t piece;         /* most tokens appended between two commits */
     bool value_in_key;     /* values are the first value_size columns of the keys, and are not stored */

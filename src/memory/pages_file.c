@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "kernel/page.h"
 #include "memory/pages_inside.h"
 
 enum { PAGES_TAG = 0x7365676170 /* "pages" */, PAGES_VERSION = 1, PAGE_BYTES_MOST = 8 * LN_PAGE_TOKENS * LN_HEAD_MOST };
@@ -19,33 +20,11 @@ static const unsigned char *page_at(const ln_memory *memory, const ln_memory_lay
 
 /* ---- writing ---- */
 
-/* Clears columns `valid` and up of rows of LN_PAGE_TOKENS columns. */
-static void clear_columns(unsigned char *rows, uint64_t bytes, int64_t element, int64_t valid) {
-    const uint64_t row = (uint64_t)(LN_PAGE_TOKENS * element), kept = (uint64_t)(valid * element);
-    for (uint64_t at = 0; at < bytes; at += row) memset(rows + at + kept, 0, row - kept);
-}
-
-/* Clears rows `valid` and up of LN_PAGE_TOKENS rows of `columns` codes. */
-static void clear_rows(const ln_page_layout *layout, unsigned char *rows, int64_t columns, int64_t valid) {
-    if (layout->value_element) {
-        memset(rows + valid * columns * layout->value_element, 0,
-               (size_t)((LN_PAGE_TOKENS - valid) * columns * layout->value_element));
-        return;
-    }
-    for (int64_t t = valid; t < LN_PAGE_TOKENS; t++)
-        for (int64_t i = 0; i < columns; i++) rows[(t / 8 * 4 + t % 4) * columns + i] &= t & 4 ? 0x0f : 0xf0;
-}
-
 static void put_partial_page(ln_state_writer *writer, const ln_page_layout *layout, const unsigned char *page,
                              int64_t valid) {
     unsigned char copy[PAGE_BYTES_MOST];
     memcpy(copy, page, layout->bytes);
-    clear_columns(copy, layout->key_scales, layout->key_element ? layout->key_element : 1, valid);
-    clear_columns(copy + layout->key_scales, layout->values - layout->key_scales, 2, valid);
-    for (int64_t k = 0; k < layout->value_size; k += LN_PANEL)
-        clear_rows(layout, copy + layout->values + ln_code_bytes(layout->value_element, k * LN_PAGE_TOKENS),
-                   ln_min_i64(LN_PANEL, layout->value_size - k), valid);
-    clear_columns(copy + layout->value_scales, layout->bytes - layout->value_scales, 2, valid);
+    ln_page_clear(layout, copy, valid);
     ln_state_put(writer, copy, layout->bytes);
 }
 

@@ -81,7 +81,7 @@ static const unsigned char *turn_page(const ln_page_layout *layout, const unsign
                                       unsigned char *to) {
     ln_page_layout_of(layout->key_type, layout->key_type, 8, layout->value_size, values);
     const uint64_t shift = values->values; /* keys of that layout are not there */
-    const size_t element = (size_t)layout->key_element;
+    const size_t element = (size_t)layout->key_bits / 8;
     for (int64_t c = 0; c < layout->value_size; c += LN_PANEL) {
         const int64_t n = ln_min_i64(LN_PANEL, layout->value_size - c);
         unsigned char *panel = to + (size_t)(c * LN_PAGE_TOKENS) * element;

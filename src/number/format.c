@@ -315,21 +315,39 @@ uint64_t ln_format_bytes(linnet_type type, int64_t n) {
     return ln_multiply_u64((uint64_t)(n / format->block), (uint64_t)format->bytes, &bytes) ? bytes : 0;
 }
 
+/* Types of pages alone: values in a block and its bytes, as kernel/low_bits.h has them by token. */
+static const struct page_type {
+    linnet_type type;
+    const char *name;
+    int block, bytes;
+} page_types[] = {
+    {LINNET_Q2, "q2", 32, 10}, {LINNET_Q3, "q3", 32, 14}, {LINNET_Q4, "q4", 32, 18}, {LINNET_Q5, "q5", 32, 22}};
+enum { PAGE_TYPES = sizeof page_types / sizeof *page_types };
+
+static const struct page_type *page_type_of(linnet_type type) {
+    for (int i = 0; i < PAGE_TYPES; i++)
+        if (page_types[i].type == type) return &page_types[i];
+    return NULL;
+}
+
 const char *linnet_type_name(linnet_type type) {
     const ln_format *format = ln_format_of(type);
-    return format ? format->name : NULL;
+    const struct page_type *page = page_type_of(type);
+    return format ? format->name : page ? page->name : NULL;
 }
 
 linnet_type linnet_type_of_name(const char *name) {
     for (int row = 0; name && row < LN_TYPES; row++)
-        if (formats[row].name && strcasecmp(formats[row].name, name) == 0) return (linnet_type)row;
+        if (linnet_type_name((linnet_type)row) && strcasecmp(linnet_type_name((linnet_type)row), name) == 0)
+            return (linnet_type)row;
     return LINNET_TYPE_AUTO;
 }
 
 bool linnet_type_layout(linnet_type type, int *block, int *bytes) {
     const ln_format *format = ln_format_of(type);
-    if (!format) return false;
-    if (block) *block = format->block;
-    if (bytes) *bytes = format->bytes;
+    const struct page_type *page = page_type_of(type);
+    if (!format && !page) return false;
+    if (block) *block = format ? format->block : page->block;
+    if (bytes) *bytes = format ? format->bytes : page->bytes;
     return true;
 }

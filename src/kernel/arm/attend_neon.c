@@ -35,6 +35,10 @@ HELPER lanes load_q4(const uint8_t *x, int up, int n) {
     const int16x8_t wide = vsubq_s16(vreinterpretq_s16_u16(vmovl_u8(codes)), vdupq_n_s16(8));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
+HELPER lanes load_bits(const unsigned char *x, int up, int mask) {
+    const uint32x4_t v = vshlq_u32(vreinterpretq_u32_u8(vld1q_u8(x)), vdupq_n_s32(-up));
+    return vcvtq_f32_u32(vandq_u32(v, vdupq_n_u32((uint32_t)mask)));
+}
 HELPER lanes divide(lanes a, lanes b) {
     return vdivq_f32(a, b);
 }

@@ -117,7 +117,7 @@ LN_INLINE float pack_keys_of(linnet_type precision, const ln_page_layout *layout
                              int64_t tokens, unsigned char *to) {
     const __mmask32 mask = first_of_32(tokens);
     const uint16_t *scales = (const uint16_t *)(const void *)(page + layout->key_scales);
-    const int64_t row = LN_PAGE_TOKENS * layout->key_element, whole = 32 * depth_tiles(layout->key_size);
+    const int64_t row = LN_PAGE_TOKENS * layout->key_bits / 8, whole = 32 * depth_tiles(layout->key_size);
     __m512 low = _mm512_setzero_ps(), high = low, scale[2] = {low, low};
     for (int64_t i = 0; i < whole; i += 2) {
         __m512i a = _mm512_setzero_si512(), b = a;
@@ -151,13 +151,13 @@ LN_INLINE float pack_values_of(linnet_type precision, const ln_page_layout *layo
     for (int64_t c = 0; c < layout->value_size; c += LN_PANEL, to += 2 * TILE_BYTES, scales += LN_PAGE_TOKENS) {
         const int64_t columns = layout->value_size - c < LN_PANEL ? layout->value_size - c : LN_PANEL;
         const __mmask32 mask = first_of_32(columns);
-        for (int64_t t = 0; t < LN_PAGE_TOKENS; t += 2, codes += 2 * columns * layout->value_element) {
+        for (int64_t t = 0; t < LN_PAGE_TOKENS; t += 2, codes += 2 * columns * layout->value_bits / 8) {
             __m512i x[2];
             for (int j = 0; j < 2; j++) {
                 const __m512 scale = _mm512_set1_ps(precision == LINNET_Q8_0 && t + j < tokens
                                                         ? _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(scales[t + j])))
                                                         : 0);
-                x[j] = load_codes(precision, codes + j * columns * layout->value_element, t + j < tokens ? mask : 0,
+                x[j] = load_codes(precision, codes + j * columns * layout->value_bits / 8, t + j < tokens ? mask : 0,
                                   scale, scale);
             }
             most = _mm512_max_epu16(most, _mm512_and_si512(x[0], _mm512_set1_epi16(0x7fff)));

@@ -31,6 +31,10 @@ HELPER lanes load_q4(const uint8_t *x, int up, int n) {
     const __m256i code = _mm256_and_si256(_mm256_srl_epi32(bytes, _mm_cvtsi32_si128(up)), _mm256_set1_epi32(15));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)));
 }
+HELPER lanes load_bits(const unsigned char *x, int up, int mask) {
+    const __m256i v = _mm256_srl_epi32(_mm256_loadu_si256((const __m256i *)(const void *)x), _mm_cvtsi32_si128(up));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(mask)));
+}
 HELPER lanes divide(lanes a, lanes b) {
     return _mm256_div_ps(a, b);
 }

@@ -37,6 +37,10 @@ HELPER lanes load_q4(const uint8_t *x, int up, int n) {
     const __m512i code = _mm512_and_si512(shifted, _mm512_set1_epi32(15));
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(code, _mm512_set1_epi32(8)));
 }
+HELPER lanes load_bits(const unsigned char *x, int up, int mask) {
+    const __m512i v = _mm512_srl_epi32(_mm512_loadu_si512(x), _mm_cvtsi32_si128(up));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(v, _mm512_set1_epi32(mask)));
+}
 HELPER lanes divide(lanes a, lanes b) {
     return _mm512_div_ps(a, b);
 }
