@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/context.h"
 #include "base/random.h"
+#include "kernel/page.h"
 #include "mixer/attention.h"
 
 enum { LANE_KINDS = 4, LANE_PAGES = 24 };
@@ -37,50 +38,6 @@ static inline int64_t lane_between(ln_random *random, int64_t least, int64_t mos
 
 /* ---- pages ---- */
 
-/* Code `column` of row `row` of rows of `columns` codes. */
-static inline void lane_put_code(linnet_type type, unsigned char *codes, int64_t row, int64_t columns, int64_t column,
-                                 const unsigned char *block, int64_t i) {
-    const int64_t at = row * columns + column;
-    if (type == LINNET_Q4_0) {
-        unsigned char *byte = codes + (row / 8 * 4 + row % 4) * columns + column;
-        const unsigned code = (unsigned)block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15u;
-        *byte = (unsigned char)(row & 4 ? (*byte & 0x0f) | code << 4 : (*byte & 0xf0) | code);
-    } else if (type == LINNET_Q8_0) {
-        codes[at] = block[2 + i];
-    } else {
-        const int64_t size = type == LINNET_F32 ? 4 : 2;
-        memcpy(codes + at * size, block + i * size, (size_t)size);
-    }
-}
-
-/* A token's row: of keys (a column of the page) or of values; kept: what the page then holds. */
-static inline void lane_put_row(const ln_page_layout *layout, unsigned char *page, bool values, int64_t token,
-                                const float *row, double *kept) {
-    const linnet_type type = values ? layout->value_type : layout->key_type;
-    const int64_t size = values ? layout->value_size : layout->key_size;
-    const bool blocks = type == LINNET_Q8_0 || type == LINNET_Q4_0;
-    for (int64_t k = 0; k < size; k += 32) {
-        const int64_t n = ln_min_i64(32, size - k);
-        float part[32] = {0}, back[32];
-        unsigned char block[128];
-        memcpy(part, row + k, (size_t)n * sizeof *part);
-        ln_format_of(type)->encode(part, block, 32);
-        ln_format_of(type)->decode(block, back, 32);
-        unsigned char *scales = page + (values ? layout->value_scales : layout->key_scales);
-        if (blocks) memcpy(scales + 2 * (k + token), block, 2);
-        for (int64_t i = 0; i < n; i++) {
-            kept[k + i] = (double)back[i];
-            const int64_t element = values ? layout->value_element : layout->key_element;
-            unsigned char *codes =
-                page + (values ? layout->values + ln_code_bytes(element, k * LN_PAGE_TOKENS) : (uint64_t)0);
-            if (values)
-                lane_put_code(type, codes, token, n, i, block, i);
-            else
-                lane_put_code(type, codes, k + i, LN_PAGE_TOKENS, token, block, i);
-        }
-    }
-}
-
 static inline void lane_fill(lane *l, ln_random *random) {
     const ln_attention *a = &l->attention;
     const int64_t keys = l->pages * LN_PAGE_TOKENS;
@@ -95,14 +52,18 @@ static inline void lane_fill(lane *l, ln_random *random) {
         for (int64_t key = 0; key < keys; key++) {
             const int64_t page = key / LN_PAGE_TOKENS, token = key % LN_PAGE_TOKENS;
             const ln_page_layout *layout = &l->layouts[l->kinds[page]];
-            float row[LN_HEAD_MOST];
+            float key_row[LN_HEAD_MOST], value_row[LN_HEAD_MOST];
             l->slots[page] = l->bytes + (uint64_t)page * l->stride;
             if (token >= l->counts[page]) continue;
             unsigned char *to = l->bytes + (uint64_t)h * head_bytes + (uint64_t)page * l->stride;
-            for (int64_t i = 0; i < a->key_size; i++) row[i] = (float)ln_random_normal(random);
-            lane_put_row(layout, to, false, token, row, l->keys + (h * keys + key) * a->key_size);
-            for (int64_t i = 0; i < a->value_size; i++) row[i] = (float)ln_random_normal(random);
-            lane_put_row(layout, to, true, token, row, l->values + (h * keys + key) * a->value_size);
+            for (int64_t i = 0; i < a->key_size; i++) key_row[i] = (float)ln_random_normal(random);
+            for (int64_t i = 0; i < a->value_size; i++) value_row[i] = (float)ln_random_normal(random);
+            ln_page_encode_token(layout, to, token, key_row, value_row);
+            ln_page_decode_token(layout, to, token, key_row, value_row);
+            double *kept = l->keys + (h * keys + key) * a->key_size;
+            for (int64_t i = 0; i < layout->key_size; i++) kept[i] = (double)key_row[i];
+            kept = l->values + (h * keys + key) * a->value_size;
+            for (int64_t i = 0; i < layout->value_size; i++) kept[i] = (double)value_row[i];
         }
 }
 

@@ -12,8 +12,9 @@
 #include "base/cpu.h"
 
 static const char *const levels[] = {"portable", "avx2", "avx512", "all"};
-static const linnet_type types[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0, LINNET_Q4_0};
-enum { LEVELS = 4, TYPES = 5 };
+static const linnet_type types[] = {LINNET_F32, LINNET_F16, LINNET_BF16, LINNET_Q8_0, LINNET_Q4_0,
+                                    LINNET_Q5,  LINNET_Q4,  LINNET_Q3,   LINNET_Q2};
+enum { LEVELS = 4, TYPES = 9 };
 
 static bool level_is_new(int level) {
     unsigned mask, before = 0;
