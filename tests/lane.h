@@ -1,7 +1,8 @@
 /* A lane for tests of what reads its pages: a text of random keys, values and queries, whose tokens lie in pages of
  * several layouts, partly filled, in any order; and attention's matrix in float64, written down in full.
  *
- * Numbers are bf16, so that pages of float32 and of bf16 hold them alike. */
+ * Numbers are bf16, so that pages of float32 and of bf16 hold them alike; of other pages, what they decode to counts.
+ */
 #ifndef LN_TESTS_LANE_H
 #define LN_TESTS_LANE_H
 
@@ -13,9 +14,10 @@
 #include "base/cpu.h"
 #include "base/random.h"
 #include "kernel/kernel.h"
+#include "kernel/page.h"
 #include "mixer/mask.h"
 
-enum { LANE_TEXT = 1200, LANE_PAGES = 120, LANE_SLOTS = 32 * LANE_PAGES, LANE_KINDS = 3, LANE_KEEPS = 2 };
+enum { LANE_TEXT = 1200, LANE_PAGES = 120, LANE_SLOTS = 32 * LANE_PAGES, LANE_KINDS = 6, LANE_KEEPS = 2 };
 
 typedef struct lane {
     ln_kernels kernels;
@@ -27,13 +29,14 @@ typedef struct lane {
     bool biased;
     /* the pages */
     int64_t text, pages; /* tokens so far */
-    bool narrow;         /* pages of kind 2 have fewer columns of keys */
+    int64_t used_kinds;  /* pages are packed anew in the first of the layouts */
     ln_page_layout layouts[LANE_KINDS];
     uint8_t kinds[LANE_PAGES], counts[LANE_PAGES];
     int32_t positions[LANE_SLOTS];
     int64_t keeps; /* floats in kept of each token */
     float kept[LANE_SLOTS * LANE_KEEPS];
     unsigned char *bytes;
+    float *rows; /* [32 pages][key_size]: keys as the pages have them */
     const unsigned char *slots[LANE_PAGES];
     ln_page_view view;
 } lane;
@@ -56,9 +59,13 @@ static inline void lane_open(lane *l, uint64_t seed, unsigned cpu, int64_t group
     for (int64_t i = 0; i < LANE_TEXT * value_size; i++) l->value[i] = lane_number(l);
     for (int64_t i = 0; i < LANE_TEXT * group * key_size; i++) l->query[i] = 2 * lane_number(l);
     for (int64_t i = 0; i < LANE_SLOTS; i++) l->bias[i] = (float)ln_random_unit(&l->random);
-    ln_page_layout_of(LINNET_F32, LINNET_F32, key_size, value_size, &l->layouts[0]);
-    ln_page_layout_of(LINNET_BF16, LINNET_BF16, key_size, value_size, &l->layouts[1]);
-    ln_page_layout_of(LINNET_F32, LINNET_F32, key_size, value_size, &l->layouts[2]);
+    static const linnet_type types[LANE_KINDS] = {LINNET_F32,  LINNET_BF16, LINNET_F32,
+                                                  LINNET_Q8_0, LINNET_Q4,   LINNET_Q3};
+    for (int k = 0; k < LANE_KINDS; k++)
+        ln_page_layout_of(types[k], types[k], k == 2 ? key_size / 2 / 8 * 8 : key_size, value_size, &l->layouts[k]);
+    ln_page_layout_by_channel(&l->layouts[5]);
+    l->used_kinds = 2; /* what holds the numbers as they are */
+    l->rows = malloc(sizeof(float) * (size_t)(LANE_SLOTS * key_size));
     l->bytes = aligned_alloc(64, (size_t)l->layouts[0].bytes * LANE_PAGES);
     memset(l->bytes, 0xff, (size_t)l->layouts[0].bytes * LANE_PAGES); /* NaN where nothing was written */
 }
@@ -68,31 +75,30 @@ static inline void lane_close(lane *l) {
     free(l->value);
     free(l->query);
     free(l->bytes);
-}
-
-/* Keys of kind 2 have only half of the columns. Before anything is appended. */
-static inline void lane_narrow(lane *l) {
-    l->narrow = true;
-    ln_page_layout_of(LINNET_F32, LINNET_F32, l->key_size / 2 / 8 * 8, l->value_size, &l->layouts[2]);
+    free(l->rows);
 }
 
 static inline void lane_add_page(lane *l, int kind, const int32_t *positions, int64_t count) {
     const int64_t page = l->pages++;
     const ln_page_layout *layout = &l->layouts[kind];
     unsigned char *to = l->bytes + (uint64_t)page * l->layouts[0].bytes;
-    const void *keys[32], *values[32];
-    static uint16_t rounded[2][32][LN_HEAD_MOST];
-    memset(to, 0xff, (size_t)layout->bytes);
+    float keys[32][LN_HEAD_MOST], values[32][LN_HEAD_MOST];
     for (int64_t t = 0; t < count; t++) {
-        const float *k = l->key + positions[t] * l->key_size, *v = l->value + positions[t] * l->value_size;
-        keys[t] = k, values[t] = v;
         l->positions[32 * page + t] = positions[t];
-        if (layout->key_type != LINNET_BF16) continue;
-        for (int64_t i = 0; i < l->key_size; i++) rounded[0][t][i] = ln_float_bf16(k[i]);
-        for (int64_t i = 0; i < l->value_size; i++) rounded[1][t][i] = ln_float_bf16(v[i]);
-        keys[t] = rounded[0][t], values[t] = rounded[1][t];
+        memcpy(keys[t], l->key + positions[t] * l->key_size, (size_t)l->key_size * sizeof(float));
+        memcpy(values[t], l->value + positions[t] * l->value_size, (size_t)l->value_size * sizeof(float));
     }
-    if (count) ln_page_fill(layout, to, layout->key_type, count, keys, values);
+    if (count) ln_page_encode(layout, to, count, keys[0], LN_HEAD_MOST, values[0], LN_HEAD_MOST);
+    for (int64_t t = 0; t < count; t++) {
+        float *row = l->rows + (32 * page + t) * l->key_size;
+        memset(row, 0, (size_t)l->key_size * sizeof *row);
+        ln_page_decode_token(layout, to, t, row, NULL);
+    }
+    if (layout->key_type == LINNET_F32) { /* what was not written is anything */
+        float *codes = (float *)(void *)to;
+        for (int64_t i = 0; i < layout->key_size; i++)
+            for (int64_t t = count; t < 32; t++) codes[32 * i + t] = NAN;
+    }
     l->kinds[page] = (uint8_t)kind;
     l->counts[page] = (uint8_t)count;
     l->slots[page] = to;
@@ -148,7 +154,7 @@ static inline void lane_repack(lane *l, const bool *keep, bool shuffle) {
         const int64_t count = room > 0 ? 1 + (int64_t)ln_random_below(&l->random, (uint64_t)most) : most;
         for (int64_t t = 0; t < count; t++)
             memcpy(l->kept + (32 * l->pages + t) * keeps, moved[order[at + t]], (size_t)keeps * sizeof **moved);
-        lane_add_page(l, (int)ln_random_below(&l->random, l->narrow ? 3 : 2), order + at, count);
+        lane_add_page(l, (int)ln_random_below(&l->random, (uint64_t)l->used_kinds), order + at, count);
         at += count;
     }
 }
@@ -162,9 +168,8 @@ static inline bool lane_there(const lane *l, int64_t index) {
 
 /* The logit of key `index` for a query of the text. */
 static inline double lane_logit(const lane *l, int64_t position, int64_t head, int64_t index) {
-    const float *q = l->query + (position * l->group + head) * l->key_size,
-                *k = l->key + l->positions[index] * l->key_size;
-    const int64_t size = l->layouts[l->kinds[index / 32]].key_size;
+    const float *q = l->query + (position * l->group + head) * l->key_size, *k = l->rows + index * l->key_size;
+    const int64_t size = l->key_size;
     double dot = 0;
     for (int64_t i = 0; i < size; i++) dot += (double)q[i] * (double)k[i];
     dot *= (double)l->scale;

@@ -1,7 +1,9 @@
-/* Allocators: how a budget is divided over layers, and that of a layer over its heads.
+/* Allocators: how a budget is divided over layers, and that of a layer over its heads. What is divided is what is left
+ * when sinks and recent tokens, which all heads keep, are paid for.
  *
- * Layers get shares, which sum to 1; heads get whole tokens, whose sum is exactly what the layer has to give, whatever
- * the rule says: each head at least `least` of them and never more than it holds. */
+ * Layers get shares, which sum to 1, none more than holds the whole text; heads get whole tokens, whose sum is exactly
+ * what the layer has to give, whatever the rule says: each head at least `least` of them and never more than it
+ * holds. */
 #ifndef LN_MEMORY_ALLOCATE_H
 #define LN_MEMORY_ALLOCATE_H
 
@@ -14,8 +16,8 @@ enum { LN_STATISTICS_MASS = 64 };
 
 /* Of one layer, over the text so far. */
 typedef struct ln_statistics {
-    int64_t count;                   /* tokens that cosine was taken from, pieces that mass was; 0: nothing is known */
-    double cosine;                   /* of the residual stream before and after attention, mean over tokens */
+    int64_t cosines, masses;         /* tokens and pieces that the next two are means over; 0: unknown */
+    double cosine;                   /* of the residual stream before and after attention */
     double mass[LN_STATISTICS_MASS]; /* share of attention that the top (i + 1) / 64 of the tokens hold */
     const double *distance;          /* [key-value heads]: of its output from the mean of all heads; NULL: unknown */
 } ln_statistics;
@@ -68,7 +70,7 @@ void ln_allocate_round(const double *share, int64_t n, int64_t tokens, int64_t l
 /* Running mean of the cosine of rows before and after (residual stream), `tokens` rows of n. */
 void ln_statistics_cosine(ln_statistics *statistics, const float *before, const float *after, int64_t tokens,
                           int64_t n);
-/* The curve of one lane's weights (none negative), count of them; workspace: count floats. Mean over the calls. */
+/* The curve of one lane's weights (none negative), count of them; workspace: 2 count floats. Mean over the calls. */
 void ln_statistics_mass(ln_statistics *statistics, const float *weights, int64_t count, float *workspace);
 /* distance[key-value head] = mean over tokens and its group of |o_h - mean over heads of o|. output: [tokens][heads]
  * [value_size], strides in floats. */

@@ -119,26 +119,41 @@ void ln_scene_pool(const ln_scene *s, const float *from, int64_t end, int64_t wi
 
 /* ---- values ---- */
 
-uint64_t ln_scene_rows_bytes(const ln_scene *shape) {
-    return ln_page_rows_workspace(ln_max_i64(shape->key_size, shape->value_size)) +
-           (uint64_t)(LN_PAGE_TOKENS * shape->value_size) * sizeof(float);
+uint64_t ln_scene_page_bytes(const ln_scene *shape) {
+    return (uint64_t)(LN_PAGE_TOKENS * ln_max_i64(shape->key_size, LN_PANEL)) * sizeof(float);
+}
+
+/* sums[t] += the power of `columns` values from `from` on, token t's stride apart from those of token 0. */
+static void add_powers(const float *from, int64_t columns, int64_t step, int64_t token_step, int64_t count, int power,
+                       double *sums) {
+    for (int64_t t = 0; t < count; t++) {
+        for (int64_t i = 0; i < columns; i++) {
+            const double x = (double)from[i * step + t * token_step];
+            sums[t] += power == 1 ? fabs(x) : x * x;
+        }
+    }
 }
 
 void ln_scene_value_norms(const ln_scene *s, int power, float *workspace, float *norms) {
-    float *rows = workspace + LN_PAGE_TOKENS * ln_max_i64(ln_max_i64(s->key_size, s->value_size), LN_PANEL);
+    const ln_attend_kernels *kernels = &s->kernels->attend;
     for (int64_t page = 0; page < s->pages; page++) {
+        const ln_page_layout *layout = ln_page_layout_at(s->view, page);
+        const unsigned char *bytes = ln_page_of(s->view, s->view_head, page);
         const int64_t count = ln_scene_count(s, page);
-        ln_page_value_rows(&s->kernels->attend, ln_page_layout_at(s->view, page),
-                           ln_page_of(s->view, s->view_head, page), count, rows, s->value_size, workspace);
-        for (int64_t t = 0; t < count; t++) {
-            const float *v = rows + t * s->value_size;
-            double sum = 0;
-            for (int64_t i = 0; i < s->value_size; i++) {
-                const double x = (double)v[i];
-                sum += power == 1 ? fabs(x) : x * x;
-            }
-            norms[page * LN_PAGE_TOKENS + t] = (float)fmin(power == 1 ? sum : sqrt(sum), 1e30);
+        double sums[LN_PAGE_TOKENS] = {0};
+        if (layout->value_in_key) {
+            ln_page_decode_keys(kernels, layout, bytes, workspace);
+            add_powers(workspace, layout->value_size, LN_PAGE_TOKENS, 1, count, power, sums);
         }
+        for (int64_t panel = 0; !layout->value_in_key && panel * LN_PANEL < layout->value_size; panel++) {
+            const int64_t columns = ln_min_i64(LN_PANEL, layout->value_size - panel * LN_PANEL);
+            const ln_attend_part part = ln_page_values(layout, bytes, panel, 0);
+            kernels->decode[layout->value_type](&(ln_attend_operand){&part, 1, LN_PAGE_TOKENS, columns, true},
+                                                workspace);
+            add_powers(workspace, columns, 1, columns, count, power, sums);
+        }
+        for (int64_t t = 0; t < count; t++)
+            norms[page * LN_PAGE_TOKENS + t] = (float)fmin(power == 1 ? sums[t] : sqrt(sums[t]), 1e30);
     }
 }
 

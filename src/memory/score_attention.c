@@ -41,7 +41,7 @@ static parts carve(ln_carver *carver, const ln_scene *s, int needs) {
         p.other = ln_carve(carver, slots, sizeof *p.other);
     }
     if (needs & PROBES) p.chosen = ln_carve(carver, (uint64_t)s->observed, sizeof *p.chosen);
-    if (needs & VALUES) p.rows = ln_carve(carver, 1, ln_scene_rows_bytes(s));
+    if (needs & VALUES) p.rows = ln_carve(carver, 1, ln_scene_page_bytes(s));
     return p;
 }
 

@@ -51,7 +51,7 @@ static parts carve(ln_carver *carver, const ln_scene *s) {
     p.keys = ln_carve(carver, size, LN_PAGE_TOKENS * cell);
     p.logits = ln_carve(carver, group * slots, cell);
     p.norms = ln_carve(carver, slots, cell);
-    p.rows = ln_carve(carver, 1, ln_scene_rows_bytes(s));
+    p.rows = ln_carve(carver, 1, ln_scene_page_bytes(s));
     p.count = s->state;
     if (p.count) {
         p.mean = (float *)(void *)(p.count + 1);

@@ -5,7 +5,6 @@
 #include "memory/score.h"
 #include "mixer/carve.h"
 #include "mixer/columns.h"
-#include "mixer/page_rows.h"
 
 /* The rows, one file each. */
 extern const ln_scorer ln_scorer_h2o, ln_scorer_scissorhands, ln_scorer_snapkv, ln_scorer_critical, ln_scorer_tova,
@@ -40,9 +39,9 @@ int64_t ln_scene_order(const ln_scene *s, int32_t *order, int32_t *other);
  * before position `end`; others count as 0. Tokens from `end` on: as they are. order, other: [32 pages]. */
 void ln_scene_pool(const ln_scene *s, const float *from, int64_t end, int64_t width, bool maximum, int32_t *order,
                    int32_t *other, float *score);
-/* norms[i] = (sum of |v|^power)^(1 / power), power 1 or 2, over the lane's values; workspace: ln_scene_rows_bytes. */
+/* norms[i] = (sum of |v|^power)^(1 / power), power 1 or 2, over the lane's values; workspace: ln_scene_page_bytes. */
 void ln_scene_value_norms(const ln_scene *s, int power, float *workspace, float *norms);
-uint64_t ln_scene_rows_bytes(const ln_scene *shape);
+uint64_t ln_scene_page_bytes(const ln_scene *shape);
 
 /* A policy's window or pooling, where it names one. */
 static inline int64_t ln_or_default(int64_t value, int64_t fallback) {

@@ -4,11 +4,11 @@
  * spread is the standard deviation of x' over the channels; softmax over the partition; the same of the values; mean of
  * both. The score is the rank of that within the partition, (rank + 1) / tokens: each partition keeps the same share.
  * Partitions begin at the policy's sinks. A token's score is final once the partition after its own is there; until
- * then it scores 2. Kept: 4 bytes a token, 0: not judged. State: 8 bytes. Workspace: 8 bytes a token of the lane, and
- * rows of a page. */
+ * then it scores 2. Kept: 4 bytes a token, 0: not judged. State: 8 bytes. Workspace: 8 bytes a token of the lane. */
 #include <math.h>
 #include <string.h>
 
+#include "kernel/page.h"
 #include "memory/score_inside.h"
 
 enum { LAG = 128 };
@@ -19,10 +19,9 @@ typedef struct state {
 } state;
 
 typedef struct parts {
-    int32_t *order, *other; /* [32 pages] */
-    float *page, *rows;     /* a page decoded: scratch, tokens as rows [32][size] */
-    float *least, *most;    /* [size] */
-    double *spread, *sum;   /* [LAG] */
+    int32_t *order, *other;    /* [32 pages] */
+    float *row, *least, *most; /* [size] */
+    double *spread, *sum;      /* [LAG] */
 } parts;
 
 static parts carve(ln_carver *carver, const ln_scene *s) {
@@ -30,8 +29,7 @@ static parts carve(ln_carver *carver, const ln_scene *s) {
     parts p;
     p.order = ln_carve(carver, slots, sizeof *p.order);
     p.other = ln_carve(carver, slots, sizeof *p.other);
-    p.page = ln_carve(carver, 1, ln_page_rows_workspace((int64_t)size));
-    p.rows = ln_carve(carver, size, LN_PAGE_TOKENS * sizeof *p.rows);
+    p.row = ln_carve(carver, size, sizeof *p.row);
     p.least = ln_carve(carver, size, sizeof *p.least);
     p.most = ln_carve(carver, size, sizeof *p.most);
     p.spread = ln_carve(carver, LAG, sizeof *p.spread);
@@ -50,32 +48,26 @@ static uint64_t state_bytes(const ln_policy *policy, const ln_scene *shape) {
     return sizeof(state);
 }
 
-/* Rows of tokens, keys or values, a page at a time. */
+/* Tokens as rows: keys, with zeros for columns that their page leaves out, or values. */
 typedef struct reader {
     const ln_scene *scene;
     const parts *p;
     bool values;
-    int64_t size, page;
+    int64_t size;
 } reader;
 
-static const float *row_of(reader *r, int64_t index) {
+static const float *row_of(const reader *r, int64_t index) {
     const ln_scene *s = r->scene;
     const int64_t page = index / LN_PAGE_TOKENS;
-    if (page != r->page) {
-        const ln_page_layout *layout = ln_page_layout_at(s->view, page);
-        const unsigned char *bytes = ln_page_of(s->view, s->view_head, page);
-        if (r->values)
-            ln_page_value_rows(&s->kernels->attend, layout, bytes, ln_scene_count(s, page), r->p->rows, r->size,
-                               r->p->page);
-        else
-            ln_page_key_rows(&s->kernels->attend, layout, bytes, ln_scene_count(s, page), r->size, r->p->rows, r->size,
-                             r->p->page);
-        r->page = page;
-    }
-    return r->p->rows + index % LN_PAGE_TOKENS * r->size;
+    const ln_page_layout *layout = ln_page_layout_at(s->view, page);
+    const unsigned char *bytes = ln_page_of(s->view, s->view_head, page);
+    if (!r->values) memset(r->p->row, 0, (size_t)r->size * sizeof *r->p->row);
+    ln_page_decode_token(layout, bytes, index % LN_PAGE_TOKENS, r->values ? NULL : r->p->row,
+                         r->values ? r->p->row : NULL);
+    return r->p->row;
 }
 
-static void find_range(reader *r, const int32_t *tokens, int64_t n) {
+static void find_range(const reader *r, const int32_t *tokens, int64_t n) {
     const parts *p = r->p;
     for (int64_t t = 0; t < n; t++) {
         const float *x = row_of(r, tokens[t]);
@@ -103,7 +95,8 @@ static double spread_of(const reader *r, const float *x) {
 }
 
 /* p->sum += softmax of the spreads of the partition. */
-static void add_spreads(reader *r, const int32_t *tokens, int64_t n, const int32_t *reference, int64_t references) {
+static void add_spreads(const reader *r, const int32_t *tokens, int64_t n, const int32_t *reference,
+                        int64_t references) {
     const parts *p = r->p;
     find_range(r, reference, references);
     double most = 0, total = 0;
@@ -134,7 +127,7 @@ static void judge(ln_scene *s, const parts *p, int64_t n, int64_t first) {
     if (tokens == 0) return;
     memset(p->sum, 0, LAG * sizeof *p->sum);
     for (int values = 0; values < 2 && next > end; values++) {
-        reader r = {s, p, values, values ? s->value_size : s->key_size, -1};
+        const reader r = {s, p, values, values ? s->value_size : s->key_size};
         add_spreads(&r, p->order + begin, tokens, p->order + end, next - end);
     }
     for (int64_t t = 0; t < tokens; t++) {

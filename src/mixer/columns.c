@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "mixer/carve.h"
-#include "mixer/page_rows.h"
 
 enum { TILE_ROWS = 48, BLOCK_PAGES = LN_ATTEND_BLOCK / LN_PAGE_TOKENS };
 
@@ -55,6 +54,16 @@ static bool reads_page(const ln_columns *c, const ln_page_layout *layout) {
     return layout->key_type == LINNET_F32 || few_rows(c);
 }
 
+void ln_page_decode_keys(const ln_attend_kernels *kernels, const ln_page_layout *layout, const unsigned char *page,
+                         float *to) {
+    for (int64_t column = 0; column < layout->key_size; column += LN_ATTEND_DEPTH) {
+        const ln_attend_part part = ln_page_keys(layout, page, column);
+        const int64_t depth = ln_min_i64(LN_ATTEND_DEPTH, layout->key_size - column);
+        kernels->decode[layout->key_type](&(ln_attend_operand){&part, 1, depth, LN_PAGE_TOKENS, false},
+                                          to + column * LN_PAGE_TOKENS);
+    }
+}
+
 static void decode_block(const ln_columns *c, int64_t page, int64_t pages, const scratch *s) {
     for (int64_t p = 0; p < pages; p++) {
         const ln_page_layout *layout = ln_page_layout_at(c->view, page + p);
@@ -66,12 +75,12 @@ static void decode_block(const ln_columns *c, int64_t page, int64_t pages, const
 
 static void multiply_page(const ln_columns *c, int64_t page, int64_t at, int64_t rows, const scratch *s) {
     const ln_page_layout *layout = ln_page_layout_at(c->view, page);
-    const ln_attend_product product =
-        few_rows(c) ? c->kernels->attend.few[layout->key_type] : c->kernels->attend.many;
+    const ln_attend_product product = few_rows(c) ? c->kernels->attend.few[layout->key_type] : c->kernels->attend.many;
     for (int64_t column = 0; column < layout->key_size; column += LN_ATTEND_DEPTH) {
         ln_attend_part part = ln_page_keys(layout, ln_page_of(c->view, c->head, page), column);
         if (!reads_page(c, layout))
-            part.codes = (const unsigned char *)(s->keys + (at * c->key_size + column) * LN_PAGE_TOKENS);
+            part = (ln_attend_part){
+                .codes = (const unsigned char *)(s->keys + (at * c->key_size + column) * LN_PAGE_TOKENS)};
         const ln_attend_operand keys = {&part, 1, ln_min_i64(LN_ATTEND_DEPTH, layout->key_size - column),
                                         LN_PAGE_TOKENS, false};
         product(&keys, s->query + column / LN_ATTEND_DEPTH * TILE_ROWS * LN_ATTEND_STRIDE, rows,

@@ -44,6 +44,10 @@ uint64_t ln_columns_workspace(int64_t key_size);
 /* workspace: aligned to 64. Rows of which nobody sees a block's keys are left out. */
 void ln_columns_run(const ln_columns *columns, void *workspace, ln_columns_take take, void *taker);
 
+/* A page's keys as floats: [layout->key_size][32 tokens]. */
+void ln_page_decode_keys(const ln_attend_kernels *kernels, const ln_page_layout *layout, const unsigned char *page,
+                         float *to);
+
 static inline int64_t ln_columns_token(const ln_columns *columns, int64_t row) {
     return columns->chosen ? columns->chosen[row / columns->group] : row / columns->group;
 }
