@@ -1,5 +1,6 @@
 /* Mergers: what becomes of tokens that are evicted. A key that stands for n tokens has weight n: attention adds log n
- * to its scores, so that where the n keys and values are the same nothing changes.
+ * to its scores, so that where the n keys and values are the same nothing changes. Rows that are not finite are never
+ * merged.
  *
  *     key <- (n key + m key') / (n + m), value likewise, n <- n + m */
 #ifndef LN_MEMORY_MERGE_H
@@ -8,9 +9,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernel/kernel.h"
 #include "memory/policy.h"
 
 typedef struct ln_merge {
+    const ln_kernels *kernels;
     int64_t key_size, value_size;
     int64_t kept;
     float *keys, *values; /* [kept][size] */
@@ -18,6 +21,7 @@ typedef struct ln_merge {
     int64_t evicted;
     const float *evicted_keys, *evicted_values; /* [evicted][size] */
     const float *evicted_counts;                /* [evicted]; NULL: 1 each */
+    void *workspace;                            /* ln_merge_workspace bytes, 64-aligned */
     double similar;                             /* evicted keys whose cosine with every kept key is below it are gone */
     int32_t *into;                              /* [evicted], out: the kept token that each was merged into; -1: gone */
 } ln_merge;
@@ -27,6 +31,9 @@ struct ln_merger {
     bool summary; /* the first kept token is a summary, made by the merger, whose count begins at 0 */
     void (*merge)(const ln_merge *merge);
 };
+
+/* Bytes, however many tokens there are. */
+uint64_t ln_merge_workspace(int64_t key_size);
 
 const ln_merger *ln_merger_of(const char *name);
 const ln_merger *ln_merger_at(int index);
