@@ -14,7 +14,7 @@
 
 #include "base/checked.h"
 #include "model/forward.h"
-#include "model/heads_basis.h"
+#include "model/heads_norms.h"
 
 enum {
     CALIBRATION_TOKENS = 4096,
@@ -273,12 +273,18 @@ static void fold_output_row(void *argument, int64_t row, int worker) {
     }
 }
 
-/* Prepares norms of heads: x [tokens, count, size]. */
-static void normalise(const ln_heads *heads, float *x, int64_t count, const float *norm) {
+/* x [tokens, count, size] through the norm. scale [count], where it is not NULL, gets the means of 1 / rms before. */
+static void normalise(const ln_heads *heads, float *x, int64_t count, const float *norm, double *scale) {
     const ln_hyperparameters *h = &heads->model->hyper;
-    for (int64_t i = 0; norm && i < heads->tokens * count; i++)
-        heads->model->kernels.vector.rms_norm(x + i * h->key_size, x + i * h->key_size, norm, h->key_size,
-                                              h->norm_epsilon);
+    const int64_t size = h->key_size;
+    for (int64_t i = 0; scale && i < count; i++) scale[i] = 0;
+    for (int64_t i = 0; norm && i < heads->tokens * count; i++) {
+        double square = 0;
+        for (int64_t k = 0; scale && k < size; k++) square += (double)x[i * size + k] * (double)x[i * size + k];
+        if (scale)
+            scale[i % count] += 1 / sqrt(square / (double)size + (double)h->norm_epsilon) / (double)heads->tokens;
+        heads->model->kernels.vector.rms_norm(x + i * size, x + i * size, norm, size, h->norm_epsilon);
+    }
 }
 
 static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_head_bases *bases, const float *h) {
@@ -304,12 +310,25 @@ static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_h
     float *key = query ? project(heads, &layer->key, layer->key_bias, h) : NULL;
     float *value = key ? project(heads, &layer->value, layer->value_bias, h) : NULL;
     if (!value) return LINNET_ERROR_MEMORY;
-    normalise(heads, query, hyper->heads, layer->query_norm);
-    normalise(heads, key, hyper->key_value_heads, layer->key_norm);
+    double *scale = take(heads, hyper->key_value_heads, sizeof *scale, "norms of heads");
+    if (!scale) return LINNET_ERROR_MEMORY;
+    normalise(heads, query, hyper->heads, layer->query_norm, NULL);
+    normalise(heads, key, hyper->key_value_heads, layer->key_norm, scale);
     samples.query = query;
     samples.key = key;
     samples.value = value;
-    return ln_head_bases_fit(heads->context, &samples, bases);
+    status = ln_head_bases_fit(heads->context, &samples, bases);
+    if (status != LINNET_OK || (!layer->query_norm && !layer->key_norm)) return status;
+    float *made = heads->made + f->at.norms;
+    ln_head_norms norms = {.query = layer->query_norm,
+                           .key = layer->key_norm,
+                           .key_scale = scale,
+                           .new_query = made,
+                           .new_key = made + hyper->key_size};
+    status = ln_head_norms_fit(heads->context, &samples, bases, &norms);
+    ln_log(heads->context, LINNET_LOG_INFO, "norms of merged heads: lengths of keys off by %.3f, of queries by %.3f",
+           norms.key_error, norms.query_error);
+    return status;
 }
 
 static linnet_status make_layer(ln_heads *heads, int64_t index) {
@@ -335,13 +354,13 @@ static linnet_status make_layer(ln_heads *heads, int64_t index) {
     f.sums = f.output ? take(heads, ln_team_size(team) * h->width, sizeof(double), "a layer's weights") : NULL;
     if (!f.sums) return LINNET_ERROR_MEMORY;
     const float *seen = heads->seen ? heads->seen + index * heads->tokens * h->width : NULL;
+    if (layer->query_norm) memcpy(heads->made + f.at.norms, layer->query_norm, (size_t)h->key_size * sizeof(float));
+    if (layer->key_norm)
+        memcpy(heads->made + f.at.norms + h->key_size, layer->key_norm, (size_t)h->key_size * sizeof(float));
     const linnet_status status = merge(heads, layer, &f, &bases, seen);
     if (status == LINNET_OK) {
         ln_parallel(team, f.at.rows[0] + f.at.rows[1] + f.at.rows[2], fold_row, &f);
         ln_parallel(team, h->width, fold_output_row, &f);
-        if (layer->query_norm) memcpy(heads->made + f.at.norms, layer->query_norm, (size_t)h->key_size * sizeof(float));
-        if (layer->key_norm)
-            memcpy(heads->made + f.at.norms + h->key_size, layer->key_norm, (size_t)h->key_size * sizeof(float));
         if (!heads->mean)
             ln_log(heads->context, LINNET_LOG_INFO,
                    "layer %lld: %lld heads keep %.4f of the weighted energy of keys, %.4f of values", (long long)index,
@@ -436,10 +455,6 @@ static linnet_status open_heads(ln_heads *heads, const char *source, const linne
     heads->made = ln_allocate(context, (uint64_t)places_of(heads).all, sizeof *heads->made, "a layer's weights");
     if (!heads->made) return LINNET_ERROR_MEMORY;
     if (heads->mean) return LINNET_OK;
-    for (int64_t i = 0; i < heads->model->hyper.layers; i++)
-        if (heads->model->layers[i].query_norm || heads->model->layers[i].key_norm)
-            return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
-                           "%s has norms of queries and keys: no basis of its heads goes through them", source);
     status = find_steady(heads);
     if (status == LINNET_OK) status = take_ids(heads, settings);
     return status == LINNET_OK ? calibrate(heads) : status;
