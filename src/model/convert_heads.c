@@ -14,13 +14,14 @@
 
 #include "base/checked.h"
 #include "model/forward.h"
+#include "model/heads_attend.h"
 #include "model/heads_norms.h"
 
 enum {
     CALIBRATION_TOKENS = 4096,
     WINDOW = 2048, /* tokens read from an empty memory */
     PIECE = 256,
-    BLOCKS = 16 /* of one layer */
+    BLOCKS = 32 /* of one layer */
 };
 
 struct ln_heads {
@@ -287,7 +288,8 @@ static void normalise(const ln_heads *heads, float *x, int64_t count, const floa
     }
 }
 
-static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_head_bases *bases, const float *h) {
+static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_head_bases *bases, const float *h,
+                           float **seen) {
     const ln_hyperparameters *hyper = &heads->model->hyper;
     const bool rotates = layer->rotation != LN_ROTATE_NOT;
     ln_head_samples samples = {.heads = hyper->heads,
@@ -314,6 +316,9 @@ static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_h
     if (!scale) return LINNET_ERROR_MEMORY;
     normalise(heads, query, hyper->heads, layer->query_norm, NULL);
     normalise(heads, key, hyper->key_value_heads, layer->key_norm, scale);
+    seen[0] = query;
+    seen[1] = key;
+    seen[2] = value;
     samples.query = query;
     samples.key = key;
     samples.value = value;
@@ -328,6 +333,45 @@ static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_h
     status = ln_head_norms_fit(heads->context, &samples, bases, &norms);
     ln_log(heads->context, LINNET_LOG_INFO, "norms of merged heads: lengths of keys off by %.3f, of queries by %.3f",
            norms.key_error, norms.query_error);
+    return status;
+}
+
+/* output [tokens, heads * value_size] of attention; rotates queries and keys in place. */
+static float *attend(ln_heads *heads, int64_t layer, int64_t count, float *query, float *key, const float *value) {
+    linnet_model *model = heads->model;
+    const ln_hyperparameters *h = &model->hyper;
+    float *output = take(heads, heads->tokens * h->heads * h->value_size, sizeof(float), "outputs of attention");
+    linnet_status status = output ? LINNET_OK : LINNET_ERROR_MEMORY;
+    if (status == LINNET_OK) status = ln_heads_rotate(model, layer, query, heads->tokens, WINDOW, h->heads);
+    if (status == LINNET_OK) status = ln_heads_rotate(model, layer, key, heads->tokens, WINDOW, count);
+    if (status == LINNET_OK)
+        status = ln_heads_attend(model, layer, count, query, key, value, heads->tokens, WINDOW, output);
+    return status == LINNET_OK ? output : NULL;
+}
+
+/* The output matrix again, by what the whole layer gives. seen: queries, keys, values of the old heads. */
+static linnet_status refit(ln_heads *heads, int64_t index, const fold *f, const float *h, float **seen) {
+    linnet_model *model = heads->model;
+    const ln_hyperparameters *hyper = &model->hyper;
+    const ln_layer *layer = &model->layers[index];
+    float *made = heads->made, *now[3];
+    for (int i = 0; i < 3; i++) {
+        const ln_matrix matrix = {LINNET_F32, f->at.rows[i], hyper->width, made + f->at.projections[i]};
+        now[i] = project(heads, &matrix, made + f->at.biases[i], h);
+        if (!now[i]) return LINNET_ERROR_MEMORY;
+    }
+    if (layer->query_norm) normalise(heads, now[0], hyper->heads, made + f->at.norms, NULL);
+    if (layer->key_norm) normalise(heads, now[1], heads->count, made + f->at.norms + hyper->key_size, NULL);
+    float *old = attend(heads, index, hyper->key_value_heads, seen[0], seen[1], seen[2]);
+    float *merged = old ? attend(heads, index, heads->count, now[0], now[1], now[2]) : NULL;
+    float *target = merged ? project(heads, &layer->output, NULL, old) : NULL;
+    if (!target) return LINNET_ERROR_MEMORY;
+    double before = 0, after = 0, all = 0;
+    for (int64_t i = 0; i < heads->tokens * hyper->width; i++) all += (double)target[i] * (double)target[i] / 4;
+    const linnet_status status = ln_heads_refit(model, made + f->at.output, hyper->heads * hyper->value_size, merged,
+                                                target, heads->tokens, &before, &after);
+    ln_log(heads->context, LINNET_LOG_INFO, "layer %lld: error of attention %.4f, refitted %.4f", (long long)index,
+           before / all, after / all);
     return status;
 }
 
@@ -357,10 +401,12 @@ static linnet_status make_layer(ln_heads *heads, int64_t index) {
     if (layer->query_norm) memcpy(heads->made + f.at.norms, layer->query_norm, (size_t)h->key_size * sizeof(float));
     if (layer->key_norm)
         memcpy(heads->made + f.at.norms + h->key_size, layer->key_norm, (size_t)h->key_size * sizeof(float));
-    const linnet_status status = merge(heads, layer, &f, &bases, seen);
+    float *rows[3] = {NULL};
+    linnet_status status = merge(heads, layer, &f, &bases, seen, rows);
     if (status == LINNET_OK) {
         ln_parallel(team, f.at.rows[0] + f.at.rows[1] + f.at.rows[2], fold_row, &f);
         ln_parallel(team, h->width, fold_output_row, &f);
+        if (!heads->mean) status = refit(heads, index, &f, seen, rows);
         if (!heads->mean)
             ln_log(heads->context, LINNET_LOG_INFO,
                    "layer %lld: %lld heads keep %.4f of the weighted energy of keys, %.4f of values", (long long)index,
