@@ -21,7 +21,8 @@ enum {
     CALIBRATION_TOKENS = 4096,
     WINDOW = 2048, /* tokens read from an empty memory */
     PIECE = 256,
-    BLOCKS = 32 /* of one layer */
+    DISTANCE = 8192, /* that rotations must be right over */
+    BLOCKS = 32      /* of one layer */
 };
 
 struct ln_heads {
@@ -30,12 +31,12 @@ struct ln_heads {
     int64_t count; /* key-value heads to be */
     bool mean;
     int32_t *ids;
-    int64_t tokens; /* of the calibration */
-    float *seen;    /* [layers, tokens, width] */
-    int64_t fed;    /* tokens that all layers have seen */
-    double *steady; /* [rope.size / 2] */
-    int64_t layer;  /* whose values are in `made`; -1: none */
-    float *made;    /* query, key, value rows [.., width], their biases, output [width, ..], norms [2, key_size] */
+    int64_t tokens;       /* of the calibration */
+    float *seen;          /* [layers, tokens, width] */
+    int64_t fed;          /* tokens that all layers have seen */
+    double *frequency[2]; /* [rope.size / 2] each: global, local */
+    int64_t layer;        /* whose values are in `made`; -1: none */
+    float *made; /* query, key, value rows [.., width], their biases, output [width, ..], norms [2, key_size] */
     void *blocks[BLOCKS];
     int blocks_used;
 };
@@ -144,17 +145,13 @@ static linnet_status take_ids(ln_heads *heads, const linnet_convert_settings *se
     return LINNET_OK;
 }
 
-/* How much of the mean key's score a pair gives to all positions alike: |mean of e^(i f d)|^2 over distances d up to a
- * window. */
-static linnet_status find_steady(ln_heads *heads) {
+static linnet_status find_frequencies(ln_heads *heads) {
     const ln_rope *rope = &heads->model->rope;
-    const int64_t pairs = rope->size / 2;
-    heads->steady = ln_allocate(heads->context, (uint64_t)pairs, sizeof *heads->steady, "rotary frequencies");
-    if (!heads->steady) return LINNET_ERROR_MEMORY;
-    ln_rope_frequencies(rope, false, WINDOW, heads->steady);
-    for (int64_t i = 0; i < pairs; i++) {
-        const double angle = heads->steady[i] * WINDOW / 2, mean = angle > 1e-6 ? sin(angle) / angle : 1;
-        heads->steady[i] = mean * mean;
+    for (int local = 0; local < 2; local++) {
+        heads->frequency[local] =
+            ln_allocate(heads->context, (uint64_t)rope->size / 2, sizeof(double), "rotary frequencies");
+        if (!heads->frequency[local]) return LINNET_ERROR_MEMORY;
+        ln_rope_frequencies(rope, local && rope->base_local > 0, WINDOW, heads->frequency[local]);
     }
     return LINNET_OK;
 }
@@ -300,7 +297,8 @@ static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_h
                                .tokens = heads->tokens,
                                .rotated = rotates ? heads->model->rope.size : 0,
                                .half = heads->model->rope.half,
-                               .steady = heads->steady,
+                               .frequency = heads->frequency[layer->rotation == LN_ROTATE_LOCAL],
+                               .distance = (double)ln_min_i64(DISTANCE, hyper->context_length),
                                .output = f->output};
     linnet_status status = ln_head_bases_open(heads->context, &samples, heads->count, bases);
     if (status != LINNET_OK) return status;
@@ -409,8 +407,8 @@ static linnet_status make_layer(ln_heads *heads, int64_t index) {
         if (!heads->mean) status = refit(heads, index, &f, seen, rows);
         if (!heads->mean)
             ln_log(heads->context, LINNET_LOG_INFO,
-                   "layer %lld: %lld heads keep %.4f of the weighted energy of keys, %.4f of values", (long long)index,
-                   (long long)heads->count, bases.key_kept, bases.value_kept);
+                   "layer %lld: %lld heads keep %.4f of the weighted energy of keys (%lld loose pairs), %.4f of values",
+                   (long long)index, (long long)heads->count, bases.key_kept, (long long)bases.loose, bases.value_kept);
     }
     ln_head_bases_close(heads->context, &bases);
     return status;
@@ -501,7 +499,7 @@ static linnet_status open_heads(ln_heads *heads, const char *source, const linne
     heads->made = ln_allocate(context, (uint64_t)places_of(heads).all, sizeof *heads->made, "a layer's weights");
     if (!heads->made) return LINNET_ERROR_MEMORY;
     if (heads->mean) return LINNET_OK;
-    status = find_steady(heads);
+    status = find_frequencies(heads);
     if (status == LINNET_OK) status = take_ids(heads, settings);
     return status == LINNET_OK ? calibrate(heads) : status;
 }
@@ -529,7 +527,7 @@ void ln_heads_close(ln_heads *heads) {
     linnet_context *context = heads->context;
     drop_blocks(heads);
     ln_release(context, heads->made);
-    ln_release(context, heads->steady);
+    for (int local = 0; local < 2; local++) ln_release(context, heads->frequency[local]);
     ln_release(context, heads->seen);
     ln_release(context, heads->ids);
     linnet_model_close(heads->model);

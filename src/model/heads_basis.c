@@ -8,10 +8,13 @@
  *
  * A rotary pair is a complex number k_a that turns by e^(i position f): only complex multiples commute with that, so
  * each frequency has a problem of its own, g x g and Hermitian, of which one eigenvector is kept: u = sum conj(e_a) w_a
- * k_a, k_a ~ e_a / w_a u with w_a^2 = sum over b of E |q_ab|^2.
+ * k_a, k_a ~ e_a / w_a u with w_a^2 = sum over b of E |q_ab|^2 / 2. The same score for all keys is nothing to the
+ * softmax: the mean key of a pair counts as far as its frequency moves it, that of values that do not rotate not at
+ * all.
  *
- * The same score for all keys is nothing to the softmax: the means of keys that do not rotate do not count, those of a
- * pair count as far as its frequency moves them (`steady`).
+ * Slow pairs hardly turn over the distances that matter, and mixed freely they lose much less. What is mixed is then
+ * turned by the frequency of the pair where it lies, not by its own: energy |1 - e^(i (f - f') d)|^2 on the average
+ * over distances d. How many pairs are mixed (`loose`) is what loses least in all, with that counted.
  *
  * Which heads: the energy lost by each two of them that become one, of keys and values in shares of all, added up over
  * the pairs of a group; greedy, then exchanges while they gain. */
@@ -22,7 +25,10 @@
 
 #include "base/checked.h"
 #include "base/eigen.h"
+#include "base/least_squares.h"
 
+/* Angles over the distance up to which pairs are tried as loose ones. */
+static const double angles[] = {0, 0.25, 0.5, 1, 2, 4};
 static const double weight_floor = 1e-6; /* of the largest: heads that nobody reads have no exact inverse */
 
 /* The heads of a part side by side: x [tokens, heads * size] in z's coordinates. */
@@ -36,61 +42,47 @@ typedef struct fit {
     linnet_context *context;
     const ln_head_samples *samples;
     ln_head_bases *bases;
-    int64_t group, pairs, rest; /* query heads of a key-value head; pairs that rotate; values that do not */
-    part values, rests;
-    double *pair_moment; /* [pairs][heads][heads][2], of z */
-    double *pair_weight; /* [pairs][heads]: w_a */
-    double *loss;        /* [heads, heads] */
-    double total[2];     /* energy of keys and of values */
-    double *kept;        /* [groups][2] */
-    double *scratch;     /* [workers][scratch_values] */
+    int64_t group, pairs; /* query heads of a key-value head; pairs that are not loose */
+    part values, loose;
+    int64_t *dims;                  /* [loose.size]: values of a key, by twos, the steadiest first */
+    float *loose_query, *loose_key; /* [tokens, heads * loose.size] */
+    double *pair_moment;            /* [pairs][heads][heads][2], of z */
+    double *pair_weight;            /* [pairs][heads]: w_a */
+    double *loss;                   /* [heads, heads] */
+    double total[2];                /* energy of keys and of values */
+    double *kept;                   /* [groups][2] */
+    double *scratch;                /* [workers][scratch_values] */
     int64_t scratch_values;
     _Atomic bool failed;
 } fit;
 
 /* ---- moments ---- */
 
-/* What a moment is made of: rows of `stride` floats, `size` of them from `first` on for each of `heads` heads. */
-typedef struct rows {
-    const float *x;
-    int64_t tokens, heads, head, first, size; /* head: floats from head to head */
-    bool centred;
-    double *moment, *mean;
-} rows;
-
-static double value_at(const rows *r, int64_t token, int64_t i) {
-    return (double)r->x[(token * r->heads + i / r->size) * r->head + r->first + i % r->size];
+/* Of rows x [tokens, part]; mean [part] where they are to be centred. */
+static void find_moment(const fit *f, const part *p, const float *x, int64_t tokens, double *mean) {
+    const int64_t n = p->heads * p->size;
+    const ln_samples rows = {x, n, n};
+    ln_gram(f->context->team, rows, rows, tokens, NULL, p->moment);
+    for (int64_t i = 0; i < n * n; i++) p->moment[i] /= (double)tokens;
+    if (!mean) return;
+    memset(mean, 0, (size_t)n * sizeof *mean);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = 0; i < n; i++) mean[i] += (double)x[t * n + i] / (double)tokens;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++) p->moment[i * n + j] -= mean[i] * mean[j];
 }
 
-/* Row `i` of the upper triangle. */
-static void moment_row(void *argument, int64_t i, int worker) {
-    (void)worker;
-    const rows *r = argument;
-    const int64_t n = r->heads * r->size;
-    double *row = r->moment + i * n;
-    memset(row, 0, (size_t)n * sizeof *row);
-    for (int64_t t = 0; t < r->tokens; t++) {
-        const double x = value_at(r, t, i);
-        for (int64_t head = i / r->size; head < r->heads; head++) {
-            const float *other = r->x + (t * r->heads + head) * r->head + r->first;
-            for (int64_t j = 0; j < r->size; j++) row[head * r->size + j] += x * (double)other[j];
-        }
-    }
-    for (int64_t j = 0; j < n; j++) row[j] /= (double)r->tokens;
+/* The loose values of heads [tokens, heads, key_size] side by side. */
+static void gather(const fit *f, const float *x, int64_t heads, float *gathered) {
+    const int64_t size = f->loose.size;
+    for (int64_t i = 0; i < f->samples->tokens * heads; i++)
+        for (int64_t k = 0; k < size; k++) gathered[i * size + k] = x[i * f->samples->key_size + f->dims[k]];
 }
 
-static void moments(ln_team *team, const rows *r) {
-    const int64_t n = r->heads * r->size;
-    rows here = *r;
-    ln_parallel(team, n, moment_row, &here);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < i; j++) r->moment[i * n + j] = r->moment[j * n + i];
-    if (!r->centred) return;
-    memset(r->mean, 0, (size_t)n * sizeof *r->mean);
-    for (int64_t t = 0; t < r->tokens; t++)
-        for (int64_t i = 0; i < n; i++) r->mean[i] += value_at(r, t, i) / (double)r->tokens;
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < n; j++) r->moment[i * n + j] -= r->mean[i] * r->mean[j];
+/* |1 - e^(i f d)|^2, mean over d up to the distance. */
+static double turned(const fit *f, double frequency) {
+    const double angle = frequency * f->samples->distance;
+    return fabs(angle) < 1e-4 ? angle * angle / 3 : 2 * (1 - sin(angle) / angle);
 }
 
 /* ---- parts that mix freely ---- */
@@ -183,9 +175,10 @@ static double part_loss(fit *f, const part *p, const int64_t heads[2], double *s
     return lost;
 }
 
-/* Encodes and decodes at `first` of heads of `whole` values. */
-static double part_bases(fit *f, const part *p, const int64_t *heads, int64_t whole, int64_t first, double *encode,
-                         double *decode, double *scratch) {
+/* Encodes and decodes values dims[0], dims[1] .. (NULL: 0, 1 ..) of heads of `whole`. The eigenvalues stay in scratch.
+ */
+static double part_bases(fit *f, const part *p, const int64_t *heads, int64_t whole, const int64_t *dims,
+                         double *encode, double *decode, double *scratch) {
     const int64_t members = f->bases->members, size = p->size, side = members * size, square = size * size;
     if (!side) return 0;
     double *values = scratch + side * side, kept = 0;
@@ -203,12 +196,41 @@ static double part_bases(fit *f, const part *p, const int64_t *heads, int64_t wh
                     in += vector[a * size + k] * forth[k * size + j];
                     out += back[j * size + k] * vector[a * size + k];
                 }
-                encode[(first + i) * members * whole + a * whole + first + j] = in;
-                decode[a * whole * whole + (first + j) * whole + first + i] = out;
+                const int64_t to = dims ? dims[i] : i, from = dims ? dims[j] : j;
+                encode[to * members * whole + a * whole + from] = in;
+                decode[a * whole * whole + from * whole + to] = out;
             }
         }
     }
     return kept;
+}
+
+/* Energy of what loose pairs get wrong by turning with the pair they lie in. A block of two by two is a complex
+ * multiple, which turns with the difference of frequencies, and a reflection, with the sum. */
+static double turn_loss(const fit *f, const int64_t *heads, const double *decode, const double *energies) {
+    const ln_head_samples *s = f->samples;
+    const int64_t size = f->loose.size, whole = s->key_size, rest = whole - s->rotated;
+    double sum = 0;
+    for (int64_t a = 0; a < f->bases->members; a++)
+        for (int64_t i = 0; i < size; i += 2)
+            for (int64_t m = 0; m < size; m += 2) {
+                const double own = i < rest ? 0 : s->frequency[s->rotated / 2 - 1 - (i - rest) / 2],
+                             place = m < rest ? 0 : s->frequency[s->rotated / 2 - 1 - (m - rest) / 2];
+                const double *x = decode + a * whole * whole + f->dims[i] * whole,
+                             *y = decode + a * whole * whole + f->dims[i + 1] * whole;
+                const double xx = x[f->dims[m]], xy = x[f->dims[m + 1]], yx = y[f->dims[m]], yy = y[f->dims[m + 1]];
+                const double multiple = ((xx + yy) * (xx + yy) + (yx - xy) * (yx - xy)) / 4,
+                             reflection = ((xx - yy) * (xx - yy) + (yx + xy) * (yx + xy)) / 4;
+                double weight = 0;
+                const double *forth = f->loose.forth + heads[a] * size * size;
+                for (int64_t k = 0; k < size; k++)
+                    weight += (forth[k * size + i] * forth[k * size + i] +
+                               forth[k * size + i + 1] * forth[k * size + i + 1]) /
+                              2;
+                const double energy = fmax(energies[-1 - m], 0) + fmax(energies[-2 - m], 0);
+                sum += weight * energy * (multiple * turned(f, own - place) + reflection * turned(f, own + place));
+            }
+    return sum;
 }
 
 /* ---- rotary pairs ---- */
@@ -242,10 +264,11 @@ static void pair_moments(void *argument, int64_t pair, int worker) {
             weight[q / f->group] += qx * qx + qy * qy;
         }
     }
-    const double tokens = (double)s->tokens, steady = s->steady[pair];
+    const double tokens = (double)s->tokens, angle = s->frequency[pair] * s->distance / 2;
+    const double steady = angle > 1e-6 ? sin(angle) / angle * (sin(angle) / angle) : 1; /* |mean of e^(i f d)|^2 */
     double most = 1e-30;
     for (int64_t a = 0; a < heads; a++) most = fmax(most, weight[a]);
-    for (int64_t a = 0; a < heads; a++) weight[a] = sqrt(fmax(weight[a], most * weight_floor) / tokens);
+    for (int64_t a = 0; a < heads; a++) weight[a] = sqrt(fmax(weight[a], most * weight_floor) / tokens / 2);
     for (int64_t a = 0; a < heads; a++)
         for (int64_t b = 0; b < heads; b++) {
             const double ax = mean[2 * a] / tokens, ay = mean[2 * a + 1] / tokens, bx = mean[2 * b] / tokens,
@@ -303,7 +326,7 @@ static void lose_pair(void *argument, int64_t task, int worker) {
     const int64_t heads = f->samples->key_value_heads, both[2] = {task / heads, task % heads};
     if (both[0] >= both[1] || f->failed) return;
     double *scratch = f->scratch + worker * f->scratch_values;
-    double keys = part_loss(f, &f->rests, both, scratch);
+    double keys = part_loss(f, &f->loose, both, scratch);
     for (int64_t pair = 0; pair < f->pairs; pair++) keys += pair_loss(f, pair, both[0], both[1]);
     const double values = part_loss(f, &f->values, both, scratch);
     const double loss = keys / fmax(f->total[0], 1e-300) + values / fmax(f->total[1], 1e-300);
@@ -377,10 +400,12 @@ static void fit_group(void *argument, int64_t group, int worker) {
     const int64_t *heads = bases->order + first;
     double *scratch = f->scratch + worker * f->scratch_values, *kept = f->kept + 2 * group;
     double *encode = bases->key_encode + first * keys * keys, *decode = bases->key_decode + first * keys * keys;
-    kept[0] = part_bases(f, &f->rests, heads, keys, s->rotated, encode, decode, scratch);
+    kept[0] = part_bases(f, &f->loose, heads, keys, f->dims, encode, decode, scratch);
+    const int64_t side = members * f->loose.size;
+    if (side && !f->failed) kept[0] -= turn_loss(f, heads, decode, scratch + side * side + side);
     for (int64_t pair = 0; pair < f->pairs && !f->failed; pair++)
         kept[0] += pair_bases(f, pair, heads, encode, decode, scratch);
-    kept[1] = part_bases(f, &f->values, heads, values, 0, bases->value_encode + first * values * values,
+    kept[1] = part_bases(f, &f->values, heads, values, NULL, bases->value_encode + first * values * values,
                          bases->value_decode + first * values * values, scratch);
 }
 
@@ -400,17 +425,17 @@ static void value_weights(void *argument, int64_t head, int worker) {
         }
 }
 
-/* M_a of the values of a key that do not rotate: sum of E[q_ab q_ab']. */
-static void rest_weights(void *argument, int64_t head, int worker) {
+/* M_a of the loose values of a key: sum of E[q_ab q_ab']. */
+static void loose_weights(void *argument, int64_t head, int worker) {
     (void)worker;
     const fit *f = argument;
     const ln_head_samples *s = f->samples;
-    const int64_t size = f->rest;
-    double *weight = f->rests.forth + head * size * size;
+    const int64_t size = f->loose.size;
+    double *weight = f->loose.forth + head * size * size;
     memset(weight, 0, (size_t)(size * size) * sizeof *weight);
     for (int64_t t = 0; t < s->tokens; t++)
         for (int64_t b = head * f->group; b < (head + 1) * f->group; b++) {
-            const float *q = s->query + (t * s->heads + b) * s->key_size + s->rotated;
+            const float *q = f->loose_query + (t * s->heads + b) * size;
             for (int64_t i = 0; i < size; i++)
                 for (int64_t j = 0; j < size; j++)
                     weight[i * size + j] += (double)q[i] * (double)q[j] / (double)s->tokens;
@@ -421,19 +446,18 @@ static void fit_all(fit *f) {
     const ln_head_samples *s = f->samples;
     ln_team *team = f->context->team;
     const int64_t heads = s->key_value_heads;
-    double *mean = f->scratch;
-    const rows values = {s->value, s->tokens, heads, s->value_size, 0, s->value_size, false, f->values.moment, mean};
-    moments(team, &values);
+    find_moment(f, &f->values, s->value, s->tokens, NULL);
     ln_parallel(team, heads, value_weights, f);
     weigh(f, &f->values);
-    if (f->rest) {
-        const rows rests = {s->key, s->tokens, heads, s->key_size, s->rotated, f->rest, true, f->rests.moment, mean};
-        moments(team, &rests);
-        ln_parallel(team, heads, rest_weights, f);
-        weigh(f, &f->rests);
+    if (f->loose.size) {
+        gather(f, s->key, heads, f->loose_key);
+        gather(f, s->query, s->heads, f->loose_query);
+        find_moment(f, &f->loose, f->loose_key, s->tokens, f->scratch);
+        ln_parallel(team, heads, loose_weights, f);
+        weigh(f, &f->loose);
     }
     ln_parallel(team, f->pairs, pair_moments, f);
-    f->total[0] = f->rest ? trace(&f->rests) : 0;
+    f->total[0] = f->loose.size ? trace(&f->loose) : 0;
     for (int64_t pair = 0; pair < f->pairs; pair++)
         for (int64_t a = 0; a < heads; a++) f->total[0] += f->pair_moment[((pair * heads + a) * heads + a) * 2];
     f->total[1] = trace(&f->values);
@@ -441,60 +465,106 @@ static void fit_all(fit *f) {
     choose_groups(f);
     if (f->failed) return;
     ln_parallel(team, f->bases->groups, fit_group, f);
-    double kept[2] = {0, 0};
-    for (int64_t group = 0; group < f->bases->groups; group++)
-        for (int i = 0; i < 2; i++) kept[i] += f->kept[2 * group + i];
-    f->bases->key_kept = f->total[0] > 0 ? kept[0] / f->total[0] : 1;
-    f->bases->value_kept = f->total[1] > 0 ? kept[1] / f->total[1] : 1;
 }
 
 /* Counts (base NULL) or gives out what a fit holds. */
 static uint64_t lay_out(fit *f, double *base) {
     const ln_head_samples *s = f->samples;
-    const uint64_t heads = (uint64_t)s->key_value_heads, values = (uint64_t)s->value_size, rest = (uint64_t)f->rest,
-                   pairs = (uint64_t)f->pairs;
+    const uint64_t heads = (uint64_t)s->key_value_heads, values = (uint64_t)s->value_size,
+                   loose = (uint64_t)f->loose.size, pairs = (uint64_t)f->pairs, tokens = (uint64_t)s->tokens;
     const uint64_t side = (uint64_t)(ln_max_i64(f->bases->members, 2) * ln_max_i64(s->key_size, s->value_size));
-    f->scratch_values = (int64_t)(side * side + 3 * side + 2 * heads * (values + rest + 1));
-    const struct {
-        double **place;
-        uint64_t count;
-    } parts[] = {{&f->values.moment, heads * values * heads * values},
-                 {&f->values.forth, heads * values * values},
-                 {&f->values.back, heads * values * values},
-                 {&f->rests.moment, heads * rest * heads * rest},
-                 {&f->rests.forth, heads * rest * rest},
-                 {&f->rests.back, heads * rest * rest},
-                 {&f->pair_moment, pairs * heads * heads * 2},
-                 {&f->pair_weight, pairs * heads},
-                 {&f->loss, heads * heads},
-                 {&f->kept, 2 * heads},
-                 {&f->scratch, (uint64_t)ln_team_size(f->context->team) * (uint64_t)f->scratch_values}};
+    f->scratch_values = (int64_t)(side * side + 3 * side + 2 * heads * (values + loose + 1));
+    double *parts[13] = {NULL};
+    const uint64_t counts[13] = {heads * values * heads * values,
+                                 heads * values * values,
+                                 heads * values * values,
+                                 heads * loose * heads * loose,
+                                 heads * loose * loose,
+                                 heads * loose * loose,
+                                 pairs * heads * heads * 2,
+                                 pairs * heads,
+                                 heads * heads,
+                                 2 * heads,
+                                 (uint64_t)ln_team_size(f->context->team) * (uint64_t)f->scratch_values,
+                                 tokens * heads * loose,
+                                 tokens * (uint64_t)s->heads * loose};
     uint64_t used = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        *parts[i].place = base ? base + used : NULL;
-        used += parts[i].count;
+    for (int i = 0; i < 13; i++) {
+        parts[i] = base ? base + used : NULL;
+        used += counts[i];
     }
+    f->values.moment = parts[0];
+    f->values.forth = parts[1];
+    f->values.back = parts[2];
+    f->loose.moment = parts[3];
+    f->loose.forth = parts[4];
+    f->loose.back = parts[5];
+    f->pair_moment = parts[6];
+    f->pair_weight = parts[7];
+    f->loss = parts[8];
+    f->kept = parts[9];
+    f->scratch = parts[10];
+    f->loose_key = (float *)parts[11];
+    f->loose_query = (float *)parts[12];
     return used;
 }
 
-linnet_status ln_head_bases_fit(linnet_context *context, const ln_head_samples *samples, ln_head_bases *bases) {
+/* Fits with that many loose pairs; *lost: energy of keys. */
+static linnet_status fit_loose(linnet_context *context, const ln_head_samples *samples, ln_head_bases *bases,
+                               int64_t loose, double *lost) {
+    const int64_t rest = samples->key_size - samples->rotated, keys = samples->key_value_heads * samples->key_size;
     fit f = {.context = context,
              .samples = samples,
              .bases = bases,
              .group = samples->heads / samples->key_value_heads,
-             .pairs = samples->rotated / 2,
-             .rest = samples->key_size - samples->rotated};
+             .pairs = samples->rotated / 2 - loose};
     f.values = (part){.heads = samples->key_value_heads, .size = samples->value_size};
-    f.rests = (part){.heads = samples->key_value_heads, .size = f.rest};
+    f.loose = (part){.heads = samples->key_value_heads, .size = rest + 2 * loose};
+    f.dims = ln_allocate(context, (uint64_t)samples->key_size, sizeof *f.dims, "moments of keys and values");
     double *block = ln_allocate_zero(context, lay_out(&f, NULL), sizeof *block, "moments of keys and values");
-    if (!block) return LINNET_ERROR_MEMORY;
+    if (!f.dims || !block) {
+        ln_release(context, f.dims);
+        ln_release(context, block);
+        return LINNET_ERROR_MEMORY;
+    }
     lay_out(&f, block);
+    for (int64_t i = 0; i < rest; i++) f.dims[i] = samples->rotated + i;
+    for (int64_t i = 0; i < loose; i++)
+        ln_head_pair(samples, samples->rotated / 2 - 1 - i, &f.dims[rest + 2 * i], &f.dims[rest + 2 * i + 1]);
+    memset(bases->key_encode, 0, (size_t)(keys * samples->key_size) * sizeof *bases->key_encode);
+    memset(bases->key_decode, 0, (size_t)(keys * samples->key_size) * sizeof *bases->key_decode);
     fit_all(&f);
     const bool failed = f.failed;
+    double kept[2] = {0, 0};
+    for (int64_t group = 0; group < bases->groups && !failed; group++)
+        for (int i = 0; i < 2; i++) kept[i] += f.kept[2 * group + i];
+    bases->loose = loose;
+    bases->key_kept = f.total[0] > 0 ? kept[0] / f.total[0] : 1;
+    bases->value_kept = f.total[1] > 0 ? kept[1] / f.total[1] : 1;
+    *lost = f.total[0] - kept[0];
     ln_release(context, block);
+    ln_release(context, f.dims);
     return failed ? ln_fail(context, LINNET_ERROR_FORMAT,
                             "keys or values of the calibration text are not finite: heads cannot be merged by them")
                   : LINNET_OK;
+}
+
+linnet_status ln_head_bases_fit(linnet_context *context, const ln_head_samples *samples, ln_head_bases *bases) {
+    double least = 0, lost = 0;
+    int64_t best = -1, last = -1;
+    for (size_t i = 0; i < sizeof angles / sizeof *angles; i++) {
+        int64_t loose = 0;
+        for (int64_t pair = 0; pair < samples->rotated / 2; pair++)
+            loose += samples->frequency[pair] * samples->distance < angles[i];
+        if (loose == bases->loose && last >= 0) continue;
+        const linnet_status status = fit_loose(context, samples, bases, loose, &lost);
+        if (status != LINNET_OK) return status;
+        last = loose;
+        if (best >= 0 && !(lost < least)) continue;
+        best = loose;
+        least = lost;
+    }
+    return best == last ? LINNET_OK : fit_loose(context, samples, bases, best, &lost);
 }
 
 linnet_status ln_head_bases_open(linnet_context *context, const ln_head_samples *samples, int64_t groups,

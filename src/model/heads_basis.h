@@ -11,9 +11,10 @@
  * norms, before the rotation. */
 typedef struct ln_head_samples {
     int64_t heads, key_value_heads, key_size, value_size, width, tokens;
-    int64_t rotated;      /* values of a key that rotate: the first */
-    bool half;            /* pairs (i, i + rotated / 2), else (2i, 2i + 1) */
-    const double *steady; /* [rotated / 2]: share of the mean key's score that is the same for all positions */
+    int64_t rotated;         /* values of a key that rotate: the first */
+    bool half;               /* pairs (i, i + rotated / 2), else (2i, 2i + 1) */
+    const double *frequency; /* [rotated / 2]: radians a position, descending */
+    double distance;         /* how far apart positions are that must be right */
     const float *query, *key, *value;
     const float *output; /* [width, heads * value_size]: the matrix behind attention */
 } ln_head_samples;
@@ -23,6 +24,7 @@ typedef struct ln_head_bases {
     int64_t *order;                    /* [key_value_heads]: the heads of the first group, the second, ... */
     double *key_encode, *value_encode; /* [groups][size][members * size] */
     double *key_decode, *value_decode; /* [key_value_heads, in order][size][size] */
+    int64_t loose;                     /* rotary pairs that mix as if they did not rotate */
     double key_kept, value_kept;       /* share of the weighted energy */
 } ln_head_bases;
 
