@@ -30,17 +30,17 @@ typedef struct cli_integers {
 
 /* Values of the options of all verbs; an option row says which member it fills. */
 typedef struct cli_arguments {
-    const char *model, *file, *prompt, *system, *output, *ids, *format, *works;
+    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *budgets, *results;
     const char *operands[4];
     int operand_count;
-    cli_texts stops, keys;
+    cli_texts stops, keys, policies;
     int64_t tokens, context, threads, piece, repetitions, windows, heads, key_heads;
     double seconds;
     double temperature, top_k, top_p, min_p, repeat_penalty, repeat_last; /* below 0: not given */
     uint64_t memory, activations, seed;
     linnet_type precision, type;
     cli_integers prompts, generations, depths, lengths, sizes;
-    bool exact, json, raw, mean, quiet, verbose, decode, special, man, help;
+    bool exact, json, raw, mean, quiet, verbose, decode, special, man, help, aware, csv, show, all;
 } cli_arguments;
 
 typedef enum cli_kind {
@@ -113,13 +113,17 @@ int cli_error(const char *format, ...) LINNET_PRINTF(1, 2);
 /* A linnet_context_settings.progress: a bar on a terminal, a line now and then elsewhere. */
 void cli_progress(void *user, const char *what, int64_t done, int64_t total);
 void cli_progress_end(void);
+/* Until the next call, progress is told of a whole of `total`, of which `behind` is done and what the library reports
+ * is `part`; total 0: of the library's work itself again. */
+void cli_progress_within(const char *what, int64_t behind, int64_t part, int64_t total);
 void cli_log(void *user, linnet_log_level level, const char *text);
 /* "64.0 MiB". Lives until the eighth call after it. */
 const char *cli_size(uint64_t bytes);
 double cli_seconds(void);
-/* Resident bytes of this process, in all and at their highest, and those that belong to no file; 0 where unknown. */
+/* Resident bytes of this process, in all and at their highest, those that belong to no file, and those of mapped files;
+ * 0 where unknown. */
 typedef struct cli_resident {
-    uint64_t peak, anonymous;
+    uint64_t peak, anonymous, file;
 } cli_resident;
 cli_resident cli_resident_now(void);
 
@@ -194,6 +198,9 @@ bool cli_has_template(const cli_engine *engine);
 int cli_chat_tokens(const cli_engine *engine, const linnet_message *messages, int64_t count, bool first, cli_ids *ids);
 /* The same for one message of the user, after a system message where `system` is not NULL. */
 int cli_question_tokens(const cli_engine *engine, const char *system, const char *content, bool first, cli_ids *ids);
+
+/* What the template puts before and after the message of the user that begins a text. */
+int cli_message_parts(const cli_engine *engine, cli_ids *before, cli_ids *after);
 
 /* ---- generate.c: the loop that samples, decodes and stops ---- */
 

@@ -12,7 +12,9 @@ static struct {
     bool bar; /* a bar stands on the last line */
     char what[64];
     double began, shown;
-    int64_t first; /* `done` of the first report: what was done before is not our speed */
+    int64_t first;               /* `done` of the first report: what was done before is not our speed */
+    char whole[64];              /* of cli_progress_within */
+    int64_t behind, part, total; /* likewise; total 0: none */
 } console;
 
 double cli_seconds(void) {
@@ -70,19 +72,19 @@ static void draw_bar(const char *what, int64_t done, int64_t total, double speed
     const int filled = total > 0 ? (int)(WIDTH * done / total) : 0;
     for (int i = 0; i < WIDTH; i++) cells[i] = i < filled ? '#' : '.';
     cells[WIDTH] = 0;
-    fprintf(stderr, "\r[%s] %3d %%  %s %lld/%lld", cells, total > 0 ? (int)(100 * done / total) : 0, what,
-            (long long)done, (long long)total);
-    if (speed > 0) fprintf(stderr, "  %.0f/s, %.0f s left", speed, ceil((double)(total - done) / speed));
+    fprintf(stderr, "\r[%s] %3d %%  %s", cells, total > 0 ? (int)(100 * done / total) : 0, what);
+    if (!console.total) fprintf(stderr, " %lld/%lld", (long long)done, (long long)total);
+    if (speed > 0 && !console.total) fprintf(stderr, "  %.0f/s", speed);
+    if (speed > 0) fprintf(stderr, ", %.0f s left", ceil((double)(total - done) / speed));
     fputs("\033[K", stderr);
     console.bar = true;
 }
 
-void cli_progress(void *user, const char *what, int64_t done, int64_t total) {
-    (void)user;
+static void show_progress(const char *name, const char *what, int64_t done, int64_t total) {
     if (console.quiet) return;
     const double now = cli_seconds();
-    if (strncmp(what, console.what, sizeof console.what - 1) != 0 || done < console.first) {
-        snprintf(console.what, sizeof console.what, "%s", what);
+    if (strncmp(name, console.what, sizeof console.what - 1) != 0 || done < console.first) {
+        snprintf(console.what, sizeof console.what, "%s", name);
         console.began = console.shown = now;
         console.first = done;
     }
@@ -94,11 +96,32 @@ void cli_progress(void *user, const char *what, int64_t done, int64_t total) {
         console.shown = now;
         if (console.terminal) {
             draw_bar(what, done, total, speed);
+        } else if (console.total) {
+            fprintf(stderr, "%s: %lld %% of the whole\n", what, (long long)(100 * done / total));
         } else {
             fprintf(stderr, "%s %lld/%lld, %.0f/s\n", what, (long long)done, (long long)total, speed);
         }
     }
     if (last) cli_progress_end();
+}
+
+void cli_progress(void *user, const char *what, int64_t done, int64_t total) {
+    (void)user;
+    if (!console.total)
+        show_progress(what, what, done, total);
+    else if (console.part && total > 0)
+        show_progress("whole", console.whole, console.behind + console.part * done / total, console.total);
+}
+
+void cli_progress_within(const char *what, int64_t behind, int64_t part, int64_t total) {
+    snprintf(console.whole, sizeof console.whole, "%s", what);
+    console.behind = behind;
+    console.part = part;
+    console.total = total;
+    if (total)
+        show_progress("whole", what, behind, total);
+    else
+        cli_progress_end();
 }
 
 const char *cli_size(uint64_t bytes) {
@@ -125,6 +148,7 @@ cli_resident cli_resident_now(void) {
     while (fgets(line, sizeof line, status)) {
         if (sscanf(line, "VmHWM: %llu", &kilobytes) == 1) resident.peak = 1024 * kilobytes;
         if (sscanf(line, "RssAnon: %llu", &kilobytes) == 1) resident.anonymous = 1024 * kilobytes;
+        if (sscanf(line, "RssFile: %llu", &kilobytes) == 1) resident.file = 1024 * kilobytes;
     }
     fclose(status);
     return resident;

@@ -1,24 +1,37 @@
-/* Owns: the verb eval: tests of what a model can do, made afresh from a seed.
- *
- * recall: documents of a given length in tokens, prose with facts at random places, then one question about each fact.
- * A question is asked of the document alone: the session is rewound to the document's end between questions. An
- * answer is right where the greedy text up to the end token is the planted value and nothing else. */
-#include <jansson.h>
+/* Owns: the verb eval: its options, the cells they ask for (task x length x policy x budget), and which run. */
 #include <limits.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli.h"
+#include "eval.h"
 
 static const cli_option eval_options[] = {
-    CLI_OPTION('n', "questions", CLI_INTEGER, tokens, "N", "questions of each length", .fallback = "100", .lowest = 1,
-               .highest = 1e6),
-    CLI_OPTION('l', "length", CLI_INTEGERS, lengths, "N,N", "tokens of a document", .fallback = "4096,8192",
-               .lowest = 512, .highest = 1e9),
+    CLI_OPTION('n', "questions", CLI_INTEGER, tokens, "N", "questions of each cell, rounded up to whole documents",
+               .fallback = "100", .lowest = 1, .highest = 1e6),
+    CLI_OPTION('l', "length", CLI_INTEGERS, lengths, "N,N",
+               "tokens of a document with question and answer (without it 4096,8192; with --all 2048,4096,8192,16384)",
+               .lowest = 256, .highest = 1e9),
+    CLI_OPTION(0, "policy", CLI_TEXTS, policies, "NAME[:k=v,...]",
+               "what is kept of the cache; the name of a number format keeps all in it; may be given several times"),
+    CLI_OPTION(0, "budget", CLI_TEXT, budgets, "X,X",
+               "bytes for each policy, as shares of the float16 cache of that length (with --policy and without it "
+               "1,1/2,1/4,1/8,1/16)"),
     CLI_OPTION('f', "file", CLI_TEXT, file, "FILE",
-               "prose to plant the facts in (without it: that of the built-in document)"),
+               "prose to hide things in, and the text of kld (without it the built-in document)"),
+    CLI_OPTION('w', "windows", CLI_INTEGER, windows, "N", "windows of kld, 0: as many as the text has, 16 at most",
+               .fallback = "0", .highest = 1e6),
     CLI_OPTION(0, "seed", CLI_SEED, seed, "N", "of the random numbers", .fallback = "1"),
+    CLI_OPTION(0, "aware", CLI_FLAG, aware, NULL, "let the cache see the question before the document is compressed"),
+    CLI_OPTION(0, "raw", CLI_FLAG, raw, NULL, "ask without the chat template of the model"),
+    CLI_OPTION(0, "results", CLI_TEXT, results, "FILE",
+               "append what comes of each document; what stands there already is not asked again"),
+    CLI_OPTION('o', "output", CLI_TEXT, output, "FOLDER",
+               "write memory-evaluation.md and quality-against-bytes.svg, of all results of this model, to the folder"),
+    CLI_OPTION(0, "all", CLI_FLAG, all, NULL,
+               "the published page: recall and kld, every policy, every budget, results beside it, into -o (docs)"),
+    CLI_OPTION(0, "show", CLI_FLAG, show, NULL,
+               "print documents, questions and expected answers as JSON lines instead"),
+    CLI_OPTION(0, "csv", CLI_FLAG, csv, NULL, "print comma-separated values"),
     CLI_OPTION(0, "json", CLI_FLAG, json, NULL, "print one JSON object"),
     {0}};
 
@@ -28,261 +41,274 @@ static const cli_group groups[] = {{"eval", eval_options},
                                    {"other", cli_common_options},
                                    {0}};
 
-/* ---- facts ---- */
+/* ---- what is asked for ---- */
 
-#define COUNT(list) ((long)(sizeof(list) / sizeof *(list)))
+enum { MOST_TASKS = 64, MOST_BUDGETS = 16, MOST_POLICIES = 64 };
 
-/* Those that the built-in model was trained with. */
-static const char *const names[] = {"Ada",  "Alan", "Beth", "Bram", "Carl", "Cleo", "Dina", "Dora", "Emil", "Ezra",
-                                    "Faye", "Fern", "Glen", "Gwen", "Hope", "Hugo", "Iris", "Ivan", "Jade", "Joel",
-                                    "Kira", "Kurt", "Lena", "Liam", "Milo", "Mona", "Nico", "Nora", "Olga", "Omar",
-                                    "Pete", "Pia",  "Quin", "Reed", "Rosa", "Sage", "Seth", "Tara", "Todd", "Uma",
-                                    "Umar", "Vera", "Vito", "Wade", "Wren", "Xena", "Yara", "Yves", "Zara", "Zeke"};
-static const char *const numbers[] = {"password", "locker", "ticket", "room", "phone",   "badge",   "parcel", "flight",
-                                      "account",  "token",  "gate",   "seat", "booking", "invoice", "serial", "route"};
-static const char *const things[] = {"car", "house", "coat", "boat", "kite", "door"};
-static const char *const colours[] = {"red",  "blue", "green",  "black",  "white", "brown",
-                                      "gray", "pink", "purple", "orange", "gold",  "silver"};
-static const char *const persons[] = {"friend", "teacher", "doctor", "neighbor", "boss"};
+typedef struct budget {
+    char text[24];
+    double share; /* 0: no bound */
+} budget;
 
-enum { FACTS = 10, LINE_BYTES = 96, QUESTION_TOKENS = 32, ANSWER_TOKENS = 16 };
+typedef struct wanted {
+    const eval_task *tasks[MOST_TASKS];
+    budget budgets[MOST_BUDGETS];
+    const char *policies[MOST_POLICIES];
+    int task_count, budget_count, policy_count;
+    cli_arguments arguments;
+    char results[PATH_MAX];
+} wanted;
 
-typedef struct fact {
-    char line[LINE_BYTES], question[LINE_BYTES], answer[24];
-} fact;
-
-/* POSIX's nrand48: the same seed gives the same questions everywhere. */
-static long below(unsigned short state[3], long n) {
-    return nrand48(state) % n;
+/* 1, 0.25 or 1/4. */
+static bool parse_share(const char *text, double *share) {
+    char *end;
+    *share = strtod(text, &end);
+    if (end != text && *end == '/') {
+        const char *below = end + 1;
+        const double divisor = strtod(below, &end);
+        if (end == below || !(divisor > 0)) return false;
+        *share /= divisor;
+    }
+    return end != text && !*end && *share > 0 && *share <= 1;
 }
 
-static void make_fact(unsigned short state[3], const char *name, fact *f) {
-    const long kind = below(state, 3);
-    if (kind == 0) {
-        const char *number = numbers[below(state, COUNT(numbers))];
-        const long digits = below(state, 3), least = digits == 0 ? 1000 : digits == 1 ? 10000 : 100000;
-        snprintf(f->answer, sizeof f->answer, "%ld", least + below(state, 9 * least));
-        snprintf(f->line, LINE_BYTES, "\nThe %s number of %s is %s.\n", number, name, f->answer);
-        snprintf(f->question, LINE_BYTES, "What is the %s number of %s?", number, name);
-    } else if (kind == 1) {
-        const char *thing = things[below(state, COUNT(things))];
-        snprintf(f->answer, sizeof f->answer, "%s", colours[below(state, COUNT(colours))]);
-        snprintf(f->line, LINE_BYTES, "\n%s has a %s %s.\n", name, f->answer, thing);
-        snprintf(f->question, LINE_BYTES, "What color is the %s of %s?", thing, name);
-    } else {
-        const char *person = persons[below(state, COUNT(persons))];
-        const char *other = name;
-        while (other == name) other = names[below(state, COUNT(names))];
-        snprintf(f->answer, sizeof f->answer, "%s", other);
-        snprintf(f->line, LINE_BYTES, "\nThe %s of %s is %s.\n", person, name, other);
-        snprintf(f->question, LINE_BYTES, "Who is the %s of %s?", person, name);
+static int parse_budgets(const char *text, wanted *w) {
+    for (;;) {
+        const size_t bytes = strcspn(text, ",");
+        if (w->budget_count == MOST_BUDGETS)
+            return cli_usage(&cli_eval, "--budget: there can be at most %d", MOST_BUDGETS);
+        budget *b = &w->budgets[w->budget_count++];
+        snprintf(b->text, sizeof b->text, "%.*s", (int)bytes, text);
+        if (bytes >= sizeof b->text || !parse_share(b->text, &b->share))
+            return cli_usage(&cli_eval,
+                             "--budget %.*s: a budget is a share of the float16 cache, as 1/4 or 0.25, "
+                             "above 0 and up to 1",
+                             (int)bytes, text);
+        if (!text[bytes]) return CLI_OK;
+        text += bytes + 1;
     }
 }
 
-/* One fact for each of FACTS different persons. */
-static void make_facts(unsigned short state[3], fact facts[FACTS]) {
-    const char *left[COUNT(names)];
-    memcpy(left, names, sizeof names);
-    for (long i = 0; i < FACTS; i++) {
-        const long chosen = i + below(state, COUNT(names) - i);
-        const char *name = left[chosen];
-        left[chosen] = left[i];
-        left[i] = name;
-        make_fact(state, name, &facts[i]);
-    }
+static bool is_format(const char *policy) {
+    return linnet_type_of_name(policy) != LINNET_TYPE_AUTO;
 }
 
-/* ---- documents ---- */
-
-/* A line about one of the persons could contradict the facts. */
-static bool names_a_person(const char *line, size_t bytes) {
-    for (long i = 0; i < COUNT(names); i++)
-        if (memmem(line, bytes, names[i], strlen(names[i]))) return true;
-    return false;
+static int choose_policies(wanted *w) {
+    const cli_texts *given = &w->arguments.policies;
+    for (int i = 0; i < given->count; i++) w->policies[w->policy_count++] = given->text[i];
+    if (!given->count && w->arguments.all) {
+        w->policies[w->policy_count++] = "f16";
+        w->policies[w->policy_count++] = "auto";
+    }
+    const bool bounded = given->count || w->arguments.all;
+    if (!w->policy_count) w->policies[w->policy_count++] = "auto";
+    const char *budgets = w->arguments.budgets ? w->arguments.budgets : bounded ? "1,1/2,1/4,1/8,1/16" : NULL;
+    if (budgets) return parse_budgets(budgets, w);
+    w->budgets[w->budget_count++] = (budget){.text = "-"};
+    return CLI_OK;
 }
 
-/* Takes lines that name a person out of the text, where it stands. */
-static void keep_prose(cli_buffer *text) {
-    size_t kept = 0;
-    for (size_t at = 0; at < text->bytes;) {
-        const char *stop = memchr(text->data + at, '\n', text->bytes - at);
-        const size_t bytes = stop ? (size_t)(stop + 1 - text->data) - at : text->bytes - at;
-        if (!names_a_person(text->data + at, bytes)) {
-            memmove(text->data + kept, text->data + at, bytes);
-            kept += bytes;
-        }
-        at += bytes;
-    }
-    text->bytes = kept;
+static void set_lengths(cli_integers *lengths, bool all) {
+    static const int64_t published[] = {2048, 4096, 8192, 16384};
+    if (lengths->count) return;
+    lengths->count = all ? 4 : 2;
+    memcpy(lengths->value, published + !all, (size_t)lengths->count * sizeof *published);
 }
 
-/* The tokens of the prose. */
-static int read_prose(const cli_engine *engine, const char *file, cli_ids *prose) {
-    char path[PATH_MAX];
-    if (!file && !cli_shared_file("document.txt", path, sizeof path))
-        return cli_error("share/linnet/document.txt is not installed beside this program; name a text with -f FILE");
-    cli_buffer text = {0};
-    int status = cli_read(file ? file : path, &text);
-    if (status == CLI_OK) {
-        keep_prose(&text);
-        status = cli_tokenize_text(engine->context, engine->tokenizer, text.data, text.bytes, 0, prose);
+static int read_wanted(const cli_arguments *given, wanted *w) {
+    *w = (wanted){.arguments = *given};
+    cli_arguments *arguments = &w->arguments;
+    if (!given->operand_count && !given->all) return cli_usage(&cli_eval, "name the tasks, or use --all");
+    char wrong[64];
+    const char *words = given->operand_count ? given->operands[0] : "recall,kld";
+    if (!eval_choose(words, w->tasks, &w->task_count, wrong, sizeof wrong))
+        return cli_usage(&cli_eval, "there is no task or group of tasks '%s'", wrong);
+    set_lengths(&arguments->lengths, arguments->all);
+    if (arguments->all && !arguments->output) arguments->output = "docs";
+    if (arguments->output && !arguments->results) {
+        snprintf(w->results, sizeof w->results, "%s/memory-evaluation.jsonl", arguments->output);
+        arguments->results = w->results;
     }
-    cli_buffer_free(&text);
-    if (status == CLI_OK && prose->count < 256)
-        return cli_error("there is too little prose without the names used here");
+    return choose_policies(w);
+}
+
+/* ---- what determines a result ---- */
+
+static uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes) {
+    const unsigned char *byte = data;
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ byte[i]) * 0x100000001b3u;
+    return hash;
+}
+
+/* Names and shapes of all tensors, and some bytes of each. */
+static uint64_t model_hash(const linnet_file *file) {
+    enum { SAMPLES = 4, SAMPLE = 64 };
+    uint64_t hash = 0xcbf29ce484222325u;
+    linnet_tensor_info info;
+    for (int64_t i = 0; linnet_file_tensor(file, i, &info); i++) {
+        hash = hash_bytes(hash, info.name, strlen(info.name));
+        hash = hash_bytes(hash, &info.type, sizeof info.type);
+        hash = hash_bytes(hash, info.size, (size_t)info.dimensions * sizeof *info.size);
+        for (uint64_t k = 0; info.data && k < SAMPLES && info.bytes >= SAMPLE; k++)
+            hash = hash_bytes(hash, (const char *)info.data + (info.bytes - SAMPLE) * k / (SAMPLES - 1), SAMPLE);
+    }
+    return hash;
+}
+
+static void write_base(const cli_engine *engine, const eval_source *source, const cli_arguments *arguments, char *text,
+                       size_t room) {
+    uint64_t prose = 0xcbf29ce484222325u;
+    if (source->prose.bytes) prose = hash_bytes(prose, source->prose.data, source->prose.bytes);
+    snprintf(text, room,
+             "linnet %s | %s %016llx | %s | %d threads | text %016llx | seed %llu | %s piece %lld memory %llu "
+             "activations %llu%s%s%s",
+             linnet_version(), *engine->info.name ? engine->info.name : engine->info.architecture,
+             (unsigned long long)model_hash(linnet_model_file(engine->model)), linnet_cpu(engine->context),
+             linnet_threads(engine->context), (unsigned long long)prose, (unsigned long long)arguments->seed,
+             arguments->precision == LINNET_TYPE_AUTO ? "auto" : linnet_type_name(arguments->precision),
+             (long long)arguments->piece, (unsigned long long)arguments->memory,
+             (unsigned long long)arguments->activations, arguments->exact ? " exact" : "",
+             arguments->aware ? " aware" : "", arguments->raw ? " raw" : "");
+}
+
+/* ---- cells ---- */
+
+static int make_cells(const cli_engine *engine, const wanted *w, eval_cell **cells, int *count) {
+    const cli_integers *lengths = &w->arguments.lengths;
+    *count = 0;
+    *cells = calloc((size_t)(lengths->count * w->policy_count * w->budget_count * w->task_count), sizeof **cells);
+    if (!*cells) return cli_error("not enough memory for the cells");
+    for (int l = 0; l < lengths->count; l++) {
+        linnet_session_settings settings = linnet_session_settings_default();
+        settings.context = lengths->value[l];
+        settings.precision = LINNET_F16;
+        linnet_plan plan;
+        const int status = cli_plan_session(engine, &settings, 0, &plan);
+        if (status != CLI_OK) return status;
+        for (int p = 0; p < w->policy_count; p++)
+            for (int b = 0; b < w->budget_count && (!b || !is_format(w->policies[p])); b++)
+                for (int t = 0; t < w->task_count; t++) {
+                    eval_cell *cell = &(*cells)[(*count)++];
+                    const bool bound = w->budgets[b].share > 0 && !is_format(w->policies[p]);
+                    cell->task = w->tasks[t];
+                    cell->length = lengths->value[l];
+                    cell->full = plan.pages;
+                    cell->cache = bound ? (uint64_t)((double)plan.pages * w->budgets[b].share) : 0;
+                    snprintf(cell->name, sizeof cell->name, "%s", cell->task->name);
+                    snprintf(cell->policy, sizeof cell->policy, "%s", w->policies[p]);
+                    snprintf(cell->budget, sizeof cell->budget, "%s", bound ? w->budgets[b].text : "-");
+                }
+    }
+    return CLI_OK;
+}
+
+static int64_t documents_of(const eval_run *run, const eval_cell *cell) {
+    if (cell->task->form == EVAL_MEASURE) return eval_windows(run, cell->length);
+    return cell->task->form == EVAL_TEXT ? run->arguments->tokens : (run->arguments->tokens + 9) / EVAL_QUESTIONS;
+}
+
+static int run_cells(eval_run *run, eval_cell *cells, int count) {
+    int refused = 0;
+    for (int i = 0; i < count; i++) run->total += documents_of(run, &cells[i]);
+    for (int i = 0; i < count; i++) {
+        const int64_t after = run->done + documents_of(run, &cells[i]);
+        const int status = eval_run_cell(run, &cells[i]);
+        if (status != CLI_OK && !*cells[i].refused) return status;
+        refused += *cells[i].refused != 0;
+        run->done = after;
+        double low, high;
+        if (!*cells[i].refused)
+            cli_note("%s, %lld tokens, %s %s: %.3f of %lld", cells[i].name, (long long)cells[i].length, cells[i].policy,
+                     cells[i].budget, eval_quality(&cells[i], &low, &high), (long long)cells[i].sum.questions);
+    }
+    return refused == count ? cli_error("%s", cells[0].refused) : CLI_OK;
+}
+
+static int report(const eval_run *run, const wanted *w, const eval_cell *cells, int count) {
+    const cli_arguments *arguments = &w->arguments;
+    if (arguments->json)
+        return cli_json_print(json_pack("{ss sI so}", "eval", w->tasks[0]->name, "seed", (json_int_t)arguments->seed,
+                                        "rows", eval_json(cells, count)));
+    if (arguments->csv)
+        eval_print_csv(cells, count);
+    else
+        eval_print_table(cells, count);
+    (void)run;
+    return fflush(stdout) ? cli_error("the results could not be written to standard output") : CLI_OK;
+}
+
+/* Of all results in the file, and what was refused in this run. */
+static int publish(const eval_run *run, const wanted *w, const eval_cell *cells, int count) {
+    eval_cell *all;
+    int found;
+    int status = eval_results_cells(run->results, &all, &found);
+    eval_cell *grown = status == CLI_OK ? realloc(all, (size_t)(found + count + 1) * sizeof *all) : NULL;
+    if (grown) {
+        all = grown;
+        for (int i = 0; i < count; i++)
+            if (*cells[i].refused) all[found++] = cells[i];
+        const char *command = w->arguments.all ? "linnet eval --all" : "linnet eval";
+        status = eval_write_page(w->arguments.output, command, run->results->base, all, found);
+    }
+    free(all);
     return status;
 }
 
-static int ascending(const void *a, const void *b) {
-    const long x = *(const long *)a, y = *(const long *)b;
-    return (x > y) - (x < y);
+static int run_wanted(cli_engine *engine, const wanted *w, const eval_source *source) {
+    char base[512];
+    write_base(engine, source, &w->arguments, base, sizeof base);
+    eval_results results;
+    eval_run run = {.engine = engine, .arguments = &w->arguments, .source = source, .results = &results};
+    eval_cell *cells = NULL;
+    int count = 0, status = eval_results_open(w->arguments.results, base, &results);
+    if (status == CLI_OK) status = make_cells(engine, w, &cells, &count);
+    if (status == CLI_OK) status = run_cells(&run, cells, count);
+    cli_progress_within("", 0, 0, 0);
+    if (status == CLI_OK) status = report(&run, w, cells, count);
+    if (status == CLI_OK && w->arguments.output) status = publish(&run, w, cells, count);
+    free(cells);
+    eval_results_close(&results);
+    return status;
 }
 
-/* `length` tokens less the room of a question: prose from a random token on, around to its front where it ends, cut
- * between random tokens by the facts, each on a line of its own. */
-static int make_document(const cli_engine *engine, unsigned short state[3], const cli_ids *prose,
-                         const fact facts[FACTS], int64_t length, cli_ids *document) {
-    cli_ids lines[FACTS] = {{0}};
+static int show(cli_engine *engine, const wanted *w, const eval_source *source) {
+    eval_run run = {.engine = engine, .arguments = &w->arguments, .source = source};
     int status = CLI_OK;
-    int64_t left = length - QUESTION_TOKENS;
-    for (int i = 0; status == CLI_OK && i < FACTS; i++) {
-        status =
-            cli_tokenize_text(engine->context, engine->tokenizer, facts[i].line, strlen(facts[i].line), 0, &lines[i]);
-        left -= lines[i].count;
-    }
-    long places[FACTS];
-    for (int i = 0; i < FACTS; i++) places[i] = below(state, (long)left);
-    qsort(places, FACTS, sizeof *places, ascending);
-    document->id = malloc((size_t)length * sizeof *document->id);
-    if (status == CLI_OK && !document->id) status = cli_error("not enough memory for the document");
-    const int64_t start = below(state, (long)prose->count);
-    for (int64_t i = 0, next = 0; status == CLI_OK && i < left; i++) {
-        for (; next < FACTS && places[next] == i; next++) {
-            memcpy(document->id + document->count, lines[next].id, (size_t)lines[next].count * sizeof *document->id);
-            document->count += lines[next].count;
-        }
-        document->id[document->count++] = prose->id[(start + i) % prose->count];
-    }
-    for (int i = 0; i < FACTS; i++) free(lines[i].id);
+    for (int t = 0; t < w->task_count; t++)
+        for (int l = 0; status == CLI_OK && l < w->arguments.lengths.count; l++)
+            if (w->tasks[t]->form != EVAL_MEASURE) status = eval_show(&run, w->tasks[t], w->arguments.lengths.value[l]);
     return status;
 }
 
-/* ---- asking ---- */
-
-typedef struct score {
-    int64_t length, asked, right, tokens; /* tokens: of all documents */
-    double seconds;
-} score;
-
-static int ask(cli_engine *engine, linnet_sampler *sampler, const fact *f, int64_t document, score *s) {
-    static const cli_texts no_stops;
-    cli_ids ids = {0};
-    cli_answer answer = {0};
-    int status = cli_question_tokens(engine, NULL, f->question, false, &ids);
-    if (status == CLI_OK) {
-        const linnet_status fed = linnet_session_feed(engine->session, ids.id, ids.count);
-        status = fed == LINNET_OK ? cli_generate(engine, sampler, ANSWER_TOKENS, &no_stops, NULL, &answer)
-                                  : cli_engine_fail(engine, fed);
-    }
-    if (status == CLI_OK && cli_interrupted()) status = CLI_INTERRUPTED;
-    if (status == CLI_OK) {
-        const bool right = answer.text.data && !strcmp(answer.text.data, f->answer);
-        s->asked++;
-        s->right += right;
-        if (!right) cli_note("missed: %s %s -> %s", f->question, f->answer, answer.text.data ? answer.text.data : "");
-        const linnet_status rewound = linnet_session_rewind(engine->session, document);
-        if (rewound != LINNET_OK) status = cli_engine_fail(engine, rewound);
-    }
-    cli_buffer_free(&answer.text);
-    free(ids.id);
-    return status;
-}
-
-static int ask_document(cli_engine *engine, linnet_sampler *sampler, const cli_ids *prose, unsigned short state[3],
-                        int64_t questions, score *s) {
-    fact facts[FACTS];
-    cli_ids ids = {0};
-    make_facts(state, facts);
-    int status = make_document(engine, state, prose, facts, s->length, &ids);
-    if (status == CLI_OK) {
-        linnet_status fed = linnet_session_rewind(engine->session, 0);
-        if (fed == LINNET_OK) fed = linnet_session_feed(engine->session, ids.id, ids.count);
-        if (fed != LINNET_OK) status = cli_engine_fail(engine, fed);
-    }
-    for (int64_t i = 0; status == CLI_OK && i < questions && i < FACTS; i++)
-        status = ask(engine, sampler, &facts[i], ids.count, s);
-    s->tokens += ids.count;
-    free(ids.id);
-    return status;
-}
-
-static int ask_length(cli_engine *engine, const cli_arguments *arguments, const cli_ids *prose, score *s) {
-    const linnet_session_settings settings = cli_session_settings(arguments, s->length + ANSWER_TOKENS, 0);
-    int status = cli_session_open(engine, &settings, 0);
-    linnet_sampler *sampler = NULL;
-    cli_arguments greedy = *arguments;
-    greedy.temperature = 0;
-    const linnet_status opened = status == CLI_OK ? cli_sampler_open(engine, &greedy, &sampler) : LINNET_OK;
-    if (opened != LINNET_OK) status = cli_engine_fail(engine, opened);
-    unsigned short state[3] = {(unsigned short)arguments->seed, (unsigned short)(arguments->seed >> 16),
-                               (unsigned short)s->length};
-    const double began = cli_seconds();
-    while (status == CLI_OK && s->asked < arguments->tokens) {
-        status = ask_document(engine, sampler, prose, state, arguments->tokens - s->asked, s);
-        s->seconds = cli_seconds() - began;
-        cli_note("length %lld: %lld of %lld right", (long long)s->length, (long long)s->right, (long long)s->asked);
-    }
-    linnet_sampler_close(sampler);
-    linnet_session_close(engine->session);
-    engine->session = NULL;
-    return status;
-}
-
-static int recall(cli_engine *engine, const cli_arguments *arguments, const cli_ids *prose) {
-    json_t *rows = json_array();
-    int status = CLI_OK;
-    for (int i = 0; status == CLI_OK && i < arguments->lengths.count; i++) {
-        score s = {.length = arguments->lengths.value[i]};
-        status = ask_length(engine, arguments, prose, &s);
-        if (status != CLI_OK) break;
-        const double accuracy = (double)s.right / (double)s.asked;
-        json_array_append_new(rows, json_pack("{sI sI sI sf sI sf}", "length", (json_int_t)s.length, "questions",
-                                              (json_int_t)s.asked, "right", (json_int_t)s.right, "accuracy", accuracy,
-                                              "document_tokens", (json_int_t)s.tokens, "seconds", s.seconds));
-        if (!arguments->json)
-            printf("recall at %lld tokens: %.3f (%lld of %lld right, %.1f s)\n", (long long)s.length, accuracy,
-                   (long long)s.right, (long long)s.asked, s.seconds);
-    }
-    if (status == CLI_OK && arguments->json)
-        return cli_json_print(
-            json_pack("{ss sI so}", "eval", "recall", "seed", (json_int_t)arguments->seed, "rows", rows));
-    json_decref(rows);
-    return status;
-}
-
-static int run(const cli_arguments *arguments) {
-    if (strcmp(arguments->operands[0], "recall") != 0)
-        return cli_usage(&cli_eval, "there is no test '%s', only recall", arguments->operands[0]);
+static int run(const cli_arguments *given) {
+    wanted w;
+    int status = read_wanted(given, &w);
+    if (status != CLI_OK) return status;
+    bool text = false;
+    for (int i = 0; i < w.task_count; i++) text |= w.tasks[i]->form != EVAL_SYMBOLS;
     cli_engine engine;
-    cli_ids prose = {0};
-    int status = cli_engine_open(arguments, true, &engine);
-    if (status == CLI_OK) status = read_prose(&engine, arguments->file, &prose);
-    if (status == CLI_OK) status = recall(&engine, arguments, &prose);
-    free(prose.id);
+    eval_source source = {0};
+    status = cli_engine_open(given, text, &engine);
+    if (status == CLI_OK && !text) engine.tokenizer = linnet_model_tokenizer(engine.model);
+    if (status == CLI_OK) status = eval_source_open(&engine, given->file, text, &source);
+    if (status == CLI_OK) status = w.arguments.show ? show(&engine, &w, &source) : run_wanted(&engine, &w, &source);
+    eval_source_close(&source);
     cli_engine_close(&engine);
     return status;
 }
 
 const cli_verb cli_eval = {
     .name = "eval",
-    .operands = "recall",
-    .summary = "test what a model recalls from long documents",
+    .operands = "TASK[,TASK]",
+    .summary = "test what a model and its cache recall from long documents",
     .details =
-        "recall: facts such as 'The ticket number of Ada is 48213.' are planted at random places of documents of "
-        "the given lengths, and a question is asked about each, ten to a document. An answer is right where the "
-        "greedy text up to the end token is the planted value and nothing else. The questions follow from the "
-        "seed and the length alone.",
+        "Tasks are made afresh from a seed: recall, kld, passkey, and the groups ruler, scbench, babilong, symbols, "
+        "languages, state, or all. A document is read once, within the bytes of the cache, and each question is asked "
+        "on a fork of it: the cache was compressed before any question was known. kld reads a text with the full cache "
+        "and with the policy's beside it. The built-in model knows the form of recall and text; the other tasks are "
+        "for "
+        "models of yours.",
     .groups = groups,
     .run = run,
-    .fewest_operands = 1,
+    .fewest_operands = 0,
     .most_operands = 1};

@@ -41,3 +41,20 @@ int cli_question_tokens(const cli_engine *engine, const char *system, const char
     messages[count++] = (linnet_message){"user", content};
     return cli_chat_tokens(engine, messages, count, first, ids);
 }
+
+int cli_message_parts(const cli_engine *engine, cli_ids *before, cli_ids *after) {
+    static const char mark[] = "LINNETMESSAGE";
+    char text[8192];
+    const linnet_message message = {"user", mark};
+    size_t bytes = 0;
+    const linnet_status status = linnet_chat_format(engine->tokenizer, &message, 1, true, text, sizeof text, &bytes);
+    if (status != LINNET_OK) return cli_engine_fail(engine, status);
+    const char *found = bytes <= sizeof text ? memmem(text, bytes, mark, sizeof mark - 1) : NULL;
+    if (!found) return cli_error("the chat template of the model does not show the user's message as it is");
+    const size_t lead = (size_t)(found - text), rest = lead + sizeof mark - 1;
+    const int first =
+        cli_tokenize_text(engine->context, engine->tokenizer, text, lead, first_flags(engine, text, lead), before);
+    return first == CLI_OK ? cli_tokenize_text(engine->context, engine->tokenizer, text + rest, bytes - rest,
+                                               LINNET_TOKENIZE_SPECIAL, after)
+                           : first;
+}

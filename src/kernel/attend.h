@@ -80,9 +80,7 @@ static inline const ln_page_layout *ln_page_layouts(const ln_page_view *view, in
     return view->kinds ? view->layouts : &view->layout;
 }
 static inline const unsigned char *ln_page_of(const ln_page_view *view, int64_t head, int64_t page) {
-    /* Mostly no ring: without the division. */
-    const int64_t slot = page < view->slot_count ? page : page % view->slot_count;
-    return view->slots[slot] + (uint64_t)head * view->head_stride;
+    return view->slots[page % view->slot_count] + (uint64_t)head * view->head_stride;
 }
 
 /* ---- products ---- */

@@ -388,47 +388,13 @@ static void step_ragged(const ln_attention_tile *tile, const scratch *s, int64_t
     }
 }
 
-/* A page of floats that all of few rows see: keys, then values, so that memory is read in one stream. What run_piece
- * does, without its choices. */
-static void step_page(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t key, int64_t end) {
-    const ln_page_layout *layout = ln_tile_layout(tile, key);
-    const unsigned char *page = ln_tile_page(tile, key);
-    const ln_attend_product *few = tile->call->kernels->attend.few;
-    const piece p = {tile, s, begin, 0, tile->rows, key, end, false, LN_SEES_ALL};
-    float *scores = s->scores + (key - begin);
-    ln_attend_part part;
-    for (int64_t panel = 0; panel * LN_DEPTH < layout->key_size; panel++) {
-        const ln_attend_operand keys = keys_operand(layout, &part, page, panel);
-        look_ahead(tile, key, false, &part);
-        few[layout->key_type](&keys, s->query + panel * s->rows * LN_ATTEND_STRIDE, tile->rows, scores, panel > 0);
-    }
-    soften(&p);
-    for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
-        ln_attend_operand values = values_operand(layout, &part, panel, end - key);
-        values.count = 1;
-        part = ln_page_values(layout, page, panel, 0);
-        look_ahead(tile, key, false, &part);
-        few[layout->value_type](&values, scores, tile->rows, ln_tile_output(tile, 0, panel), true);
-    }
-}
-
-static bool of_floats(const ln_attention_tile *tile, const ln_page_layout *layout) {
-    return !in_integers(tile, layout) && !values_in_integers(tile, layout);
-}
-
-/* Pages that all of few rows see; those of integers together, which multiply faster than they are read. */
+/* Pages that all of few rows see. Keys, then values of one before the next, so that memory is read in one stream; those
+ * of integers together, which multiply faster than they are read. */
 static void step_pages(const ln_attention_tile *tile, const scratch *s, int64_t begin, int64_t end) {
     for (int64_t key = begin, next; key < end; key = next) {
-        const ln_page_layout *layout = ln_tile_layout(tile, key);
         next = key + LN_PAGE_TOKENS;
-        if (of_floats(tile, layout)) {
-            step_page(tile, s, begin, key, ln_min_i64(end, next));
-            continue;
-        }
-        for (; next < end; next += LN_PAGE_TOKENS) {
-            const ln_page_layout *other = ln_tile_layout(tile, next);
-            if (other != layout && of_floats(tile, other)) break;
-        }
+        if (in_integers(tile, ln_tile_layout(tile, key)))
+            while (next < end && in_integers(tile, ln_tile_layout(tile, next))) next += LN_PAGE_TOKENS;
         run_piece(&(piece){tile, s, begin, 0, tile->rows, key, ln_min_i64(end, next), false, LN_SEES_ALL}, false);
     }
 }
