@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measures and draws the curves of docs/: quality against bytes of cache, speed against length, of the built-in model, of attention alone and of a model of yours.
+"""Measures and draws the curves of docs/: speed against length, of the built-in model, of attention alone and of a model of yours.
 
-    tools/draw_curves.py build/release/cli/linnet docs --text TEXT [--model MODEL.gguf --llama /path/to/llama-bench] [--only quality,speed,attention,engine]
+    tools/draw_curves.py build/release/cli/linnet docs [--model MODEL.gguf --llama /path/to/llama-bench] [--only speed,attention,engine]
 
-TEXT is any long English text. Writes an SVG file for each curve, and curves.json with the figures; a curve that is not measured is drawn from the figures there are.
+Writes an SVG file for each curve, and curves.json with the figures; a curve that is not measured is drawn from the figures there are.
 --only nothing measures none. MODEL is measured beside llama.cpp, in turn, at one depth after the other; a run of either that takes longer than --limit seconds ends
 its line. Needs Matplotlib (Debian: python3-matplotlib)."""
 import argparse
@@ -17,7 +17,6 @@ matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "linnet"
 import matplotlib.pyplot as plt
 
-PRECISIONS = ["f32", "f16", "bf16", "q8_0"]
 DEPTHS = [0, 1024, 2048, 4096, 8192, 16384, 32768]
 LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768, 65536]
 COLOURS = ["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown"]
@@ -29,15 +28,6 @@ def lines_of(command, limit=None):
 
 def ask(linnet, *arguments):
     return json.loads(lines_of([linnet, *arguments, "--json"]))
-
-
-def measure_quality(options):
-    points = []
-    for precision in PRECISIONS:
-        answer = ask(options.linnet, "perplexity", "-f", options.text, "-c", "2048", "--precision", precision)
-        plan = ask(options.linnet, "plan", "-c", "2048", "--precision", precision)
-        points.append({"precision": precision, "bytes_per_token": plan["bytes_per_token"], "perplexity": answer["perplexity"]})
-    return points
 
 
 def measure_speed(options):
@@ -72,18 +62,6 @@ def measure_engine(options):
                 speed = r["tokens_per_second"] if program == "linnet" else r["avg_ts"]
                 rows.append({"program": program, "test": "prompt" if prompt else "generation", "depth": depth, "tokens_per_second": speed})
     return rows
-
-
-def draw_quality(points, path):
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for p in points:
-        axes.plot(p["bytes_per_token"], p["perplexity"], "o", color="tab:blue")
-        axes.annotate(p["precision"], (p["bytes_per_token"], p["perplexity"]), textcoords="offset points", xytext=(6, 6))
-    axes.set(xlabel="bytes of keys and values a token", ylabel="perplexity, windows of 2,048 tokens", xlim=(0, None),
-             title="Quality against bytes (fledgling, Q8_0 weights)")
-    axes.ticklabel_format(useOffset=False)
-    axes.grid(alpha=0.3)
-    save(figure, path)
 
 
 def save(figure, path):
@@ -122,7 +100,7 @@ def draw_engine(rows, path):
                yscale="log", title="Speed against length (0.5 B parameters, Q8_0 weights)")
 
 
-CURVES = {"quality": (measure_quality, draw_quality, "quality-against-bytes.svg"), "speed": (measure_speed, draw_speed, "speed-against-length.svg"),
+CURVES = {"speed": (measure_speed, draw_speed, "speed-against-length.svg"),
           "attention": (measure_attention, draw_attention, "attention-against-length.svg"), "engine": (measure_engine, draw_engine, "engine-against-length.svg")}
 
 
@@ -130,7 +108,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("linnet")
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--text")
     parser.add_argument("--model")
     parser.add_argument("--llama")
     parser.add_argument("--limit", type=float, default=1200)
