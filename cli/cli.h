@@ -30,14 +30,14 @@ typedef struct cli_integers {
 
 /* Values of the options of all verbs; an option row says which member it fills. */
 typedef struct cli_arguments {
-    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *budgets, *results;
+    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *policy, *budgets, *results;
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys, policies;
     int64_t tokens, context, threads, piece, repetitions, windows, heads, key_heads;
     double seconds;
     double temperature, top_k, top_p, min_p, repeat_penalty, repeat_last; /* below 0: not given */
-    uint64_t memory, activations, seed;
+    uint64_t memory, cache, activations, seed;
     linnet_type precision, type;
     cli_integers prompts, generations, depths, lengths, sizes;
     bool exact, json, raw, mean, quiet, verbose, decode, special, man, help, aware, csv, show, all;

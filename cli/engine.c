@@ -148,6 +148,8 @@ linnet_session_settings cli_session_settings(const cli_arguments *arguments, int
     settings.precision = arguments->precision;
     settings.piece = arguments->piece;
     settings.activations = arguments->activations;
+    settings.policy = arguments->policy;
+    settings.cache = arguments->cache;
     settings.compute = arguments->exact ? LINNET_COMPUTE_EXACT : LINNET_COMPUTE_FAST;
     return settings;
 }
@@ -162,6 +164,11 @@ int cli_plan_session(const cli_engine *engine, const linnet_session_settings *se
         return cli_error("%s are too little for activations; the smallest that suffices is --activations %llu (%s)",
                          cli_size(settings->activations), (unsigned long long)plan->smallest_workspace,
                          cli_size(plan->smallest_workspace));
+    if (settings->cache && settings->cache < plan->pages)
+        return cli_error("%s are too little for the keys and values of %lld tokens; the smallest that suffices is --cache "
+                         "%llu (%s)",
+                         cli_size(settings->cache), (long long)plan->context, (unsigned long long)plan->pages,
+                         cli_size(plan->pages));
     const uint64_t smallest = plan->smallest + kept;
     return cli_error("%s are too little for %lld tokens of context; the smallest that suffices is --memory %llu (%s)",
                      cli_size(settings->memory + kept), (long long)plan->context, (unsigned long long)smallest,
@@ -173,9 +180,12 @@ void cli_print_plan(const cli_engine *engine, const linnet_plan *plan, uint64_t 
             *engine->info.name ? engine->info.name : engine->info.architecture, (long long)plan->context);
     fprintf(out, "  weights   %10s  mapped from the file, not part of the total\n", cli_size(plan->weights_mapped));
     fprintf(out, "  model     %10s  vocabulary and tables\n", cli_size(plan->model));
-    fprintf(out, "  pages     %10s  keys and values in %s: %llu bytes a token, %lld tokens a page\n",
-            cli_size(plan->pages), linnet_type_name(plan->precision), (unsigned long long)plan->bytes_per_token,
-            (long long)plan->page_tokens);
+    if (*plan->policy)
+        fprintf(out, "  pages     %10s  keys and values under %s\n", cli_size(plan->pages), plan->policy);
+    else
+        fprintf(out, "  pages     %10s  keys and values in %s: %llu bytes a token, %lld tokens a page\n",
+                cli_size(plan->pages), linnet_type_name(plan->precision), (unsigned long long)plan->bytes_per_token,
+                (long long)plan->page_tokens);
     fprintf(out, "  workspace %10s  for pieces of %lld tokens", cli_size(plan->workspace), (long long)plan->piece);
     if (plan->slice < plan->feed_forward)
         fprintf(out, ", %lld of %lld feed-forward columns at a time", (long long)plan->slice,

@@ -25,6 +25,12 @@ const cli_option cli_memory_options[] = {
     CLI_OPTION(0, "memory", CLI_SIZE, memory, "SIZE",
                "bytes that may be allocated beyond the mapped weights: 64M, 1.5G or plain bytes; 0: no bound",
                .fallback = "0"),
+    CLI_OPTION(0, "cache", CLI_SIZE, cache, "SIZE",
+               "bytes of them that keys and values may take; 0: what --memory leaves", .fallback = "0"),
+    CLI_OPTION(
+        0, "policy", CLI_TEXT, policy, "NAME[:k=v,...]",
+        "what is kept of keys and values, how exactly and where; auto: the best that fits. 'linnet plan --policies' "
+        "lists them"),
     CLI_OPTION(
         0, "activations", CLI_SIZE, activations, "SIZE",
         "bytes of them that activations and workspace may take, however long the prompt; 0: no bound of their own",

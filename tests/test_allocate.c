@@ -231,8 +231,7 @@ static void test_squeeze(void **state) {
     ln_allocate_layers(ln_allocator_of("squeeze"), &layers, share);
     for (int l = 0; l < LAYERS; l++)
         assert_true(fabs(share[l] * LAYERS - (l == 3 || l == 7 ? 0.35 : (12 - 0.7) / 10)) < 1e-9);
-    ln_policy_row row = {.parameters = {{.name = "p"}}};
-    const ln_policy even = {.row = &row, .parameter = {1}};
+    const ln_policy even = {.parameter = {{"p", 1}}, .parameters = 1};
     layers.policy = &even;
     ln_allocate_layers(ln_allocator_of("squeeze"), &layers, share);
     for (int l = 0; l < LAYERS; l++) assert_true(fabs(share[l] * LAYERS - 1) < 1e-9);

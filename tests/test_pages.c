@@ -54,7 +54,14 @@ static linnet_context *open_context(counter *c) {
 }
 
 static ln_memory_shape shape_of(linnet_type precision) {
-    return (ln_memory_shape){LAYERS, HEADS, KEY, VALUE, windows, precision, CAPACITY, PIECE, false};
+    return (ln_memory_shape){.layers = LAYERS,
+                             .key_value_heads = HEADS,
+                             .key_size = KEY,
+                             .value_size = VALUE,
+                             .window = windows,
+                             .precision = precision,
+                             .capacity = CAPACITY,
+                             .piece = PIECE};
 }
 
 /* ---- the model: what was put where ---- */

@@ -47,10 +47,8 @@ static void call_close(caller *c) {
 }
 
 static void set_parameter(caller *c, const char *name, double value) {
-    int i = 0;
-    while (c->row.parameters[i].name) i++;
-    c->row.parameters[i].name = name;
-    c->policy.parameter[i] = value;
+    c->policy.parameter[c->policy.parameters].name = name;
+    c->policy.parameter[c->policy.parameters++].value = value;
 }
 
 /* The piece: the last `piece` tokens. */

@@ -143,7 +143,7 @@ static float *run(linnet_model *model, const ln_forward_shape *shape, int64_t ro
     const int64_t vocabulary = model->hyper.vocabulary, counts[] = {PIECE, PIECE, 3};
     ln_forward forward;
     CHECK(model->context, ln_forward_open(model, shape, 100, &forward));
-    const ln_memory_shape memory_shape = ln_session_shape(model, 100, PIECE, LINNET_F16);
+    const ln_memory_shape memory_shape = ln_session_shape(model, 100, PIECE, LINNET_F16, NULL, 0);
     ln_memory *memory;
     CHECK(model->context, ln_memory_open(model->context, &memory_shape, &memory));
     float *logits = calloc((size_t)(vocabulary * (2 * PIECE + 3)), sizeof *logits), *to = logits;
@@ -168,11 +168,11 @@ static void check_model(const char *path, const char *cpu, bool exact) {
     CHECK(context, linnet_model_open(context, path, &model));
     const int64_t columns = model->hyper.feed_forward, unit = ln_forward_unit(model, exact);
     assert_int_equal(columns, COLUMNS);
-    const ln_forward_shape shapes[] = {{PIECE, columns, columns, exact},
-                                       {PIECE, unit, unit, exact},
-                                       {PIECE, unit, 48, exact},
-                                       {PIECE, 2 * unit, 256, exact},
-                                       {PIECE, columns, 512, exact}};
+    const ln_forward_shape shapes[] = {{PIECE, columns, columns, exact, 0},
+                                       {PIECE, unit, unit, exact, 0},
+                                       {PIECE, unit, 48, exact, 0},
+                                       {PIECE, 2 * unit, 256, exact, 0},
+                                       {PIECE, columns, 512, exact, 0}};
     float *whole = NULL;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         float *logits = run(model, &shapes[i], i % 2 ? 5 : PIECE);

@@ -16,7 +16,13 @@
 
 /* What the process takes beside the library's allocations: stack, C library, file buffers (measured by
  * tests/cli/test_run.py). */
-enum { OVERHEAD_BYTES = 6 << 20, SMALLEST_PIECE = 8, QUICK_PIECE = 64, MOST_CONTEXT = 1 << 30 };
+enum {
+    STAGED_PART = 10 /* of lanes, that a piece may take */,
+    OVERHEAD_BYTES = 6 << 20,
+    SMALLEST_PIECE = 8,
+    QUICK_PIECE = 64,
+    MOST_CONTEXT = 1 << 30
+};
 
 /* Most are multiples of the tokens of the panel kernels' tiles. */
 static const int64_t pieces[] = {8, 12, 16, 24, 32, 48, 64, 96, 128, 144, 192, 240, 288, 336, 384, 432, 480, 512};
@@ -38,10 +44,15 @@ static const double PREPARING = 30, ADDING = 100, MEETING = 1e6;
 typedef struct candidate {
     ln_forward_shape shape;
     uint64_t workspace;
+    uint64_t least, staged; /* bytes of lanes: the least, and of them for the piece alone */
     double cost;
 } candidate;
 
 typedef struct candidates {
+    const linnet_session_settings *settings;
+    const ln_policy *policy; /* NULL: none */
+    uint64_t cache;          /* of lanes: what workspaces must suffice for */
+    uint64_t least, staged;  /* of the piece at hand */
     int count;
     uint64_t smallest; /* workspace */
     candidate rows[MOST_CANDIDATES];
@@ -79,7 +90,8 @@ linnet_status ln_session_settle(const linnet_model *model, const linnet_session_
     return LINNET_OK;
 }
 
-ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int64_t piece, linnet_type precision) {
+ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int64_t piece, linnet_type precision,
+                                 const ln_policy *policy, uint64_t cache) {
     const ln_hyperparameters *hyper = &model->hyper;
     return (ln_memory_shape){.layers = hyper->layers,
                              .key_value_heads = hyper->key_value_heads,
@@ -88,7 +100,21 @@ ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int
                              .window = model->windows,
                              .precision = precision,
                              .capacity = context,
-                             .piece = piece};
+                             .piece = piece,
+                             .policy = policy,
+                             .lane_bytes = cache,
+                             .heads = hyper->heads,
+                             .scale = hyper->score_scale};
+}
+
+uint64_t ln_session_lanes(const linnet_model *model, const ln_memory_shape *memory) {
+    ln_ragged_shape lanes;
+    if (!ln_memory_lanes(memory, &lanes)) return 0;
+    return ln_ragged_workspace(&model->kernels, ln_team_size(model->context->team), &lanes);
+}
+
+bool ln_session_policy(const linnet_session_settings *settings) {
+    return settings->policy && *settings->policy && strcmp(settings->policy, "auto") != 0;
 }
 
 /* ---- candidates ---- */
@@ -111,16 +137,33 @@ static void add_candidate(linnet_model *model, const ln_forward_shape *shape, ca
     const uint64_t workspace = ln_forward_bytes(model, shape) +
                                ln_allocated_bytes((uint64_t)model->hyper.vocabulary * sizeof(float)) +
                                ln_allocated_bytes(sizeof(ln_workspace)) + ln_allocated_bytes(sizeof(linnet_session));
-    all->rows[all->count++] = (candidate){*shape, workspace, cost_of(model, shape)};
+    all->rows[all->count++] = (candidate){*shape, workspace, all->least, all->staged, cost_of(model, shape)};
     if (workspace < all->smallest) all->smallest = workspace;
 }
 
-static void add_slices(linnet_model *model, int64_t piece, bool exact, candidates *all) {
+/* What lanes need for a piece. */
+static linnet_status weigh_lanes(linnet_model *model, int64_t piece, candidates *all, ln_forward_shape *shape) {
+    const ln_memory_shape memory =
+        ln_session_shape(model, all->settings->context, piece, LINNET_F16, all->policy, all->cache);
+    ln_ragged_shape lanes;
+    if (!ln_memory_lanes(&memory, &lanes))
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "policy %s is for layers that see the whole text; this model has none", all->policy->row->name);
+    const linnet_status status = ln_ragged_least(model->context, &lanes, &all->least);
+    all->staged = ln_ragged_staged(&lanes);
+    if (all->cache < all->least) lanes.bytes = all->least;
+    shape->lanes = ln_ragged_workspace(&model->kernels, ln_team_size(model->context->team), &lanes);
+    return status;
+}
+
+static linnet_status add_slices(linnet_model *model, int64_t piece, bool exact, candidates *all) {
     const int64_t columns = model->hyper.feed_forward, unit = ln_forward_unit(model, exact);
     ln_forward_shape shape = {.piece = piece, .slice = columns, .step = columns, .exact = exact};
+    const linnet_status status = all->policy ? weigh_lanes(model, piece, all, &shape) : LINNET_OK;
+    if (status != LINNET_OK) return status;
     if (piece < model->kernels.matmul.panel_from) {
         add_candidate(model, &shape, all);
-        return;
+        return LINNET_OK;
     }
     for (int i = 0; i < PARTS; i++) {
         const int64_t before = shape.slice;
@@ -131,32 +174,53 @@ static void add_slices(linnet_model *model, int64_t piece, bool exact, candidate
             if (k == 0 || steps[k] < shape.slice) add_candidate(model, &shape, all);
         }
     }
+    return LINNET_OK;
 }
 
-static void list_candidates(linnet_model *model, const linnet_session_settings *settings, candidates *all) {
+static linnet_status list_candidates(linnet_model *model, candidates *all) {
+    const linnet_session_settings *settings = all->settings;
     const bool exact = settings->compute == LINNET_COMPUTE_EXACT;
     all->count = 0;
     all->smallest = UINT64_MAX;
     if (settings->piece || settings->context < SMALLEST_PIECE) {
         const int64_t piece = settings->piece ? settings->piece : SMALLEST_PIECE;
-        add_slices(model, ln_min_i64(piece, settings->context), exact, all);
-        return;
+        return add_slices(model, ln_min_i64(piece, settings->context), exact, all);
     }
-    for (int i = 0; i < PIECES; i++) {
+    linnet_status status = LINNET_OK;
+    for (int i = 0; i < PIECES && status == LINNET_OK; i++) {
         if (i > 0 && pieces[i - 1] >= settings->context) break;
-        add_slices(model, ln_min_i64(pieces[i], settings->context), exact, all);
+        status = add_slices(model, ln_min_i64(pieces[i], settings->context), exact, all);
     }
+    return status;
 }
 
 /* ---- choice ---- */
 
+/* What `bound` leaves beside `taken`. */
+static uint64_t rest_of(uint64_t bound, uint64_t taken) {
+    return bound > taken ? bound - taken : 0;
+}
+
+/* Bytes for lanes: what the bounds leave, or what holds everything. */
+static uint64_t lanes_of(const linnet_session_settings *settings, const candidate *row, const linnet_plan *plan) {
+    uint64_t cache = settings->cache ? rest_of(settings->cache, plan->pages) : UINT64_MAX;
+    if (settings->memory) {
+        const uint64_t left = rest_of(settings->memory, plan->model + plan->pages + plan->workspace + plan->overhead);
+        if (left < cache) cache = left;
+    }
+    return cache == UINT64_MAX ? row->least : cache;
+}
+
 /* Fills the sizes of one candidate. */
-static void weigh(const linnet_model *model, const linnet_session_settings *settings, linnet_type precision,
-                  const candidate *row, linnet_plan *plan) {
+static void weigh(const linnet_model *model, const candidates *all, linnet_type precision, const candidate *row,
+                  linnet_plan *plan) {
     const ln_hyperparameters *hyper = &model->hyper;
-    const ln_memory_shape shape = ln_session_shape(model, settings->context, row->shape.piece, precision);
+    const linnet_session_settings *settings = all->settings;
+    const ln_memory_shape shape =
+        ln_session_shape(model, settings->context, row->shape.piece, precision, all->policy, 0);
     ln_page_layout page = {0};
-    ln_page_layout_of(precision, precision, hyper->key_size, hyper->value_size, &page);
+    ln_page_layout_of(all->policy ? all->policy->keys : precision, all->policy ? all->policy->values : precision,
+                      hyper->key_size, hyper->value_size, &page);
     *plan = (linnet_plan){.size = sizeof *plan,
                           .context = settings->context,
                           .piece = row->shape.piece,
@@ -171,19 +235,28 @@ static void weigh(const linnet_model *model, const linnet_session_settings *sett
                           .workspace = row->workspace,
                           .overhead = OVERHEAD_BYTES};
     if (plan->pages < UINT64_MAX / 2) plan->pages += ln_allocated_bytes((uint64_t)settings->context * sizeof(int32_t));
+    if (all->policy) {
+        plan->cache = lanes_of(settings, row, plan);
+        plan->pages += plan->cache;
+        ln_policy_text(all->policy, plan->policy, sizeof plan->policy);
+    }
     plan->total = plan->model + plan->pages + plan->workspace + plan->overhead;
     plan->bytes_per_token = (uint64_t)(hyper->layers * hyper->key_value_heads) * page.bytes / LN_PAGE_TOKENS;
 }
 
-static bool fits(const linnet_plan *plan, const linnet_session_settings *settings) {
+static bool fits(const linnet_plan *plan, const candidates *all, const candidate *row) {
+    const linnet_session_settings *settings = all->settings;
     return (settings->memory == 0 || plan->total <= settings->memory) &&
-           (settings->activations == 0 || plan->workspace <= settings->activations);
+           (settings->cache == 0 || plan->pages <= settings->cache) &&
+           (settings->activations == 0 || plan->workspace <= settings->activations) &&
+           (!all->policy || plan->cache >= row->least);
 }
 
 /* The cheapest that fits, of pieces of at least `least` tokens; then the smallest of those about as cheap. */
-static bool choose(const linnet_model *model, const linnet_session_settings *settings, linnet_type type, int64_t least,
-                   const candidates *all, linnet_plan *plan) {
-    const double slack = settings->memory || settings->activations ? 1.005 : 1.02;
+static bool choose(const linnet_model *model, linnet_type type, int64_t least, const candidates *all,
+                   linnet_plan *plan) {
+    const linnet_session_settings *settings = all->settings;
+    const double slack = settings->memory || settings->cache || settings->activations ? 1.005 : 1.02;
     double cheapest = 0;
     bool found = false;
     for (int round = 0; round < 2; round++) {
@@ -191,9 +264,10 @@ static bool choose(const linnet_model *model, const linnet_session_settings *set
             const candidate *row = &all->rows[i];
             linnet_plan made;
             if (row->shape.piece < ln_min_i64(least, all->rows[all->count - 1].shape.piece)) continue;
+            if (least > 1 && all->policy && settings->cache && row->staged > settings->cache / STAGED_PART) continue;
             if (round == 1 && (row->cost > slack * cheapest || row->workspace >= plan->workspace)) continue;
-            weigh(model, settings, type, row, &made);
-            if (!fits(&made, settings) || (round == 0 && found && row->cost >= cheapest)) continue;
+            weigh(model, all, type, row, &made);
+            if (!fits(&made, all, row) || (round == 0 && found && row->cost >= cheapest)) continue;
             if (round == 0) cheapest = row->cost;
             *plan = made;
             found = true;
@@ -219,30 +293,38 @@ static void explain(linnet_plan *plan, const linnet_session_settings *settings, 
     if (plan->slice < plan->feed_forward)
         snprintf(activations, sizeof activations, "; the feed-forward part in slices of %lld of %lld columns",
                  (long long)plan->slice, (long long)plan->feed_forward);
-    if (settings->memory == 0 && settings->activations == 0) {
+    if (*plan->policy) {
+        snprintf(plan->reason, sizeof plan->reason, "policy %.*s as asked for%s%s", (int)strcspn(plan->policy, ":"),
+                 plan->policy, plan->piece < most ? ", the prompt in smaller pieces to make room" : "", activations);
+        return;
+    }
+    if (settings->memory == 0 && settings->cache == 0 && settings->activations == 0) {
         snprintf(plan->reason, sizeof plan->reason, "no budget given: %s keys and values%s",
                  linnet_type_name(plan->precision), activations);
         return;
     }
     snprintf(plan->reason, sizeof plan->reason, "%s keys and values %s%s%s", linnet_type_name(plan->precision),
-             settings->precision != LINNET_TYPE_AUTO ? "as asked for"
-             : settings->memory == 0                 ? "by default"
-                                                     : "are the most exact that fit",
+             settings->precision != LINNET_TYPE_AUTO         ? "as asked for"
+             : settings->memory == 0 && settings->cache == 0 ? "by default"
+                                                             : "are the most exact that fit",
              plan->piece < most ? ", the prompt in smaller pieces to make room" : "", activations);
 }
 
 /* ---- refusal ---- */
 
 /* The candidate with the least total, within the bound of activations where any is. */
-static void find_smallest(const linnet_model *model, const linnet_session_settings *settings, linnet_type type,
-                          const candidates *all, linnet_plan *plan) {
+static void find_smallest(const linnet_model *model, linnet_type type, const candidates *all, linnet_plan *plan) {
+    const linnet_session_settings *settings = all->settings;
+    linnet_session_settings free = *settings;
+    candidates unbounded = {.settings = &free, .policy = all->policy};
+    free.memory = free.cache = 0;
     linnet_plan made;
     bool found = false;
     for (int i = 0; i < all->count; i++) {
         if (settings->activations && all->rows[i].workspace > settings->activations &&
             all->smallest <= settings->activations)
             continue;
-        weigh(model, settings, type, &all->rows[i], &made);
+        weigh(model, &unbounded, type, &all->rows[i], &made);
         if (!found || made.total < plan->total) *plan = made;
         found = true;
     }
@@ -255,6 +337,11 @@ static linnet_status refuse(linnet_context *context, const linnet_session_settin
         return ln_fail(context, LINNET_ERROR_MEMORY,
                        "%llu bytes are too little for activations: at least %llu are needed",
                        (unsigned long long)settings->activations, (unsigned long long)plan->smallest_workspace);
+    if (settings->cache && settings->cache < plan->pages)
+        return ln_fail(context, LINNET_ERROR_MEMORY,
+                       "%llu bytes are too little for the keys and values of %lld tokens: at least %llu are needed",
+                       (unsigned long long)settings->cache, (long long)settings->context,
+                       (unsigned long long)plan->pages);
     return ln_fail(
         context, LINNET_ERROR_MEMORY,
         "a budget of %llu bytes is too small for %lld tokens: at least %llu are needed (%s keys and values take "
@@ -272,19 +359,26 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
                                   linnet_plan *plan) {
     linnet_model *model = (linnet_model *)(uintptr_t)constant; /* sizes are only read */
     linnet_session_settings settled;
-    const linnet_status status = ln_session_settle(model, settings, &settled);
+    linnet_status status = ln_session_settle(model, settings, &settled);
     *plan = (linnet_plan){.size = sizeof *plan};
     if (status != LINNET_OK) return status;
-    candidates all;
-    list_candidates(model, &settled, &all);
+    ln_policy policy;
+    candidates all = {.settings = &settled, .cache = settled.cache ? settled.cache : settled.memory};
+    if (ln_session_policy(&settled)) {
+        status = ln_policy_parse(model->context, settled.policy, &policy);
+        all.policy = &policy;
+    }
+    if (status == LINNET_OK) status = list_candidates(model, &all);
+    if (status != LINNET_OK) return status;
     linnet_type types[2];
-    const int count = list_types(&settled, types);
+    const int count = all.policy ? 1 : list_types(&settled, types);
+    if (all.policy) types[0] = LINNET_F16;
     linnet_plan smallest = {0};
-    find_smallest(model, &settled, types[count - 1], &all, &smallest);
+    find_smallest(model, types[count - 1], &all, &smallest);
     bool found = false;
-    const int64_t quick = settled.memory ? QUICK_PIECE : 1;
-    for (int i = 0; i < count && !found; i++) found = choose(model, &settled, types[i], quick, &all, plan);
-    if (!found) found = choose(model, &settled, types[count - 1], 1, &all, plan);
+    const int64_t quick = settled.memory || settled.cache ? QUICK_PIECE : 1;
+    for (int i = 0; i < count && !found; i++) found = choose(model, types[i], quick, &all, plan);
+    if (!found) found = choose(model, types[count - 1], 1, &all, plan);
     if (!found) {
         *plan = smallest;
         return refuse(model->context, &settled, plan);
@@ -293,8 +387,9 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
     plan->smallest_workspace = smallest.smallest_workspace;
     linnet_session_settings free = settled;
     linnet_plan unbounded = {0};
-    free.memory = free.activations = 0;
-    choose(model, &free, plan->precision, 1, &all, &unbounded);
+    free.memory = free.cache = free.activations = 0;
+    all.settings = &free;
+    choose(model, plan->precision, 1, &all, &unbounded);
     explain(plan, &settled, unbounded.piece);
     return LINNET_OK;
 }

@@ -14,9 +14,17 @@ static void release_workspace(linnet_context *context, ln_workspace *workspace) 
     ln_release(context, workspace);
 }
 
+static ln_memory_shape session_memory(const linnet_session *session) {
+    const linnet_plan *plan = &session->plan;
+    return ln_session_shape(session->model, plan->context, plan->piece, plan->precision,
+                            *plan->policy ? &session->policy : NULL, plan->cache);
+}
+
 static linnet_status open_workspace(linnet_session *session, bool exact) {
     const linnet_plan *plan = &session->plan;
-    const ln_forward_shape shape = {.piece = plan->piece, .slice = plan->slice, .step = plan->step, .exact = exact};
+    ln_forward_shape shape = {.piece = plan->piece, .slice = plan->slice, .step = plan->step, .exact = exact};
+    const ln_memory_shape memory = session_memory(session);
+    shape.lanes = ln_session_lanes(session->model, &memory);
     session->workspace = ln_allocate_zero(session->model->context, 1, sizeof *session->workspace, "workspace");
     if (!session->workspace) return LINNET_ERROR_MEMORY;
     session->workspace->users = 1;
@@ -51,9 +59,10 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     linnet_session *made = make_session(model, &plan);
     if (!made) return LINNET_ERROR_MEMORY;
     made->spare = ln_plan_spare(&plan, &settled);
-    status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
+    if (*plan.policy) status = ln_policy_parse(model->context, plan.policy, &made->policy);
+    if (status == LINNET_OK) status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
     if (status == LINNET_OK) {
-        const ln_memory_shape shape = ln_session_shape(model, plan.context, plan.piece, plan.precision);
+        const ln_memory_shape shape = session_memory(made);
         status = ln_memory_open(model->context, &shape, &made->memory);
     }
     if (status != LINNET_OK) {
@@ -76,6 +85,14 @@ void linnet_session_close(linnet_session *session) {
 
 linnet_plan linnet_session_plan(const linnet_session *session) {
     return session->plan;
+}
+linnet_usage linnet_session_usage(const linnet_session *session) {
+    const ln_ragged_usage usage = ln_memory_measure(session->memory);
+    return (linnet_usage){.size = sizeof(linnet_usage),
+                          .pages = usage.bytes,
+                          .pages_peak = usage.peak,
+                          .kept = usage.kept,
+                          .evicted = usage.evicted};
 }
 int64_t linnet_session_position(const linnet_session *session) {
     return session->position;
@@ -205,6 +222,7 @@ linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork
     *fork = NULL;
     linnet_session *made = make_session(session->model, &session->plan);
     if (!made) return LINNET_ERROR_MEMORY;
+    made->policy = session->policy;
     const linnet_status status = ln_memory_fork(session->memory, &made->memory);
     if (status != LINNET_OK) {
         linnet_session_close(made);
@@ -219,4 +237,16 @@ linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork
     memcpy(made->logits, session->logits, (size_t)session->model->hyper.vocabulary * sizeof *made->logits);
     *fork = made;
     return LINNET_OK;
+}
+
+/* ---- the table of policies ---- */
+
+const char *linnet_policy_name(int index) {
+    const ln_policy_row *row = ln_policy_row_at(index);
+    return row ? row->name : NULL;
+}
+
+const char *linnet_policy_about(int index) {
+    const ln_policy_row *row = ln_policy_row_at(index);
+    return row ? row->about : NULL;
 }

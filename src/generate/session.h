@@ -14,6 +14,7 @@ typedef struct ln_workspace {
 struct linnet_session {
     linnet_model *model;
     linnet_plan plan;
+    ln_policy policy; /* plan.policy, read */
     ln_workspace *workspace;
     ln_memory *memory;
     int32_t *tokens; /* [plan.context] */
@@ -28,6 +29,12 @@ linnet_status ln_session_settle(const linnet_model *model, const linnet_session_
                                 linnet_session_settings *settled);
 /* What the plan leaves of the bounds that the settings give; UINT64_MAX: they give none. */
 uint64_t ln_plan_spare(const linnet_plan *plan, const linnet_session_settings *settings);
-ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int64_t piece, linnet_type precision);
+/* policy NULL: none. cache: bytes for its lanes. */
+ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int64_t piece, linnet_type precision,
+                                 const ln_policy *policy, uint64_t cache);
+/* Whether the settings name a policy. */
+bool ln_session_policy(const linnet_session_settings *settings);
+/* Workspace of its lanes; 0: it has none. */
+uint64_t ln_session_lanes(const linnet_model *model, const ln_memory_shape *memory);
 
 #endif

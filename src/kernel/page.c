@@ -6,6 +6,7 @@
  * floats, and moving is neither. */
 #include "kernel/page.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { SQUARES = LN_HEAD_MOST / LN_LOW_SQUARE };
@@ -119,7 +120,8 @@ static void take_row(const side *s, const unsigned char *page, int64_t token, to
     for (int64_t b = 0; b * LN_LOW_SQUARE < s->size; b++) {
         int64_t columns;
         const uint64_t square = square_at(s, b, &columns);
-        take_codes(s, page + square, columns, token, codes_in(s, b), to->code + (size_t)(b * LN_LOW_SQUARE) * width_of(s));
+        take_codes(s, page + square, columns, token, codes_in(s, b),
+                   to->code + (size_t)(b * LN_LOW_SQUARE) * width_of(s));
         if (s->blocks) memcpy(&to->scale[b], page + s->scales + (uint64_t)(2 * (b * LN_PAGE_TOKENS + token)), 2);
     }
 }
@@ -128,7 +130,8 @@ static void put_row(const side *s, unsigned char *page, int64_t token, const tok
     for (int64_t b = 0; b * LN_LOW_SQUARE < s->size; b++) {
         int64_t columns;
         const uint64_t square = square_at(s, b, &columns);
-        put_codes(s, page + square, columns, token, codes_in(s, b), from->code + (size_t)(b * LN_LOW_SQUARE) * width_of(s));
+        put_codes(s, page + square, columns, token, codes_in(s, b),
+                  from->code + (size_t)(b * LN_LOW_SQUARE) * width_of(s));
         if (s->blocks) memcpy(page + s->scales + (uint64_t)(2 * (b * LN_PAGE_TOKENS + token)), &from->scale[b], 2);
     }
 }
@@ -192,7 +195,8 @@ static void encode_channels(const ln_page_layout *layout, unsigned char *page, i
         for (int64_t t = 0; t < count; t++) channel[t] = keys[t * stride + k];
         ln_fit_channel(channel, count, (int)layout->key_bits, &steps->minimum[k % LN_LOW_SQUARE],
                        &steps->step[k % LN_LOW_SQUARE], codes);
-        unsigned char *square = page + ln_code_bytes(layout->key_bits, k / LN_LOW_SQUARE * LN_LOW_SQUARE * LN_PAGE_TOKENS);
+        unsigned char *square =
+            page + ln_code_bytes(layout->key_bits, k / LN_LOW_SQUARE * LN_LOW_SQUARE * LN_PAGE_TOKENS);
         for (int64_t t = 0; t < count; t++) ln_code_put(square, (int)layout->key_bits, k % LN_LOW_SQUARE, t, codes[t]);
     }
 }
@@ -269,5 +273,24 @@ void ln_page_clear(const ln_page_layout *layout, unsigned char *page, int64_t fi
     for (int64_t t = first; t < LN_PAGE_TOKENS; t++) {
         put_row(&keys, page, t, &nothing);
         if (!layout->value_in_key) put_row(&values, page, t, &nothing);
+    }
+}
+
+/* ---- rotation ---- */
+
+void ln_hadamard(float *row, int64_t n) {
+    const int64_t run = n & -n;
+    const float scale = 1 / sqrtf((float)run);
+    for (float *x = row; x < row + n; x += run) {
+        for (int64_t half = 1; half < run; half *= 2) {
+            for (int64_t i = 0; i < run; i += 2 * half) {
+                for (int64_t j = i; j < i + half; j++) {
+                    const float a = x[j], b = x[j + half];
+                    x[j] = a + b;
+                    x[j + half] = a - b;
+                }
+            }
+        }
+        for (int64_t i = 0; i < run; i++) x[i] *= scale;
     }
 }

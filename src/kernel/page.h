@@ -23,4 +23,8 @@ bool ln_page_move(const ln_page_layout *layout, unsigned char *to, int64_t to_to
 /* Zeros where tokens `first` and up would be; steps by channel stay. */
 void ln_page_clear(const ln_page_layout *layout, unsigned char *page, int64_t first);
 
+/* In place, orthonormal, its own inverse: over n values where n is a power of two, else over each run of the largest
+ * power of two that divides n. */
+void ln_hadamard(float *row, int64_t n);
+
 #endif

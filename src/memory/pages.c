@@ -17,6 +17,7 @@ enum { RUN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 16 /* huge pages in a layer */
 /* ---- sizes ---- */
 
 static int64_t slots_of(const ln_memory_shape *shape, int64_t window) {
+    if (shape->policy && !window) return 0;
     const int64_t all = ln_ceil_div(shape->capacity, LN_PAGE_TOKENS);
     if (!window) return all;
     return ln_min_i64(all, ln_ceil_div(window + shape->piece, LN_PAGE_TOKENS) + 1);
@@ -24,7 +25,7 @@ static int64_t slots_of(const ln_memory_shape *shape, int64_t window) {
 
 /* Slots in a run; the last run may be left partly unused: by less than one slot a run. */
 static int64_t run_of(int64_t slots) {
-    return ln_ceil_div(slots, ln_ceil_div(slots, RUN));
+    return slots ? ln_ceil_div(slots, ln_ceil_div(slots, RUN)) : 1;
 }
 
 static bool possible(const ln_memory_shape *shape, ln_page_layout *layout) {
@@ -32,6 +33,7 @@ static bool possible(const ln_memory_shape *shape, ln_page_layout *layout) {
     if (!ln_page_layout_of(shape->precision, shape->precision, shape->key_size, shape->value_size, layout))
         return false;
     if (shape->value_in_key && shape->value_size > shape->key_size) return false;
+    if (shape->value_in_key && shape->policy) return false;
     if (shape->value_in_key) ln_page_layout_join(layout);
     if (shape->layers < 1 || shape->layers > 1 << 20 || shape->key_value_heads < 1 || shape->key_value_heads > 1 << 20)
         return false;
@@ -39,6 +41,21 @@ static bool possible(const ln_memory_shape *shape, ln_page_layout *layout) {
     for (int64_t i = 0; shape->window && i < shape->layers; i++)
         if (shape->window[i] < 0 || shape->window[i] > most) return false;
     return true;
+}
+
+bool ln_memory_lanes(const ln_memory_shape *shape, ln_ragged_shape *lanes) {
+    *lanes = (ln_ragged_shape){.heads = shape->heads,
+                               .key_value_heads = shape->key_value_heads,
+                               .key_size = shape->key_size,
+                               .value_size = shape->value_size,
+                               .scale = shape->scale,
+                               .policy = shape->policy,
+                               .bytes = shape->lane_bytes,
+                               .capacity = shape->capacity,
+                               .piece = ln_min_i64(shape->piece, shape->capacity)};
+    for (int64_t i = 0; shape->policy && i < shape->layers; i++)
+        if (!shape->window || !shape->window[i]) lanes->layers++;
+    return lanes->layers > 0;
 }
 
 /* Slots and pool bytes of all layers; false on overflow. */
@@ -64,7 +81,10 @@ uint64_t ln_memory_bytes(const ln_memory_shape *shape) {
     uint64_t slots, pool, total;
     if (!possible(shape, &layout) || !sizes(shape, &layout, &slots, &pool)) return UINT64_MAX;
     const uint64_t tables = ln_allocated_bytes(tables_bytes(shape, slots));
-    return ln_add_u64(pool, tables + 128, &total) ? tables + ln_allocated_bytes(pool) : UINT64_MAX;
+    ln_ragged_shape lanes;
+    const uint64_t more = ln_memory_lanes(shape, &lanes) ? shape->lane_bytes : 0;
+    if (!ln_add_u64(pool, tables + 128, &total) || !ln_add_u64(total, more, &total)) return UINT64_MAX;
+    return tables + (pool ? ln_allocated_bytes(pool) : 0) + more;
 }
 
 /* ---- opening and closing ---- */
@@ -93,9 +113,10 @@ static void advise_huge_pages(const ln_memory *memory, uint64_t pool_bytes) {
 
 static void lay_out(ln_memory *memory) {
     uint64_t offset = 0;
-    int64_t first = 0;
+    int64_t first = 0, lane_layers = 0;
     for (int64_t i = 0; i < memory->shape.layers; i++) {
         ln_memory_layer *layer = &memory->layers[i];
+        layer->lane_layer = memory->shape.policy && !memory->shape.window[i] ? lane_layers++ : -1;
         layer->window = memory->shape.window[i];
         layer->slots = slots_of(&memory->shape, layer->window);
         layer->run = run_of(layer->slots);
@@ -111,7 +132,8 @@ static void lay_out(ln_memory *memory) {
     }
 }
 
-linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *shape, ln_memory **memory) {
+/* Without lanes. */
+static linnet_status open_slots(linnet_context *context, const ln_memory_shape *shape, ln_memory **memory) {
     *memory = NULL;
     ln_page_layout layout;
     uint64_t slots, pool;
@@ -131,10 +153,14 @@ linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *sha
     int64_t *window = (int64_t *)(void *)(made->layers + shape->layers);
     if (shape->window) memcpy(window, shape->window, (size_t)shape->layers * sizeof *window);
     made->shape.window = window;
+    if (shape->policy) {
+        made->policy = *shape->policy;
+        made->shape.policy = &made->policy;
+    }
     made->slots = (unsigned char **)(void *)(window + shape->layers);
     made->users = (uint32_t *)(void *)(made->slots + slots);
-    made->pool = ln_allocate(context, 1, pool, "key-value pages");
-    if (!made->pool) {
+    if (pool) made->pool = ln_allocate(context, 1, pool, "key-value pages");
+    if (pool && !made->pool) {
         ln_release(context, made);
         return LINNET_ERROR_MEMORY;
     }
@@ -142,6 +168,17 @@ linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *sha
     advise_huge_pages(made, pool);
     *memory = made;
     return LINNET_OK;
+}
+
+linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *shape, ln_memory **memory) {
+    ln_ragged_shape lanes;
+    linnet_status status = open_slots(context, shape, memory);
+    if (status == LINNET_OK && ln_memory_lanes(&(*memory)->shape, &lanes))
+        status = ln_ragged_open(context, &lanes, &(*memory)->lanes);
+    if (status == LINNET_OK) return LINNET_OK;
+    ln_memory_close(*memory);
+    *memory = NULL;
+    return status;
 }
 
 /* ---- sharing ---- */
@@ -181,8 +218,12 @@ unsigned char *ln_memory_writable(ln_memory *memory, const ln_memory_layer *laye
 linnet_status ln_memory_fork(ln_memory *memory, ln_memory **fork) {
     *fork = NULL;
     ln_memory *made;
-    const linnet_status status = ln_memory_open(memory->context, &memory->shape, &made);
-    if (status != LINNET_OK) return status;
+    linnet_status status = open_slots(memory->context, &memory->shape, &made);
+    if (status == LINNET_OK && memory->lanes) status = ln_ragged_fork(memory->lanes, &made->lanes);
+    if (status != LINNET_OK) {
+        ln_memory_close(made);
+        return status;
+    }
     made->next = memory->next;
     memory->next = made;
     made->position = memory->position;
@@ -224,6 +265,7 @@ void ln_memory_close(ln_memory *memory) {
         while (before->next != memory) before = before->next;
         before->next = memory->next;
     }
+    ln_ragged_close(memory->lanes);
     ln_release(memory->context, memory->pool);
     ln_release(memory->context, memory);
 }
@@ -267,6 +309,10 @@ void ln_memory_append(ln_memory *memory, ln_team *team, int64_t layer, int64_t t
                       int64_t key_stride, const float *values, int64_t value_stride) {
     if (tokens <= 0) return;
     ln_memory_layer *to = &memory->layers[layer];
+    if (to->lane_layer >= 0) {
+        ln_ragged_append(memory->lanes, team, to->lane_layer, tokens, keys, key_stride, values, value_stride);
+        return;
+    }
     const int64_t first = memory->position / LN_PAGE_TOKENS, last = (memory->position + tokens - 1) / LN_PAGE_TOKENS;
     for (int64_t page = first; page <= last; page++)
         ln_memory_writable(memory, to, page % to->slots, page * LN_PAGE_TOKENS < memory->position);
@@ -279,6 +325,7 @@ void ln_memory_append(ln_memory *memory, ln_team *team, int64_t layer, int64_t t
 void ln_memory_commit(ln_memory *memory, int64_t tokens) {
     memory->position += tokens;
     for (int64_t i = 0; i < memory->shape.layers; i++) memory->layers[i].appended = 0;
+    if (memory->lanes) ln_ragged_commit(memory->lanes, tokens);
 }
 
 ln_page_view ln_memory_view(const ln_memory *memory, int64_t layer) {
@@ -292,6 +339,42 @@ ln_page_view ln_memory_view(const ln_memory *memory, int64_t layer) {
                           .end = memory->position + from->appended};
 }
 
+bool ln_memory_undoes(const ln_memory *memory) {
+    return !memory->lanes;
+}
+
+linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged_call *call) {
+    const int64_t lane_layer = memory->layers[layer].lane_layer;
+    if (lane_layer >= 0) return ln_ragged_attend(memory->lanes, lane_layer, call);
+    const ln_attention_sequence sequence = {.view = ln_memory_view(memory, layer),
+                                            .keys = memory->position + call->tokens,
+                                            .tokens = call->tokens,
+                                            .position = memory->position,
+                                            .query_type = LINNET_F32,
+                                            .query = call->query,
+                                            .output = call->output,
+                                            .query_stride = call->query_stride,
+                                            .query_head_stride = call->query_head_stride,
+                                            .output_stride = call->output_stride,
+                                            .output_head_stride = call->output_head_stride};
+    ln_attention_run(call->kernels, call->team, call->attention, &sequence, 1, call->workspace);
+    return LINNET_OK;
+}
+
+ln_ragged_usage ln_memory_measure(const ln_memory *memory) {
+    ln_ragged_usage usage = {0};
+    if (memory->lanes) usage = ln_ragged_measure(memory->lanes);
+    for (int64_t i = 0; i < memory->shape.layers; i++) {
+        const ln_memory_layer *layer = &memory->layers[i];
+        const int64_t pages = ln_min_i64(layer->slots, ln_ceil_div(memory->position, LN_PAGE_TOKENS));
+        const uint64_t bytes = (uint64_t)(pages * memory->shape.key_value_heads) * memory->layout.bytes;
+        usage.bytes += bytes;
+        usage.peak += bytes;
+        if (layer->lane_layer < 0) usage.kept += (memory->position - layer->kept) * memory->shape.key_value_heads;
+    }
+    return usage;
+}
+
 /* A query at position p of a sliding layer needs the keys from p - window + 1 on. */
 int64_t ln_memory_rewind_limit(const ln_memory *memory) {
     int64_t limit = 0;
@@ -299,6 +382,7 @@ int64_t ln_memory_rewind_limit(const ln_memory *memory) {
         const ln_memory_layer *layer = &memory->layers[i];
         if (layer->kept > 0) limit = ln_max_i64(limit, layer->kept + layer->window - 1);
     }
+    if (memory->lanes) limit = ln_max_i64(limit, ln_ragged_rewind_limit(memory->lanes));
     return limit;
 }
 
@@ -309,10 +393,11 @@ linnet_status ln_memory_rewind(ln_memory *memory, int64_t position) {
                        (long long)position, (long long)memory->position);
     if (position > 0 && position < limit)
         return ln_fail(memory->context, LINNET_ERROR_UNSUPPORTED,
-                       "cannot rewind to position %lld: sliding layers have kept what positions from %lld on need; "
-                       "rewind to 0 and feed again",
+                       "cannot rewind to position %lld: what was given up since is gone, positions from %lld on are "
+                       "whole; rewind to 0 and feed again",
                        (long long)position, (long long)limit);
     memory->position = position;
+    if (memory->lanes) ln_ragged_rewind(memory->lanes, position);
     for (int64_t i = 0; i < memory->shape.layers; i++) {
         memory->layers[i].appended = 0;
         if (position == 0) memory->layers[i].kept = 0;

@@ -1,8 +1,9 @@
 /* Key-value memory of one sequence, in pages (kernel/attend.h tells what is in one).
  *
- * Every layer has slots, each for 32 consecutive tokens of all its heads: a layer that sees everything as many as the
- * capacity needs, a sliding layer a ring of ceil((window + piece) / 32) + 1. Slots are taken in order and touched when
- * written, so memory that was not used is not resident.
+ * Under a policy, layers that see everything are lanes of memory/ragged.h. Every other layer has slots, each for 32
+ * consecutive tokens of all its heads: a layer that sees everything as many as the capacity needs, a sliding layer a
+ * ring of ceil((window + piece) / 32) + 1. Slots are taken in order and touched when written, so memory that was not
+ * used is not resident.
  *
  * Forks share slots. A slot index of a layer exists once in each of the n memories of a family, and at most n different
  * contents of it are in use, so whoever must write into a shared slot always finds a free one: appending never fails.
@@ -11,15 +12,20 @@
 #define LN_MEMORY_PAGES_H
 
 #include "kernel/attend.h"
+#include "memory/ragged.h"
 #include "memory/state_file.h"
 
 typedef struct ln_memory_shape {
     int64_t layers, key_value_heads, key_size, value_size;
-    const int64_t *window; /* [layers]; 0: the layer sees everything. NULL: all do */
-    linnet_type precision; /* F32, F16, BF16, Q8_0, Q4_0, Q5 to Q2 */
-    int64_t capacity;      /* tokens */
-    int64_t piece;         /* most tokens appended between two commits */
-    bool value_in_key;     /* values are the first value_size columns of the keys, and are not stored */
+    const int64_t *window;   /* [layers]; 0: the layer sees everything. NULL: all do */
+    linnet_type precision;   /* F32, F16, BF16, Q8_0, Q4_0, Q5 to Q2 */
+    int64_t capacity;        /* tokens */
+    int64_t piece;           /* most tokens appended between two commits */
+    bool value_in_key;       /* values are the first value_size columns of the keys, and are not stored */
+    const ln_policy *policy; /* of layers that see everything; NULL: these have slots too. Not with value_in_key */
+    uint64_t lane_bytes;     /* that they may take; the following are theirs too */
+    int64_t heads;
+    float scale;
 } ln_memory_shape;
 
 typedef struct ln_memory ln_memory;
@@ -29,22 +35,31 @@ uint64_t ln_memory_bytes(const ln_memory_shape *shape);
 linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *shape, ln_memory **memory);
 void ln_memory_close(ln_memory *memory);
 
+/* The part of the shape that is lanes; false: none. */
+bool ln_memory_lanes(const ln_memory_shape *shape, ln_ragged_shape *lanes);
+
 /* Tokens held, without those appended since the last commit. */
 int64_t ln_memory_position(const ln_memory *memory);
 /* Keys [tokens, key_stride >= key_value_heads * key_size] and values of positions position .. position + tokens - 1 of
  * one layer, tokens <= piece and within the capacity. Again before a commit: replaces them. */
 void ln_memory_append(ln_memory *memory, ln_team *team, int64_t layer, int64_t tokens, const float *keys,
                       int64_t key_stride, const float *values, int64_t value_stride);
+/* Attention of the tokens appended last to a layer: of `call` all but `rotation` is read. */
+linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged_call *call);
+/* Whether tokens appended since the last commit can be left uncommitted: a policy has given up others for them. */
+bool ln_memory_undoes(const ln_memory *memory);
 /* position += tokens, after every layer got them. */
 void ln_memory_commit(ln_memory *memory, int64_t tokens);
-/* What attention reads: with all that was appended. Valid until the next append, rewind, fork, read or close of any
- * memory of the family. */
+/* What attention reads of a layer with slots: with all that was appended. Valid until the next append, rewind, fork,
+ * read or close of any memory of the family. */
 ln_page_view ln_memory_view(const ln_memory *memory, int64_t layer);
 
 /* Forgets what is at `position` and after. Sliding layers have lost what left their ring, so positions from 1 to
  * rewind_limit - 1 are refused (LINNET_ERROR_UNSUPPORTED). */
 linnet_status ln_memory_rewind(ln_memory *memory, int64_t position);
 int64_t ln_memory_rewind_limit(const ln_memory *memory);
+/* What is held; of the family. */
+ln_ragged_usage ln_memory_measure(const ln_memory *memory);
 /* A memory with the same content, sharing slots until one of them writes; takes ln_memory_bytes like the first. */
 linnet_status ln_memory_fork(ln_memory *memory, ln_memory **fork);
 

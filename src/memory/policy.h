@@ -35,26 +35,28 @@ typedef struct ln_policy {
     int64_t sinks, recent;            /* tokens kept whatever they score: the first, the last */
     int64_t window;                   /* queries of a piece that scores are taken from */
     int64_t pooling;                  /* neighbours that share a score: width of the kernel, 1: none */
-    double parameter[LN_POLICY_PARAMETERS]; /* the row's own */
+    struct {
+        const char *name;
+        double value;
+    } parameter[LN_POLICY_PARAMETERS]; /* given by name, for the parts that know them */
+    int parameters;
 } ln_policy;
-
-typedef struct ln_policy_parameter {
-    const char *name; /* NULL ends a list */
-    double fallback, least, most;
-} ln_policy_parameter;
 
 struct ln_policy_row {
     const char *name, *source; /* "snapkv", "P205" */
     const char *about;         /* one line for people */
     const char *parts;         /* its defaults, in the text form: "scorer=snapkv,recent=64" */
-    ln_policy_parameter parameters[LN_POLICY_PARAMETERS + 1];
 };
 
 /* Rows, index 0 and up; NULL past the end. */
 const ln_policy_row *ln_policy_row_at(int index);
 /* Reads "NAME[:key=value,...]". LINNET_ERROR_ARGUMENT names the word that is wrong and what is known. */
 linnet_status ln_policy_parse(linnet_context *context, const char *text, ln_policy *policy);
-/* A parameter of the row by name; `fallback` where it has none of that name. */
+/* The policy as text that ln_policy_parse reads as the same policy; at most `room` bytes with the zero. */
+void ln_policy_text(const ln_policy *policy, char *text, size_t room);
+/* What a name of a row, and one of a parameter, mean to people; NULL past the end. */
+const char *ln_policy_parameter_at(int index, const char **about);
+/* A parameter by name; `fallback` where it was not given. */
 double ln_policy_parameter_of(const ln_policy *policy, const char *name, double fallback);
 
 #endif

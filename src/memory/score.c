@@ -156,10 +156,3 @@ void ln_scene_value_norms(const ln_scene *s, int power, float *workspace, float 
             norms[page * LN_PAGE_TOKENS + t] = (float)fmin(power == 1 ? sums[t] : sqrt(sums[t]), 1e30);
     }
 }
-
-/* Until policy.c is there. */
-__attribute__((weak)) double ln_policy_parameter_of(const ln_policy *policy, const char *name, double fallback) {
-    for (int i = 0; policy->row && i < LN_POLICY_PARAMETERS && policy->row->parameters[i].name; i++)
-        if (strcmp(policy->row->parameters[i].name, name) == 0) return policy->parameter[i];
-    return fallback;
-}

@@ -78,7 +78,7 @@ static uint64_t scratch_bytes(linnet_model *model, const ln_forward_shape *shape
 }
 
 static uint64_t attention_bytes(linnet_model *model, const ln_forward_shape *shape) {
-    uint64_t bytes = 0;
+    uint64_t bytes = shape->lanes;
     for (int64_t i = 0; i < model->hyper.layers; i++) {
         if (i > 0 && model->windows[i] == model->windows[i - 1]) continue;
         ln_attention attention = describe_attention(model, i);
@@ -309,7 +309,7 @@ static void project(ln_forward *forward, ln_memory *memory, int64_t index, int64
     ln_parallel(team, tokens, project_row, r);
 }
 
-static void run_attention(ln_forward *forward, ln_memory *memory, int64_t index, int64_t tokens, rows *r) {
+static linnet_status run_attention(ln_forward *forward, ln_memory *memory, int64_t index, int64_t tokens, rows *r) {
     linnet_model *model = forward->model;
     ln_team *team = model->context->team;
     const ln_hyperparameters *h = &model->hyper;
@@ -318,24 +318,33 @@ static void run_attention(ln_forward *forward, ln_memory *memory, int64_t index,
     ln_attention attention = describe_attention(model, index);
     attention.exact = forward->shape.exact;
     attention.bf16 = !attention.exact;
+    const int local = r->layer->rotation == LN_ROTATE_LOCAL;
+    const ln_scene_rotation rotation = {.size = model->rope.size,
+                                        .half = model->rope.half,
+                                        .magnitude = forward->magnitude[local],
+                                        .inverse = forward->inverse[local]};
     /* A tile's output is written after its queries were read by all who need them, and has their place. */
     float *output = h->key_size == h->value_size ? r->query : r->query + on_stage(tokens, queries);
-    const ln_attention_sequence sequence = {.view = ln_memory_view(memory, index),
-                                            .keys = ln_memory_position(memory) + tokens,
-                                            .tokens = tokens,
-                                            .position = ln_memory_position(memory),
-                                            .query = r->query,
-                                            .output = output,
-                                            .query_stride = queries,
-                                            .query_head_stride = h->key_size,
-                                            .output_stride = mixed,
-                                            .output_head_stride = h->value_size};
-    ln_attention_run(&model->kernels, team, &attention, &sequence, 1, forward->attention_scratch);
+    const ln_ragged_call call = {.kernels = &model->kernels,
+                                 .team = team,
+                                 .attention = &attention,
+                                 .tokens = tokens,
+                                 .query = r->query,
+                                 .query_stride = queries,
+                                 .query_head_stride = h->key_size,
+                                 .output = output,
+                                 .output_stride = mixed,
+                                 .output_head_stride = h->value_size,
+                                 .rotation = r->layer->rotation == LN_ROTATE_NOT ? NULL : &rotation,
+                                 .workspace = forward->attention_scratch};
+    const linnet_status status = ln_memory_attend(memory, index, &call);
+    if (status != LINNET_OK) return status;
     const ln_product product = {&r->layer->output, forward->h, h->width};
     multiply(forward, &product, 1, output, tokens);
     r->given = forward->h;
     r->next_norm = r->layer->feed_forward_norm;
     ln_parallel(team, tokens, finish_attention_row, r);
+    return LINNET_OK;
 }
 
 static ln_matrix rows_of(const ln_matrix *matrix, int64_t first, int64_t count) {
@@ -388,10 +397,12 @@ linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32
     rows r = {.forward = forward, .ids = ids, .next_norm = model->layers[0].attention_norm};
     ln_parallel(context->team, tokens, embed_row, &r);
     for (int64_t i = 0; i < model->hyper.layers; i++) {
-        if (ln_interrupted(context)) return ln_fail(context, LINNET_INTERRUPTED, "interrupted");
+        if ((i == 0 || ln_memory_undoes(memory)) && ln_interrupted(context))
+            return ln_fail(context, LINNET_INTERRUPTED, "interrupted");
         r.layer = &model->layers[i];
         if (forward->watch) forward->watch(forward->watcher, i, forward->h, tokens);
-        run_attention(forward, memory, i, tokens, &r);
+        const linnet_status status = run_attention(forward, memory, i, tokens, &r);
+        if (status != LINNET_OK) return status;
         run_feed_forward(forward, i, tokens, &r);
     }
     ln_memory_commit(memory, tokens);

@@ -17,6 +17,7 @@ typedef struct ln_forward_shape {
     int64_t slice; /* columns of the feed-forward part: all, or a multiple of ln_forward_unit */
     int64_t step;  /* of them computed at once: at most slice, a multiple of 16 where less */
     bool exact;
+    uint64_t lanes; /* workspace of memory under a policy (ln_ragged_workspace); 0: there is none */
 } ln_forward_shape;
 
 /* Is shown what goes into the projections of each layer: h [tokens, width], valid during the call. */

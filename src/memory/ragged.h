@@ -1,0 +1,80 @@
+/* Key-value memory under a policy (policy.h), of the layers that see everything.
+ *
+ * A lane is one key-value head of one layer. Its tokens lie in pages of up to three kinds, in this order:
+ *
+ *     far   tokens that left the recent ones: kind `keys, values`, then kind `low_keys, low_values`
+ *     near  the first pages (sinks), then the recent tokens and the piece that is being read
+ *
+ * A piece is appended near, attended, and settled layer by layer: what is older than the recent tokens moves to the far
+ * kinds, and where a lane holds more than its allowance the tokens of least score are given up. So the most that is
+ * ever held is the allowance and one piece of one layer, for a text of any length. Tokens keep their position; their
+ * rotation is never redone. Attention is a sum over keys: the order of far tokens is free, so holes are filled by the
+ * last ones.
+ *
+ * Invariant: in a lane all pages of a kind are full but the last one; near tokens are consecutive up to the newest. */
+#ifndef LN_MEMORY_RAGGED_H
+#define LN_MEMORY_RAGGED_H
+
+#include "memory/policy.h"
+#include "memory/pool.h"
+#include "memory/score.h"
+#include "mixer/attention.h"
+
+typedef struct ln_ragged_shape {
+    int64_t layers, heads, key_value_heads, key_size, value_size;
+    float scale;
+    const ln_policy *policy; /* copied */
+    uint64_t bytes;          /* all that may be allocated */
+    int64_t capacity, piece; /* tokens: of the text, of a piece */
+} ln_ragged_shape;
+
+typedef struct ln_ragged ln_ragged;
+
+/* The least `bytes` that hold the text as the policy wants it: where it evicts, one page a lane beside what is always
+ * kept. LINNET_ERROR_ARGUMENT: the policy is impossible for these sizes. */
+linnet_status ln_ragged_least(linnet_context *context, const ln_ragged_shape *shape, uint64_t *bytes);
+/* Of the bytes, what a piece takes before it is settled. */
+uint64_t ln_ragged_staged(const ln_ragged_shape *shape);
+/* Bytes of the workspace that attending and settling need, beside that of attention. */
+uint64_t ln_ragged_workspace(const ln_kernels *kernels, int threads, const ln_ragged_shape *shape);
+
+linnet_status ln_ragged_open(linnet_context *context, const ln_ragged_shape *shape, ln_ragged **ragged);
+void ln_ragged_close(ln_ragged *ragged);
+/* Shares pages until one of the two changes them; takes as many bytes again, touched when used. */
+linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork);
+
+/* What attention of a piece is about. */
+typedef struct ln_ragged_call {
+    const ln_kernels *kernels;
+    ln_team *team;
+    const ln_attention *attention; /* of the whole layer */
+    int64_t tokens;
+    float *query; /* [tokens, heads, key_size]; may be changed */
+    int64_t query_stride, query_head_stride;
+    float *output; /* [tokens, heads, value_size]; may be `query` */
+    int64_t output_stride, output_head_stride;
+    const ln_scene_rotation *rotation; /* of queries and keys; NULL: none */
+    const float *gate;                 /* [tokens, key_value_heads] of the model's gate; NULL: it has none */
+    void *workspace;                   /* aligned to 64 */
+} ln_ragged_call;
+
+/* Tokens position .. position + tokens - 1 of a layer. */
+void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t tokens, const float *keys,
+                      int64_t key_stride, const float *values, int64_t value_stride);
+/* Attention of the tokens appended last, then settling. */
+linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call);
+/* After every layer: position += tokens. */
+void ln_ragged_commit(ln_ragged *ragged, int64_t tokens);
+
+/* Positions from here on can be forgotten exactly: since then nothing was given up or moved. */
+int64_t ln_ragged_rewind_limit(const ln_ragged *ragged);
+/* 0, or from the limit on. */
+void ln_ragged_rewind(ln_ragged *ragged, int64_t position);
+
+typedef struct ln_ragged_usage {
+    uint64_t bytes, peak; /* of the family: pages in use, with the tables */
+    int64_t kept, evicted;
+} ln_ragged_usage;
+ln_ragged_usage ln_ragged_measure(const ln_ragged *ragged);
+
+#endif

@@ -1,0 +1,119 @@
+/* Owns: attention of a piece over the lanes of a layer, and what of its queries settling needs.
+ *
+ * A lane is a sequence of its own, of the heads that share it. All of its far and sink tokens, whatever their order,
+ * lie before the piece, so the causal mask on indices is the one on positions. */
+#include <string.h>
+
+#include "kernel/page.h"
+#include "memory/ragged_inside.h"
+#include "mixer/carve.h"
+
+typedef struct parts {
+    ln_attention_sequence *sequences;
+    float *query, *log_sum_exp;
+    void *rest; /* of attention, then of settling */
+} parts;
+
+static ln_attention lane_attention(const ln_attention *layer) {
+    ln_attention lane = *layer;
+    lane.heads = layer->heads / layer->key_value_heads;
+    lane.key_value_heads = 1;
+    lane.mask = (ln_mask){.causal = true};
+    return lane;
+}
+
+static parts place(ln_carver *from, const ln_ragged_shape *shape, int64_t tokens, int64_t observed) {
+    parts p;
+    p.sequences = ln_carve(from, (uint64_t)shape->key_value_heads, sizeof *p.sequences);
+    p.query = ln_carve(from, (uint64_t)(observed * shape->heads * shape->key_size), sizeof *p.query);
+    p.log_sum_exp = ln_carve(from, observed ? (uint64_t)(tokens * shape->heads) : 0, sizeof *p.log_sum_exp);
+    p.rest = ln_carve(from, 0, 1);
+    return p;
+}
+
+uint64_t ln_ragged_workspace(const ln_kernels *kernels, int threads, const ln_ragged_shape *shape) {
+    ln_carver carver = {0};
+    ln_pool_shape pool;
+    const ln_scorer *scorer = shape->policy->scorer;
+    const int64_t observed =
+        scorer && scorer->observes ? ln_min_i64(shape->piece, scorer->observes(shape->policy, shape->piece)) : 0;
+    if (!ln_ragged_pool_shape(shape, &pool)) return UINT64_MAX / 4;
+    place(&carver, shape, shape->piece, observed);
+    const ln_attention attention = {.heads = shape->heads / shape->key_value_heads,
+                                    .key_value_heads = 1,
+                                    .key_size = shape->key_size,
+                                    .value_size = shape->value_size,
+                                    .scale = shape->scale,
+                                    .bf16 = true};
+    const uint64_t attend = ln_attention_workspace(kernels, threads, &attention, shape->key_value_heads, shape->piece);
+    const uint64_t settle = ln_ragged_settle_workspace(kernels, threads, shape, &pool);
+    return carver.used + (attend > settle ? attend : settle);
+}
+
+typedef struct rotate_call {
+    float *row;
+    int64_t stride, head_stride, heads, size;
+} rotate_call;
+
+static void rotate_task(void *argument, int64_t token, int worker) {
+    (void)worker;
+    const rotate_call *call = argument;
+    for (int64_t h = 0; h < call->heads; h++)
+        ln_hadamard(call->row + token * call->stride + h * call->head_stride, call->size);
+}
+
+static void keep_queries(const ln_ragged_shape *shape, const ln_ragged_call *call, int64_t observed, float *to) {
+    for (int64_t t = 0; t < observed; t++)
+        for (int64_t h = 0; h < shape->heads; h++)
+            memcpy(to + (t * shape->heads + h) * shape->key_size,
+                   call->query + (call->tokens - observed + t) * call->query_stride + h * call->query_head_stride,
+                   (size_t)shape->key_size * sizeof *to);
+}
+
+linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call) {
+    const ln_ragged_shape *shape = &ragged->shape;
+    const int64_t group = shape->heads / shape->key_value_heads;
+    int64_t observed;
+    const bool settles = ln_ragged_settles(ragged, layer, call->tokens, &observed);
+    ln_carver carver = {.base = call->workspace};
+    const parts p = place(&carver, shape, call->tokens, observed);
+    if (ragged->policy.rotate) {
+        rotate_call rotate = {call->query, call->query_stride, call->query_head_stride, shape->heads, shape->key_size};
+        ln_parallel(call->team, call->tokens, rotate_task, &rotate);
+    }
+    keep_queries(shape, call, observed, p.query);
+    for (int64_t h = 0; h < shape->key_value_heads; h++) {
+        ln_lane *lane = ln_lane_of(ragged, layer, h);
+        const int64_t keys = ln_lane_keys(ragged, lane);
+        p.sequences[h] =
+            (ln_attention_sequence){.view = ln_ragged_view(ragged, lane),
+                                    .counts = ragged->count + lane->begin,
+                                    .keys = keys,
+                                    .tokens = call->tokens,
+                                    .position = keys - call->tokens,
+                                    .query_type = LINNET_F32,
+                                    .query = call->query + h * group * call->query_head_stride,
+                                    .output = call->output + h * group * call->output_head_stride,
+                                    .query_stride = call->query_stride,
+                                    .query_head_stride = call->query_head_stride,
+                                    .output_stride = call->output_stride,
+                                    .output_head_stride = call->output_head_stride,
+                                    .log_sum_exp = observed ? p.log_sum_exp + h * call->tokens * group : NULL};
+    }
+    const ln_attention attention = lane_attention(call->attention);
+    ln_attention_run(call->kernels, call->team, &attention, p.sequences, shape->key_value_heads, p.rest);
+    if (ragged->policy.rotate) {
+        rotate_call rotate = {call->output, call->output_stride, call->output_head_stride, shape->heads,
+                              shape->value_size};
+        ln_parallel(call->team, call->tokens, rotate_task, &rotate);
+    }
+    if (!settles) return LINNET_OK;
+    const ln_settling settling = {.layer = layer,
+                                  .tokens = call->tokens,
+                                  .call = call,
+                                  .observed = observed,
+                                  .query = p.query,
+                                  .log_sum_exp = p.log_sum_exp,
+                                  .workspace = p.rest};
+    return ln_ragged_settle(ragged, &settling);
+}
