@@ -49,6 +49,10 @@ static int run(const cli_arguments *arguments) {
     char names[CLI_MOST][128];
     linnet_text_key keys[CLI_MOST];
     if (!arguments->output) return cli_usage(&cli_convert, "name the file to write with -o");
+    if (!arguments->key_heads && (arguments->file || arguments->mean))
+        return cli_usage(&cli_convert, "--calibrate and --mean say how heads are merged; --kv-heads says to how many");
+    if (arguments->file && arguments->mean)
+        return cli_usage(&cli_convert, "--mean needs no text; leave out --calibrate or --mean");
     if (read_keys(&arguments->keys, names, keys) != CLI_OK) return CLI_USAGE;
     if (read_calibration(arguments, &text) != CLI_OK) return CLI_FAILED;
     if (cli_context_open(arguments, &context) != CLI_OK) {

@@ -12,8 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/context.h"
 #include "base/eigen.h"
-#include "base/random.h"
+#include "base/least_squares.h"
 #include "linnet/linnet.h"
 #include "model/file.h"
 #include "stored.h"
@@ -185,7 +186,7 @@ static void write_folder(const folder *f, const char *path) {
     free(header);
 }
 
-static char path[64], out[96], again[96];
+static char path[96], out[96], again[96];
 
 static void make_model(const spec *s) {
     folder f = {.count = 0};
@@ -350,6 +351,27 @@ static void test_lossless(void **state) {
     free(merged);
 }
 
+/* From a GGUF file, whose pairs are neighbours, as from the folder. */
+static void test_from_gguf(void **state) {
+    (void)state;
+    make_model(&lossless[0]);
+    float *whole = run(path, PROMPT, NULL);
+    linnet_convert_settings settings = linnet_convert_settings_default();
+    settings.type = LINNET_F32;
+    CHECK(linnet_convert(context, path, again, &settings));
+    char kept[96];
+    strcpy(kept, path);
+    strcpy(path, again);
+    merge_into(out, 2, false);
+    strcpy(path, kept);
+    float *merged = run(out, PROMPT, NULL);
+    double largest;
+    difference(whole, merged, PROMPT, &largest);
+    assert_true(largest < 1e-4);
+    free(whole);
+    free(merged);
+}
+
 /* The rotation at positions far beyond the calibration's windows. */
 static void test_far(void **state) {
     (void)state;
@@ -502,6 +524,41 @@ static void test_eigen(void **state) {
     check_eigen(100, 3);
 }
 
+/* Normal equations of more rows than a block, with weights, solved. */
+static void test_least_squares(void **state) {
+    (void)state;
+    enum { ROWS = 300, COLUMNS = 70, SIDES = 40 };
+    linnet_context_settings settings = linnet_context_settings_default();
+    assert_int_equal(linnet_context_open(&settings, &context), LINNET_OK);
+    float *x = reserve(ROWS * COLUMNS, sizeof *x), *y = reserve(ROWS * SIDES, sizeof *y);
+    double *wanted = reserve(COLUMNS * SIDES, sizeof *wanted), *gram = reserve(COLUMNS * COLUMNS, sizeof *gram),
+           *cross = reserve(COLUMNS * SIDES, sizeof *cross), *weight = reserve(ROWS, sizeof *weight);
+    seed = 11;
+    for (int i = 0; i < ROWS * COLUMNS; i++) x[i] = (float)(int)(4 * normal());
+    for (int i = 0; i < COLUMNS * SIDES; i++) wanted[i] = (int)(3 * normal());
+    for (int i = 0; i < ROWS; i++) {
+        weight[i] = i % 3;
+        for (int j = 0; j < SIDES; j++)
+            for (int k = 0; k < COLUMNS; k++)
+                y[i * SIDES + j] += (float)((double)x[i * COLUMNS + k] * wanted[k * SIDES + j]);
+    }
+    const ln_samples left = {x, COLUMNS, COLUMNS}, right = {y, SIDES, SIDES};
+    ln_gram(context->team, left, left, ROWS, weight, gram);
+    ln_gram(context->team, left, right, ROWS, weight, cross);
+    assert_true(ln_cholesky(context->team, gram, COLUMNS));
+    ln_cholesky_solve(context->team, gram, COLUMNS, cross, SIDES);
+    for (int i = 0; i < COLUMNS * SIDES; i++) assert_true(fabs(cross[i] - wanted[i]) < 1e-9);
+    double singular[4] = {1, 1, 1, 1};
+    assert_false(ln_cholesky(context->team, singular, 2));
+    free(x);
+    free(y);
+    free(wanted);
+    free(gram);
+    free(cross);
+    free(weight);
+    linnet_context_close(context);
+}
+
 enum { MOST = 32 };
 
 static void name_test(struct CMUnitTest *tests, int *count, const char *what, const spec *s, CMUnitTestFunction test) {
@@ -513,11 +570,13 @@ static void name_test(struct CMUnitTest *tests, int *count, const char *what, co
 int main(void) {
     static struct CMUnitTest tests[MOST] = {
         cmocka_unit_test(test_eigen),
+        cmocka_unit_test(test_least_squares),
         cmocka_unit_test_setup_teardown(test_far, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_from_gguf, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_refusals, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_threads, set_up, tear_down),
     };
-    int count = 4;
+    int count = 6;
     for (size_t i = 0; i < sizeof lossless / sizeof *lossless; i++)
         name_test(tests, &count, "without loss:", &lossless[i], test_lossless);
     for (size_t i = 0; i < sizeof lossy / sizeof *lossy; i++)

@@ -68,6 +68,17 @@ def test_full_disk_leaves_the_old_file(small, tmp_path):
     assert os.listdir(tmp_path) == ["model.gguf"]
 
 
+def test_fewer_heads(tmp_path):
+    path = tmp_path / "out.gguf"
+    linnet("convert", GOLDEN / "llama-3", "-o", path, "--kv-heads", "1", "--mean")
+    assert b"attention.head_count_kv" in linnet("inspect", path).stdout
+    path.unlink()
+    for more in (["--kv-heads", "7", "--mean"], ["--kv-heads", "1"]):  # no divisor; no tokenizer for the text
+        one_sentence(linnet("convert", GOLDEN / "llama-3", "-o", path, *more, status=1))
+        assert not path.exists()
+    linnet("convert", GOLDEN / "llama-3", "-o", path, "--mean", status=2)
+
+
 def test_plan_refuses_with_a_figure_that_suffices(small):
     arguments = ["plan", "-m", small, "-c", "5000"]
     plan = result(*arguments)
