@@ -56,6 +56,7 @@ typedef struct spec {
     int64_t key_value_heads, size, rotated;
     bool bias, fused, norms;
     int64_t planted; /* heads that there really are; 0: all are random */
+    double noise;    /* added to what is planted, relative to its size */
     bool no_rope;    /* of the last layer */
 } spec;
 
@@ -110,6 +111,7 @@ static void random_map(double *map, int64_t size, int64_t rotated) {
 /* Head a := map_a head (a mod planted), so that those which belong together do not stand together. [.., columns] */
 static void plant(float *rows, int64_t columns, const spec *s, const double *maps) {
     const int64_t size = s->size;
+    const double base_size = 1.5 / sqrt(WIDTH);
     float *base = reserve(s->planted * size * columns, sizeof *base);
     memcpy(base, rows, (size_t)(s->planted * size * columns) * sizeof *base);
     for (int64_t a = 0; a < s->key_value_heads; a++)
@@ -118,7 +120,7 @@ static void plant(float *rows, int64_t columns, const spec *s, const double *map
                 double sum = 0;
                 for (int64_t j = 0; j < size; j++)
                     sum += maps[(a * size + i) * size + j] * (double)base[(a % s->planted * size + j) * columns + c];
-                rows[(a * size + i) * columns + c] = (float)sum;
+                rows[(a * size + i) * columns + c] = (float)(sum + s->noise * normal() * base_size);
             }
     free(base);
 }
@@ -404,7 +406,8 @@ static void test_errors(void **state) {
         float *merged = run(out, PROMPT, NULL), *mean = run(again, PROMPT, NULL);
         const double error = difference(whole, merged, PROMPT, NULL), pooled = difference(whole, mean, PROMPT, NULL);
         print_message("             %lld heads: error %.3f, of means %.3f\n", (long long)heads, error, pooled);
-        assert_true(error > last);
+        /* one norm serves all groups, and suits a single one best */
+        if (!s->norms) assert_true(error > last);
         assert_true(error < pooled);
         last = error;
         free(merged);
@@ -416,6 +419,23 @@ static void test_errors(void **state) {
 static const spec lossy[] = {
     {.name = "llama", .type = "llama", .key_value_heads = 8, .size = 16, .rotated = 16},
     {.name = "qwen2", .type = "qwen2", .key_value_heads = 8, .size = 16, .rotated = 16, .bias = true},
+    {.name = "qwen3",
+     .type = "qwen3",
+     .key_value_heads = 8,
+     .size = 16,
+     .rotated = 16,
+     .norms = true,
+     .planted = 1,
+     .noise = 0.3},
+    {.name = "smollm3",
+     .type = "smollm3",
+     .more = ",\"no_rope_layers\":[1,0]",
+     .key_value_heads = 8,
+     .size = 16,
+     .rotated = 16,
+     .planted = 1,
+     .noise = 0.3,
+     .no_rope = true},
 };
 
 /* ---- refusals ---- */
