@@ -331,6 +331,49 @@ static void check_few(scene *s, const ln_attend_kernels *k, int64_t rows) {
         }
 }
 
+/* Queries and weights are bytes, each off by up to half a unit, times up to half the range of the codes. */
+static void check_integers(scene *s, const ln_attend_kernels *k, int64_t rows) {
+    static ln_attend_integers integers[ROWS];
+    const ln_page_layout *l = &s->p.layout;
+    if (!k->integer.scores[l->key_type]) return;
+    double size;
+    float before[ROWS * STRIDE];
+    const int64_t depth = ln_min_i64(LN_ATTEND_DEPTH, l->key_size), panels = ln_min_i64(l->value_size / LN_PANEL, 8);
+    ln_attend_part part = ln_page_keys(l, s->p.data, 0);
+    ln_attend_operand b = {&part, 1, depth, TOKENS, false};
+    k->integer.quantize(s->a, depth, rows, integers);
+    random_rows(&(ln_random){{1, 2, 3, 4}}, s->c, ROWS * STRIDE);
+    memcpy(before, s->c, sizeof before);
+    for (int add = 0; add < 2; add++) {
+        k->integer.scores[l->key_type](&b, integers, rows, s->c, !add);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t t = 0; t < TOKENS; t++) {
+                const double want = product(s->a + r * STRIDE, s->exact->keys + t * MOST, 1, depth, &size) +
+                                    (add ? 0 : (double)before[r * STRIDE + t]);
+                double most = 0;
+                for (int64_t i = 0; i < depth; i++) most = fmax(most, fabs((double)s->a[r * STRIDE + i]));
+                assert_true(fabs((double)s->c[r * STRIDE + t] - want) <= 0.02 * most * sqrt((double)depth));
+            }
+    }
+    ln_attend_part parts[6];
+    for (int i = 0; i < 6; i++) parts[i] = ln_page_values(l, s->p.data, 0, 0);
+    for (int64_t i = 0; i < ROWS * STRIDE; i++) s->a[i] = expf(s->a[i] * 3);
+    for (int count = 1; count <= 6 && panels; count += 5) {
+        b = (ln_attend_operand){parts, count, TOKENS, LN_PANEL, true};
+        memcpy(s->c, before, sizeof before);
+        k->integer.outputs[l->value_type](&b, panels, s->a, rows, s->c);
+        for (int64_t r = 0; r < ROWS; r++)
+            for (int64_t i = 0; i < STRIDE; i++) {
+                double want = (double)before[r * STRIDE + i], most = 0;
+                for (int n = 0; n < count && r < rows && i < panels * LN_PANEL; n++) {
+                    want += product(s->a + r * STRIDE + n * TOKENS, s->exact->values + i, MOST, TOKENS, &size);
+                    for (int t = 0; t < TOKENS; t++) most = fmax(most, (double)s->a[r * STRIDE + n * TOKENS + t]);
+                }
+                assert_true(fabs((double)s->c[r * STRIDE + i] - want) <= 0.1 * most + 1e-6);
+            }
+    }
+}
+
 static void test_kernels(void **state) {
     (void)state;
     static const int64_t sizes[] = {8, 24, 32, 64, 72, 128, 200, 256, 576};
@@ -350,9 +393,10 @@ static void test_kernels(void **state) {
                                 kind >= 4);
                 ln_page_encode(&s.p.layout, s.p.data, TOKENS, in->keys, MOST, in->values, MOST);
                 decode_page(&s.p, s.exact->keys, s.exact->values);
-                random_rows(&random, s.a, ROWS * STRIDE);
+                for (int64_t i = 0; i < ROWS * STRIDE; i++) s.a[i] = (float)ln_random_normal(&random);
                 check_decode(&s, &kernels);
                 check_few(&s, &kernels, 1 + kind);
+                check_integers(&s, &kernels, 1 + kind);
                 free(s.p.data);
             }
     }

@@ -130,16 +130,21 @@ typedef void (*ln_attend_decode)(const ln_attend_operand *b, float *values);
 /* ---- few rows of integers, where the processor multiplies bytes ---- */
 
 /* A row of A: column i is scale (256 high[i] + low[i]), bytes signed; sum[b]: of the integers of columns 32 b and up.
- */
+ * Again in single bytes, for pages of low bits: column i of block b = i / 32 is about unit[b] byte[i]; total[b]: the
+ * sum of the block's columns, rest[b]: what the bytes leave of it. */
 typedef struct ln_attend_integers {
     int8_t high[LN_ATTEND_DEPTH], low[LN_ATTEND_DEPTH];
     int32_t sum[LN_ATTEND_DEPTH / 32];
     float scale; /* NaN where the row is not finite */
-    float unused[7];
+    int8_t byte[LN_ATTEND_DEPTH];
+    float unit[LN_ATTEND_DEPTH / 32], rest[LN_ATTEND_DEPTH / 32], total[LN_ATTEND_DEPTH / 32];
+    const float *row; /* of A itself */
+    float unused[12];
 } ln_attend_integers;
 
 /* The products of `few` with whole pages of Q8_0 and Q4_0, with a relative error below 2^-15 of a row's largest query
- * or weight of a page: few rows then take less time than reading the page. Functions are NULL where there are none. */
+ * or weight of a page, and of Q2 to Q5 with one below 2^-7, of half the range of the codes: few rows then take less
+ * time than reading the page. Functions are NULL where there are none. */
 typedef struct ln_attend_integer {
     const char *name;
     void (*quantize)(const float *a, int64_t depth, int64_t rows, ln_attend_integers *to);

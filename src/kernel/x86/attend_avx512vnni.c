@@ -42,6 +42,24 @@ INLINE __mmask16 first_lanes(int64_t n) {
     return (__mmask16)(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0);
 }
 
+/* Columns i and up as single bytes. */
+static void quantize_block(const float *a, int64_t there, ln_attend_integers *to, int64_t i) {
+    const __m512 x[2] = {_mm512_maskz_loadu_ps(first_lanes(there), a),
+                         _mm512_maskz_loadu_ps(first_lanes(there - 16), a + 16)};
+    const float most = largest(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1]));
+    const __m512 inverse = _mm512_set1_ps(most > LEAST ? 127 / most : 0),
+                 unit = _mm512_set1_ps(most < INFINITY ? most / 127 : NAN);
+    __m512 rest = _mm512_setzero_ps();
+    for (int v = 0; v < 2; v++) {
+        const __m512i byte = _mm512_cvtps_epi32(_mm512_mul_ps(x[v], inverse));
+        rest = _mm512_add_ps(rest, _mm512_fnmadd_ps(unit, _mm512_cvtepi32_ps(byte), x[v]));
+        _mm_storeu_si128((__m128i *)(void *)(to->byte + i + 16 * v), _mm512_cvtepi32_epi8(byte));
+    }
+    to->unit[i / BLOCK] = _mm512_cvtss_f32(unit);
+    to->rest[i / BLOCK] = _mm512_reduce_add_ps(rest);
+    to->total[i / BLOCK] = _mm512_reduce_add_ps(_mm512_add_ps(x[0], x[1]));
+}
+
 /* low is signed: x = 256 high + low with high = (x + 128) / 256 rounded down. */
 static void quantize(const float *a, int64_t depth, int64_t rows, ln_attend_integers *to) {
     for (int64_t r = 0; r < rows; r++, a += LN_ATTEND_STRIDE) {
@@ -61,6 +79,8 @@ static void quantize(const float *a, int64_t depth, int64_t rows, ln_attend_inte
             const int32_t sum = _mm512_reduce_add_epi32(v);
             to[r].sum[i / BLOCK] = i % BLOCK ? to[r].sum[i / BLOCK] + sum : sum;
         }
+        to[r].row = a;
+        for (int64_t i = 0; i < depth; i += BLOCK) quantize_block(a + i, depth - i, &to[r], i);
     }
 }
 
