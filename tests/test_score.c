@@ -142,7 +142,7 @@ static void add_history(history *past, const lane *l, int64_t piece, int64_t ave
                 past->sum[key] += weight;
                 past->most[key] = fmax(past->most[key], weight * (double)l->group);
                 if (t >= piece - average) past->average[key] += weight / (double)average_window;
-                if (t >= piece - low && i <= end && weight * (double)l->group * (double)seen < 1)
+                if (t >= piece - low && i <= end && weight * (double)l->group * (double)seen < 1 - 1e-4)
                     past->low[key] += 1 / (double)(l->group * low_window);
             }
         }

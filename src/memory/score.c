@@ -134,25 +134,33 @@ static void add_powers(const float *from, int64_t columns, int64_t step, int64_t
     }
 }
 
-void ln_scene_value_norms(const ln_scene *s, int power, float *workspace, float *norms) {
+static void page_norms(const ln_scene *s, int64_t page, int power, float *workspace, double *sums) {
     const ln_attend_kernels *kernels = &s->kernels->attend;
+    const ln_page_layout *layout = ln_page_layout_at(s->view, page);
+    const unsigned char *bytes = ln_page_of(s->view, s->view_head, page);
+    const int64_t count = ln_scene_count(s, page);
+    if (layout->value_in_key) {
+        ln_page_decode_keys(kernels, layout, bytes, workspace);
+        add_powers(workspace, layout->value_size, LN_PAGE_TOKENS, 1, count, power, sums);
+        return;
+    }
+    for (int64_t panel = 0; panel * LN_PANEL < layout->value_size; panel++) {
+        const int64_t columns = ln_min_i64(LN_PANEL, layout->value_size - panel * LN_PANEL);
+        const ln_attend_part part = ln_page_values(layout, bytes, panel, 0);
+        kernels->decode[layout->value_type](&(ln_attend_operand){&part, 1, LN_PAGE_TOKENS, columns, true}, workspace);
+        add_powers(workspace, columns, 1, columns, count, power, sums);
+    }
+}
+
+void ln_scene_value_norms(const ln_scene *s, int power, float *workspace, float *norms, int64_t stride) {
     for (int64_t page = 0; page < s->pages; page++) {
-        const ln_page_layout *layout = ln_page_layout_at(s->view, page);
-        const unsigned char *bytes = ln_page_of(s->view, s->view_head, page);
-        const int64_t count = ln_scene_count(s, page);
+        float *to = norms + page * LN_PAGE_TOKENS * stride;
         double sums[LN_PAGE_TOKENS] = {0};
-        if (layout->value_in_key) {
-            ln_page_decode_keys(kernels, layout, bytes, workspace);
-            add_powers(workspace, layout->value_size, LN_PAGE_TOKENS, 1, count, power, sums);
-        }
-        for (int64_t panel = 0; !layout->value_in_key && panel * LN_PANEL < layout->value_size; panel++) {
-            const int64_t columns = ln_min_i64(LN_PANEL, layout->value_size - panel * LN_PANEL);
-            const ln_attend_part part = ln_page_values(layout, bytes, panel, 0);
-            kernels->decode[layout->value_type](&(ln_attend_operand){&part, 1, LN_PAGE_TOKENS, columns, true},
-                                                workspace);
-            add_powers(workspace, columns, 1, columns, count, power, sums);
-        }
-        for (int64_t t = 0; t < count; t++)
-            norms[page * LN_PAGE_TOKENS + t] = (float)fmin(power == 1 ? sums[t] : sqrt(sums[t]), 1e30);
+        bool new = false;
+        for (int64_t t = 0; t < ln_scene_count(s, page); t++) new = new || to[t * stride] == 0;
+        if (!new) continue;
+        page_norms(s, page, power, workspace, sums);
+        for (int64_t t = 0; t < ln_scene_count(s, page); t++)
+            if (to[t * stride] == 0) to[t * stride] = (float)fmin(power == 1 ? sums[t] : sqrt(sums[t]), 1e30);
     }
 }

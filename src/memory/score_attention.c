@@ -14,7 +14,8 @@
  *
  * A window that is longer than the piece (decoding) is kept as an average that forgets: with n new queries,
  * kept <- (1 - n / window) kept + sum / window, which needs no old queries, and is the mean itself where n = window.
- * State: scene->kept alone, 4 bytes a token (ems and zipcache: 8). Workspace: 4 bytes a token, 12 with pooling. */
+ * State: scene->kept alone, 4 bytes a token (ems, zipcache and critical: 8). Workspace: 4 bytes a token, 12 with
+ * pooling. */
 #include "memory/score_inside.h"
 
 #include <math.h>
@@ -134,19 +135,26 @@ static void pool(const ln_scene *s, const parts *p, const float *from, int64_t w
                   p->other, score);
 }
 
+/* What is kept of a token is `stride` floats, this the first. */
+static void score_pooled(ln_scene *s, const parts *p, float *kept, int64_t stride, float *score) {
+    const int64_t window = ln_or_default(s->policy->window, SNAPKV_WINDOW);
+    observe(s, p, last_of(s, window), ln_columns_add);
+    remember(s, p->sums, last_of(s, window), window, kept, stride);
+    LN_SCENE_TOKENS(s, i) p->sums[i] = kept[i * stride];
+    pool(s, p, p->sums, window, score);
+}
+
 static void score_snapkv(ln_scene *s, float *score) {
     const parts p = open_parts(s, POOLS);
-    const int64_t window = ln_or_default(s->policy->window, SNAPKV_WINDOW);
-    observe(s, &p, last_of(s, window), ln_columns_add);
-    remember(s, p.sums, last_of(s, window), window, s->kept, 1);
-    pool(s, &p, s->kept, window, score);
+    score_pooled(s, &p, s->kept, 1, score);
 }
 
 static void score_critical(ln_scene *s, float *score) {
+    enum { AVERAGE, LENGTH, KEPT };
     const parts p = open_parts(s, POOLS | VALUES);
-    score_snapkv(s, score);
-    ln_scene_value_norms(s, 1, p.rows, p.sums);
-    LN_SCENE_TOKENS(s, i) score[i] = (score[i] + 1e-4f) * p.sums[i];
+    score_pooled(s, &p, s->kept + AVERAGE, KEPT, score);
+    ln_scene_value_norms(s, 1, p.rows, s->kept + LENGTH, KEPT);
+    LN_SCENE_TOKENS(s, i) score[i] = (score[i] + 1e-4f) * s->kept[KEPT * i + LENGTH];
 }
 
 static void score_window_sum(ln_scene *s, float *score, int64_t window) {
@@ -169,12 +177,13 @@ typedef struct low {
     int64_t present; /* keys that token 0 sees */
 } low;
 
+/* Below the mean by more than rounding: where all weights are the same, none is low. */
 static void take_low(void *taker, const ln_columns *columns, const ln_columns_block *block) {
     const low *l = taker;
     float *to = l->counts + block->key;
     for (int64_t r = 0; r < block->rows; r++) {
         const float *weights = block->weights + r * LN_ATTEND_STRIDE;
-        const float mean = 1 / (float)(l->present + ln_columns_token(columns, block->row + r));
+        const float mean = (1 - 1e-4f) / (float)(l->present + ln_columns_token(columns, block->row + r));
         const int64_t seen = ln_columns_seen(columns, block, r);
         for (int64_t i = 0; i < seen; i++) to[i] += weights[i] < mean ? 1.0f : 0.0f;
     }
@@ -279,7 +288,7 @@ const ln_scorer ln_scorer_critical = {.name = "critical",
                                       .source = "CriticalKV",
                                       .rule = "snapkv times the length of the value",
                                       .defaults = "window=64,pooling=5,recent=64",
-                                      .keeps = 1,
+                                      .keeps = 2,
                                       .observes = observe_snapkv,
                                       .workspace = critical_bytes,
                                       .score = score_critical};

@@ -9,8 +9,8 @@
  *
  * a softmax of that over the keys behind the sinks, meaned over heads, plus epsilon, times |v| is the score; sinks get
  * the highest. Queries come rotated and are turned back by their own position; those of the sinks are left out.
- * State: 8 + 4 (group + size) size bytes. Workspace: about 3 KB + 1 KB a value of a key, and 4 (group + 1) a token.
- * Time: size^2 a key and a query, whatever the length of the text. */
+ * Kept: |v|, 4 bytes a token. State: 8 + 4 (group + size) size bytes. Workspace: 52 KB, 2 KB and 4 size bytes a value
+ * of a key, and 4 group a token. Time: size^2 a key and a query, whatever the length of the text. */
 #include <math.h>
 #include <string.h>
 
@@ -33,7 +33,6 @@ typedef struct parts {
     float *product;       /* [ROWS][LN_ATTEND_STRIDE] */
     float *keys;          /* a page [size][32] */
     float *logits;        /* [group][32 pages] */
-    float *norms;         /* [32 pages] */
     float *rows;
 } parts;
 
@@ -50,7 +49,6 @@ static parts carve(ln_carver *carver, const ln_scene *s) {
     p.product = ln_carve(carver, ROWS, LN_ATTEND_STRIDE * cell);
     p.keys = ln_carve(carver, size, LN_PAGE_TOKENS * cell);
     p.logits = ln_carve(carver, group * slots, cell);
-    p.norms = ln_carve(carver, slots, cell);
     p.rows = ln_carve(carver, 1, ln_scene_page_bytes(s));
     p.count = s->state;
     if (p.count) {
@@ -249,7 +247,7 @@ static void score(ln_scene *s, float *to) {
     observe(s, &p);
     prepare(s, &p);
     for (int64_t page = 0; page < s->pages; page++) page_logits(s, &p, page);
-    ln_scene_value_norms(s, 2, p.rows, p.norms);
+    ln_scene_value_norms(s, 2, p.rows, s->kept, 1);
     memset(to, 0, (size_t)slots * sizeof *to);
     for (int64_t h = 0; h < s->group; h++) {
         float *x = p.logits + h * slots;
@@ -260,7 +258,7 @@ static void score(ln_scene *s, float *to) {
     }
     float highest = 0;
     LN_SCENE_TOKENS(s, i) {
-        to[i] = (to[i] + epsilon) * p.norms[i];
+        to[i] = (to[i] + epsilon) * s->kept[i];
         highest = fmaxf(highest, to[i]);
     }
     LN_SCENE_TOKENS(s, i) if (s->positions[i] < s->policy->sinks) to[i] = highest;
@@ -271,6 +269,7 @@ const ln_scorer ln_scorer_expected = {.name = "expected",
                                       .rule =
                                           "attention to expect of the next 512 queries, times the length of the value",
                                       .defaults = "sinks=4",
+                                      .keeps = 1,
                                       .state = state_bytes,
                                       .workspace = workspace_bytes,
                                       .observes = observe_all,

@@ -39,8 +39,9 @@ int64_t ln_scene_order(const ln_scene *s, int32_t *order, int32_t *other);
  * before position `end`; others count as 0. Tokens from `end` on: as they are. order, other: [32 pages]. */
 void ln_scene_pool(const ln_scene *s, const float *from, int64_t end, int64_t width, bool maximum, int32_t *order,
                    int32_t *other, float *score);
-/* norms[i] = (sum of |v|^power)^(1 / power), power 1 or 2, over the lane's values; workspace: ln_scene_page_bytes. */
-void ln_scene_value_norms(const ln_scene *s, int power, float *workspace, float *norms);
+/* For tokens whose norms[i * stride] is 0: (sum of |v|^power)^(1 / power) of their values, power 1 or 2. workspace:
+ * ln_scene_page_bytes. */
+void ln_scene_value_norms(const ln_scene *s, int power, float *workspace, float *norms, int64_t stride);
 uint64_t ln_scene_page_bytes(const ln_scene *shape);
 
 /* A policy's window or pooling, where it names one. */

@@ -6,7 +6,7 @@
  *   keydiff   -cos(k, mean of k / |k| over the lane's keys)
  *   gate      what the model's own gate said when the token came (P218), kept: 4 bytes a token
  *
- * Workspace of l2norm and keydiff: a page decoded, and 4 bytes a token. */
+ * l2norm keeps the length, 4 bytes a token. Workspace of l2norm and keydiff: a page decoded, and 4 bytes a token. */
 #include <math.h>
 #include <string.h>
 
@@ -52,58 +52,67 @@ static int64_t decode(const ln_scene *s, const parts *p, int64_t page) {
     return layout->key_size;
 }
 
-/* to[t] = |k_t|, 0 where it is not finite. */
-static void page_norms(const ln_scene *s, const parts *p, int64_t page) {
-    const int64_t size = decode(s, p, page);
-    float *to = p->norms + page * LN_PAGE_TOKENS;
-    for (int64_t t = 0; t < ln_scene_count(s, page); t++) {
-        double sum = 0;
-        for (int64_t i = 0; i < size; i++) {
-            const double k = (double)p->keys[i * LN_PAGE_TOKENS + t];
-            sum += k * k;
-        }
-        to[t] = sum < 1e60 ? (float)sqrt(sum) : 0;
+/* to[t] = |k_t| of the page that was decoded, 0 where it is not finite. */
+static void page_norms(const parts *p, int64_t size, float *to) {
+    float sums[LN_PAGE_TOKENS] = {0};
+    for (int64_t i = 0; i < size; i++) {
+        const float *k = p->keys + i * LN_PAGE_TOKENS;
+        for (int t = 0; t < LN_PAGE_TOKENS; t++) sums[t] += k[t] * k[t];
     }
+    for (int t = 0; t < LN_PAGE_TOKENS; t++) to[t] = sums[t] < INFINITY ? sqrtf(sums[t]) : 0;
 }
 
+/* A page is looked at when it has a token that is new. */
 static void score_l2norm(ln_scene *s, float *score) {
     ln_carver carver = {.base = s->workspace};
     const parts p = carve(&carver, s);
-    for (int64_t page = 0; page < s->pages; page++) page_norms(s, &p, page);
-    LN_SCENE_TOKENS(s, i) score[i] = -p.norms[i];
+    for (int64_t page = 0; page < s->pages; page++) {
+        float *kept = s->kept + page * LN_PAGE_TOKENS, norms[LN_PAGE_TOKENS];
+        bool new = false;
+        for (int64_t t = 0; t < ln_scene_count(s, page); t++) new = new || kept[t] == 0;
+        if (new) page_norms(&p, decode(s, &p, page), norms);
+        for (int64_t t = 0; t < ln_scene_count(s, page); t++) {
+            if (kept[t] == 0) kept[t] = norms[t];
+            score[page * LN_PAGE_TOKENS + t] = -kept[t];
+        }
+    }
 }
 
-/* p->mean of the keys' directions, and their norms. */
-static void find_mean(const ln_scene *s, const parts *p) {
-    memset(p->mean, 0, (size_t)s->key_size * sizeof *p->mean);
-    for (int64_t page = 0; page < s->pages; page++) {
-        page_norms(s, p, page);
-        const float *norms = p->norms + page * LN_PAGE_TOKENS;
-        for (int64_t i = 0; i < ln_page_layout_at(s->view, page)->key_size; i++) {
-            double sum = 0;
-            for (int64_t t = 0; t < ln_scene_count(s, page); t++)
-                if (norms[t] > 0) sum += (double)(p->keys[i * LN_PAGE_TOKENS + t] / norms[t]);
-            p->mean[i] += (float)sum;
-        }
+/* mean += directions of the page's keys. */
+static void add_directions(const ln_scene *s, const parts *p, int64_t page, int64_t size) {
+    enum { LANES = 8 };
+    const float *norms = p->norms + page * LN_PAGE_TOKENS;
+    float inverse[LN_PAGE_TOKENS] = {0};
+    for (int64_t t = 0; t < ln_scene_count(s, page); t++) inverse[t] = norms[t] > 0 ? 1 / norms[t] : 0;
+    for (int64_t i = 0; i < size; i++) {
+        const float *k = p->keys + i * LN_PAGE_TOKENS;
+        float sums[LANES] = {0};
+        for (int64_t t = 0; t < ln_scene_count(s, page); t++) sums[t % LANES] += norms[t] > 0 ? k[t] * inverse[t] : 0;
+        for (int lane = 0; lane < LANES; lane++) p->mean[i] += sums[lane];
     }
 }
 
 static void score_keydiff(ln_scene *s, float *score) {
     ln_carver carver = {.base = s->workspace};
     const parts p = carve(&carver, s);
-    find_mean(s, &p);
+    memset(p.mean, 0, (size_t)s->key_size * sizeof *p.mean);
+    for (int64_t page = 0; page < s->pages; page++) {
+        const int64_t size = decode(s, &p, page);
+        page_norms(&p, size, p.norms + page * LN_PAGE_TOKENS);
+        add_directions(s, &p, page, size);
+    }
     double square = 0;
     for (int64_t i = 0; i < s->key_size; i++) square += (double)p.mean[i] * (double)p.mean[i];
     const float length = (float)sqrt(square);
     for (int64_t page = 0; page < s->pages; page++) {
         const int64_t size = decode(s, &p, page);
+        float dots[LN_PAGE_TOKENS] = {0};
+        for (int64_t i = 0; i < size; i++)
+            for (int t = 0; t < LN_PAGE_TOKENS; t++) dots[t] += p.mean[i] * p.keys[i * LN_PAGE_TOKENS + t];
         for (int64_t t = 0; t < ln_scene_count(s, page); t++) {
             const int64_t index = page * LN_PAGE_TOKENS + t;
             const float norm = p.norms[index] * length;
-            double dot = 0;
-            for (int64_t i = 0; norm > 0 && i < size; i++)
-                dot += (double)p.mean[i] * (double)p.keys[i * LN_PAGE_TOKENS + t];
-            score[index] = norm > 0 ? -(float)dot / norm : 0;
+            score[index] = norm > 0 ? -dots[t] / norm : 0;
         }
     }
 }
@@ -133,6 +142,7 @@ const ln_scorer ln_scorer_l2norm = {.name = "l2norm",
                                     .source = "Devoto et al. 2024",
                                     .rule = "short keys",
                                     .defaults = "",
+                                    .keeps = 1,
                                     .workspace = key_bytes,
                                     .score = score_l2norm};
 const ln_scorer ln_scorer_keydiff = {.name = "keydiff",

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "mixer/carve.h"
+#include "mixer/mask.h"
 
 enum { TILE_ROWS = 48, BLOCK_PAGES = LN_ATTEND_BLOCK / LN_PAGE_TOKENS };
 
@@ -33,15 +34,21 @@ uint64_t ln_columns_workspace(int64_t key_size) {
     return carver.used;
 }
 
+/* What scores are in: natural logarithms, or powers of two. */
+static float unit_of(const ln_columns *c) {
+    return c->logarithms ? 1 : LN_LOG2E;
+}
+
 static void load_queries(const ln_columns *c, int64_t row, int64_t rows, const scratch *s) {
-    const float factor = c->soft_cap != 0 ? c->scale / c->soft_cap : c->scale;
+    const float factor = c->soft_cap != 0 ? c->scale / c->soft_cap : c->scale * unit_of(c);
     for (int64_t r = 0; r < rows; r++) {
         const float *from =
             c->query + ln_columns_token(c, row + r) * c->query_stride + (row + r) % c->group * c->query_head_stride;
         for (int64_t column = 0; column < c->key_size; column += LN_ATTEND_DEPTH) {
             const int64_t n = ln_min_i64(LN_ATTEND_DEPTH, c->key_size - column);
             float *to = s->query + (column / LN_ATTEND_DEPTH * TILE_ROWS + r) * LN_ATTEND_STRIDE;
-            for (int64_t i = 0; i < n; i++) to[i] = factor * from[column + i];
+            memcpy(to, from + column, (size_t)n * sizeof *to);
+            c->kernels->vector.scale(to, factor, n);
         }
     }
 }
@@ -88,32 +95,55 @@ static void multiply_page(const ln_columns *c, int64_t page, int64_t at, int64_t
     }
 }
 
-/* The row's scores to weights. */
+static bool sees_anything(float lse) {
+    return lse > -INFINITY; /* nor is it NaN */
+}
+
+/* Cap, bias, and -inf for what is not there or not seen. */
+static void adjust_row(const ln_columns *c, const ln_columns_block *block, int64_t row, float *x) {
+    const int64_t n = block->count;
+    if (c->soft_cap != 0) c->kernels->attend.cap(x, n, c->soft_cap * unit_of(c));
+    if (c->bias) c->kernels->vector.add_products(x, unit_of(c), &(float){1}, 1, c->bias + block->key, 0, n);
+    for (int64_t at = 0; c->counts && at < n; at += LN_PAGE_TOKENS)
+        for (int64_t i = c->counts[(block->key + at) / LN_PAGE_TOKENS]; i < LN_PAGE_TOKENS; i++) x[at + i] = -INFINITY;
+    for (int64_t i = ln_columns_seen(c, block, row); i < n; i++) x[i] = -INFINITY;
+}
+
+static void take_logarithms(float *x, float lse, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const float d = x[i] - lse, above = d > -INFINITY ? d : -INFINITY;
+        x[i] = above < 0 ? above : 0;
+    }
+}
+
+/* By attention's own softmax, which begins with the log-sum-exp as its maximum. Where a score is far above it, the
+ * maximum moves: those weights are 1 all the same. */
+static void take_weights(const ln_columns *c, float *x, float lse, int64_t n) {
+    float sums[LN_ATTEND_LANES] = {0}, maximum = lse * LN_LOG2E, sum = 0;
+    const float wanted = maximum;
+    c->kernels->attend.softmax(x, n, &maximum, sums);
+    for (int i = 0; i < LN_ATTEND_LANES; i++) sum += sums[i];
+    if (maximum == wanted && sum <= 1) return; /* so each of them is */
+    const float factor = maximum == wanted ? 1 : exp2f(maximum - wanted);
+    for (int64_t i = 0; i < n; i++) {
+        const float weight = factor * x[i], above = weight > 0 ? weight : 0;
+        x[i] = above < 1 ? above : 1;
+    }
+}
+
 static void weigh_row(const ln_columns *c, const ln_columns_block *block, int64_t row) {
     float *x = block->weights + row * LN_ATTEND_STRIDE;
     const int64_t r = block->row + row, n = block->count;
     const float lse = c->log_sum_exp[ln_columns_token(c, r) * c->log_sum_exp_stride + r % c->group];
-    if (!(lse > -INFINITY)) { /* the row sees nothing, or is not finite */
+    if (!sees_anything(lse)) {
         for (int64_t i = 0; i < n; i++) x[i] = c->logarithms ? -INFINITY : 0;
         return;
     }
-    if (c->soft_cap != 0) c->kernels->attend.cap(x, n, c->soft_cap);
-    if (c->bias) c->kernels->vector.add(x, c->bias + block->key, n);
-    for (int64_t at = 0; c->counts && at < n; at += LN_PAGE_TOKENS)
-        for (int64_t i = c->counts[(block->key + at) / LN_PAGE_TOKENS]; i < LN_PAGE_TOKENS; i++) x[at + i] = -INFINITY;
-    for (int64_t i = ln_columns_seen(c, block, row); i < n; i++) x[i] = -INFINITY;
-    if (c->logarithms) {
-        for (int64_t i = 0; i < n; i++) {
-            const float d = x[i] - lse, above = d > -INFINITY ? d : -INFINITY;
-            x[i] = above < 0 ? above : 0;
-        }
-        return;
-    }
-    c->kernels->vector.exponential(x, x, lse, n);
-    for (int64_t i = 0; i < n; i++) {
-        const float above = x[i] > 0 ? x[i] : 0;
-        x[i] = above < 1 ? above : 1;
-    }
+    adjust_row(c, block, row, x);
+    if (c->logarithms)
+        take_logarithms(x, lse, n);
+    else
+        take_weights(c, x, lse, n);
 }
 
 static void run_block(const ln_columns *c, int64_t page, int64_t pages, const scratch *s, ln_columns_take take,
