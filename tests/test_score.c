@@ -24,7 +24,7 @@ typedef struct caller {
     float scores[LANE_SLOTS];
     float gate[LANE_TEXT];
     ln_scene_rotation rotation;
-    bool rotates;
+    bool rotates, quiet;
 } caller;
 
 static void call_open(caller *c, const char *name, lane *l) {
@@ -91,7 +91,7 @@ static void run_scene(caller *c, ln_scene *scene) {
     unsigned char *workspace = aligned_alloc(64, bytes + GUARD);
     memset(workspace, 0xff, bytes + GUARD);
     scene->workspace = workspace;
-    c->scorer->score(scene, c->scores);
+    c->scorer->score(scene, c->quiet ? NULL : c->scores);
     for (int i = 0; i < GUARD; i++) assert_int_equal(workspace[bytes + (uint64_t)i], 0xff);
     free(workspace);
 }
@@ -216,10 +216,11 @@ static void observe_history(int which, bool evicts, unsigned cpu) {
     if (which == SNAPKV_MAXIMUM) set_parameter(&c, "pooling-maximum", 1);
     for (size_t n = 0; n < sizeof pieces / sizeof *pieces; n++) {
         lane_append(&l, pieces[n]);
+        c.quiet = n % 3 == 2; /* then only what it keeps changes */
         call(&c, &l, pieces[n]);
         add_history(&past, &l, pieces[n], window, window);
         expect(&l, which, &past, wanted);
-        check_scores(&l, &c, wanted, 3e-5);
+        if (!c.quiet) check_scores(&l, &c, wanted, 3e-5);
         bool keep[LANE_TEXT];
         for (int p = 0; p < LANE_TEXT; p++) keep[p] = p + 5 > l.text || ln_random_below(&l.random, 4) > 0;
         if (evicts) lane_repack(&l, keep, true);
@@ -255,6 +256,7 @@ static void test_pieces(void **state) {
             for (int64_t at = 0; at < 640;) { /* probes are chosen by piece: the same pieces */
                 const int64_t piece = turn == 0 && !probes ? 640 : 160;
                 lane_append(&l, piece);
+                c.quiet = turn == 1 && at < 320;
                 call(&c, &l, piece);
                 if (turn == 1) lane_repack(&l, NULL, true);
                 at += piece;
@@ -570,6 +572,7 @@ static void test_expected(void **state) {
         static const int64_t pieces[] = {2, 1, 90, 1, 150};
         for (size_t n = 0; n < sizeof pieces / sizeof *pieces; n++) {
             lane_append(&l, pieces[n]);
+            c.quiet = n == 2;
             call(&c, &l, pieces[n]);
             if (n + 1 < sizeof pieces / sizeof *pieces) lane_repack(&l, NULL, true);
         }

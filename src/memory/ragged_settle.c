@@ -196,7 +196,7 @@ static void score_lane(void *argument, int64_t head, int worker) {
                       .gate_stride = shape->key_value_heads,
                       .state = ragged->state + (uint64_t)number * ragged->state_bytes,
                       .workspace = layer->workers + (uint64_t)worker * layer->worker_bytes};
-    ragged->policy.scorer->score(&scene, work->score);
+    ragged->policy.scorer->score(&scene, layer->leaving ? work->score : NULL);
     scatter(ragged, lane, work);
 }
 
@@ -529,7 +529,7 @@ linnet_status ln_ragged_settle(ln_ragged *ragged, const ln_settling *settling) {
     lay_out(&layer);
     if (scorer) {
         ln_parallel(team, heads, score_lane, &layer);
-        if (scorer->shared) {
+        if (scorer->shared && layer.leaving) {
             float *scores[256];
             for (int64_t h = 0; h < heads; h++) scores[h] = layer.lane[h].score;
             ln_score_share(scores, heads, layer.lane[0].keys);

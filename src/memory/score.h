@@ -60,7 +60,8 @@ struct ln_scorer {
      * observed are read. */
     uint64_t (*state)(const ln_policy *policy, const ln_scene *shape);
     uint64_t (*workspace)(const ln_policy *policy, const ln_scene *shape);
-    /* To be called once a piece. score: [32 pages]; those of absent tokens mean nothing. */
+    /* To be called once a piece. score: [32 pages]; those of absent tokens mean nothing. NULL: nothing is to be given
+     * up yet, what the piece tells is to be kept for later, which mostly takes less time. */
     void (*score)(ln_scene *scene, float *score);
 };
 

@@ -97,18 +97,26 @@ static void remember(const ln_scene *s, const float *sums, int64_t n, int64_t wi
     LN_SCENE_TOKENS(s, i) kept[i * stride] = old * kept[i * stride] + new *sums[i];
 }
 
+/* The kept figure itself is the score. */
+static void give(const ln_scene *s, float factor, float *score) {
+    if (!score) return;
+    LN_SCENE_TOKENS(s, i) score[i] = factor * s->kept[i];
+}
+
 /* ---- all queries ---- */
 
 static void score_h2o(ln_scene *s, float *score) {
     const parts p = open_parts(s, 0);
     observe(s, &p, s->observed, ln_columns_add);
-    LN_SCENE_TOKENS(s, i) score[i] = s->kept[i] += p.sums[i] / (float)s->group;
+    LN_SCENE_TOKENS(s, i) s->kept[i] += p.sums[i] / (float)s->group;
+    give(s, 1, score);
 }
 
 static void score_kvzip(ln_scene *s, float *score) {
     const parts p = open_parts(s, 0);
     observe(s, &p, s->observed, ln_columns_most);
-    LN_SCENE_TOKENS(s, i) score[i] = s->kept[i] = fmaxf(s->kept[i], p.sums[i]);
+    LN_SCENE_TOKENS(s, i) s->kept[i] = fmaxf(s->kept[i], p.sums[i]);
+    give(s, 1, score);
 }
 
 /* ---- the last queries ---- */
@@ -140,6 +148,7 @@ static void score_pooled(ln_scene *s, const parts *p, float *kept, int64_t strid
     const int64_t window = ln_or_default(s->policy->window, SNAPKV_WINDOW);
     observe(s, p, last_of(s, window), ln_columns_add);
     remember(s, p->sums, last_of(s, window), window, kept, stride);
+    if (!score) return;
     LN_SCENE_TOKENS(s, i) p->sums[i] = kept[i * stride];
     pool(s, p, p->sums, window, score);
 }
@@ -153,6 +162,7 @@ static void score_critical(ln_scene *s, float *score) {
     enum { AVERAGE, LENGTH, KEPT };
     const parts p = open_parts(s, POOLS | VALUES);
     score_pooled(s, &p, s->kept + AVERAGE, KEPT, score);
+    if (!score) return;
     ln_scene_value_norms(s, 1, p.rows, s->kept + LENGTH, KEPT);
     LN_SCENE_TOKENS(s, i) score[i] = (score[i] + 1e-4f) * s->kept[KEPT * i + LENGTH];
 }
@@ -161,7 +171,7 @@ static void score_window_sum(ln_scene *s, float *score, int64_t window) {
     const parts p = open_parts(s, 0);
     observe(s, &p, last_of(s, window), ln_columns_add);
     remember(s, p.sums, last_of(s, window), window, s->kept, 1);
-    LN_SCENE_TOKENS(s, i) score[i] = s->kept[i];
+    give(s, 1, score);
 }
 static void score_tova(ln_scene *s, float *score) {
     score_window_sum(s, score, 1);
@@ -198,7 +208,7 @@ static void score_scissorhands(ln_scene *s, float *score) {
     const ln_columns columns = ln_scene_columns(s, n);
     ln_columns_run(&columns, p.columns, take_low, &(low){p.sums, present - n + 1});
     remember(s, p.sums, n, window, s->kept, 1);
-    LN_SCENE_TOKENS(s, i) score[i] = -s->kept[i];
+    give(s, -1, score);
 }
 
 /* ---- the whole and the last ---- */
@@ -217,6 +227,7 @@ static void score_ems(ln_scene *s, float *score) {
     LN_SCENE_TOKENS(s, i) s->kept[KEPT * i + GLOBAL] += p.sums[i] / (float)s->group;
     if (last_of(s, window) < s->observed) observe(s, &p, last_of(s, window), ln_columns_add);
     remember(s, p.sums, last_of(s, window), window, s->kept + LOCAL, KEPT);
+    if (!score) return;
     LN_SCENE_TOKENS(s, i) {
         p.sums[i] = s->kept[KEPT * i + GLOBAL] / (float)(s->position - s->positions[i]);
         score[i] = s->kept[KEPT * i + LOCAL];
@@ -254,7 +265,7 @@ static void score_zipcache(ln_scene *s, float *score) {
         while (before < columns.tokens && columns.position + p.chosen[before] < i) before++;
         kept[SUM] += p.sums[i] / (float)s->group;
         kept[SEEN] += (float)(columns.tokens - before);
-        score[i] = kept[SEEN] > 0 ? kept[SUM] / kept[SEEN] : 1;
+        if (score) score[i] = kept[SEEN] > 0 ? kept[SUM] / kept[SEEN] : 1;
     }
 }
 

@@ -245,6 +245,7 @@ static void score(ln_scene *s, float *to) {
     const int64_t slots = ln_scene_slots(s);
     const float epsilon = (float)ln_policy_parameter_of(s->policy, "epsilon", 0.01);
     observe(s, &p);
+    if (!to) return;
     prepare(s, &p);
     for (int64_t page = 0; page < s->pages; page++) page_logits(s, &p, page);
     ln_scene_value_norms(s, 2, p.rows, s->kept, 1);

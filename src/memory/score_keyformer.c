@@ -111,7 +111,10 @@ static void score(ln_scene *s, float *to) {
     for (int64_t r = 0; r < rows; r++) p.norms[r] = p.norms[r] > 0 ? 1 / p.norms[r] : 0;
     p.adds = true;
     ln_columns_run(&columns, p.columns, take, &p);
-    LN_SCENE_TOKENS(s, i) to[i] = s->kept[i] += p.sums[i] / (float)s->group;
+    LN_SCENE_TOKENS(s, i) {
+        s->kept[i] += p.sums[i] / (float)s->group;
+        if (to) to[i] = s->kept[i];
+    }
 }
 
 const ln_scorer ln_scorer_keyformer = {.name = "keyformer",

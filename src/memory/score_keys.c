@@ -13,10 +13,12 @@
 #include "memory/score_inside.h"
 
 static void score_window(ln_scene *s, float *score) {
+    if (!score) return;
     LN_SCENE_TOKENS(s, i) score[i] = -(float)(s->position - 1 - s->positions[i]);
 }
 
 static void score_random(ln_scene *s, float *score) {
+    if (!score) return;
     const uint64_t seed = (uint64_t)ln_policy_parameter_of(s->policy, "seed", 0);
     LN_SCENE_TOKENS(s, i)
     score[i] = (float)(ln_scene_hash(s, (uint64_t)s->positions[i], seed) >> 40) * 0x1p-24f;
@@ -64,6 +66,7 @@ static void page_norms(const parts *p, int64_t size, float *to) {
 
 /* A page is looked at when it has a token that is new. */
 static void score_l2norm(ln_scene *s, float *score) {
+    if (!score) return;
     ln_carver carver = {.base = s->workspace};
     const parts p = carve(&carver, s);
     for (int64_t page = 0; page < s->pages; page++) {
@@ -93,6 +96,7 @@ static void add_directions(const ln_scene *s, const parts *p, int64_t page, int6
 }
 
 static void score_keydiff(ln_scene *s, float *score) {
+    if (!score) return;
     ln_carver carver = {.base = s->workspace};
     const parts p = carve(&carver, s);
     memset(p.mean, 0, (size_t)s->key_size * sizeof *p.mean);
@@ -127,7 +131,7 @@ static void score_gate(ln_scene *s, float *score) {
             const float gate = s->gate[t * s->gate_stride];
             s->kept[i] = gate == gate ? gate : 0;
         }
-        score[i] = s->kept[i];
+        if (score) score[i] = s->kept[i];
     }
 }
 

@@ -137,7 +137,9 @@ static void judge(ln_scene *s, const parts *p, int64_t n, int64_t first) {
     }
 }
 
+/* Nothing is lost by judging later: what was not judged is not given up first. */
 static void score(ln_scene *s, float *to) {
+    if (!to) return;
     ln_carver carver = {.base = s->workspace};
     const parts p = carve(&carver, s);
     state *done = s->state;
