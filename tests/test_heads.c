@@ -188,7 +188,7 @@ static void write_folder(const folder *f, const char *path) {
     free(header);
 }
 
-static char path[96], out[96], again[96];
+static char path[96], out[112], again[112];
 
 static void make_model(const spec *s) {
     folder f = {.count = 0};
@@ -363,7 +363,7 @@ static void test_from_gguf(void **state) {
     CHECK(linnet_convert(context, path, again, &settings));
     char kept[96];
     strcpy(kept, path);
-    strcpy(path, again);
+    snprintf(path, sizeof path, "%.90s", again);
     merge_into(out, 2, false);
     strcpy(path, kept);
     float *merged = run(out, PROMPT, NULL);
@@ -469,6 +469,43 @@ static void test_refusals(void **state) {
     CHECK(linnet_convert(context, path, out, &settings));
     assert_int_equal(access(out, R_OK), 0);
     assert_int_equal(linnet_memory_used(context), before);
+}
+
+static int calls, stop_at;
+
+static void stop(void *user, const char *what, int64_t done, int64_t total) {
+    (void)user;
+    (void)what;
+    (void)done;
+    (void)total;
+    if (calls++ == stop_at) linnet_interrupt(context);
+}
+
+/* While the text is read and while layers are made: nothing is written, nothing is lost. */
+static void test_interrupt(void **state) {
+    (void)state;
+    make_model(&lossy[2]);
+    int32_t ids[CALIBRATION];
+    random_ids(ids, CALIBRATION, 5);
+    linnet_convert_settings settings = linnet_convert_settings_default();
+    settings.key_value_heads = 2;
+    settings.calibration_ids = ids;
+    settings.calibration_count = CALIBRATION;
+    const int calibrating = (CALIBRATION + 255) / 256;
+    const int at[] = {0, calibrating - 1, calibrating + 2};
+    for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
+        linnet_context_close(context);
+        linnet_context_settings with = linnet_context_settings_default();
+        with.threads = 1;
+        with.progress = stop;
+        calls = 0;
+        stop_at = at[i];
+        assert_int_equal(linnet_context_open(&with, &context), LINNET_OK);
+        const uint64_t before = linnet_memory_used(context);
+        assert_int_equal(linnet_convert(context, path, out, &settings), LINNET_INTERRUPTED);
+        assert_int_equal(linnet_memory_used(context), before);
+        assert_int_not_equal(access(out, F_OK), 0);
+    }
 }
 
 /* The same bytes for any number of threads. */
@@ -594,9 +631,10 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_far, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_from_gguf, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_refusals, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_interrupt, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_threads, set_up, tear_down),
     };
-    int count = 6;
+    int count = 7;
     for (size_t i = 0; i < sizeof lossless / sizeof *lossless; i++)
         name_test(tests, &count, "without loss:", &lossless[i], test_lossless);
     for (size_t i = 0; i < sizeof lossy / sizeof *lossy; i++)

@@ -334,17 +334,18 @@ static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_h
     return status;
 }
 
-/* output [tokens, heads * value_size] of attention; rotates queries and keys in place. */
-static float *attend(ln_heads *heads, int64_t layer, int64_t count, float *query, float *key, const float *value) {
+/* *output [tokens, heads * value_size] of attention; rotates queries and keys in place. */
+static linnet_status attend(ln_heads *heads, int64_t layer, int64_t count, float *query, float *key, const float *value,
+                            float **output) {
     linnet_model *model = heads->model;
     const ln_hyperparameters *h = &model->hyper;
-    float *output = take(heads, heads->tokens * h->heads * h->value_size, sizeof(float), "outputs of attention");
-    linnet_status status = output ? LINNET_OK : LINNET_ERROR_MEMORY;
+    *output = take(heads, heads->tokens * h->heads * h->value_size, sizeof **output, "outputs of attention");
+    linnet_status status = *output ? LINNET_OK : LINNET_ERROR_MEMORY;
     if (status == LINNET_OK) status = ln_heads_rotate(model, layer, query, heads->tokens, WINDOW, h->heads);
     if (status == LINNET_OK) status = ln_heads_rotate(model, layer, key, heads->tokens, WINDOW, count);
     if (status == LINNET_OK)
-        status = ln_heads_attend(model, layer, count, query, key, value, heads->tokens, WINDOW, output);
-    return status == LINNET_OK ? output : NULL;
+        status = ln_heads_attend(model, layer, count, query, key, value, heads->tokens, WINDOW, *output);
+    return status;
 }
 
 /* The output matrix again, by what the whole layer gives. seen: queries, keys, values of the old heads. */
@@ -360,16 +361,18 @@ static linnet_status refit(ln_heads *heads, int64_t index, const fold *f, const 
     }
     if (layer->query_norm) normalise(heads, now[0], hyper->heads, made + f->at.norms, NULL);
     if (layer->key_norm) normalise(heads, now[1], heads->count, made + f->at.norms + hyper->key_size, NULL);
-    float *old = attend(heads, index, hyper->key_value_heads, seen[0], seen[1], seen[2]);
-    float *merged = old ? attend(heads, index, heads->count, now[0], now[1], now[2]) : NULL;
-    float *target = merged ? project(heads, &layer->output, NULL, old) : NULL;
+    float *old, *merged;
+    linnet_status status = attend(heads, index, hyper->key_value_heads, seen[0], seen[1], seen[2], &old);
+    if (status == LINNET_OK) status = attend(heads, index, heads->count, now[0], now[1], now[2], &merged);
+    if (status != LINNET_OK) return status;
+    float *target = project(heads, &layer->output, NULL, old);
     if (!target) return LINNET_ERROR_MEMORY;
     double before = 0, after = 0, all = 0;
     for (int64_t i = 0; i < heads->tokens * hyper->width; i++) all += (double)target[i] * (double)target[i] / 4;
-    const linnet_status status = ln_heads_refit(model, made + f->at.output, hyper->heads * hyper->value_size, merged,
-                                                target, heads->tokens, &before, &after);
+    status = ln_heads_refit(model, made + f->at.output, hyper->heads * hyper->value_size, merged, target, heads->tokens,
+                            &before, &after);
     ln_log(heads->context, LINNET_LOG_INFO, "layer %lld: error of attention %.4f, refitted %.4f", (long long)index,
-           before / all, after / all);
+           before / fmax(all, 1e-300), after / fmax(all, 1e-300));
     return status;
 }
 

@@ -84,7 +84,8 @@ linnet_status ln_heads_attend(linnet_model *model, int64_t layer, int64_t key_va
         ln_attention_run(&model->kernels, team, &attention, &sequence, 1, workspace);
         ln_memory_commit(memory, piece);
         t += piece;
-        if (ln_interrupted(model->context)) status = ln_fail(model->context, LINNET_INTERRUPTED, "interrupted");
+        if (ln_interrupted(model->context))
+            status = ln_fail(model->context, LINNET_INTERRUPTED, "merging heads was interrupted");
     }
     ln_release(model->context, workspace);
     ln_memory_close(memory);
