@@ -150,6 +150,7 @@ linnet_session_settings cli_session_settings(const cli_arguments *arguments, int
     settings.activations = arguments->activations;
     settings.policy = arguments->policy;
     settings.cache = arguments->cache;
+    settings.folder = arguments->folder;
     settings.compute = arguments->exact ? LINNET_COMPUTE_EXACT : LINNET_COMPUTE_FAST;
     return settings;
 }
@@ -165,10 +166,11 @@ int cli_plan_session(const cli_engine *engine, const linnet_session_settings *se
                          cli_size(settings->activations), (unsigned long long)plan->smallest_workspace,
                          cli_size(plan->smallest_workspace));
     if (settings->cache && settings->cache < plan->pages)
-        return cli_error("%s are too little for the keys and values of %lld tokens; the smallest that suffices is --cache "
-                         "%llu (%s)",
-                         cli_size(settings->cache), (long long)plan->context, (unsigned long long)plan->pages,
-                         cli_size(plan->pages));
+        return cli_error(
+            "%s are too little for the keys and values of %lld tokens; the smallest that suffices is --cache "
+            "%llu (%s)",
+            cli_size(settings->cache), (long long)plan->context, (unsigned long long)plan->pages,
+            cli_size(plan->pages));
     const uint64_t smallest = plan->smallest + kept;
     return cli_error("%s are too little for %lld tokens of context; the smallest that suffices is --memory %llu (%s)",
                      cli_size(settings->memory + kept), (long long)plan->context, (unsigned long long)smallest,

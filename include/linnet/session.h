@@ -30,6 +30,7 @@ typedef struct linnet_session_settings {
     const char *policy;   /* what is kept of keys and values, how exactly and where: "NAME[:key=value,...]"
                              (linnet_policy_name, docs/memory.md); NULL or "auto": chosen by the plan */
     uint64_t cache;       /* bytes that keys and values may take (linnet_plan.pages); 0: what `memory` leaves */
+    const char *folder;   /* for the private file of a policy with tier=file; NULL: $TMPDIR, or /tmp */
 } linnet_session_settings;
 
 LINNET_API linnet_session_settings linnet_session_settings_default(void);

@@ -62,7 +62,8 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     if (*plan.policy) status = ln_policy_parse(model->context, plan.policy, &made->policy);
     if (status == LINNET_OK) status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
     if (status == LINNET_OK) {
-        const ln_memory_shape shape = session_memory(made);
+        ln_memory_shape shape = session_memory(made);
+        shape.folder = settled.folder;
         status = ln_memory_open(model->context, &shape, &made->memory);
     }
     if (status != LINNET_OK) {
@@ -91,6 +92,7 @@ linnet_usage linnet_session_usage(const linnet_session *session) {
     return (linnet_usage){.size = sizeof(linnet_usage),
                           .pages = usage.bytes,
                           .pages_peak = usage.peak,
+                          .file = usage.file,
                           .kept = usage.kept,
                           .evicted = usage.evicted};
 }

@@ -52,7 +52,8 @@ bool ln_memory_lanes(const ln_memory_shape *shape, ln_ragged_shape *lanes) {
                                .policy = shape->policy,
                                .bytes = shape->lane_bytes,
                                .capacity = shape->capacity,
-                               .piece = ln_min_i64(shape->piece, shape->capacity)};
+                               .piece = ln_min_i64(shape->piece, shape->capacity),
+                               .folder = shape->folder};
     for (int64_t i = 0; shape->policy && i < shape->layers; i++)
         if (!shape->window || !shape->window[i]) lanes->layers++;
     return lanes->layers > 0;
@@ -175,7 +176,10 @@ linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *sha
     linnet_status status = open_slots(context, shape, memory);
     if (status == LINNET_OK && ln_memory_lanes(&(*memory)->shape, &lanes))
         status = ln_ragged_open(context, &lanes, &(*memory)->lanes);
-    if (status == LINNET_OK) return LINNET_OK;
+    if (status == LINNET_OK) {
+        (*memory)->shape.folder = NULL;
+        return LINNET_OK;
+    }
     ln_memory_close(*memory);
     *memory = NULL;
     return status;

@@ -26,6 +26,7 @@ typedef struct ln_memory_shape {
     uint64_t lane_bytes;     /* that they may take; the following are theirs too */
     int64_t heads;
     float scale;
+    const char *folder; /* of the file of pages; read when opening */
 } ln_memory_shape;
 
 typedef struct ln_memory ln_memory;

@@ -12,6 +12,7 @@
 #include "memory/allocate.h"
 #include "memory/merge.h"
 #include "memory/score.h"
+#include "memory/select.h"
 
 /* Defaults are those published; where a paper keeps a number of tokens, here the budget of bytes says how many. */
 static const ln_policy_row rows[] = {
@@ -48,6 +49,18 @@ static const ln_policy_row rows[] = {
     {"alisa", "P235", "the last tokens, and those that recent steps attended to", "scorer=alisa,sinks=0,recent=128"},
     {"zipcache", "P221", "salient tokens in 4 bits, the others in 2",
      "scorer=zipcache,keys=q4,values=q4,low-keys=q2,low-values=q2,salient=0.6,sinks=0,recent=64"},
+    {"quest", "P053", "keeps every token; a step reads the pages whose keys can score highest",
+     "selector=quest,sinks=32,recent=64,read=1024,dense=2"},
+    {"lserve", "P053", "as quest, by half pages, each choice for four steps",
+     "selector=lserve,keys=q4,values=q4,sinks=64,recent=256,read=1024,reuse=4"},
+    {"sentencekv", "P225", "keeps every token; a step reads the pages whose mean keys score highest",
+     "selector=sentence,sinks=32,recent=64,read=1024"},
+    {"squeezed", "P209", "keeps every token; a step reads the pages that have the best clusters of keys",
+     "selector=squeezed,sinks=32,recent=64,read=1024"},
+    {"zoomr", "P267", "keeps every token; a step opens the groups of pages whose coarse summaries score highest",
+     "selector=zoomr,sinks=32,recent=64,read=1024,open=4"},
+    {"disk", "", "keeps every token: what RAM has no room for in a file, of which a step reads the best pages",
+     "tier=file,selector=quest,keys=q8_0,values=q8_0,sinks=32,recent=32,read=512"},
     {"random", "", "any tokens: what a rule must beat", "scorer=random,sinks=4,recent=64"},
 };
 enum { ROWS = sizeof rows / sizeof *rows };
@@ -60,6 +73,10 @@ static const struct {
     {"beta", "steepness (pyramid)", 1, 1e6},
     {"middle", "share of the budget for middle tokens (task)", 0, 1},
     {"p", "share that layers of little change keep (squeeze)", 0, 1},
+    {"read", "tokens of far pages that a step reads (selector)", 32, 1 << 24},
+    {"dense", "first layers that read all pages (selector)", 0, 1 << 20},
+    {"reuse", "steps that a choice of pages lasts (selector)", 1, 1 << 20},
+    {"open", "pages that are chosen together (selector)", 1, 1024},
     {"seed", "of a scorer's random numbers", 0, 1e9},
     {"pooling-maximum", "1: neighbours share their maximum, not their mean (snapkv)", 0, 1},
     {"future", "positions that queries are expected for (expected)", 1, 1 << 20},
@@ -146,6 +163,10 @@ static linnet_status read_part(const reading *r) {
         p->allocator = none ? NULL : ln_allocator_of(name);
         return none || p->allocator ? LINNET_OK : wrong(r, "there is no allocator of that name");
     }
+    if (!strcmp(key, "selector")) {
+        p->selector = none ? NULL : ln_selector_of(name);
+        return none || p->selector ? LINNET_OK : wrong(r, "there is no selector of that name");
+    }
     p->merger = none ? NULL : ln_merger_of(name);
     return none || p->merger ? LINNET_OK : wrong(r, "there is no way of merging of that name");
 }
@@ -192,7 +213,8 @@ static linnet_status apply(const reading *r) {
                     {"pooling", &p->pooling, 4096}};
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
         if (!strcmp(key, integers[i].key)) return read_integer(r, integers[i].most, integers[i].number);
-    if (!strcmp(key, "scorer") || !strcmp(key, "allocator") || !strcmp(key, "merge")) return read_part(r);
+    if (!strcmp(key, "scorer") || !strcmp(key, "allocator") || !strcmp(key, "selector") || !strcmp(key, "merge"))
+        return read_part(r);
     if (!strcmp(key, "salient")) return read_number(r, 0, 1, &p->salient);
     if (!strcmp(key, "axis")) return read_choice(r, "token", "channel", &p->channels);
     if (!strcmp(key, "rotate")) return read_choice(r, "0", "1", &p->rotate);
@@ -243,6 +265,10 @@ static linnet_status check(linnet_context *context, const ln_policy *p) {
         why = "an allocator divides what a scorer keeps; name a scorer";
     else if (p->merger && !p->scorer)
         why = "merge is for what a scorer gives up; name a scorer";
+    else if (p->scorer && p->selector)
+        why = "a selector chooses among all tokens, a scorer gives some up; use one of them";
+    else if (p->scorer && p->file)
+        why = "tier=file keeps every token; use scorer=none";
     return why ? ln_fail(context, LINNET_ERROR_ARGUMENT, "policy %s: %s", p->row->name, why) : LINNET_OK;
 }
 
@@ -288,8 +314,9 @@ void ln_policy_text(const ln_policy *p, char *text, size_t room) {
     do {                                                                          \
         if (at < room) at += (size_t)snprintf(text + at, room - at, __VA_ARGS__); \
     } while (0)
-    PUT("%s:scorer=%s,allocator=%s,merge=%s", p->row->name, p->scorer ? p->scorer->name : "none",
-        p->allocator ? p->allocator->name : "none", p->merger ? p->merger->name : "none");
+    PUT("%s:scorer=%s,allocator=%s,selector=%s,merge=%s", p->row->name, p->scorer ? p->scorer->name : "none",
+        p->allocator ? p->allocator->name : "none", p->selector ? p->selector->name : "none",
+        p->merger ? p->merger->name : "none");
     PUT(",near=%s,keys=%s,values=%s", linnet_type_name(p->near), linnet_type_name(p->keys),
         linnet_type_name(p->values));
     if (p->low_keys != LINNET_TYPE_AUTO)

@@ -82,10 +82,16 @@ static uint64_t table_bytes(const ln_ragged_shape *shape, const ln_pool_shape *p
            entries * (sizeof(unsigned char *) + sizeof(ln_page) + 2);
 }
 
+static uint64_t tier_bytes(const ln_ragged_shape *shape, const ln_pool_shape *pool) {
+    ln_tier_shape tier;
+    return ln_ragged_tier_shape(shape, pool, &tier) ? ln_tier_bytes(&tier) : 0;
+}
+
 /* The largest pool that with its tables takes at most shape->bytes; false: none. */
 static bool fit_pool(const ln_ragged_shape *shape, ln_pool_shape *pool) {
     for (int i = 0; i < 64; i++) {
-        const uint64_t all = ln_allocated_bytes(table_bytes(shape, pool)) + ln_pool_bytes(pool);
+        const uint64_t all =
+            ln_allocated_bytes(table_bytes(shape, pool)) + ln_pool_bytes(pool) + tier_bytes(shape, pool);
         if (all <= shape->bytes) return true;
         const uint64_t over = all - shape->bytes;
         if (over >= pool->bytes) return false;
@@ -108,8 +114,28 @@ uint64_t ln_ragged_staged(const ln_ragged_shape *shape) {
 /* Bytes of far pages that a lane needs at least. */
 static uint64_t least_allowance(const ln_ragged_shape *shape, const ln_pool_shape *pool) {
     const int64_t left = shape->capacity - ln_sink_pages(shape->policy) * LN_PAGE_TOKENS;
-    const int64_t pages = shape->policy->scorer ? 1 : ln_max_i64(1, ln_ceil_div(left, LN_PAGE_TOKENS));
+    const bool few = shape->policy->scorer || shape->policy->file;
+    const int64_t pages = few ? 1 : ln_max_i64(1, ln_ceil_div(left, LN_PAGE_TOKENS));
     return (uint64_t)(lanes_of(shape) * pages) * ln_pool_page_bytes(pool, LN_FAR);
+}
+
+bool ln_ragged_tier_shape(const ln_ragged_shape *shape, const ln_pool_shape *pool, ln_tier_shape *tier) {
+    const ln_policy *policy = shape->policy;
+    if (!policy->selector && !policy->file) return false;
+    const uint64_t room = ln_pool_capacity(pool), reserved = reserved_bytes(shape, pool);
+    const uint64_t left = room > reserved ? room - reserved : 0;
+    const int64_t far = shape->capacity - ln_sink_pages(policy) * LN_PAGE_TOKENS - policy->recent;
+    *tier =
+        (ln_tier_shape){.policy = policy,
+                        .pool = pool,
+                        .kind = LN_FAR,
+                        .lanes = lanes_of(shape),
+                        .heads = shape->key_value_heads,
+                        .key_size = shape->key_size,
+                        .capacity = ln_max_i64(1, far / LN_PAGE_TOKENS) + 1,
+                        .resident = (int64_t)(left / ((uint64_t)lanes_of(shape) * ln_pool_page_bytes(pool, LN_FAR))),
+                        .folder = shape->folder};
+    return true;
 }
 
 static bool fits(const ln_ragged_shape *shape, ln_pool_shape *pool) {
@@ -153,6 +179,7 @@ static linnet_status make(linnet_context *context, const ln_ragged_shape *shape,
     *made =
         (ln_ragged){.context = context, .shape = *shape, .policy = *shape->policy, .lanes = lanes, .entries = entries};
     made->shape.policy = &made->policy;
+    made->shape.folder = NULL;
     made->state_bytes = state_bytes_of(shape);
     made->state = block + ln_round_up(sizeof *made, 64);
     made->share = (double *)(void *)(made->state + ln_round_up((uint64_t)lanes * made->state_bytes, 64));
@@ -181,6 +208,13 @@ linnet_status ln_ragged_open(linnet_context *context, const ln_ragged_shape *sha
                        (unsigned long long)shape->bytes);
     linnet_status status = make(context, shape, &pool, ragged);
     if (status == LINNET_OK) status = ln_pool_open(context, &pool, &(*ragged)->pool);
+    ln_tier_shape tier;
+    if (status == LINNET_OK && ln_ragged_tier_shape(shape, &pool, &tier)) {
+        tier.policy = &(*ragged)->policy;
+        tier.pool = ln_pool_shape_of((*ragged)->pool);
+        status = ln_tier_open(context, &tier, (*ragged)->pool, &(*ragged)->tier);
+        if (status != LINNET_OK) ln_pool_leave((*ragged)->pool);
+    }
     if (status != LINNET_OK) {
         ln_release(context, *ragged);
         *ragged = NULL;
@@ -191,6 +225,7 @@ linnet_status ln_ragged_open(linnet_context *context, const ln_ragged_shape *sha
 void ln_ragged_close(ln_ragged *ragged) {
     if (!ragged) return;
     ln_ragged_rewind(ragged, 0);
+    ln_tier_close(ragged->tier);
     ln_pool_leave(ragged->pool);
     ln_release(ragged->context, ragged);
 }
@@ -207,6 +242,16 @@ linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork) {
         return status;
     }
     made->pool = ragged->pool;
+    if (ragged->tier) {
+        ln_tier_shape tier = ragged->tier->shape;
+        tier.policy = &made->policy;
+        status = ln_tier_fork(ragged->tier, &tier, &made->tier);
+        if (status != LINNET_OK) {
+            ln_pool_leave(made->pool);
+            ln_release(ragged->context, made);
+            return status;
+        }
+    }
     made->position = ragged->position;
     made->limit = ragged->limit;
     made->far_used = ragged->far_used;
@@ -361,6 +406,7 @@ void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t t
 }
 
 void ln_ragged_commit(ln_ragged *ragged, int64_t tokens) {
+    if (ragged->tier) ln_tier_quiet(ragged->tier);
     ragged->position += tokens;
     ragged->appended = 0;
     if (ragged->settled) ragged->limit = ragged->position;
@@ -376,14 +422,19 @@ static void drop_last_page(ln_ragged *ragged, ln_lane *lane, int kind) {
     lane->pages[kind]--;
 }
 
+void ln_ragged_keep_near(ln_ragged *ragged, ln_lane *lane, int64_t tokens) {
+    while (lane->pages[LN_NEAR] > ln_ceil_div(tokens, LN_PAGE_TOKENS)) drop_last_page(ragged, lane, LN_NEAR);
+    lane->tokens[LN_NEAR] = tokens;
+    if (tokens) ragged->count[lane->begin + ln_lane_pages(lane) - 1] = (uint8_t)((tokens - 1) % LN_PAGE_TOKENS + 1);
+}
+
 void ln_ragged_rewind(ln_ragged *ragged, int64_t position) {
     for (int64_t i = 0; i < ragged->lanes; i++) {
         ln_lane *lane = &ragged->lane[i];
-        const int64_t left = position ? ln_max_i64(0, lane->tokens[LN_NEAR] - (ragged->position - position)) : 0;
-        while (lane->pages[LN_NEAR] > ln_ceil_div(left, LN_PAGE_TOKENS)) drop_last_page(ragged, lane, LN_NEAR);
-        lane->tokens[LN_NEAR] = left;
-        if (left) ragged->count[lane->begin + ln_lane_pages(lane) - 1] = (uint8_t)((left - 1) % LN_PAGE_TOKENS + 1);
+        ln_ragged_keep_near(ragged, lane,
+                            position ? ln_max_i64(0, lane->tokens[LN_NEAR] - (ragged->position - position)) : 0);
         if (position) continue;
+        if (ragged->tier) ln_tier_cut(ragged->tier, i, 0);
         while (lane->pages[LN_LOW]) drop_last_page(ragged, lane, LN_LOW);
         while (lane->pages[LN_FAR]) drop_last_page(ragged, lane, LN_FAR);
         lane->tokens[LN_FAR] = lane->tokens[LN_LOW] = lane->given_up = 0;
@@ -399,12 +450,15 @@ void ln_ragged_rewind(ln_ragged *ragged, int64_t position) {
 ln_ragged_usage ln_ragged_measure(const ln_ragged *ragged) {
     ln_ragged_usage usage = {0};
     const ln_pool_shape *pool = ln_pool_shape_of(ragged->pool);
-    const uint64_t tables = table_bytes(&ragged->shape, pool) + ln_pool_bytes(pool) - pool->bytes;
+    const uint64_t tables =
+        table_bytes(&ragged->shape, pool) + ln_pool_bytes(pool) - pool->bytes + tier_bytes(&ragged->shape, pool);
+    if (ragged->tier && ragged->tier->file) usage.file = ln_store_size(ragged->tier->store);
     usage.bytes = ln_pool_used(ragged->pool, &usage.peak) + tables;
     usage.peak += tables;
     for (int64_t i = 0; i < ragged->lanes; i++) {
         for (int k = 0; k < LN_LANE_KINDS; k++) usage.kept += ragged->lane[i].tokens[k];
         usage.evicted += ragged->lane[i].given_up;
+        if (ragged->tier) usage.kept += ragged->tier->lane[i].tokens;
     }
     return usage;
 }

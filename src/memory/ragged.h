@@ -26,6 +26,7 @@ typedef struct ln_ragged_shape {
     const ln_policy *policy; /* copied */
     uint64_t bytes;          /* all that may be allocated */
     int64_t capacity, piece; /* tokens: of the text, of a piece */
+    const char *folder;      /* of the file of pages, for opening alone; NULL: that of temporary files */
 } ln_ragged_shape;
 
 typedef struct ln_ragged ln_ragged;
@@ -61,7 +62,8 @@ typedef struct ln_ragged_call {
 /* Tokens position .. position + tokens - 1 of a layer. */
 void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t tokens, const float *keys,
                       int64_t key_stride, const float *values, int64_t value_stride);
-/* Attention of the tokens appended last, then settling. */
+/* Attention of the tokens appended last, then settling. LINNET_ERROR_FILE: what was appended since the last commit is
+ * forgotten. */
 linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call);
 /* After every layer: position += tokens. */
 void ln_ragged_commit(ln_ragged *ragged, int64_t tokens);
@@ -73,6 +75,7 @@ void ln_ragged_rewind(ln_ragged *ragged, int64_t position);
 
 typedef struct ln_ragged_usage {
     uint64_t bytes, peak; /* of the family: pages in use, with the tables */
+    uint64_t file;        /* of the family, in the file of pages */
     int64_t kept, evicted;
 } ln_ragged_usage;
 ln_ragged_usage ln_ragged_measure(const ln_ragged *ragged);

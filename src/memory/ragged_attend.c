@@ -47,6 +47,8 @@ uint64_t ln_ragged_workspace(const ln_kernels *kernels, int threads, const ln_ra
                                     .bf16 = true};
     const uint64_t attend = ln_attention_workspace(kernels, threads, &attention, shape->key_value_heads, shape->piece);
     const uint64_t settle = ln_ragged_settle_workspace(kernels, threads, shape, &pool);
+    ln_tier_shape tier;
+    if (ln_ragged_tier_shape(shape, &pool, &tier)) carver.used += ln_ragged_tier_workspace(shape, &tier, threads);
     return carver.used + (attend > settle ? attend : settle);
 }
 
@@ -70,9 +72,39 @@ static void keep_queries(const ln_ragged_shape *shape, const ln_ragged_call *cal
                    (size_t)shape->key_size * sizeof *to);
 }
 
-linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call) {
+/* The lanes' sequences, but for what they read. */
+static void describe(const ln_ragged *ragged, const ln_ragged_call *call, const parts *p, int64_t observed) {
     const ln_ragged_shape *shape = &ragged->shape;
     const int64_t group = shape->heads / shape->key_value_heads;
+    for (int64_t h = 0; h < shape->key_value_heads; h++)
+        p->sequences[h] =
+            (ln_attention_sequence){.tokens = call->tokens,
+                                    .query_type = LINNET_F32,
+                                    .query = call->query + h * group * call->query_head_stride,
+                                    .output = call->output + h * group * call->output_head_stride,
+                                    .query_stride = call->query_stride,
+                                    .query_head_stride = call->query_head_stride,
+                                    .output_stride = call->output_stride,
+                                    .output_head_stride = call->output_head_stride,
+                                    .log_sum_exp = observed ? p->log_sum_exp + h * call->tokens * group : NULL};
+}
+
+static void attend_lanes(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call, const ln_attention *attention,
+                         const parts *p) {
+    const int64_t heads = ragged->shape.key_value_heads;
+    for (int64_t h = 0; h < heads; h++) {
+        ln_lane *lane = ln_lane_of(ragged, layer, h);
+        ln_attention_sequence *sequence = &p->sequences[h];
+        sequence->view = ln_ragged_view(ragged, lane);
+        sequence->counts = ragged->count + lane->begin;
+        sequence->keys = ln_lane_keys(ragged, lane);
+        sequence->position = sequence->keys - call->tokens;
+    }
+    ln_attention_run(call->kernels, call->team, attention, p->sequences, heads, p->rest);
+}
+
+static linnet_status attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call) {
+    const ln_ragged_shape *shape = &ragged->shape;
     int64_t observed;
     const bool settles = ln_ragged_settles(ragged, layer, call->tokens, &observed);
     ln_carver carver = {.base = call->workspace};
@@ -82,26 +114,14 @@ linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged
         ln_parallel(call->team, call->tokens, rotate_task, &rotate);
     }
     keep_queries(shape, call, observed, p.query);
-    for (int64_t h = 0; h < shape->key_value_heads; h++) {
-        ln_lane *lane = ln_lane_of(ragged, layer, h);
-        const int64_t keys = ln_lane_keys(ragged, lane);
-        p.sequences[h] =
-            (ln_attention_sequence){.view = ln_ragged_view(ragged, lane),
-                                    .counts = ragged->count + lane->begin,
-                                    .keys = keys,
-                                    .tokens = call->tokens,
-                                    .position = keys - call->tokens,
-                                    .query_type = LINNET_F32,
-                                    .query = call->query + h * group * call->query_head_stride,
-                                    .output = call->output + h * group * call->output_head_stride,
-                                    .query_stride = call->query_stride,
-                                    .query_head_stride = call->query_head_stride,
-                                    .output_stride = call->output_stride,
-                                    .output_head_stride = call->output_head_stride,
-                                    .log_sum_exp = observed ? p.log_sum_exp + h * call->tokens * group : NULL};
-    }
+    describe(ragged, call, &p, observed);
     const ln_attention attention = lane_attention(call->attention);
-    ln_attention_run(call->kernels, call->team, &attention, p.sequences, shape->key_value_heads, p.rest);
+    linnet_status status = LINNET_OK;
+    if (ragged->tier)
+        status = ln_ragged_tier_attend(ragged, layer, call, &attention, p.sequences, p.rest);
+    else
+        attend_lanes(ragged, layer, call, &attention, &p);
+    if (status != LINNET_OK) return status;
     if (ragged->policy.rotate) {
         rotate_call rotate = {call->output, call->output_stride, call->output_head_stride, shape->heads,
                               shape->value_size};
@@ -115,5 +135,16 @@ linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged
                                   .query = p.query,
                                   .log_sum_exp = p.log_sum_exp,
                                   .workspace = p.rest};
-    return ln_ragged_settle(ragged, &settling);
+    if (ragged->tier) ln_tier_quiet(ragged->tier);
+    status = ln_ragged_settle(ragged, &settling);
+    return ragged->tier && status == LINNET_OK ? ln_ragged_tier_take(ragged, call->team, layer) : status;
+}
+
+linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call) {
+    linnet_status status = LINNET_OK;
+    if (ragged->tier && layer == 0)
+        status = ln_tier_reserve(ragged->tier, ln_ragged_leaving(ragged, 0) * ragged->lanes);
+    if (status == LINNET_OK) status = attend(ragged, layer, call);
+    if (ragged->tier && status != LINNET_OK) ln_ragged_undo(ragged);
+    return status;
 }

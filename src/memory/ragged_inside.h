@@ -6,6 +6,7 @@
 #include "memory/allocate.h"
 #include "memory/ragged.h"
 #include "memory/score.h"
+#include "memory/tier.h"
 
 /* Kinds of pages, as the pool numbers them. */
 enum { LN_NEAR, LN_FAR, LN_LOW, LN_LANE_KINDS };
@@ -39,6 +40,7 @@ struct ln_ragged {
     uint8_t *kind, *count;      /* [entries] */
     unsigned char *state;       /* [lanes][state_bytes] of the scorer */
     uint64_t state_bytes;
+    ln_tier *tier; /* of far pages that are chosen or in a file; NULL: lanes have them */
 };
 
 static inline ln_lane *ln_lane_of(const ln_ragged *ragged, int64_t layer, int64_t head) {
@@ -67,8 +69,25 @@ ln_page_view ln_ragged_view(ln_ragged *ragged, ln_lane *lane);
 /* Room for so many more pages in each lane of a layer. */
 void ln_ragged_make_room(ln_ragged *ragged, int64_t layer, int64_t more);
 
+/* Keeps the first near tokens of a lane. */
+void ln_ragged_keep_near(ln_ragged *ragged, ln_lane *lane, int64_t tokens);
+
 /* false: impossible sizes. bytes: the pool's part of the shape's bytes. */
 bool ln_ragged_pool_shape(const ln_ragged_shape *shape, ln_pool_shape *pool);
+
+/* ---- far pages that are chosen or in a file (ragged_tier.c) ---- */
+
+/* Whether the policy has such; its tier, next to such a pool. */
+bool ln_ragged_tier_shape(const ln_ragged_shape *shape, const ln_pool_shape *pool, ln_tier_shape *tier);
+/* Beside that of attention. */
+uint64_t ln_ragged_tier_workspace(const ln_ragged_shape *shape, const ln_tier_shape *tier_shape, int threads);
+/* As ln_attention_run of the sequences, of which views, keys and positions are still unknown. */
+linnet_status ln_ragged_tier_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call,
+                                    const ln_attention *attention, ln_attention_sequence *sequences, void *workspace);
+/* The tier takes the far pages of a layer's lanes. */
+linnet_status ln_ragged_tier_take(ln_ragged *ragged, ln_team *team, int64_t layer);
+/* Forgets what was appended since the last commit. */
+void ln_ragged_undo(ln_ragged *ragged);
 
 /* ---- settling (ragged_settle.c) ---- */
 
@@ -81,6 +100,8 @@ typedef struct ln_settling {
     void *workspace;
 } ln_settling;
 
+/* Pages that leave the near ones. */
+int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer);
 /* Whether the layer will be settled after a piece, and how many queries that needs. */
 bool ln_ragged_settles(const ln_ragged *ragged, int64_t layer, int64_t tokens, int64_t *observed);
 linnet_status ln_ragged_settle(ln_ragged *ragged, const ln_settling *settling);

@@ -45,7 +45,7 @@ static uint64_t min_u64(uint64_t a, uint64_t b) {
 
 /* ---- what will be done ---- */
 
-static int64_t leaving_pages(const ln_ragged *ragged, int64_t layer) {
+int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer) {
     const ln_policy *policy = &ragged->policy;
     const int64_t near = ln_lane_of(ragged, layer, 0)->tokens[LN_NEAR];
     const int64_t beyond = near - ln_sink_pages(policy) * LN_PAGE_TOKENS - policy->recent;
@@ -54,7 +54,8 @@ static int64_t leaving_pages(const ln_ragged *ragged, int64_t layer) {
 
 bool ln_ragged_settles(const ln_ragged *ragged, int64_t layer, int64_t tokens, int64_t *observed) {
     const ln_scorer *scorer = ragged->policy.scorer;
-    const bool leaves = leaving_pages(ragged, layer) > 0, scores = scorer && (leaves || scorer->keeps || scorer->state);
+    const bool leaves = ln_ragged_leaving(ragged, layer) > 0,
+               scores = scorer && (leaves || scorer->keeps || scorer->state);
     *observed = scores && scorer->observes ? ln_min_i64(tokens, scorer->observes(&ragged->policy, tokens)) : 0;
     return leaves || scores;
 }
@@ -523,7 +524,7 @@ static void lay_out(layer_work *layer) {
 
 linnet_status ln_ragged_settle(ln_ragged *ragged, const ln_settling *settling) {
     const int64_t heads = ragged->shape.key_value_heads, l = settling->layer;
-    layer_work layer = {.ragged = ragged, .s = settling, .leaving = leaving_pages(ragged, l)};
+    layer_work layer = {.ragged = ragged, .s = settling, .leaving = ln_ragged_leaving(ragged, l)};
     ln_team *team = settling->call->team;
     const ln_scorer *scorer = ragged->policy.scorer;
     lay_out(&layer);
