@@ -217,3 +217,7 @@ linnet_status ln_store_finish(ln_store *store, ln_fetch *fetches, int64_t count)
 uint64_t ln_store_size(const ln_store *store) {
     return (uint64_t)store->reserved * store->slot_bytes;
 }
+
+const ln_queue *ln_store_queue(const ln_store *store) {
+    return &store->queue;
+}

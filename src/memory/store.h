@@ -43,5 +43,6 @@ linnet_status ln_store_finish(ln_store *store, ln_fetch *fetches, int64_t count)
 
 /* Bytes of the file. */
 uint64_t ln_store_size(const ln_store *store);
+const ln_queue *ln_store_queue(const ln_store *store);
 
 #endif
