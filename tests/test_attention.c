@@ -132,9 +132,14 @@ static void solve(const problem *p, int threads, const char *cpu) {
     ln_kernels kernels;
     ln_kernels_choose(context->cpu, &kernels);
     const ln_attention *a = &p->attention;
-    ln_memory_shape shape = {
-        1,    a->key_value_heads, a->key_size, a->value_size, &a->mask.window, p->precision, p->tokens + 7, p->piece,
-        false};
+    ln_memory_shape shape = {.layers = 1,
+                             .key_value_heads = a->key_value_heads,
+                             .key_size = a->key_size,
+                             .value_size = a->value_size,
+                             .window = &a->mask.window,
+                             .precision = p->precision,
+                             .capacity = p->tokens + 7,
+                             .piece = p->piece};
     ln_memory *memory;
     assert_int_equal(ln_memory_open(context, &shape, &memory), LINNET_OK);
     const ln_page_view empty = ln_memory_view(memory, 0);

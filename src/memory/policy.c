@@ -263,6 +263,8 @@ static linnet_status check(linnet_context *context, const ln_policy *p) {
         why = "keys with axis=channel cannot be given up one by one; use axis=token, or scorer=none";
     else if (p->allocator && !p->scorer)
         why = "an allocator divides what a scorer keeps; name a scorer";
+    else if (p->allocator && p->allocator->heads && p->scorer->shared)
+        why = "this scorer keeps the same tokens in all heads of a layer; use an allocator of layers, or none";
     else if (p->merger && !p->scorer)
         why = "merge is for what a scorer gives up; name a scorer";
     else if (p->scorer && p->selector)
