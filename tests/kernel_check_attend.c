@@ -41,7 +41,13 @@ static bool open_scene(check *c, linnet_type precision, int64_t layers, int64_t 
                                   .value_size = SIZE,
                                   .scale = 0.125f};
     const int64_t most = depth > tokens ? depth : tokens;
-    const ln_memory_shape shape = {layers, GROUPS, SIZE, SIZE, NULL, precision, depth + tokens, most, false};
+    const ln_memory_shape shape = {.layers = layers,
+                                   .key_value_heads = GROUPS,
+                                   .key_size = SIZE,
+                                   .value_size = SIZE,
+                                   .precision = precision,
+                                   .capacity = depth + tokens,
+                                   .piece = most};
     s->query = random_rows(c, tokens * HEADS * SIZE);
     s->output = random_rows(c, tokens * HEADS * SIZE);
     s->key = random_rows(c, most * GROUPS * SIZE);
