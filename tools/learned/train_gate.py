@@ -39,7 +39,7 @@ class Gate(nn.Module):
 
     def forward(self, i, h):
         """[..., width] -> [..., key-value heads]"""
-        x = F.silu(h.float() @ self.up[i].T + self.up_bias[i])
+        x = F.silu(h.to(self.up.dtype) @ self.up[i].T + self.up_bias[i])
         return x @ self.down[i].T + self.down_bias[i]
 
 
