@@ -1,8 +1,9 @@
 /* Owns: mergers.
  *
- *   ems           each evicted token into the kept one whose key is most similar by cosine (P196). All are compared
- * with the keys as they were before any was merged, so the order of tokens changes nothing but rounding; those similar
- * to none are the zero class, and gone compensation  all into the first kept token, their mean (RazorAttention, P170)
+ *   ems           each evicted token into the kept one whose key is most similar by cosine (P196). All that are at
+ *                 hand are compared with the keys as they were before any was merged, so the order of tokens changes
+ *                 nothing but rounding; those similar to none are the zero class, and gone
+ *   compensation  all into the first kept token, their mean (RazorAttention, P170)
  *
  * key += (key' - key) m / (n + m): what is the same stays the same, bit for bit. */
 #include "memory/merge.h"
@@ -24,24 +25,26 @@ static void blend(float *to, const float *from, float part, int64_t n) {
     for (int64_t i = 0; i < n; i++) to[i] += (from[i] - to[i]) * part;
 }
 
+void ln_merge_add(const ln_merge *m, int64_t i, int64_t j) {
+    const float count = m->evicted_counts ? m->evicted_counts[i] : 1, sum = m->counts[j] + count;
+    if (!(count > 0)) return;
+    const bool first = !(m->counts[j] > 0); /* then what is there means nothing */
+    float *key = m->keys + j * m->key_size, *value = m->values + j * m->value_size;
+    if (first) {
+        memcpy(key, m->evicted_keys + i * m->key_size, (size_t)m->key_size * sizeof *key);
+        memcpy(value, m->evicted_values + i * m->value_size, (size_t)m->value_size * sizeof *value);
+    } else {
+        blend(key, m->evicted_keys + i * m->key_size, count / sum, m->key_size);
+        blend(value, m->evicted_values + i * m->value_size, count / sum, m->value_size);
+    }
+    m->counts[j] = first ? count : sum;
+}
+
 /* Each evicted token into the one that m->into names. */
 static void merge_rows(const ln_merge *m) {
     for (int64_t i = 0; i < m->evicted; i++) {
         if (m->into[i] >= 0 && !finite_row(m, i)) m->into[i] = -1;
-        if (m->into[i] < 0) continue;
-        const int64_t j = m->into[i];
-        const float count = m->evicted_counts ? m->evicted_counts[i] : 1, sum = m->counts[j] + count;
-        if (!(count > 0)) continue;
-        const bool first = !(m->counts[j] > 0); /* then what is there means nothing */
-        float *key = m->keys + j * m->key_size, *value = m->values + j * m->value_size;
-        if (first) {
-            memcpy(key, m->evicted_keys + i * m->key_size, (size_t)m->key_size * sizeof *key);
-            memcpy(value, m->evicted_values + i * m->value_size, (size_t)m->value_size * sizeof *value);
-        } else {
-            blend(key, m->evicted_keys + i * m->key_size, count / sum, m->key_size);
-            blend(value, m->evicted_values + i * m->value_size, count / sum, m->value_size);
-        }
-        m->counts[j] = first ? count : sum;
+        if (m->into[i] >= 0) ln_merge_add(m, i, m->into[i]);
     }
 }
 
@@ -109,33 +112,51 @@ static void multiply(const ln_merge *m, const parts *p, int64_t rows) {
     }
 }
 
-static void find_similar(const ln_merge *m, const parts *p, int64_t first, int64_t rows) {
-    float best[ROWS];
+/* Evicted tokens first .. first + rows - 1 against all of m's kept keys. */
+static void find_similar(const ln_merge *m, const parts *p, const int32_t *names, int64_t first, int64_t rows) {
     load_rows(m, p, first, rows);
-    for (int64_t r = 0; r < rows; r++) {
-        best[r] = (float)m->similar;
-        m->into[first + r] = -1;
-    }
     for (int64_t column = 0; column < m->kept; column += LN_PANEL) {
         const int64_t columns = ln_min_i64(LN_PANEL, m->kept - column);
         load_columns(m, p, column, columns);
         multiply(m, p, rows);
         for (int64_t r = 0; r < rows; r++) {
+            float *best = &m->best[first + r];
+            int32_t *into = &m->into[first + r];
             for (int64_t c = 0; c < columns; c++) {
                 const float cosine = p->cosines[r * LN_ATTEND_STRIDE + c];
-                const bool none = m->into[first + r] < 0;
-                if (!(none ? cosine >= best[r] : cosine > best[r])) continue;
-                best[r] = cosine;
-                m->into[first + r] = (int32_t)(column + c);
+                if (!(*into < 0 ? cosine >= *best : cosine > *best)) continue;
+                *best = cosine;
+                *into = names ? names[column + c] : (int32_t)(column + c);
             }
         }
     }
 }
 
-static void merge_similar(const ln_merge *m) {
+void ln_merge_begin(const ln_merge *m) {
+    for (int64_t i = 0; i < m->evicted; i++) {
+        m->best[i] = finite_row(m, i) ? (float)m->similar : INFINITY; /* similar to none */
+        m->into[i] = -1;
+    }
+}
+
+void ln_merge_find(const ln_merge *m, const int32_t *names) {
     ln_carver carver = {.base = m->workspace};
     const parts p = carve(&carver, m->key_size);
-    for (int64_t i = 0; i < m->evicted; i += ROWS) find_similar(m, &p, i, ln_min_i64(ROWS, m->evicted - i));
+    for (int64_t i = 0; i < m->evicted; i += ROWS) find_similar(m, &p, names, i, ln_min_i64(ROWS, m->evicted - i));
+}
+
+static void merge_similar(const ln_merge *m) {
+    for (int64_t i = 0; i < m->evicted; i += ROWS) {
+        float best[ROWS];
+        ln_merge some = *m;
+        some.evicted = ln_min_i64(ROWS, m->evicted - i);
+        some.evicted_keys += i * m->key_size;
+        some.evicted_values += i * m->value_size;
+        some.into += i;
+        some.best = best;
+        ln_merge_begin(&some);
+        ln_merge_find(&some, NULL);
+    }
     merge_rows(m);
 }
 

@@ -24,13 +24,24 @@ typedef struct ln_merge {
     void *workspace;                            /* ln_merge_workspace bytes, 64-aligned */
     double similar;                             /* evicted keys whose cosine with every kept key is below it are gone */
     int32_t *into;                              /* [evicted], out: the kept token that each was merged into; -1: gone */
+    float *best;                                /* [evicted]: only for ln_merge_find */
 } ln_merge;
+
+/* `similar` where nobody says otherwise. */
+#define LN_MERGE_SIMILAR 0.6
 
 struct ln_merger {
     const char *name, *source, *rule;
     bool summary; /* the first kept token is a summary, made by the merger, whose count begins at 0 */
     void (*merge)(const ln_merge *merge);
 };
+
+/* The same in parts, where not all kept tokens are at hand at once. First ln_merge_begin, then for each part of the
+ * kept keys ln_merge_find, which changes `into` where it has one more similar: names[i] of its kept token i; keys alone
+ * are read. Then ln_merge_add: evicted token i into the kept one `to`. A summary is not looked for. */
+void ln_merge_begin(const ln_merge *merge);
+void ln_merge_find(const ln_merge *merge, const int32_t *names);
+void ln_merge_add(const ln_merge *merge, int64_t i, int64_t to);
 
 /* Bytes, however many tokens there are. */
 uint64_t ln_merge_workspace(int64_t key_size);

@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "kernel/page.h"
+#include "memory/allocate.h"
 
 enum { RUN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 16 /* huge pages in a layer */ };
 
@@ -363,6 +364,15 @@ linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged
                                             .output_head_stride = call->output_head_stride};
     ln_attention_run(call->kernels, call->team, call->attention, &sequence, 1, call->workspace);
     return LINNET_OK;
+}
+
+bool ln_memory_wants_cosine(const ln_memory *memory) {
+    return memory->lanes && memory->policy.allocator && memory->policy.allocator->cosine;
+}
+
+void ln_memory_observe_cosine(ln_memory *memory, int64_t layer, const double *cosine, int64_t tokens) {
+    const int64_t lane_layer = memory->layers[layer].lane_layer;
+    if (lane_layer >= 0) ln_ragged_observe_cosine(memory->lanes, lane_layer, cosine, tokens);
 }
 
 ln_ragged_usage ln_memory_measure(const ln_memory *memory) {

@@ -49,6 +49,10 @@ void ln_memory_append(ln_memory *memory, ln_team *team, int64_t layer, int64_t t
 linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged_call *call);
 /* Whether tokens appended since the last commit can be left uncommitted: a policy has given up others for them. */
 bool ln_memory_undoes(const ln_memory *memory);
+/* Whether a policy divides the budget over layers by how much attention changes the residual stream, and by how much it
+ * did: the cosine of what was there before and after, of each token. */
+bool ln_memory_wants_cosine(const ln_memory *memory);
+void ln_memory_observe_cosine(ln_memory *memory, int64_t layer, const double *cosine, int64_t tokens);
 /* position += tokens, after every layer got them. */
 void ln_memory_commit(ln_memory *memory, int64_t tokens);
 /* What attention reads of a layer with slots: with all that was appended. Valid until the next append, rewind, fork,

@@ -61,6 +61,10 @@ static const ln_policy_row rows[] = {
      "selector=zoomr,sinks=32,recent=64,read=1024,open=4"},
     {"disk", "", "keeps every token: what RAM has no room for in a file, of which a step reads the best pages",
      "tier=file,selector=quest,keys=q8_0,values=q8_0,sinks=32,recent=32,read=512"},
+    {"ems", "P196", "tokens that are given up join the kept one whose key is most similar, unless it is not",
+     "scorer=ems,merge=ems,window=32,pooling=5,sinks=4,recent=64"},
+    {"razor", "P170", "heads that look far back keep most; what is given up of a head becomes one token, its mean",
+     "scorer=window,allocator=duo,merge=compensation,sinks=4,recent=64"},
     {"random", "", "any tokens: what a rule must beat", "scorer=random,sinks=4,recent=64"},
 };
 enum { ROWS = sizeof rows / sizeof *rows };
@@ -79,6 +83,7 @@ static const struct {
     {"open", "pages that are chosen together (selector)", 1, 1024},
     {"seed", "of a scorer's random numbers", 0, 1e9},
     {"pooling-maximum", "1: neighbours share their maximum, not their mean (snapkv)", 0, 1},
+    {"similar", "cosine of keys from which tokens are merged (merge=ems)", -1, 1},
     {"future", "positions that queries are expected for (expected)", 1, 1 << 20},
     {"epsilon", "added to scores before they are weighed by values (expected)", 0, 1},
     {"tau-step", "growth of the temperature with each token generated (keyformer)", 0, 1},

@@ -9,6 +9,7 @@
  * spread anew. */
 #include "memory/ragged.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "kernel/page.h"
@@ -168,6 +169,43 @@ linnet_status ln_ragged_least(linnet_context *context, const ln_ragged_shape *sh
     return LINNET_OK;
 }
 
+/* ---- shares of layers ---- */
+
+static void forget_statistics(ln_ragged *ragged) {
+    const ln_ragged_shape *shape = &ragged->shape;
+    memset(ragged->distance, 0, (size_t)ragged->lanes * sizeof *ragged->distance);
+    for (int64_t l = 0; l < shape->layers; l++)
+        ragged->statistics[l] = (ln_statistics){.distance = ragged->distance + l * shape->key_value_heads};
+}
+
+/* By what is known of the text so far. Each layer has at least one page a lane; that a layer grows only as far as
+ * others have left room is seen to where it settles. */
+static void renew_shares(ln_ragged *ragged) {
+    const ln_ragged_shape *shape = &ragged->shape;
+    const ln_pool_shape *pool = ln_pool_shape_of(ragged->pool);
+    const double page = (double)ln_pool_page_bytes(pool, LN_FAR), all = (double)ragged->allowance;
+    const double tokens = all / page * LN_PAGE_TOKENS / (double)ragged->lanes;
+    const ln_layer_shares layers = {.policy = &ragged->policy,
+                                    .layers = shape->layers,
+                                    .heads = shape->key_value_heads,
+                                    .statistics = ragged->statistics,
+                                    .kinds = ragged->heads,
+                                    .kept = fmin(1, tokens / (double)ragged->position)};
+    const double least = (page * (double)shape->key_value_heads + 1) / all, rest = 1 - least * (double)shape->layers;
+    if (rest <= 0) return;
+    ln_allocate_layers(ragged->policy.allocator, &layers, ragged->share);
+    for (int64_t l = 0; l < shape->layers; l++) ragged->share[l] = least + rest * ragged->share[l];
+}
+
+void ln_ragged_observe_cosine(ln_ragged *ragged, int64_t layer, const double *cosine, int64_t tokens) {
+    ln_statistics *statistics = &ragged->statistics[layer];
+    for (int64_t i = 0; i < tokens; i++) {
+        if (!(fabs(cosine[i]) <= 2)) continue; /* of zeros, or not finite */
+        statistics->cosines++;
+        statistics->cosine += (cosine[i] - statistics->cosine) / (double)statistics->cosines;
+    }
+}
+
 /* ---- opening and closing ---- */
 
 static linnet_status make(linnet_context *context, const ln_ragged_shape *shape, const ln_pool_shape *pool,
@@ -192,6 +230,7 @@ static linnet_status make(linnet_context *context, const ln_ragged_shape *shape,
     made->count = made->kind + entries;
     made->allowance = ln_pool_capacity(pool) - reserved_bytes(shape, pool);
     for (int64_t l = 0; l < shape->layers; l++) made->share[l] = 1.0 / (double)shape->layers;
+    forget_statistics(made);
     for (int64_t i = 0; i < lanes; i++) {
         made->lane[i].begin = i * entries / lanes;
         made->lane[i].room = (i + 1) * entries / lanes - made->lane[i].begin;
@@ -256,6 +295,12 @@ linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork) {
     made->limit = ragged->limit;
     made->far_used = ragged->far_used;
     memcpy(made->share, ragged->share, (size_t)ragged->shape.layers * sizeof *made->share);
+    memcpy(made->distance, ragged->distance, (size_t)ragged->lanes * sizeof *made->distance);
+    for (int64_t l = 0; l < ragged->shape.layers; l++) {
+        const double *distance = made->statistics[l].distance;
+        made->statistics[l] = ragged->statistics[l];
+        made->statistics[l].distance = distance;
+    }
     memcpy(made->state, ragged->state, (size_t)ragged->lanes * ragged->state_bytes);
     memcpy(made->lane, ragged->lane, (size_t)ragged->lanes * sizeof *made->lane);
     memcpy(made->page, ragged->page, (size_t)ragged->entries * sizeof *made->page);
@@ -411,6 +456,7 @@ void ln_ragged_commit(ln_ragged *ragged, int64_t tokens) {
     ragged->appended = 0;
     if (ragged->settled) ragged->limit = ragged->position;
     ragged->settled = false;
+    if (ragged->policy.allocator && ragged->policy.allocator->layers && tokens) renew_shares(ragged);
 }
 
 int64_t ln_ragged_rewind_limit(const ln_ragged *ragged) {
@@ -445,6 +491,8 @@ void ln_ragged_rewind(ln_ragged *ragged, int64_t position) {
     ragged->limit = 0;
     ragged->far_used = 0;
     memset(ragged->state, 0, (size_t)ragged->lanes * ragged->state_bytes);
+    forget_statistics(ragged);
+    for (int64_t l = 0; l < ragged->shape.layers; l++) ragged->share[l] = 1.0 / (double)ragged->shape.layers;
 }
 
 ln_ragged_usage ln_ragged_measure(const ln_ragged *ragged) {

@@ -65,6 +65,8 @@ void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t t
 /* Attention of the tokens appended last, then settling. LINNET_ERROR_FILE: what was appended since the last commit is
  * forgotten. */
 linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call);
+/* Cosines of the residual stream before and after a layer's attention, for allocators that read them. */
+void ln_ragged_observe_cosine(ln_ragged *ragged, int64_t layer, const double *cosine, int64_t tokens);
 /* After every layer: position += tokens. */
 void ln_ragged_commit(ln_ragged *ragged, int64_t tokens);
 

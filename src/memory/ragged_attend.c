@@ -2,6 +2,7 @@
  *
  * A lane is a sequence of its own, of the heads that share it. All of its far and sink tokens, whatever their order,
  * lie before the piece, so the causal mask on indices is the one on positions. */
+#include <math.h>
 #include <string.h>
 
 #include "kernel/page.h"
@@ -10,7 +11,7 @@
 
 typedef struct parts {
     ln_attention_sequence *sequences;
-    float *query, *log_sum_exp;
+    float *query, *log_sum_exp, *bias;
     void *rest; /* of attention, then of settling */
 } parts;
 
@@ -22,11 +23,13 @@ static ln_attention lane_attention(const ln_attention *layer) {
     return lane;
 }
 
-static parts place(ln_carver *from, const ln_ragged_shape *shape, int64_t tokens, int64_t observed) {
+/* pages: of all lanes of the layer. */
+static parts place(ln_carver *from, const ln_ragged_shape *shape, int64_t tokens, int64_t observed, int64_t pages) {
     parts p;
     p.sequences = ln_carve(from, (uint64_t)shape->key_value_heads, sizeof *p.sequences);
     p.query = ln_carve(from, (uint64_t)(observed * shape->heads * shape->key_size), sizeof *p.query);
     p.log_sum_exp = ln_carve(from, observed ? (uint64_t)(tokens * shape->heads) : 0, sizeof *p.log_sum_exp);
+    p.bias = ln_carve(from, shape->policy->merger ? (uint64_t)(pages * LN_PAGE_TOKENS) : 0, sizeof *p.bias);
     p.rest = ln_carve(from, 0, 1);
     return p;
 }
@@ -38,7 +41,7 @@ uint64_t ln_ragged_workspace(const ln_kernels *kernels, int threads, const ln_ra
     const int64_t observed =
         scorer && scorer->observes ? ln_min_i64(shape->piece, scorer->observes(shape->policy, shape->piece)) : 0;
     if (!ln_ragged_pool_shape(shape, &pool)) return UINT64_MAX / 4;
-    place(&carver, shape, shape->piece, observed);
+    place(&carver, shape, shape->piece, observed, ln_ragged_layer_pages(shape, &pool));
     const ln_attention attention = {.heads = shape->heads / shape->key_value_heads,
                                     .key_value_heads = 1,
                                     .key_size = shape->key_size,
@@ -72,6 +75,24 @@ static void keep_queries(const ln_ragged_shape *shape, const ln_ragged_call *cal
                    (size_t)shape->key_size * sizeof *to);
 }
 
+static int64_t pages_now(const ln_ragged *ragged, int64_t layer) {
+    int64_t pages = 0;
+    for (int64_t h = 0; h < ragged->shape.key_value_heads; h++) pages += ln_lane_pages(ln_lane_of(ragged, layer, h));
+    return pages;
+}
+
+/* Running mean over tokens of how far each head's output is from the mean of all. */
+static void observe_distance(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call) {
+    const ln_ragged_shape *shape = &ragged->shape;
+    double now[LN_HEADS_MOST], *distance = ragged->distance + layer * shape->key_value_heads;
+    if (shape->key_value_heads > LN_HEADS_MOST) return;
+    ln_statistics_distance(call->output, call->tokens, call->output_stride, call->output_head_stride, shape->heads,
+                           shape->heads / shape->key_value_heads, shape->value_size, now);
+    const double part = (double)call->tokens / (double)(ragged->position + call->tokens);
+    for (int64_t h = 0; h < shape->key_value_heads; h++)
+        if (now[h] < INFINITY) distance[h] += (now[h] - distance[h]) * part;
+}
+
 /* The lanes' sequences, but for what they read. */
 static void describe(const ln_ragged *ragged, const ln_ragged_call *call, const parts *p, int64_t observed) {
     const ln_ragged_shape *shape = &ragged->shape;
@@ -92,6 +113,7 @@ static void describe(const ln_ragged *ragged, const ln_ragged_call *call, const 
 static void attend_lanes(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call, const ln_attention *attention,
                          const parts *p) {
     const int64_t heads = ragged->shape.key_value_heads;
+    float *bias = p->bias;
     for (int64_t h = 0; h < heads; h++) {
         ln_lane *lane = ln_lane_of(ragged, layer, h);
         ln_attention_sequence *sequence = &p->sequences[h];
@@ -99,6 +121,10 @@ static void attend_lanes(ln_ragged *ragged, int64_t layer, const ln_ragged_call 
         sequence->counts = ragged->count + lane->begin;
         sequence->keys = ln_lane_keys(ragged, lane);
         sequence->position = sequence->keys - call->tokens;
+        if (!ragged->policy.merger) continue;
+        ln_ragged_bias(ragged, lane, bias);
+        sequence->bias.keys = bias;
+        bias += ln_lane_pages(lane) * LN_PAGE_TOKENS;
     }
     ln_attention_run(call->kernels, call->team, attention, p->sequences, heads, p->rest);
 }
@@ -108,7 +134,7 @@ static linnet_status attend(ln_ragged *ragged, int64_t layer, const ln_ragged_ca
     int64_t observed;
     const bool settles = ln_ragged_settles(ragged, layer, call->tokens, &observed);
     ln_carver carver = {.base = call->workspace};
-    const parts p = place(&carver, shape, call->tokens, observed);
+    const parts p = place(&carver, shape, call->tokens, observed, pages_now(ragged, layer));
     if (ragged->policy.rotate) {
         rotate_call rotate = {call->query, call->query_stride, call->query_head_stride, shape->heads, shape->key_size};
         ln_parallel(call->team, call->tokens, rotate_task, &rotate);
@@ -127,6 +153,7 @@ static linnet_status attend(ln_ragged *ragged, int64_t layer, const ln_ragged_ca
                               shape->value_size};
         ln_parallel(call->team, call->tokens, rotate_task, &rotate);
     }
+    if (ragged->policy.allocator && ragged->policy.allocator->distance) observe_distance(ragged, layer, call);
     if (!settles) return LINNET_OK;
     const ln_settling settling = {.layer = layer,
                                   .tokens = call->tokens,

@@ -11,6 +11,8 @@
 /* Kinds of pages, as the pool numbers them. */
 enum { LN_NEAR, LN_FAR, LN_LOW, LN_LANE_KINDS };
 
+enum { LN_HEADS_MOST = 256 /* key-value heads of a layer, for what looks at all of them together */ };
+
 typedef struct ln_lane {
     int64_t begin, room;          /* entries of the tables */
     int64_t pages[LN_LANE_KINDS]; /* far, low, near ones from `begin` */
@@ -64,6 +66,11 @@ static inline int64_t ln_sink_pages(const ln_policy *policy) {
     return ln_ceil_div(policy->sinks, LN_PAGE_TOKENS);
 }
 
+/* What is added to scores of the lane's keys: log n where one stands for n tokens. [32 pages]; with a merger only. A
+ * negative weight is that of a summary, which is never given up. */
+void ln_ragged_bias(const ln_ragged *ragged, const ln_lane *lane, float *bias);
+/* Pages of all lanes of a layer while they are settled, at most. */
+int64_t ln_ragged_layer_pages(const ln_ragged_shape *shape, const ln_pool_shape *pool);
 /* What attention reads; valid until pages move. */
 ln_page_view ln_ragged_view(ln_ragged *ragged, ln_lane *lane);
 /* Room for so many more pages in each lane of a layer. */

@@ -2,7 +2,7 @@
  *
  * Candidates of a lane are its far tokens and those that leave the near ones. Where they are more than the lane's
  * allowance of tokens n, with a share s of them salient:
- *     the s n best by score are far, the next (1 - s) n low, the others are given up
+ *     the s n best by score are far, the next (1 - s) n low, the others are given up, or merged into those
  * (a token that is low stays so). Ties go to the newer token, so that the outcome does not depend on places.
  *
  * Lanes are settled by tasks. A task takes pages and never drops one, because dropping moves pages that others read:
@@ -11,15 +11,17 @@
 #include <string.h>
 
 #include "kernel/page.h"
+#include "memory/merge.h"
 #include "memory/ragged_inside.h"
 #include "mixer/carve.h"
 
 enum { GIVEN_UP, FAR = LN_FAR, LOW = LN_LOW };
+enum { MERGED = 48 /* tokens that are merged at once */ };
 
 /* A lane while it is settled. Indices are those of the view: 32 * page + place. */
 typedef struct lane_work {
     int64_t pages, keys; /* of the view; keys = 32 pages */
-    float *score, *compact, *kept, *bias;
+    float *score, *compact, *kept, *bias, *sorted;
     int32_t *positions, *index;
     uint8_t *fate;
     ln_page *list[LN_LANE_KINDS]; /* of far and low, with room for what comes */
@@ -74,10 +76,34 @@ static ln_scene shape_scene(const ln_ragged_shape *shape, const ln_kernels *kern
                       .scale = shape->scale};
 }
 
+/* Of a task, while it moves and merges tokens. */
+typedef struct rows {
+    float *keys, *values; /* 32 of each */
+    ln_merge merge;
+    float *gone, *gone_values, *counts; /* MERGED of each */
+    int32_t *names;
+} rows;
+
+static rows carve_rows(ln_carver *from, const ln_ragged_shape *shape) {
+    const uint64_t key = (uint64_t)shape->key_size, value = (uint64_t)shape->value_size;
+    const uint64_t merged = shape->policy->merger ? MERGED : 0;
+    rows r = {.keys = ln_carve(from, LN_PAGE_TOKENS * key, sizeof(float))};
+    r.values = ln_carve(from, LN_PAGE_TOKENS * value, sizeof(float));
+    r.gone = ln_carve(from, merged * key, sizeof(float));
+    r.gone_values = ln_carve(from, merged * value, sizeof(float));
+    r.counts = ln_carve(from, merged, sizeof(float));
+    r.names = ln_carve(from, merged, sizeof(int32_t));
+    r.merge.into = ln_carve(from, merged, sizeof(int32_t));
+    r.merge.best = ln_carve(from, merged, sizeof(float));
+    r.merge.workspace = ln_carve(from, merged ? ln_merge_workspace(shape->key_size) : 0, 1);
+    return r;
+}
+
 static uint64_t worker_bytes_of(const ln_kernels *kernels, const ln_ragged_shape *shape, int64_t pages) {
     const ln_scorer *scorer = shape->policy->scorer;
-    const uint64_t rows = LN_PAGE_TOKENS * (uint64_t)(shape->key_size + shape->value_size) * sizeof(float);
-    uint64_t bytes = ln_round_up(rows, 64);
+    ln_carver parts = {0};
+    carve_rows(&parts, shape);
+    uint64_t bytes = ln_round_up(parts.used, 64);
     if (scorer && scorer->workspace) {
         const ln_scene scene = shape_scene(shape, kernels, pages);
         const uint64_t wanted = ln_round_up(scorer->workspace(shape->policy, &scene), 64);
@@ -86,8 +112,7 @@ static uint64_t worker_bytes_of(const ln_kernels *kernels, const ln_ragged_shape
     return bytes;
 }
 
-/* Pages of all lanes of a layer while they are settled, at most. */
-static int64_t pages_of_layer(const ln_ragged_shape *shape, const ln_pool_shape *pool) {
+int64_t ln_ragged_layer_pages(const ln_ragged_shape *shape, const ln_pool_shape *pool) {
     return ln_pool_pages_most(pool) + shape->key_value_heads * 4;
 }
 
@@ -102,6 +127,7 @@ static void carve_lane(ln_carver *from, const ln_policy *policy, int64_t pages, 
     lane->compact = ln_carve(from, keys, sizeof(float));
     lane->kept = ln_carve(from, keys * (uint64_t)scorer->keeps, sizeof(float));
     lane->bias = ln_carve(from, policy->merger ? keys : 0, sizeof(float));
+    lane->sorted = ln_carve(from, policy->allocator && policy->allocator->mass ? 2 * keys : 0, sizeof(float));
     lane->positions = ln_carve(from, keys, sizeof(int32_t));
     lane->index = ln_carve(from, keys, sizeof(int32_t));
     lane->fate = ln_carve(from, keys, 1);
@@ -110,7 +136,7 @@ static void carve_lane(ln_carver *from, const ln_policy *policy, int64_t pages, 
 uint64_t ln_ragged_settle_workspace(const ln_kernels *kernels, int threads, const ln_ragged_shape *shape,
                                     const ln_pool_shape *pool) {
     ln_carver parts = {0};
-    const int64_t pages = pages_of_layer(shape, pool);
+    const int64_t pages = ln_ragged_layer_pages(shape, pool);
     lane_work lane;
     ln_carve(&parts, (uint64_t)shape->key_value_heads, sizeof(lane_work));
     carve_lane(&parts, shape->policy, pages, &lane);
@@ -130,9 +156,15 @@ static void gather(const ln_ragged *ragged, const ln_lane *lane, lane_work *work
         if (keeps)
             memcpy(work->kept + at * keeps, ln_pool_kept(ragged->pool, page),
                    (size_t)(LN_PAGE_TOKENS * keeps) * sizeof(float));
-        if (!ragged->policy.merger) continue;
-        const float *weights = ln_pool_weights(ragged->pool, page);
-        for (int64_t i = 0; i < LN_PAGE_TOKENS; i++) work->bias[at + i] = weights[i] > 1 ? logf(weights[i]) : 0;
+    }
+    if (ragged->policy.merger) ln_ragged_bias(ragged, lane, work->bias);
+}
+
+void ln_ragged_bias(const ln_ragged *ragged, const ln_lane *lane, float *bias) {
+    for (int64_t p = 0; p < ln_lane_pages(lane); p++) {
+        const float *weights = ln_pool_weights(ragged->pool, ragged->page[lane->begin + p]);
+        for (int64_t i = 0; i < LN_PAGE_TOKENS; i++, bias++)
+            *bias = fabsf(weights[i]) > 1 ? logf(fabsf(weights[i])) : 0;
     }
 }
 
@@ -236,9 +268,11 @@ static int64_t compact_scores(const ln_ragged *ragged, const layer_work *layer, 
     int64_t n = 0;
     for (int64_t p = 0; p < work->pages; p++) {
         if (p >= lane->pages[LN_FAR] + lane->pages[LN_LOW] && (p < first || p >= first + layer->leaving)) continue;
+        const float *weights = ln_pool_weights(ragged->pool, ragged->page[lane->begin + p]);
         for (int64_t i = 0; i < ragged->count[lane->begin + p]; i++) {
             float *score = &work->score[p * LN_PAGE_TOKENS + i];
             if (isnan(*score)) *score = -INFINITY;
+            if (weights && weights[i] < 0) *score = INFINITY;
             work->index[n] = (int32_t)(p * LN_PAGE_TOKENS + i);
             work->compact[n++] = *score;
         }
@@ -247,18 +281,19 @@ static int64_t compact_scores(const ln_ragged *ragged, const layer_work *layer, 
 }
 
 static void divide(layer_work *layer) {
-    enum { HEADS_MOST = 256 };
     ln_ragged *ragged = layer->ragged;
     const int64_t heads = ragged->shape.key_value_heads, pages = layer_pages(ragged, layer->s->layer);
     const ln_allocator *allocator = ragged->policy.allocator;
-    int64_t held[HEADS_MOST], tokens[HEADS_MOST];
-    const float *scores[HEADS_MOST];
+    ln_statistics *statistics = &ragged->statistics[layer->s->layer];
+    int64_t held[LN_HEADS_MOST], tokens[LN_HEADS_MOST];
+    const float *scores[LN_HEADS_MOST];
     for (int64_t h = 0; h < heads; h++) {
         lane_work *work = &layer->lane[h];
         work->candidates = compact_scores(ragged, layer, ln_lane_of(ragged, layer->s->layer, h), work);
         work->allowance = pages / heads * LN_PAGE_TOKENS;
+        if (allocator && allocator->mass) ln_statistics_mass(statistics, work->compact, work->candidates, work->sorted);
     }
-    if (!allocator || !allocator->heads || heads > HEADS_MOST) return;
+    if (!allocator || !allocator->heads || heads > LN_HEADS_MOST) return;
     for (int64_t h = 0; h < heads; h++) {
         held[h] = layer->lane[h].candidates;
         scores[h] = layer->lane[h].compact;
@@ -269,7 +304,7 @@ static void divide(layer_work *layer) {
                                  .least = LN_PAGE_TOKENS,
                                  .held = held,
                                  .scores = scores,
-                                 .statistics = &ragged->statistics[layer->s->layer],
+                                 .statistics = statistics,
                                  .kinds = ragged->heads ? ragged->heads + layer->s->layer * heads : NULL};
     ln_allocate_heads(allocator, &call, tokens);
     for (int64_t h = 0; h < heads; h++)
@@ -328,6 +363,108 @@ static void rank(const ln_ragged *ragged, const ln_lane *lane, lane_work *work) 
     }
 }
 
+/* ---- merging ---- */
+
+static float count_of(const ln_ragged *ragged, const ln_lane *lane, int64_t index) {
+    const float weight =
+        ln_pool_weights(ragged->pool, ragged->page[lane->begin + index / LN_PAGE_TOKENS])[index % LN_PAGE_TOKENS];
+    return weight != 0 ? fabsf(weight) : 1;
+}
+
+static void decode(const ln_ragged *ragged, const ln_lane *lane, int64_t index, float *key, float *value) {
+    const ln_page page = ragged->page[lane->begin + index / LN_PAGE_TOKENS];
+    ln_page_decode_token(&ln_pool_layouts(ragged->pool)[ln_pool_kind(ragged->pool, page)],
+                         ln_pool_data(ragged->pool, page), index % LN_PAGE_TOKENS, key, value);
+}
+
+/* The token that all are merged into: that of a negative weight. The first time, the worst of those that stay. */
+static int64_t find_summary(ln_ragged *ragged, ln_lane *lane, lane_work *work, int64_t kept) {
+    int64_t worst = -1;
+    for (int64_t i = 0; i < kept; i++) {
+        const int32_t at = work->index[i];
+        if (ln_pool_weights(ragged->pool, ragged->page[lane->begin + at / LN_PAGE_TOKENS])[at % LN_PAGE_TOKENS] < 0)
+            return at;
+        if (worst < 0 || better(work, (int32_t)worst, at)) worst = at;
+    }
+    if (worst < 0) return -1;
+    ln_page *page = &ragged->page[lane->begin + worst / LN_PAGE_TOKENS];
+    const float count = count_of(ragged, lane, worst);
+    *page = own(ragged, work, *page);
+    ln_pool_weights(ragged->pool, *page)[worst % LN_PAGE_TOKENS] = -count;
+    return worst;
+}
+
+/* Of every token that is given up, the most similar that stays. */
+static void find_similar(const ln_ragged *ragged, const ln_lane *lane, const lane_work *work, int64_t leaving,
+                         rows *r) {
+    const int64_t first = ln_lane_first(lane, LN_NEAR) - lane->begin + ln_sink_pages(&ragged->policy);
+    for (int64_t p = 0; p < first + leaving; p++) {
+        if (p >= lane->pages[LN_FAR] + lane->pages[LN_LOW] && p < first) continue;
+        r->merge.kept = 0;
+        for (int64_t i = 0; i < ragged->count[lane->begin + p]; i++) {
+            const int64_t at = p * LN_PAGE_TOKENS + i;
+            if (work->fate[at] == GIVEN_UP) continue;
+            decode(ragged, lane, at, r->keys + r->merge.kept * r->merge.key_size, NULL);
+            r->names[r->merge.kept++] = (int32_t)at;
+        }
+        ln_merge_find(&r->merge, r->names);
+    }
+}
+
+/* All of a batch that go into one token, together: it is encoded anew once. */
+static void merge_batch(ln_ragged *ragged, ln_lane *lane, lane_work *work, rows *r) {
+    for (int64_t i = 0; i < r->merge.evicted; i++) {
+        const int32_t to = r->merge.into[i];
+        if (to < 0) continue;
+        float count = count_of(ragged, lane, to);
+        decode(ragged, lane, to, r->keys, r->values);
+        r->merge.counts = &count;
+        for (int64_t k = i; k < r->merge.evicted; k++) {
+            if (r->merge.into[k] != to) continue;
+            ln_merge_add(&r->merge, k, 0);
+            r->merge.into[k] = -1;
+        }
+        ln_page *page = &ragged->page[lane->begin + to / LN_PAGE_TOKENS];
+        *page = own(ragged, work, *page);
+        ln_page_encode_token(&ln_pool_layouts(ragged->pool)[ln_pool_kind(ragged->pool, *page)],
+                             ln_pool_data(ragged->pool, *page), to % LN_PAGE_TOKENS, r->keys, r->values);
+        float *weight = &ln_pool_weights(ragged->pool, *page)[to % LN_PAGE_TOKENS];
+        *weight = *weight < 0 ? -count : count;
+    }
+}
+
+/* What is given up, index[kept] and after, into what stays, before anything is moved. */
+static void merge_given_up(const layer_work *layer, ln_lane *lane, lane_work *work, rows *r) {
+    ln_ragged *ragged = layer->ragged;
+    const ln_ragged_shape *shape = &ragged->shape;
+    const ln_merger *merger = ragged->policy.merger;
+    const int64_t n = work->candidates, kept = ln_min_i64(n, work->allowance);
+    if (kept == n) return;
+    const int64_t summary = merger->summary ? find_summary(ragged, lane, work, kept) : -1;
+    r->merge.kernels = layer->s->call->kernels;
+    r->merge.key_size = shape->key_size;
+    r->merge.value_size = shape->value_size;
+    r->merge.keys = r->keys;
+    r->merge.values = r->values;
+    r->merge.evicted_keys = r->gone;
+    r->merge.evicted_values = r->gone_values;
+    r->merge.evicted_counts = r->counts;
+    r->merge.similar = ln_policy_parameter_of(&ragged->policy, "similar", LN_MERGE_SIMILAR);
+    for (int64_t i = kept; i < n; i += MERGED) {
+        r->merge.evicted = ln_min_i64(MERGED, n - i);
+        for (int64_t k = 0; k < r->merge.evicted; k++) {
+            decode(ragged, lane, work->index[i + k], r->gone + k * shape->key_size,
+                   r->gone_values + k * shape->value_size);
+            r->counts[k] = count_of(ragged, lane, work->index[i + k]);
+        }
+        ln_merge_begin(&r->merge);
+        for (int64_t k = 0; merger->summary && k < r->merge.evicted; k++)
+            r->merge.into[k] = r->merge.best[k] < INFINITY ? (int32_t)summary : -1;
+        if (!merger->summary) find_similar(ragged, lane, work, layer->leaving, r);
+        merge_batch(ragged, lane, work, r);
+    }
+}
+
 /* ---- moving ---- */
 
 typedef struct mover {
@@ -335,7 +472,7 @@ typedef struct mover {
     const ln_page_layout *layouts;
     lane_work *work;
     int64_t tokens[LN_LANE_KINDS];
-    float *rows; /* 32 keys, then 32 values */
+    rows *rows;
 } mover;
 
 static void copy_extras(const ln_pool *pool, ln_page to, int64_t to_place, ln_page from, int64_t from_place) {
@@ -372,7 +509,7 @@ static void add_token(mover *m, int kind, ln_page from, int64_t place) {
     const int64_t to_place = m->tokens[kind] % LN_PAGE_TOKENS;
     ln_page *to = next_page(m, kind);
     if (!to) return;
-    float *key = m->rows, *value = m->rows + LN_PAGE_TOKENS * m->ragged->shape.key_size;
+    float *key = m->rows->keys, *value = m->rows->values;
     ln_page_decode_token(&m->layouts[ln_pool_kind(pool, from)], ln_pool_data(pool, from), place, key, value);
     ln_page_encode_token(&m->layouts[kind], ln_pool_data(pool, *to), to_place, key, value);
     copy_extras(pool, *to, to_place, from, place);
@@ -385,7 +522,7 @@ static void add_page(mover *m, ln_page from) {
     const ln_ragged_shape *shape = &m->ragged->shape;
     ln_page *to = next_page(m, LN_FAR);
     if (!to) return;
-    float *keys = m->rows, *values = m->rows + LN_PAGE_TOKENS * shape->key_size;
+    float *keys = m->rows->keys, *values = m->rows->values;
     for (int64_t i = 0; i < LN_PAGE_TOKENS; i++) {
         ln_page_decode_token(&m->layouts[LN_NEAR], ln_pool_data(pool, from), i, keys + i * shape->key_size,
                              values + i * shape->value_size);
@@ -485,20 +622,20 @@ static void move_lane(void *argument, int64_t head, int worker) {
         ragged->policy.scorer && work->candidates > (ln_pool_shape_of(ragged->pool)->kinds > LN_LOW
                                                          ? (int64_t)(ragged->policy.salient * (double)work->allowance)
                                                          : work->allowance);
-    mover m = {.ragged = ragged,
-               .layouts = ln_pool_layouts(ragged->pool),
-               .work = work,
-               .rows = (float *)(void *)(layer->workers + (uint64_t)worker * layer->worker_bytes)};
+    ln_carver parts = {.base = layer->workers + (uint64_t)worker * layer->worker_bytes};
+    rows room = carve_rows(&parts, &ragged->shape);
+    mover m = {.ragged = ragged, .layouts = ln_pool_layouts(ragged->pool), .work = work, .rows = &room};
+    if (ranked) {
+        rank(ragged, lane, work);
+        if (ragged->policy.merger) merge_given_up(layer, lane, work, &room);
+    }
     const int64_t before = lane->tokens[LN_FAR] + lane->tokens[LN_LOW] + layer->leaving * LN_PAGE_TOKENS;
     for (int k = LN_FAR; k <= LN_LOW; k++) {
         m.tokens[k] = lane->tokens[k];
         work->count[k] = lane->pages[k];
         memcpy(work->list[k], ragged->page + ln_lane_first(lane, k), (size_t)lane->pages[k] * sizeof(ln_page));
     }
-    if (ranked) {
-        rank(ragged, lane, work);
-        move_far(&m, lane);
-    }
+    if (ranked) move_far(&m, lane);
     move_leaving(&m, ragged, lane, layer->leaving, ranked);
     write_back(ragged, lane, &m, layer->leaving);
     lane->given_up += before - lane->tokens[LN_FAR] - lane->tokens[LN_LOW];
@@ -531,7 +668,7 @@ linnet_status ln_ragged_settle(ln_ragged *ragged, const ln_settling *settling) {
     if (scorer) {
         ln_parallel(team, heads, score_lane, &layer);
         if (scorer->shared && layer.leaving) {
-            float *scores[256];
+            float *scores[LN_HEADS_MOST];
             for (int64_t h = 0; h < heads; h++) scores[h] = layer.lane[h].score;
             ln_score_share(scores, heads, layer.lane[0].keys);
         }

@@ -5,6 +5,7 @@
  * number of threads. */
 #include "model/forward.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -129,6 +130,7 @@ static void lay_out(ln_forward *forward, linnet_model *model, const ln_forward_s
         forward->cosine[local] = carve(from, tokens * pairs, sizeof(float));
         forward->sine[local] = carve(from, tokens * pairs, sizeof(float));
     }
+    forward->cosines = carve(from, tokens, sizeof(double));
     forward->x = carve(from, tokens * (uint64_t)h->width, sizeof(float));
     /* While attention runs only the queries count of what follows: the rest is its scratch. */
     carver attention = *from;
@@ -181,6 +183,7 @@ typedef struct rows {
     float *gate, *up;           /* rows of slice and of step floats */
     int64_t columns;            /* to activate */
     float *given;               /* [tokens, width], what a part adds to x */
+    double *cosine;             /* [tokens] of x before and after; NULL: not wanted */
 } rows;
 
 static void embed_row(void *argument, int64_t token, int worker) {
@@ -229,6 +232,17 @@ static void project_row(void *argument, int64_t token, int worker) {
         forward->model->kernels.vector.add(r->value + token * values, layer->value_bias, values);
 }
 
+/* Of x and x + y. */
+static double cosine_of_sum(const float *x, const float *y, int64_t n) {
+    double xx = 0, xy = 0, yy = 0;
+    for (int64_t i = 0; i < n; i++) {
+        xx += (double)x[i] * (double)x[i];
+        xy += (double)x[i] * (double)y[i];
+        yy += (double)y[i] * (double)y[i];
+    }
+    return (xx + xy) / sqrt(xx * (xx + 2 * xy + yy));
+}
+
 /* x += norm'(given + bias), then h = norm(x) for what follows. */
 static void finish_row(const rows *r, int64_t token, const float *bias, const float *post_norm) {
     const ln_forward *forward = r->forward;
@@ -238,6 +252,7 @@ static void finish_row(const rows *r, int64_t token, const float *bias, const fl
     float *x = forward->x + token * width, *h = forward->h + token * width, *given = r->given + token * width;
     if (bias) vector->add(given, bias, width);
     if (post_norm) vector->rms_norm(given, given, post_norm, width, model->hyper.norm_epsilon);
+    if (r->cosine) r->cosine[token] = cosine_of_sum(x, given, width);
     vector->add(x, given, width);
     if (r->next_norm) vector->rms_norm(h, x, r->next_norm, width, model->hyper.norm_epsilon);
 }
@@ -343,7 +358,10 @@ static linnet_status run_attention(ln_forward *forward, ln_memory *memory, int64
     multiply(forward, &product, 1, output, tokens);
     r->given = forward->h;
     r->next_norm = r->layer->feed_forward_norm;
+    r->cosine = ln_memory_wants_cosine(memory) ? forward->cosines : NULL;
     ln_parallel(team, tokens, finish_attention_row, r);
+    if (r->cosine) ln_memory_observe_cosine(memory, index, r->cosine, tokens);
+    r->cosine = NULL;
     return LINNET_OK;
 }
 
