@@ -35,11 +35,22 @@ static const cli_option eval_options[] = {
     CLI_OPTION(0, "json", CLI_FLAG, json, NULL, "print one JSON object"),
     {0}};
 
-static const cli_group groups[] = {{"eval", eval_options},
-                                   {"model", cli_model_options},
-                                   {"memory", cli_memory_options},
-                                   {"other", cli_common_options},
-                                   {0}};
+/* Bytes and policy are a cell's; what is left of the options of memory is the run's. */
+static const cli_option run_options[] = {
+    CLI_OPTION(0, "memory", CLI_SIZE, memory, "SIZE",
+               "bytes that may be allocated beyond the mapped weights; 0: no bound", .fallback = "0"),
+    CLI_OPTION(0, "activations", CLI_SIZE, activations, "SIZE",
+               "bytes of them that activations and workspace may take; 0: no bound of their own", .fallback = "0"),
+    CLI_OPTION(0, "precision", CLI_TYPE, precision, "TYPE", "of the full cache, without --policy and beside it in kld",
+               .fallback = "auto", .choices = "auto f32 bf16 f16 q8_0 q4_0"),
+    CLI_OPTION(0, "piece", CLI_INTEGER, piece, "N", "tokens of the document processed at once; 0: chosen by the plan",
+               .fallback = "0", .highest = 1e6),
+    CLI_OPTION(0, "exact", CLI_FLAG, exact, NULL,
+               "keep activations float32: slower where the processor has shorter kinds"),
+    {0}};
+
+static const cli_group groups[] = {
+    {"eval", eval_options}, {"model", cli_model_options}, {"memory", run_options}, {"other", cli_common_options}, {0}};
 
 /* ---- what is asked for ---- */
 
@@ -97,8 +108,11 @@ static int choose_policies(wanted *w) {
     const cli_texts *given = &w->arguments.policies;
     for (int i = 0; i < given->count; i++) w->policies[w->policy_count++] = given->text[i];
     if (!given->count && w->arguments.all) {
-        w->policies[w->policy_count++] = "f16";
-        w->policies[w->policy_count++] = "auto";
+        static const char *const whole[] = {"f16", "q8_0", "q4_0", "auto"};
+        for (int i = 0; i < 4; i++) w->policies[w->policy_count++] = whole[i];
+        const char *name;
+        for (int i = 0; (name = linnet_policy_name(i)) && w->policy_count < MOST_POLICIES; i++)
+            w->policies[w->policy_count++] = name;
     }
     const bool bounded = given->count || w->arguments.all;
     if (!w->policy_count) w->policies[w->policy_count++] = "auto";

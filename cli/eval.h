@@ -58,7 +58,7 @@ typedef struct eval_source {
     cli_ids prose_ids;
     cli_ids text_ids; /* of the file as it is: for kld */
     int32_t begin;    /* the token that begins a text; below 0: there is none */
-    size_t *word; /* where the words of the prose begin, and one past the last */
+    size_t *word;     /* where the words of the prose begin, and one past the last */
     int64_t words;
     int32_t *symbol; /* tokens that stand for symbols; NULL: each for itself */
     int64_t symbols;
@@ -178,6 +178,7 @@ typedef struct eval_cell {
     char policy[192], budget[24]; /* as they were asked for */
     uint64_t cache;               /* bytes that keys and values may take; 0: no bound */
     uint64_t full;                /* bytes of the float16 cache at that length */
+    char chosen[256];             /* the policy with all its parts, as the plan has it; "": none */
     eval_outcome sum;
     char refused[512]; /* why it could not be run */
 } eval_cell;
@@ -194,7 +195,7 @@ typedef struct eval_results {
 int eval_results_open(const char *path, const char *base, eval_results *results);
 void eval_results_close(eval_results *results);
 /* True where the document was asked before: *outcome has what came of it. */
-bool eval_results_find(const eval_results *results, const eval_cell *cell, int64_t number, eval_outcome *outcome);
+bool eval_results_find(const eval_results *results, eval_cell *cell, int64_t number, eval_outcome *outcome);
 int eval_results_add(eval_results *results, const eval_cell *cell, int64_t number, const eval_outcome *outcome);
 void eval_add(eval_outcome *sum, const eval_outcome *outcome);
 /* Cells of all records of this base, and of other programs. */

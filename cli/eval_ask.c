@@ -124,7 +124,10 @@ static int open_session(eval_run *run, eval_cell *cell) {
     choose_memory(cell, &settings);
     forget_peak();
     const linnet_status status = linnet_session_open(engine->model, &settings, &engine->session);
-    if (status == LINNET_OK) return CLI_OK;
+    if (status == LINNET_OK) {
+        snprintf(cell->chosen, sizeof cell->chosen, "%s", linnet_session_plan(engine->session).policy);
+        return CLI_OK;
+    }
     engine->session = NULL;
     if (status == LINNET_INTERRUPTED) return cli_engine_fail(engine, status);
     snprintf(cell->refused, sizeof cell->refused, "%s", linnet_last_error(engine->context));
@@ -132,8 +135,9 @@ static int open_session(eval_run *run, eval_cell *cell) {
 }
 
 void eval_take_usage(const eval_run *run, eval_outcome *outcome) {
-    const linnet_plan plan = linnet_session_plan(run->engine->session);
-    outcome->end = outcome->peak = plan.pages;
+    const linnet_usage usage = linnet_session_usage(run->engine->session);
+    if (usage.pages_peak > outcome->peak) outcome->peak = usage.pages_peak;
+    if (usage.file > outcome->file) outcome->file = usage.file;
     const cli_resident resident = cli_resident_now();
     const uint64_t beyond = resident.peak > resident.file ? resident.peak - resident.file : resident.anonymous;
     if (beyond > outcome->resident) outcome->resident = beyond;
@@ -232,6 +236,7 @@ static int read_document(eval_run *run, const cli_ids *document, eval_outcome *o
     outcome->seconds += cli_seconds() - began;
     outcome->tokens += document->count;
     eval_take_usage(run, outcome);
+    outcome->end = linnet_session_usage(run->engine->session).pages;
     return CLI_OK;
 }
 
@@ -287,7 +292,6 @@ static int ask_document(eval_run *run, eval_cell *cell, int64_t number, eval_out
                      ? ask_aware(run, task, &tokens.document, &tokens.question[i], &item.question[i], outcome)
                      : ask_fork(run, task, &tokens.question[i], &item.question[i], outcome);
     }
-    if (status == CLI_OK) eval_take_usage(run, outcome);
     free_tokens(&tokens);
     eval_item_free(&item);
     return status;
@@ -301,27 +305,33 @@ static bool is_enough(const eval_run *run, const eval_cell *cell) {
     return cell->sum.documents >= most || (!windows && cell->sum.questions >= run->arguments->tokens);
 }
 
+static void close_session(eval_run *run) {
+    linnet_session_close(run->engine->session);
+    run->engine->session = NULL;
+}
+
+/* Each document has a session of its own: the highest bytes are those of reading it, before forks copy anything. */
 int eval_run_cell(eval_run *run, eval_cell *cell) {
     linnet_session *full = NULL;
+    const bool measure = cell->task->form == EVAL_MEASURE;
     int status = CLI_OK;
     for (int64_t number = 0; status == CLI_OK && !is_enough(run, cell); number++) {
         eval_outcome outcome;
         if (!eval_results_find(run->results, cell, number, &outcome)) {
             if (!run->engine->session) status = open_session(run, cell);
-            if (status == CLI_OK && cell->task->form == EVAL_MEASURE && !full)
-                status = eval_open_full(run, cell, &full);
+            if (status == CLI_OK && measure && !full) status = eval_open_full(run, cell, &full);
             if (status == CLI_OK)
-                status = full ? eval_measure_window(run, cell, full, number, &outcome)
-                              : ask_document(run, cell, number, &outcome);
+                status = measure ? eval_measure_window(run, cell, full, number, &outcome)
+                                 : ask_document(run, cell, number, &outcome);
             if (status == CLI_OK) status = eval_results_add(run->results, cell, number, &outcome);
+            if (!measure) close_session(run);
         }
         if (status != CLI_OK) break;
         eval_add(&cell->sum, &outcome);
         run->done++;
     }
     linnet_session_close(full);
-    linnet_session_close(run->engine->session);
-    run->engine->session = NULL;
+    close_session(run);
     return status;
 }
 

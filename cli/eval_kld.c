@@ -103,6 +103,7 @@ int eval_measure_window(eval_run *run, eval_cell *cell, linnet_session *full, in
     free(c.rows);
     if (status != LINNET_OK) return cli_engine_fail(engine, status);
     eval_take_usage(run, outcome);
+    outcome->end = linnet_session_usage(engine->session).pages;
     outcome->resident = 0; /* of two sessions */
     return CLI_OK;
 }

@@ -34,6 +34,9 @@ static void write_note(const eval_cell *cell, char *text, size_t room) {
                  exp(sum->loss / n), exp(sum->full_loss / n));
     else if (sum->ceiling > 0)
         snprintf(text, room, "known law %.3f, guess by frequency %.3f", sum->ceiling / n, sum->baseline / n);
+    const size_t used = strlen(text);
+    if (!*cell->refused && *cell->chosen && !strcmp(cell->policy, "auto"))
+        snprintf(text + used, room - used, "%schosen: %s", used ? ", " : "", cell->chosen);
 }
 
 /* ---- table ---- */
@@ -55,7 +58,7 @@ void eval_print_table(const eval_cell *cells, int count) {
     for (int i = 0; i < count; i++) {
         const eval_cell *cell = &cells[i];
         const eval_outcome *sum = &cell->sum;
-        char note[640];
+        char note[1024];
         write_note(cell, note, sizeof note);
         if (*cell->refused) {
             printf("%-16s %7lld %-24s %-6s %s\n", cell->name, (long long)cell->length, cell->policy, cell->budget,
@@ -120,6 +123,7 @@ static json_t *json_of(const eval_cell *cell) {
         json_object_set_new(row, "perplexity", json_real(exp(sum->loss / n)));
         json_object_set_new(row, "full_perplexity", json_real(exp(sum->full_loss / n)));
     }
+    if (row && *cell->chosen) json_object_set_new(row, "chosen", json_string(cell->chosen));
     if (row && sum->ceiling > 0) {
         json_object_set_new(row, "ceiling", json_real(sum->ceiling / n));
         json_object_set_new(row, "baseline", json_real(sum->baseline / n));

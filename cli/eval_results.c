@@ -63,6 +63,11 @@ static void read_outcome(const json_t *record, eval_outcome *outcome) {
     }
 }
 
+static void read_chosen(const json_t *record, eval_cell *cell) {
+    const char *chosen = json_string_value(json_object_get(record, "chosen"));
+    snprintf(cell->chosen, sizeof cell->chosen, "%s", chosen ? chosen : "");
+}
+
 static json_t *make_record(const eval_results *results, const eval_cell *cell, const char *key,
                            const eval_outcome *outcome) {
     json_t *record = json_pack("{ss ss ss sI ss ss sI sI}", "key", key, "base", results->base, "task", cell->name,
@@ -127,12 +132,14 @@ void eval_results_close(eval_results *results) {
     *results = (eval_results){.file = -1};
 }
 
-bool eval_results_find(const eval_results *results, const eval_cell *cell, int64_t number, eval_outcome *outcome) {
+bool eval_results_find(const eval_results *results, eval_cell *cell, int64_t number, eval_outcome *outcome) {
     char key[1024];
     make_key(results, cell, number, key);
     const json_t *record = json_object_get(results->lines, key);
-    if (record) read_outcome(record, outcome);
-    return record != NULL;
+    if (!record) return false;
+    read_outcome(record, outcome);
+    read_chosen(record, cell);
+    return true;
 }
 
 static int append(const eval_results *results, const json_t *record) {
@@ -174,6 +181,7 @@ static bool read_cell(const json_t *record, eval_cell *cell) {
                     "budget", &budget, "cache", &cache, "full", &full))
         return false;
     cell->task = task_of(task);
+    read_chosen(record, cell);
     cell->length = length;
     cell->cache = (uint64_t)cache;
     cell->full = (uint64_t)full;

@@ -255,10 +255,11 @@ static linnet_status take_weights(linnet_model *model) {
     return LINNET_OK;
 }
 
-/* Towers of images beside a text model, tables that are computed, layers past the last. */
+/* Towers of images beside a text model, tables that are computed, layers past the last, the gate (gate.c). */
 static bool may_stay(const linnet_model *model, const char *name) {
-    int layer;
-    if (sscanf(name, "blk.%6d.", &layer) == 1 && layer >= model->hyper.layers) return true;
+    int layer, prefix = 0;
+    if (sscanf(name, "blk.%6d.%n", &layer, &prefix) == 1 && layer >= model->hyper.layers) return true;
+    if (ln_gate_owns(name + prefix)) return true;
     return strncmp(name, "v.", 2) == 0 || strncmp(name, "mm.", 3) == 0 || strstr(name, ".attn_rot_embd") != NULL;
 }
 
@@ -385,6 +386,8 @@ static linnet_status open_model(linnet_model *model, const char *path) {
     if (!model->layers || !model->windows) return LINNET_ERROR_MEMORY;
     TRY(take_weights(model));
     TRY(refuse_the_rest(model));
+    TRY(ln_gate_open(context, model->file, model->hyper.layers, model->hyper.width, model->hyper.key_value_heads,
+                     &model->gate));
     ln_release(context, model->taken);
     model->taken = NULL;
     const ln_text name = ln_key_text(ln_file_key(model->file, "general.name"), 0);
@@ -419,6 +422,7 @@ void linnet_model_close(linnet_model *model) {
     if (!model) return;
     linnet_context *context = model->context;
     linnet_tokenizer_close(model->tokenizer);
+    ln_gate_close(model->gate);
     linnet_file_close(model->file);
     ln_release(context, model->taken);
     ln_release(context, model->name);

@@ -10,6 +10,7 @@
 #include "kernel/kernel.h"
 #include "linnet/tokenizer.h"
 #include "model/architecture.h"
+#include "model/gate.h"
 
 typedef struct ln_hyperparameters {
     int64_t layers, width, heads, key_value_heads, key_size, value_size, feed_forward, vocabulary, context_length;
@@ -51,6 +52,7 @@ struct linnet_model {
     ln_matrix embedding, head;
     const float *output_norm;
     ln_layer *layers;
+    ln_gate *gate;    /* NULL: it has none */
     int64_t *windows; /* [layers] */
     bool *taken;      /* [tensors] while opening: which have found their place */
     linnet_tokenizer *tokenizer;

@@ -79,8 +79,11 @@ def packed(text):
 
 
 def key(name, value):
+    """value: text, float, list of floats, or whole number."""
     if isinstance(value, str):
         return packed(name) + struct.pack("<I", STRING) + packed(value)
+    if isinstance(value, list):
+        return packed(name) + struct.pack(f"<IIQ{len(value)}f", ARRAY, 6, len(value), *value)
     if isinstance(value, float):
         return packed(name) + struct.pack("<If", 6, value)
     return packed(name) + struct.pack("<II", 4, value)
