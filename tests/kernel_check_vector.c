@@ -39,6 +39,9 @@ static void run_soft_cap(const ln_vector_kernels *k, rows *r, int64_t n) {
 static void run_rotate(const ln_vector_kernels *k, rows *r, int64_t n) {
     k->rotate(r->y, r->x, r->z, n / 2 * 2, 1);
 }
+static void run_hadamard(const ln_vector_kernels *k, rows *r, int64_t n) {
+    k->hadamard(r->y, n);
+}
 static void run_maximum(const ln_vector_kernels *k, rows *r, int64_t n) {
     r->result = k->maximum(r->x, n);
 }
@@ -60,6 +63,7 @@ static const struct {
     {"gelu_tanh_multiply", run_gelu, 3},
     {"soft_cap", run_soft_cap, 2},
     {"rotate", run_rotate, 3},
+    {"hadamard", run_hadamard, 2},
     {"maximum", run_maximum, 1},
     {"exponential", run_exponential, 2},
 };

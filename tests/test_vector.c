@@ -128,7 +128,37 @@ static void test_same_bits(void **state) {
                 other.rotate(b, cosine, sine, n, half);
                 assert_memory_equal(a, b, (size_t)n * sizeof *a);
             }
+            memcpy(a, x, sizeof a);
+            memcpy(b, x, sizeof b);
+            portable.hadamard(a, n);
+            other.hadamard(b, n);
+            assert_memory_equal(a, b, (size_t)n * sizeof *a);
         }
+    }
+}
+
+/* Against the definition, row i of the matrix having (-1)^(bits that i and j share), and twice. */
+static void test_hadamard(void **state) {
+    (void)state;
+    ln_random random;
+    ln_random_seed(&random, 7);
+    ln_vector_kernels kernels;
+    ln_vector_choose(ln_cpu_detect(), &kernels);
+    for (int64_t n = 1; n <= 576; n = n < 8 ? 2 * n : n + 8) {
+        const int64_t block = n & -n;
+        float x[576], y[576];
+        fill(&random, x, n, 3);
+        memcpy(y, x, sizeof y);
+        kernels.hadamard(y, n);
+        for (int64_t i = 0; i < n; i++) {
+            double want = 0;
+            for (int64_t j = 0; j < block; j++)
+                want += (__builtin_popcountll((unsigned long long)(i % block & j)) % 2 ? -1 : 1) *
+                        (double)x[i / block * block + j];
+            assert_true(fabs((double)y[i] - want / sqrt((double)block)) < 2e-5);
+        }
+        kernels.hadamard(y, n);
+        for (int64_t i = 0; i < n; i++) assert_true(fabsf(y[i] - x[i]) < 1e-5f);
     }
 }
 
@@ -158,10 +188,8 @@ static void test_worst_inputs(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exponential_error),
-        cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_worst_inputs),
+        cmocka_unit_test(test_exponential_error), cmocka_unit_test(test_rows),         cmocka_unit_test(test_hadamard),
+        cmocka_unit_test(test_same_bits),         cmocka_unit_test(test_worst_inputs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -83,6 +83,7 @@ void ln_attend_choose(unsigned cpu, ln_attend_kernels *kernels) {
 #if defined(__x86_64__)
     if (cpu & LN_CPU_AVX2) ln_attend_fill_avx2(kernels);
     if (cpu & LN_CPU_AVX512) ln_attend_fill_avx512(kernels);
+    if (cpu & LN_CPU_AVX2) ln_attend_fill_low_avx2(kernels);
     if (cpu & LN_CPU_AVX512_VNNI) ln_attend_fill_avx512vnni(kernels);
     if (cpu & LN_CPU_AVX512_VNNI) ln_attend_fill_low_avx512vnni(kernels);
     if (cpu & LN_CPU_AVX512_BF16) ln_attend_fill_avx512bf16(kernels);

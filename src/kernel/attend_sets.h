@@ -8,6 +8,7 @@
 void ln_attend_fill_avx2(ln_attend_kernels *kernels);
 void ln_attend_fill_avx512(ln_attend_kernels *kernels);
 void ln_attend_fill_avx512vnni(ln_attend_kernels *kernels);
+void ln_attend_fill_low_avx2(ln_attend_kernels *kernels);       /* integers alone */
 void ln_attend_fill_low_avx512vnni(ln_attend_kernels *kernels); /* integers of low bits alone */
 void ln_attend_fill_amx(ln_attend_kernels *kernels);
 void ln_attend_fill_avx512bf16(ln_attend_kernels *kernels); /* pairs alone */

@@ -27,6 +27,8 @@ typedef struct ln_vector_kernels {
     void (*soft_cap)(float *y, float cap, int64_t n);
     /* Rotates pairs: half: (x[i], x[i + n / 2]), else (x[2i], x[2i + 1]). cosine, sine [n / 2]. */
     void (*rotate)(float *x, const float *cosine, const float *sine, int64_t n, int half);
+    /* Orthonormal Walsh-Hadamard transform of each block of x, n's largest power of two; its own inverse. */
+    void (*hadamard)(float *x, int64_t n);
     /* -inf for n = 0; NaN where one is. */
     float (*maximum)(const float *x, int64_t n);
     /* y = exp(x - shift); returns the sum. y may be x. */

@@ -184,6 +184,48 @@ static void soft_cap(float *y, float cap, int64_t n) {
     MAP(y, y, y, n, c * tanh_lanes(a / c));
 }
 
+/* Lanes i and i ^ stride: their sum where the stride's bit of i is 0, else their difference. */
+#define EXCHANGE(v, s)                                                                                             \
+    __builtin_shufflevector(v, v, 0 ^ (s), 1 ^ (s), 2 ^ (s), 3 ^ (s), 4 ^ (s), 5 ^ (s), 6 ^ (s), 7 ^ (s), 8 ^ (s), \
+                            9 ^ (s), 10 ^ (s), 11 ^ (s), 12 ^ (s), 13 ^ (s), 14 ^ (s), 15 ^ (s))
+INLINE lanes butterfly(lanes v, lanes exchanged, int stride) {
+    lanes_int negative;
+    for (int i = 0; i < LANES; i++) negative[i] = i & stride ? (int32_t)0x80000000u : 0;
+    return exchanged + (lanes)((lanes_int)v ^ negative);
+}
+
+static void hadamard_narrow(float *x, int64_t block) {
+    for (int64_t stride = 1; stride < block; stride *= 2)
+        for (int64_t i = 0; i < block; i++) {
+            if (i & stride) continue;
+            const float a = x[i], b = x[i + stride];
+            x[i] = a + b;
+            x[i + stride] = a - b;
+        }
+}
+
+static void hadamard(float *x, int64_t n) {
+    const int64_t block = n & -n;
+    for (int64_t at = 0; at < n; at += block) {
+        float *row = x + at;
+        if (block < LANES) hadamard_narrow(row, block);
+        for (int64_t i = 0; i + LANES <= block; i += LANES) {
+            lanes v = load(row + i);
+            v = butterfly(v, EXCHANGE(v, 1), 1);
+            v = butterfly(v, EXCHANGE(v, 2), 2);
+            v = butterfly(v, EXCHANGE(v, 4), 4);
+            store(row + i, butterfly(v, EXCHANGE(v, 8), 8));
+        }
+        for (int64_t stride = LANES; stride < block; stride *= 2)
+            for (int64_t i = 0; i < block; i += (i + LANES) & stride ? stride + LANES : LANES) {
+                const lanes a = load(row + i), b = load(row + i + stride);
+                store(row + i, a + b);
+                store(row + i + stride, a - b);
+            }
+    }
+    scale(x, 1 / sqrtf((float)block), n);
+}
+
 static void rotate(float *x, const float *cosine, const float *sine, int64_t n, int half) {
     const int64_t pairs = n / 2;
     if (half) {
@@ -242,6 +284,7 @@ LN_VECTOR_SET {
                                    .gelu_tanh_multiply = gelu_tanh_multiply,
                                    .soft_cap = soft_cap,
                                    .rotate = rotate,
+                                   .hadamard = hadamard,
                                    .maximum = maximum,
                                    .exponential = exponential};
 }
