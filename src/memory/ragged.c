@@ -391,6 +391,7 @@ static void own_entry(ln_ragged *ragged, int64_t entry) {
     const ln_page before = ragged->page[entry];
     if (!ln_pool_shared(ragged->pool, before)) return;
     const ln_page own = ln_pool_copy(ragged->pool, before);
+    ln_pool_drop(ragged->pool, before); /* another has it: nothing moves */
     ragged->page[entry] = own;
     ragged->slot[entry] = ln_pool_data(ragged->pool, own);
 }
