@@ -11,7 +11,7 @@
 
 #include "mixer/carve.h"
 
-enum { RUN_LEAST = 4, RUN_MOST = 64, RUN_PART = 8 /* of resident pages */, AHEAD_MOST = 8 };
+enum { RUN_LEAST = 4, RUN_MOST = 64, RUN_PART = 8 /* of resident pages */, AHEAD_MOST = 8, READ_MOST = 32 };
 
 /* ---- tables ---- */
 
@@ -19,9 +19,13 @@ static bool with_file(const ln_tier_shape *shape) {
     return shape->policy->file && shape->resident < shape->capacity;
 }
 
-static int64_t whole_pages(const ln_policy *policy, const char *name, int64_t fallback) {
-    const double tokens = ln_policy_parameter_of(policy, name, (double)fallback);
-    return ln_max_i64(1, ln_ceil_div((int64_t)tokens, LN_PAGE_TOKENS));
+/* What the policy says, else READ_MOST, and of a lane with a file what it has room for, with an eighth for others that
+ * may soon be wanted. */
+static int64_t pages_to_read(const ln_policy *policy, const ln_tier *tier) {
+    const int64_t room = tier->file ? tier->shape.resident - tier->shape.resident / 8 : READ_MOST;
+    const int64_t fallback = ln_max_i64(1, ln_min_i64(READ_MOST, room)) * LN_PAGE_TOKENS;
+    const double tokens = ln_policy_parameter_of(policy, "read", (double)fallback);
+    return ln_min_i64(tier->shape.capacity, ln_max_i64(1, ln_ceil_div((int64_t)tokens, LN_PAGE_TOKENS)));
 }
 
 void ln_tier_describe(const ln_tier_shape *shape, ln_tier *tier) {
@@ -39,7 +43,7 @@ void ln_tier_describe(const ln_tier_shape *shape, ln_tier *tier) {
         return;
     }
     tier->summary_bytes = ln_summary_bytes(&tier->summary, shape->capacity);
-    tier->read = ln_min_i64(shape->capacity, whole_pages(policy, "read", 1024));
+    tier->read = pages_to_read(policy, tier);
     tier->dense = (int64_t)ln_policy_parameter_of(policy, "dense", 0);
     tier->reuse = (int64_t)ln_policy_parameter_of(policy, "reuse", policy->selector->reuse);
     tier->picks = tier->read + (tier->file ? ln_min_i64(AHEAD_MOST, shape->resident - tier->read) : 0);
