@@ -88,8 +88,8 @@ typedef struct cli_verb {
 } cli_verb;
 
 extern const cli_verb *const cli_verbs[]; /* NULL ends it */
-extern const cli_verb cli_run, cli_chat, cli_plan, cli_inspect, cli_convert, cli_tokenize, cli_logits, cli_perplexity,
-    cli_bench, cli_eval, cli_help, cli_version, cli_completion;
+extern const cli_verb cli_run, cli_chat, cli_plan, cli_calibrate, cli_inspect, cli_convert, cli_tokenize, cli_logits,
+    cli_perplexity, cli_bench, cli_eval, cli_help, cli_version, cli_completion;
 /* Options that several verbs have. */
 extern const cli_option cli_model_options[], cli_memory_options[], cli_sampling_options[], cli_attention_options[],
     cli_common_options[];

@@ -4,9 +4,9 @@
 
 #include "cli.h"
 
-const cli_verb *const cli_verbs[] = {&cli_run,      &cli_chat,   &cli_plan,       &cli_inspect, &cli_convert,
-                                     &cli_tokenize, &cli_logits, &cli_perplexity, &cli_bench,   &cli_eval,
-                                     &cli_version,  &cli_help,   &cli_completion, NULL};
+const cli_verb *const cli_verbs[] = {&cli_run,       &cli_chat,    &cli_plan,       &cli_inspect,    &cli_convert,
+                                     &cli_tokenize,  &cli_logits,  &cli_perplexity, &cli_bench,      &cli_eval,
+                                     &cli_calibrate, &cli_version, &cli_help,       &cli_completion, NULL};
 
 int main(int count, char **words) {
     /* A reader that left ends the output with a failed write, not with a signal. */

@@ -60,6 +60,23 @@ typedef struct linnet_plan {
 LINNET_API linnet_status linnet_plan_session(const linnet_model *model, const linnet_session_settings *settings,
                                              linnet_plan *plan);
 
+/* ---- calibration: what policies cost a model, measured once and kept beside it ---- */
+
+typedef struct linnet_calibrate_settings {
+    size_t size;
+    const int32_t *prose; /* [count] tokens of plain text that the model can continue; facts are planted in it */
+    int64_t count;
+    int64_t length;   /* of the text that is compressed; 0: 4096, or half of what the model was trained for */
+    const char *path; /* of the file; NULL: where plans look for it, beside the model */
+    uint64_t seed;
+} linnet_calibrate_settings;
+
+LINNET_API linnet_calibrate_settings linnet_calibrate_settings_default(void);
+/* Reads the text under each policy of a list and with all of it kept, at several budgets, and compares what the model
+ * then says: of prose that goes on, and of facts that come again. Writes what came out, with speeds and with what each
+ * head looks at in a text that repeats itself. Plans choose by it. The model needs a tokenizer. */
+LINNET_API linnet_status linnet_calibrate(linnet_model *model, const linnet_calibrate_settings *settings);
+
 /* Names of policies, index 0 and up, and what each does, in a line; NULL past the end. */
 LINNET_API const char *linnet_policy_name(int index);
 LINNET_API const char *linnet_policy_about(int index);

@@ -355,13 +355,10 @@ uint64_t ln_plan_spare(const linnet_plan *plan, const linnet_session_settings *s
     return settings->activations ? settings->activations - plan->workspace : UINT64_MAX;
 }
 
-linnet_status linnet_plan_session(const linnet_model *constant, const linnet_session_settings *settings,
-                                  linnet_plan *plan) {
-    linnet_model *model = (linnet_model *)(uintptr_t)constant; /* sizes are only read */
-    linnet_session_settings settled;
-    linnet_status status = ln_session_settle(model, settings, &settled);
+linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *given, linnet_plan *plan) {
+    const linnet_session_settings settled = *given;
+    linnet_status status = LINNET_OK;
     *plan = (linnet_plan){.size = sizeof *plan};
-    if (status != LINNET_OK) return status;
     ln_policy policy;
     candidates all = {.settings = &settled, .cache = settled.cache ? settled.cache : settled.memory};
     if (ln_session_policy(&settled)) {
@@ -392,4 +389,16 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
     choose(model, plan->precision, 1, &all, &unbounded);
     explain(plan, &settled, unbounded.piece);
     return LINNET_OK;
+}
+
+linnet_status linnet_plan_session(const linnet_model *constant, const linnet_session_settings *settings,
+                                  linnet_plan *plan) {
+    linnet_model *model = (linnet_model *)(uintptr_t)constant; /* sizes are only read */
+    linnet_session_settings settled;
+    const linnet_status status = ln_session_settle(model, settings, &settled);
+    *plan = (linnet_plan){.size = sizeof *plan};
+    if (status != LINNET_OK) return status;
+    const bool open = settled.precision == LINNET_TYPE_AUTO && !ln_session_policy(&settled);
+    return open && (settled.memory || settled.cache) ? ln_plan_choose(model, &settled, plan)
+                                                     : ln_plan_with(model, &settled, plan);
 }

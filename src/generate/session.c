@@ -64,7 +64,11 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     if (status == LINNET_OK) {
         ln_memory_shape shape = session_memory(made);
         shape.folder = settled.folder;
-        status = ln_memory_open(model->context, &shape, &made->memory);
+        uint8_t *kinds = NULL;
+        status = ln_session_heads(model, *plan.policy ? &made->policy : NULL, &kinds);
+        shape.head_kinds = kinds;
+        if (status == LINNET_OK) status = ln_memory_open(model->context, &shape, &made->memory);
+        ln_release(model->context, kinds);
     }
     if (status != LINNET_OK) {
         linnet_session_close(made);

@@ -32,6 +32,12 @@ uint64_t ln_plan_spare(const linnet_plan *plan, const linnet_session_settings *s
 /* policy NULL: none. cache: bytes for its lanes. */
 ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int64_t piece, linnet_type precision,
                                  const ln_policy *policy, uint64_t cache);
+/* The plan of settled settings, precision and policy as they say; and the best that fits where they leave both open. */
+linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *settled, linnet_plan *plan);
+linnet_status ln_plan_choose(linnet_model *model, const linnet_session_settings *settled, linnet_plan *plan);
+/* Where the policy's allocator wants the table of heads: *kinds of all layers that see everything, from the
+ * calibration, for the caller to release; else NULL. LINNET_ERROR_UNSUPPORTED where there is no calibration. */
+linnet_status ln_session_heads(const linnet_model *model, const ln_policy *policy, uint8_t **kinds);
 /* Whether the settings name a policy. */
 bool ln_session_policy(const linnet_session_settings *settings);
 /* Workspace of its lanes; 0: it has none. */

@@ -51,6 +51,7 @@ bool ln_memory_lanes(const ln_memory_shape *shape, ln_ragged_shape *lanes) {
                                .value_size = shape->value_size,
                                .scale = shape->scale,
                                .policy = shape->policy,
+                               .kinds = shape->head_kinds,
                                .bytes = shape->lane_bytes,
                                .capacity = shape->capacity,
                                .piece = ln_min_i64(shape->piece, shape->capacity),
@@ -158,6 +159,7 @@ static linnet_status open_slots(linnet_context *context, const ln_memory_shape *
     if (shape->policy) {
         made->policy = *shape->policy;
         made->shape.policy = &made->policy;
+        made->shape.head_kinds = NULL; /* lanes have copied them */
     }
     made->slots = (unsigned char **)(void *)(window + shape->layers);
     made->users = (uint32_t *)(void *)(made->slots + slots);
@@ -175,7 +177,7 @@ static linnet_status open_slots(linnet_context *context, const ln_memory_shape *
 linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *shape, ln_memory **memory) {
     ln_ragged_shape lanes;
     linnet_status status = open_slots(context, shape, memory);
-    if (status == LINNET_OK && ln_memory_lanes(&(*memory)->shape, &lanes))
+    if (status == LINNET_OK && ln_memory_lanes(shape, &lanes))
         status = ln_ragged_open(context, &lanes, &(*memory)->lanes);
     if (status == LINNET_OK) {
         (*memory)->shape.folder = NULL;
@@ -373,6 +375,11 @@ bool ln_memory_wants_cosine(const ln_memory *memory) {
 void ln_memory_observe_cosine(ln_memory *memory, int64_t layer, const double *cosine, int64_t tokens) {
     const int64_t lane_layer = memory->layers[layer].lane_layer;
     if (lane_layer >= 0) ln_ragged_observe_cosine(memory->lanes, lane_layer, cosine, tokens);
+}
+
+const void *ln_memory_lane_state(const ln_memory *memory, int64_t layer, int64_t head) {
+    const int64_t lane_layer = memory->layers[layer].lane_layer;
+    return lane_layer < 0 ? NULL : ln_ragged_state(memory->lanes, lane_layer, head);
 }
 
 ln_ragged_usage ln_memory_measure(const ln_memory *memory) {

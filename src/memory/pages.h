@@ -27,6 +27,7 @@ typedef struct ln_memory_shape {
     int64_t heads;
     float scale;
     const char *folder; /* of the file of pages; read when opening */
+    const uint8_t *head_kinds; /* [layers * key_value_heads] of layers that see everything, as in ln_ragged_shape */
 } ln_memory_shape;
 
 typedef struct ln_memory ln_memory;
@@ -63,6 +64,8 @@ ln_page_view ln_memory_view(const ln_memory *memory, int64_t layer);
  * rewind_limit - 1 are refused (LINNET_ERROR_UNSUPPORTED). */
 linnet_status ln_memory_rewind(ln_memory *memory, int64_t position);
 int64_t ln_memory_rewind_limit(const ln_memory *memory);
+/* What the scorer knows of a lane; NULL: the layer has slots, or the scorer no state. */
+const void *ln_memory_lane_state(const ln_memory *memory, int64_t layer, int64_t head);
 /* What is held; of the family. */
 ln_ragged_usage ln_memory_measure(const ln_memory *memory);
 /* A memory with the same content, sharing slots until one of them writes; takes ln_memory_bytes like the first. */

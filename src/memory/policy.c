@@ -65,6 +65,8 @@ static const ln_policy_row rows[] = {
      "scorer=ems,merge=ems,window=32,pooling=5,sinks=4,recent=64"},
     {"razor", "P170", "heads that look far back keep most; what is given up of a head becomes one token, its mean",
      "scorer=window,allocator=duo,merge=compensation,sinks=4,recent=64"},
+    {"duo", "DuoAttention", "heads that look far back keep what fits, the others the first and the last tokens",
+     "scorer=keydiff,allocator=duo,sinks=4,recent=128"},
     {"random", "", "any tokens: what a rule must beat", "scorer=random,sinks=4,recent=64"},
 };
 enum { ROWS = sizeof rows / sizeof *rows };
@@ -76,6 +78,7 @@ static const struct {
     {"alpha", "share of the mean that each head keeps (adakv)", 0, 1},
     {"beta", "steepness (pyramid)", 1, 1e6},
     {"middle", "share of the budget for middle tokens (task)", 0, 1},
+    {"full", "share of the heads that keep everything (duo)", 0, 1},
     {"p", "share that layers of little change keep (squeeze)", 0, 1},
     {"read", "tokens of far pages that a step reads; without it 1024, or what RAM has room for (selector)", 32,
      1 << 24},

@@ -79,7 +79,7 @@ static uint64_t table_bytes(const ln_ragged_shape *shape, const ln_pool_shape *p
     const uint64_t entries = (uint64_t)entries_of(shape, pool), lanes = (uint64_t)lanes_of(shape);
     return ln_round_up(sizeof(ln_ragged), 64) + ln_round_up(lanes * state_bytes_of(shape), 64) +
            (uint64_t)shape->layers * sizeof(double) + lanes * sizeof(ln_lane) +
-           (uint64_t)shape->layers * sizeof(ln_statistics) + lanes * sizeof(double) +
+           (uint64_t)shape->layers * sizeof(ln_statistics) + lanes * (sizeof(double) + 1) +
            entries * (sizeof(unsigned char *) + sizeof(ln_page) + 2);
 }
 
@@ -178,11 +178,10 @@ static void forget_statistics(ln_ragged *ragged) {
         ragged->statistics[l] = (ln_statistics){.distance = ragged->distance + l * shape->key_value_heads};
 }
 
-/* By what is known of the text so far. Each layer has at least one page a lane; that a layer grows only as far as
- * others have left room is seen to where it settles. */
-static void renew_shares(ln_ragged *ragged) {
+/* By what is known, for a text of so many tokens. Each layer has at least one page a lane; that a layer grows only as far
+ * as others have left room is seen to where it settles. */
+static void divide_layers(ln_ragged *ragged, const ln_pool_shape *pool, int64_t text) {
     const ln_ragged_shape *shape = &ragged->shape;
-    const ln_pool_shape *pool = ln_pool_shape_of(ragged->pool);
     const double page = (double)ln_pool_page_bytes(pool, LN_FAR), all = (double)ragged->allowance;
     const double tokens = all / page * LN_PAGE_TOKENS / (double)ragged->lanes;
     const ln_layer_shares layers = {.policy = &ragged->policy,
@@ -190,11 +189,10 @@ static void renew_shares(ln_ragged *ragged) {
                                     .heads = shape->key_value_heads,
                                     .statistics = ragged->statistics,
                                     .kinds = ragged->heads,
-                                    .kept = fmin(1, tokens / (double)ragged->position)};
+                                    .kept = fmin(1, tokens / (double)text)};
     const double least = (page * (double)shape->key_value_heads + 1) / all, rest = 1 - least * (double)shape->layers;
-    if (rest <= 0) return;
-    ln_allocate_layers(ragged->policy.allocator, &layers, ragged->share);
-    for (int64_t l = 0; l < shape->layers; l++) ragged->share[l] = least + rest * ragged->share[l];
+    ln_allocate_layers(rest > 0 ? ragged->policy.allocator : NULL, &layers, ragged->share);
+    for (int64_t l = 0; rest > 0 && l < shape->layers; l++) ragged->share[l] = least + rest * ragged->share[l];
 }
 
 void ln_ragged_observe_cosine(ln_ragged *ragged, int64_t layer, const double *cosine, int64_t tokens) {
@@ -229,8 +227,13 @@ static linnet_status make(linnet_context *context, const ln_ragged_shape *shape,
     made->kind = (uint8_t *)(made->page + entries);
     made->count = made->kind + entries;
     made->allowance = ln_pool_capacity(pool) - reserved_bytes(shape, pool);
-    for (int64_t l = 0; l < shape->layers; l++) made->share[l] = 1.0 / (double)shape->layers;
     forget_statistics(made);
+    if (shape->kinds) {
+        made->heads = made->count + entries;
+        memcpy(made->heads, shape->kinds, (size_t)lanes);
+        made->shape.kinds = made->heads;
+    }
+    divide_layers(made, pool, shape->capacity);
     for (int64_t i = 0; i < lanes; i++) {
         made->lane[i].begin = i * entries / lanes;
         made->lane[i].room = (i + 1) * entries / lanes - made->lane[i].begin;
@@ -457,7 +460,7 @@ void ln_ragged_commit(ln_ragged *ragged, int64_t tokens) {
     ragged->appended = 0;
     if (ragged->settled) ragged->limit = ragged->position;
     ragged->settled = false;
-    if (ragged->policy.allocator && ragged->policy.allocator->layers && tokens) renew_shares(ragged);
+    if (ragged->policy.allocator && ragged->policy.allocator->layers && tokens) divide_layers(ragged, ln_pool_shape_of(ragged->pool), ragged->position);
 }
 
 int64_t ln_ragged_rewind_limit(const ln_ragged *ragged) {
@@ -493,7 +496,12 @@ void ln_ragged_rewind(ln_ragged *ragged, int64_t position) {
     ragged->far_used = 0;
     memset(ragged->state, 0, (size_t)ragged->lanes * ragged->state_bytes);
     forget_statistics(ragged);
-    for (int64_t l = 0; l < ragged->shape.layers; l++) ragged->share[l] = 1.0 / (double)ragged->shape.layers;
+    divide_layers(ragged, ln_pool_shape_of(ragged->pool), ragged->shape.capacity);
+}
+
+const void *ln_ragged_state(const ln_ragged *ragged, int64_t layer, int64_t head) {
+    const uint64_t lane = (uint64_t)(layer * ragged->shape.key_value_heads + head);
+    return ragged->state_bytes ? ragged->state + lane * ragged->state_bytes : NULL;
 }
 
 ln_ragged_usage ln_ragged_measure(const ln_ragged *ragged) {

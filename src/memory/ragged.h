@@ -24,6 +24,7 @@ typedef struct ln_ragged_shape {
     int64_t layers, heads, key_value_heads, key_size, value_size;
     float scale;
     const ln_policy *policy; /* copied */
+    const uint8_t *kinds;    /* [layers * key_value_heads], LN_HEAD_..., copied; NULL: unknown */
     uint64_t bytes;          /* all that may be allocated */
     int64_t capacity, piece; /* tokens: of the text, of a piece */
     const char *folder;      /* of the file of pages, for opening alone; NULL: that of temporary files */
@@ -74,6 +75,9 @@ void ln_ragged_commit(ln_ragged *ragged, int64_t tokens);
 int64_t ln_ragged_rewind_limit(const ln_ragged *ragged);
 /* 0, or from the limit on. */
 void ln_ragged_rewind(ln_ragged *ragged, int64_t position);
+
+/* What the scorer knows of a lane; NULL: nothing. */
+const void *ln_ragged_state(const ln_ragged *ragged, int64_t layer, int64_t head);
 
 typedef struct ln_ragged_usage {
     uint64_t bytes, peak; /* of the family: pages in use, with the tables */

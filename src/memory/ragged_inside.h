@@ -35,7 +35,7 @@ struct ln_ragged {
     double *share;              /* [layers] of the allowance, sum 1 */
     ln_statistics *statistics;  /* [layers] */
     double *distance;           /* [lanes] */
-    const uint8_t *heads;       /* [lanes], LN_HEAD_...; NULL: unknown */
+    uint8_t *heads;             /* [lanes], LN_HEAD_...; NULL: unknown */
     ln_lane *lane;              /* [layers * key_value_heads] */
     ln_page *page;              /* [entries] */
     const unsigned char **slot; /* [entries] */
