@@ -21,8 +21,8 @@ typedef struct linnet_session_settings {
     size_t size;
     int64_t context;       /* tokens to make room for; 0: the model's trained length */
     uint64_t memory;       /* bytes that may be allocated beyond the mapped weights, all in all; 0: no bound */
-    linnet_type precision; /* of keys and values: F32, BF16, F16, Q8_0, Q4_0, or LINNET_TYPE_AUTO: the most exact that
-                              fits of F16 and Q8_0 */
+    linnet_type precision; /* of keys and values: F32, BF16, F16, Q8_0, Q4_0, or LINNET_TYPE_AUTO: the
+                              best that fits */
     int64_t piece;         /* tokens processed at once; 0: chosen by the plan */
     linnet_compute compute;
     uint64_t activations; /* bytes that activations, logits and scratch (linnet_plan.workspace) may take, whatever the

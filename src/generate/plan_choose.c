@@ -102,7 +102,11 @@ linnet_status ln_plan_choose(linnet_model *model, const linnet_session_settings 
     full.precision = LINNET_F16;
     full.policy = NULL;
     const int64_t quick = settled->context < QUICK_PIECE ? settled->context : QUICK_PIECE;
-    if (ln_plan_with(model, &full, plan) == LINNET_OK && (settled->piece || plan->piece >= quick)) return LINNET_OK;
+    if (ln_plan_with(model, &full, plan) == LINNET_OK && (settled->piece || plan->piece >= quick)) {
+        snprintf(plan->reason, sizeof plan->reason, "f16 keys and values are the most exact that fit%s",
+                 plan->slice < plan->feed_forward ? "; the feed-forward part in slices to make room" : "");
+        return LINNET_OK;
+    }
     ln_calibration *calibration;
     const linnet_status status = ln_calibration_open(model, &calibration);
     if (status != LINNET_OK) return status;
