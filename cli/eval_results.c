@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "eval.h"
@@ -117,6 +118,9 @@ int eval_results_open(const char *path, const char *base, eval_results *results)
     if (!path) return CLI_OK;
     results->file = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (results->file < 0) return cli_error("%s: %s", path, strerror(errno));
+    struct stat about;
+    if (fstat(results->file, &about) || !S_ISREG(about.st_mode))
+        return cli_error("%s is no regular file; name another with --results", path);
     if (flock(results->file, LOCK_EX | LOCK_NB))
         return cli_error("%s is in use by another run; name another file with --results", path);
     off_t whole;

@@ -1,11 +1,13 @@
 """eval: documents follow from the seed alone and fit their length, answers follow from the documents by other means than those that
 made them, results outlive a killed run, what is wrong is refused."""
 import collections
+import fcntl
 import functools
 import hashlib
 import itertools
 import json
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -364,6 +366,39 @@ def test_a_killed_run_goes_on(tmp_path):
     assert result(*command)["rows"][0]["right"] == told["right"] and results.read_bytes() == before
 
 
+def test_full_disk_keeps_what_was_written(tmp_path):
+    results = tmp_path / "results.jsonl"
+    command = ["eval", "parity", "-m", GOLDEN / "qwen3", "-l", "256", "-n", "100", "-q", "--results", results]
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
+
+    assert "results.jsonl" in one_sentence(linnet(*command, status=1, preexec_fn=limit))
+    kept = results.read_bytes()
+    kept = kept[:kept.rfind(b"\n") + 1]
+    assert kept
+    linnet(*command)
+    assert results.read_bytes().startswith(kept) and len(records(results)) == 10
+
+
+def test_one_run_at_a_time(tmp_path):
+    results = tmp_path / "results.jsonl"
+    with results.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "in use" in one_sentence(linnet("eval", "parity", *SMALL, "--results", results, "-q", status=1))
+
+
+def test_ctrl_c_keeps_what_was_asked(tmp_path):
+    results = tmp_path / "results.jsonl"
+    command = [PROGRAM, "eval", "s5", "-m", GOLDEN / "qwen3", "-l", "1024", "-n", "100000", "--results", results]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (results.exists() and results.stat().st_size) and running.poll() is None:
+        time.sleep(0.002)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130 and records(results)
+
+
 def test_results_are_of_what_determined_them(tmp_path):
     results = tmp_path / "results.jsonl"
     for lines, options in enumerate([[], ["--seed", "2"], ["--exact"], ["--policy", "q8_0"], ["-t", "1"], ["--aware"], ["--piece", "32"]], 1):
@@ -414,3 +449,5 @@ def test_what_cannot_be_asked_is_refused(tmp_path, built_in):
     assert "--results" in one_sentence(linnet("eval", "parity", *SMALL, "--results", foreign, "-q", status=1))
     assert foreign.read_text() == "not a result\n"
     assert one_sentence(linnet("eval", "parity", *SMALL, "--results", tmp_path / "no" / "where", "-q", status=1))
+    assert "regular" in one_sentence(linnet("eval", "parity", *SMALL, "--results", "/dev/full", "-q", status=1))
+    assert "no policy 'fly'" in one_sentence(linnet("eval", "parity", *SMALL, "--policy", "fly", "-q", status=1))
