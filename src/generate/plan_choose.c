@@ -63,6 +63,11 @@ static void explain(const linnet_model *model, const linnet_session_settings *se
                  "%.*s%s: %.0f %% of what float16 takes; chosen by its bits alone, as nothing is known of this model: "
                  "'linnet calibrate' measures it",
                  name, *plan->policy ? plan->policy : "q8_0", *plan->policy ? "" : " keys and values", share);
+    else if (best->row.share == 0)
+        snprintf(plan->reason, sizeof plan->reason,
+                 "%.*s, at %.0f %% of what float16 takes: less than was calibrated, so what is lost is not known; the "
+                 "tokens it scores least are given up",
+                 name, plan->policy, share);
     else
         snprintf(
             plan->reason, sizeof plan->reason,
