@@ -40,7 +40,7 @@ typedef struct cli_arguments {
     uint64_t memory, cache, activations, seed;
     linnet_type precision, type;
     cli_integers prompts, generations, depths, lengths, sizes;
-    bool exact, json, raw, mean, quiet, verbose, decode, special, man, help, aware, csv, show, all;
+    bool exact, json, raw, mean, quiet, verbose, decode, special, man, help, aware, csv, show, all, list;
 } cli_arguments;
 
 typedef enum cli_kind {
