@@ -18,6 +18,7 @@
  * tests/cli/test_run.py). */
 enum {
     STAGED_PART = 10 /* of lanes, that a piece may take */,
+    HELD_PART = 3 /* where all layers hold it for its probe */,
     OVERHEAD_BYTES = 6 << 20,
     SMALLEST_PIECE = 8,
     QUICK_PIECE = 64,
@@ -99,7 +100,7 @@ ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int
                              .value_size = hyper->value_size,
                              .window = model->windows,
                              .precision = precision,
-                             .capacity = context,
+                             .capacity = context + (policy && policy->probe ? piece : 0),
                              .piece = piece,
                              .policy = policy,
                              .lane_bytes = cache,
@@ -136,7 +137,8 @@ static double cost_of(const linnet_model *model, const ln_forward_shape *shape) 
 static void add_candidate(linnet_model *model, const ln_forward_shape *shape, candidates *all) {
     const uint64_t workspace = ln_forward_bytes(model, shape) +
                                ln_allocated_bytes((uint64_t)model->hyper.vocabulary * sizeof(float)) +
-                               ln_allocated_bytes(sizeof(ln_workspace)) + ln_allocated_bytes(sizeof(linnet_session));
+                               ln_allocated_bytes(sizeof(ln_workspace)) + ln_allocated_bytes(sizeof(linnet_session)) +
+                               ln_probing_bytes(all->policy, shape->piece);
     all->rows[all->count++] = (candidate){*shape, workspace, all->least, all->staged, cost_of(model, shape)};
     if (workspace < all->smallest) all->smallest = workspace;
 }
@@ -257,6 +259,7 @@ static bool choose(const linnet_model *model, linnet_type type, int64_t least, c
                    linnet_plan *plan) {
     const linnet_session_settings *settings = all->settings;
     const double slack = settings->memory || settings->cache || settings->activations ? 1.005 : 1.02;
+    const uint64_t part = all->policy && all->policy->probe ? HELD_PART : STAGED_PART;
     double cheapest = 0;
     bool found = false;
     for (int round = 0; round < 2; round++) {
@@ -264,7 +267,7 @@ static bool choose(const linnet_model *model, linnet_type type, int64_t least, c
             const candidate *row = &all->rows[i];
             linnet_plan made;
             if (row->shape.piece < ln_min_i64(least, all->rows[all->count - 1].shape.piece)) continue;
-            if (least > 1 && all->policy && settings->cache && row->staged > settings->cache / STAGED_PART) continue;
+            if (least > 1 && all->policy && settings->cache && row->staged > settings->cache / part) continue;
             if (round == 1 && (row->cost > slack * cheapest || row->workspace >= plan->workspace)) continue;
             weigh(model, all, type, row, &made);
             if (!fits(&made, all, row) || (round == 0 && found && row->cost >= cheapest)) continue;
@@ -375,6 +378,7 @@ linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *g
     bool found = false;
     const int64_t quick = settled.memory || settled.cache ? QUICK_PIECE : 1;
     for (int i = 0; i < count && !found; i++) found = choose(model, types[i], quick, &all, plan);
+    if (!found && all.policy && policy.probe) found = choose(model, types[0], 2, &all, plan);
     if (!found) found = choose(model, types[count - 1], 1, &all, plan);
     if (!found) {
         *plan = smallest;

@@ -60,6 +60,7 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     if (!made) return LINNET_ERROR_MEMORY;
     made->spare = ln_plan_spare(&plan, &settled);
     if (*plan.policy) status = ln_policy_parse(model->context, plan.policy, &made->policy);
+    if (status == LINNET_OK) status = ln_probing_open(made);
     if (status == LINNET_OK) status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
     if (status == LINNET_OK) {
         ln_memory_shape shape = session_memory(made);
@@ -81,6 +82,7 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
 void linnet_session_close(linnet_session *session) {
     if (!session) return;
     linnet_context *context = session->model->context;
+    ln_probing_close(session);
     ln_memory_close(session->memory);
     release_workspace(context, session->workspace);
     ln_release(context, session->logits);
@@ -127,8 +129,11 @@ static linnet_status check_tokens(linnet_session *session, const int32_t *ids, i
     return LINNET_OK;
 }
 
+/* To be followed by ln_probing_run. */
 static linnet_status feed_piece(linnet_session *session, const int32_t *ids, int64_t count) {
-    const linnet_status status = ln_forward_run(&session->workspace->forward, session->memory, ids, count);
+    linnet_status status = ln_probing_prepare(session, ids, count);
+    if (status != LINNET_OK) return status;
+    status = ln_forward_run(&session->workspace->forward, session->memory, ids, count);
     if (status != LINNET_OK) return status;
     memcpy(session->tokens + session->position, ids, (size_t)count * sizeof *ids);
     session->position += count;
@@ -146,14 +151,13 @@ linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, i
     linnet_context *context = session->model->context;
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
         if (count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
-        const int64_t piece = ln_min_i64(session->plan.piece, count - done);
+        const int64_t piece = ln_probing_piece(session, count - done);
         status = feed_piece(session, ids + done, piece);
         if (status != LINNET_OK) break;
         done += piece;
-        if (done == count) {
-            keep_last_logits(session, piece);
-            if (count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
-        }
+        if (done == count) keep_last_logits(session, piece);
+        status = ln_probing_run(session);
+        if (done == count && count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
     }
     return status;
 }
@@ -195,10 +199,12 @@ linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t 
     int64_t capacity;
     float *rows = find_rows(session, &capacity);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
-        const int64_t piece = ln_min_i64(session->plan.piece, count - done);
+        const int64_t piece = ln_probing_piece(session, count - done);
         status = feed_piece(session, ids + done, piece);
         if (status != LINNET_OK) break;
         status = give_logits(session, rows, capacity, done, piece, take, user);
+        const linnet_status settled = ln_probing_run(session);
+        if (status == LINNET_OK) status = settled;
         done += piece;
     }
     if (rows != session->logits) ln_release(session->model->context, rows);
@@ -229,7 +235,8 @@ linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork
     linnet_session *made = make_session(session->model, &session->plan);
     if (!made) return LINNET_ERROR_MEMORY;
     made->policy = session->policy;
-    const linnet_status status = ln_memory_fork(session->memory, &made->memory);
+    linnet_status status = ln_memory_fork(session->memory, &made->memory);
+    if (status == LINNET_OK) status = ln_probing_fork(session, made);
     if (status != LINNET_OK) {
         linnet_session_close(made);
         return status;

@@ -11,6 +11,9 @@ typedef struct ln_workspace {
     int64_t users;
 } ln_workspace;
 
+/* What probes need (probe.c). */
+typedef struct ln_probing ln_probing;
+
 struct linnet_session {
     linnet_model *model;
     linnet_plan plan;
@@ -21,7 +24,8 @@ struct linnet_session {
     int64_t position;
     float *logits; /* [vocabulary] */
     bool has_logits;
-    uint64_t spare; /* bytes that the plan left of its bounds, for logits of many tokens */
+    ln_probing *probing; /* NULL: the policy has no probes */
+    uint64_t spare;      /* bytes that the plan left of its bounds, for logits of many tokens */
 };
 
 /* Fills what the settings leave open; LINNET_ERROR_ARGUMENT where they are impossible. */
@@ -38,6 +42,20 @@ linnet_status ln_plan_choose(linnet_model *model, const linnet_session_settings 
 /* Where the policy's allocator wants the table of heads: *kinds of all layers that see everything, from the
  * calibration, for the caller to release; else NULL. LINNET_ERROR_UNSUPPORTED where there is no calibration. */
 linnet_status ln_session_heads(const linnet_model *model, const ln_policy *policy, uint8_t **kinds);
+/* Pieces of fewer tokens have no probe: they are settled by their own queries. */
+enum { LN_PROBE_LEAST = 32 };
+uint64_t ln_probing_bytes(const ln_policy *policy, int64_t piece);
+/* Opens what the session's policy needs for probes; nothing where it has none. */
+linnet_status ln_probing_open(linnet_session *session);
+void ln_probing_close(linnet_session *session);
+linnet_status ln_probing_fork(linnet_session *session, linnet_session *fork);
+/* How many of `left` tokens to read next. */
+int64_t ln_probing_piece(const linnet_session *session, int64_t left);
+/* Before a piece is run: finds its probe, and says so to the memory. The piece is not yet among the session's tokens.
+ */
+linnet_status ln_probing_prepare(linnet_session *session, const int32_t *ids, int64_t count);
+/* After a piece was run, and its activations are no longer wanted. */
+linnet_status ln_probing_run(linnet_session *session);
 /* Whether the settings name a policy. */
 bool ln_session_policy(const linnet_session_settings *settings);
 /* Workspace of its lanes; 0: it has none. */

@@ -329,8 +329,18 @@ void ln_memory_append(ln_memory *memory, ln_team *team, int64_t layer, int64_t t
     to->kept = ln_max_i64(to->kept, (last - to->slots + 1) * LN_PAGE_TOKENS);
 }
 
+void ln_memory_begin(ln_memory *memory, ln_pass pass) {
+    memory->pass = pass;
+    if (memory->lanes) ln_ragged_begin(memory->lanes, pass);
+}
+
+ln_pass ln_memory_pass(const ln_memory *memory) {
+    return memory->pass;
+}
+
 void ln_memory_commit(ln_memory *memory, int64_t tokens) {
-    memory->position += tokens;
+    if (memory->pass != LN_PASS_PROBE) memory->position += tokens;
+    memory->pass = LN_PASS_PIECE;
     for (int64_t i = 0; i < memory->shape.layers; i++) memory->layers[i].appended = 0;
     if (memory->lanes) ln_ragged_commit(memory->lanes, tokens);
 }

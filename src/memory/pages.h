@@ -46,6 +46,10 @@ int64_t ln_memory_position(const ln_memory *memory);
  * one layer, tokens <= piece and within the capacity. Again before a commit: replaces them. */
 void ln_memory_append(ln_memory *memory, ln_team *team, int64_t layer, int64_t tokens, const float *keys,
                       int64_t key_stride, const float *values, int64_t value_stride);
+/* What the tokens until the next commit are (memory/ragged.h); without a policy it makes no difference but that a
+ * probe is not counted. */
+void ln_memory_begin(ln_memory *memory, ln_pass pass);
+ln_pass ln_memory_pass(const ln_memory *memory);
 /* Attention of the tokens appended last to a layer: of `call` all but `rotation` is read. */
 linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged_call *call);
 /* Whether tokens appended since the last commit can be left uncommitted: a policy has given up others for them. */

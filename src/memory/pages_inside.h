@@ -19,6 +19,7 @@ struct ln_memory {
     ln_memory_shape shape;
     ln_page_layout layout;
     int64_t position;
+    ln_pass pass;
     ln_memory *next; /* ring of the family */
     ln_memory_layer *layers;
     unsigned char **slots;

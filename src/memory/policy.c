@@ -35,7 +35,8 @@ static const ln_policy_row rows[] = {
     {"keydiff", "KeyDiff", "keys that differ most from the mean key", "scorer=keydiff,sinks=0,recent=64"},
     {"l2norm", "L2 norm", "keys of small norm", "scorer=l2norm,sinks=0,recent=64"},
     {"lagkv", "LagKV", "tokens that stand out against the next part of the text", "scorer=lagkv,sinks=4,recent=128"},
-    {"kvzip", "KVzip", "tokens that a repetition of the text attends to", "scorer=kvzip,sinks=4,recent=64"},
+    {"kvzip", "KVzip", "tokens that a repetition of the text attends to",
+     "scorer=kvzip,probe=repeat,sinks=4,recent=64"},
     {"pyramidkv", "PyramidKV", "as snapkv, more for lower layers",
      "scorer=snapkv,allocator=pyramid,window=64,pooling=5,sinks=0,recent=64"},
     {"adakv", "AdaKV", "as snapkv, heads of a layer compete for its tokens",
@@ -159,6 +160,18 @@ static linnet_status read_choice(const reading *r, const char *no, const char *y
     return wrong(r, expected);
 }
 
+static const char *const probes[] = {
+    [LN_PROBE_NONE] = "none", [LN_PROBE_REPEAT] = "repeat", [LN_PROBE_DRAFT] = "draft"};
+
+static linnet_status read_probe(const reading *r) {
+    for (size_t i = 0; i < sizeof probes / sizeof *probes; i++) {
+        if (strcmp(probes[i], r->w->value) != 0) continue;
+        r->policy->probe = (ln_probe)i;
+        return LINNET_OK;
+    }
+    return wrong(r, "it is none, repeat or draft");
+}
+
 /* Parts that come from tables. */
 static linnet_status read_part(const reading *r) {
     ln_policy *p = r->policy;
@@ -224,6 +237,7 @@ static linnet_status apply(const reading *r) {
         if (!strcmp(key, integers[i].key)) return read_integer(r, integers[i].most, integers[i].number);
     if (!strcmp(key, "scorer") || !strcmp(key, "allocator") || !strcmp(key, "selector") || !strcmp(key, "merge"))
         return read_part(r);
+    if (!strcmp(key, "probe")) return read_probe(r);
     if (!strcmp(key, "salient")) return read_number(r, 0, 1, &p->salient);
     if (!strcmp(key, "axis")) return read_choice(r, "token", "channel", &p->channels);
     if (!strcmp(key, "rotate")) return read_choice(r, "0", "1", &p->rotate);
@@ -276,6 +290,8 @@ static linnet_status check(linnet_context *context, const ln_policy *p) {
         why = "this scorer keeps the same tokens in all heads of a layer; use an allocator of layers, or none";
     else if (p->merger && !p->scorer)
         why = "merge is for what a scorer gives up; name a scorer";
+    else if (p->probe && (!p->scorer || !p->scorer->observes || p->scorer->state))
+        why = "probe= is for scorers that look at attention alone: kvzip, snapkv, h2o, tova, alisa";
     else if (p->scorer && p->selector)
         why = "a selector chooses among all tokens, a scorer gives some up; use one of them";
     else if (p->scorer && p->file)
@@ -336,6 +352,7 @@ void ln_policy_text(const ln_policy *p, char *text, size_t room) {
     PUT(",axis=%s,rotate=%d,tier=%s", p->channels ? "channel" : "token", p->rotate, p->file ? "file" : "ram");
     PUT(",sinks=%lld,recent=%lld,window=%lld,pooling=%lld", (long long)p->sinks, (long long)p->recent,
         (long long)p->window, (long long)p->pooling);
+    if (p->probe) PUT(",probe=%s", probes[p->probe]);
     for (int i = 0; i < p->parameters; i++) PUT(",%s=%g", p->parameter[i].name, p->parameter[i].value);
 #undef PUT
 }

@@ -12,6 +12,13 @@
 
 enum { LN_POLICY_PARAMETERS = 8, LN_POLICY_NAME = 32 };
 
+/* Tokens that are run after a piece for their queries alone, by which the piece is settled (session.h). */
+typedef enum ln_probe {
+    LN_PROBE_NONE,   /* a piece is settled by its own queries */
+    LN_PROBE_REPEAT, /* the piece once more: its own queries do not count */
+    LN_PROBE_DRAFT   /* what a draft model expects to follow: after its own queries */
+} ln_probe;
+
 typedef struct ln_scorer ln_scorer;       /* score.h: what a token is worth */
 typedef struct ln_allocator ln_allocator; /* allocate.h: how bytes are divided over layers and heads */
 typedef struct ln_selector ln_selector;   /* select.h: which pages a query reads */
@@ -34,6 +41,7 @@ typedef struct ln_policy {
     bool rotate;                      /* queries, keys and values go through a Hadamard rotation */
     int64_t sinks, recent;            /* tokens kept whatever they score: the first, the last */
     int64_t window;                   /* queries of a piece that scores are taken from */
+    ln_probe probe;
     int64_t pooling;                  /* neighbours that share a score: width of the kernel, 1: none */
     struct {
         const char *name;

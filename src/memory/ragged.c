@@ -55,7 +55,8 @@ static uint64_t reserved_bytes(const ln_ragged_shape *shape, const ln_pool_shape
     const uint64_t near = ln_pool_page_bytes(pool, LN_NEAR), far = ln_pool_page_bytes(pool, LN_FAR);
     const uint64_t low = pool->kinds > LN_LOW ? ln_pool_page_bytes(pool, LN_LOW) : 0;
     const uint64_t lanes = (uint64_t)lanes_of(shape), heads = (uint64_t)shape->key_value_heads;
-    return ln_pool_waste(pool) + lanes * ((uint64_t)near_pages(shape->policy) * near + low) +
+    const uint64_t held = shape->policy->probe ? (uint64_t)piece_pages(shape) : 0;
+    return ln_pool_waste(pool) + lanes * (((uint64_t)near_pages(shape->policy) + held) * near + low) +
            heads * (uint64_t)piece_pages(shape) * (near + far);
 }
 
@@ -108,8 +109,9 @@ bool ln_ragged_pool_shape(const ln_ragged_shape *shape, ln_pool_shape *pool) {
 uint64_t ln_ragged_staged(const ln_ragged_shape *shape) {
     ln_pool_shape pool;
     if (!shape_pool(shape, &pool)) return 0;
-    return (uint64_t)(shape->key_value_heads * piece_pages(shape)) *
-           (ln_pool_page_bytes(&pool, LN_NEAR) + ln_pool_page_bytes(&pool, LN_FAR));
+    const uint64_t near = ln_pool_page_bytes(&pool, LN_NEAR), pages = (uint64_t)piece_pages(shape);
+    const uint64_t held = shape->policy->probe ? (uint64_t)lanes_of(shape) * pages * near : 0;
+    return (uint64_t)shape->key_value_heads * pages * (near + ln_pool_page_bytes(&pool, LN_FAR)) + held;
 }
 
 /* Bytes of far pages that a lane needs at least. */
@@ -420,6 +422,8 @@ static void append_task(void *argument, int64_t task, int worker) {
                   end = ln_min_i64(call->first + call->tokens, (page + 1) * LN_PAGE_TOKENS);
     unsigned char *to = ln_pool_data(ragged->pool, ragged->page[entry]);
     int32_t *positions = ln_pool_positions(ragged->pool, ragged->page[entry]);
+    float *kept = ln_pool_kept(ragged->pool, ragged->page[entry]);
+    const int64_t keeps = ln_pool_shape_of(ragged->pool)->kept;
     float key[LN_HEAD_MOST], value[LN_HEAD_MOST];
     for (int64_t i = begin; i < end; i++) {
         const int64_t t = i - call->first, place = i % LN_PAGE_TOKENS;
@@ -432,6 +436,7 @@ static void append_task(void *argument, int64_t task, int worker) {
         }
         ln_page_encode_token(&ln_pool_layouts(ragged->pool)[LN_NEAR], to, place, key, value);
         if (positions) positions[place] = (int32_t)(ragged->position + t);
+        if (kept) memset(kept + place * keeps, 0, (size_t)keeps * sizeof *kept);
     }
     ragged->count[entry] = (uint8_t)(end - page * LN_PAGE_TOKENS);
 }
@@ -454,9 +459,14 @@ void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t t
     ragged->appended = tokens;
 }
 
+void ln_ragged_begin(ln_ragged *ragged, ln_pass pass) {
+    ragged->pass = pass;
+}
+
 void ln_ragged_commit(ln_ragged *ragged, int64_t tokens) {
     if (ragged->tier) ln_tier_quiet(ragged->tier);
-    ragged->position += tokens;
+    if (ragged->pass != LN_PASS_PROBE) ragged->position += tokens;
+    ragged->pass = LN_PASS_PIECE;
     ragged->appended = 0;
     if (ragged->settled) ragged->limit = ragged->position;
     ragged->settled = false;

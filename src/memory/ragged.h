@@ -11,6 +11,10 @@
  * rotation is never redone. Attention is a sum over keys: the order of far tokens is free, so holes are filled by the
  * last ones.
  *
+ * A PROBE is run after a piece, for its queries: they score what is held, its own tokens go again. A piece that awaits
+ * one is HELD: it stays near in all layers, which the bytes have room for where the policy probes, and each layer is
+ * settled when the probe has attended there.
+ *
  * Invariant: in a lane all pages of a kind are full but the last one; near tokens are consecutive up to the newest. */
 #ifndef LN_MEMORY_RAGGED_H
 #define LN_MEMORY_RAGGED_H
@@ -44,6 +48,14 @@ linnet_status ln_ragged_open(linnet_context *context, const ln_ragged_shape *sha
 void ln_ragged_close(ln_ragged *ragged);
 /* Shares pages until one of the two changes them; takes as many bytes again, touched when used. */
 linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork);
+
+typedef enum ln_pass {
+    LN_PASS_PIECE, /* attends and settles */
+    LN_PASS_HELD,  /* a piece that a probe must follow */
+    LN_PASS_PROBE  /* at most as many tokens as a piece has; position and length of the text stay */
+} ln_pass;
+/* What the tokens until the next commit are; a piece where nothing is said. */
+void ln_ragged_begin(ln_ragged *ragged, ln_pass pass);
 
 /* What attention of a piece is about. */
 typedef struct ln_ragged_call {

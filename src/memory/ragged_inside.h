@@ -27,6 +27,7 @@ struct ln_ragged {
     ln_policy policy;
     ln_pool *pool;
     int64_t position, appended; /* appended: tokens since the last commit, of the layers that got them */
+    ln_pass pass;
     bool settled;               /* since the last commit something was moved or given up */
     int64_t limit;              /* see ln_ragged_rewind_limit */
     int64_t lanes, entries;     /* entries: of the tables */

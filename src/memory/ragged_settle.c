@@ -49,7 +49,9 @@ static uint64_t min_u64(uint64_t a, uint64_t b) {
 
 int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer) {
     const ln_policy *policy = &ragged->policy;
-    const int64_t near = ln_lane_of(ragged, layer, 0)->tokens[LN_NEAR];
+    if (ragged->pass == LN_PASS_HELD) return 0;
+    const int64_t probe = ragged->pass == LN_PASS_PROBE ? ragged->appended : 0;
+    const int64_t near = ln_lane_of(ragged, layer, 0)->tokens[LN_NEAR] - probe;
     const int64_t beyond = near - ln_sink_pages(policy) * LN_PAGE_TOKENS - policy->recent;
     return ln_max_i64(0, beyond / LN_PAGE_TOKENS);
 }
@@ -57,9 +59,10 @@ int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer) {
 bool ln_ragged_settles(const ln_ragged *ragged, int64_t layer, int64_t tokens, int64_t *observed) {
     const ln_scorer *scorer = ragged->policy.scorer;
     const bool leaves = ln_ragged_leaving(ragged, layer) > 0,
-               scores = scorer && (leaves || scorer->keeps || scorer->state);
+               own = ragged->pass != LN_PASS_HELD || ragged->policy.probe == LN_PROBE_DRAFT,
+               scores = scorer && own && (leaves || scorer->keeps || scorer->state);
     *observed = scores && scorer->observes ? ln_min_i64(tokens, scorer->observes(&ragged->policy, tokens)) : 0;
-    return leaves || scores;
+    return leaves || scores || ragged->pass == LN_PASS_PROBE;
 }
 
 /* ---- workspace ---- */
@@ -671,6 +674,12 @@ linnet_status ln_ragged_settle(ln_ragged *ragged, const ln_settling *settling) {
             float *scores[LN_HEADS_MOST];
             for (int64_t h = 0; h < heads; h++) scores[h] = layer.lane[h].score;
             ln_score_share(scores, heads, layer.lane[0].keys);
+        }
+    }
+    if (ragged->pass == LN_PASS_PROBE) {
+        for (int64_t h = 0; h < heads; h++) {
+            ln_lane *lane = ln_lane_of(ragged, l, h);
+            ln_ragged_keep_near(ragged, lane, lane->tokens[LN_NEAR] - settling->tokens);
         }
     }
     const uint64_t before = layer_bytes(ragged, l);

@@ -415,7 +415,7 @@ linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32
     rows r = {.forward = forward, .ids = ids, .next_norm = model->layers[0].attention_norm};
     ln_parallel(context->team, tokens, embed_row, &r);
     for (int64_t i = 0; i < model->hyper.layers; i++) {
-        if ((i == 0 || ln_memory_undoes(memory)) && ln_interrupted(context))
+        if ((i == 0 || ln_memory_undoes(memory)) && ln_memory_pass(memory) != LN_PASS_PROBE && ln_interrupted(context))
             return ln_fail(context, LINNET_INTERRUPTED, "interrupted");
         r.layer = &model->layers[i];
         if (forward->watch) forward->watch(forward->watcher, i, forward->h, tokens);

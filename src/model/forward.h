@@ -52,7 +52,8 @@ linnet_status ln_forward_open(linnet_model *model, const ln_forward_shape *shape
 void ln_forward_close(ln_forward *forward);
 
 /* tokens <= piece tokens after the memory's position. On LINNET_OK the memory has grown by them and x holds their
- * residual streams; on LINNET_INTERRUPTED nothing has changed. */
+ * residual streams; on LINNET_INTERRUPTED nothing has changed. A probe (ln_memory_begin) is run to its end, and the
+ * memory has not grown. */
 linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32_t *ids, int64_t tokens);
 /* Logits [count, vocabulary] of the tokens first .. first + count - 1 of the piece that was run last, with the bits
  * that `together` of them at once would have. */
