@@ -30,7 +30,7 @@ typedef struct cli_integers {
 
 /* Values of the options of all verbs; an option row says which member it fills. */
 typedef struct cli_arguments {
-    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *policy, *folder, *budgets, *results;
+    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *policy, *draft, *folder, *budgets, *results;
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys, policies;
@@ -165,7 +165,7 @@ typedef struct cli_manners {
 
 typedef struct cli_engine {
     linnet_context *context;
-    linnet_model *model;
+    linnet_model *model, *draft;
     const linnet_tokenizer *tokenizer;
     linnet_model_info info;
     cli_manners manners;

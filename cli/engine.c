@@ -90,6 +90,8 @@ int cli_engine_open(const cli_arguments *arguments, bool text, cli_engine *engin
     const linnet_status status = linnet_model_open(engine->context, path, &engine->model);
     if (status != LINNET_OK) return cli_engine_fail(engine, status);
     engine->info = linnet_model_describe(engine->model);
+    if (arguments->draft && linnet_model_open(engine->context, arguments->draft, &engine->draft) != LINNET_OK)
+        return cli_engine_fail(engine, LINNET_ERROR_FILE);
     if (text) {
         engine->manners = read_manners(linnet_model_file(engine->model));
         engine->tokenizer = linnet_model_tokenizer(engine->model);
@@ -102,6 +104,7 @@ int cli_engine_open(const cli_arguments *arguments, bool text, cli_engine *engin
 void cli_engine_close(cli_engine *engine) {
     interruptible = NULL;
     linnet_session_close(engine->session);
+    linnet_model_close(engine->draft);
     linnet_model_close(engine->model);
     linnet_context_close(engine->context);
     *engine = (cli_engine){0};
@@ -158,7 +161,9 @@ linnet_session_settings cli_session_settings(const cli_arguments *arguments, int
 int cli_plan_session(const cli_engine *engine, const linnet_session_settings *settings, uint64_t kept,
                      linnet_plan *plan) {
     *plan = (linnet_plan){.size = sizeof *plan};
-    const linnet_status status = linnet_plan_session(engine->model, settings, plan);
+    linnet_session_settings drafted = *settings;
+    drafted.draft = engine->draft;
+    const linnet_status status = linnet_plan_session(engine->model, &drafted, plan);
     if (status == LINNET_OK) return CLI_OK;
     if (status != LINNET_ERROR_MEMORY || !plan->smallest) return cli_engine_fail(engine, status);
     if (settings->activations && settings->activations < plan->smallest_workspace)
@@ -204,6 +209,8 @@ int cli_session_open(cli_engine *engine, const linnet_session_settings *settings
     linnet_plan plan;
     const int status = cli_plan_session(engine, settings, kept, &plan);
     if (status != CLI_OK) return status;
-    const linnet_status opened = linnet_session_open(engine->model, settings, &engine->session);
+    linnet_session_settings drafted = *settings;
+    drafted.draft = engine->draft;
+    const linnet_status opened = linnet_session_open(engine->model, &drafted, &engine->session);
     return opened == LINNET_OK ? CLI_OK : cli_engine_fail(engine, opened);
 }

@@ -39,6 +39,8 @@ static const cli_option eval_options[] = {
 static const cli_option run_options[] = {
     CLI_OPTION(0, "memory", CLI_SIZE, memory, "SIZE",
                "bytes that may be allocated beyond the mapped weights; 0: no bound", .fallback = "0"),
+    CLI_OPTION(0, "draft", CLI_TEXT, draft, "MODEL",
+               "small model of the same vocabulary, for policies that look ahead with one: speckv, specpc"),
     CLI_OPTION(0, "activations", CLI_SIZE, activations, "SIZE",
                "bytes of them that activations and workspace may take; 0: no bound of their own", .fallback = "0"),
     CLI_OPTION(0, "precision", CLI_TYPE, precision, "TYPE", "of the full cache, without --policy and beside it in kld",

@@ -121,6 +121,7 @@ static void choose_memory(const eval_cell *cell, linnet_session_settings *settin
 static int open_session(eval_run *run, eval_cell *cell) {
     cli_engine *engine = run->engine;
     linnet_session_settings settings = cli_session_settings(run->arguments, cell->length, 0);
+    settings.draft = engine->draft;
     choose_memory(cell, &settings);
     forget_peak();
     const linnet_status status = linnet_session_open(engine->model, &settings, &engine->session);

@@ -31,6 +31,8 @@ const cli_option cli_memory_options[] = {
         0, "policy", CLI_TEXT, policy, "NAME[:k=v,...]",
         "what is kept of keys and values, how exactly and where; auto: the best that fits. 'linnet plan --policies' "
         "lists them"),
+    CLI_OPTION(0, "draft", CLI_TEXT, draft, "MODEL",
+               "small model of the same vocabulary, for policies that look ahead with one: speckv, specpc"),
     CLI_OPTION(0, "folder", CLI_TEXT, folder, "FOLDER",
                "where a policy with tier=file keeps its file, which has no name (without it: $TMPDIR, or /tmp)"),
     CLI_OPTION(

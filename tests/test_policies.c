@@ -66,13 +66,15 @@ static linnet_session_settings settings_of(const char *policy, uint64_t cache) {
 
 static uint64_t least_cache(const bench *b, const char *name) {
     linnet_session_settings settings = settings_of(name, 0);
+    settings.draft = b->model; /* its own, where a row wants one */
     linnet_plan plan;
     CHECK(b->context, linnet_plan_session(b->model, &settings, &plan));
     return plan.pages;
 }
 
 static linnet_session *open_session(const bench *b, const char *name, uint64_t cache) {
-    const linnet_session_settings settings = settings_of(name, cache);
+    linnet_session_settings settings = settings_of(name, cache);
+    settings.draft = b->model;
     linnet_session *session;
     CHECK(b->context, linnet_session_open(b->model, &settings, &session));
     return session;

@@ -31,6 +31,8 @@ typedef struct linnet_session_settings {
                              (linnet_policy_name, docs/memory.md); NULL or "auto": chosen by the plan */
     uint64_t cache;       /* bytes that keys and values may take (linnet_plan.pages); 0: what `memory` leaves */
     const char *folder;   /* for the private file of a policy with tier=file; NULL: $TMPDIR, or /tmp */
+    struct linnet_model *draft; /* a small model of the same vocabulary, opened in the model's context and to be closed
+                                   after the session, for policies that look ahead with one; NULL: none */
 } linnet_session_settings;
 
 LINNET_API linnet_session_settings linnet_session_settings_default(void);
@@ -51,6 +53,7 @@ typedef struct linnet_plan {
     uint64_t smallest_workspace; /* the least `activations` */
     uint64_t bytes_per_token;
     uint64_t cache;   /* part of pages: what the policy divides; 0: there is none */
+    uint64_t draft;   /* part of pages and workspace: what the draft model takes */
     char policy[256]; /* as text, with all its parts; "": none, keys and values are kept whole */
     char reason[256]; /* why this precision, piece and slice, one sentence */
 } linnet_plan;
@@ -98,7 +101,8 @@ typedef struct linnet_usage {
 
 LINNET_API linnet_usage linnet_session_usage(const linnet_session *session);
 
-/* Appends tokens and computes what follows them. LINNET_ERROR_FULL where they exceed the context: nothing is changed
+/* Appends tokens and computes what follows them. Under a policy with prompt=draft many tokens at once are thinned out
+ * first: those left are appended, one position after the other. LINNET_ERROR_FULL where they exceed the context: nothing is changed
  * then. After LINNET_INTERRUPTED the tokens of finished pieces are kept: see linnet_session_position. */
 LINNET_API linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, int64_t count);
 /* The same, giving the logits of every token: `take` is called with rows [count, vocabulary] for tokens first .. first

@@ -52,6 +52,7 @@ typedef struct candidate {
 typedef struct candidates {
     const linnet_session_settings *settings;
     const ln_policy *policy; /* NULL: none */
+    linnet_plan draft;       /* of the draft model's session */
     uint64_t cache;          /* of lanes: what workspaces must suffice for */
     uint64_t least, staged;  /* of the piece at hand */
     int count;
@@ -135,10 +136,10 @@ static double cost_of(const linnet_model *model, const ln_forward_shape *shape) 
 }
 
 static void add_candidate(linnet_model *model, const ln_forward_shape *shape, candidates *all) {
-    const uint64_t workspace = ln_forward_bytes(model, shape) +
-                               ln_allocated_bytes((uint64_t)model->hyper.vocabulary * sizeof(float)) +
-                               ln_allocated_bytes(sizeof(ln_workspace)) + ln_allocated_bytes(sizeof(linnet_session)) +
-                               ln_probing_bytes(all->policy, shape->piece);
+    const uint64_t workspace =
+        ln_forward_bytes(model, shape) + ln_allocated_bytes((uint64_t)model->hyper.vocabulary * sizeof(float)) +
+        ln_allocated_bytes(sizeof(ln_workspace)) + ln_allocated_bytes(sizeof(linnet_session)) +
+        ln_probing_bytes(all->policy, shape->piece, all->settings->context) + all->draft.workspace;
     all->rows[all->count++] = (candidate){*shape, workspace, all->least, all->staged, cost_of(model, shape)};
     if (workspace < all->smallest) all->smallest = workspace;
 }
@@ -237,6 +238,8 @@ static void weigh(const linnet_model *model, const candidates *all, linnet_type 
                           .workspace = row->workspace,
                           .overhead = OVERHEAD_BYTES};
     if (plan->pages < UINT64_MAX / 2) plan->pages += ln_allocated_bytes((uint64_t)settings->context * sizeof(int32_t));
+    plan->draft = all->draft.pages + all->draft.workspace;
+    plan->pages += all->draft.pages;
     if (all->policy) {
         plan->cache = lanes_of(settings, row, plan);
         plan->pages += plan->cache;
@@ -319,7 +322,7 @@ static void explain(linnet_plan *plan, const linnet_session_settings *settings, 
 static void find_smallest(const linnet_model *model, linnet_type type, const candidates *all, linnet_plan *plan) {
     const linnet_session_settings *settings = all->settings;
     linnet_session_settings free = *settings;
-    candidates unbounded = {.settings = &free, .policy = all->policy};
+    candidates unbounded = {.settings = &free, .policy = all->policy, .draft = all->draft};
     free.memory = free.cache = 0;
     linnet_plan made;
     bool found = false;
@@ -367,6 +370,8 @@ linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *g
     if (ln_session_policy(&settled)) {
         status = ln_policy_parse(model->context, settled.policy, &policy);
         all.policy = &policy;
+        linnet_session_settings draft;
+        if (status == LINNET_OK) status = ln_draft_plan(model, &settled, &policy, &draft, &all.draft);
     }
     if (status == LINNET_OK) status = list_candidates(model, &all);
     if (status != LINNET_OK) return status;

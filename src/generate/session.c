@@ -60,7 +60,7 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     if (!made) return LINNET_ERROR_MEMORY;
     made->spare = ln_plan_spare(&plan, &settled);
     if (*plan.policy) status = ln_policy_parse(model->context, plan.policy, &made->policy);
-    if (status == LINNET_OK) status = ln_probing_open(made);
+    if (status == LINNET_OK) status = ln_probing_open(made, &settled);
     if (status == LINNET_OK) status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
     if (status == LINNET_OK) {
         ln_memory_shape shape = session_memory(made);
@@ -95,9 +95,10 @@ linnet_plan linnet_session_plan(const linnet_session *session) {
 }
 linnet_usage linnet_session_usage(const linnet_session *session) {
     const ln_ragged_usage usage = ln_memory_measure(session->memory);
+    const uint64_t draft = ln_probing_pages(session);
     return (linnet_usage){.size = sizeof(linnet_usage),
-                          .pages = usage.bytes,
-                          .pages_peak = usage.peak,
+                          .pages = usage.bytes + draft,
+                          .pages_peak = usage.peak + draft,
                           .file = usage.file,
                           .kept = usage.kept,
                           .evicted = usage.evicted};
@@ -149,6 +150,7 @@ static void keep_last_logits(linnet_session *session, int64_t piece) {
 linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, int64_t count) {
     linnet_status status = check_tokens(session, ids, count);
     linnet_context *context = session->model->context;
+    if (status == LINNET_OK) status = ln_probing_choose(session, &ids, &count);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
         if (count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
         const int64_t piece = ln_probing_piece(session, count - done);

@@ -44,11 +44,19 @@ linnet_status ln_plan_choose(linnet_model *model, const linnet_session_settings 
 linnet_status ln_session_heads(const linnet_model *model, const ln_policy *policy, uint8_t **kinds);
 /* Pieces of fewer tokens have no probe: they are settled by their own queries. */
 enum { LN_PROBE_LEAST = 32 };
-uint64_t ln_probing_bytes(const ln_policy *policy, int64_t piece);
+uint64_t ln_probing_bytes(const ln_policy *policy, int64_t piece, int64_t context);
 /* Opens what the session's policy needs for probes; nothing where it has none. */
-linnet_status ln_probing_open(linnet_session *session);
+linnet_status ln_probing_open(linnet_session *session, const linnet_session_settings *settled);
 void ln_probing_close(linnet_session *session);
 linnet_status ln_probing_fork(linnet_session *session, linnet_session *fork);
+/* Of a prompt the tokens that are read, where the policy chooses: *ids, *count become these. */
+linnet_status ln_probing_choose(linnet_session *session, const int32_t **ids, int64_t *count);
+/* Bytes of keys and values that the draft model holds. */
+uint64_t ln_probing_pages(const linnet_session *session);
+/* What the session of a draft model needs under the policy; zeros where it needs none. A sentence where there should be
+ * a draft model, or it does not fit. */
+linnet_status ln_draft_plan(const linnet_model *model, const linnet_session_settings *settled, const ln_policy *policy,
+                            linnet_session_settings *draft, linnet_plan *plan);
 /* How many of `left` tokens to read next. */
 int64_t ln_probing_piece(const linnet_session *session, int64_t left);
 /* Before a piece is run: finds its probe, and says so to the memory. The piece is not yet among the session's tokens.

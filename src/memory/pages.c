@@ -356,6 +356,14 @@ ln_page_view ln_memory_view(const ln_memory *memory, int64_t layer) {
                           .end = memory->position + from->appended};
 }
 
+int64_t ln_memory_room(const ln_memory *memory) {
+    return memory->lanes ? ln_ragged_room(memory->lanes) : memory->shape.capacity;
+}
+
+void ln_memory_importance(const ln_memory *memory, float *of) {
+    if (memory->lanes) ln_ragged_importance(memory->lanes, of);
+}
+
 bool ln_memory_undoes(const ln_memory *memory) {
     return !memory->lanes;
 }

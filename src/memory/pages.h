@@ -70,6 +70,9 @@ linnet_status ln_memory_rewind(ln_memory *memory, int64_t position);
 int64_t ln_memory_rewind_limit(const ln_memory *memory);
 /* What the scorer knows of a lane; NULL: the layer has slots, or the scorer no state. */
 const void *ln_memory_lane_state(const ln_memory *memory, int64_t layer, int64_t head);
+/* Of the layers under a policy (memory/ragged.h); room: the capacity where there are none. */
+int64_t ln_memory_room(const ln_memory *memory);
+void ln_memory_importance(const ln_memory *memory, float *of);
 /* What is held; of the family. */
 ln_ragged_usage ln_memory_measure(const ln_memory *memory);
 /* A memory with the same content, sharing slots until one of them writes; takes ln_memory_bytes like the first. */

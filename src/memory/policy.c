@@ -68,6 +68,10 @@ static const ln_policy_row rows[] = {
      "scorer=window,allocator=duo,merge=compensation,sinks=4,recent=64"},
     {"duo", "DuoAttention", "heads that look far back keep what fits, the others the first and the last tokens",
      "scorer=keydiff,allocator=duo,sinks=4,recent=128"},
+    {"speckv", "P294", "tokens that the words expected next attend to: a draft model says them after each piece",
+     "scorer=snapkv,probe=draft,window=64,pooling=5,sinks=0,recent=64,lookahead=16,draft-window=256"},
+    {"specpc", "P294", "reads of a prompt what a draft model attends to, with its neighbours; then as snapkv",
+     "scorer=snapkv,prompt=draft,window=64,pooling=13,sinks=4,recent=64"},
     {"random", "", "any tokens: what a rule must beat", "scorer=random,sinks=4,recent=64"},
 };
 enum { ROWS = sizeof rows / sizeof *rows };
@@ -89,6 +93,9 @@ static const struct {
     {"seed", "of a scorer's random numbers", 0, 1e9},
     {"pooling-maximum", "1: neighbours share their maximum, not their mean (snapkv)", 0, 1},
     {"similar", "cosine of keys from which tokens are merged (merge=ems)", -1, 1},
+    {"lookahead", "tokens that a draft model says after a piece (probe=draft)", 1, 1024},
+    {"draft-window", "tokens that it reads before these (probe=draft)", 1, 1 << 20},
+    {"prompt-tokens", "that are read of a prompt (prompt=draft); 0: as many as the memory keeps", 0, 1 << 24},
     {"future", "positions that queries are expected for (expected)", 1, 1 << 20},
     {"epsilon", "added to scores before they are weighed by values (expected)", 0, 1},
     {"tau-step", "growth of the temperature with each token generated (keyformer)", 0, 1},
@@ -241,6 +248,7 @@ static linnet_status apply(const reading *r) {
     if (!strcmp(key, "salient")) return read_number(r, 0, 1, &p->salient);
     if (!strcmp(key, "axis")) return read_choice(r, "token", "channel", &p->channels);
     if (!strcmp(key, "rotate")) return read_choice(r, "0", "1", &p->rotate);
+    if (!strcmp(key, "prompt")) return read_choice(r, "whole", "draft", &p->draft_prompt);
     if (!strcmp(key, "tier")) return read_choice(r, "ram", "file", &p->file);
     return read_parameter(r);
 }
@@ -292,6 +300,8 @@ static linnet_status check(linnet_context *context, const ln_policy *p) {
         why = "merge is for what a scorer gives up; name a scorer";
     else if (p->probe && (!p->scorer || !p->scorer->observes || p->scorer->state))
         why = "probe= is for scorers that look at attention alone: kvzip, snapkv, h2o, tova, alisa";
+    else if (p->draft_prompt && p->probe == LN_PROBE_DRAFT)
+        why = "prompt=draft and probe=draft want a draft model for different work; use one of them";
     else if (p->scorer && p->selector)
         why = "a selector chooses among all tokens, a scorer gives some up; use one of them";
     else if (p->scorer && p->file)
@@ -352,6 +362,7 @@ void ln_policy_text(const ln_policy *p, char *text, size_t room) {
     PUT(",axis=%s,rotate=%d,tier=%s", p->channels ? "channel" : "token", p->rotate, p->file ? "file" : "ram");
     PUT(",sinks=%lld,recent=%lld,window=%lld,pooling=%lld", (long long)p->sinks, (long long)p->recent,
         (long long)p->window, (long long)p->pooling);
+    if (p->draft_prompt) PUT(",prompt=draft");
     if (p->probe) PUT(",probe=%s", probes[p->probe]);
     for (int i = 0; i < p->parameters; i++) PUT(",%s=%g", p->parameter[i].name, p->parameter[i].value);
 #undef PUT

@@ -32,6 +32,7 @@ typedef struct ln_policy {
     const ln_allocator *allocator;    /* NULL: even shares */
     const ln_selector *selector;      /* NULL: a query reads all pages */
     const ln_merger *merger;          /* NULL: what is evicted is gone */
+    bool draft_prompt;                /* of a prompt only what a draft model attends to is read */
     bool file;                        /* pages beyond the budget lie in a file */
     linnet_type near;                 /* precision of sinks, recent tokens and the piece */
     linnet_type keys, values;         /* of the rest */

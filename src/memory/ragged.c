@@ -529,3 +529,21 @@ ln_ragged_usage ln_ragged_measure(const ln_ragged *ragged) {
     }
     return usage;
 }
+
+int64_t ln_ragged_room(const ln_ragged *ragged) {
+    const uint64_t page = ln_pool_page_bytes(ln_pool_shape_of(ragged->pool), LN_FAR) * (uint64_t)ragged->lanes;
+    const int64_t far = (int64_t)(ragged->allowance / page) * LN_PAGE_TOKENS;
+    return far + ln_sink_pages(&ragged->policy) * LN_PAGE_TOKENS + ragged->policy.recent;
+}
+
+void ln_ragged_importance(const ln_ragged *ragged, float *of) {
+    const int64_t keeps = ln_pool_shape_of(ragged->pool)->kept;
+    for (int64_t i = 0; keeps && i < ragged->lanes; i++) {
+        const ln_lane *lane = &ragged->lane[i];
+        for (int64_t e = lane->begin; e < lane->begin + ln_lane_pages(lane); e++) {
+            const int32_t *positions = ln_pool_positions(ragged->pool, ragged->page[e]);
+            const float *kept = ln_pool_kept(ragged->pool, ragged->page[e]);
+            for (int64_t t = 0; t < ragged->count[e]; t++) of[positions[t]] += kept[t * keeps];
+        }
+    }
+}

@@ -90,6 +90,10 @@ void ln_ragged_rewind(ln_ragged *ragged, int64_t position);
 
 /* What the scorer knows of a lane; NULL: nothing. */
 const void *ln_ragged_state(const ln_ragged *ragged, int64_t layer, int64_t head);
+/* Tokens that a lane keeps when the others keep as many. */
+int64_t ln_ragged_room(const ln_ragged *ragged);
+/* Adds the first number that the scorer keeps of each token, over all lanes, to of[its position]; of: [position]. */
+void ln_ragged_importance(const ln_ragged *ragged, float *of);
 
 typedef struct ln_ragged_usage {
     uint64_t bytes, peak; /* of the family: pages in use, with the tables */
