@@ -202,7 +202,7 @@ static void test_prompt(void **state) {
     linnet_session_close(draft);
     linnet_session_close(session);
 
-    linnet_session *whole = open_session("specpc", ROOM), *full = open_session("full", ROOM);
+    linnet_session *whole = open_session("specpc", ROOM), *full = open_session("snapkv:sinks=4", ROOM);
     CHECK(linnet_session_feed(whole, bench.text, ALL));
     CHECK(linnet_session_feed(full, bench.text, ALL));
     assert_int_equal(linnet_session_position(whole), ALL);
