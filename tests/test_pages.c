@@ -183,7 +183,7 @@ static linnet_status load(linnet_context *context, ln_memory *memory, const char
     if (status != LINNET_OK) return status;
     int64_t mark = 0;
     const bool marked = ln_state_take_i64(&reader, &mark) && mark == 42;
-    status = marked ? ln_memory_read(memory, &reader) : LINNET_ERROR_FORMAT;
+    status = marked ? ln_memory_read(memory, &reader, -1) : LINNET_ERROR_FORMAT;
     if (status == LINNET_OK) assert_int_equal(ln_state_left(&reader), 3);
     ln_state_close(&reader);
     return status;

@@ -372,6 +372,10 @@ uint64_t ln_pool_version(const ln_pool *pool) {
     return pool->version;
 }
 
+int64_t ln_pool_members(const ln_pool *pool) {
+    return pool->members;
+}
+
 uint64_t ln_pool_used(const ln_pool *pool, uint64_t *peak) {
     if (peak) *peak = pool->peak;
     return pool->in_use;

@@ -65,6 +65,7 @@ const ln_pool_shape *ln_pool_shape_of(const ln_pool *pool);
 const ln_page_layout *ln_pool_layouts(const ln_pool *pool);
 /* Changes whenever pages may have moved. */
 uint64_t ln_pool_version(const ln_pool *pool);
+int64_t ln_pool_members(const ln_pool *pool);
 /* Bytes of slabs in use now, and the most so far. */
 uint64_t ln_pool_used(const ln_pool *pool, uint64_t *peak);
 

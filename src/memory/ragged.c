@@ -30,6 +30,7 @@ static bool shape_pool(const ln_ragged_shape *shape, ln_pool_shape *pool) {
                             .weights = p->merger != NULL,
                             .bytes = shape->bytes};
     const int64_t keys = shape->key_size, values = shape->value_size;
+    if (shape->key_value_heads > LN_HEADS_MOST) return false;
     if (!ln_page_layout_of(p->near, p->near, keys, values, &pool->layout[LN_NEAR]) ||
         !ln_page_layout_of(p->keys, p->values, keys, values, &pool->layout[LN_FAR]) ||
         (p->channels && !ln_page_layout_by_channel(&pool->layout[LN_FAR])))
@@ -42,8 +43,10 @@ static int64_t lanes_of(const ln_ragged_shape *shape) {
 }
 
 /* Near pages of a lane between pieces: sinks, recent tokens, the page that is about to leave, the page begun. */
-static int64_t near_pages(const ln_policy *policy) {
-    return ln_sink_pages(policy) + ln_ceil_div(policy->recent, LN_PAGE_TOKENS) + 2;
+static int64_t near_pages(const ln_ragged_shape *shape) {
+    const ln_policy *policy = shape->policy;
+    const int64_t pages = ln_sink_pages(policy) + ln_ceil_div(policy->recent, LN_PAGE_TOKENS) + 2;
+    return ln_min_i64(pages, ln_ceil_div(shape->capacity, LN_PAGE_TOKENS) + 1);
 }
 
 static int64_t piece_pages(const ln_ragged_shape *shape) {
@@ -56,7 +59,7 @@ static uint64_t reserved_bytes(const ln_ragged_shape *shape, const ln_pool_shape
     const uint64_t low = pool->kinds > LN_LOW ? ln_pool_page_bytes(pool, LN_LOW) : 0;
     const uint64_t lanes = (uint64_t)lanes_of(shape), heads = (uint64_t)shape->key_value_heads;
     const uint64_t held = shape->policy->probe ? (uint64_t)piece_pages(shape) : 0;
-    return ln_pool_waste(pool) + lanes * (((uint64_t)near_pages(shape->policy) + held) * near + low) +
+    return ln_pool_waste(pool) + lanes * (((uint64_t)near_pages(shape) + held) * near + low) +
            heads * (uint64_t)piece_pages(shape) * (near + far);
 }
 
@@ -96,8 +99,9 @@ static bool fit_pool(const ln_ragged_shape *shape, ln_pool_shape *pool) {
             ln_allocated_bytes(table_bytes(shape, pool)) + ln_pool_bytes(pool) + tier_bytes(shape, pool);
         if (all <= shape->bytes) return true;
         const uint64_t over = all - shape->bytes;
-        if (over >= pool->bytes) return false;
-        pool->bytes -= over;
+        const uint64_t slabs = ln_pool_capacity(pool); /* what does not drop one changes nothing */
+        if (over >= slabs) return false;
+        pool->bytes = slabs - over;
     }
     return false;
 }
@@ -151,9 +155,11 @@ linnet_status ln_ragged_least(linnet_context *context, const ln_ragged_shape *sh
     ln_pool_shape pool;
     trial.bytes = 1 << 20;
     if (!shape_pool(&trial, &pool))
-        return ln_fail(context, LINNET_ERROR_ARGUMENT,
-                       "pages of this policy's precisions need head sizes that are multiples of 8 up to %d",
-                       LN_HEAD_MOST);
+        return ln_fail(
+            context, LINNET_ERROR_ARGUMENT,
+            "pages of this policy's precisions need head sizes that are multiples of 8 up to %d, and at most %d "
+            "key-value heads",
+            LN_HEAD_MOST, LN_HEADS_MOST);
     uint64_t low = 0, high = 1 << 16;
     for (trial.bytes = high; !fits(&trial, &pool); trial.bytes = high) {
         if (high >> 46) return ln_fail(context, LINNET_ERROR_MEMORY, "this context cannot be addressed");
@@ -180,8 +186,8 @@ static void forget_statistics(ln_ragged *ragged) {
         ragged->statistics[l] = (ln_statistics){.distance = ragged->distance + l * shape->key_value_heads};
 }
 
-/* By what is known, for a text of so many tokens. Each layer has at least one page a lane; that a layer grows only as far
- * as others have left room is seen to where it settles. */
+/* By what is known, for a text of so many tokens. Each layer has at least one page a lane; that a layer grows only as
+ * far as others have left room is seen to where it settles. */
 static void divide_layers(ln_ragged *ragged, const ln_pool_shape *pool, int64_t text) {
     const ln_ragged_shape *shape = &ragged->shape;
     const double page = (double)ln_pool_page_bytes(pool, LN_FAR), all = (double)ragged->allowance;
@@ -278,7 +284,7 @@ linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork) {
     *fork = NULL;
     ln_pool_shape pool;
     if (!fits(&ragged->shape, &pool)) return ln_fail(ragged->context, LINNET_ERROR_ARGUMENT, "no memory to fork");
-    ln_ragged *made;
+    ln_ragged *made = NULL;
     linnet_status status = make(ragged->context, &ragged->shape, &pool, &made);
     if (status == LINNET_OK) status = ln_pool_join(ragged->pool);
     if (status != LINNET_OK) {
@@ -470,7 +476,8 @@ void ln_ragged_commit(ln_ragged *ragged, int64_t tokens) {
     ragged->appended = 0;
     if (ragged->settled) ragged->limit = ragged->position;
     ragged->settled = false;
-    if (ragged->policy.allocator && ragged->policy.allocator->layers && tokens) divide_layers(ragged, ln_pool_shape_of(ragged->pool), ragged->position);
+    if (ragged->policy.allocator && ragged->policy.allocator->layers && tokens)
+        divide_layers(ragged, ln_pool_shape_of(ragged->pool), ragged->position);
 }
 
 int64_t ln_ragged_rewind_limit(const ln_ragged *ragged) {
@@ -518,7 +525,8 @@ ln_ragged_usage ln_ragged_measure(const ln_ragged *ragged) {
     ln_ragged_usage usage = {0};
     const ln_pool_shape *pool = ln_pool_shape_of(ragged->pool);
     const uint64_t tables =
-        table_bytes(&ragged->shape, pool) + ln_pool_bytes(pool) - pool->bytes + tier_bytes(&ragged->shape, pool);
+        (uint64_t)ln_pool_members(ragged->pool) * (table_bytes(&ragged->shape, pool) + ln_pool_bytes(pool) -
+                                                   ln_pool_capacity(pool) + tier_bytes(&ragged->shape, pool));
     if (ragged->tier && ragged->tier->file) usage.file = ln_store_size(ragged->tier->store);
     usage.bytes = ln_pool_used(ragged->pool, &usage.peak) + tables;
     usage.peak += tables;

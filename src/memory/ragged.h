@@ -22,6 +22,7 @@
 #include "memory/policy.h"
 #include "memory/pool.h"
 #include "memory/score.h"
+#include "memory/state_file.h"
 #include "mixer/attention.h"
 
 typedef struct ln_ragged_shape {
@@ -94,6 +95,11 @@ const void *ln_ragged_state(const ln_ragged *ragged, int64_t layer, int64_t head
 int64_t ln_ragged_room(const ln_ragged *ragged);
 /* Adds the first number that the scorer keeps of each token, over all lanes, to of[its position]; of: [position]. */
 void ln_ragged_importance(const ln_ragged *ragged, float *of);
+/* All that decides what comes, between two pieces, as part of a session file. Reading needs the same sizes and policy;
+ * without `store` nothing changes, and what can be wrong is found. Where it fails with `store`, the memory is empty. */
+bool ln_ragged_writes(const ln_ragged *ragged); /* false: not of this policy */
+void ln_ragged_write(const ln_ragged *ragged, ln_state_writer *writer);
+linnet_status ln_ragged_read(ln_ragged *ragged, ln_state_reader *reader, int64_t position, bool store);
 
 typedef struct ln_ragged_usage {
     uint64_t bytes, peak; /* of the family: pages in use, with the tables */

@@ -2,8 +2,10 @@
  *
  * Candidates of a lane are its far tokens and those that leave the near ones. Where they are more than the lane's
  * allowance of tokens n, with a share s of them salient:
- *     the s n best by score are far, the next (1 - s) n low, the others are given up, or merged into those
- * (a token that is low stays so). Ties go to the newer token, so that the outcome does not depend on places.
+ *     the n best by score are kept: of those that are not low yet the s n best are far, the rest is low;
+ *     the others are given up, or merged into those
+ * (a token that is low stays so). Ties go to the newer token, so that the outcome does not depend on places. So no more
+ * tokens become low than leave the near ones, unless the allowance shrinks, and the reserve has room for both kinds.
  *
  * Lanes are settled by tasks. A task takes pages and never drops one, because dropping moves pages that others read:
  * what it wants dropped is listed, and dropped when all are done. */
@@ -183,7 +185,7 @@ static ln_page own(ln_ragged *ragged, lane_work *work, ln_page page) {
     return copy;
 }
 
-static void scatter(ln_ragged *ragged, const ln_lane *lane, lane_work *work) {
+static void scatter(ln_ragged *ragged, ln_lane *lane, lane_work *work) {
     const int keeps = ragged->policy.scorer->keeps;
     for (int64_t p = 0; keeps && p < work->pages; p++) {
         ln_page *page = &ragged->page[lane->begin + p];
@@ -191,6 +193,7 @@ static void scatter(ln_ragged *ragged, const ln_lane *lane, lane_work *work) {
         memcpy(ln_pool_kept(ragged->pool, *page), work->kept + p * LN_PAGE_TOKENS * keeps,
                (size_t)(LN_PAGE_TOKENS * keeps) * sizeof(float));
     }
+    if (work->drops) lane->version = 0;
 }
 
 static void score_lane(void *argument, int64_t head, int worker) {
@@ -293,7 +296,7 @@ static void divide(layer_work *layer) {
     for (int64_t h = 0; h < heads; h++) {
         lane_work *work = &layer->lane[h];
         work->candidates = compact_scores(ragged, layer, ln_lane_of(ragged, layer->s->layer, h), work);
-        work->allowance = pages / heads * LN_PAGE_TOKENS;
+        work->allowance = ln_max_i64(1, pages / heads) * LN_PAGE_TOKENS;
         if (allocator && allocator->mass) ln_statistics_mass(statistics, work->compact, work->candidates, work->sorted);
     }
     if (!allocator || !allocator->heads || heads > LN_HEADS_MOST) return;
@@ -324,10 +327,9 @@ static bool better(const lane_work *work, int32_t a, int32_t b) {
 }
 
 /* index[0 .. n - 1] so that the best k are the first k: selection by partition. */
-static void select_best(const lane_work *work, int64_t from, int64_t n, int64_t k) {
+static void select_best(const lane_work *work, int64_t n, int64_t k) {
     int32_t *index = work->index;
-    int64_t low = from, high = from + n - 1;
-    k += from;
+    int64_t low = 0, high = n - 1;
     while (low < high && k > low && k <= high) {
         const int32_t pivot = index[low + (high - low) / 2];
         int64_t i = low, j = high;
@@ -357,13 +359,17 @@ static void rank(const ln_ragged *ragged, const ln_lane *lane, lane_work *work) 
         low ? ln_min_i64(kept, (int64_t)(ragged->policy.salient * (double)pages) * LN_PAGE_TOKENS) : kept;
     const int64_t first_low = lane->pages[LN_FAR] * LN_PAGE_TOKENS,
                   first_near = first_low + lane->pages[LN_LOW] * LN_PAGE_TOKENS;
-    if (kept < n) select_best(work, 0, n, kept);
-    if (far < kept) select_best(work, 0, kept, far);
-    for (int64_t i = 0; i < n; i++) {
+    if (kept < n) select_best(work, n, kept);
+    int64_t high = 0; /* kept tokens that are not low yet come first */
+    for (int64_t i = 0; i < kept; i++) {
         const int32_t at = work->index[i];
-        const bool is_low = at >= first_low && at < first_near;
-        work->fate[at] = i >= kept ? GIVEN_UP : i < far && !is_low ? FAR : LOW;
+        if (at >= first_low && at < first_near) continue;
+        work->index[i] = work->index[high];
+        work->index[high++] = at;
     }
+    if (far < high) select_best(work, high, far);
+    for (int64_t i = 0; i < n; i++)
+        work->fate[work->index[i]] = i >= kept ? GIVEN_UP : i < ln_min_i64(high, far) ? FAR : LOW;
 }
 
 /* ---- merging ---- */

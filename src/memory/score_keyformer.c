@@ -92,6 +92,7 @@ static void take(void *taker, const ln_columns *columns, const ln_columns_block 
 
 static double tau_of(ln_scene *s) {
     state *kept = s->state;
+    kept->generated = ln_min_i64(ln_max_i64(0, kept->generated), s->position); /* it may come from a file */
     if (s->piece == 1) kept->generated++;
     return fmin(2, 1 + ln_policy_parameter_of(s->policy, "tau-step", 0.01) * (double)kept->generated);
 }

@@ -144,6 +144,7 @@ static void score(ln_scene *s, float *to) {
     const parts p = carve(&carver, s);
     state *done = s->state;
     const int64_t sinks = s->policy->sinks;
+    done->judged = ln_min_i64(ln_max_i64(0, done->judged), s->position / LAG); /* it may come from a file */
     if (sinks + (done->judged + 2) * LAG <= s->position) {
         const int64_t n = ln_scene_order(s, p.order, p.other);
         for (; sinks + (done->judged + 2) * LAG <= s->position; done->judged++)
