@@ -20,6 +20,8 @@ int64_t eval_windows(const eval_run *run, int64_t length) {
 int eval_open_full(eval_run *run, const eval_cell *cell, linnet_session **full) {
     cli_arguments arguments = *run->arguments;
     if (arguments.precision == LINNET_TYPE_AUTO) arguments.precision = LINNET_F16;
+    /* Other pieces round otherwise. */
+    arguments.piece = linnet_session_plan(run->engine->session).piece;
     const linnet_session_settings settings = cli_session_settings(&arguments, cell->length, 0);
     const linnet_status status = linnet_session_open(run->engine->model, &settings, full);
     return status == LINNET_OK ? CLI_OK : cli_engine_fail(run->engine, status);
