@@ -110,6 +110,14 @@ LINNET_API linnet_status linnet_session_feed(linnet_session *session, const int3
 typedef linnet_status (*linnet_take_logits)(void *user, int64_t first, int64_t count, const float *logits);
 LINNET_API linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,
                                                     linnet_take_logits take, void *user);
+/* KV Prediction (P177): `helper`, a session of a smaller model at the same position, reads the tokens, and linear maps of
+ * its keys and values become the session's own, which does not read them: a prompt costs about what it costs the
+ * helper. The maps were trained for the two models and lie beside the helper's file, in MODEL.predict.gguf. No logits
+ * follow: feed at least the last token of a prompt. LINNET_ERROR_UNSUPPORTED where there are no maps for these models,
+ * or the session has a policy, which would need the model's own queries. After LINNET_INTERRUPTED both hold the
+ * tokens of finished pieces. */
+LINNET_API linnet_status linnet_session_predict(linnet_session *session, linnet_session *helper, const int32_t *ids,
+                                                int64_t count);
 /* Logits [vocabulary] after the last token; NULL before the first and after a rewind. Valid until the next call. */
 LINNET_API const float *linnet_session_logits(const linnet_session *session);
 /* Tokens held, and their ids. */

@@ -115,7 +115,7 @@ const float *linnet_session_logits(const linnet_session *session) {
 
 /* ---- feeding ---- */
 
-static linnet_status check_tokens(linnet_session *session, const int32_t *ids, int64_t count) {
+linnet_status ln_session_check(linnet_session *session, const int32_t *ids, int64_t count) {
     linnet_context *context = session->model->context;
     const int64_t vocabulary = session->model->hyper.vocabulary, room = session->plan.context - session->position;
     if (count < 0 || (count > 0 && !ids)) return ln_fail(context, LINNET_ERROR_ARGUMENT, "no tokens were given");
@@ -148,7 +148,7 @@ static void keep_last_logits(linnet_session *session, int64_t piece) {
 }
 
 linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, int64_t count) {
-    linnet_status status = check_tokens(session, ids, count);
+    linnet_status status = ln_session_check(session, ids, count);
     linnet_context *context = session->model->context;
     if (status == LINNET_OK) status = ln_probing_choose(session, &ids, &count);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
@@ -196,7 +196,7 @@ static float *find_rows(linnet_session *session, int64_t *rows) {
 
 linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,
                                          linnet_take_logits take, void *user) {
-    linnet_status status = check_tokens(session, ids, count);
+    linnet_status status = ln_session_check(session, ids, count);
     if (status != LINNET_OK || count == 0) return status;
     int64_t capacity;
     float *rows = find_rows(session, &capacity);

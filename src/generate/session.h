@@ -28,6 +28,8 @@ struct linnet_session {
     uint64_t spare;      /* bytes that the plan left of its bounds, for logits of many tokens */
 };
 
+/* Whether `count` tokens are of the vocabulary and have room; else the sentence that says why not. */
+linnet_status ln_session_check(linnet_session *session, const int32_t *ids, int64_t count);
 /* Fills what the settings leave open; LINNET_ERROR_ARGUMENT where they are impossible. */
 linnet_status ln_session_settle(const linnet_model *model, const linnet_session_settings *settings,
                                 linnet_session_settings *settled);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 
@@ -178,6 +179,19 @@ linnet_status linnet_file_open(linnet_context *context, const char *path, linnet
 
 linnet_status ln_file_open_tokenizer(linnet_context *context, const char *path, linnet_file **file) {
     return open_file(context, path, false, file);
+}
+
+linnet_status ln_file_open_beside(linnet_context *context, const char *path, const char *kind, linnet_file **file) {
+    static const char ending[] = ".gguf";
+    const size_t bytes = strlen(path), last = sizeof ending - 1, room = bytes + strlen(kind) + 2;
+    *file = NULL;
+    if (bytes < last || strcmp(path + bytes - last, ending) != 0) return LINNET_OK;
+    char *name = ln_allocate(context, room, 1, "path");
+    if (!name) return LINNET_ERROR_MEMORY;
+    snprintf(name, room, "%.*s.%s%s", (int)(bytes - last), path, kind, ending);
+    const linnet_status status = access(name, F_OK) == 0 ? linnet_file_open(context, name, file) : LINNET_OK;
+    ln_release(context, name);
+    return status;
 }
 
 void linnet_file_close(linnet_file *file) {

@@ -89,6 +89,10 @@ linnet_status ln_huggingface_read_tokenizer(linnet_file *file, const char *path)
 /* linnet_file_open for those who need no weights: a folder may lack them, and a tokenizer.json will do. */
 linnet_status ln_file_open_tokenizer(linnet_context *context, const char *path, linnet_file **file);
 
+/* MODEL.kind.gguf beside MODEL.gguf: what was learned for a model and is no part of it. *file stays NULL where there is
+ * none. */
+linnet_status ln_file_open_beside(linnet_context *context, const char *path, const char *kind, linnet_file **file);
+
 /* Whether text holds no control characters: names from files are shown on terminals and compared as C strings. */
 bool ln_printable(const char *text, size_t bytes);
 

@@ -406,12 +406,17 @@ static void run_feed_forward(ln_forward *forward, int64_t index, int64_t tokens,
     ln_parallel(model->context->team, tokens, finish_feed_forward_row, r);
 }
 
+/* Cosines and sines of the positions from `first` on. */
+static void turn(ln_forward *forward, int64_t first, int64_t tokens) {
+    for (int local = 0; local < 2; local++)
+        ln_rope_angles(&forward->model->rope, forward->inverse[local], forward->magnitude[local], first, tokens,
+                       forward->cosine[local], forward->sine[local]);
+}
+
 linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32_t *ids, int64_t tokens) {
     linnet_model *model = forward->model;
     linnet_context *context = model->context;
-    for (int local = 0; local < 2; local++)
-        ln_rope_angles(&model->rope, forward->inverse[local], forward->magnitude[local], ln_memory_position(memory),
-                       tokens, forward->cosine[local], forward->sine[local]);
+    turn(forward, ln_memory_position(memory), tokens);
     rows r = {.forward = forward, .ids = ids, .next_norm = model->layers[0].attention_norm};
     ln_parallel(context->team, tokens, embed_row, &r);
     for (int64_t i = 0; i < model->hyper.layers; i++) {
@@ -425,6 +430,21 @@ linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32
     }
     ln_memory_commit(memory, tokens);
     return LINNET_OK;
+}
+
+void ln_forward_fill(ln_forward *forward, ln_memory *memory, int64_t tokens, ln_forward_source give, void *source) {
+    linnet_model *model = forward->model;
+    const ln_hyperparameters *h = &model->hyper;
+    const int64_t keys = h->key_value_heads * h->key_size, values = h->key_value_heads * h->value_size;
+    rows r = {.forward = forward, .key = forward->stage, .value = forward->stage + on_stage(tokens, keys)};
+    turn(forward, ln_memory_position(memory), tokens);
+    for (int64_t i = 0; i < h->layers; i++) {
+        r.layer = &model->layers[i];
+        give(source, i, tokens, r.key, r.value);
+        ln_parallel(model->context->team, tokens, project_row, &r);
+        ln_memory_append(memory, model->context->team, i, tokens, r.key, keys, r.value, values);
+    }
+    ln_memory_commit(memory, tokens);
 }
 
 void ln_forward_logits(ln_forward *forward, int64_t first, int64_t count, int64_t together, float *logits) {

@@ -55,6 +55,11 @@ void ln_forward_close(ln_forward *forward);
  * residual streams; on LINNET_INTERRUPTED nothing has changed. A probe (ln_memory_begin) is run to its end, and the
  * memory has not grown. */
 linnet_status ln_forward_run(ln_forward *forward, ln_memory *memory, const int32_t *ids, int64_t tokens);
+/* Writes keys and values [tokens, key_value_heads * size] of a layer as its products would give them: before biases,
+ * norms and rotation. */
+typedef void (*ln_forward_source)(void *source, int64_t layer, int64_t tokens, float *keys, float *values);
+/* The memory grows by tokens <= piece tokens whose keys and values come from elsewhere; x is not computed. */
+void ln_forward_fill(ln_forward *forward, ln_memory *memory, int64_t tokens, ln_forward_source give, void *source);
 /* Logits [count, vocabulary] of the tokens first .. first + count - 1 of the piece that was run last, with the bits
  * that `together` of them at once would have. */
 void ln_forward_logits(ln_forward *forward, int64_t first, int64_t count, int64_t together, float *logits);

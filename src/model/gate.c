@@ -7,7 +7,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/context.h"
@@ -97,21 +96,6 @@ static linnet_status take_table(const ln_gate *gate, const linnet_file *file, co
     return LINNET_OK;
 }
 
-/* The file beside MODEL.gguf, MODEL.gate.gguf; *beside stays NULL where there is none. */
-static linnet_status open_beside(linnet_context *context, const char *path, linnet_file **beside) {
-    static const char ending[] = ".gguf", gate[] = ".gate.gguf";
-    const size_t bytes = strlen(path), stem = bytes - (sizeof ending - 1);
-    *beside = NULL;
-    if (bytes < sizeof ending - 1 || strcmp(path + stem, ending) != 0) return LINNET_OK;
-    char *name = ln_allocate(context, stem + sizeof gate, 1, "path");
-    if (!name) return LINNET_ERROR_MEMORY;
-    memcpy(name, path, stem);
-    memcpy(name + stem, gate, sizeof gate);
-    const linnet_status status = access(name, F_OK) == 0 ? linnet_file_open(context, name, beside) : LINNET_OK;
-    ln_release(context, name);
-    return status;
-}
-
 static linnet_status take_gate(ln_gate *gate, linnet_file *file) {
     const linnet_tensor_info *first = find(file, 0, UP);
     gate->hidden = first && first->dimensions == 2 ? first->size[1] : 0;
@@ -131,7 +115,7 @@ linnet_status ln_gate_open(linnet_context *context, linnet_file *file, int64_t l
     *gate = NULL;
     linnet_file *beside = NULL;
     const bool own = find(file, 0, UP) != NULL;
-    linnet_status status = own ? LINNET_OK : open_beside(context, file->path, &beside);
+    linnet_status status = own ? LINNET_OK : ln_file_open_beside(context, file->path, "gate", &beside);
     if (status != LINNET_OK || (!own && !beside)) return status;
     ln_gate *made = ln_allocate_zero(context, 1, sizeof *made, "gate");
     if (!made) {

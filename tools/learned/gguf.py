@@ -89,13 +89,30 @@ def key(name, value):
     return packed(name) + struct.pack("<II", 4, value)
 
 
+class Quantised:
+    """A float32 matrix to be written in Q8_0: blocks of 32, the largest of them 127 steps of a float16 scale."""
+
+    def __init__(self, array):
+        blocks = array.astype(numpy.float32).reshape(-1, 32)
+        scale = (numpy.abs(blocks).max(1) / 127).astype(numpy.float32)
+        steps = numpy.where(scale[:, None] > 0, blocks / numpy.where(scale > 0, scale, 1)[:, None], 0)
+        steps = numpy.sign(steps) * numpy.floor(numpy.abs(steps) + 0.5)
+        packed_blocks = numpy.empty((len(blocks), 34), numpy.uint8)
+        packed_blocks[:, :2] = scale.astype("<f2")[:, None].view(numpy.uint8)
+        packed_blocks[:, 2:] = steps.astype(numpy.int8).view(numpy.uint8)
+        self.shape, self.ndim, self.dtype, self.blocks = array.shape, array.ndim, "q8_0", packed_blocks
+
+    def tobytes(self):
+        return self.blocks.tobytes()
+
+
 def write(path, keys, tensors):
-    """tensors: name -> float32 or float16 array."""
+    """tensors: name -> float32 or float16 array, or Quantised."""
     head, data = b"", b""
     for name, value in keys.items():
         head += key(name, value)
     for name, array in tensors.items():
-        kind = {"float32": F32, "float16": F16}[str(array.dtype)]
+        kind = {"float32": F32, "float16": F16, "q8_0": Q8_0}[str(array.dtype)]
         head += packed(name) + struct.pack(f"<I{array.ndim}QIQ", array.ndim, *reversed(array.shape), kind, len(data))
         data += array.tobytes()
         data += bytes(-len(data) % 32)
