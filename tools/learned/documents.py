@@ -7,7 +7,12 @@ NAMES = ("Ada Alan Beth Bram Carl Cleo Dina Dora Emil Ezra Faye Fern Glen Gwen H
 NUMBERS = "password locker ticket room phone badge parcel flight account token gate seat booking invoice serial route".split()
 THINGS = "car house coat boat kite door".split()
 COLOURS = "red blue green black white brown gray pink purple orange gold silver".split()
+ROOMS = "kitchen garden office bathroom bedroom hallway".split()
 PERSONS = "friend teacher doctor neighbor boss".split()
+
+
+def number_of(digits):
+    return int(digits) % len(ROOMS)
 
 
 class Facts:
@@ -36,11 +41,25 @@ class Facts:
             line, question = f"The {person} of {name} is {answer}.", f"Who is the {person} of {name}?"
         return f"\n{line}\n", f"<|user|>{question}<|assistant|>", f"{answer}<|end|>"
 
-    def document(self, prose, tokens, facts=10, questions=None):
+    def needle(self, name):
+        """Facts of other forms than fledgling was trained with."""
+        rng = self.rng
+        number = str(int(rng.integers(10 ** 4, 10 ** int(rng.integers(5, 8)))))
+        word = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 5))
+        line, question, answer = [
+            (f"The pass key is {number}. Remember it. {number} is the pass key.", "What is the pass key?", number),
+            (f"One of the special magic numbers for {word} is: {number}.", f"What is the special magic number for {word}?", number),
+            (f"VAR {word.upper()} = {number}", f"What is the value of {word.upper()}?", number),
+            (f'"{word}": "{number}",', f"What is the value of {word}?", number),
+            (f"{name} moved to the {ROOMS[number_of(number)]}.", f"Where is {name}?", ROOMS[number_of(number)]),
+        ][rng.integers(5)]
+        return f"\n{line}\n", f"<|user|>{question}<|assistant|>", f"{answer}<|end|>"
+
+    def document(self, prose, tokens, facts=10, questions=None, needles=0.0):
         """ids [tokens], mask [tokens] (1 where a token belongs to an answer), length of the document before the
         questions. The document fills what the questions leave."""
         rng = self.rng
-        chosen = [self.fact(NAMES[i]) for i in rng.permutation(len(NAMES))[:facts]]
+        chosen = [(self.needle if rng.random() < needles else self.fact)(NAMES[i]) for i in rng.permutation(len(NAMES))[:facts]]
         lines = [self.ids(line) for line, _, _ in chosen]
         asked = [(self.ids(q), self.ids(a)) for _, q, a in (chosen[i] for i in rng.permutation(facts)[:questions])]
         tail = sum(len(q) + len(a) for q, a in asked)

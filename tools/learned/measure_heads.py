@@ -3,8 +3,6 @@ are measured. Then heads are taken away one after the other, the least missed fi
 
     measure_heads.py MODEL.gguf TOKENIZER.json TEXT [--tokens 2048 --documents 3 --window 256 --sinks 4]"""
 import argparse
-import time
-
 import numpy
 import torch
 import torch.nn.functional as F
@@ -29,7 +27,8 @@ def windowed(model, reduced, window, sinks):
             masks[tokens] = causal, causal & ((column > row - window) | (column < sinks))
         group = q.shape[1] // k.shape[1]
         mask = torch.stack([masks[tokens][h in heads] for h in range(k.shape[1])]).repeat_interleave(group, 0)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None], enable_gqa=True)
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])
 
     return attend
 
@@ -57,11 +56,11 @@ def main():
         model = model.to("cuda", torch.bfloat16)
     tokenizer = Tokenizer.from_file(a.tokenizer)
     facts = documents.Facts(tokenizer, numpy.random.default_rng(a.seed))
-    prose = numpy.array(tokenizer.encode(open(a.text).read()).ids)
+    prose = numpy.load(a.text) if a.text.endswith(".npy") else numpy.array(tokenizer.encode(open(a.text).read()).ids)
     cases = [facts.document(prose, a.tokens) for _ in range(a.documents)]
     pairs = [(i, h) for i in range(model.s.layers) for h in range(model.s.key_value_heads)]
     show = lambda name, r: print(f"{name:28} recall {r[0]:.3f}  answer loss {r[1]:8.4f}  prose loss {r[2]:.4f}", flush=True)
-    run = lambda reduced: measure(model, cases, windowed(model, set(reduced), a.window, a.sinks))
+    run = lambda reduced, window=a.window: measure(model, cases, windowed(model, set(reduced), window, a.sinks))
     show("all full", run([]))
     alone = {}
     for pair in pairs:
@@ -71,6 +70,9 @@ def main():
     order = sorted(pairs, key=lambda p: alone[p][1])
     for count in range(2, len(pairs)):
         show(f"windowed the {count} least, {order[count - 1]}", run(order[:count]))
+    for window in 16, 32, 64, 128, 512, 1024:
+        for count in len(pairs) - 3, len(pairs) - 1:
+            show(f"the {count} least in {window}", run(order[:count], window))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def sample(model, prompts, tokens):
 class Batches(torch.utils.data.IterableDataset):
     """Each item: (ids [rows, length], mask of answers). The length follows the share of time that has passed."""
 
+    real = 0.25
+
     def __init__(self, tokenizer_path, texts, tokens, clock):
         self.tokenizer_path, self.texts, self.tokens, self.clock = tokenizer_path, texts, tokens, clock
 
@@ -68,7 +70,7 @@ class Batches(torch.utils.data.IterableDataset):
         return [1024, 2048, 4096, 4096, 8192]
 
     def one(self, facts, rng, length):
-        prose = self.texts[0] if rng.random() < 0.75 else self.texts[1]
+        prose = self.texts[int(rng.random() < self.real)]
         kind = rng.random()
         if kind < 0.65:
             count = int(min(40, max(4, length // 100) + rng.integers(8)))
