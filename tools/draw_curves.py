@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Measures and draws the curves of docs/: speed against length, of the built-in model, of attention alone and of a model of yours.
+"""Measures and draws the curves of docs/: speed against length, of the built-in model, of attention alone and
+of a model of yours, and memory and time of a long stream.
 
-    tools/draw_curves.py build/release/cli/linnet docs [--model MODEL.gguf --llama /path/to/llama-bench] [--only speed,attention,engine]
+    tools/draw_curves.py build/release/cli/linnet docs [--model MODEL.gguf --llama /path/to/llama-bench] [--only speed,attention,engine,stream]
 
 Writes an SVG file for each curve, and curves.json with the figures; a curve that is not measured is drawn from the figures there are.
 --only nothing measures none. MODEL is measured beside llama.cpp, in turn, at one depth after the other; a run of either that takes longer than --limit seconds ends
@@ -9,7 +10,10 @@ its line. Needs Matplotlib (Debian: python3-matplotlib)."""
 import argparse
 import json
 import pathlib
+import re
 import subprocess
+import tempfile
+import time
 
 import matplotlib
 
@@ -64,6 +68,32 @@ def measure_engine(options):
     return rows
 
 
+def resident(pid):
+    """Resident bytes that belong to no file."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status).group(1))
+
+
+def measure_stream(options):
+    """A text of options.tokens tokens, the built-in document over and over, through the built-in model in 64 MiB."""
+    document = pathlib.Path(__file__).parent.parent / "share/linnet/document.txt"
+    length = len(subprocess.run([options.linnet, "tokenize", "-f", document], check=True, capture_output=True, text=True).stdout.split())
+    rows = []
+    with tempfile.NamedTemporaryFile("wb") as text:
+        text.write(document.read_bytes() * (options.tokens // length + 1))
+        text.flush()
+        command = [options.linnet, "run", "-f", text.name, "-p", "What is the room number of Carl?", "--memory", "64M", "--temp", "0", "-n", "16"]
+        began = time.monotonic()
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+            for line in program.stderr:
+                found = re.match(r"reading the prompt (\d+)/", line)
+                if found:
+                    rows.append({"tokens": int(found.group(1)), "seconds": time.monotonic() - began, "resident": resident(program.pid)})
+                else:
+                    print(line, end="")
+    return rows
+
+
 def save(figure, path):
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
@@ -100,7 +130,22 @@ def draw_engine(rows, path):
                yscale="log", title="Speed against length (0.5 B parameters, Q8_0 weights)")
 
 
-CURVES = {"speed": (measure_speed, draw_speed, "speed-against-length.svg"),
+def draw_stream(rows, path):
+    figure, (memory, speed) = plt.subplots(2, 1, figsize=(6, 5), sharex=True)
+    tokens = [r["tokens"] / 1000 for r in rows]
+    memory.plot(tokens, [r["resident"] / 2**20 for r in rows], color=COLOURS[0])
+    memory.axhline(64, color="gray", linestyle=":")
+    memory.set(ylim=(0, 70), ylabel="resident MiB beside\nmapped weights", title=f"{rows[-1]['tokens']:,} tokens in 64 MiB (fledgling)")
+    steps = list(zip(rows, rows[1:]))
+    speed.plot([b["tokens"] / 1000 for _, b in steps], [1e6 * (b["seconds"] - a["seconds"]) / (b["tokens"] - a["tokens"]) for a, b in steps], color=COLOURS[1])
+    speed.set(ylim=(0, None), xlabel="thousand tokens read", ylabel="microseconds a token")
+    for axes in (memory, speed):
+        axes.grid(alpha=0.3)
+    save(figure, path)
+
+
+CURVES = {"stream": (measure_stream, draw_stream, "million-tokens.svg"),
+          "speed": (measure_speed, draw_speed, "speed-against-length.svg"),
           "attention": (measure_attention, draw_attention, "attention-against-length.svg"), "engine": (measure_engine, draw_engine, "engine-against-length.svg")}
 
 
@@ -111,6 +156,7 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--llama")
     parser.add_argument("--limit", type=float, default=1200)
+    parser.add_argument("--tokens", type=int, default=1000000, help="of the stream")
     parser.add_argument("--only", default=",".join(CURVES))
     options = parser.parse_args()
     path = options.folder / "curves.json"
