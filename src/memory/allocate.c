@@ -7,12 +7,14 @@
  *   squeeze   layers in 3 groups by cosine (the best 3-means of numbers on a line, found exactly); the group whose
  *             residual stream attention changes least gets p of its even share, the others the rest evenly (P088)
  *   prefix    layers: each what holds the same share of its attention; that share by bisection (P216)
+ *   level     layers: each as many tokens as reach one score, the same for all; heads as adakv (KVzip)
  *   adakv     heads: the top tokens of all heads together, but alpha of the even share for each (AdaKV)
  *   duo       full heads first, streaming heads get what is left (DuoAttention, RazorAttention P170)
  *   task      heads whose output is farther than the mean distance from the mean of heads first, others `middle` of
  *             the even share (P190) */
 #include "memory/allocate.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -311,6 +313,35 @@ static void prefix_layers(const ln_layer_shares *l, double *share) {
     for (int64_t i = 0; sum > 0 && i < l->layers; i++) share[i] = tokens_for(&l->statistics[i], high) / sum;
 }
 
+/* ---- level ---- */
+
+/* Mean over layers of the tokens that reach 2^(-at / 4), a line between the points. */
+static double reaching(const ln_statistics *s, double at) {
+    const int i = (int)at;
+    if (i >= LN_STATISTICS_MASS - 1) return s->mass[LN_STATISTICS_MASS - 1];
+    return s->mass[i] + (at - i) * (s->mass[i + 1] - s->mass[i]);
+}
+
+static double reaching_all(const ln_layer_shares *l, double at) {
+    double sum = 0;
+    for (int64_t i = 0; i < l->layers; i++) sum += reaching(&l->statistics[i], at);
+    return sum;
+}
+
+static void level_layers(const ln_layer_shares *l, double *share) {
+    if (!all_known(l, true)) return;
+    double low = 0, high = LN_STATISTICS_MASS - 1;
+    for (int i = 0; i < 60; i++) {
+        const double middle = (low + high) / 2;
+        if (reaching_all(l, middle) < l->kept * (double)l->layers)
+            low = middle;
+        else
+            high = middle;
+    }
+    const double sum = reaching_all(l, high);
+    for (int64_t i = 0; sum > 0 && i < l->layers; i++) share[i] = reaching(&l->statistics[i], high) / sum;
+}
+
 /* ---- duo ---- */
 
 static void duo_layers(const ln_layer_shares *l, double *share) {
@@ -373,6 +404,21 @@ void ln_statistics_mass(ln_statistics *statistics, const float *weights, int64_t
     }
 }
 
+void ln_statistics_scores(ln_statistics *statistics, const float *scores, int64_t count) {
+    int64_t reach[LN_STATISTICS_MASS] = {0};
+    if (count <= 0) return;
+    for (int64_t i = 0; i < count; i++) {
+        const float at = ceilf(-4 * log2f(fmaxf(scores[i], FLT_MIN)));
+        if (at < LN_STATISTICS_MASS) reach[at > 0 ? (int)at : 0]++;
+    }
+    statistics->masses += count;
+    int64_t sum = 0;
+    for (int i = 0; i < LN_STATISTICS_MASS; i++) {
+        sum += reach[i];
+        statistics->mass[i] += ((double)sum - statistics->mass[i] * (double)count) / (double)statistics->masses;
+    }
+}
+
 void ln_statistics_distance(const float *output, int64_t tokens, int64_t stride, int64_t head_stride, int64_t heads,
                             int64_t group, int64_t value_size, double *distance) {
     double mean[LN_HEAD_MOST];
@@ -418,6 +464,13 @@ static const ln_allocator allocators[] = {
      .source = "AdaKV",
      .rule = "the best tokens of all heads of a layer together",
      .defaults = "",
+     .heads = adakv_heads},
+    {.name = "level",
+     .source = "KVzip",
+     .rule = "each layer what reaches one score, its heads as adakv",
+     .defaults = "alpha=0",
+     .scores = true,
+     .layers = level_layers,
      .heads = adakv_heads},
     {.name = "duo",
      .source = "DuoAttention, P170",

@@ -18,7 +18,9 @@ enum { LN_STATISTICS_MASS = 64 };
 typedef struct ln_statistics {
     int64_t cosines, masses;         /* tokens and pieces that the next two are means over; 0: unknown */
     double cosine;                   /* of the residual stream before and after attention */
-    double mass[LN_STATISTICS_MASS]; /* share of attention that the top (i + 1) / 64 of the tokens hold */
+    double mass[LN_STATISTICS_MASS]; /* share of attention that the top (i + 1) / 64 of the tokens hold; or, of an
+                                        allocator that reads `scores`, of tokens that scored 2^(-i / 4) or more when
+                                        they left the recent ones, over `masses` tokens */
     const double *distance;          /* [key-value heads]: of its output from the mean of all heads; NULL: unknown */
 } ln_statistics;
 
@@ -47,7 +49,7 @@ typedef struct ln_head_tokens {
 struct ln_allocator {
     const char *name, *source, *rule;
     const char *defaults;                                                  /* as of a scorer */
-    bool cosine, mass, distance;                                           /* statistics that it reads */
+    bool cosine, mass, scores, distance;                                   /* statistics that it reads */
     bool kinds;                                                            /* it needs the table of heads */
     void (*layers)(const ln_layer_shares *layers, double *share);          /* [layers]; NULL: even */
     void (*heads)(const ln_head_tokens *heads, int64_t *tokens_of_a_head); /* [heads]; NULL: even */
@@ -72,6 +74,8 @@ void ln_statistics_cosine(ln_statistics *statistics, const float *before, const 
                           int64_t n);
 /* The curve of one lane's weights (none negative), count of them; workspace: 2 count floats. Mean over the calls. */
 void ln_statistics_mass(ln_statistics *statistics, const float *weights, int64_t count, float *workspace);
+/* The scores of tokens of one lane. */
+void ln_statistics_scores(ln_statistics *statistics, const float *scores, int64_t count);
 /* distance[key-value head] = mean over tokens and its group of |o_h - mean over heads of o|. output: [tokens][heads]
  * [value_size], strides in floats. */
 void ln_statistics_distance(const float *output, int64_t tokens, int64_t stride, int64_t head_stride, int64_t heads,

@@ -297,6 +297,10 @@ static void divide(layer_work *layer) {
         lane_work *work = &layer->lane[h];
         work->candidates = compact_scores(ragged, layer, ln_lane_of(ragged, layer->s->layer, h), work);
         work->allowance = ln_max_i64(1, pages / heads) * LN_PAGE_TOKENS;
+        const ln_lane *lane = ln_lane_of(ragged, layer->s->layer, h);
+        const int64_t far = lane->tokens[LN_FAR] + lane->tokens[LN_LOW];
+        if (allocator && allocator->scores)
+            ln_statistics_scores(statistics, work->compact + far, work->candidates - far);
         if (allocator && allocator->mass) ln_statistics_mass(statistics, work->compact, work->candidates, work->sorted);
     }
     if (!allocator || !allocator->heads || heads > LN_HEADS_MOST) return;
