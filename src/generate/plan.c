@@ -152,6 +152,11 @@ static linnet_status weigh_lanes(linnet_model *model, int64_t piece, candidates 
     if (!ln_memory_lanes(&memory, &lanes))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                        "policy %s is for layers that see the whole text; this model has none", all->policy->row->name);
+    if (all->policy->scorer && all->policy->scorer->gate && !model->gate)
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "policy %s asks the model's own gate, and this model has none: its file would hold it, or "
+                       "MODEL.gate.gguf beside MODEL.gguf",
+                       all->policy->row->name);
     const linnet_status status = ln_ragged_least(model->context, &lanes, &all->least);
     all->staged = ln_ragged_staged(&lanes);
     if (all->cache < all->least) lanes.bytes = all->least;

@@ -386,6 +386,10 @@ linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged
     return LINNET_OK;
 }
 
+bool ln_memory_wants_gate(const ln_memory *memory) {
+    return memory->lanes && memory->policy.scorer && memory->policy.scorer->gate;
+}
+
 bool ln_memory_wants_cosine(const ln_memory *memory) {
     return memory->lanes && memory->policy.allocator && memory->policy.allocator->cosine;
 }

@@ -26,7 +26,7 @@ typedef struct ln_memory_shape {
     uint64_t lane_bytes;     /* that they may take; the following are theirs too */
     int64_t heads;
     float scale;
-    const char *folder; /* of the file of pages; read when opening */
+    const char *folder;        /* of the file of pages; read when opening */
     const uint8_t *head_kinds; /* [layers * key_value_heads] of layers that see everything, as in ln_ragged_shape */
 } ln_memory_shape;
 
@@ -54,6 +54,8 @@ ln_pass ln_memory_pass(const ln_memory *memory);
 linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged_call *call);
 /* Whether tokens appended since the last commit can be left uncommitted: a policy has given up others for them. */
 bool ln_memory_undoes(const ln_memory *memory);
+/* Whether a policy asks what the model's gate says of tokens (ln_ragged_call.gate). */
+bool ln_memory_wants_gate(const ln_memory *memory);
 /* Whether a policy divides the budget over layers by how much attention changes the residual stream, and by how much it
  * did: the cosine of what was there before and after, of each token. */
 bool ln_memory_wants_cosine(const ln_memory *memory);

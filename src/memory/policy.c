@@ -72,6 +72,7 @@ static const ln_policy_row rows[] = {
      "scorer=snapkv,probe=draft,window=64,pooling=5,sinks=0,recent=64,lookahead=16,draft-window=256"},
     {"specpc", "P294", "reads of a prompt what a draft model attends to, with its neighbours; then as snapkv",
      "scorer=snapkv,prompt=draft,window=64,pooling=13,sinks=4,recent=64"},
+    {"gate", "P218", "tokens that the model's own gate says will be needed", "scorer=gate,sinks=4,recent=64"},
     {"random", "", "any tokens: what a rule must beat", "scorer=random,sinks=4,recent=64"},
 };
 enum { ROWS = sizeof rows / sizeof *rows };

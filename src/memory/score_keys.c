@@ -160,4 +160,5 @@ const ln_scorer ln_scorer_gate = {.name = "gate",
                                   .rule = "what the model's own gate says",
                                   .defaults = "",
                                   .keeps = 1,
+                                  .gate = true,
                                   .score = score_gate};

@@ -64,6 +64,8 @@ static bool same_needs(const ln_layer *a, const ln_layer *b) {
 static uint64_t scratch_bytes(linnet_model *model, const ln_forward_shape *shape) {
     const ln_hyperparameters *h = &model->hyper;
     uint64_t bytes = 0;
+    if (model->gate)
+        bytes = ln_gate_workspace(model->gate, &model->kernels, ln_team_size(model->context->team), shape->piece);
     need_product(model, shape, &model->head, h->width, &bytes);
     for (int64_t i = 0; i < h->layers; i++) {
         const ln_layer *layer = &model->layers[i];
@@ -131,6 +133,7 @@ static void lay_out(ln_forward *forward, linnet_model *model, const ln_forward_s
         forward->sine[local] = carve(from, tokens * pairs, sizeof(float));
     }
     forward->cosines = carve(from, tokens, sizeof(double));
+    forward->keep = model->gate ? carve(from, tokens * (uint64_t)h->key_value_heads, sizeof(float)) : NULL;
     forward->x = carve(from, tokens * (uint64_t)h->width, sizeof(float));
     /* While attention runs only the queries count of what follows: the rest is its scratch. */
     carver attention = *from;
@@ -329,6 +332,9 @@ static linnet_status run_attention(ln_forward *forward, ln_memory *memory, int64
     ln_team *team = model->context->team;
     const ln_hyperparameters *h = &model->hyper;
     const int64_t queries = h->heads * h->key_size, mixed = h->heads * h->value_size;
+    const bool gated = model->gate && ln_memory_wants_gate(memory);
+    if (gated)
+        ln_gate_run(model->gate, &model->kernels, team, index, forward->h, tokens, forward->keep, forward->scratch);
     project(forward, memory, index, tokens, r);
     ln_attention attention = describe_attention(model, index);
     attention.exact = forward->shape.exact;
@@ -351,6 +357,7 @@ static linnet_status run_attention(ln_forward *forward, ln_memory *memory, int64
                                  .output_stride = mixed,
                                  .output_head_stride = h->value_size,
                                  .rotation = r->layer->rotation == LN_ROTATE_NOT ? NULL : &rotation,
+                                 .gate = gated ? forward->keep : NULL,
                                  .workspace = forward->attention_scratch};
     const linnet_status status = ln_memory_attend(memory, index, &call);
     if (status != LINNET_OK) return status;

@@ -28,6 +28,7 @@ typedef struct ln_forward {
     linnet_model *model;
     ln_forward_shape shape;
     double *inverse[2], magnitude[2]; /* rotary frequencies: global, local */
+    float *keep;                      /* [piece, key_value_heads]: what the model's gate says; NULL: it has none */
     double *cosines;                  /* [piece] of x before and after attention */
     float *x, *h; /* [piece, width]: residual stream; what goes into and comes out of the products */
     /* In one place, in turn: queries, keys and values, in the place of the queries what attention gives (mixed); then
