@@ -30,7 +30,7 @@ typedef struct cli_integers {
 
 /* Values of the options of all verbs; an option row says which member it fills. */
 typedef struct cli_arguments {
-    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *policy, *draft, *folder, *budgets, *results;
+    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *policy, *draft, *predict, *folder, *budgets, *results;
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys, policies;
@@ -165,11 +165,11 @@ typedef struct cli_manners {
 
 typedef struct cli_engine {
     linnet_context *context;
-    linnet_model *model, *draft;
+    linnet_model *model, *draft, *predict;
     const linnet_tokenizer *tokenizer;
     linnet_model_info info;
     cli_manners manners;
-    linnet_session *session;
+    linnet_session *session, *helper; /* helper: reads prompts for the session (KV Prediction); NULL: it reads itself */
     double open_seconds;
 } cli_engine;
 
@@ -186,6 +186,11 @@ int cli_plan_session(const cli_engine *engine, const linnet_session_settings *se
 void cli_print_plan(const cli_engine *engine, const linnet_plan *plan, uint64_t memory, FILE *out);
 /* Plans, prints the plan to standard error, opens the session. */
 int cli_session_open(cli_engine *engine, const linnet_session_settings *settings, uint64_t kept);
+/* The session of --predict, before that of the model is planned: what it takes is counted there as taken. Bytes that
+ * predicting takes while it runs are added to *kept. */
+int cli_helper_open(cli_engine *engine, const cli_arguments *arguments, int64_t context, uint64_t *kept);
+/* The first tokens of the session, by the helper where there is one: all but the last, which the model itself reads. */
+linnet_status cli_read_prompt(cli_engine *engine, const int32_t *ids, int64_t count);
 linnet_status cli_sampler_open(const cli_engine *engine, const cli_arguments *arguments, linnet_sampler **sampler);
 /* Whether ctrl-C was pressed since the last call of cli_interrupt_clear. */
 bool cli_interrupted(void);

@@ -92,6 +92,8 @@ int cli_engine_open(const cli_arguments *arguments, bool text, cli_engine *engin
     engine->info = linnet_model_describe(engine->model);
     if (arguments->draft && linnet_model_open(engine->context, arguments->draft, &engine->draft) != LINNET_OK)
         return cli_engine_fail(engine, LINNET_ERROR_FILE);
+    if (arguments->predict && linnet_model_open(engine->context, arguments->predict, &engine->predict) != LINNET_OK)
+        return cli_engine_fail(engine, LINNET_ERROR_FILE);
     if (text) {
         engine->manners = read_manners(linnet_model_file(engine->model));
         engine->tokenizer = linnet_model_tokenizer(engine->model);
@@ -104,6 +106,8 @@ int cli_engine_open(const cli_arguments *arguments, bool text, cli_engine *engin
 void cli_engine_close(cli_engine *engine) {
     interruptible = NULL;
     linnet_session_close(engine->session);
+    linnet_session_close(engine->helper);
+    linnet_model_close(engine->predict);
     linnet_model_close(engine->draft);
     linnet_model_close(engine->model);
     linnet_context_close(engine->context);
@@ -213,4 +217,30 @@ int cli_session_open(cli_engine *engine, const linnet_session_settings *settings
     drafted.draft = engine->draft;
     const linnet_status opened = linnet_session_open(engine->model, &drafted, &engine->session);
     return opened == LINNET_OK ? CLI_OK : cli_engine_fail(engine, opened);
+}
+
+/* ---- a prompt that a smaller model reads ---- */
+
+int cli_helper_open(cli_engine *engine, const cli_arguments *arguments, int64_t context, uint64_t *kept) {
+    enum { PIECE = 256 };
+    if (!engine->predict) return CLI_OK;
+    linnet_session_close(engine->helper);
+    engine->helper = NULL;
+    linnet_session_settings settings = cli_session_settings(arguments, context, *kept);
+    settings.policy = NULL;
+    settings.cache = settings.activations = 0;
+    settings.piece = context < PIECE ? context : PIECE;
+    const linnet_status status = linnet_session_open(engine->predict, &settings, &engine->helper);
+    if (status != LINNET_OK) return cli_engine_fail(engine, status);
+    /* Keys and values of all layers in float32, once as they are and once prepared to be multiplied, and one layer's.
+     */
+    *kept += (uint64_t)settings.piece * 8 * linnet_session_plan(engine->helper).bytes_per_token;
+    return CLI_OK;
+}
+
+linnet_status cli_read_prompt(cli_engine *engine, const int32_t *ids, int64_t count) {
+    if (!engine->helper || count < 2) return linnet_session_feed(engine->session, ids, count);
+    linnet_status status = linnet_session_rewind(engine->helper, 0);
+    if (status == LINNET_OK) status = linnet_session_predict(engine->session, engine->helper, ids, count - 1);
+    return status == LINNET_OK ? linnet_session_feed(engine->session, ids + count - 1, 1) : status;
 }

@@ -39,6 +39,9 @@ static const cli_option eval_options[] = {
 static const cli_option run_options[] = {
     CLI_OPTION(0, "memory", CLI_SIZE, memory, "SIZE",
                "bytes that may be allocated beyond the mapped weights; 0: no bound", .fallback = "0"),
+    CLI_OPTION(0, "predict", CLI_TEXT, predict, "MODEL",
+               "small model that reads documents; maps beside its file make the keys and values of the model "
+               "from its own (KV Prediction)"),
     CLI_OPTION(0, "draft", CLI_TEXT, draft, "MODEL",
                "small model of the same vocabulary, for policies that look ahead with one: speckv, specpc"),
     CLI_OPTION(0, "activations", CLI_SIZE, activations, "SIZE",

@@ -120,7 +120,9 @@ static void choose_memory(const eval_cell *cell, linnet_session_settings *settin
 
 static int open_session(eval_run *run, eval_cell *cell) {
     cli_engine *engine = run->engine;
-    linnet_session_settings settings = cli_session_settings(run->arguments, cell->length, 0);
+    uint64_t kept = 0;
+    if (cli_helper_open(engine, run->arguments, cell->length, &kept) != CLI_OK) return CLI_FAILED;
+    linnet_session_settings settings = cli_session_settings(run->arguments, cell->length, kept);
     settings.draft = engine->draft;
     choose_memory(cell, &settings);
     forget_peak();
@@ -232,7 +234,7 @@ static int ask_on(eval_run *run, linnet_session *session, const eval_task *task,
 static int read_document(eval_run *run, const cli_ids *document, eval_outcome *outcome) {
     const double began = cli_seconds();
     linnet_status fed = linnet_session_rewind(run->engine->session, 0);
-    if (fed == LINNET_OK) fed = linnet_session_feed(run->engine->session, document->id, document->count);
+    if (fed == LINNET_OK) fed = cli_read_prompt(run->engine, document->id, document->count);
     if (fed != LINNET_OK) return cli_engine_fail(run->engine, fed);
     outcome->seconds += cli_seconds() - began;
     outcome->tokens += document->count;

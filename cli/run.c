@@ -15,6 +15,9 @@ static const cli_option prompt_options[] = {
     CLI_OPTION('f', "file", CLI_TEXT, file, "FILE", "document that stands before the prompt; - is standard input"),
     CLI_OPTION(0, "raw", CLI_FLAG, raw, NULL,
                "continue document and prompt as they are, without the model's chat template"),
+    CLI_OPTION(0, "predict", CLI_TEXT, predict, "MODEL",
+               "small model that reads the prompt; maps beside its file make the keys and values of the model "
+               "from its own (KV Prediction)"),
     CLI_OPTION(0, "json", CLI_FLAG, json, NULL, "print one JSON object: text, token counts, timings, memory"),
     {0}};
 
@@ -180,7 +183,7 @@ static int answer_question(cli_engine *engine, const cli_arguments *arguments, q
     linnet_status status = cli_sampler_open(engine, arguments, &sampler);
     if (status != LINNET_OK) return cli_engine_fail(engine, status);
     const double began = cli_seconds();
-    status = linnet_session_feed(engine->session, q->ids.id, q->ids.count);
+    status = cli_read_prompt(engine, q->ids.id, q->ids.count);
     cli_progress_end();
     o->prompt_seconds = cli_seconds() - began;
     o->prompt_tokens = linnet_session_position(engine->session);
@@ -210,7 +213,9 @@ static int run_question(cli_engine *engine, cli_arguments *arguments, question *
         status = half_of_float32(engine, context, &arguments->memory);
     if (q->demonstration && arguments->temperature < 0) arguments->temperature = 0;
     if (status != CLI_OK) return status;
-    const uint64_t kept = (uint64_t)q->ids.count * sizeof *q->ids.id;
+    uint64_t kept = (uint64_t)q->ids.count * sizeof *q->ids.id;
+    status = cli_helper_open(engine, arguments, context, &kept);
+    if (status != CLI_OK) return status;
     const linnet_session_settings settings = cli_session_settings(arguments, context, kept);
     status = cli_session_open(engine, &settings, kept);
     if (status != CLI_OK) return status;

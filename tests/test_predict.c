@@ -10,9 +10,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/map.h"
 #include "linnet/session.h"
 #include "model/file.h"
+#include "model/gguf_write.h"
 
 #define BUILT_IN TESTS_FOLDER "/../share/linnet/linnet-fledgling-q8_0.gguf"
 #define HELPER TESTS_FOLDER "/../share/linnet/linnet-nestling-q8_0.gguf"
@@ -151,8 +154,85 @@ static void test_refused(void **state) {
     close_pair(&p);
 }
 
+/* ---- a model that helps itself ---- */
+
+/* Maps that take of all layers' keys and values those of their own layer. */
+static void write_identity(linnet_context *context, const char *path, int64_t layers, int64_t rows) {
+    ln_gguf_writer writer = ln_gguf_writer_open(context);
+    const int64_t columns = layers * rows;
+    float *values = calloc((size_t)(rows * columns), sizeof *values);
+    assert_non_null(values);
+    ln_write_text(&writer.keys, "general.architecture", "linnet-prediction", 17);
+    for (int64_t i = 0; i < layers; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "kvp.blk.%d.weight", (int)i);
+        ln_gguf_add_tensor(&writer, name, LINNET_F32, 2, (const int64_t[]){columns, rows},
+                           (uint64_t)(rows * columns) * sizeof *values);
+        snprintf(name, sizeof name, "kvp.blk.%d.bias", (int)i);
+        ln_gguf_add_tensor(&writer, name, LINNET_F32, 1, &rows, (uint64_t)rows * sizeof *values);
+    }
+    ln_output output;
+    assert_int_equal(ln_output_open(context, path, &output), LINNET_OK);
+    assert_int_equal(ln_gguf_write_head(&writer, &output), LINNET_OK);
+    for (int64_t i = 0; i < layers; i++) {
+        memset(values, 0, (size_t)(rows * columns) * sizeof *values);
+        for (int64_t r = 0; r < rows; r++) values[r * columns + i * rows + r] = 1;
+        ln_output_write(&output, values, (size_t)(rows * columns) * sizeof *values);
+        ln_gguf_pad(&output);
+        memset(values, 0, (size_t)rows * sizeof *values);
+        ln_output_write(&output, values, (size_t)rows * sizeof *values);
+        ln_gguf_pad(&output);
+    }
+    assert_int_equal(ln_output_close(&output, true), LINNET_OK);
+    ln_gguf_writer_close(&writer);
+    free(values);
+}
+
+/* Through maps that change nothing, the model's own prediction is what it would have read. Its keys have neither norms
+ * nor biases, which would be applied twice. */
+static void test_identity(void **state) {
+    (void)state;
+    enum { TOKENS = 200, PIECE = 64 };
+    pair p = {0};
+    assert_int_equal(linnet_context_open(NULL, &p.context), LINNET_OK);
+    char folder[] = "/tmp/linnet-predict-XXXXXX", path[64], maps[64];
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/model.gguf", folder);
+    snprintf(maps, sizeof maps, "%s/model.predict.gguf", folder);
+    linnet_convert_settings convert = linnet_convert_settings_default();
+    convert.type = LINNET_F32;
+    assert_int_equal(linnet_convert(p.context, TESTS_FOLDER "/golden/models/llama-2", path, &convert), LINNET_OK);
+    assert_int_equal(linnet_model_open(p.context, path, &p.model), LINNET_OK);
+    const linnet_model_info info = linnet_model_describe(p.model);
+    write_identity(p.context, maps, info.layers, info.key_value_heads * (info.key_size + info.value_size));
+    linnet_session_settings s = linnet_session_settings_default();
+    s.context = TOKENS + 8;
+    s.piece = PIECE;
+    s.compute = LINNET_COMPUTE_EXACT;
+    s.precision = LINNET_F32;
+    linnet_session *own;
+    assert_int_equal(linnet_session_open(p.model, &s, &p.session), LINNET_OK);
+    assert_int_equal(linnet_session_open(p.model, &s, &p.helper), LINNET_OK);
+    assert_int_equal(linnet_session_open(p.model, &s, &own), LINNET_OK);
+    int32_t ids[TOKENS];
+    for (int i = 0; i < TOKENS; i++) ids[i] = (int32_t)((i * 7919 + 13) % info.vocabulary);
+    assert_int_equal(linnet_session_predict(p.session, p.helper, ids, TOKENS - 1), LINNET_OK);
+    assert_int_equal(linnet_session_feed(own, ids, TOKENS - 1), LINNET_OK);
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(linnet_session_feed(p.session, &ids[TOKENS - 1 - i], 1), LINNET_OK);
+        assert_int_equal(linnet_session_feed(own, &ids[TOKENS - 1 - i], 1), LINNET_OK);
+        assert_memory_equal(linnet_session_logits(p.session), linnet_session_logits(own),
+                            (size_t)info.vocabulary * sizeof(float));
+    }
+    linnet_session_close(own);
+    close_pair(&p);
+    unlink(path);
+    unlink(maps);
+    rmdir(folder);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden), cmocka_unit_test(test_recall),
-                                       cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_identity), cmocka_unit_test(test_golden),
+                                       cmocka_unit_test(test_recall), cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

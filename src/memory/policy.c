@@ -36,7 +36,7 @@ static const ln_policy_row rows[] = {
     {"l2norm", "L2 norm", "keys of small norm", "scorer=l2norm,sinks=0,recent=64"},
     {"lagkv", "LagKV", "tokens that stand out against the next part of the text", "scorer=lagkv,sinks=4,recent=128"},
     {"kvzip", "KVzip", "tokens that a repetition of the text attends to",
-     "scorer=kvzip,probe=repeat,allocator=level,alpha=0,sinks=4,recent=64"},
+     "scorer=kvzip,probe=repeat,allocator=level,alpha=0,near=q8_0,sinks=4,recent=64"},
     {"pyramidkv", "PyramidKV", "as snapkv, more for lower layers",
      "scorer=snapkv,allocator=pyramid,window=64,pooling=5,sinks=0,recent=64"},
     {"adakv", "AdaKV", "as snapkv, heads of a layer compete for its tokens",
