@@ -82,24 +82,50 @@ INLINE void multiply_square(int bits, const unsigned char *square, int64_t half,
     }
 }
 
+/* ---- sums over lanes ---- */
+
+/* Largest of the sizes of 32 numbers, ordered as integers: a NaN is larger than all. */
+INLINE float largest_of(const __m256 *x) {
+    const __m256i size = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = _mm256_setzero_si256();
+    UNROLL for (int i = 0; i < 4; i++) most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x[i]), size));
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1))));
+}
+
+INLINE float sum_of(__m256 x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
 /* ---- scores ---- */
 
-/* n values as bytes, those up to the next 32 zeros; returns the unit. */
+/* n values, a multiple of 8, as bytes, those up to the next 32 zeros; returns the unit. */
 static float quantize_some(const float *x, int64_t n, int8_t *bytes, float *rest, float *total) {
-    float most = 0;
-    *rest = *total = 0;
-    for (int64_t i = 0; i < n; i++) {
-        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-        *total += x[i];
+    const __m256i size = _mm256_set1_epi32(0x7fffffff);
+    __m256 most[4], sum = _mm256_setzero_ps(), left = sum;
+    for (int i = 0; i < 4; i++) most[i] = _mm256_setzero_ps();
+    for (int64_t i = 0; i < n; i += W) {
+        const __m256 v = _mm256_loadu_ps(x + i);
+        const __m256i here = _mm256_and_si256(_mm256_castps_si256(v), size);
+        most[0] = _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most[0]), here));
+        sum = _mm256_add_ps(sum, v);
     }
-    const bool finite = *total - *total == 0;
-    const float inverse = finite ? MOST * reciprocal(most) : 0, unit = finite ? most / MOST : NAN;
-    for (int64_t i = 0; i < (n + 31) / 32 * 32; i++) {
-        const float byte = i < n ? rintf(x[i] * inverse) : 0;
-        bytes[i] = (int8_t)byte;
-        if (i < n) *rest += x[i] - byte * unit;
+    const float widest = largest_of(most);
+    const __m256 inverse = _mm256_set1_ps(widest < INFINITY ? MOST * reciprocal(widest) : 0),
+                 unit = _mm256_set1_ps(widest < INFINITY ? widest / MOST : NAN);
+    for (int64_t i = 0; i < (n + 31) / 32 * 32; i += W) {
+        const __m256 v = i < n ? _mm256_loadu_ps(x + i) : _mm256_setzero_ps();
+        const __m256i byte = _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse));
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(byte), _mm256_extracti128_si256(byte, 1));
+        left = _mm256_add_ps(left, _mm256_fnmadd_ps(unit, _mm256_cvtepi32_ps(byte), v));
+        _mm_storel_epi64((__m128i *)(void *)(bytes + i), _mm_packs_epi16(words, words));
     }
-    return unit;
+    *rest = sum_of(left);
+    *total = sum_of(sum);
+    return _mm256_cvtss_f32(unit);
 }
 
 static void quantize(const float *a, int64_t depth, int64_t rows, ln_attend_integers *to) {
@@ -158,11 +184,14 @@ INLINE void score_channels(int bits, const ln_attend_part *part, int64_t depth, 
                                           (const __m128i *)(const void *)(steps[i / 32].minimum + i % 32))));
     }
     for (int r = 0; r < rows; r++) {
-        float scaled[LN_ATTEND_DEPTH], offset = 0, total;
-        for (int64_t i = 0; i < depth; i++) {
-            scaled[i] = a[r].row[i] * step[i];
-            offset += a[r].row[i] * minimum[i];
+        float scaled[LN_ATTEND_DEPTH], offset, total;
+        __m256 sum = _mm256_setzero_ps();
+        for (int64_t i = 0; i < depth; i += W) {
+            const __m256 query = _mm256_loadu_ps(a[r].row + i);
+            _mm256_storeu_ps(scaled + i, _mm256_mul_ps(query, _mm256_loadu_ps(step + i)));
+            sum = _mm256_fmadd_ps(query, _mm256_loadu_ps(minimum + i), sum);
         }
+        offset = sum_of(sum);
         unit[r] = quantize_some(scaled, depth, bytes[r], &rest[r], &total);
         rest[r] = offset + middle_of(bits) * rest[r];
     }
@@ -189,22 +218,6 @@ INLINE void score_channels(int bits, const ln_attend_part *part, int64_t depth, 
 }
 
 /* ---- outputs ---- */
-
-/* Largest of 32 numbers >= 0, ordered as integers: a NaN is larger than all. */
-INLINE float largest_of(const __m256 *x) {
-    const __m256i size = _mm256_set1_epi32(0x7fffffff);
-    __m256i most = _mm256_setzero_si256();
-    UNROLL for (int i = 0; i < 4; i++) most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x[i]), size));
-    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
-    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1))));
-}
-
-INLINE float sum_of(__m256 x) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-}
 
 /* What the products of a panel with up to PAGES pages need. */
 typedef struct panel_weights {
