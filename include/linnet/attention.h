@@ -160,7 +160,7 @@ typedef struct linnet_cache linnet_cache;
 typedef struct linnet_cache_settings {
     size_t size;
     int64_t key_value_heads, key_size, value_size;
-    linnet_type precision; /* LINNET_F32, BF16, F16, Q8_0 or Q4_0 */
+    linnet_type precision; /* LINNET_F32, BF16, F16, Q8_0, Q4_0, or Q5, Q4, Q3, Q2 */
     int64_t capacity;      /* tokens */
     bool value_in_key;     /* values are the first value_size columns of the keys (absorbed latent attention) */
 } linnet_cache_settings;

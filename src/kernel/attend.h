@@ -148,7 +148,7 @@ typedef struct ln_attend_integers {
 typedef struct ln_attend_integer {
     const char *name;
     void (*quantize)(const float *a, int64_t depth, int64_t rows, ln_attend_integers *to);
-    /* One part, columns LN_PANEL. */
+    /* Parts of a page each: part n's scores begin at column LN_PAGE_TOKENS n of c. */
     void (*scores[LN_TYPES])(const ln_attend_operand *keys, const ln_attend_integers *a, int64_t rows, float *c,
                              bool add);
     /* Parts of LN_PAGE_TOKENS rows, that of the first of `panels` whole panels; c += weights (>= 0) times values. */

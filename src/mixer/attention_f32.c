@@ -217,23 +217,37 @@ static ln_attend_product product_of(const piece *p, linnet_type type) {
     return p->decoded ? kernels->many : kernels->few[type];
 }
 
+/* Pages of one layout in integers; returns where they end. */
+static int64_t score_integers(const piece *p, int64_t key) {
+    const ln_page_layout *layout = ln_tile_layout(p->tile, key);
+    float *scores = p->s->scores + p->row * LN_ATTEND_STRIDE + (key - p->begin);
+    int64_t end = key;
+    for (int64_t panel = 0; panel * LN_DEPTH < layout->key_size; panel++) {
+        ln_attend_part parts[LN_BLOCK_PAGES];
+        ln_attend_operand keys = {0};
+        int64_t pages = 0;
+        for (end = key; end < p->to && ln_tile_layout(p->tile, end) == layout; end += LN_PAGE_TOKENS, pages++) {
+            keys = keys_operand(layout, &parts[pages], ln_tile_page(p->tile, end), panel);
+            look_ahead(p->tile, end, true, &parts[pages]);
+        }
+        keys.parts = parts;
+        keys.count = pages;
+        p->tile->call->kernels->attend.integer.scores[layout->key_type](
+            &keys, p->s->integers + panel * LN_ATTEND_FEW_ROWS + p->row, p->rows, scores, panel > 0);
+    }
+    return end;
+}
+
 static void score_page(const piece *p, int64_t key) {
     const ln_page_layout *layout = ln_tile_layout(p->tile, key);
     const unsigned char *page = ln_tile_page(p->tile, key);
-    const ln_attend_integer *integer = &p->tile->call->kernels->attend.integer;
-    const bool integers = !p->decoded && in_integers(p->tile, layout);
     const bool decoded = p->decoded && layout->key_type != LINNET_F32;
     float *scores = p->s->scores + p->row * LN_ATTEND_STRIDE + (key - p->begin);
     if (decoded) decode_keys(p->tile, key, p->s->keys);
     for (int64_t panel = 0; panel * LN_DEPTH < layout->key_size; panel++) {
         ln_attend_part part;
         const ln_attend_operand keys = keys_operand(layout, &part, page, panel);
-        look_ahead(p->tile, key, integers, &part);
-        if (integers) {
-            integer->scores[layout->key_type](&keys, p->s->integers + panel * LN_ATTEND_FEW_ROWS + p->row, p->rows,
-                                              scores, panel > 0);
-            continue;
-        }
+        look_ahead(p->tile, key, false, &part);
         if (decoded) part.codes = (const unsigned char *)(p->s->keys + panel * LN_DEPTH * LN_PAGE_TOKENS);
         product_of(p, layout->key_type)(&keys, p->s->query + (panel * p->s->rows + p->row) * LN_ATTEND_STRIDE, p->rows,
                                         scores, panel > 0);
@@ -241,7 +255,13 @@ static void score_page(const piece *p, int64_t key) {
 }
 
 static void score(const piece *p) {
-    for (int64_t key = p->from; key < p->to; key += LN_PAGE_TOKENS) score_page(p, key);
+    for (int64_t key = p->from, next; key < p->to; key = next) {
+        next = key + LN_PAGE_TOKENS;
+        if (!p->decoded && in_integers(p->tile, ln_tile_layout(p->tile, key)))
+            next = score_integers(p, key);
+        else
+            score_page(p, key);
+    }
 }
 
 static void soften(const piece *p) {

@@ -153,9 +153,8 @@ INLINE void multiply_eight(linnet_type precision, const ln_attend_part *part, in
     multiply_queries(high, low, y, a, rows, k + 4);
 }
 
-INLINE void score_rows(linnet_type precision, const ln_attend_operand *b, const ln_attend_integers *a, int rows,
-                       float *c, bool add) {
-    const ln_attend_part *part = b->parts;
+INLINE void score_rows(linnet_type precision, const ln_attend_operand *b, const ln_attend_part *part,
+                       const ln_attend_integers *a, int rows, float *c, bool add) {
     for (int64_t k = 0; k < b->depth; k += BLOCK) {
         const int64_t end = b->depth - k < BLOCK ? b->depth : k + BLOCK;
         integers high, low;
@@ -318,9 +317,12 @@ INLINE void add_panels(linnet_type precision, const ln_attend_part *part, int64_
 INLINE void scores_of(linnet_type precision, const ln_attend_operand *keys, const ln_attend_integers *a, int64_t rows,
                       float *c, bool add) {
     for (int64_t r = 0; r < rows; r += GROUP) {
-#define CALL(n) score_rows(precision, keys, a + r, n, c + r * LN_ATTEND_STRIDE, add)
-        BY_ROWS(rows - r, CALL)
+        for (int64_t i = 0; i < keys->count; i++) {
+#define CALL(n) \
+    score_rows(precision, keys, &keys->parts[i], a + r, n, c + r * LN_ATTEND_STRIDE + i * LN_PAGE_TOKENS, add)
+            BY_ROWS(rows - r, CALL)
 #undef CALL
+        }
     }
 }
 

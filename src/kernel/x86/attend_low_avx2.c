@@ -324,14 +324,17 @@ INLINE void add_pages(int bits, const ln_attend_operand *values, int64_t panels,
 INLINE void scores_of(int bits, const ln_attend_operand *keys, const ln_attend_integers *a, int64_t rows, float *c,
                       bool add) {
     for (int64_t r = 0; r < rows; r += GROUP) {
-        if (keys->parts->channels) {
-#define CALL(n) score_channels(bits, keys->parts, keys->depth, a + r, n, c + r * LN_ATTEND_STRIDE, add)
-            BY_ROWS(rows - r, CALL)
+        float *to = c + r * LN_ATTEND_STRIDE;
+        for (const ln_attend_part *part = keys->parts; part < keys->parts + keys->count; part++, to += LN_PAGE_TOKENS) {
+            if (part->channels) {
+#define CALL(n) score_channels(bits, part, keys->depth, a + r, n, to, add)
+                BY_ROWS(rows - r, CALL)
 #undef CALL
-        } else {
-#define CALL(n) score_tokens(bits, keys->parts, keys->depth, a + r, n, c + r * LN_ATTEND_STRIDE, add)
-            BY_ROWS(rows - r, CALL)
+            } else {
+#define CALL(n) score_tokens(bits, part, keys->depth, a + r, n, to, add)
+                BY_ROWS(rows - r, CALL)
 #undef CALL
+            }
         }
     }
 }

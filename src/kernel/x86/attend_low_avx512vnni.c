@@ -52,8 +52,12 @@ INLINE __m512i load_codes(int bits, const unsigned char *square, int g, int v) {
     return _mm512_or_si512(code, _mm512_and_si512(moved, _mm512_set1_epi8((char)(1 << low))));
 }
 
-INLINE void fetch_ahead(const unsigned char *square, int bits) {
-    UNROLL for (int i = 0; i < 2 * bits; i++) __builtin_prefetch(square + 64 * i);
+/* Square b of what will be needed soon, and its steps. */
+INLINE void fetch_ahead(const ln_attend_part *part, int64_t b, int bits) {
+    const uintptr_t codes = (uintptr_t)part->ahead + (uintptr_t)(b * LN_LOW_SECTION * bits);
+    const uintptr_t steps = (uintptr_t)part->ahead + ((uintptr_t)part->scales - (uintptr_t)part->codes);
+    UNROLL for (uintptr_t i = 0; i < (uintptr_t)(128 * bits); i += 64) __builtin_prefetch((const void *)(codes + i));
+    __builtin_prefetch((const void *)(steps + (uintptr_t)b * (part->channels ? sizeof(ln_channel_steps) : 64)));
 }
 
 INLINE __m512i broadcast(const int8_t *four) {
@@ -161,7 +165,7 @@ INLINE void score_tokens(int bits, const ln_attend_part *part, int64_t depth, co
     for (int64_t b = 0; b * LN_LOW_SQUARE < depth; b++) {
         integers sum;
         clear_integers(sum, rows);
-        fetch_ahead(part->ahead + b * LN_LOW_SECTION * bits, bits);
+        fetch_ahead(part, b, bits);
         multiply_square(bits, part->codes + b * LN_LOW_SECTION * bits, sum, a[0].byte + b * LN_LOW_SQUARE,
                         (int64_t)sizeof *a, false, false, rows);
         UNROLL for (int v = 0; v < PAIR; v++) {
@@ -243,7 +247,7 @@ INLINE void score_channels(int bits, const ln_attend_part *part, int64_t depth, 
     clear_integers(sum, rows);
     scale_queries(bits, part->scales, depth, a, rows, &queries);
     for (int64_t b = 0; b * LN_LOW_SQUARE < depth; b++) {
-        fetch_ahead(part->ahead + b * LN_LOW_SECTION * bits, bits);
+        fetch_ahead(part, b, bits);
         multiply_square(bits, part->codes + b * LN_LOW_SECTION * bits, sum, queries.bytes[b], 0, true, false, rows);
     }
     UNROLL for (int r = 0; r < rows; r++) {
@@ -362,7 +366,7 @@ INLINE void add_panel(int bits, const ln_attend_part *parts, int64_t pages, int6
         const int64_t at = panel * LN_LOW_SECTION * bits;
         integers sum;
         clear_integers(sum, rows);
-        fetch_ahead(parts[i].ahead + at, bits);
+        fetch_ahead(&parts[i], panel, bits);
         multiply_square(bits, parts[i].codes + at, sum, w->bytes[panel][i], 0, true, true, rows);
         UNROLL for (int r = 0; r < rows; r++) {
             const __m512 unit = _mm512_set1_ps(w->largest[i * GROUP + r] * w->unit[panel][i]);
@@ -409,14 +413,17 @@ INLINE void add_pages(int bits, const ln_attend_operand *values, int64_t panels,
 INLINE void scores_of(int bits, const ln_attend_operand *keys, const ln_attend_integers *a, int64_t rows, float *c,
                       bool add) {
     for (int64_t r = 0; r < rows; r += GROUP) {
-        if (keys->parts->channels) {
-#define CALL(n) score_channels(bits, keys->parts, keys->depth, a + r, n, c + r * LN_ATTEND_STRIDE, add)
-            BY_ROWS(rows - r, CALL)
+        float *to = c + r * LN_ATTEND_STRIDE;
+        for (const ln_attend_part *part = keys->parts; part < keys->parts + keys->count; part++, to += LN_PAGE_TOKENS) {
+            if (part->channels) {
+#define CALL(n) score_channels(bits, part, keys->depth, a + r, n, to, add)
+                BY_ROWS(rows - r, CALL)
 #undef CALL
-        } else {
-#define CALL(n) score_tokens(bits, keys->parts, keys->depth, a + r, n, c + r * LN_ATTEND_STRIDE, add)
-            BY_ROWS(rows - r, CALL)
+            } else {
+#define CALL(n) score_tokens(bits, part, keys->depth, a + r, n, to, add)
+                BY_ROWS(rows - r, CALL)
 #undef CALL
+            }
         }
     }
 }
