@@ -54,14 +54,22 @@ static uint64_t checksum_value(const ln_checksum *checksum) {
 
 /* ---- writing ---- */
 
-linnet_status ln_state_create(linnet_context *context, const char *path, ln_state_writer *writer) {
-    memset(writer, 0, sizeof *writer);
-    const linnet_status status = ln_output_open(context, path, &writer->output);
-    if (status != LINNET_OK) return status;
+void ln_state_begin(ln_state_writer *writer) {
     const uint32_t marks[2] = {STATE_ORDER, STATE_VERSION};
     ln_state_put(writer, state_magic, sizeof state_magic);
     ln_state_put(writer, marks, sizeof marks);
-    return LINNET_OK;
+}
+
+void ln_state_end(ln_state_writer *writer) {
+    const uint64_t tail[2] = {writer->checksum.bytes, checksum_value(&writer->checksum)};
+    ln_output_write(&writer->output, tail, sizeof tail);
+}
+
+linnet_status ln_state_create(linnet_context *context, const char *path, ln_state_writer *writer) {
+    memset(writer, 0, sizeof *writer);
+    const linnet_status status = ln_output_open(context, path, &writer->output);
+    if (status == LINNET_OK) ln_state_begin(writer);
+    return status;
 }
 
 void ln_state_put(ln_state_writer *writer, const void *data, uint64_t bytes) {
@@ -86,8 +94,7 @@ void ln_state_put_page(ln_state_writer *writer, const ln_page_layout *layout, co
 }
 
 linnet_status ln_state_finish(ln_state_writer *writer, bool keep) {
-    const uint64_t tail[2] = {writer->checksum.bytes, checksum_value(&writer->checksum)};
-    ln_output_write(&writer->output, tail, sizeof tail);
+    ln_state_end(writer);
     return ln_output_close(&writer->output, keep);
 }
 

@@ -24,6 +24,10 @@ typedef struct ln_state_writer {
     ln_checksum checksum;
 } ln_state_writer;
 
+/* Head and tail, for a stream that goes elsewhere than to ln_state_create's file. */
+void ln_state_begin(ln_state_writer *writer);
+void ln_state_end(ln_state_writer *writer);
+
 linnet_status ln_state_create(linnet_context *context, const char *path, ln_state_writer *writer);
 /* Failed writes are remembered and reported by ln_state_finish. */
 void ln_state_put(ln_state_writer *writer, const void *data, uint64_t bytes);

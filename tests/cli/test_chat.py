@@ -27,6 +27,19 @@ def test_turns_and_commands(built_in, tmp_path):
     assert "loaded" in again.stderr.decode()
 
 
+def test_saved_under_a_policy(built_in, tmp_path):
+    (tmp_path / "facts").write_text(FACTS)
+    saved = tmp_path / "talk"
+    arguments = [*CHAT, "-m", built_in, "-f", tmp_path / "facts", "--policy"]
+    first = linnet(*arguments, "snapkv", input=f"What is the ticket number of Ada?\n/save {saved}\nWho is the doctor of Cleo?\n")
+    answers = first.stdout.decode().splitlines()
+    assert answers[0] == "48213" and len(answers) == 2
+    again = linnet(*arguments, "snapkv", input=f"/load {saved}\nWho is the doctor of Cleo?\n")
+    assert again.stdout.decode().splitlines() == answers[1:] and "loaded" in again.stderr.decode()
+    other = linnet(*arguments, "h2o", input=f"/load {saved}\nWhat is the ticket number of Ada?\n")
+    assert other.stdout.decode().splitlines()[0] == "48213" and "was saved under the policy snapkv" in other.stderr.decode()
+
+
 def test_load_refuses_what_is_no_conversation(built_in, tmp_path):
     (tmp_path / "talk").write_text("x")
     (tmp_path / "talk.json").write_text("[]")
