@@ -61,7 +61,7 @@ static const ln_policy_row rows[] = {
     {"zoomr", "P267", "keeps every token; a step opens the groups of pages whose coarse summaries score highest",
      "tier=file,selector=zoomr,keys=q8_0,values=q8_0,sinks=32,recent=64,open=4"},
     {"disk", "", "keeps every token: what RAM has no room for in a file, of which a step reads the best pages",
-     "tier=file,selector=quest,keys=q8_0,values=q8_0,sinks=32,recent=32"},
+     "tier=file,selector=quest,near=q8_0,keys=q4,values=q4,rotate=1,sinks=32,recent=32"},
     {"ems", "P196", "tokens that are given up join the kept one whose key is most similar, unless it is not",
      "scorer=ems,merge=ems,window=32,pooling=5,sinks=4,recent=64"},
     {"razor", "P170", "heads that look far back keep most; what is given up of a head becomes one token, its mean",
