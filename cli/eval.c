@@ -188,6 +188,16 @@ static void write_base(const cli_engine *engine, const eval_source *source, cons
              (long long)arguments->piece, (unsigned long long)arguments->memory,
              (unsigned long long)arguments->activations, arguments->exact ? " exact" : "",
              arguments->aware ? " aware" : "", arguments->raw ? " raw" : "");
+    const struct {
+        const char *what;
+        const linnet_model *model;
+    } helpers[] = {{"draft", engine->draft}, {"predict", engine->predict}};
+    for (size_t i = 0; i < sizeof helpers / sizeof *helpers; i++) {
+        const size_t at = strlen(text);
+        if (helpers[i].model)
+            snprintf(text + at, room - at, " %s %016llx", helpers[i].what,
+                     (unsigned long long)model_hash(linnet_model_file(helpers[i].model)));
+    }
 }
 
 /* ---- cells ---- */
