@@ -247,6 +247,7 @@ static void weigh(const linnet_model *model, const candidates *all, linnet_type 
     plan->pages += all->draft.pages;
     if (all->policy) {
         plan->cache = lanes_of(settings, row, plan);
+        if (all->cache && plan->cache > all->cache) plan->cache = all->cache; /* what the workspace suffices for */
         plan->pages += plan->cache;
         ln_policy_text(all->policy, plan->policy, sizeof plan->policy);
     }
@@ -366,12 +367,43 @@ uint64_t ln_plan_spare(const linnet_plan *plan, const linnet_session_settings *s
     return settings->activations ? settings->activations - plan->workspace : UINT64_MAX;
 }
 
+/* The best candidate of the precisions in their order; of quick pieces where any fits. */
+static bool choose_among(const linnet_model *model, const candidates *all, const linnet_type *types, int count,
+                         linnet_plan *plan) {
+    const linnet_session_settings *settings = all->settings;
+    const int64_t quick = settings->memory || settings->cache ? QUICK_PIECE : 1;
+    bool found = false;
+    for (int i = 0; i < count && !found; i++) found = choose(model, types[i], quick, all, plan);
+    if (!found && all->policy && all->policy->probe) found = choose(model, types[0], 2, all, plan);
+    return found || choose(model, types[count - 1], 1, all, plan);
+}
+
+/* The workspace of a policy grows with the bytes of its lanes, which are what the workspace leaves: bounds of the lanes
+ * are tried from the most downwards. */
+static linnet_status choose_lanes(linnet_model *model, candidates *all, const linnet_plan *smallest, linnet_plan *plan,
+                                  bool *found) {
+    enum { TRIALS = 8 };
+    const linnet_session_settings *settings = all->settings;
+    const linnet_type type = LINNET_F16;
+    const uint64_t beside = smallest->total - smallest->cache;
+    uint64_t bound = settings->cache ? settings->cache : rest_of(settings->memory, beside);
+    *found = false;
+    for (int i = 0; i < TRIALS && !*found; i++) {
+        all->cache = i + 1 < TRIALS ? bound : smallest->cache;
+        const linnet_status status = list_candidates(model, all);
+        if (status != LINNET_OK) return status;
+        *found = choose_among(model, all, &type, 1, plan);
+        bound = smallest->cache + rest_of(bound, smallest->cache) / 2;
+    }
+    return LINNET_OK;
+}
+
 linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *given, linnet_plan *plan) {
     const linnet_session_settings settled = *given;
     linnet_status status = LINNET_OK;
     *plan = (linnet_plan){.size = sizeof *plan};
     ln_policy policy;
-    candidates all = {.settings = &settled, .cache = settled.cache ? settled.cache : settled.memory};
+    candidates all = {.settings = &settled};
     if (ln_session_policy(&settled)) {
         status = ln_policy_parse(model->context, settled.policy, &policy);
         all.policy = &policy;
@@ -380,16 +412,16 @@ linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *g
     }
     if (status == LINNET_OK) status = list_candidates(model, &all);
     if (status != LINNET_OK) return status;
-    linnet_type types[2];
+    linnet_type types[2] = {LINNET_F16};
     const int count = all.policy ? 1 : list_types(&settled, types);
-    if (all.policy) types[0] = LINNET_F16;
     linnet_plan smallest = {0};
     find_smallest(model, types[count - 1], &all, &smallest);
-    bool found = false;
-    const int64_t quick = settled.memory || settled.cache ? QUICK_PIECE : 1;
-    for (int i = 0; i < count && !found; i++) found = choose(model, types[i], quick, &all, plan);
-    if (!found && all.policy && policy.probe) found = choose(model, types[0], 2, &all, plan);
-    if (!found) found = choose(model, types[count - 1], 1, &all, plan);
+    bool found;
+    if (all.policy && (settled.memory || settled.cache))
+        status = choose_lanes(model, &all, &smallest, plan, &found);
+    else
+        found = choose_among(model, &all, types, count, plan);
+    if (status != LINNET_OK) return status;
     if (!found) {
         *plan = smallest;
         return refuse(model->context, &settled, plan);

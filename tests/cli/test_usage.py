@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from conftest import linnet
 
-VERBS = "run chat plan inspect convert tokenize logits perplexity bench eval version help".split()
+VERBS = "run chat plan inspect convert tokenize logits perplexity bench eval calibrate version help".split()
 
 
 def test_overview_lists_the_verbs():
