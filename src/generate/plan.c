@@ -299,6 +299,15 @@ static int list_types(const linnet_session_settings *settings, linnet_type types
     return 2;
 }
 
+/* Of bytes that the cache leaves each lane beside its recent tokens. */
+static void settle_policy(const linnet_model *model, const candidates *all, int64_t context, ln_policy *policy) {
+    const ln_hyperparameters *h = &model->hyper;
+    const double lanes = (double)(h->layers * h->key_value_heads), near = (double)(policy->sinks + policy->recent);
+    const double token = 2.0 * (double)(h->key_size + h->value_size);
+    const double bytes = all->cache ? 0.9 * (double)all->cache / lanes - near * token : 1e18;
+    ln_policy_settle(policy, bytes, context, h->key_size, h->value_size);
+}
+
 /* most: the piece that would be taken without bounds. */
 static void explain(linnet_plan *plan, const linnet_session_settings *settings, int64_t most) {
     char activations[96] = "";
@@ -306,8 +315,12 @@ static void explain(linnet_plan *plan, const linnet_session_settings *settings, 
         snprintf(activations, sizeof activations, "; the feed-forward part in slices of %lld of %lld columns",
                  (long long)plan->slice, (long long)plan->feed_forward);
     if (*plan->policy) {
-        snprintf(plan->reason, sizeof plan->reason, "policy %.*s as asked for%s%s", (int)strcspn(plan->policy, ":"),
-                 plan->policy, plan->piece < most ? ", the prompt in smaller pieces to make room" : "", activations);
+        const char *keys = strncmp(plan->policy, "p117:", 5) == 0 ? strstr(plan->policy, ",keys=") : NULL;
+        const char *end = keys ? strstr(keys, ",axis") : NULL;
+        snprintf(plan->reason, sizeof plan->reason, "policy %.*s as asked for%s%.*s%s%s",
+                 (int)strcspn(plan->policy, ":"), plan->policy, end ? ", with " : "", end ? (int)(end - keys - 1) : 0,
+                 end ? keys + 1 : "", plan->piece < most ? ", the prompt in smaller pieces to make room" : "",
+                 activations);
         return;
     }
     if (settings->memory == 0 && settings->cache == 0 && settings->activations == 0) {
@@ -406,6 +419,7 @@ linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *g
     candidates all = {.settings = &settled};
     if (ln_session_policy(&settled)) {
         status = ln_policy_parse(model->context, settled.policy, &policy);
+        if (status == LINNET_OK) settle_policy(model, &all, settled.context, &policy);
         all.policy = &policy;
         linnet_session_settings draft;
         if (status == LINNET_OK) status = ln_draft_plan(model, &settled, &policy, &draft, &all.draft);

@@ -4,6 +4,7 @@
  * that a user could not. */
 #include "memory/policy.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include "kernel/attend.h"
 #include "memory/allocate.h"
 #include "memory/merge.h"
+#include "memory/precision.h"
 #include "memory/score.h"
 #include "memory/select.h"
 
@@ -73,6 +75,8 @@ static const ln_policy_row rows[] = {
     {"specpc", "P294", "reads of a prompt what a draft model attends to, with its neighbours; then as snapkv",
      "scorer=snapkv,prompt=draft,window=64,pooling=13,sinks=4,recent=64"},
     {"gate", "P218", "tokens that the model's own gate says will be needed", "scorer=gate,sinks=4,recent=64"},
+    {"p117", "P117", "as snapkv, as many tokens in as many bits as lose least for the bytes: chosen by the plan",
+     "scorer=snapkv,window=64,pooling=5,sinks=0,recent=64"},
     {"random", "", "any tokens: what a rule must beat", "scorer=random,sinks=4,recent=64"},
 };
 enum { ROWS = sizeof rows / sizeof *rows };
@@ -343,6 +347,36 @@ linnet_status ln_policy_parse(linnet_context *context, const char *text, ln_poli
     linnet_status status = apply_list(context, policy->row->parts, policy);
     if (status == LINNET_OK && text[bytes]) status = apply_list(context, text + bytes + 1, policy);
     return status == LINNET_OK ? check(context, policy) : status;
+}
+
+/* A quarter of the tokens holds 7 / 10 of the attention, a 64th a third: P(n) = (n / tokens)^(1 / 4). Errors are the
+ * root mean square ones of normally distributed rows. */
+void ln_policy_settle(ln_policy *policy, double bytes, int64_t tokens, int64_t key_size, int64_t value_size) {
+    static const struct {
+        linnet_type type;
+        double error;
+    } types[] = {{LINNET_F16, 2e-4}, {LINNET_Q8_0, 6e-3}, {LINNET_Q5, 0.04},
+                 {LINNET_Q4, 0.09},  {LINNET_Q3, 0.2},    {LINNET_Q2, 0.45}};
+    enum { TYPES = sizeof types / sizeof *types };
+    const bool open =
+        policy->keys == LINNET_F16 && policy->values == LINNET_F16 && policy->low_keys == LINNET_TYPE_AUTO;
+    if (strcmp(policy->row->name, "p117") != 0 || !open) return;
+    ln_precision_option options[TYPES];
+    double mass[LN_STATISTICS_MASS];
+    for (int i = 0; i < LN_STATISTICS_MASS; i++) mass[i] = sqrt(sqrt((i + 1.0) / LN_STATISTICS_MASS));
+    for (int i = 0; i < TYPES; i++) {
+        ln_page_layout layout;
+        if (!ln_page_layout_of(types[i].type, types[i].type, key_size, value_size, &layout)) return;
+        options[i] = (ln_precision_option){(double)layout.bytes / LN_PAGE_TOKENS + 8, types[i].error};
+    }
+    const ln_precision_choice best = ln_precision_solve(options, TYPES, bytes, tokens, mass);
+    const int high = best.high >= 0 ? best.high : best.low;
+    if (high < 0) return;
+    policy->keys = policy->values = types[high].type;
+    if (best.high < 0 || best.low < 0) return;
+    policy->low_keys = policy->low_values = types[best.low].type;
+    policy->salient = (double)best.high_tokens / (double)(best.high_tokens + best.low_tokens);
+    policy->salient = (double)(int)(policy->salient * 1000) / 1000; /* as its text says it */
 }
 
 void ln_policy_text(const ln_policy *p, char *text, size_t room) {
