@@ -153,7 +153,7 @@ typedef struct outcome {
 static void check_evicts(const linnet_session *session, const char *name) {
     const linnet_usage usage = linnet_session_usage(session);
     const bool evicts = strstr(linnet_session_plan(session).policy, "scorer=none") == NULL;
-    if (strcmp(name, "specpc") == 0 || strcmp(name, "p117") == 0) return; /* reads less, or fewer bits suffice */
+    if (strcmp(name, "specpc") == 0) return; /* reads less of a prompt */
     if (evicts != (usage.evicted > 0)) fail_msg("%s: %lld tokens given up", name, (long long)usage.evicted);
 }
 
@@ -259,8 +259,7 @@ static void check_rows(const char *model, uint64_t more) {
             check_refused(&one, name, missing(name));
             continue;
         }
-        const uint64_t kinds = strcmp(name, "p117") == 0 ? 64 * 1024 : 0; /* of pages, that it chooses by the bytes */
-        check_threads(&one, &two, name, least_cache(&one, name) + more + kinds);
+        check_threads(&one, &two, name, least_cache(&one, name) + more);
         check_whole(&one, name, full);
     }
     free(full);

@@ -299,13 +299,13 @@ static int list_types(const linnet_session_settings *settings, linnet_type types
     return 2;
 }
 
-/* Of bytes that the cache leaves each lane beside its recent tokens. */
-static void settle_policy(const linnet_model *model, const candidates *all, int64_t context, ln_policy *policy) {
+/* What the policy leaves open, for so many bytes of keys and values; 0: as little as it can. */
+static bool settle_policy(const linnet_model *model, uint64_t cache, int64_t context, ln_policy *policy) {
     const ln_hyperparameters *h = &model->hyper;
     const double lanes = (double)(h->layers * h->key_value_heads), near = (double)(policy->sinks + policy->recent);
-    const double token = 2.0 * (double)(h->key_size + h->value_size);
-    const double bytes = all->cache ? 0.9 * (double)all->cache / lanes - near * token : 1e18;
-    ln_policy_settle(policy, bytes, context, h->key_size, h->value_size);
+    const double token = 2.0 * (double)(h->key_size + h->value_size), waste = 0.1;
+    const double bytes = (1 - waste) * (double)cache / lanes - near * token;
+    return ln_policy_settle(policy, bytes, context, h->key_size, h->value_size);
 }
 
 /* most: the piece that would be taken without bounds. */
@@ -392,20 +392,27 @@ static bool choose_among(const linnet_model *model, const candidates *all, const
 }
 
 /* The workspace of a policy grows with the bytes of its lanes, which are what the workspace leaves: bounds of the lanes
- * are tried from the most downwards. */
-static linnet_status choose_lanes(linnet_model *model, candidates *all, const linnet_plan *smallest, linnet_plan *plan,
-                                  bool *found) {
+ * are tried from the most downwards. What the policy leaves open is settled for each; where that does not fit, as
+ * coarsely as it can be. */
+static linnet_status choose_lanes(linnet_model *model, candidates *all, ln_policy *policy, const linnet_plan *smallest,
+                                  linnet_plan *plan, bool *found) {
     enum { TRIALS = 8 };
     const linnet_session_settings *settings = all->settings;
     const linnet_type type = LINNET_F16;
+    const ln_policy asked = *policy;
     const uint64_t beside = smallest->total - smallest->cache;
     uint64_t bound = settings->cache ? settings->cache : rest_of(settings->memory, beside);
     *found = false;
     for (int i = 0; i < TRIALS && !*found; i++) {
         all->cache = i + 1 < TRIALS ? bound : smallest->cache;
-        const linnet_status status = list_candidates(model, all);
-        if (status != LINNET_OK) return status;
-        *found = choose_among(model, all, &type, 1, plan);
+        bool open = true;
+        for (int coarse = 0; coarse < 2 && open && !*found; coarse++) {
+            *policy = asked;
+            open = settle_policy(model, coarse ? 0 : all->cache, settings->context, policy);
+            const linnet_status status = list_candidates(model, all);
+            if (status != LINNET_OK) return status;
+            *found = choose_among(model, all, &type, 1, plan);
+        }
         bound = smallest->cache + rest_of(bound, smallest->cache) / 2;
     }
     return LINNET_OK;
@@ -415,11 +422,12 @@ linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *g
     const linnet_session_settings settled = *given;
     linnet_status status = LINNET_OK;
     *plan = (linnet_plan){.size = sizeof *plan};
-    ln_policy policy;
+    ln_policy asked, policy;
     candidates all = {.settings = &settled};
     if (ln_session_policy(&settled)) {
-        status = ln_policy_parse(model->context, settled.policy, &policy);
-        if (status == LINNET_OK) settle_policy(model, &all, settled.context, &policy);
+        status = ln_policy_parse(model->context, settled.policy, &asked);
+        policy = asked;
+        if (status == LINNET_OK) settle_policy(model, 0, settled.context, &policy);
         all.policy = &policy;
         linnet_session_settings draft;
         if (status == LINNET_OK) status = ln_draft_plan(model, &settled, &policy, &draft, &all.draft);
@@ -431,10 +439,12 @@ linnet_status ln_plan_with(linnet_model *model, const linnet_session_settings *g
     linnet_plan smallest = {0};
     find_smallest(model, types[count - 1], &all, &smallest);
     bool found;
-    if (all.policy && (settled.memory || settled.cache))
-        status = choose_lanes(model, &all, &smallest, plan, &found);
-    else
+    if (all.policy && (settled.memory || settled.cache)) {
+        policy = asked;
+        status = choose_lanes(model, &all, &policy, &smallest, plan, &found);
+    } else {
         found = choose_among(model, &all, types, count, plan);
+    }
     if (status != LINNET_OK) return status;
     if (!found) {
         *plan = smallest;

@@ -349,34 +349,34 @@ linnet_status ln_policy_parse(linnet_context *context, const char *text, ln_poli
     return status == LINNET_OK ? check(context, policy) : status;
 }
 
-/* A quarter of the tokens holds 7 / 10 of the attention, a 64th a third: P(n) = (n / tokens)^(1 / 4). Errors are the
- * root mean square ones of normally distributed rows. */
-void ln_policy_settle(ln_policy *policy, double bytes, int64_t tokens, int64_t key_size, int64_t value_size) {
+/* The curve is an assumption: P(n) = (n / tokens)^(1 / 4), a quarter of the tokens holds 7 / 10 of the attention.
+ * Errors are what the codecs lose of normally distributed rows, measured: root mean squares, in standard deviations. */
+bool ln_policy_settle(ln_policy *policy, double bytes, int64_t tokens, int64_t key_size, int64_t value_size) {
     static const struct {
         linnet_type type;
         double error;
-    } types[] = {{LINNET_F16, 2e-4}, {LINNET_Q8_0, 6e-3}, {LINNET_Q5, 0.04},
-                 {LINNET_Q4, 0.09},  {LINNET_Q3, 0.2},    {LINNET_Q2, 0.45}};
+    } types[] = {{LINNET_F16, 2.1e-4}, {LINNET_Q8_0, 0.0053}, {LINNET_Q5, 0.038},
+                 {LINNET_Q4, 0.075},   {LINNET_Q3, 0.152},    {LINNET_Q2, 0.305}};
     enum { TYPES = sizeof types / sizeof *types };
     const bool open =
         policy->keys == LINNET_F16 && policy->values == LINNET_F16 && policy->low_keys == LINNET_TYPE_AUTO;
-    if (strcmp(policy->row->name, "p117") != 0 || !open) return;
+    if (strcmp(policy->row->name, "p117") != 0 || !open) return false;
     ln_precision_option options[TYPES];
     double mass[LN_STATISTICS_MASS];
     for (int i = 0; i < LN_STATISTICS_MASS; i++) mass[i] = sqrt(sqrt((i + 1.0) / LN_STATISTICS_MASS));
     for (int i = 0; i < TYPES; i++) {
         ln_page_layout layout;
-        if (!ln_page_layout_of(types[i].type, types[i].type, key_size, value_size, &layout)) return;
+        if (!ln_page_layout_of(types[i].type, types[i].type, key_size, value_size, &layout)) return false;
         options[i] = (ln_precision_option){(double)layout.bytes / LN_PAGE_TOKENS + 8, types[i].error};
     }
     const ln_precision_choice best = ln_precision_solve(options, TYPES, bytes, tokens, mass);
-    const int high = best.high >= 0 ? best.high : best.low;
-    if (high < 0) return;
+    const int high = best.high >= 0 ? best.high : best.low >= 0 ? best.low : TYPES - 1;
     policy->keys = policy->values = types[high].type;
-    if (best.high < 0 || best.low < 0) return;
+    if (best.high < 0 || best.low < 0) return true;
     policy->low_keys = policy->low_values = types[best.low].type;
     policy->salient = (double)best.high_tokens / (double)(best.high_tokens + best.low_tokens);
     policy->salient = (double)(int)(policy->salient * 1000) / 1000; /* as its text says it */
+    return true;
 }
 
 void ln_policy_text(const ln_policy *p, char *text, size_t room) {

@@ -61,9 +61,10 @@ struct ln_policy_row {
 const ln_policy_row *ln_policy_row_at(int index);
 /* Reads "NAME[:key=value,...]". LINNET_ERROR_ARGUMENT names the word that is wrong and what is known. */
 linnet_status ln_policy_parse(linnet_context *context, const char *text, ln_policy *policy);
-/* Where the policy leaves it open (row p117): how many tokens to keep and how exactly, for a lane of `bytes` and a text
- * of `tokens` tokens, by what attention and rounding mostly lose. */
-void ln_policy_settle(ln_policy *policy, double bytes, int64_t tokens, int64_t key_size, int64_t value_size);
+/* Where the policy leaves it open (row p117; else false, and nothing is done): how many tokens to keep and how exactly,
+ * for a lane of `bytes` and a text of `tokens` tokens, so that least of the attention is lost or rounded away. 0 bytes:
+ * as coarse as there is. */
+bool ln_policy_settle(ln_policy *policy, double bytes, int64_t tokens, int64_t key_size, int64_t value_size);
 /* The policy as text that ln_policy_parse reads as the same policy; at most `room` bytes with the zero. */
 void ln_policy_text(const ln_policy *policy, char *text, size_t room);
 /* What a name of a row, and one of a parameter, mean to people; NULL past the end. */
