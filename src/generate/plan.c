@@ -18,6 +18,7 @@
  * tests/cli/test_run.py). */
 enum {
     STAGED_PART = 10 /* of lanes, that a piece may take */,
+    WORKSPACE_PART = 4 /* of memory, under a policy */,
     HELD_PART = 3 /* where all layers hold it for its probe */,
     OVERHEAD_BYTES = 6 << 20,
     SMALLEST_PIECE = 8,
@@ -391,29 +392,49 @@ static bool choose_among(const linnet_model *model, const candidates *all, const
     return found || choose(model, types[count - 1], 1, all, plan);
 }
 
-/* The workspace of a policy grows with the bytes of its lanes, which are what the workspace leaves: bounds of the lanes
- * are tried from the most downwards. What the policy leaves open is settled for each; where that does not fit, as
- * coarsely as it can be. */
+/* The plan for lanes of at most all->cache bytes. What the policy leaves open is settled for them; where that does not
+ * fit, as coarsely as it can be. */
+static linnet_status try_lanes(linnet_model *model, candidates *all, const ln_policy *asked, ln_policy *policy,
+                               linnet_plan *plan, bool *found) {
+    const linnet_type type = LINNET_F16;
+    bool open = true;
+    *found = false;
+    for (int coarse = 0; coarse < 2 && open && !*found; coarse++) {
+        *policy = *asked;
+        open = settle_policy(model, coarse ? 0 : all->cache, all->settings->context, policy);
+        const linnet_status status = list_candidates(model, all);
+        if (status != LINNET_OK) return status;
+        *found = choose_among(model, all, &type, 1, plan);
+    }
+    return LINNET_OK;
+}
+
+/* The workspace of a policy grows with the bytes of its lanes, which are what the workspace leaves: the bound of the
+ * lanes that leaves them most is found by halving. */
 static linnet_status choose_lanes(linnet_model *model, candidates *all, ln_policy *policy, const linnet_plan *smallest,
                                   linnet_plan *plan, bool *found) {
-    enum { TRIALS = 8 };
+    enum { TRIALS = 9 };
     const linnet_session_settings *settings = all->settings;
-    const linnet_type type = LINNET_F16;
     const ln_policy asked = *policy;
-    const uint64_t beside = smallest->total - smallest->cache;
-    uint64_t bound = settings->cache ? settings->cache : rest_of(settings->memory, beside);
+    uint64_t low = smallest->cache, high = settings->cache;
+    if (settings->memory) high = rest_of(settings->memory, smallest->total - smallest->cache);
     *found = false;
-    for (int i = 0; i < TRIALS && !*found; i++) {
-        all->cache = i + 1 < TRIALS ? bound : smallest->cache;
-        bool open = true;
-        for (int coarse = 0; coarse < 2 && open && !*found; coarse++) {
-            *policy = asked;
-            open = settle_policy(model, coarse ? 0 : all->cache, settings->context, policy);
-            const linnet_status status = list_candidates(model, all);
-            if (status != LINNET_OK) return status;
-            *found = choose_among(model, all, &type, 1, plan);
+    for (int i = 0; i < TRIALS; i++) {
+        linnet_plan made;
+        bool fitting;
+        const bool last = i + 1 == TRIALS;
+        if (last && *found) break;
+        all->cache = last ? smallest->cache : i ? low + rest_of(high, low) / 2 : high;
+        const linnet_status status = try_lanes(model, all, &asked, policy, &made, &fitting);
+        if (status != LINNET_OK) return status;
+        if (fitting && (!*found || made.cache > plan->cache)) *plan = made;
+        *found = *found || fitting;
+        if (fitting && (made.cache >= all->cache || !settings->memory)) {
+            if (i == 0) break;
+            low = all->cache;
+        } else {
+            high = all->cache;
         }
-        bound = smallest->cache + rest_of(bound, smallest->cache) / 2;
     }
     return LINNET_OK;
 }

@@ -146,7 +146,7 @@ uint64_t ln_ragged_settle_workspace(const ln_kernels *kernels, int threads, cons
     ln_carve(&parts, (uint64_t)shape->key_value_heads, sizeof(lane_work));
     carve_lane(&parts, shape->policy, pages, &lane);
     ln_carve(&parts, (uint64_t)shape->key_value_heads, 16 * 64); /* each lane's parts are rounded up */
-    ln_carve(&parts, (uint64_t)threads, worker_bytes_of(kernels, shape, pages));
+    ln_carve(&parts, (uint64_t)ln_min_i64(threads, shape->key_value_heads), worker_bytes_of(kernels, shape, pages));
     return parts.used;
 }
 
@@ -196,6 +196,12 @@ static void scatter(ln_ragged *ragged, ln_lane *lane, lane_work *work) {
     if (work->drops) lane->version = 0;
 }
 
+/* Room that no other running task has: there are as many as threads, or lanes where these are fewer. */
+static unsigned char *worker_place(const layer_work *layer, int64_t head, int worker) {
+    const bool by_lane = layer->ragged->shape.key_value_heads < ln_team_size(layer->s->call->team);
+    return layer->workers + (uint64_t)(by_lane ? head : worker) * layer->worker_bytes;
+}
+
 static void score_lane(void *argument, int64_t head, int worker) {
     const layer_work *layer = argument;
     ln_ragged *ragged = layer->ragged;
@@ -234,7 +240,7 @@ static void score_lane(void *argument, int64_t head, int worker) {
                       .gate = s->call->gate ? s->call->gate + head : NULL,
                       .gate_stride = shape->key_value_heads,
                       .state = ragged->state + (uint64_t)number * ragged->state_bytes,
-                      .workspace = layer->workers + (uint64_t)worker * layer->worker_bytes};
+                      .workspace = worker_place(layer, head, worker)};
     ragged->policy.scorer->score(&scene, layer->leaving ? work->score : NULL);
     scatter(ragged, lane, work);
 }
@@ -635,7 +641,7 @@ static void move_lane(void *argument, int64_t head, int worker) {
         ragged->policy.scorer && work->candidates > (ln_pool_shape_of(ragged->pool)->kinds > LN_LOW
                                                          ? (int64_t)(ragged->policy.salient * (double)work->allowance)
                                                          : work->allowance);
-    ln_carver parts = {.base = layer->workers + (uint64_t)worker * layer->worker_bytes};
+    ln_carver parts = {.base = worker_place(layer, head, worker)};
     rows room = carve_rows(&parts, &ragged->shape);
     mover m = {.ragged = ragged, .layouts = ln_pool_layouts(ragged->pool), .work = work, .rows = &room};
     if (ranked) {
