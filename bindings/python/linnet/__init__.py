@@ -15,7 +15,7 @@ import numpy
 from . import _library
 from ._library import library as _c
 
-__all__ = ["Error", "Model", "Session", "Tokenizer", "version"]
+__all__ = ["Error", "Model", "Session", "Tokenizer", "policies", "version"]
 
 
 class Error(Exception):
@@ -168,36 +168,47 @@ class Model:
         """The most bytes that were allocated at any time."""
         return _c.memory_peak(self._context.handle)
 
-    def _settings(self, context, memory, precision, piece, exact, activations):
+    def _settings(self, context, memory, precision, piece, exact, activations, policy, cache, folder):
         settings = _c.session_settings_default()
         settings.context, settings.memory, settings.piece, settings.compute = context, memory, piece, int(exact)
-        settings.activations = activations
+        settings.activations, settings.cache = activations, cache
+        settings.policy, settings.folder = policy and policy.encode(), folder and os.fsencode(folder)
         settings.precision = _c.type_of_name(precision.encode()) if precision else _library.TYPE_AUTO
         if precision and settings.precision == _library.TYPE_AUTO:
             raise ValueError(f"there is no precision {precision}")
         return settings
 
-    def plan(self, context=0, *, memory=0, precision=None, piece=0, exact=False, activations=0):
+    def plan(self, context=0, *, memory=0, precision=None, piece=0, exact=False, activations=0, policy=None, cache=0, folder=None):
         """What a session with these settings would take, as a dict of bytes, before anything is allocated."""
         plan = _library.Plan(size=ctypes.sizeof(_library.Plan))
-        settings = self._settings(context, memory, precision, piece, exact, activations)
+        settings = self._settings(context, memory, precision, piece, exact, activations, policy, cache, folder)
         self._context.check(_c.plan_session(self._handle, settings, plan))
         return _plan_dict(plan)
 
-    def session(self, context=0, *, memory=0, precision=None, piece=0, exact=False, activations=0):
+    def session(self, context=0, *, memory=0, precision=None, piece=0, exact=False, activations=0, policy=None, cache=0, folder=None):
         """A session with room for `context` tokens (0: the model's trained length) in `memory` bytes (0: no bound). precision of
-        keys and values: "f32", "bf16", "f16", "q8_0", "q4_0", or None for the most exact that fits. exact: activations stay float32.
-        activations: bytes that these and scratch may take, however long the prompt (0: no bound of their own)."""
+        keys and values: "f32", "bf16", "f16", "q8_0", "q4_0", or None for the best that fits. exact: activations stay float32.
+        activations: bytes that these and scratch may take, however long the prompt (0: no bound of their own). policy: what is kept of
+        keys and values, "NAME[:key=value,...]" of policies(). cache: bytes that they may take. folder: for a policy's file."""
         handle = ctypes.c_void_p()
-        settings = self._settings(context, memory, precision, piece, exact, activations)
+        settings = self._settings(context, memory, precision, piece, exact, activations, policy, cache, folder)
         self._context.check(_c.session_open(self._handle, settings, handle))
         return Session(self, handle.value)
+
+
+def policies():
+    """The names of policies and what each does."""
+    found, index = {}, 0
+    while (name := _c.policy_name(index)) is not None:
+        found[name.decode()] = _c.policy_about(index).decode()
+        index += 1
+    return found
 
 
 def _plan_dict(plan):
     values = {name: getattr(plan, name) for name, _ in plan._fields_[1:]}
     values["precision"] = _c.type_name(plan.precision).decode()
-    values["reason"] = plan.reason.decode()
+    values["policy"], values["reason"] = plan.policy.decode(), plan.reason.decode()
     return values
 
 
@@ -217,6 +228,12 @@ class Session:
     @property
     def plan(self):
         return _plan_dict(_c.session_plan(self._handle))
+
+    @property
+    def usage(self):
+        """What keys and values take and hold now: bytes of pages, their peak and those in a file; tokens kept and evicted."""
+        usage = _c.session_usage(self._handle)
+        return {name: getattr(usage, name) for name, _ in usage._fields_[1:]}
 
     @property
     def tokens(self):

@@ -24,14 +24,21 @@ class ModelInfo(Structure):
 
 class SessionSettings(Structure):
     _fields_ = [("size", c_size_t), ("context", c_int64), ("memory", c_uint64), ("precision", c_int), ("piece", c_int64),
-                ("compute", c_int), ("activations", c_uint64)]
+                ("compute", c_int), ("activations", c_uint64), ("policy", c_char_p), ("cache", c_uint64), ("folder", c_char_p),
+                ("draft", c_void_p)]
 
 
 class Plan(Structure):
     _fields_ = [("size", c_size_t), ("context", c_int64), ("piece", c_int64), ("page_tokens", c_int64), ("feed_forward", c_int64),
                 ("slice", c_int64), ("step", c_int64), ("precision", c_int)] + [
         (name, c_uint64) for name in ("weights_mapped", "model", "pages", "workspace", "overhead", "total", "smallest",
-                                      "smallest_workspace", "bytes_per_token")] + [("reason", c_char * 256)]
+                                      "smallest_workspace", "bytes_per_token", "cache", "draft")] + [
+        ("policy", c_char * 256), ("reason", c_char * 256)]
+
+
+class Usage(Structure):
+    _fields_ = [("size", c_size_t), ("pages", c_uint64), ("pages_peak", c_uint64), ("file", c_uint64), ("kept", c_int64),
+                ("evicted", c_int64)]
 
 
 class SamplerSettings(Structure):
@@ -80,6 +87,9 @@ _FUNCTIONS = {
     "session_open": (c_int, _HANDLE, POINTER(SessionSettings), _OUT),
     "session_close": (None, _HANDLE),
     "session_plan": (Plan, _HANDLE),
+    "session_usage": (Usage, _HANDLE),
+    "policy_name": (c_char_p, c_int),
+    "policy_about": (c_char_p, c_int),
     "session_feed": (c_int, _HANDLE, _IDS, c_int64),
     "session_feed_logits": (c_int, _HANDLE, _IDS, c_int64, TAKE_LOGITS, c_void_p),
     "session_logits": (POINTER(c_float), _HANDLE),
