@@ -182,7 +182,7 @@ static void test_layers(void **state) {
             for (int i = 0; i < LN_STATISTICS_MASS; i++) statistics[l].mass[i] = pow((i + 1) / 64.0, power);
         }
         for (int i = 0; i < LAYERS * HEADS; i++)
-            kinds[i] = round % 3 == 0 ? i / HEADS == 4 : ln_random_below(&random, 2) > 0;
+            kinds[i] = (uint8_t)(round % 3 == 0 ? i / HEADS == 4 : ln_random_below(&random, 2) > 0);
         const ln_layer_shares layers = {&plain, LAYERS, HEADS, statistics, kinds, 0.02 + 1.1 * ln_random_unit(&random)};
         for (int i = 0; ln_allocator_at(i); i++) {
             double share[LAYERS], sum = 0;

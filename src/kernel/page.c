@@ -159,7 +159,7 @@ static void encode_row(const side *s, const float *values, token_row *to) {
         memcpy(&to->scale[i / LN_LOW_SQUARE], block, 2);
         for (int64_t j = 0; j < n; j++)
             code[j] =
-                s->type == LINNET_Q8_0 ? block[2 + j] : (unsigned char)(block[2 + j % 16] >> (j < 16 ? 0 : 4) & 15);
+                (unsigned char)(s->type == LINNET_Q8_0 ? block[2 + j] : block[2 + j % 16] >> (j < 16 ? 0 : 4) & 15);
     }
 }
 

@@ -76,7 +76,7 @@ static void rank(const float *sizes, int64_t n, int32_t *place) {
 }
 
 void ln_channels_order(const float *amplitude, int64_t size, int64_t rotated, bool half, int32_t *order) {
-    float sizes[LN_HEAD_MOST];
+    float sizes[LN_HEAD_MOST] = {0};
     int32_t place[LN_HEAD_MOST];
     const int64_t pairs = rotated / 2, step = half ? 1 : 2, other = half ? pairs : 1;
     for (int64_t i = 0; i < pairs; i++) sizes[i] = fmaxf(amplitude[i * step], amplitude[i * step + other]);
