@@ -586,7 +586,7 @@ static void move_leaving(mover *m, const ln_ragged *ragged, const ln_lane *lane,
     const int64_t first = ln_lane_first(lane, LN_NEAR) - lane->begin + ln_sink_pages(&ragged->policy);
     for (int64_t p = first; p < first + leaving; p++) {
         const ln_page page = ragged->page[lane->begin + p];
-        const uint8_t *fate = m->work->fate + p * LN_PAGE_TOKENS;
+        const uint8_t *fate = ranked ? m->work->fate + p * LN_PAGE_TOKENS : NULL;
         bool whole = m->tokens[LN_FAR] % LN_PAGE_TOKENS == 0;
         for (int i = 0; ranked && whole && i < LN_PAGE_TOKENS; i++) whole = fate[i] == FAR;
         if (whole) {
