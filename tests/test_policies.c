@@ -196,7 +196,7 @@ static double tolerance_of(const char *policy) {
     static const struct {
         const char *word;
         double tolerance;
-    } coarse[] = {{"=q2", 1.2}, {"=q3", 0.8}, {"=q4", 0.4}, {"=q5", 0.3}, {"=q8", 0.05}};
+    } coarse[] = {{"channels=", 1.2}, {"=q2", 1.2}, {"=q3", 0.8}, {"=q4", 0.4}, {"=q5", 0.3}, {"=q8", 0.05}};
     for (size_t i = 0; i < sizeof coarse / sizeof *coarse; i++)
         if (strstr(policy, coarse[i].word)) return coarse[i].tolerance;
     return 0.01;
@@ -243,7 +243,8 @@ static const char *missing(const char *name) {
 
 /* The rows, and what else is worth trying. */
 static const char *policy_at(int index) {
-    static const char *const more[] = {"razor:allocator=none", "ems:similar=-1,keys=q8_0,values=q8_0"};
+    static const char *const more[] = {"razor:allocator=none", "ems:similar=-1,keys=q8_0,values=q8_0",
+                                       "think:channels=1", "think:scorer=none,near=q8_0,keys=q4,values=q8_0"};
     int rows = 0;
     while (linnet_policy_name(rows)) rows++;
     if (index < rows) return linnet_policy_name(index);

@@ -128,7 +128,9 @@ static void check_token(const model *m, ln_page page, int64_t place, int64_t pos
     }
     test_row(m->seed[position], layer, 0, KV, KEY, keys);
     test_row(m->seed[position], layer, 1, KV, VALUE, values);
-    check_row(layout->key_type, key, keys + head * KEY, KEY);
+    const int32_t *order = ln_lane_order(ragged, layer / 2 * KV + head);
+    if (order) ln_ragged_order_row(order, KEY, keys + head * KEY);
+    check_row(layout->key_type, key, keys + head * KEY, layout->key_size);
     check_row(layout->value_type, value, values + head * VALUE, VALUE);
 }
 
@@ -199,10 +201,10 @@ static void attend_plainly(ln_memory *memory, int64_t lane_index, int64_t tokens
     for (int64_t p = 0; p < ln_lane_pages(lane); p++) {
         const ln_page page = ragged->page[lane->begin + p];
         for (int64_t i = 0; i < ragged->count[lane->begin + p] && at < seen; i++, at++) {
-            ln_page_decode_token(&ln_pool_layouts(ragged->pool)[ragged->kind[lane->begin + p]],
-                                 ln_pool_data(ragged->pool, page), i, key, value);
+            const ln_page_layout *layout = &ln_pool_layouts(ragged->pool)[ragged->kind[lane->begin + p]];
+            ln_page_decode_token(layout, ln_pool_data(ragged->pool, page), i, key, value);
             double dot = 0;
-            for (int d = 0; d < KEY; d++) dot += (double)key[d] * (double)query[d];
+            for (int d = 0; d < layout->key_size; d++) dot += (double)key[d] * (double)query[d];
             const double weight = exp(0.6f * dot);
             sum += weight;
             for (int d = 0; d < VALUE; d++) output[d] += weight * (double)value[d];
@@ -231,6 +233,8 @@ static void watch(void *of, ln_memory *memory, int64_t layer, int64_t tokens, co
             float rotated[KEY];
             memcpy(rotated, query + (t * HEADS + h) * KEY, sizeof rotated);
             if (memory->policy.rotate) ln_hadamard(rotated, KEY);
+            const int32_t *order = ln_lane_order(memory->lanes, layer / 2 * KV + h / (HEADS / KV));
+            if (order) ln_ragged_order_row(order, KEY, rotated);
             attend_plainly(memory, layer / 2 * KV + h / (HEADS / KV), tokens, t, rotated, w->expected[last][h]);
             if (!memory->policy.rotate) continue;
             float back[VALUE];
@@ -276,6 +280,11 @@ static const char *const policies[] = {
     "fixed,zipcache:sinks=0,recent=64",
     "flipping,zipcache:sinks=33,recent=20,salient=0.5",
     "flipping,zipcache:sinks=0,recent=0,salient=0.1",
+    "bfp:recent=40",
+    "full:recent=70,channels=0.4",
+    "window:sinks=4,recent=40,channels=0.5",
+    "fixed,window:sinks=0,recent=33,channels=0.7,keys=q8_0,values=q4",
+    "flipping,zipcache:sinks=33,recent=20,salient=0.5,channels=0.6,order=magnitude",
 };
 enum { POLICIES = sizeof policies / sizeof *policies };
 

@@ -96,6 +96,7 @@ static const char *const policies[] = {
     "adakv",     "random:seed=5,keys=q4,values=q3,rotate=1",
     "keydiff",   "fixed,window:sinks=33,recent=40",
     "pyramidkv", "flipping,zipcache:sinks=0,recent=0,salient=0.3",
+    "think",     "bfp",
 };
 enum { POLICIES = sizeof policies / sizeof *policies };
 

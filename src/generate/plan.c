@@ -229,7 +229,8 @@ static void weigh(const linnet_model *model, const candidates *all, linnet_type 
         ln_session_shape(model, settings->context, row->shape.piece, precision, all->policy, 0);
     ln_page_layout page = {0};
     ln_page_layout_of(all->policy ? all->policy->keys : precision, all->policy ? all->policy->values : precision,
-                      hyper->key_size, hyper->value_size, &page);
+                      all->policy ? ln_policy_key_size(all->policy, hyper->key_size) : hyper->key_size,
+                      hyper->value_size, &page);
     *plan = (linnet_plan){.size = sizeof *plan,
                           .context = settings->context,
                           .piece = row->shape.piece,

@@ -23,6 +23,9 @@ static const ln_policy_row rows[] = {
      "keys=q4,values=q4,rotate=1,sinks=32,recent=64"},
     {"kivi", "P232", "keys in few bits by channel, values by token, the last 128 exactly",
      "keys=q2,values=q2,axis=channel,recent=128,sinks=0"},
+    {"bfp", "P044",
+     "keeps every token; keys in blocks of channels that are alike in size, which share 4 bits and a scale",
+     "keys=q4,values=q4,order=magnitude,sinks=32,recent=64"},
     {"window", "StreamingLLM", "the first tokens and the last ones that fit", "scorer=window,sinks=4,recent=64"},
     {"h2o", "P057", "tokens that were given the most attention so far, and the last ones",
      "scorer=h2o,sinks=0,recent=128"},
@@ -30,6 +33,8 @@ static const ln_policy_row rows[] = {
      "scorer=scissorhands,sinks=0,recent=128"},
     {"snapkv", "P205", "tokens that the last queries of a piece attend to, with their neighbours",
      "scorer=snapkv,window=64,pooling=5,sinks=0,recent=64"},
+    {"think", "P022", "as snapkv; older keys keep the channels that queries give most",
+     "scorer=snapkv,window=64,pooling=5,sinks=0,recent=64,channels=0.6"},
     {"keyformer", "P179", "key tokens by a score with noise, and the last ones", "scorer=keyformer,sinks=0,recent=128"},
     {"tova", "TOVA", "tokens that the last query attends to", "scorer=tova,sinks=0,recent=32"},
     {"expected", "Expected Attention", "tokens that future queries are expected to attend to",
@@ -251,6 +256,8 @@ static linnet_status apply(const reading *r) {
         return read_part(r);
     if (!strcmp(key, "probe")) return read_probe(r);
     if (!strcmp(key, "salient")) return read_number(r, 0, 1, &p->salient);
+    if (!strcmp(key, "channels")) return read_number(r, 0.01, 1, &p->key_share);
+    if (!strcmp(key, "order")) return read_choice(r, "none", "magnitude", &p->group);
     if (!strcmp(key, "axis")) return read_choice(r, "token", "channel", &p->channels);
     if (!strcmp(key, "rotate")) return read_choice(r, "0", "1", &p->rotate);
     if (!strcmp(key, "prompt")) return read_choice(r, "whole", "draft", &p->draft_prompt);
@@ -297,6 +304,14 @@ static linnet_status check(linnet_context *context, const ln_policy *p) {
         why = "axis=channel is for keys of q5, q4, q3 or q2";
     else if (p->channels && p->scorer)
         why = "keys with axis=channel cannot be given up one by one; use axis=token, or scorer=none";
+    else if (ln_policy_orders(p) && p->rotate)
+        why = "rotate=1 mixes the channels that channels= and order= tell apart; use one of them";
+    else if (ln_policy_orders(p) && (p->selector || p->file))
+        why = "channels= and order= change pages that a selector or tier=file has handed over; use one of them";
+    else if (ln_policy_orders(p) && p->merger)
+        why = "merge wants keys with all channels in their own order; use it without channels= and order=";
+    else if (ln_policy_orders(p) && p->scorer && p->scorer->turns)
+        why = "this scorer turns queries back by their rotation, so channels must keep their order; use snapkv";
     else if (p->allocator && !p->scorer)
         why = "an allocator divides what a scorer keeps; name a scorer";
     else if (p->allocator && p->allocator->heads && p->scorer->shared)
@@ -341,12 +356,21 @@ linnet_status ln_policy_parse(linnet_context *context, const char *text, ln_poli
                           .low_keys = LINNET_TYPE_AUTO,
                           .low_values = LINNET_TYPE_AUTO,
                           .salient = 1,
+                          .key_share = 1,
                           .recent = 64,
                           .pooling = 1};
     if (!policy->row) return unknown_row(context, text, bytes);
     linnet_status status = apply_list(context, policy->row->parts, policy);
     if (status == LINNET_OK && text[bytes]) status = apply_list(context, text + bytes + 1, policy);
     return status == LINNET_OK ? check(context, policy) : status;
+}
+
+bool ln_policy_orders(const ln_policy *policy) {
+    return policy->group || policy->key_share < 1;
+}
+
+int64_t ln_policy_key_size(const ln_policy *policy, int64_t key_size) {
+    return policy->key_share < 1 ? (int64_t)ceil(policy->key_share * (double)key_size / 8 - 1e-9) * 8 : key_size;
 }
 
 /* The curve is an assumption: P(n) = (n / tokens)^(1 / 4), a quarter of the tokens holds 7 / 10 of the attention.
@@ -366,7 +390,8 @@ bool ln_policy_settle(ln_policy *policy, double bytes, int64_t tokens, int64_t k
     for (int i = 0; i < LN_STATISTICS_MASS; i++) mass[i] = sqrt(sqrt((i + 1.0) / LN_STATISTICS_MASS));
     for (int i = 0; i < TYPES; i++) {
         ln_page_layout layout;
-        if (!ln_page_layout_of(types[i].type, types[i].type, key_size, value_size, &layout)) return false;
+        if (!ln_page_layout_of(types[i].type, types[i].type, ln_policy_key_size(policy, key_size), value_size, &layout))
+            return false;
         options[i] = (ln_precision_option){(double)layout.bytes / LN_PAGE_TOKENS + 8, types[i].error};
     }
     const ln_precision_choice best = ln_precision_solve(options, TYPES, bytes, tokens, mass);
@@ -397,6 +422,8 @@ void ln_policy_text(const ln_policy *p, char *text, size_t room) {
     PUT(",axis=%s,rotate=%d,tier=%s", p->channels ? "channel" : "token", p->rotate, p->file ? "file" : "ram");
     PUT(",sinks=%lld,recent=%lld,window=%lld,pooling=%lld", (long long)p->sinks, (long long)p->recent,
         (long long)p->window, (long long)p->pooling);
+    if (p->key_share < 1 || strstr(p->row->parts, "channels=")) PUT(",channels=%g", p->key_share);
+    if (p->group || strstr(p->row->parts, "order=")) PUT(",order=%s", p->group ? "magnitude" : "none");
     if (p->draft_prompt) PUT(",prompt=draft");
     if (p->probe) PUT(",probe=%s", probes[p->probe]);
     for (int i = 0; i < p->parameters; i++) PUT(",%s=%g", p->parameter[i].name, p->parameter[i].value);

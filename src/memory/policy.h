@@ -39,6 +39,8 @@ typedef struct ln_policy {
     linnet_type low_keys, low_values; /* of its less salient part; LINNET_TYPE_AUTO: there is none */
     double salient;                   /* share of the rest's tokens that get keys and values instead of the low ones */
     bool channels;                    /* keys of the rest are scaled by channel, else by token */
+    bool group;                       /* key channels of a lane are ordered by magnitude: blocks hold alike ones */
+    double key_share;                 /* of the channels, that keys of the rest keep; 1: all */
     bool rotate;                      /* queries, keys and values go through a Hadamard rotation */
     int64_t sinks, recent;            /* tokens kept whatever they score: the first, the last */
     int64_t window;                   /* queries of a piece that scores are taken from */
@@ -65,6 +67,10 @@ linnet_status ln_policy_parse(linnet_context *context, const char *text, ln_poli
  * for a lane of `bytes` and a text of `tokens` tokens, so that least of the attention is lost or rounded away. 0 bytes:
  * as coarse as there is. */
 bool ln_policy_settle(ln_policy *policy, double bytes, int64_t tokens, int64_t key_size, int64_t value_size);
+/* Whether lanes have an order of their key channels. */
+bool ln_policy_orders(const ln_policy *policy);
+/* What keys of the rest keep of so many channels: a multiple of 8. */
+int64_t ln_policy_key_size(const ln_policy *policy, int64_t key_size);
 /* The policy as text that ln_policy_parse reads as the same policy; at most `room` bytes with the zero. */
 void ln_policy_text(const ln_policy *policy, char *text, size_t room);
 /* What a name of a row, and one of a parameter, mean to people; NULL past the end. */

@@ -29,13 +29,13 @@ static bool shape_pool(const ln_ragged_shape *shape, ln_pool_shape *pool) {
                             .kept = scorer ? scorer->keeps : 0,
                             .weights = p->merger != NULL,
                             .bytes = shape->bytes};
-    const int64_t keys = shape->key_size, values = shape->value_size;
+    const int64_t keys = shape->key_size, values = shape->value_size, rest = ln_policy_key_size(p, keys);
     if (shape->key_value_heads > LN_HEADS_MOST) return false;
     if (!ln_page_layout_of(p->near, p->near, keys, values, &pool->layout[LN_NEAR]) ||
-        !ln_page_layout_of(p->keys, p->values, keys, values, &pool->layout[LN_FAR]) ||
+        !ln_page_layout_of(p->keys, p->values, rest, values, &pool->layout[LN_FAR]) ||
         (p->channels && !ln_page_layout_by_channel(&pool->layout[LN_FAR])))
         return false;
-    return !has_low(p) || ln_page_layout_of(p->low_keys, p->low_values, keys, values, &pool->layout[LN_LOW]);
+    return !has_low(p) || ln_page_layout_of(p->low_keys, p->low_values, rest, values, &pool->layout[LN_LOW]);
 }
 
 static int64_t lanes_of(const ln_ragged_shape *shape) {
@@ -82,7 +82,7 @@ static uint64_t state_bytes_of(const ln_ragged_shape *shape) {
 static uint64_t table_bytes(const ln_ragged_shape *shape, const ln_pool_shape *pool) {
     const uint64_t entries = (uint64_t)entries_of(shape, pool), lanes = (uint64_t)lanes_of(shape);
     return ln_round_up(sizeof(ln_ragged), 64) + ln_round_up(lanes * state_bytes_of(shape), 64) +
-           (uint64_t)shape->layers * sizeof(double) + lanes * sizeof(ln_lane) +
+           ln_ragged_order_bytes(shape) + (uint64_t)shape->layers * sizeof(double) + lanes * sizeof(ln_lane) +
            (uint64_t)shape->layers * sizeof(ln_statistics) + lanes * (sizeof(double) + 1) +
            entries * (sizeof(unsigned char *) + sizeof(ln_page) + 2);
 }
@@ -226,7 +226,9 @@ static linnet_status make(linnet_context *context, const ln_ragged_shape *shape,
     made->shape.folder = NULL;
     made->state_bytes = state_bytes_of(shape);
     made->state = block + ln_round_up(sizeof *made, 64);
-    made->share = (double *)(void *)(made->state + ln_round_up((uint64_t)lanes * made->state_bytes, 64));
+    unsigned char *const order = made->state + ln_round_up((uint64_t)lanes * made->state_bytes, 64);
+    if (ln_policy_orders(shape->policy)) made->order = (int32_t *)(void *)order;
+    made->share = (double *)(void *)(order + ln_ragged_order_bytes(shape));
     made->statistics = (ln_statistics *)(void *)(made->share + shape->layers);
     made->distance = (double *)(void *)(made->statistics + shape->layers);
     made->lane = (ln_lane *)(void *)(made->distance + lanes);
@@ -313,6 +315,7 @@ linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork) {
         made->statistics[l].distance = distance;
     }
     memcpy(made->state, ragged->state, (size_t)ragged->lanes * ragged->state_bytes);
+    if (made->order) memcpy(made->order, ragged->order, ln_ragged_order_bytes(&ragged->shape));
     memcpy(made->lane, ragged->lane, (size_t)ragged->lanes * sizeof *made->lane);
     memcpy(made->page, ragged->page, (size_t)ragged->entries * sizeof *made->page);
     memcpy(made->slot, ragged->slot, (size_t)ragged->entries * sizeof *made->slot);
@@ -424,6 +427,7 @@ static void append_task(void *argument, int64_t task, int worker) {
                   page = call->first / LN_PAGE_TOKENS + task / shape->key_value_heads;
     const ln_lane *lane = ln_lane_of(ragged, call->layer, head);
     const int64_t entry = ln_lane_first(lane, LN_NEAR) + page;
+    const int32_t *order = ln_lane_order(ragged, call->layer * shape->key_value_heads + head);
     const int64_t begin = ln_max_i64(call->first, page * LN_PAGE_TOKENS),
                   end = ln_min_i64(call->first + call->tokens, (page + 1) * LN_PAGE_TOKENS);
     unsigned char *to = ln_pool_data(ragged->pool, ragged->page[entry]);
@@ -440,6 +444,7 @@ static void append_task(void *argument, int64_t task, int worker) {
             ln_hadamard(key, shape->key_size);
             ln_hadamard(value, shape->value_size);
         }
+        if (order) ln_ragged_order_row(order, shape->key_size, key);
         ln_page_encode_token(&ln_pool_layouts(ragged->pool)[LN_NEAR], to, place, key, value);
         if (positions) positions[place] = (int32_t)(ragged->position + t);
         if (kept) memset(kept + place * keeps, 0, (size_t)keeps * sizeof *kept);
@@ -512,6 +517,7 @@ void ln_ragged_rewind(ln_ragged *ragged, int64_t position) {
     ragged->limit = 0;
     ragged->far_used = 0;
     memset(ragged->state, 0, (size_t)ragged->lanes * ragged->state_bytes);
+    if (ragged->order) memset(ragged->order, 0, ln_ragged_order_bytes(&ragged->shape));
     forget_statistics(ragged);
     divide_layers(ragged, ln_pool_shape_of(ragged->pool), ragged->shape.capacity);
 }

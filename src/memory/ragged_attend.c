@@ -38,8 +38,9 @@ uint64_t ln_ragged_workspace(const ln_kernels *kernels, int threads, const ln_ra
     ln_carver carver = {0};
     ln_pool_shape pool;
     const ln_scorer *scorer = shape->policy->scorer;
-    const int64_t observed =
-        scorer && scorer->observes ? ln_min_i64(shape->piece, scorer->observes(shape->policy, shape->piece)) : 0;
+    int64_t observed = ln_policy_orders(shape->policy) ? ln_min_i64(shape->piece, LN_ORDER_QUERIES) : 0;
+    if (scorer && scorer->observes)
+        observed = ln_max_i64(observed, ln_min_i64(shape->piece, scorer->observes(shape->policy, shape->piece)));
     if (!ln_ragged_pool_shape(shape, &pool)) return UINT64_MAX / 4;
     place(&carver, shape, shape->piece, observed, ln_ragged_layer_pages(shape, &pool));
     const ln_attention attention = {.heads = shape->heads / shape->key_value_heads,
@@ -139,6 +140,7 @@ static linnet_status attend(ln_ragged *ragged, int64_t layer, const ln_ragged_ca
         rotate_call rotate = {call->query, call->query_stride, call->query_head_stride, shape->heads, shape->key_size};
         ln_parallel(call->team, call->tokens, rotate_task, &rotate);
     }
+    if (ragged->order) ln_ragged_order_queries(ragged, layer, call);
     keep_queries(shape, call, observed, p.query);
     describe(ragged, call, &p, observed);
     const ln_attention attention = lane_attention(call->attention);

@@ -4,6 +4,7 @@
  *     for each layer: its share (f64); statistics: two counts (i64), cosine, masses (f64)
  *     for each lane: distance (f64); far, low and near tokens, given up (i64 each)
  *     for each lane: the scorer's state
+ *     where the policy orders key channels, for each lane: which ones (i32 each), zeros where they were not ordered yet
  *     for each lane and page, in the order of the lane: the page, its positions, kept numbers, weights
  *
  * Sizes, policy and position were checked before (pages_file.c). Of pages that are not full the tokens that are not
@@ -62,6 +63,8 @@ void ln_ragged_write(const ln_ragged *ragged, ln_state_writer *writer) {
         ln_state_put_i64(writer, lane->given_up);
     }
     ln_state_put(writer, ragged->state, (uint64_t)ragged->lanes * ragged->state_bytes);
+    if (ragged->order)
+        ln_state_put(writer, ragged->order, (uint64_t)(ragged->lanes * ragged->shape.key_size) * sizeof *ragged->order);
     for (int64_t i = 0; i < ragged->lanes; i++) {
         const ln_lane *lane = &ragged->lane[i];
         for (int64_t p = lane->begin; p < lane->begin + ln_lane_pages(lane); p++)
@@ -254,6 +257,30 @@ static uint64_t far_bytes(const ln_ragged *ragged) {
     return bytes;
 }
 
+/* Each channel once, or zeros where nothing has left the near tokens. */
+static bool sound_order(const int32_t *order, int64_t size, const ln_lane *lane) {
+    bool seen[LN_HEAD_MOST] = {false}, none = true;
+    for (int64_t i = 0; i < size; i++) none = none && order[i] == 0;
+    if (none) return lane->tokens[LN_FAR] + lane->tokens[LN_LOW] + lane->given_up == 0;
+    for (int64_t i = 0; i < size; i++) {
+        if (order[i] < 0 || order[i] >= size || seen[order[i]]) return false;
+        seen[order[i]] = true;
+    }
+    return true;
+}
+
+static linnet_status read_orders(const reading *r, const ln_lane *lanes) {
+    ln_ragged *ragged = r->ragged;
+    const int64_t size = ragged->shape.key_size;
+    for (int64_t i = 0; ragged->order && i < ragged->lanes; i++) {
+        int32_t order[LN_HEAD_MOST];
+        if (!ln_state_take(r->file, order, (uint64_t)size * sizeof *order)) return cut_off(r);
+        if (!sound_order(order, size, &lanes[i])) return refuse(r, "the order of channels");
+        if (r->store) memcpy(ragged->order + i * size, order, (size_t)size * sizeof *order);
+    }
+    return LINNET_OK;
+}
+
 /* With store, `lanes` and `distances` are the memory's own. */
 static linnet_status read_all(reading *r, ln_lane *lanes, double *distances) {
     ln_ragged *ragged = r->ragged;
@@ -261,6 +288,7 @@ static linnet_status read_all(reading *r, ln_lane *lanes, double *distances) {
     linnet_status status = read_layers(r);
     if (status == LINNET_OK) status = read_lanes(r, lanes, distances);
     if (status == LINNET_OK && !ln_state_take(r->file, r->store ? ragged->state : NULL, states)) status = cut_off(r);
+    if (status == LINNET_OK) status = read_orders(r, lanes);
     if (status == LINNET_OK && r->store) place_lanes(ragged);
     return status == LINNET_OK ? read_pages(r, lanes) : status;
 }

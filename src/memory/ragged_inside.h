@@ -43,7 +43,8 @@ struct ln_ragged {
     uint8_t *kind, *count;      /* [entries] */
     unsigned char *state;       /* [lanes][state_bytes] of the scorer */
     uint64_t state_bytes;
-    ln_tier *tier; /* of far pages that are chosen or in a file; NULL: lanes have them */
+    int32_t *order; /* [lanes][key_size] of key channels; zeros: as they are. NULL: the policy has none */
+    ln_tier *tier;  /* of far pages that are chosen or in a file; NULL: lanes have them */
 };
 
 static inline ln_lane *ln_lane_of(const ln_ragged *ragged, int64_t layer, int64_t head) {
@@ -65,6 +66,12 @@ static inline int64_t ln_lane_keys(const ln_ragged *ragged, const ln_lane *lane)
 /* Pages at the front of the near ones that never leave. */
 static inline int64_t ln_sink_pages(const ln_policy *policy) {
     return ln_ceil_div(policy->sinks, LN_PAGE_TOKENS);
+}
+
+/* The order of a lane's key channels: row[i] was order[i]. NULL: none yet, or never. */
+static inline const int32_t *ln_lane_order(const ln_ragged *ragged, int64_t number) {
+    const int32_t *order = ragged->order ? ragged->order + number * ragged->shape.key_size : NULL;
+    return order && (order[0] || order[1]) ? order : NULL;
 }
 
 /* What is added to scores of the lane's keys: log n where one stands for n tokens. [32 pages]; with a merger only. A
@@ -97,6 +104,16 @@ linnet_status ln_ragged_tier_take(ln_ragged *ragged, ln_team *team, int64_t laye
 /* Forgets what was appended since the last commit. */
 void ln_ragged_undo(ln_ragged *ragged);
 
+/* ---- orders of key channels (ragged_order.c) ---- */
+
+enum { LN_ORDER_QUERIES = 32 /* that an order is chosen by, where a scorer asks for none */ };
+
+uint64_t ln_ragged_order_bytes(const ln_ragged_shape *shape);
+/* Queries that the layer's orders want now. */
+int64_t ln_ragged_order_observes(const ln_ragged *ragged, int64_t layer, int64_t tokens);
+void ln_ragged_order_row(const int32_t *order, int64_t size, float *row);
+void ln_ragged_order_queries(const ln_ragged *ragged, int64_t layer, const ln_ragged_call *call);
+
 /* ---- settling (ragged_settle.c) ---- */
 
 typedef struct ln_settling {
@@ -107,6 +124,12 @@ typedef struct ln_settling {
     const float *log_sum_exp; /* [key-value heads][tokens][group] */
     void *workspace;
 } ln_settling;
+
+/* A page that only this memory has, in the place of a shared one, which goes to `dropped`. false: none was left. */
+bool ln_ragged_own(ln_ragged *ragged, ln_page *page, ln_page *dropped, int64_t *drops);
+/* Chooses the order of a lane that has none, and puts its near keys into it. key: key_size floats. false: as above. */
+bool ln_ragged_order_lane(ln_ragged *ragged, const ln_settling *settling, int64_t head, float *key, ln_page *dropped,
+                          int64_t *drops);
 
 /* Pages that leave the near ones. */
 int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer);

@@ -64,6 +64,7 @@ bool ln_ragged_settles(const ln_ragged *ragged, int64_t layer, int64_t tokens, i
                own = ragged->pass != LN_PASS_HELD || ragged->policy.probe == LN_PROBE_DRAFT,
                scores = scorer && own && (leaves || scorer->keeps || scorer->state);
     *observed = scores && scorer->observes ? ln_min_i64(tokens, scorer->observes(&ragged->policy, tokens)) : 0;
+    if (leaves && !*observed) *observed = ln_ragged_order_observes(ragged, layer, tokens);
     return leaves || scores || ragged->pass == LN_PASS_PROBE;
 }
 
@@ -173,16 +174,18 @@ void ln_ragged_bias(const ln_ragged *ragged, const ln_lane *lane, float *bias) {
     }
 }
 
-/* A page that only this memory has: in the place of a shared one. */
+bool ln_ragged_own(ln_ragged *ragged, ln_page *page, ln_page *dropped, int64_t *drops) {
+    if (!ln_pool_shared(ragged->pool, *page)) return true;
+    const ln_page copy = ln_pool_copy(ragged->pool, *page);
+    if (!copy) return false;
+    dropped[(*drops)++] = *page;
+    *page = copy;
+    return true;
+}
+
 static ln_page own(ln_ragged *ragged, lane_work *work, ln_page page) {
-    if (!ln_pool_shared(ragged->pool, page)) return page;
-    const ln_page copy = ln_pool_copy(ragged->pool, page);
-    if (!copy) {
-        work->full = true;
-        return page;
-    }
-    work->dropped[work->drops++] = page;
-    return copy;
+    if (!ln_ragged_own(ragged, &page, work->dropped, &work->drops)) work->full = true;
+    return page;
 }
 
 static void scatter(ln_ragged *ragged, ln_lane *lane, lane_work *work) {
@@ -231,7 +234,7 @@ static void score_lane(void *argument, int64_t head, int worker) {
                       .scale = s->call->attention->scale,
                       .soft_cap = s->call->attention->soft_cap,
                       .rotation = s->call->rotation,
-                      .observed = s->observed,
+                      .observed = ragged->policy.scorer->observes ? s->observed : 0,
                       .query = s->query + head * group * shape->key_size,
                       .query_stride = shape->heads * shape->key_size,
                       .query_head_stride = shape->key_size,
@@ -643,6 +646,8 @@ static void move_lane(void *argument, int64_t head, int worker) {
                                                          : work->allowance);
     ln_carver parts = {.base = worker_place(layer, head, worker)};
     rows room = carve_rows(&parts, &ragged->shape);
+    if (ragged->order && !ln_ragged_order_lane(ragged, layer->s, head, room.keys, work->dropped, &work->drops))
+        work->full = true;
     mover m = {.ragged = ragged, .layouts = ln_pool_layouts(ragged->pool), .work = work, .rows = &room};
     if (ranked) {
         rank(ragged, lane, work);

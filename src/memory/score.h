@@ -54,6 +54,7 @@ struct ln_scorer {
     const char *defaults;      /* as published, in the text form of a policy: "window=64,pooling=5,recent=64" */
     int keeps;                 /* floats in scene->kept of each token; 0: none */
     bool gate;                 /* it reads what the model's own gate says */
+    bool turns;                /* it turns queries back by their rotation, so channels must lie as they were */
     bool shared;               /* the lanes of a layer take the mean of their scores: ln_score_share */
     /* How many of a piece's last queries it wants; NULL: none. */
     int64_t (*observes)(const ln_policy *policy, int64_t piece);

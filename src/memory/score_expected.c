@@ -273,5 +273,6 @@ const ln_scorer ln_scorer_expected = {.name = "expected",
                                       .keeps = 1,
                                       .state = state_bytes,
                                       .workspace = workspace_bytes,
+                                      .turns = true,
                                       .observes = observe_all,
                                       .score = score};
