@@ -92,7 +92,8 @@ static linnet_status choose(linnet_model *model, const linnet_session_settings *
             smallest = text;
         }
     }
-    if (!best.found) best.found = try_policy(model, settled, NULL, LAST, &best);
+    for (int i = -1; !best.found && (text = i < 0 ? LAST : ln_calibration_policy(i)); i++)
+        best.found = try_policy(model, settled, NULL, text, &best);
     if (best.found) {
         explain(model, settled, calibration, &best);
         *plan = best.plan;
