@@ -38,6 +38,7 @@ static bool better(const choice *a, const choice *b) {
     const double x = ln_calibration_loss(&a->row), y = ln_calibration_loss(&b->row);
     if (x > ABOUT * y + AS_GOOD) return false;
     if (y > ABOUT * x + AS_GOOD) return true;
+    if (a->evicts != b->evicts) return b->evicts;
     return a->row.decode > b->row.decode;
 }
 
