@@ -82,7 +82,7 @@ def measure_stream(options):
     with tempfile.NamedTemporaryFile("wb") as text:
         text.write(document.read_bytes() * (options.tokens // length + 1))
         text.flush()
-        command = [options.linnet, "run", "-f", text.name, "-p", "What is the room number of Carl?", "--memory", "64M", "--temp", "0", "-n", "16"]
+        command = [options.linnet, "run", "-f", text.name, "-p", "What is the room number of Carl?", "--memory", "64M", "--cache", "4800K", "--temp", "0", "-n", "16"]
         began = time.monotonic()
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
             for line in program.stderr:
