@@ -60,7 +60,7 @@ def test_plan_and_errors(small):
     with pytest.raises(linnet.Error):
         small.session(1000, memory=1000)
     with pytest.raises(ValueError):
-        small.session(4, precision="q3")
+        small.session(4, precision="q33")
     with pytest.raises(ValueError):
         small.session(4).feed([[1, 2]])
 
@@ -89,3 +89,15 @@ def test_answer(built_in):
     session.feed(tokenizer.encode(question, special=True))
     assert "".join(session.generate(16, temperature=0)) == "48213"
     assert 0 < built_in.memory_peak < 64 << 20
+
+
+def test_policy(small):
+    model = small
+    assert "keydiff" in linnet.policies()
+    with pytest.raises(linnet.Error):
+        model.plan(600, policy="no such policy")
+    session = model.session(600, policy="keydiff", cache=model.plan(600, policy="keydiff")["pages"])
+    session.feed(numpy.arange(300) % model.vocabulary)
+    assert session.plan["policy"].startswith("keydiff:")
+    usage = session.usage
+    assert 0 < usage["pages"] <= usage["pages_peak"] <= session.plan["pages"] and usage["kept"] > 0
