@@ -30,7 +30,8 @@ typedef struct cli_integers {
 
 /* Values of the options of all verbs; an option row says which member it fills. */
 typedef struct cli_arguments {
-    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *policy, *draft, *predict, *folder, *budgets, *results;
+    const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *policy, *draft, *predict, *folder,
+        *budgets, *results;
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys, policies;

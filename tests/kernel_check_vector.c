@@ -54,18 +54,10 @@ static const struct {
     run run;
     int streams; /* rows read and written: bytes are counted so */
 } entries[] = {
-    {"rms_norm", run_rms_norm, 3},
-    {"add", run_add, 3},
-    {"add_products", run_add_products, 2},
-    {"add_distance", run_add_distance, 2},
-    {"scale", run_scale, 2},
-    {"silu_multiply", run_silu, 3},
-    {"gelu_tanh_multiply", run_gelu, 3},
-    {"soft_cap", run_soft_cap, 2},
-    {"rotate", run_rotate, 3},
-    {"hadamard", run_hadamard, 2},
-    {"maximum", run_maximum, 1},
-    {"exponential", run_exponential, 2},
+    {"rms_norm", run_rms_norm, 3},         {"add", run_add, 3},           {"add_products", run_add_products, 2},
+    {"add_distance", run_add_distance, 2}, {"scale", run_scale, 2},       {"silu_multiply", run_silu, 3},
+    {"gelu_tanh_multiply", run_gelu, 3},   {"soft_cap", run_soft_cap, 2}, {"rotate", run_rotate, 3},
+    {"hadamard", run_hadamard, 2},         {"maximum", run_maximum, 1},   {"exponential", run_exponential, 2},
 };
 
 static void fill(rows *r) {

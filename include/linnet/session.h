@@ -102,16 +102,17 @@ typedef struct linnet_usage {
 LINNET_API linnet_usage linnet_session_usage(const linnet_session *session);
 
 /* Appends tokens and computes what follows them. Under a policy with prompt=draft many tokens at once are thinned out
- * first: those left are appended, one position after the other. LINNET_ERROR_FULL where they exceed the context: nothing is changed
- * then. After LINNET_INTERRUPTED the tokens of finished pieces are kept: see linnet_session_position. */
+ * first: those left are appended, one position after the other. LINNET_ERROR_FULL where they exceed the context:
+ * nothing is changed then. After LINNET_INTERRUPTED the tokens of finished pieces are kept: see
+ * linnet_session_position. */
 LINNET_API linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, int64_t count);
 /* The same, giving the logits of every token: `take` is called with rows [count, vocabulary] for tokens first .. first
  * + count - 1 of `ids`; a status other than LINNET_OK from it ends the call with that status. */
 typedef linnet_status (*linnet_take_logits)(void *user, int64_t first, int64_t count, const float *logits);
 LINNET_API linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,
                                                     linnet_take_logits take, void *user);
-/* KV Prediction (P177): `helper`, a session of a smaller model at the same position, reads the tokens, and linear maps of
- * its keys and values become the session's own, which does not read them: a prompt costs about what it costs the
+/* KV Prediction (P177): `helper`, a session of a smaller model at the same position, reads the tokens, and linear maps
+ * of its keys and values become the session's own, which does not read them: a prompt costs about what it costs the
  * helper. The maps were trained for the two models and lie beside the helper's file, in MODEL.predict.gguf. No logits
  * follow: feed at least the last token of a prompt. LINNET_ERROR_UNSUPPORTED where there are no maps for these models,
  * or the session has a policy, which would need the model's own queries. After LINNET_INTERRUPTED both hold the

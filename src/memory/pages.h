@@ -81,8 +81,9 @@ ln_ragged_usage ln_memory_measure(const ln_memory *memory);
 linnet_status ln_memory_fork(ln_memory *memory, ln_memory **fork);
 
 /* The memory's part of a session file. Reading needs the same shape and policy but for capacity, piece and bytes, which
- * must suffice. ln_memory_check_write refuses what cannot be written yet. A file that does not fit, or does not hold `expected` tokens (-1: any number), is refused with a
- * sentence and nothing is changed; where the file changes while it is read, the memory may be left empty. */
+ * must suffice. ln_memory_check_write refuses what cannot be written yet. A file that does not fit, or does not hold
+ * `expected` tokens (-1: any number), is refused with a sentence and nothing is changed; where the file changes while
+ * it is read, the memory may be left empty. */
 linnet_status ln_memory_check_write(const ln_memory *memory);
 void ln_memory_write(const ln_memory *memory, ln_state_writer *writer);
 linnet_status ln_memory_read(ln_memory *memory, ln_state_reader *reader, int64_t expected);
