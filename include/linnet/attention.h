@@ -110,13 +110,6 @@ LINNET_API size_t linnet_attention_plan_text(const linnet_attention_plan *plan, 
 
 /* ---- run ---- */
 
-/* [token, head, size]: an element is at token * token_stride + head * head_stride + i, in elements. Strides 0: packed
- * (head_stride = size, token_stride = heads * size). */
-typedef struct linnet_tensor {
-    void *data;
-    int64_t token_stride, head_stride;
-} linnet_tensor;
-
 typedef struct linnet_attention_tensors {
     size_t size;
     linnet_tensor query, key, value; /* of settings.type */

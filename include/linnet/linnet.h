@@ -8,6 +8,7 @@
 #include "linnet/bench.h"
 #include "linnet/context.h"
 #include "linnet/local_linear.h"
+#include "linnet/mixer.h"
 #include "linnet/model.h"
 #include "linnet/session.h"
 #include "linnet/softmax.h"

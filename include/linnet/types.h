@@ -75,6 +75,13 @@ LINNET_API int linnet_version_number(void);
 /* The name of a status ("format"), never NULL. */
 LINNET_API const char *linnet_status_name(linnet_status status);
 
+/* [token, head, size]: an element is at token * token_stride + head * head_stride + i, in elements. Strides 0: packed
+ * (head_stride = size, token_stride = heads * size). */
+typedef struct linnet_tensor {
+    void *data;
+    int64_t token_stride, head_stride;
+} linnet_tensor;
+
 #ifdef __cplusplus
 }
 #endif

@@ -13,4 +13,5 @@ void ln_kernels_choose(unsigned cpu, ln_kernels *kernels) {
     ln_matmul_choose(cpu, &kernels->matmul);
     ln_attend_choose(cpu, &kernels->attend);
     ln_softmax_choose(cpu, &kernels->softmax);
+    ln_tile_choose(cpu, &kernels->tile);
 }

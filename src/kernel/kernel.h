@@ -6,6 +6,7 @@
 #include "kernel/attend.h"
 #include "kernel/matmul_kernels.h"
 #include "kernel/softmax.h"
+#include "kernel/tile.h"
 #include "kernel/vector.h"
 
 struct ln_kernels {
@@ -15,6 +16,7 @@ struct ln_kernels {
     ln_matmul_kernels matmul;
     ln_attend_kernels attend;
     ln_softmax_kernels softmax;
+    ln_tile_kernels tile;
 };
 
 void ln_kernels_choose(unsigned cpu, ln_kernels *kernels);
