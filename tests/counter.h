@@ -10,7 +10,7 @@ typedef struct counter {
     int64_t live, bytes, calls, fail_at;
 } counter;
 
-static void *counted_allocate(void *user, size_t bytes) {
+static inline void *counted_allocate(void *user, size_t bytes) {
     counter *c = user;
     if (++c->calls == c->fail_at) return NULL;
     c->live++;
@@ -18,7 +18,7 @@ static void *counted_allocate(void *user, size_t bytes) {
     return aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
 
-static void counted_release(void *user, void *block, size_t bytes) {
+static inline void counted_release(void *user, void *block, size_t bytes) {
     counter *c = user;
     c->live--;
     c->bytes -= (int64_t)bytes;

@@ -15,43 +15,10 @@
 #include "base/checked.h"
 #include "base/random.h"
 #include "memory/pages.h"
+#include "counter.h"
 
 enum { LAYERS = 3, HEADS = 2, KEY = 24, VALUE = 40, CAPACITY = 400, PIECE = 50, MEMORIES = 4 };
 static const int64_t windows[LAYERS] = {0, 40, 64};
-
-/* ---- an allocator that counts, and fails at the n-th call ---- */
-
-typedef struct counter {
-    int64_t live, bytes, calls, fail_at;
-} counter;
-
-static void *counted_allocate(void *user, size_t bytes) {
-    counter *c = user;
-    if (++c->calls == c->fail_at) return NULL;
-    c->live++;
-    c->bytes += (int64_t)bytes;
-    return aligned_alloc(64, (bytes + 63) / 64 * 64);
-}
-
-static void counted_release(void *user, void *block, size_t bytes) {
-    counter *c = user;
-    c->live--;
-    c->bytes -= (int64_t)bytes;
-    free(block);
-}
-
-static linnet_context *open_context(counter *c) {
-    linnet_context_settings settings = linnet_context_settings_default();
-    settings.threads = 2;
-    settings.user = c;
-    if (c) {
-        settings.allocate = counted_allocate;
-        settings.release = counted_release;
-    }
-    linnet_context *context;
-    assert_int_equal(linnet_context_open(&settings, &context), LINNET_OK);
-    return context;
-}
 
 static ln_memory_shape shape_of(linnet_type precision) {
     return (ln_memory_shape){.layers = LAYERS,
@@ -218,7 +185,7 @@ static void test_random(void **state) {
     temporary_path(path);
     for (int run = 0; run < 12; run++) {
         counter count = {0};
-        linnet_context *context = open_context(&count);
+        linnet_context *context = counted_context(&count, 2);
         const uint64_t before = linnet_memory_used(context);
         const ln_memory_shape shape = shape_of(precisions[run % 5]);
         const uint64_t bytes = ln_memory_bytes(&shape);
@@ -270,7 +237,7 @@ static void test_random(void **state) {
 /* A sliding layer's memory does not grow with the context, and always holds its window. */
 static void test_ring(void **state) {
     (void)state;
-    linnet_context *context = open_context(NULL);
+    linnet_context *context = counted_context(NULL, 2);
     ln_memory_shape shape = shape_of(LINNET_F16);
     const int64_t sliding[LAYERS] = {40, 40, 40};
     shape.window = sliding;
@@ -302,7 +269,7 @@ static void test_ring(void **state) {
 
 static void test_bad_shapes(void **state) {
     (void)state;
-    linnet_context *context = open_context(NULL);
+    linnet_context *context = counted_context(NULL, 2);
     const uint64_t before = linnet_memory_used(context);
     const int64_t negative[LAYERS] = {0, -1, 0};
     ln_memory_shape shapes[9];
@@ -339,7 +306,7 @@ static void test_refused_allocations(void **state) {
     temporary_path(path);
     for (int64_t n = 1; n < 20; n++) {
         counter count = {0};
-        linnet_context *context = open_context(&count);
+        linnet_context *context = counted_context(&count, 2);
         const uint64_t before = linnet_memory_used(context);
         count.fail_at = count.calls + n;
         const ln_memory_shape shape = shape_of(LINNET_Q8_0);
@@ -400,7 +367,7 @@ typedef struct saved_model {
 
 static saved_model make_saved(linnet_type precision, int64_t tokens) {
     static saved_model s;
-    s.context = open_context(NULL);
+    s.context = counted_context(NULL, 2);
     const ln_memory_shape shape = shape_of(precision);
     assert_int_equal(ln_memory_open(s.context, &shape, &s.model.memory), LINNET_OK);
     s.model.position = 0;
@@ -515,7 +482,7 @@ static void test_file_is_reproducible(void **state) {
     unsigned char *first = NULL;
     size_t first_bytes = 0;
     for (int fill = 0; fill < 2; fill++) {
-        linnet_context *context = open_context(NULL);
+        linnet_context *context = counted_context(NULL, 2);
         const ln_memory_shape shape = shape_of(LINNET_Q8_0);
         model m = {0};
         assert_int_equal(ln_memory_open(context, &shape, &m.memory), LINNET_OK);

@@ -14,6 +14,7 @@
 
 #include "kernel/page.h"
 #include "memory/merge.h"
+#include "memory/order.h"
 #include "memory/ragged_inside.h"
 #include "mixer/carve.h"
 
@@ -334,33 +335,10 @@ static void divide(layer_work *layer) {
 /* ---- ranking ---- */
 
 /* a before b in the order of what to keep. */
-static bool better(const lane_work *work, int32_t a, int32_t b) {
+static bool better(const void *what, int32_t a, int32_t b) {
+    const lane_work *work = what;
     const float x = work->score[a], y = work->score[b];
     return x != y ? x > y : work->positions[a] > work->positions[b];
-}
-
-/* index[0 .. n - 1] so that the best k are the first k: selection by partition. */
-static void select_best(const lane_work *work, int64_t n, int64_t k) {
-    int32_t *index = work->index;
-    int64_t low = 0, high = n - 1;
-    while (low < high && k > low && k <= high) {
-        const int32_t pivot = index[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (better(work, index[i], pivot)) i++;
-            while (better(work, pivot, index[j])) j--;
-            if (i > j) break;
-            const int32_t swapped = index[i];
-            index[i++] = index[j];
-            index[j--] = swapped;
-        }
-        if (k <= j)
-            high = j;
-        else if (k >= i)
-            low = i;
-        else
-            break;
-    }
 }
 
 /* The fate of each candidate. */
@@ -372,7 +350,7 @@ static void rank(const ln_ragged *ragged, const ln_lane *lane, lane_work *work) 
         low ? ln_min_i64(kept, (int64_t)(ragged->policy.salient * (double)pages) * LN_PAGE_TOKENS) : kept;
     const int64_t first_low = lane->pages[LN_FAR] * LN_PAGE_TOKENS,
                   first_near = first_low + lane->pages[LN_LOW] * LN_PAGE_TOKENS;
-    if (kept < n) select_best(work, n, kept);
+    if (kept < n) ln_order_select(work->index, n, kept, better, work);
     int64_t high = 0; /* kept tokens that are not low yet come first */
     for (int64_t i = 0; i < kept; i++) {
         const int32_t at = work->index[i];
@@ -380,7 +358,7 @@ static void rank(const ln_ragged *ragged, const ln_lane *lane, lane_work *work) 
         work->index[i] = work->index[high];
         work->index[high++] = at;
     }
-    if (far < high) select_best(work, high, far);
+    if (far < high) ln_order_select(work->index, high, far, better, work);
     for (int64_t i = 0; i < n; i++)
         work->fate[work->index[i]] = i >= kept ? GIVEN_UP : i < ln_min_i64(high, far) ? FAR : LOW;
 }

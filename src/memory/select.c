@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "kernel/page.h"
+#include "memory/order.h"
 
 static const ln_selector selectors[] = {
     {"quest", "P053", "pages by the box around their keys, a bound of every score", LN_SUMMARY_BOX, 1, 1, 1},
@@ -242,31 +243,9 @@ int64_t ln_summary_score(const ln_summary *summary, const ln_kernels *kernels, c
 
 /* ---- choice ---- */
 
-static bool better(const float *score, int32_t a, int32_t b) {
+static bool better(const void *what, int32_t a, int32_t b) {
+    const float *score = what;
     return score[a] != score[b] ? score[a] > score[b] : a > b;
-}
-
-/* units[0 .. n - 1] so that the best k come first. */
-static void select_best(const float *score, int32_t *units, int64_t n, int64_t k) {
-    int64_t low = 0, high = n - 1;
-    while (low < high && k > low && k <= high) {
-        const int32_t pivot = units[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (better(score, units[i], pivot)) i++;
-            while (better(score, pivot, units[j])) j--;
-            if (i > j) break;
-            const int32_t swapped = units[i];
-            units[i++] = units[j];
-            units[j--] = swapped;
-        }
-        if (k <= j)
-            high = j;
-        else if (k >= i)
-            low = i;
-        else
-            break;
-    }
 }
 
 int64_t ln_summary_choose(const ln_summary *summary, const float *score, int64_t pages, int64_t first, int64_t most,
@@ -276,8 +255,8 @@ int64_t ln_summary_choose(const ln_summary *summary, const float *score, int64_t
                   best = ln_min_i64(all, ln_max_i64(1, first / unit));
     int64_t n = 0;
     for (int64_t u = 0; u < units; u++) chosen[u] = (int32_t)u;
-    select_best(score, chosen, units, all);
-    select_best(score, chosen, all, best);
+    ln_order_select(chosen, units, all, better, score);
+    ln_order_select(chosen, all, best, better, score);
     *front = 0;
     for (int64_t u = 0; u < all; u++) {
         const int64_t count = ln_min_i64(unit, pages - chosen[u] * unit);
