@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli.h"
+#include "bench_shared.h"
 #include "linnet/bench.h"
 
 static const cli_option bench_options[] = {
@@ -22,12 +22,16 @@ static const cli_option bench_options[] = {
     CLI_OPTION('r', "repetitions", CLI_INTEGER, repetitions, "N", "timed repetitions", .fallback = "5", .lowest = 1,
                .highest = 1000),
     CLI_OPTION(0, "json", CLI_FLAG, json, NULL,
-               "print one JSON object (attention: one a line) instead of a Markdown table"),
+               "print one JSON object (attention and mixers: one a line) instead of a Markdown table"),
     {0}};
 
-static const cli_group groups[] = {{"bench", bench_options},      {"bench attention", cli_attention_options},
-                                   {"model", cli_model_options},  {"memory", cli_memory_options},
-                                   {"other", cli_common_options}, {0}};
+static const cli_group groups[] = {{"bench", bench_options},
+                                   {"bench attention and mixers", cli_attention_options},
+                                   {"bench mixers", cli_mixer_options},
+                                   {"model", cli_model_options},
+                                   {"memory", cli_memory_options},
+                                   {"other", cli_common_options},
+                                   {0}};
 
 enum { MOST_REPETITIONS = 1000 };
 
@@ -101,17 +105,11 @@ static linnet_status restore(linnet_session *session, const int32_t *ids, int64_
     return status;
 }
 
-static int ascending(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void report(bench *b, const char *test, int64_t depth, double most) {
     const int64_t count = b->arguments->repetitions;
     json_t *samples = json_array();
     for (int64_t i = 0; i < count; i++) json_array_append_new(samples, json_real(b->speeds[i]));
-    qsort(b->speeds, (size_t)count, sizeof *b->speeds, ascending);
-    const double median = 0.5 * (b->speeds[count / 2] + b->speeds[(count - 1) / 2]);
+    const double median = cli_median(b->speeds, (int)count);
     json_array_append_new(b->rows,
                           json_pack("{ss sI sf sf so}", "test", test, "depth", (json_int_t)depth, "tokens_per_second",
                                     median, "percent_of_peak", 100 * median / most, "samples", samples));
@@ -211,7 +209,9 @@ static int run_bench(bench *b) {
 static int run(const cli_arguments *arguments) {
     if (arguments->operand_count) {
         if (!strcmp(arguments->operands[0], "attention")) return cli_bench_attention(arguments);
-        return cli_usage(&cli_bench, "there is nothing '%s' to measure, only attention", arguments->operands[0]);
+        if (!strcmp(arguments->operands[0], "mixers")) return cli_bench_mixers(arguments);
+        return cli_usage(&cli_bench, "there is nothing '%s' to measure, only attention and mixers",
+                         arguments->operands[0]);
     }
     static bench b;
     b.arguments = arguments;
@@ -226,12 +226,14 @@ static int run(const cli_arguments *arguments) {
 
 const cli_verb cli_bench = {
     .name = "bench",
-    .operands = "[attention]",
-    .summary = "measure tokens per second of a model, or attention alone",
-    .details = "pp512 is a prompt of 512 tokens processed at once, tg64 are 64 tokens generated one by one, @ N with N "
-               "tokens standing before. Each figure is the median of the repetitions, after one that is not counted. "
-               "'bench attention' needs no "
-               "model: it times the attention operator, one work a line, in percent of peaks measured before.",
+    .operands = "[attention | mixers]",
+    .summary = "measure tokens per second of a model, or operators alone",
+    .details =
+        "pp512 is a prompt of 512 tokens processed at once, tg64 are 64 tokens generated one by one, @ N with N "
+        "tokens standing before. Each figure is the median of the repetitions, after one that is not counted. "
+        "'bench attention' needs no "
+        "model: it times the attention operator, one work a line, in percent of peaks measured before. 'bench mixers' "
+        "does so for every mixer in linear time, in each of its forms.",
     .groups = groups,
     .run = run,
     .most_operands = 1};

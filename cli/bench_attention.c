@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli.h"
+#include "bench_shared.h"
 #include "linnet/bench.h"
 
 const cli_option cli_attention_options[] = {
@@ -24,7 +24,7 @@ const cli_option cli_attention_options[] = {
                .highest = 1e6),
     {0}};
 
-enum { MOST_ROUNDS = 1000, MOST_JOBS = 24, MOST_BLOCKS = 12 };
+enum { MOST_ROUNDS = 1000, MOST_JOBS = 24 };
 
 typedef struct bench bench;
 typedef struct job job;
@@ -49,8 +49,7 @@ struct bench {
     linnet_peaks peaks;
     job jobs[MOST_JOBS];
     int job_count;
-    void *blocks[MOST_BLOCKS];
-    int block_count;
+    cli_blocks blocks;
     linnet_type type;
     int64_t size, length;
     bool causal;
@@ -62,19 +61,9 @@ static int failed(const bench *b, linnet_status status) {
     return cli_engine_fail(&b->engine, status);
 }
 
-/* Released with the work. */
-static void *room(bench *b, double bytes) {
-    enum { ALIGNED = 4096 };
-    if (bytes > 0x1p46) return NULL;
-    const size_t whole = ((size_t)bytes + ALIGNED) / ALIGNED * ALIGNED;
-    void *block = b->block_count < MOST_BLOCKS ? aligned_alloc(ALIGNED, whole) : NULL;
-    if (block) b->blocks[b->block_count++] = block;
-    return block;
-}
-
 /* Uniform, of variance 1. */
 static void *random_tensor(bench *b, linnet_type type, int64_t values, uint32_t seed) {
-    float *f32 = room(b, (double)values * (type == LINNET_BF16 ? 2 : 4));
+    float *f32 = cli_block(&b->blocks, (double)values * (type == LINNET_BF16 ? 2 : 4));
     uint16_t *bf16 = (uint16_t *)f32;
     if (!f32) return NULL;
     uint32_t state = seed;
@@ -114,7 +103,7 @@ static int make_tensors(bench *b, int64_t tokens, linnet_attention_tensors *tens
                                           .query = {.data = random_tensor(b, b->type, queries, 1)},
                                           .key = {.data = random_tensor(b, b->type, keys, 2)},
                                           .value = {.data = random_tensor(b, b->type, keys, 3)},
-                                          .output = {.data = room(b, 4.0 * (double)queries)}};
+                                          .output = {.data = cli_block(&b->blocks, 4.0 * (double)queries)}};
     if (tensors->query.data && tensors->key.data && tensors->value.data && tensors->output.data) return CLI_OK;
     return cli_error("not enough memory for attention over %lld tokens", (long long)tokens);
 }
@@ -162,21 +151,11 @@ static void end_work(bench *b) {
         linnet_attention_plan_close(b->jobs[i].plan);
         free(b->jobs[i].workspace);
     }
-    for (int i = 0; i < b->block_count; i++) free(b->blocks[i]);
-    b->job_count = b->block_count = 0;
+    cli_blocks_free(&b->blocks);
+    b->job_count = 0;
 }
 
 /* ---- timing ---- */
-
-static int ascending(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int count) {
-    qsort(values, (size_t)count, sizeof *values, ascending);
-    return 0.5 * (values[count / 2] + values[(count - 1) / 2]);
-}
 
 /* Rounds of all jobs in turn: as many as were asked for; more of short ones, up to a tenth of --seconds; fewer, but
  * one, where they take longer than it. The first counts only where it alone takes that long. */
@@ -202,7 +181,7 @@ static int time_jobs(bench *b) {
     }
     for (int i = 0; i < b->job_count; i++) {
         job *j = &b->jobs[i];
-        j->median = median(j->seconds, counted); /* sorts them */
+        j->median = cli_median(j->seconds, counted); /* sorts them */
         j->fastest = j->seconds[0];
     }
     return CLI_OK;
@@ -298,11 +277,11 @@ static int backward(bench *b, const char *work) {
     int status = make_tensors(b, b->length, &tensors);
     if (status != CLI_OK) return status;
     const int64_t queries = b->length * heads * b->size, keys = b->length * key_heads(b) * b->size;
-    tensors.log_sum_exp = room(b, 4.0 * (double)(b->length * heads));
+    tensors.log_sum_exp = cli_block(&b->blocks, 4.0 * (double)(b->length * heads));
     tensors.output_gradient.data = random_tensor(b, LINNET_F32, queries, 4);
-    tensors.query_gradient.data = room(b, 4.0 * (double)queries);
-    tensors.key_gradient.data = room(b, 4.0 * (double)keys);
-    tensors.value_gradient.data = room(b, 4.0 * (double)keys);
+    tensors.query_gradient.data = cli_block(&b->blocks, 4.0 * (double)queries);
+    tensors.key_gradient.data = cli_block(&b->blocks, 4.0 * (double)keys);
+    tensors.value_gradient.data = cli_block(&b->blocks, 4.0 * (double)keys);
     if (!tensors.log_sum_exp || !tensors.output_gradient.data || !tensors.query_gradient.data ||
         !tensors.key_gradient.data || !tensors.value_gradient.data)
         return cli_error("not enough memory for gradients of %lld tokens", (long long)b->length);
@@ -372,16 +351,6 @@ static int ragged(bench *b, const char *work) {
 
 /* ---- decoding ---- */
 
-static bool wanted(const char *work, const char *list) {
-    if (!list) return true;
-    for (const char *word = list; *word; word += strspn(word, ",")) {
-        const size_t bytes = strcspn(word, ",");
-        if (bytes && memmem(work, strlen(work), word, bytes)) return true;
-        word += bytes;
-    }
-    return false;
-}
-
 static linnet_status run_cached(const job *j) {
     return linnet_attention_cached(j->plan, &j->tensors, &j->cache, j->workspace);
 }
@@ -444,7 +413,7 @@ static int decode(bench *b) {
                 b->size = b->arguments->sizes.value[s];
                 snprintf(work, sizeof work, "decode_%s_d%lld_g%lld", linnet_type_name(types[t]), (long long)b->size,
                          (long long)groups[g]);
-                if (!wanted(work, b->arguments->works) || b->arguments->heads % groups[g]) continue;
+                if (!cli_wanted(work, b->arguments->works) || b->arguments->heads % groups[g]) continue;
                 status = decode_from(b, work, types[t], groups[g]);
                 end_work(b);
             }
@@ -462,11 +431,11 @@ static linnet_status run_softmax(const job *j) {
 /* Rows of 2^20; in two passes it reads them twice and writes them once. */
 static int softmax(bench *b) {
     static const char work[] = "softmax_f32";
-    if (!wanted(work, b->arguments->works)) return CLI_OK;
+    if (!cli_wanted(work, b->arguments->works)) return CLI_OK;
     job *j = &b->jobs[b->job_count++];
     *j = (job){.run = run_softmax, .context = b->engine.context};
     j->tensors.query.data = random_tensor(b, LINNET_F32, (int64_t)ROWS * ROW, 1);
-    j->tensors.output.data = room(b, 4.0 * ROWS * ROW);
+    j->tensors.output.data = cli_block(&b->blocks, 4.0 * ROWS * ROW);
     int status = j->tensors.query.data && j->tensors.output.data ? CLI_OK : cli_error("not enough memory for rows");
     b->length = ROW;
     b->size = 1;
@@ -508,7 +477,7 @@ static int run_kind(bench *b, const struct kind *kind) {
             b->size = arguments->sizes.value[s];
             snprintf(work, sizeof work, "%s_%s_d%lld_%s", kind->name, linnet_type_name(b->type), (long long)b->size,
                      kind->ending);
-            if (!wanted(work, arguments->works)) continue;
+            if (!cli_wanted(work, arguments->works)) continue;
             for (int l = 0; status == CLI_OK && l < (kind->length ? 1 : arguments->lengths.count); l++) {
                 b->causal = kind->causal;
                 b->length = kind->length ? kind->length : arguments->lengths.value[l];

@@ -35,7 +35,7 @@ typedef struct cli_arguments {
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys, policies;
-    int64_t tokens, context, threads, piece, repetitions, windows, heads, key_heads;
+    int64_t tokens, context, threads, piece, repetitions, windows, heads, key_heads, sequences;
     double seconds;
     double temperature, top_k, top_p, min_p, repeat_penalty, repeat_last; /* below 0: not given */
     uint64_t memory, cache, activations, seed;
@@ -93,7 +93,7 @@ extern const cli_verb cli_run, cli_chat, cli_plan, cli_calibrate, cli_inspect, c
     cli_perplexity, cli_bench, cli_eval, cli_help, cli_version, cli_completion;
 /* Options that several verbs have. */
 extern const cli_option cli_model_options[], cli_memory_options[], cli_sampling_options[], cli_attention_options[],
-    cli_common_options[];
+    cli_mixer_options[], cli_common_options[];
 
 const cli_verb *cli_find_verb(const char *name);
 /* The options of a verb, one by one, across its groups; NULL past the end. */
@@ -239,5 +239,9 @@ int cli_json_line(struct json_t *object);
 /* ---- bench_attention.c: linnet bench attention ---- */
 
 int cli_bench_attention(const cli_arguments *arguments);
+
+/* ---- bench_mixers.c: linnet bench mixers ---- */
+
+int cli_bench_mixers(const cli_arguments *arguments);
 
 #endif
