@@ -18,6 +18,7 @@ enum { MOST_ROUNDS = 1000 };
 
 const cli_option cli_mixer_options[] = {
     CLI_OPTION(0, "sequences", CLI_INTEGER, sequences, "N", "of a step", .fallback = "16", .lowest = 1, .highest = 1e6),
+    CLI_OPTION(0, "list", CLI_FLAG, list, NULL, "only say what they are: formula, paper, inputs, state"),
     {0}};
 
 typedef struct work {
@@ -236,10 +237,67 @@ static int run_row(linnet_context *context, const cli_arguments *arguments, cons
     return status;
 }
 
+/* The names of inputs or states, "query [128], beta?": a question mark where it may be left out. */
+static void name_inputs(const linnet_mixer_settings *s, char *text, size_t bytes) {
+    linnet_mixer_input input;
+    size_t used = 0;
+    for (int k = 0; used < bytes && linnet_mixer_input_of(s, k, &input); k++)
+        used += (size_t)snprintf(text + used, bytes - used, "%s%s%s%s", k ? ", " : "", input.name,
+                                 input.optional ? "?" : "", input.parameter ? " (parameter)" : "");
+}
+
+static void name_states(const linnet_mixer_settings *s, char *text, size_t bytes) {
+    linnet_mixer_state state;
+    size_t used = 0;
+    for (int k = 0; used < bytes && linnet_mixer_state_of(s, k, &state); k++)
+        used += (size_t)snprintf(text + used, bytes - used, "%s%s %lld x %lld", k ? ", " : "", state.name,
+                                 (long long)state.rows, (long long)state.columns);
+}
+
+/* A line a mixer, at the first of --sizes that it takes. */
+static int list_row(linnet_context *context, const cli_arguments *arguments, const char *name) {
+    static work w;
+    linnet_mixer_info info = {.size = sizeof info};
+    char inputs[1024] = "", states[512] = "";
+    if (linnet_mixer_describe(context, name, &info) != LINNET_OK) return cli_error("%s", linnet_last_error(context));
+    w = (work){.context = context, .arguments = arguments, .settings = linnet_mixer_settings_default(name)};
+    if (!choose_sizes(&w, arguments->sizes.value[arguments->sizes.count - 1])) return CLI_OK;
+    name_inputs(&w.settings, inputs, sizeof inputs);
+    name_states(&w.settings, states, sizeof states);
+    const int64_t bytes = 4 * linnet_mixer_state_floats(&w.settings);
+    if (!arguments->json) {
+        printf("%s (%s)\n  %s\n  %s\n  inputs: %s\n  state: %s%s%lld bytes a head at %lld x %lld\n", name, info.core,
+               info.formula, info.paper, inputs, states, *states ? ", " : "", (long long)bytes,
+               (long long)w.settings.key_size, (long long)w.settings.value_size);
+        return CLI_OK;
+    }
+    json_t *options = json_array();
+    for (int i = 0; i < 4; i++)
+        if (info.options[i]) json_array_append_new(options, json_string(info.options[i]));
+    return cli_json_line(json_pack("{ss ss ss ss ss ss sI sI sI sb sb sb sb so}", "name", name, "core", info.core,
+                                   "paper", info.paper, "formula", info.formula, "inputs", inputs, "states", states,
+                                   "state_bytes", (json_int_t)bytes, "size", (json_int_t)w.settings.key_size,
+                                   "value_size", (json_int_t)w.settings.value_size, "step", info.step, "backward",
+                                   info.backward, "reverse", info.reverse, "causal", info.causal, "options", options));
+}
+
+static int list_rows(linnet_context *context, const cli_arguments *arguments) {
+    int status = CLI_OK;
+    const char *name;
+    for (int i = 0; status == CLI_OK && (name = linnet_mixer_name(i)); i++)
+        if (cli_wanted(name, arguments->works)) status = list_row(context, arguments, name);
+    return status;
+}
+
 int cli_bench_mixers(const cli_arguments *arguments) {
     linnet_context *context;
     int status = cli_context_open(arguments, &context);
     if (status != CLI_OK) return status;
+    if (arguments->list) {
+        status = list_rows(context, arguments);
+        linnet_context_close(context);
+        return status;
+    }
     linnet_peaks peaks = {.size = sizeof peaks};
     if (linnet_measure_peaks(context, &peaks) != LINNET_OK) status = cli_error("%s", linnet_last_error(context));
     if (status == CLI_OK && !arguments->json)
