@@ -33,6 +33,10 @@ typedef struct linnet_session_settings {
     const char *folder;   /* for the private file of a policy with tier=file; NULL: $TMPDIR, or /tmp */
     struct linnet_model *draft; /* a small model of the same vocabulary, opened in the model's context and to be closed
                                    after the session, for policies that look ahead with one; NULL: none */
+    /* Of models with recurrent states: earlier states that are kept, so that linnet_session_rewind can go back to them;
+     * each takes linnet_plan.states / (2 + snapshots) bytes. One is taken where a feed of several tokens begins, and
+     * about every `snapshot_interval` tokens (0: there alone). */
+    int64_t snapshots, snapshot_interval;
 } linnet_session_settings;
 
 LINNET_API linnet_session_settings linnet_session_settings_default(void);
@@ -48,7 +52,7 @@ typedef struct linnet_plan {
     uint64_t pages;              /* keys and values, and ids of the tokens */
     uint64_t workspace;          /* activations of one piece, logits, scratch of the threads: whatever the context */
     uint64_t overhead;           /* the program itself: stacks, C library, file buffers */
-    uint64_t total;              /* model + pages + workspace + overhead */
+    uint64_t total;              /* model + pages + states + workspace + overhead */
     uint64_t smallest;           /* the least `memory` with which this context fits in any way */
     uint64_t smallest_workspace; /* the least `activations` */
     uint64_t bytes_per_token;
@@ -56,6 +60,7 @@ typedef struct linnet_plan {
     uint64_t draft;   /* part of pages and workspace: what the draft model takes */
     char policy[256]; /* as text, with all its parts; "": none, keys and values are kept whole */
     char reason[256]; /* why this precision, piece and slice, one sentence */
+    uint64_t states;  /* recurrent states and their snapshots: whatever the context */
 } linnet_plan;
 
 /* LINNET_ERROR_MEMORY where nothing fits: the error names, and plan->smallest and plan->smallest_workspace hold, the
@@ -97,6 +102,7 @@ typedef struct linnet_usage {
     uint64_t pages, pages_peak; /* bytes with their tables: now, and the most so far, of a session and its forks */
     uint64_t file;              /* bytes in the file of the disk tier */
     int64_t kept, evicted;      /* tokens, summed over layers and key-value heads: held (wherever), and given up */
+    uint64_t states;            /* bytes of recurrent states and snapshots */
 } linnet_usage;
 
 LINNET_API linnet_usage linnet_session_usage(const linnet_session *session);
@@ -125,9 +131,12 @@ LINNET_API const float *linnet_session_logits(const linnet_session *session);
 LINNET_API int64_t linnet_session_position(const linnet_session *session);
 LINNET_API const int32_t *linnet_session_tokens(const linnet_session *session);
 
-/* Forgets all tokens from `position` on. Sliding layers keep only their window, so a rewind further back than
- * linnet_session_rewind_limit is refused (LINNET_ERROR_UNSUPPORTED); 0 is always possible. */
+/* Forgets all tokens from `position` on. Sliding layers keep only their window, and recurrent states are known only
+ * after the last token, before the piece or the token that was read last, and where snapshots were taken:
+ * linnet_session_rewind_point is the last position up to `position` that can be gone back to; other positions are
+ * refused (LINNET_ERROR_UNSUPPORTED). 0 is always possible, and all from linnet_session_rewind_limit on. */
 LINNET_API linnet_status linnet_session_rewind(linnet_session *session, int64_t position);
+LINNET_API int64_t linnet_session_rewind_point(const linnet_session *session, int64_t position);
 LINNET_API int64_t linnet_session_rewind_limit(const linnet_session *session);
 /* A second session that continues from the same tokens; pages are shared until one of them writes. */
 LINNET_API linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork);

@@ -23,7 +23,8 @@ enum {
     OVERHEAD_BYTES = 6 << 20,
     SMALLEST_PIECE = 8,
     QUICK_PIECE = 64,
-    MOST_CONTEXT = 1 << 30
+    MOST_CONTEXT = 1 << 30,
+    MOST_SNAPSHOTS = 1 << 12
 };
 
 /* Most are multiples of the tokens of the panel kernels' tiles. */
@@ -77,6 +78,10 @@ linnet_status ln_session_settle(const linnet_model *model, const linnet_session_
     if (settled->piece < 0 || settled->piece > 1 << 20)
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "a piece of %lld tokens is outside 1 to %d",
                        (long long)settled->piece, 1 << 20);
+    if (settled->snapshots < 0 || settled->snapshots > MOST_SNAPSHOTS || settled->snapshot_interval < 0)
+        return ln_fail(context, LINNET_ERROR_ARGUMENT,
+                       "%lld snapshots are outside 0 to %d, or their interval is negative",
+                       (long long)settled->snapshots, MOST_SNAPSHOTS);
     switch (settled->precision) {
     case LINNET_TYPE_AUTO:
     case LINNET_F32:
@@ -101,6 +106,9 @@ ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int
                              .key_size = hyper->key_size,
                              .value_size = hyper->value_size,
                              .window = model->windows,
+                             .attends = model->attends,
+                             .state_floats = model->state_floats,
+                             .value_in_key = hyper->value_in_key,
                              .precision = precision,
                              .capacity = context + (policy && policy->probe ? piece : 0),
                              .piece = piece,
@@ -122,18 +130,13 @@ bool ln_session_policy(const linnet_session_settings *settings) {
 
 /* ---- candidates ---- */
 
+/* Of a layer, on average. */
 static double cost_of(const linnet_model *model, const ln_forward_shape *shape) {
-    const ln_hyperparameters *h = &model->hyper;
-    const double width = (double)h->width, inner = (double)h->feed_forward, piece = (double)shape->piece;
-    const double slices = (double)ln_ceil_div(h->feed_forward, shape->slice),
-                 gates = slices * (double)ln_ceil_div(shape->slice, shape->step);
-    const double attention = (double)(h->heads * h->key_size + h->key_value_heads * (h->key_size + h->value_size) +
-                                      h->heads * h->value_size);
-    const double weights = width * (attention + 3 * inner);
-    const double prepared = 2 * width + (double)(h->heads * h->value_size) + gates * width + inner;
-    const ln_form form = model->kernels.matmul.panel[shape->exact][model->layers[0].gate.type].form;
-    return weights + weights * PACKING[form] / piece + prepared * PREPARING + (slices - 1) * width * ADDING +
-           (8 + 3 * gates) * MEETING / piece;
+    const ln_cost cost = ln_forward_cost(model, shape);
+    const double piece = (double)shape->piece;
+    double sum = cost.prepared * PREPARING + cost.added * ADDING + cost.meetings * MEETING / piece;
+    for (int form = 0; form < LN_FORMS; form++) sum += cost.weights[form] + cost.weights[form] * PACKING[form] / piece;
+    return sum / (double)model->hyper.layers;
 }
 
 static void add_candidate(linnet_model *model, const ln_forward_shape *shape, candidates *all) {
@@ -170,7 +173,7 @@ static linnet_status add_slices(linnet_model *model, int64_t piece, bool exact, 
     ln_forward_shape shape = {.piece = piece, .slice = columns, .step = columns, .exact = exact};
     const linnet_status status = all->policy ? weigh_lanes(model, piece, all, &shape) : LINNET_OK;
     if (status != LINNET_OK) return status;
-    if (piece < model->kernels.matmul.panel_from) {
+    if (piece < model->kernels.matmul.panel_from || columns == 0) {
         add_candidate(model, &shape, all);
         return LINNET_OK;
     }
@@ -214,7 +217,8 @@ static uint64_t rest_of(uint64_t bound, uint64_t taken) {
 static uint64_t lanes_of(const linnet_session_settings *settings, const candidate *row, const linnet_plan *plan) {
     uint64_t cache = settings->cache ? rest_of(settings->cache, plan->pages) : UINT64_MAX;
     if (settings->memory) {
-        const uint64_t left = rest_of(settings->memory, plan->model + plan->pages + plan->workspace + plan->overhead);
+        const uint64_t left =
+            rest_of(settings->memory, plan->model + plan->pages + plan->states + plan->workspace + plan->overhead);
         if (left < cache) cache = left;
     }
     return cache == UINT64_MAX ? row->least : cache;
@@ -225,12 +229,13 @@ static void weigh(const linnet_model *model, const candidates *all, linnet_type 
                   linnet_plan *plan) {
     const ln_hyperparameters *hyper = &model->hyper;
     const linnet_session_settings *settings = all->settings;
-    const ln_memory_shape shape =
-        ln_session_shape(model, settings->context, row->shape.piece, precision, all->policy, 0);
+    ln_memory_shape shape = ln_session_shape(model, settings->context, row->shape.piece, precision, all->policy, 0);
+    shape.snapshots = settings->snapshots;
     ln_page_layout page = {0};
-    ln_page_layout_of(all->policy ? all->policy->keys : precision, all->policy ? all->policy->values : precision,
-                      all->policy ? ln_policy_key_size(all->policy, hyper->key_size) : hyper->key_size,
-                      hyper->value_size, &page);
+    if (hyper->attention_layers)
+        ln_page_layout_of(all->policy ? all->policy->keys : precision, all->policy ? all->policy->values : precision,
+                          all->policy ? ln_policy_key_size(all->policy, hyper->key_size) : hyper->key_size,
+                          hyper->value_size, &page);
     *plan = (linnet_plan){.size = sizeof *plan,
                           .context = settings->context,
                           .piece = row->shape.piece,
@@ -242,8 +247,10 @@ static void weigh(const linnet_model *model, const candidates *all, linnet_type 
                           .weights_mapped = model->weight_bytes,
                           .model = linnet_memory_used(model->context),
                           .pages = ln_memory_bytes(&shape),
+                          .states = ln_memory_state_bytes(&shape),
                           .workspace = row->workspace,
                           .overhead = OVERHEAD_BYTES};
+    if (plan->pages < UINT64_MAX / 2) plan->pages -= plan->states;
     if (plan->pages < UINT64_MAX / 2) plan->pages += ln_allocated_bytes((uint64_t)settings->context * sizeof(int32_t));
     plan->draft = all->draft.pages + all->draft.workspace;
     plan->pages += all->draft.pages;
@@ -253,8 +260,8 @@ static void weigh(const linnet_model *model, const candidates *all, linnet_type 
         plan->pages += plan->cache;
         ln_policy_text(all->policy, plan->policy, sizeof plan->policy);
     }
-    plan->total = plan->model + plan->pages + plan->workspace + plan->overhead;
-    plan->bytes_per_token = (uint64_t)(hyper->layers * hyper->key_value_heads) * page.bytes / LN_PAGE_TOKENS;
+    plan->total = plan->model + plan->pages + plan->states + plan->workspace + plan->overhead;
+    plan->bytes_per_token = (uint64_t)(hyper->attention_layers * hyper->key_value_heads) * page.bytes / LN_PAGE_TOKENS;
 }
 
 static bool fits(const linnet_plan *plan, const candidates *all, const candidate *row) {
@@ -304,7 +311,8 @@ static int list_types(const linnet_session_settings *settings, linnet_type types
 /* What the policy leaves open, for so many bytes of keys and values; 0: as little as it can. */
 static bool settle_policy(const linnet_model *model, uint64_t cache, int64_t context, ln_policy *policy) {
     const ln_hyperparameters *h = &model->hyper;
-    const double lanes = (double)(h->layers * h->key_value_heads), near = (double)(policy->sinks + policy->recent);
+    const double lanes = (double)(h->attention_layers * h->key_value_heads),
+                 near = (double)(policy->sinks + policy->recent);
     const double token = 2.0 * (double)(h->key_size + h->value_size), waste = 0.1;
     const double bytes = (1 - waste) * (double)cache / lanes - near * token;
     return ln_policy_settle(policy, bytes, context, h->key_size, h->value_size);

@@ -24,7 +24,8 @@ typedef struct choice {
 
 static uint64_t full_bytes(const linnet_model *model, int64_t tokens) {
     const ln_hyperparameters *h = &model->hyper;
-    return (uint64_t)(tokens * h->layers * h->key_value_heads * (h->key_size + h->value_size)) * sizeof(uint16_t);
+    return (uint64_t)(tokens * h->attention_layers * h->key_value_heads * (h->key_size + h->value_size)) *
+           sizeof(uint16_t);
 }
 
 static linnet_session_settings settings_of(const linnet_session_settings *settled, const char *policy) {

@@ -11,6 +11,7 @@
 #include "base/checked.h"
 #include "generate/session.h"
 #include "model/file.h"
+#include "model/part_attention.h"
 
 typedef struct map {
     ln_matrix weight;  /* [keys + values of the model, columns] */
@@ -91,7 +92,7 @@ static void finish_helper_row(void *argument, int64_t token, int worker) {
     (void)worker;
     const prediction *p = argument;
     const linnet_model *model = p->helper->model;
-    const ln_layer *layer = &model->layers[p->layer];
+    const ln_attention_weights *layer = ln_attention_of(model, p->layer);
     const ln_vector_kernels *vector = &model->kernels.vector;
     const int64_t keys = keys_of(model), values = values_of(model), size = model->hyper.key_size;
     float *row = p->a + token * p->columns + p->layer * (keys + values);
@@ -109,8 +110,8 @@ static void keep_layer(void *watcher, int64_t layer, const float *h, int64_t tok
     const ln_forward *forward = &p->helper->workspace->forward;
     const int64_t keys = keys_of(model);
     float *a = p->a + layer * (keys + values_of(model));
-    const ln_product products[] = {{&model->layers[layer].key, a, p->columns},
-                                   {&model->layers[layer].value, a + keys, p->columns}};
+    const ln_attention_weights *weights = ln_attention_of(model, layer);
+    const ln_product products[] = {{&weights->key, a, p->columns}, {&weights->value, a + keys, p->columns}};
     ln_matmul(&model->kernels, model->context->team, products, 2, h, model->hyper.width, tokens, forward->shape.exact,
               forward->scratch);
     p->layer = layer;
@@ -161,6 +162,9 @@ static linnet_status check(linnet_session *session, linnet_session *helper, cons
     linnet_context *context = session->model->context;
     if (helper->model->context != context || helper->model->hyper.vocabulary != session->model->hyper.vocabulary)
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "session and helper must be of one context and one vocabulary");
+    if (!ln_attention_alone(session->model) || !ln_attention_alone(helper->model))
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "keys and values are all that can be predicted: both models must have attention in every layer");
     if (helper->workspace == session->workspace || helper->position != session->position)
         return ln_fail(context, LINNET_ERROR_ARGUMENT,
                        "the helper must be another session that holds the same %lld tokens",

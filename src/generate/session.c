@@ -16,8 +16,11 @@ static void release_workspace(linnet_context *context, ln_workspace *workspace) 
 
 static ln_memory_shape session_memory(const linnet_session *session) {
     const linnet_plan *plan = &session->plan;
-    return ln_session_shape(session->model, plan->context, plan->piece, plan->precision,
-                            *plan->policy ? &session->policy : NULL, plan->cache);
+    ln_memory_shape shape = ln_session_shape(session->model, plan->context, plan->piece, plan->precision,
+                                             *plan->policy ? &session->policy : NULL, plan->cache);
+    shape.snapshots = session->snapshots;
+    shape.interval = session->interval;
+    return shape;
 }
 
 static linnet_status open_workspace(linnet_session *session, bool exact) {
@@ -59,6 +62,8 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     linnet_session *made = make_session(model, &plan);
     if (!made) return LINNET_ERROR_MEMORY;
     made->spare = ln_plan_spare(&plan, &settled);
+    made->snapshots = settled.snapshots;
+    made->interval = settled.snapshot_interval;
     if (*plan.policy) status = ln_policy_parse(model->context, plan.policy, &made->policy);
     if (status == LINNET_OK) status = ln_probing_open(made, &settled);
     if (status == LINNET_OK) status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
@@ -101,7 +106,8 @@ linnet_usage linnet_session_usage(const linnet_session *session) {
                           .pages_peak = usage.peak + draft,
                           .file = usage.file,
                           .kept = usage.kept,
-                          .evicted = usage.evicted};
+                          .evicted = usage.evicted,
+                          .states = session->plan.states};
 }
 int64_t linnet_session_position(const linnet_session *session) {
     return session->position;
@@ -151,6 +157,7 @@ linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, i
     linnet_status status = ln_session_check(session, ids, count);
     linnet_context *context = session->model->context;
     if (status == LINNET_OK) status = ln_probing_choose(session, &ids, &count);
+    if (status == LINNET_OK && count > 1) ln_memory_mark(session->memory);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
         if (count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
         const int64_t piece = ln_probing_piece(session, count - done);
@@ -219,6 +226,11 @@ int64_t linnet_session_rewind_limit(const linnet_session *session) {
     return ln_memory_rewind_limit(session->memory);
 }
 
+int64_t linnet_session_rewind_point(const linnet_session *session, int64_t position) {
+    if (position <= 0) return 0;
+    return ln_memory_rewind_point(session->memory, ln_min_i64(position, session->position));
+}
+
 linnet_status linnet_session_rewind(linnet_session *session, int64_t position) {
     linnet_context *context = session->model->context;
     if (position < 0 || position > session->position)
@@ -244,6 +256,8 @@ linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork
         return status;
     }
     made->spare = session->spare;
+    made->snapshots = session->snapshots;
+    made->interval = session->interval;
     made->workspace = session->workspace;
     made->workspace->users++;
     made->position = session->position;

@@ -24,8 +24,9 @@ struct linnet_session {
     int64_t position;
     float *logits; /* [vocabulary] */
     bool has_logits;
-    ln_probing *probing; /* NULL: the policy has no probes */
-    uint64_t spare;      /* bytes that the plan left of its bounds, for logits of many tokens */
+    ln_probing *probing;         /* NULL: the policy has no probes */
+    int64_t snapshots, interval; /* as the settings had them */
+    uint64_t spare;              /* bytes that the plan left of its bounds, for logits of many tokens */
 };
 
 /* Whether `count` tokens are of the vocabulary and have room; else the sentence that says why not. */

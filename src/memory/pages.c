@@ -17,8 +17,23 @@ enum { RUN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 16 /* huge pages in a layer */
 
 /* ---- sizes ---- */
 
-static int64_t slots_of(const ln_memory_shape *shape, int64_t window) {
-    if (shape->policy && !window) return 0;
+static bool attends(const ln_memory_shape *shape, int64_t layer) {
+    return !shape->attends || shape->attends[layer];
+}
+
+static bool any_attends(const ln_memory_shape *shape) {
+    for (int64_t i = 0; i < shape->layers; i++)
+        if (attends(shape, i)) return true;
+    return false;
+}
+
+static ln_states_shape states_of(const ln_memory_shape *shape) {
+    return (ln_states_shape){shape->layers, shape->state_floats, shape->snapshots, shape->interval};
+}
+
+static int64_t slots_of(const ln_memory_shape *shape, int64_t layer) {
+    const int64_t window = shape->window ? shape->window[layer] : 0;
+    if (!attends(shape, layer) || (shape->policy && !window)) return 0;
     const int64_t all = ln_ceil_div(shape->capacity, LN_PAGE_TOKENS);
     if (!window) return all;
     return ln_min_i64(all, ln_ceil_div(window + shape->piece, LN_PAGE_TOKENS) + 1);
@@ -31,14 +46,17 @@ static int64_t run_of(int64_t slots) {
 
 static bool possible(const ln_memory_shape *shape, ln_page_layout *layout) {
     const int64_t most = (int64_t)1 << 40;
+    if (shape->layers < 1 || shape->layers > 1 << 20 || shape->capacity < 1 || shape->capacity > most ||
+        shape->piece < 1 || shape->piece > most)
+        return false;
+    *layout = (ln_page_layout){0};
+    if (!any_attends(shape)) return true;
     if (!ln_page_layout_of(shape->precision, shape->precision, shape->key_size, shape->value_size, layout))
         return false;
     if (shape->value_in_key && shape->value_size > shape->key_size) return false;
     if (shape->value_in_key && shape->policy) return false;
     if (shape->value_in_key) ln_page_layout_join(layout);
-    if (shape->layers < 1 || shape->layers > 1 << 20 || shape->key_value_heads < 1 || shape->key_value_heads > 1 << 20)
-        return false;
-    if (shape->capacity < 1 || shape->capacity > most || shape->piece < 1 || shape->piece > most) return false;
+    if (shape->key_value_heads < 1 || shape->key_value_heads > 1 << 20) return false;
     for (int64_t i = 0; shape->window && i < shape->layers; i++)
         if (shape->window[i] < 0 || shape->window[i] > most) return false;
     return true;
@@ -57,7 +75,7 @@ bool ln_memory_lanes(const ln_memory_shape *shape, ln_ragged_shape *lanes) {
                                .piece = ln_min_i64(shape->piece, shape->capacity),
                                .folder = shape->folder};
     for (int64_t i = 0; shape->policy && i < shape->layers; i++)
-        if (!shape->window || !shape->window[i]) lanes->layers++;
+        if (attends(shape, i) && (!shape->window || !shape->window[i])) lanes->layers++;
     return lanes->layers > 0;
 }
 
@@ -65,7 +83,7 @@ bool ln_memory_lanes(const ln_memory_shape *shape, ln_ragged_shape *lanes) {
 static bool sizes(const ln_memory_shape *shape, const ln_page_layout *layout, uint64_t *slots, uint64_t *pool) {
     *slots = *pool = 0;
     for (int64_t i = 0; i < shape->layers; i++) {
-        const int64_t count = slots_of(shape, shape->window ? shape->window[i] : 0), run = run_of(count);
+        const int64_t count = slots_of(shape, i), run = run_of(count);
         uint64_t bytes = (uint64_t)(ln_ceil_div(count, run) * run);
         if (!ln_multiply_u64(bytes, (uint64_t)shape->key_value_heads * layout->bytes, &bytes) ||
             !ln_add_u64(*pool, bytes, pool) || !ln_add_u64(*slots, (uint64_t)count, slots) || *slots > UINT64_MAX / 64)
@@ -75,7 +93,7 @@ static bool sizes(const ln_memory_shape *shape, const ln_page_layout *layout, ui
 }
 
 static uint64_t tables_bytes(const ln_memory_shape *shape, uint64_t slots) {
-    return sizeof(ln_memory) + (uint64_t)shape->layers * (sizeof(ln_memory_layer) + sizeof(int64_t)) +
+    return sizeof(ln_memory) + (uint64_t)shape->layers * (sizeof(ln_memory_layer) + sizeof(int64_t) + sizeof(bool)) +
            slots * (sizeof(unsigned char *) + sizeof(uint32_t));
 }
 
@@ -86,8 +104,16 @@ uint64_t ln_memory_bytes(const ln_memory_shape *shape) {
     const uint64_t tables = ln_allocated_bytes(tables_bytes(shape, slots));
     ln_ragged_shape lanes;
     const uint64_t more = ln_memory_lanes(shape, &lanes) ? shape->lane_bytes : 0;
-    if (!ln_add_u64(pool, tables + 128, &total) || !ln_add_u64(total, more, &total)) return UINT64_MAX;
-    return tables + (pool ? ln_allocated_bytes(pool) : 0) + more;
+    const uint64_t states = ln_memory_state_bytes(shape);
+    if (!ln_add_u64(pool, tables + 128, &total) || !ln_add_u64(total, more, &total) ||
+        !ln_add_u64(total, states, &total))
+        return UINT64_MAX;
+    return tables + (pool ? ln_allocated_bytes(pool) : 0) + more + states;
+}
+
+uint64_t ln_memory_state_bytes(const ln_memory_shape *shape) {
+    const ln_states_shape states = states_of(shape);
+    return ln_states_any(&states) ? ln_states_bytes(&states) : 0;
 }
 
 /* ---- opening and closing ---- */
@@ -119,9 +145,10 @@ static void lay_out(ln_memory *memory) {
     int64_t first = 0, lane_layers = 0;
     for (int64_t i = 0; i < memory->shape.layers; i++) {
         ln_memory_layer *layer = &memory->layers[i];
-        layer->lane_layer = memory->shape.policy && !memory->shape.window[i] ? lane_layers++ : -1;
+        const bool lane = memory->shape.policy && !memory->shape.window[i] && attends(&memory->shape, i);
+        layer->lane_layer = lane ? lane_layers++ : -1;
         layer->window = memory->shape.window[i];
-        layer->slots = slots_of(&memory->shape, layer->window);
+        layer->slots = slots_of(&memory->shape, i);
         layer->run = run_of(layer->slots);
         layer->first = first;
         layer->offset = offset;
@@ -163,6 +190,9 @@ static linnet_status open_slots(linnet_context *context, const ln_memory_shape *
     }
     made->slots = (unsigned char **)(void *)(window + shape->layers);
     made->users = (uint32_t *)(void *)(made->slots + slots);
+    bool *attending = (bool *)(void *)(made->users + slots);
+    for (int64_t i = 0; i < shape->layers; i++) attending[i] = attends(shape, i);
+    made->shape.attends = attending;
     if (pool) made->pool = ln_allocate(context, 1, pool, "key-value pages");
     if (pool && !made->pool) {
         ln_release(context, made);
@@ -179,8 +209,11 @@ linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *sha
     linnet_status status = open_slots(context, shape, memory);
     if (status == LINNET_OK && ln_memory_lanes(shape, &lanes))
         status = ln_ragged_open(context, &lanes, &(*memory)->lanes);
+    const ln_states_shape states = states_of(shape);
+    if (status == LINNET_OK && ln_states_any(&states)) status = ln_states_open(context, &states, &(*memory)->states);
     if (status == LINNET_OK) {
         (*memory)->shape.folder = NULL;
+        (*memory)->shape.state_floats = NULL; /* the states have copied them */
         return LINNET_OK;
     }
     ln_memory_close(*memory);
@@ -227,6 +260,7 @@ linnet_status ln_memory_fork(ln_memory *memory, ln_memory **fork) {
     ln_memory *made;
     linnet_status status = open_slots(memory->context, &memory->shape, &made);
     if (status == LINNET_OK && memory->lanes) status = ln_ragged_fork(memory->lanes, &made->lanes);
+    if (status == LINNET_OK && memory->states) status = ln_states_fork(memory->states, &made->states);
     if (status != LINNET_OK) {
         ln_memory_close(made);
         return status;
@@ -273,6 +307,7 @@ void ln_memory_close(ln_memory *memory) {
         before->next = memory->next;
     }
     ln_ragged_close(memory->lanes);
+    ln_states_close(memory->states);
     ln_release(memory->context, memory->pool);
     ln_release(memory->context, memory);
 }
@@ -339,10 +374,25 @@ ln_pass ln_memory_pass(const ln_memory *memory) {
 }
 
 void ln_memory_commit(ln_memory *memory, int64_t tokens) {
-    if (memory->pass != LN_PASS_PROBE) memory->position += tokens;
+    if (memory->pass != LN_PASS_PROBE) {
+        if (memory->states) ln_states_commit(memory->states, memory->position, memory->position + tokens);
+        memory->position += tokens;
+    }
     memory->pass = LN_PASS_PIECE;
     for (int64_t i = 0; i < memory->shape.layers; i++) memory->layers[i].appended = 0;
     if (memory->lanes) ln_ragged_commit(memory->lanes, tokens);
+}
+
+const float *ln_memory_state(const ln_memory *memory, int64_t layer) {
+    return ln_states_now(memory->states, layer);
+}
+
+float *ln_memory_next_state(ln_memory *memory, int64_t layer) {
+    return ln_states_next(memory->states, layer);
+}
+
+void ln_memory_mark(ln_memory *memory) {
+    if (memory->states) ln_states_mark(memory->states, memory->position);
 }
 
 ln_page_view ln_memory_view(const ln_memory *memory, int64_t layer) {
@@ -413,13 +463,14 @@ ln_ragged_usage ln_memory_measure(const ln_memory *memory) {
         const uint64_t bytes = (uint64_t)(pages * memory->shape.key_value_heads) * memory->layout.bytes;
         usage.bytes += bytes;
         usage.peak += bytes;
-        if (layer->lane_layer < 0) usage.kept += (memory->position - layer->kept) * memory->shape.key_value_heads;
+        if (layer->lane_layer < 0 && memory->shape.attends[i])
+            usage.kept += (memory->position - layer->kept) * memory->shape.key_value_heads;
     }
     return usage;
 }
 
 /* A query at position p of a sliding layer needs the keys from p - window + 1 on. */
-int64_t ln_memory_rewind_limit(const ln_memory *memory) {
+static int64_t page_limit(const ln_memory *memory) {
     int64_t limit = 0;
     for (int64_t i = 0; i < memory->shape.layers; i++) {
         const ln_memory_layer *layer = &memory->layers[i];
@@ -429,16 +480,34 @@ int64_t ln_memory_rewind_limit(const ln_memory *memory) {
     return limit;
 }
 
+int64_t ln_memory_rewind_point(const ln_memory *memory, int64_t position) {
+    const int64_t point = memory->states ? ln_states_point(memory->states, memory->position, position) : position;
+    return point == memory->position || point >= page_limit(memory) ? point : 0;
+}
+
+int64_t ln_memory_rewind_limit(const ln_memory *memory) {
+    int64_t limit = page_limit(memory), from = memory->position;
+    if (!memory->states) return limit;
+    while (from > limit && ln_states_point(memory->states, memory->position, from - 1) == from - 1) from--;
+    return from;
+}
+
 linnet_status ln_memory_rewind(ln_memory *memory, int64_t position) {
-    const int64_t limit = ln_memory_rewind_limit(memory);
     if (position < 0 || position > memory->position)
         return ln_fail(memory->context, LINNET_ERROR_ARGUMENT, "cannot rewind to position %lld: %lld tokens are held",
                        (long long)position, (long long)memory->position);
+    const int64_t limit = page_limit(memory), point = ln_memory_rewind_point(memory, position);
     if (position > 0 && position < limit)
         return ln_fail(memory->context, LINNET_ERROR_UNSUPPORTED,
                        "cannot rewind to position %lld: what was given up since is gone, positions from %lld on are "
                        "whole; rewind to 0 and feed again",
                        (long long)position, (long long)limit);
+    if (point != position)
+        return ln_fail(memory->context, LINNET_ERROR_UNSUPPORTED,
+                       "cannot rewind to position %lld: recurrent states are not known there; rewind to %lld and feed "
+                       "again from there, or keep more snapshots",
+                       (long long)position, (long long)point);
+    if (memory->states) ln_states_rewind(memory->states, memory->position, position);
     memory->position = position;
     if (memory->lanes) ln_ragged_rewind(memory->lanes, position);
     for (int64_t i = 0; i < memory->shape.layers; i++) {

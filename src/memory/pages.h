@@ -1,4 +1,5 @@
-/* Key-value memory of one sequence, in pages (kernel/attend.h tells what is in one).
+/* The memory of one sequence: keys and values in pages (kernel/attend.h tells what is in one), and recurrent states
+ * (memory/states.h) of the layers that have such.
  *
  * Under a policy, layers that see everything are lanes of memory/ragged.h. Every other layer has slots, each for 32
  * consecutive tokens of all its heads: a layer that sees everything as many as the capacity needs, a sliding layer a
@@ -26,8 +27,11 @@ typedef struct ln_memory_shape {
     uint64_t lane_bytes;     /* that they may take; the following are theirs too */
     int64_t heads;
     float scale;
-    const char *folder;        /* of the file of pages; read when opening */
-    const uint8_t *head_kinds; /* [layers * key_value_heads] of layers that see everything, as in ln_ragged_shape */
+    const char *folder;  /* of the file of pages; read when opening */
+    const bool *attends; /* [layers]: have keys and values; NULL: all. Where none has, sizes of heads are unread */
+    const int64_t *state_floats; /* [layers], multiples of 16: of the recurrent state; NULL: none has one */
+    int64_t snapshots, interval; /* of states (memory/states.h) */
+    const uint8_t *head_kinds;   /* [layers * key_value_heads] of layers that see everything, as in ln_ragged_shape */
 } ln_memory_shape;
 
 typedef struct ln_memory ln_memory;
@@ -39,6 +43,9 @@ void ln_memory_close(ln_memory *memory);
 
 /* The part of the shape that is lanes; false: none. */
 bool ln_memory_lanes(const ln_memory_shape *shape, ln_ragged_shape *lanes);
+
+/* What of them is recurrent states. */
+uint64_t ln_memory_state_bytes(const ln_memory_shape *shape);
 
 /* Tokens held, without those appended since the last commit. */
 int64_t ln_memory_position(const ln_memory *memory);
@@ -52,6 +59,12 @@ void ln_memory_begin(ln_memory *memory, ln_pass pass);
 ln_pass ln_memory_pass(const ln_memory *memory);
 /* Attention of the tokens appended last to a layer: of `call` all but `rotation` is read. */
 linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged_call *call);
+/* The recurrent state of a layer, [state_floats]: all zeros at position 0; and where what the tokens make of it is to
+ * be written, all of it, before the commit. */
+const float *ln_memory_state(const ln_memory *memory, int64_t layer);
+float *ln_memory_next_state(ln_memory *memory, int64_t layer);
+/* Keeps a snapshot of the states where they are now, if there are states and snapshots. */
+void ln_memory_mark(ln_memory *memory);
 /* Whether tokens appended since the last commit can be left uncommitted: a policy has given up others for them. */
 bool ln_memory_undoes(const ln_memory *memory);
 /* Whether a policy asks what the model's gate says of tokens (ln_ragged_call.gate). */
@@ -66,9 +79,11 @@ void ln_memory_commit(ln_memory *memory, int64_t tokens);
  * read or close of any memory of the family. */
 ln_page_view ln_memory_view(const ln_memory *memory, int64_t layer);
 
-/* Forgets what is at `position` and after. Sliding layers have lost what left their ring, so positions from 1 to
- * rewind_limit - 1 are refused (LINNET_ERROR_UNSUPPORTED). */
+/* Forgets what is at `position` and after. Sliding layers have lost what left their ring, and recurrent states are
+ * known at few positions: ln_memory_rewind_point is the last position up to `position` that can be gone back to, others
+ * are refused (LINNET_ERROR_UNSUPPORTED). From rewind_limit on all can. */
 linnet_status ln_memory_rewind(ln_memory *memory, int64_t position);
+int64_t ln_memory_rewind_point(const ln_memory *memory, int64_t position);
 int64_t ln_memory_rewind_limit(const ln_memory *memory);
 /* What the scorer knows of a lane; NULL: the layer has slots, or the scorer no state. */
 const void *ln_memory_lane_state(const ln_memory *memory, int64_t layer, int64_t head);

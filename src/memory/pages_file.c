@@ -1,10 +1,11 @@
 /* Owns: a key-value memory in a session file.
  *
- *     "pages", version 1 without a policy, 2 with one                                                      (i64 each)
+ *     "pages", version 1 without a policy, 2 with one; 2 more where there are recurrent states              (i64 each)
  *     under a policy: bytes of its text                                                                     (i64), the
  * text precision, page tokens, layers, key-value heads, key size, value size, position   (i64 each) for each layer:
  * window, first page, pages                                                            (i64 each) for each layer, page,
- * head: the page under a policy: the lanes (ragged_file.c), whose layers have no pages here
+ * head: the page under a policy: the lanes (ragged_file.c), whose layers have no pages here; the
+ * recurrent states (states.c)
  *
  * Of the last page, tokens not yet written are stored as zeros. */
 #include <inttypes.h>
@@ -14,15 +15,21 @@
 #include "kernel/page.h"
 #include "memory/pages_inside.h"
 
-enum { PAGES_TAG = 0x7365676170 /* "pages" */, PAGES_VERSION = 1, LANES_VERSION = 2, POLICY_MOST = 1024 };
+enum {
+    PAGES_TAG = 0x7365676170 /* "pages" */,
+    PAGES_VERSION = 1,
+    LANES_VERSION = 2,
+    STATES = 2 /* more */,
+    POLICY_MOST = 1024
+};
 
 static const unsigned char *page_at(const ln_memory *memory, const ln_memory_layer *layer, int64_t page, int64_t head) {
     return memory->slots[layer->first + page % layer->slots] + (uint64_t)(head * layer->run) * memory->layout.bytes;
 }
 
-/* Pages of a layer's slots. */
+/* Pages of a layer's slots; it may have none. */
 static int64_t end_of(const ln_memory_layer *layer, int64_t position) {
-    return layer->lane_layer < 0 ? ln_ceil_div(position, LN_PAGE_TOKENS) : 0;
+    return layer->slots ? ln_ceil_div(position, LN_PAGE_TOKENS) : 0;
 }
 
 static void put_policy(const ln_memory *memory, ln_state_writer *writer) {
@@ -35,6 +42,10 @@ static void put_policy(const ln_memory *memory, ln_state_writer *writer) {
 
 /* ---- writing ---- */
 
+static int64_t version_of(const ln_memory *memory) {
+    return (memory->lanes ? LANES_VERSION : PAGES_VERSION) + (memory->states ? STATES : 0);
+}
+
 linnet_status ln_memory_check_write(const ln_memory *memory) {
     if (!memory->lanes || ln_ragged_writes(memory->lanes)) return LINNET_OK;
     return ln_fail(memory->context, LINNET_ERROR_UNSUPPORTED,
@@ -45,7 +56,7 @@ linnet_status ln_memory_check_write(const ln_memory *memory) {
 void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
     const ln_page_layout *layout = &memory->layout;
     ln_state_put_i64(writer, PAGES_TAG);
-    ln_state_put_i64(writer, memory->lanes ? LANES_VERSION : PAGES_VERSION);
+    ln_state_put_i64(writer, version_of(memory));
     if (memory->lanes) put_policy(memory, writer);
     const int64_t head[] = {layout->key_type, LN_PAGE_TOKENS,     memory->shape.layers, memory->shape.key_value_heads,
                             layout->key_size, layout->value_size, memory->position};
@@ -67,6 +78,7 @@ void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
                                   valid && page == end - 1 ? valid : LN_PAGE_TOKENS);
     }
     if (memory->lanes) ln_ragged_write(memory->lanes, writer);
+    if (memory->states) ln_states_write(memory->states, writer);
 }
 
 /* ---- reading ---- */
@@ -113,8 +125,10 @@ static linnet_status read_head(const ln_memory *memory, ln_state_reader *reader,
     int64_t tag, version;
     if (!ln_state_take_i64(reader, &tag) || !ln_state_take_i64(reader, &version)) return cut_off(memory, reader);
     if (tag != PAGES_TAG) return refuse(memory, reader, "section mark", tag, PAGES_TAG);
+    const int64_t states = memory->states ? STATES : 0;
+    version -= states;
     if (version != PAGES_VERSION && version != LANES_VERSION)
-        return refuse(memory, reader, "page version", version, memory->lanes ? LANES_VERSION : PAGES_VERSION);
+        return refuse(memory, reader, "page version", version + states, version_of(memory));
     linnet_status status = read_policy(memory, reader, version);
     if (status == LINNET_OK) status = ln_memory_check_write(memory);
     if (status != LINNET_OK) return status;
@@ -153,7 +167,7 @@ static linnet_status read_pages(ln_memory *memory, ln_state_reader *reader, int6
         if (window != layer->window) return refuse(memory, reader, "window of a layer", window, layer->window);
         if (first < 0 || first > end || count != end - first) return refuse(memory, reader, "page count", count, end);
         const int64_t least = layer->window ? ln_max_i64(0, position - layer->window + 1) : 0;
-        if (layer->lane_layer < 0 && first * LN_PAGE_TOKENS > least)
+        if (layer->slots && first * LN_PAGE_TOKENS > least)
             return refuse(memory, reader, "first position", first * LN_PAGE_TOKENS, least);
         for (int64_t page = first; page < end; page++) {
             const bool keep = store && page >= end - layer->slots;
@@ -181,6 +195,9 @@ linnet_status ln_memory_read(ln_memory *memory, ln_state_reader *reader, int64_t
         ln_state_reader part = *reader;
         status = read_pages(memory, &part, position, store);
         if (status == LINNET_OK && memory->lanes) status = ln_ragged_read(memory->lanes, &part, position, store);
+        if (status == LINNET_OK && memory->states && !ln_states_read(memory->states, &part, store))
+            status = ln_fail(memory->context, LINNET_ERROR_FORMAT,
+                             "session file %s does not hold the recurrent states of this model", reader->path);
         if (status != LINNET_OK) {
             if (store) ln_memory_rewind(memory, 0);
             return status;

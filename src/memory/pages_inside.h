@@ -4,10 +4,11 @@
 
 #include "base/context.h"
 #include "memory/pages.h"
+#include "memory/states.h"
 
 typedef struct ln_memory_layer {
     int64_t window, slots, run; /* run: slots that lie head after head */
-    int64_t lane_layer;         /* of memory->lanes; -1: it has slots */
+    int64_t lane_layer;         /* of memory->lanes; -1: it has slots, or no keys and values */
     int64_t first;              /* its first index of slots and users */
     uint64_t offset;            /* in the pool */
     int64_t kept;               /* positions kept .. position - 1 are in the slots */
@@ -25,8 +26,9 @@ struct ln_memory {
     unsigned char **slots;
     uint32_t *users;
     unsigned char *pool;
-    ln_policy policy; /* shape.policy points to it */
-    ln_ragged *lanes; /* of the layers under a policy; NULL: there are none */
+    ln_states *states; /* NULL: no layer has one */
+    ln_policy policy;  /* shape.policy points to it */
+    ln_ragged *lanes;  /* of the layers under a policy; NULL: there are none */
 };
 
 /* Where a slot of this memory's own pool is. */

@@ -1,5 +1,6 @@
-/* The table of architectures: what distinguishes one transformer from another, as data. Adding a model is adding a row
- * here and, where its tensors have other names, rows to the name table of huggingface.c. */
+/* The table of architectures: what distinguishes one model from another, as data. A transformer is a row of
+ * architecture.c. A model of other layers is a file architecture_NAME.c with its row, its names and its function that
+ * makes a layer, and a line in the table. */
 #ifndef LN_MODEL_ARCHITECTURE_H
 #define LN_MODEL_ARCHITECTURE_H
 
@@ -12,8 +13,29 @@ enum { /* traits */
            1 << 0, /* in GGUF files rotary pairs are neighbours: converters reorder the rows of q and k */
        LN_NORM_PLUS_ONE = 1 << 1,    /* Hugging Face stores w and multiplies by 1 + w; GGUF stores 1 + w */
        LN_EMBEDDING_SCALED = 1 << 2, /* embeddings are multiplied by sqrt(width) */
-       LN_POST_NORMS = 1 << 3 /* attention and feed-forward outputs have norms too: other names in Hugging Face files */
+       LN_POST_NORMS =
+           1 << 3, /* attention and feed-forward outputs have norms too: other names in Hugging Face files */
+       LN_NO_ATTENTION = 1 << 4 /* no layer attends: there are no heads */
 };
+
+/* A tensor of a Hugging Face folder: the name in a layer or beside the layers, without .weight or .bias or (A_log) as a
+ * whole, and the name in GGUF. */
+typedef struct ln_name_row {
+    const char *huggingface, *gguf;
+    unsigned trait; /* only for architectures with this trait; 0: for all that no row above serves */
+    /* Where GGUF holds other values: applied to a float32 copy. rows, columns: its last two dimensions. */
+    void (*change)(float *values, int64_t rows, int64_t columns);
+} ln_name_row;
+
+typedef struct ln_config_row {
+    const char *name, *suffix; /* in config.json; in GGUF, after the architecture's name */
+    bool whole;                /* an integer; else a float32 */
+    double fallback;           /* where the config leaves it out; NAN: nothing is written */
+} ln_config_row;
+
+struct ln_config;
+struct ln_key_writer;
+struct ln_layer;
 
 typedef struct ln_architecture {
     const char *name;           /* general.architecture */
@@ -24,6 +46,14 @@ typedef struct ln_architecture {
     int no_rope_period;    /* layer i has no rotation where (i + 1) % period == 0; 0: all rotate */
     float rope_base_local; /* of sliding layers, which then rotate without scaling; 0: as the others */
     int scale_by_width_layers; /* the size with this many layers scales scores by 1 / sqrt(width / heads) */
+
+    /* What other layers than a transformer's need; NULL: nothing. */
+    const ln_name_row *names;    /* of tensors, before the common ones; ends with a row of NULLs */
+    const ln_config_row *config; /* numbers of config.json; ends with a row of NULLs */
+    /* What rows cannot say; keys written here stand for those that the common rows would write. */
+    linnet_status (*write_keys)(const struct ln_config *config, struct ln_key_writer *keys);
+    linnet_status (*open)(linnet_model *model); /* reads keys of its own before the layers are made */
+    linnet_status (*make_layer)(linnet_model *model, int64_t index, struct ln_layer *layer);
 } ln_architecture;
 
 const ln_architecture *ln_architecture_find(const char *name, size_t bytes);

@@ -13,9 +13,9 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "model/forward.h"
 #include "model/heads_attend.h"
 #include "model/heads_norms.h"
+#include "model/part_attention.h"
 
 enum {
     CALIBRATION_TOKENS = 4096,
@@ -285,8 +285,8 @@ static void normalise(const ln_heads *heads, float *x, int64_t count, const floa
     }
 }
 
-static linnet_status merge(ln_heads *heads, const ln_layer *layer, fold *f, ln_head_bases *bases, const float *h,
-                           float **seen) {
+static linnet_status merge(ln_heads *heads, const ln_attention_weights *layer, fold *f, ln_head_bases *bases,
+                           const float *h, float **seen) {
     const ln_hyperparameters *hyper = &heads->model->hyper;
     const bool rotates = layer->rotation != LN_ROTATE_NOT;
     ln_head_samples samples = {.heads = hyper->heads,
@@ -352,7 +352,7 @@ static linnet_status attend(ln_heads *heads, int64_t layer, int64_t count, float
 static linnet_status refit(ln_heads *heads, int64_t index, const fold *f, const float *h, float **seen) {
     linnet_model *model = heads->model;
     const ln_hyperparameters *hyper = &model->hyper;
-    const ln_layer *layer = &model->layers[index];
+    const ln_attention_weights *layer = ln_attention_of(model, index);
     float *made = heads->made, *now[3];
     for (int i = 0; i < 3; i++) {
         const ln_matrix matrix = {LINNET_F32, f->at.rows[i], hyper->width, made + f->at.projections[i]};
@@ -380,7 +380,7 @@ static linnet_status make_layer(ln_heads *heads, int64_t index) {
     linnet_model *model = heads->model;
     ln_team *team = model->context->team;
     const ln_hyperparameters *h = &model->hyper;
-    const ln_layer *layer = &model->layers[index];
+    const ln_attention_weights *layer = ln_attention_of(model, index);
     if (ln_interrupted(heads->context))
         return ln_fail(heads->context, LINNET_INTERRUPTED, "converting %s was interrupted; nothing was written",
                        model->file->path);
@@ -483,6 +483,10 @@ linnet_status ln_heads_make(ln_heads *heads, linnet_tensor_info *changed) {
 
 static linnet_status check_count(linnet_context *context, const linnet_model *model, int64_t count) {
     const int64_t heads = model->hyper.key_value_heads;
+    if (!ln_attention_alone(model))
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "%s: heads are merged where every layer attends; in a %s model not all do", model->file->path,
+                       model->architecture->name);
     if (count > 0 && count <= heads && heads % count == 0) return LINNET_OK;
     char possible[128];
     size_t used = 0;

@@ -10,8 +10,8 @@
 
 #include "base/checked.h"
 #include "base/least_squares.h"
-#include "memory/pages.h"
 #include "mixer/attention.h"
+#include "model/part_attention.h"
 
 enum { PIECE = 256, RUN = 64 /* tokens that stay together when a quarter is held back */ };
 
@@ -21,7 +21,7 @@ linnet_status ln_heads_rotate(linnet_model *model, int64_t layer, float *x, int6
                               int64_t heads) {
     const ln_rope *rope = &model->rope;
     const int64_t pairs = rope->size / 2, size = model->hyper.key_size;
-    const ln_rotation rotation = model->layers[layer].rotation;
+    const ln_rotation rotation = ln_attention_of(model, layer)->rotation;
     if (rotation == LN_ROTATE_NOT) return LINNET_OK;
     double *inverse = ln_allocate(model->context, (uint64_t)pairs, sizeof *inverse, "rotary frequencies");
     float *cosine = ln_allocate(model->context, (uint64_t)(2 * pairs), sizeof *cosine, "rotary frequencies");

@@ -3,7 +3,7 @@
  *
  * Invariant: once ln_model is open, every ln_matrix has exactly the rows and columns that the forward pass will
  * multiply, lies whole in the mapped file, and has a type the kernels know; the forward pass checks nothing. */
-#include "model/model.h"
+#include "model/take.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "kernel/attend.h"
+#include "model/transformer.h"
 linnet_status ln_tokenizer_make(linnet_context *context, const linnet_file *file, linnet_tokenizer **tokenizer);
 
 /* ---- hyperparameters ---- */
@@ -26,34 +27,32 @@ typedef struct limit {
 static const limit limits[] = {
     {"block_count", 1, 4096, 0, FIELD(layers)},
     {"embedding_length", 1, 1 << 20, 0, FIELD(width)},
-    {"attention.head_count", 1, 1 << 16, 0, FIELD(heads)},
-    {"attention.head_count_kv", 1, 1 << 16, -1, FIELD(key_value_heads)},
+    {"attention.head_count", 0, 1 << 16, 0, FIELD(heads)},
+    {"attention.head_count_kv", 0, 1 << 16, -1, FIELD(key_value_heads)},
     {"attention.key_length", 2, 1024, -1, FIELD(key_size)},
     {"attention.value_length", 2, 1024, -1, FIELD(value_size)},
-    {"feed_forward_length", 1, 1 << 22, 0, FIELD(feed_forward)},
+    {"feed_forward_length", 0, LN_FEED_FORWARD_MOST, 0, FIELD(feed_forward)},
     {"context_length", 1, 1 << 30, 2048, FIELD(context_length)},
     {"attention.sliding_window", 0, 1 << 30, -1, FIELD(window)},
 };
 
-static linnet_status read_sizes(linnet_model *model) {
+static linnet_status read_heads(linnet_model *model) {
     linnet_file *file = model->file;
     ln_hyperparameters *hyper = &model->hyper;
-    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
-        const limit *l = &limits[i];
-        const ln_key *key = ln_file_key_of(file, l->suffix);
-        const int64_t value = ln_key_integer(key, 0, key ? INT64_MIN : l->fallback);
-        if (!key && l->fallback == 0)
-            return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: the key %s.%s is missing", file->path,
-                           model->architecture->name, l->suffix);
-        if (key && (value < l->least || value > l->most))
-            return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: %s.%s must be a number from %lld to %lld",
-                           file->path, model->architecture->name, l->suffix, (long long)l->least, (long long)l->most);
-        memcpy((char *)hyper + l->offset, &value, sizeof value);
-    }
-    if (hyper->key_value_heads < 0) hyper->key_value_heads = hyper->heads;
+    if (hyper->heads < 1)
+        return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: %s.attention.head_count must be at least 1",
+                       file->path, model->architecture->name);
+    if (hyper->key_value_heads < 1) hyper->key_value_heads = hyper->heads;
     if (hyper->key_size < 0) hyper->key_size = hyper->width / hyper->heads;
     if (hyper->value_size < 0) hyper->value_size = hyper->key_size;
-    if (hyper->window < 0) hyper->window = 0;
+    const ln_key *shared = ln_file_key_of(file, "attention.head_count_kv");
+    for (uint64_t i = 0; shared && shared->array && i < shared->count; i++) {
+        const int64_t one = ln_key_integer(shared, i, 0);
+        if (one && one != hyper->key_value_heads)
+            return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                           "%s: layers with %lld and with %lld key-value heads in one model are not supported",
+                           file->path, (long long)one, (long long)hyper->key_value_heads);
+    }
     if (hyper->heads % hyper->key_value_heads != 0)
         return ln_fail(model->context, LINNET_ERROR_FORMAT,
                        "%s: %lld query heads cannot share %lld key-value heads evenly", file->path,
@@ -66,6 +65,44 @@ static linnet_status read_sizes(linnet_model *model) {
     return LINNET_OK;
 }
 
+/* A number, or the largest of an array that has one for each layer. */
+static bool largest(const ln_key *key, int64_t least, int64_t most, int64_t *value) {
+    *value = INT64_MIN;
+    for (uint64_t i = 0; i < key->count; i++) {
+        const int64_t one = ln_key_integer(key, i, INT64_MIN);
+        if (one < (key->array ? 0 : least) || one > most) return false;
+        *value = ln_max_i64(*value, one);
+    }
+    return *value >= least;
+}
+
+/* Transformers need what other layers may do without. */
+static linnet_status read_sizes(linnet_model *model) {
+    linnet_file *file = model->file;
+    ln_hyperparameters *hyper = &model->hyper;
+    const bool transformer = !model->architecture->make_layer, free = model->architecture->traits & LN_NO_ATTENTION;
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const limit *l = &limits[i];
+        const ln_key *key = ln_file_key_of(file, l->suffix);
+        const bool own = l->offset == FIELD(feed_forward) || (l->offset == FIELD(heads) && free);
+        const int64_t least = transformer && own ? ln_max_i64(l->least, 1) : l->least;
+        int64_t value = l->fallback;
+        if (!key && l->fallback == 0 && (transformer || !own))
+            return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: the key %s.%s is missing", file->path,
+                           model->architecture->name, l->suffix);
+        if (key && !largest(key, least, l->most, &value))
+            return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: %s.%s must be a number from %lld to %lld",
+                           file->path, model->architecture->name, l->suffix, (long long)least, (long long)l->most);
+        memcpy((char *)hyper + l->offset, &value, sizeof value);
+    }
+    if (hyper->window < 0) hyper->window = 0;
+    if (free) {
+        hyper->heads = hyper->key_value_heads = hyper->key_size = hyper->value_size = hyper->window = 0;
+        return LINNET_OK;
+    }
+    return read_heads(model);
+}
+
 static float key_float(const linnet_file *file, const char *suffix, double fallback) {
     return (float)ln_key_number(ln_file_key_of(file, suffix), 0, fallback);
 }
@@ -76,8 +113,10 @@ static linnet_status read_numbers(linnet_model *model) {
     ln_hyperparameters *hyper = &model->hyper;
     const bool by_width = architecture->scale_by_width_layers == hyper->layers;
     const double head_width = by_width ? (double)hyper->width / (double)hyper->heads : (double)hyper->key_size;
-    hyper->norm_epsilon = key_float(file, "attention.layer_norm_rms_epsilon", 1e-5);
-    hyper->score_scale = key_float(file, "attention.scale", 1 / sqrt(head_width));
+    hyper->logit_scale = 1;
+    const double centred = (double)key_float(file, "attention.layer_norm_epsilon", 1e-5);
+    hyper->norm_epsilon = key_float(file, "attention.layer_norm_rms_epsilon", centred);
+    hyper->score_scale = key_float(file, "attention.scale", head_width > 0 ? 1 / sqrt(head_width) : 1);
     hyper->score_cap = key_float(file, "attn_logit_softcapping", 0);
     hyper->logit_cap = key_float(file, "final_logit_softcapping", 0);
     hyper->embedding_scale = architecture->traits & LN_EMBEDDING_SCALED ? sqrtf((float)hyper->width) : 1;
@@ -92,166 +131,40 @@ static linnet_status read_numbers(linnet_model *model) {
 
 /* ---- tensors ---- */
 
-static linnet_status wrong_shape(linnet_model *model, const linnet_tensor_info *tensor, int64_t rows, int64_t columns) {
-    return ln_fail(model->context, LINNET_ERROR_FORMAT,
-                   "%s: tensor %s is [%lld, %lld] where the model's keys ask for [%lld, %lld]", model->file->path,
-                   tensor->name, (long long)tensor->size[1], (long long)tensor->size[0], (long long)rows,
-                   (long long)columns);
-}
-
-static const linnet_tensor_info *find(linnet_model *model, int64_t layer, const char *name) {
-    char full[96];
-    if (layer < 0)
-        snprintf(full, sizeof full, "%s", name);
-    else
-        snprintf(full, sizeof full, "blk.%lld.%s", (long long)layer, name);
-    const linnet_tensor_info *tensor = ln_file_find(model->file, full);
-    if (tensor) model->taken[tensor - model->file->tensors] = true;
-    return tensor;
-}
-
-static linnet_status missing(linnet_model *model, int64_t layer, const char *name) {
-    return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: the tensor %s of layer %lld is missing", model->file->path,
-                   name, (long long)layer);
-}
-
-/* A float32 vector of n values; NULL where it is missing and may be. */
-static linnet_status take_vector(linnet_model *model, int64_t layer, const char *name, int64_t n, bool required,
-                                 const float **vector) {
-    const linnet_tensor_info *tensor = find(model, layer, name);
-    *vector = NULL;
-    if (!tensor) return required ? missing(model, layer, name) : LINNET_OK;
-    const int64_t rows = tensor->dimensions > 1 ? tensor->size[1] : 1;
-    if (tensor->dimensions > 2 || rows != 1 || tensor->size[0] != n) return wrong_shape(model, tensor, 1, n);
-    const ln_format *format = ln_format_of(tensor->type);
-    if (tensor->type == LINNET_F32 && (uintptr_t)tensor->data % sizeof(float) == 0) {
-        *vector = tensor->data;
-        return LINNET_OK;
-    }
-    if (n % format->block != 0) return wrong_shape(model, tensor, 1, n);
-    float *copy = ln_file_own(model->file, (uint64_t)n, sizeof *copy, "converted vector");
-    if (!copy) return LINNET_ERROR_MEMORY;
-    format->decode(tensor->data, copy, n);
-    *vector = copy;
-    return LINNET_OK;
-}
-
-/* Rows first .. first + rows - 1 of a matrix that has `total` rows. */
-static linnet_status take_rows(linnet_model *model, int64_t layer, const char *name, int64_t first, int64_t rows,
-                               int64_t total, int64_t columns, ln_matrix *matrix) {
-    const linnet_tensor_info *tensor = find(model, layer, name);
-    if (!tensor) return missing(model, layer, name);
-    if (tensor->dimensions != 2 || tensor->size[0] != columns || tensor->size[1] != total)
-        return wrong_shape(model, tensor, total, columns);
-    const uint64_t row_bytes = ln_format_bytes(tensor->type, columns);
-    if (row_bytes == 0) return wrong_shape(model, tensor, total, columns);
-    if ((uintptr_t)tensor->data % (tensor->type == LINNET_F32 ? 4 : 2) != 0)
-        return ln_fail(model->context, LINNET_ERROR_FORMAT,
-                       "%s: tensor %s starts at an odd byte; convert the model to GGUF", model->file->path,
-                       tensor->name);
-    *matrix = (ln_matrix){tensor->type, rows, columns, (const char *)tensor->data + (uint64_t)first * row_bytes};
-    return LINNET_OK;
-}
-
-static linnet_status take_matrix(linnet_model *model, int64_t layer, const char *name, int64_t rows, int64_t columns,
-                                 ln_matrix *matrix) {
-    return take_rows(model, layer, name, 0, rows, rows, columns, matrix);
-}
-
-#define TRY(call)                                 \
-    do {                                          \
-        const linnet_status status_ = (call);     \
-        if (status_ != LINNET_OK) return status_; \
-    } while (0)
-
-static linnet_status take_projections(linnet_model *model, int64_t i, ln_layer *layer) {
-    const ln_hyperparameters *h = &model->hyper;
-    const int64_t queries = h->heads * h->key_size, keys = h->key_value_heads * h->key_size,
-                  values = h->key_value_heads * h->value_size, all = queries + keys + values;
-    if (find(model, i, "attn_qkv.weight")) {
-        const float *bias = NULL;
-        TRY(take_rows(model, i, "attn_qkv.weight", 0, queries, all, h->width, &layer->query));
-        TRY(take_rows(model, i, "attn_qkv.weight", queries, keys, all, h->width, &layer->key));
-        TRY(take_rows(model, i, "attn_qkv.weight", queries + keys, values, all, h->width, &layer->value));
-        TRY(take_vector(model, i, "attn_qkv.bias", all, false, &bias));
-        if (bias) {
-            layer->query_bias = bias;
-            layer->key_bias = bias + queries;
-            layer->value_bias = bias + queries + keys;
-        }
-    } else {
-        TRY(take_matrix(model, i, "attn_q.weight", queries, h->width, &layer->query));
-        TRY(take_matrix(model, i, "attn_k.weight", keys, h->width, &layer->key));
-        TRY(take_matrix(model, i, "attn_v.weight", values, h->width, &layer->value));
-        TRY(take_vector(model, i, "attn_q.bias", queries, false, &layer->query_bias));
-        TRY(take_vector(model, i, "attn_k.bias", keys, false, &layer->key_bias));
-        TRY(take_vector(model, i, "attn_v.bias", values, false, &layer->value_bias));
-    }
-    TRY(take_vector(model, i, "attn_q_norm.weight", h->key_size, false, &layer->query_norm));
-    TRY(take_vector(model, i, "attn_k_norm.weight", h->key_size, false, &layer->key_norm));
-    TRY(take_matrix(model, i, "attn_output.weight", h->width, h->heads * h->value_size, &layer->output));
-    return take_vector(model, i, "attn_output.bias", h->width, false, &layer->output_bias);
-}
-
-static linnet_status take_feed_forward(linnet_model *model, int64_t i, ln_layer *layer) {
-    const ln_hyperparameters *h = &model->hyper;
-    if (find(model, i, "ffn_gate.weight")) {
-        TRY(take_matrix(model, i, "ffn_gate.weight", h->feed_forward, h->width, &layer->gate));
-        TRY(take_matrix(model, i, "ffn_up.weight", h->feed_forward, h->width, &layer->up));
-    } else {
-        TRY(take_rows(model, i, "ffn_up.weight", 0, h->feed_forward, 2 * h->feed_forward, h->width, &layer->gate));
-        TRY(take_rows(model, i, "ffn_up.weight", h->feed_forward, h->feed_forward, 2 * h->feed_forward, h->width,
-                      &layer->up));
-    }
-    return take_matrix(model, i, "ffn_down.weight", h->width, h->feed_forward, &layer->down);
-}
-
-static bool layer_slides(const linnet_model *model, int64_t i) {
-    if (model->hyper.window == 0) return false;
-    const ln_key *pattern = ln_file_key_of(model->file, "attention.sliding_window_pattern");
-    if (pattern && pattern->array) return ln_key_integer(pattern, (uint64_t)i, 0) != 0;
-    const int64_t period = ln_key_integer(pattern, 0, model->architecture->window_period);
-    return period <= 0 || (i + 1) % period != 0;
-}
-
-static bool layer_rotates(const linnet_model *model, int64_t i) {
-    const ln_key *pattern = ln_file_key_of(model->file, "attention.rope_pattern");
-    if (pattern && pattern->array) return ln_key_integer(pattern, (uint64_t)i, 1) != 0;
-    const int period = model->architecture->no_rope_period;
-    return period == 0 || (i + 1) % period != 0;
-}
-
-static linnet_status take_layer(linnet_model *model, int64_t i) {
-    const ln_hyperparameters *h = &model->hyper;
+/* Where the state of each part lies in that of its layer: on whole cache lines. */
+static void finish_layer(linnet_model *model, int64_t i) {
     ln_layer *layer = &model->layers[i];
-    TRY(take_vector(model, i, "attn_norm.weight", h->width, true, &layer->attention_norm));
-    TRY(take_vector(model, i, "post_attention_norm.weight", h->width, false, &layer->attention_post_norm));
-    TRY(take_vector(model, i, "ffn_norm.weight", h->width, true, &layer->feed_forward_norm));
-    TRY(take_vector(model, i, "post_ffw_norm.weight", h->width, false, &layer->feed_forward_post_norm));
-    TRY(take_projections(model, i, layer));
-    TRY(take_feed_forward(model, i, layer));
-    const bool slides = layer_slides(model, i);
-    layer->window = slides ? h->window : 0;
-    model->windows[i] = layer->window;
-    layer->rotation = slides && model->rope.base_local > 0 ? LN_ROTATE_LOCAL : LN_ROTATE_GLOBAL;
-    if (!layer_rotates(model, i)) layer->rotation = LN_ROTATE_NOT;
-    return LINNET_OK;
+    for (int b = 0; b < layer->count; b++)
+        for (int p = 0; p < layer->block[b].parts; p++) {
+            ln_part *part = &layer->block[b].part[p];
+            part->state_offset = model->state_floats[i];
+            model->state_floats[i] += ln_stage(1, part->state_floats);
+            if (p > 0) model->parallel = true;
+            if (!part->kind->attends) continue;
+            if (!model->attends[i]) model->hyper.attention_layers++;
+            model->attends[i] = true;
+        }
 }
 
 static linnet_status take_weights(linnet_model *model) {
     ln_hyperparameters *h = &model->hyper;
-    const linnet_tensor_info *embedding = find(model, -1, "token_embd.weight");
+    const linnet_tensor_info *embedding = ln_take_find(model, -1, "token_embd.weight");
     if (!embedding)
         return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: the tensor token_embd.weight is missing",
                        model->file->path);
     h->vocabulary = embedding->dimensions == 2 ? embedding->size[1] : 0;
-    if (h->vocabulary < 1 || h->vocabulary > 1 << 24) return wrong_shape(model, embedding, 0, h->width);
-    TRY(take_matrix(model, -1, "token_embd.weight", h->vocabulary, h->width, &model->embedding));
+    if (h->vocabulary < 1 || h->vocabulary > 1 << 24) return ln_take_wrong(model, embedding, 0, h->width);
+    LN_TRY(ln_take_matrix(model, -1, "token_embd.weight", h->vocabulary, h->width, &model->embedding));
     model->head = model->embedding;
-    if (find(model, -1, "output.weight"))
-        TRY(take_matrix(model, -1, "output.weight", h->vocabulary, h->width, &model->head));
-    TRY(take_vector(model, -1, "output_norm.weight", h->width, true, &model->output_norm));
-    for (int64_t i = 0; i < h->layers; i++) TRY(take_layer(model, i));
+    if (ln_take_find(model, -1, "output.weight"))
+        LN_TRY(ln_take_matrix(model, -1, "output.weight", h->vocabulary, h->width, &model->head));
+    LN_TRY(ln_take_norm(model, -1, "output_norm", true, &model->output_norm));
+    LN_TRY(ln_take_norm(model, -1, "token_embd_norm", false, &model->embedding_norm));
+    const ln_architecture *a = model->architecture;
+    for (int64_t i = 0; i < h->layers; i++) {
+        LN_TRY((a->make_layer ? a->make_layer : ln_transformer_layer)(model, i, &model->layers[i]));
+        finish_layer(model, i);
+    }
     return LINNET_OK;
 }
 
@@ -292,9 +205,9 @@ static linnet_status read_rope_scaling(linnet_model *model) {
     rope->original_context =
         ln_key_integer(ln_file_key_of(file, "rope.scaling.original_context_length"), 0, model->hyper.context_length);
     const int64_t pairs = rope->size / 2;
-    TRY(take_vector(model, -1, "rope_freqs.weight", pairs, false, &rope->divisors));
-    TRY(take_vector(model, -1, "rope_factors_long.weight", pairs, false, &rope->long_factors));
-    TRY(take_vector(model, -1, "rope_factors_short.weight", pairs, false, &rope->short_factors));
+    LN_TRY(ln_take_vector(model, -1, "rope_freqs.weight", pairs, false, &rope->divisors));
+    LN_TRY(ln_take_vector(model, -1, "rope_factors_long.weight", pairs, false, &rope->long_factors));
+    LN_TRY(ln_take_vector(model, -1, "rope_factors_short.weight", pairs, false, &rope->short_factors));
     if (text_is(kind, "linear"))
         rope->scaling = LN_ROPE_LINEAR;
     else if (text_is(kind, "yarn")) {
@@ -356,7 +269,7 @@ static uint64_t mix(uint64_t hash, const void *data, size_t bytes) { /* FNV-1a *
 
 /* Sizes and a number that tells models apart, from the shapes and the first bytes of every tensor. */
 static void measure(linnet_model *model) {
-    uint64_t hash = mix(0xcbf29ce484222325u, &model->hyper, sizeof model->hyper);
+    uint64_t hash = mix(0xcbf29ce484222325u, &model->hyper, offsetof(ln_hyperparameters, attention_layers));
     for (int64_t i = 0; i < model->file->tensor_count; i++) {
         const linnet_tensor_info *tensor = &model->file->tensors[i];
         uint64_t values = 1;
@@ -372,22 +285,26 @@ static void measure(linnet_model *model) {
 
 static linnet_status open_model(linnet_model *model, const char *path) {
     linnet_context *context = model->context;
-    TRY(linnet_file_open(context, path, &model->file));
-    TRY(find_architecture(model));
-    TRY(read_sizes(model));
-    TRY(read_numbers(model));
+    LN_TRY(linnet_file_open(context, path, &model->file));
+    LN_TRY(find_architecture(model));
+    LN_TRY(read_sizes(model));
+    LN_TRY(read_numbers(model));
     model->taken =
         ln_allocate_zero(context, (uint64_t)model->file->tensor_count + 1, sizeof *model->taken, "list of tensors");
     if (!model->taken) return LINNET_ERROR_MEMORY;
-    TRY(read_rope(model));
+    if (model->hyper.heads) LN_TRY(read_rope(model));
     const uint64_t layers = (uint64_t)model->hyper.layers;
     model->layers = ln_allocate_zero(context, layers, sizeof *model->layers, "layers");
     model->windows = ln_allocate_zero(context, layers, sizeof *model->windows, "layers");
-    if (!model->layers || !model->windows) return LINNET_ERROR_MEMORY;
-    TRY(take_weights(model));
-    TRY(refuse_the_rest(model));
-    TRY(ln_gate_open(context, model->file, model->hyper.layers, model->hyper.width, model->hyper.key_value_heads,
-                     &model->gate));
+    model->state_floats = ln_allocate_zero(context, layers, sizeof *model->state_floats, "layers");
+    model->attends = ln_allocate_zero(context, layers, sizeof *model->attends, "layers");
+    if (!model->layers || !model->windows || !model->state_floats || !model->attends) return LINNET_ERROR_MEMORY;
+    if (model->architecture->open) LN_TRY(model->architecture->open(model));
+    LN_TRY(take_weights(model));
+    LN_TRY(refuse_the_rest(model));
+    if (model->hyper.heads)
+        LN_TRY(ln_gate_open(context, model->file, model->hyper.layers, model->hyper.width, model->hyper.key_value_heads,
+                            &model->gate));
     ln_release(context, model->taken);
     model->taken = NULL;
     const ln_text name = ln_key_text(ln_file_key(model->file, "general.name"), 0);
@@ -426,6 +343,8 @@ void linnet_model_close(linnet_model *model) {
     linnet_file_close(model->file);
     ln_release(context, model->taken);
     ln_release(context, model->name);
+    ln_release(context, model->attends);
+    ln_release(context, model->state_floats);
     ln_release(context, model->windows);
     ln_release(context, model->layers);
     ln_release(context, model);

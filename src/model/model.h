@@ -1,9 +1,5 @@
-/* The inside of a linnet_model: hyperparameters, and the weights of each layer as matrices into the mapped file.
- *
- * All transformers of the table share one layer:
- *     x += norm_a'(O attend(rope(norm_q(Q h)), rope(norm_k(K h)), V h)),  h = norm_a(x)
- *     x += norm_f'(D (activation(G h) * U h)),                            h = norm_f(x)
- * where whatever the file has no tensor for is left out. Fused projections are split into matrices by rows: no copy. */
+/* The inside of a linnet_model: hyperparameters, and the layers, whose parts (part.h) hold weights as matrices into the
+ * mapped file. Fused projections are split into matrices by rows: no copy. */
 #ifndef LN_MODEL_MODEL_H
 #define LN_MODEL_MODEL_H
 
@@ -11,11 +7,16 @@
 #include "linnet/tokenizer.h"
 #include "model/architecture.h"
 #include "model/gate.h"
+#include "model/part.h"
 
 typedef struct ln_hyperparameters {
     int64_t layers, width, heads, key_value_heads, key_size, value_size, feed_forward, vocabulary, context_length;
     int64_t window;
     float norm_epsilon, score_scale, score_cap, logit_cap, embedding_scale;
+    /* From here on not part of the model's fingerprint. heads to value_size are 0 where no layer attends. */
+    int64_t attention_layers;
+    float logit_scale;
+    bool value_in_key; /* values are the first columns of the keys (memory/pages.h) */
 } ln_hyperparameters;
 
 typedef enum ln_rope_scaling { LN_ROPE_PLAIN, LN_ROPE_LINEAR, LN_ROPE_YARN, LN_ROPE_LONG } ln_rope_scaling;
@@ -31,17 +32,6 @@ typedef struct ln_rope {
     const float *long_factors, *short_factors; /* [size / 2] */
 } ln_rope;
 
-typedef enum ln_rotation { LN_ROTATE_NOT, LN_ROTATE_GLOBAL, LN_ROTATE_LOCAL } ln_rotation;
-
-typedef struct ln_layer {
-    const float *attention_norm, *attention_post_norm, *feed_forward_norm, *feed_forward_post_norm;
-    const float *query_norm, *key_norm;
-    ln_matrix query, key, value, output, gate, up, down;
-    const float *query_bias, *key_bias, *value_bias, *output_bias;
-    int64_t window;
-    ln_rotation rotation;
-} ln_layer;
-
 struct linnet_model {
     linnet_context *context;
     linnet_file *file;
@@ -50,11 +40,15 @@ struct linnet_model {
     ln_rope rope;
     ln_kernels kernels;
     ln_matrix embedding, head;
-    const float *output_norm;
+    ln_norm embedding_norm, output_norm;
     ln_layer *layers;
-    ln_gate *gate;    /* NULL: it has none */
-    int64_t *windows; /* [layers] */
-    bool *taken;      /* [tensors] while opening: which have found their place */
+    bool parallel;         /* some block has more than one part */
+    void *own;             /* the architecture's, from ln_file_own: what all layers share */
+    ln_gate *gate;         /* NULL: it has none */
+    int64_t *windows;      /* [layers] of what they attend to; 0: all, or nothing */
+    int64_t *state_floats; /* [layers] */
+    bool *attends;         /* [layers]: have keys and values */
+    bool *taken;           /* [tensors] while opening: which have found their place */
     linnet_tokenizer *tokenizer;
     char tokenizer_error[1024];
     char *name;

@@ -25,7 +25,7 @@ class ModelInfo(Structure):
 class SessionSettings(Structure):
     _fields_ = [("size", c_size_t), ("context", c_int64), ("memory", c_uint64), ("precision", c_int), ("piece", c_int64),
                 ("compute", c_int), ("activations", c_uint64), ("policy", c_char_p), ("cache", c_uint64), ("folder", c_char_p),
-                ("draft", c_void_p)]
+                ("draft", c_void_p), ("snapshots", c_int64), ("snapshot_interval", c_int64)]
 
 
 class Plan(Structure):
@@ -33,12 +33,12 @@ class Plan(Structure):
                 ("slice", c_int64), ("step", c_int64), ("precision", c_int)] + [
         (name, c_uint64) for name in ("weights_mapped", "model", "pages", "workspace", "overhead", "total", "smallest",
                                       "smallest_workspace", "bytes_per_token", "cache", "draft")] + [
-        ("policy", c_char * 256), ("reason", c_char * 256)]
+        ("policy", c_char * 256), ("reason", c_char * 256), ("states", c_uint64)]
 
 
 class Usage(Structure):
     _fields_ = [("size", c_size_t), ("pages", c_uint64), ("pages_peak", c_uint64), ("file", c_uint64), ("kept", c_int64),
-                ("evicted", c_int64)]
+                ("evicted", c_int64), ("states", c_uint64)]
 
 
 class SamplerSettings(Structure):
@@ -96,6 +96,7 @@ _FUNCTIONS = {
     "session_position": (c_int64, _HANDLE),
     "session_tokens": (_IDS, _HANDLE),
     "session_rewind": (c_int, _HANDLE, c_int64),
+    "session_rewind_point": (c_int64, _HANDLE, c_int64),
     "session_rewind_limit": (c_int64, _HANDLE),
     "session_fork": (c_int, _HANDLE, _OUT),
     "session_save": (c_int, _HANDLE, c_char_p),
