@@ -5,13 +5,15 @@
  * thread and piece of a batch, whatever the model's size, and the bytes do not depend on the number of threads. What
  * has the wanted type already is copied bit for bit.
  *
- * Types: vectors become F32; matrices the type asked for, except that Q4_0 keeps the embedding and the output matrix at
- * Q8_0 (a small part of the bytes, where errors cost most), and that rows no multiple of the block become F16.
+ * Types: vectors become F32, as what recurrences and routers read; matrices the type asked for, except that Q4_0 keeps
+ * the embedding and the output matrix at Q8_0 (a small part of the bytes, where errors cost most), and that rows no
+ * multiple of the block become F16.
  *
  * Rotary order: Hugging Face pairs value i of a head with value i + n/2; llama-like architectures in GGUF pair
  * neighbours. So in each head row 2i + j of the output is row j n/2 + i of the source, for the n rows that rotate. */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -84,8 +86,20 @@ static const struct target_row *find_target(linnet_type type) {
     return NULL;
 }
 
+/* In the names of what is no matrix of a large product, or decides which of them are made. */
+static const char *const kept[] = {"ffn_gate_inp.", "conv1d.",    "conv.weight", "time_mix_first", "time_mix_lerp",
+                                   "time_mix_w",    "time_mix_a", "time_mix_v",  "time_mix_g",     "time_mix_r_k"};
+
+static bool stays_f32(const linnet_tensor_info *tensor) {
+    const char *dot = strrchr(tensor->name, '.');
+    if (tensor->dimensions == 1 || !dot || strcmp(dot, ".weight") != 0) return true;
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+        if (strncmp(tensor->name, "blk.", 4) == 0 && strstr(tensor->name, kept[i])) return true;
+    return false;
+}
+
 static linnet_type target_type(const job *work, const linnet_tensor_info *tensor) {
-    if (tensor->dimensions == 1) return LINNET_F32;
+    if (stays_f32(tensor)) return LINNET_F32;
     const bool end = strcmp(tensor->name, "token_embd.weight") == 0 || strcmp(tensor->name, "output.weight") == 0;
     const linnet_type type = end ? work->target->ends : work->target->type;
     return ln_format_bytes(type, tensor->size[0]) ? type : LINNET_F16;
@@ -105,7 +119,9 @@ static linnet_status plan_rotary(plan *p) {
             p->row = 1;
         }
         const char *key = rotary_rows[i].heads;
-        int64_t heads = key ? ln_key_integer(ln_file_key_of(work->file, key), 0, 0) : 1;
+        const ln_key *said = key ? ln_file_key_of(work->file, key) : NULL;
+        const long layer = said && said->array ? strtol(name + 4, NULL, 10) : 0;
+        int64_t heads = key ? ln_key_integer(said, (uint64_t)layer, 0) : 1;
         if (work->heads && key && strcmp(key, key_value_heads_key) == 0) heads = work->settings.key_value_heads;
         if (heads < 1 || p->rows % heads != 0)
             return FAIL(work->context, FORMAT, "%s: the weight '%s' has %lld rows, no multiple of its %lld heads",

@@ -67,36 +67,45 @@ static linnet_status open_json(folder *f, const char *name, ln_json *json) {
 
 /* ---- tensors ---- */
 
-/* An exact or widened copy as float32, with `shift` added. */
-static linnet_status own_vector(linnet_file *file, linnet_tensor_info *info, float shift) {
-    float *values = ln_file_own(file, (uint64_t)info->size[0], sizeof *values, "vectors of a model");
+/* An exact or widened copy as float32, with `shift` added, or changed as the row of its name says. */
+static linnet_status own_values(linnet_file *file, linnet_tensor_info *info, float shift, const ln_name_row *row) {
+    const int64_t columns = info->size[0], rows = info->size[1], count = columns * rows * info->size[2] * info->size[3];
+    float *values = ln_file_own(file, (uint64_t)count, sizeof *values, "vectors of a model");
     if (!values) return LINNET_ERROR_MEMORY;
     /* A copy first: the file promises no alignment. */
     if (info->type == LINNET_F32) {
         memcpy(values, info->data, info->bytes);
     } else {
-        for (int64_t i = 0; i < info->size[0]; i++) {
+        for (int64_t i = 0; i < count; i++) {
             uint16_t half;
             memcpy(&half, (const char *)info->data + 2 * i, sizeof half);
             values[i] = info->type == LINNET_BF16 ? ln_bf16_float(half) : ln_f16_float(half);
         }
     }
     if (shift != 0)
-        for (int64_t i = 0; i < info->size[0]; i++) values[i] += shift;
+        for (int64_t i = 0; i < count; i++) values[i] += shift;
+    if (row && row->change) row->change(values, rows, columns);
     info->type = LINNET_F32;
-    info->bytes = (uint64_t)info->size[0] * sizeof *values;
+    info->bytes = (uint64_t)count * sizeof *values;
     info->data = values;
     return LINNET_OK;
 }
 
-static linnet_status place_tensor(folder *f, linnet_tensor_info *info) {
+static linnet_status place_tensor(folder *f, linnet_tensor_info *info, const ln_name_row *row) {
     const size_t unit = info->type == LINNET_F32 ? 4 : 2;
     const bool aligned = (uintptr_t)info->data % unit == 0;
     const ln_architecture *architecture = f->config.architecture;
+    /* Taps of a convolution that goes by channels: [channels, 1, taps]. */
+    if (!f->alone && info->dimensions == 3 && info->size[1] == 1) {
+        info->dimensions = 2;
+        info->size[1] = info->size[2];
+        info->size[2] = 1;
+    }
+    if (row && row->change) return own_values(f->file, info, 0, row);
     if (!f->alone && info->dimensions == 1) {
         const bool norm = strstr(info->name, "norm.weight") != NULL;
         const float shift = norm && architecture && architecture->traits & LN_NORM_PLUS_ONE ? 1 : 0;
-        return shift == 0 && info->type == LINNET_F32 && aligned ? LINNET_OK : own_vector(f->file, info, shift);
+        return shift == 0 && info->type == LINNET_F32 && aligned ? LINNET_OK : own_values(f->file, info, shift, row);
     }
     if (aligned) return LINNET_OK;
     void *copy = ln_file_own(f->file, info->bytes, 1, "weights that lie unaligned in their file");
@@ -106,12 +115,12 @@ static linnet_status place_tensor(folder *f, linnet_tensor_info *info) {
     return LINNET_OK;
 }
 
-static linnet_status append_tensor(folder *f, linnet_tensor_info *info, const char *name) {
+static linnet_status append_tensor(folder *f, linnet_tensor_info *info, const char *name, const ln_name_row *row) {
     const size_t bytes = strlen(name) + 1;
     char *kept = ln_file_own(f->file, bytes, 1, "names of tensors");
     if (!kept) return LINNET_ERROR_MEMORY;
     info->name = memcpy(kept, name, bytes);
-    const linnet_status status = place_tensor(f, info);
+    const linnet_status status = place_tensor(f, info, row);
     if (status != LINNET_OK) return status;
     ln_buffer_append(&f->rows, info, sizeof *info);
     return f->rows.failed ? LINNET_ERROR_MEMORY : LINNET_OK;
@@ -125,13 +134,14 @@ static linnet_status take_stored(void *user, const linnet_tensor_info *stored, c
     if (listed && strcmp(listed, f->shard) == 0) json_object_del(map, stored->name);
     linnet_tensor_info info = *stored;
     if (f->alone) {
-        if (info.type != LINNET_TYPE_AUTO) return append_tensor(f, &info, stored->name);
+        if (info.type != LINNET_TYPE_AUTO) return append_tensor(f, &info, stored->name, NULL);
         ln_log(context, LINNET_LOG_WARNING, "%s: the tensor '%.80s' (%s) is left out: only F32, F16 and BF16 are read",
                f->path, stored->name, dtype);
         return LINNET_OK;
     }
     char name[256];
-    const ln_name_fate fate = ln_gguf_name(f->config.architecture, stored->name, name, sizeof name);
+    const ln_name_row *row;
+    const ln_name_fate fate = ln_gguf_name(f->config.architecture, stored->name, name, sizeof name, &row);
     if (fate == LN_NAME_IGNORED) return LINNET_OK;
     if (fate == LN_NAME_KNOWN && f->tied && strcmp(name, "output.weight") == 0) return LINNET_OK;
     if (fate == LN_NAME_UNKNOWN && f->config.architecture)
@@ -143,7 +153,7 @@ static linnet_status take_stored(void *user, const linnet_tensor_info *stored, c
                        "%s: the weight '%.80s' is stored as %s or in a shape that is not read; save the model in F32, "
                        "F16 or BF16",
                        f->path, stored->name, dtype);
-    return append_tensor(f, &info, fate == LN_NAME_KNOWN ? name : stored->name);
+    return append_tensor(f, &info, fate == LN_NAME_KNOWN ? name : stored->name, row);
 }
 
 static linnet_status take_made(void *user, const char *name, const float *values, int64_t count) {
@@ -152,7 +162,7 @@ static linnet_status take_made(void *user, const char *name, const float *values
                                .size = {count, 1, 1, 1},
                                .bytes = (uint64_t)count * sizeof *values,
                                .data = values};
-    return append_tensor(user, &info, name);
+    return append_tensor(user, &info, name, NULL);
 }
 
 static linnet_status keep_tensors(folder *f) {

@@ -49,18 +49,26 @@ linnet_status ln_config_keys(const ln_config *config, ln_key_writer *keys, ln_ta
 linnet_status ln_config_rope(const ln_config *config, ln_key_writer *keys, ln_take_made take, void *user);
 bool ln_config_tied(const ln_config *config);
 
+/* An array with a number for each layer: [layers]. */
+void ln_config_layers(const ln_config *config, ln_key_writer *keys, const char *suffix, const int32_t *values,
+                      int64_t layers);
+/* layer_types[i], or NULL. */
+const char *ln_config_layer_type(const ln_config *config, int64_t layer);
 /* A number of the text model; false where it is null, or missing without a default. */
 bool ln_config_number(const ln_config *config, const char *name, double *value);
 int64_t ln_config_head_size(const ln_config *config);
 /* "ARCHITECTURE.suffix" in name[256] */
 const char *ln_config_name(const ln_config *config, const char *suffix, char *name);
-/* Writes that key. */
+/* Writes that key, if the count is positive. */
+void ln_config_whole(const ln_config *config, ln_key_writer *keys, const char *suffix, int64_t count);
 void ln_config_float(const ln_config *config, ln_key_writer *keys, const char *suffix, double value);
 
 /* ---- names ---- */
 
 typedef enum ln_name_fate { LN_NAME_KNOWN, LN_NAME_IGNORED, LN_NAME_UNKNOWN } ln_name_fate;
-/* The GGUF name of a weight, to text[capacity]. Ignored: weights that are not part of a text model, or are computed. */
-ln_name_fate ln_gguf_name(const ln_architecture *architecture, const char *name, char *text, size_t capacity);
+/* The GGUF name of a weight, to text[capacity], and the row that says it. Ignored: weights that are not part of a text
+ * model, or are computed. */
+ln_name_fate ln_gguf_name(const ln_architecture *architecture, const char *name, char *text, size_t capacity,
+                          const ln_name_row **row);
 
 #endif

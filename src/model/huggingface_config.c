@@ -100,7 +100,7 @@ const char *ln_config_name(const ln_config *config, const char *suffix, char *na
     return name;
 }
 
-static void write_count(const ln_config *config, ln_key_writer *keys, const char *suffix, int64_t count) {
+void ln_config_whole(const ln_config *config, ln_key_writer *keys, const char *suffix, int64_t count) {
     char name[256];
     if (count > 0) ln_write_integer(keys, ln_config_name(config, suffix, name), LN_U32, count);
 }
@@ -108,6 +108,39 @@ static void write_count(const ln_config *config, ln_key_writer *keys, const char
 void ln_config_float(const ln_config *config, ln_key_writer *keys, const char *suffix, double value) {
     char name[256];
     ln_write_float(keys, ln_config_name(config, suffix, name), value);
+}
+
+void ln_config_layers(const ln_config *config, ln_key_writer *keys, const char *suffix, const int32_t *values,
+                      int64_t layers) {
+    char name[256];
+    ln_write_array(keys, ln_config_name(config, suffix, name), LN_I32, values, (uint64_t)layers);
+}
+
+const char *ln_config_layer_type(const ln_config *config, int64_t layer) {
+    const json_t *types = json_object_get(config->text, "layer_types");
+    return json_string_value(json_array_get(types, (size_t)layer));
+}
+
+/* The architecture's own numbers, which come before those that most models have. */
+static linnet_status write_own(const ln_config *config, ln_key_writer *keys) {
+    const ln_architecture *architecture = config->architecture;
+    if (!architecture) return LINNET_OK;
+    for (const ln_config_row *row = architecture->config; row && row->name; row++) {
+        double value = row->fallback;
+        const bool said = ln_config_number(config, row->name, &value);
+        if (isnan(value)) continue;
+        if (row->whole && (value != floor(value) || fabs(value) > LARGEST_SIZE))
+            return BAD(config, "%s: \"%s\" is %g, no whole number; the file is damaged", config->path, row->name,
+                       value);
+        char name[256];
+        ln_config_name(config, row->suffix, name);
+        if (!said && ln_key_writer_has(keys, name)) continue;
+        if (row->whole)
+            ln_write_integer(keys, name, value < 0 ? LN_I32 : LN_U32, (int64_t)value);
+        else
+            ln_write_float(keys, name, value);
+    }
+    return architecture->write_keys ? architecture->write_keys(config, keys) : LINNET_OK;
 }
 
 int64_t ln_config_head_size(const ln_config *config) {
@@ -179,23 +212,28 @@ static linnet_status write_sizes(const ln_config *config, ln_key_writer *keys, i
                 {"vocab_size", "vocab_size", false},
                 {"num_attention_heads", "attention.head_count", true}};
     int64_t count = 0;
+    char name[256];
+    const ln_architecture *architecture = config->architecture;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const linnet_status status = config_count(config, rows[i].name, 0, &count);
         if (status != LINNET_OK) return status;
-        if (count == 0 && rows[i].needed && config->architecture)
+        const bool free = i >= 3 && architecture && architecture->make_layer;
+        const bool said = ln_key_writer_has(keys, ln_config_name(config, rows[i].suffix, name));
+        if (count == 0 && rows[i].needed && architecture && !free && !said)
             return BAD(config, "%s lacks \"%s\", without which a %s model cannot be run", config->path, rows[i].name,
                        config->architecture->name);
-        write_count(config, keys, rows[i].suffix, count);
+        ln_config_whole(config, keys, rows[i].suffix, count);
         if (i == 2) *layers = count;
     }
     if (*layers > MOST_LAYERS)
         return BAD(config, "%s: \"num_hidden_layers\" is %lld; the file is damaged", config->path, (long long)*layers);
+    if (count == 0 || (architecture && architecture->traits & LN_NO_ATTENTION)) return LINNET_OK;
     int64_t key_value_heads;
     const linnet_status status = config_count(config, "num_key_value_heads", count, &key_value_heads);
     if (status != LINNET_OK) return status;
-    write_count(config, keys, "attention.head_count_kv", key_value_heads);
-    write_count(config, keys, "attention.key_length", ln_config_head_size(config));
-    write_count(config, keys, "attention.value_length", ln_config_head_size(config));
+    ln_config_whole(config, keys, "attention.head_count_kv", key_value_heads);
+    ln_config_whole(config, keys, "attention.key_length", ln_config_head_size(config));
+    ln_config_whole(config, keys, "attention.value_length", ln_config_head_size(config));
     return LINNET_OK;
 }
 
@@ -243,7 +281,7 @@ static bool slides(const ln_config *config, int64_t i) {
 
 static linnet_status check_layer_types(const ln_config *config, int64_t layers) {
     const json_t *types = json_object_get(config->text, "layer_types");
-    if (!json_is_array(types) || !config->architecture) return LINNET_OK;
+    if (!json_is_array(types) || !config->architecture || config->architecture->make_layer) return LINNET_OK;
     if ((int64_t)json_array_size(types) < layers)
         return BAD(config, "%s: \"layer_types\" names %zu of %lld layers; the file is damaged", config->path,
                    json_array_size(types), (long long)layers);
@@ -272,7 +310,7 @@ static linnet_status write_layers(const ln_config *config, ln_key_writer *keys, 
     bool any = false, differs = false;
     for (int64_t i = 0; i < layers; i++) any |= flags[i] = used != 0 && window >= 1 && slides(config, i);
     if (any) {
-        write_count(config, keys, "attention.sliding_window", (int64_t)window);
+        ln_config_whole(config, keys, "attention.sliding_window", (int64_t)window);
         ln_write_array(keys, ln_config_name(config, "attention.sliding_window_pattern", name), LN_BOOL, flags,
                        (uint64_t)layers);
     }
@@ -332,11 +370,14 @@ linnet_status ln_config_keys(const ln_config *config, ln_key_writer *keys, ln_ta
     const char *name = config->architecture ? config->architecture->name : config->model_type;
     ln_write_text(keys, "general.architecture", name, strlen(name));
     int64_t layers = 0;
+    status = write_own(config, keys);
+    if (status != LINNET_OK) return status;
     status = write_sizes(config, keys, &layers);
     if (status != LINNET_OK) return status;
     write_numbers(config, keys);
     status = write_layers(config, keys, layers);
-    if (status == LINNET_OK) status = ln_config_rope(config, keys, take, user);
+    const bool rotates_any = !config->architecture || !(config->architecture->traits & LN_NO_ATTENTION);
+    if (status == LINNET_OK && rotates_any) status = ln_config_rope(config, keys, take, user);
     write_tokens(config, keys);
     return status;
 }

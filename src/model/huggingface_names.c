@@ -5,34 +5,45 @@
 
 #include "model/huggingface.h"
 
-typedef struct name_row {
-    const char *huggingface, *gguf;
-    unsigned trait; /* only for architectures with this trait; 0: for all that no row above serves */
-} name_row;
-
-static const name_row model_rows[] = {
-    {"embed_tokens", "token_embd", 0},
-    {"norm", "output_norm", 0},
-    {"lm_head", "output", 0},
+static const ln_name_row model_rows[] = {
+    {"embed_tokens", "token_embd", 0, NULL},
+    {"norm", "output_norm", 0, NULL},
+    {"lm_head", "output", 0, NULL},
+    {NULL, NULL, 0, NULL},
 };
 
-static const name_row layer_rows[] = {
-    {"input_layernorm", "attn_norm", 0},
-    {"self_attn.q_proj", "attn_q", 0},
-    {"self_attn.k_proj", "attn_k", 0},
-    {"self_attn.v_proj", "attn_v", 0},
-    {"self_attn.qkv_proj", "attn_qkv", 0},
-    {"self_attn.o_proj", "attn_output", 0},
-    {"self_attn.q_norm", "attn_q_norm", 0},
-    {"self_attn.k_norm", "attn_k_norm", 0},
-    {"post_attention_layernorm", "post_attention_norm", LN_POST_NORMS},
-    {"post_attention_layernorm", "ffn_norm", 0},
-    {"pre_feedforward_layernorm", "ffn_norm", 0},
-    {"post_feedforward_layernorm", "post_ffw_norm", 0},
-    {"mlp.gate_proj", "ffn_gate", 0},
-    {"mlp.up_proj", "ffn_up", 0},
-    {"mlp.down_proj", "ffn_down", 0},
-    {"mlp.gate_up_proj", "ffn_up", 0},
+static const ln_name_row layer_rows[] = {
+    {"input_layernorm", "attn_norm", 0, NULL},
+    {"self_attn.q_proj", "attn_q", 0, NULL},
+    {"self_attn.k_proj", "attn_k", 0, NULL},
+    {"self_attn.v_proj", "attn_v", 0, NULL},
+    {"self_attn.qkv_proj", "attn_qkv", 0, NULL},
+    {"self_attn.o_proj", "attn_output", 0, NULL},
+    {"self_attn.q_norm", "attn_q_norm", 0, NULL},
+    {"self_attn.k_norm", "attn_k_norm", 0, NULL},
+    {"post_attention_layernorm", "post_attention_norm", LN_POST_NORMS, NULL},
+    {"post_attention_layernorm", "ffn_norm", 0, NULL},
+    {"pre_feedforward_layernorm", "ffn_norm", 0, NULL},
+    {"post_feedforward_layernorm", "post_ffw_norm", 0, NULL},
+    {"mlp.gate_proj", "ffn_gate", 0, NULL},
+    {"mlp.up_proj", "ffn_up", 0, NULL},
+    {"mlp.down_proj", "ffn_down", 0, NULL},
+    {"mlp.gate_up_proj", "ffn_up", 0, NULL},
+    {"mlp.gate", "ffn_gate_inp", 0, NULL},
+    {"mlp.gate.e_score_correction_bias", "exp_probs_b.bias", 0, NULL},
+    {"mlp.experts.*.gate_proj", "ffn_gate.*", 0, NULL},
+    {"mlp.experts.*.up_proj", "ffn_up.*", 0, NULL},
+    {"mlp.experts.*.down_proj", "ffn_down.*", 0, NULL},
+    {"mlp.experts.gate_up_proj", "ffn_gate_up_exps.weight", 0, NULL},
+    {"mlp.experts.down_proj", "ffn_down_exps.weight", 0, NULL},
+    {"mlp.shared_expert.gate_proj", "ffn_gate_shexp", 0, NULL},
+    {"mlp.shared_expert.up_proj", "ffn_up_shexp", 0, NULL},
+    {"mlp.shared_expert.down_proj", "ffn_down_shexp", 0, NULL},
+    {"mlp.shared_expert_gate", "ffn_gate_inp_shexp", 0, NULL},
+    {"mlp.shared_experts.gate_proj", "ffn_gate_shexp", 0, NULL},
+    {"mlp.shared_experts.up_proj", "ffn_up_shexp", 0, NULL},
+    {"mlp.shared_experts.down_proj", "ffn_down_shexp", 0, NULL},
+    {NULL, NULL, 0, NULL},
 };
 
 /* Anywhere in a name: image towers beside a text model, and tables that are computed. */
@@ -41,13 +52,39 @@ static const char *const ignored[] = {"vision_tower.",         "vision_model.", 
                                       "rotary_emb.cos_cached", "rotary_emb.sin_cached"};
 
 /* Wrappers in front of a name, in any order. */
-static const char *const prefixes[] = {"model.", "language_model."};
+static const char *const prefixes[] = {"model.", "language_model.", "backbone.", "rwkv."};
+/* What comes before the number of a layer. */
+static const char *const lists[] = {"layers.", "blocks."};
 
-static const char *find_row(const name_row *rows, size_t count, const char *name, size_t bytes, unsigned traits) {
-    for (size_t i = 0; i < count; i++)
-        if (strlen(rows[i].huggingface) == bytes && memcmp(rows[i].huggingface, name, bytes) == 0 &&
-            (rows[i].trait == 0 || rows[i].trait & traits))
-            return rows[i].gguf;
+/* Whether `name` [bytes] is the pattern, whose * stands for digits: *digits, *count. */
+static bool matches(const char *pattern, const char *name, size_t bytes, const char **digits, size_t *count) {
+    const char *star = strchr(pattern, '*');
+    const size_t before = star ? (size_t)(star - pattern) : strlen(pattern);
+    *digits = NULL;
+    *count = 0;
+    if (bytes < before || memcmp(pattern, name, before) != 0) return false;
+    if (!star) return bytes == before;
+    *digits = name + before;
+    while (before + *count < bytes && isdigit((unsigned char)(*digits)[*count])) ++*count;
+    const size_t rest = strlen(star + 1);
+    return *count > 0 && *count < 6 && before + *count + rest == bytes && memcmp(star + 1, *digits + *count, rest) == 0;
+}
+
+/* The row of `name` [bytes] without its ending, or of the whole of it; writes its GGUF name. */
+static const ln_name_row *find_row(const ln_name_row *rows, const char *name, size_t bytes, unsigned traits, char *text,
+                                   size_t capacity) {
+    const char *digits;
+    size_t count;
+    for (const ln_name_row *row = rows; row && row->huggingface; row++) {
+        if (row->trait != 0 && !(row->trait & traits)) continue;
+        const bool whole = matches(row->huggingface, name, strlen(name), &digits, &count);
+        if (!whole && !matches(row->huggingface, name, bytes, &digits, &count)) continue;
+        const char *star = strchr(row->gguf, '*');
+        const int wrote =
+            snprintf(text, capacity, "%.*s%.*s%s%s", star ? (int)(star - row->gguf) : 0, row->gguf,
+                     star ? (int)count : 0, star ? digits : "", star ? star + 1 : row->gguf, whole ? "" : name + bytes);
+        return wrote > 0 && (size_t)wrote < capacity ? row : NULL;
+    }
     return NULL;
 }
 
@@ -63,23 +100,33 @@ static const char *without_prefixes(const char *name) {
     return name;
 }
 
-ln_name_fate ln_gguf_name(const ln_architecture *architecture, const char *name, char *text, size_t capacity) {
+ln_name_fate ln_gguf_name(const ln_architecture *architecture, const char *name, char *text, size_t capacity,
+                          const ln_name_row **row) {
+    *row = NULL;
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
         if (strstr(name, ignored[i])) return LN_NAME_IGNORED;
     const unsigned traits = architecture ? architecture->traits : 0;
-    const char *rest = without_prefixes(name), *dot = strrchr(rest, '.');
-    if (!dot || (strcmp(dot, ".weight") != 0 && strcmp(dot, ".bias") != 0)) return LN_NAME_UNKNOWN;
-    const char *known;
-    int wrote = -1, layer = -1, digits = 0;
-    if (sscanf(rest, "layers.%5d%n", &layer, &digits) == 1 && layer >= 0 && isdigit((unsigned char)rest[7]) &&
-        rest[digits] == '.') {
-        rest += digits + 1;
-        if (rest > dot) return LN_NAME_UNKNOWN;
-        known = find_row(layer_rows, sizeof layer_rows / sizeof *layer_rows, rest, (size_t)(dot - rest), traits);
-        if (known) wrote = snprintf(text, capacity, "blk.%d.%s%s", layer, known, dot);
-    } else {
-        known = find_row(model_rows, sizeof model_rows / sizeof *model_rows, rest, (size_t)(dot - rest), traits);
-        if (known) wrote = snprintf(text, capacity, "%s%s", known, dot);
+    const ln_name_row *common = model_rows;
+    const char *rest = without_prefixes(name);
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        const size_t bytes = strlen(lists[i]);
+        int layer = -1, digits = 0;
+        if (strncmp(rest, lists[i], bytes) != 0 || !isdigit((unsigned char)rest[bytes]) ||
+            sscanf(rest + bytes, "%5d%n", &layer, &digits) != 1 || rest[bytes + (size_t)digits] != '.')
+            continue;
+        const int wrote = snprintf(text, capacity, "blk.%d.", layer);
+        if (wrote < 0 || (size_t)wrote >= capacity) return LN_NAME_UNKNOWN;
+        used = (size_t)wrote;
+        rest += bytes + (size_t)digits + 1;
+        common = layer_rows;
+        break;
     }
-    return wrote > 0 && (size_t)wrote < capacity ? LN_NAME_KNOWN : LN_NAME_UNKNOWN;
+    const char *dot = strrchr(rest, '.');
+    const bool ends = dot && (strcmp(dot, ".weight") == 0 || strcmp(dot, ".bias") == 0);
+    const size_t bytes = ends ? (size_t)(dot - rest) : strlen(rest);
+    if (architecture && architecture->names)
+        *row = find_row(architecture->names, rest, bytes, traits, text + used, capacity - used);
+    if (!*row) *row = find_row(common, rest, bytes, traits, text + used, capacity - used);
+    return *row ? LN_NAME_KNOWN : LN_NAME_UNKNOWN;
 }
