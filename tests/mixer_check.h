@@ -26,7 +26,8 @@ typedef struct mixer_oracle {
     double bf16;     /* bf16 inputs, matrix units allowed; 0: 4e-3 */
     int variants;    /* of settings beside the default */
     void (*vary)(linnet_mixer_settings *settings, int variant); /* 1 .. variants; also makes sizes acceptable for 0 */
-    /* Replaces the usual random values of an input (its range says which they are); false: keeps these. */
+    /* Replaces the usual random values of an input (its range says which they are); false: keeps these.
+     * Also of the states before ("state", [sequences, heads, head_floats]). */
     bool (*fill)(const linnet_mixer_settings *settings, const char *input, double *values, int64_t count, int extreme);
     bool opaque_state; /* its numbers may differ from the oracle's: only what follows from it is compared */
     bool no_far;       /* has a parameter or state that makes strides of 2^31 elements pointless */

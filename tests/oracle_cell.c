@@ -1,4 +1,111 @@
 /* Naive recurrences of the rows of src/mixer/rows_cell.c. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include "mixer_check.h"
 
-const mixer_oracle oracle_cell[] = {{0}};
+static double logistic(double x) {
+    return 1 / (1 + exp(-x));
+}
+
+static double log_logistic(double x) {
+    return x < 0 ? x - log1p(exp(x)) : -log1p(exp(-x));
+}
+
+/* h[t-1] R[gate] + bias[gate] of one unit. */
+static double back(const oracle_call *c, int64_t head, const double *h, int64_t gates, int64_t gate, int64_t unit) {
+    const int64_t n = c->output_columns, to = gate * n + unit;
+    const double *r = c->input[1] + head * n * n * gates;
+    double sum = c->input[2] ? c->input[2][head * gates * n + to] : 0;
+    for (int64_t from = 0; from < n; from++) sum += h[from] * r[from * gates * n + to];
+    return sum;
+}
+
+/* One unit: x, y by gate, s the state by part; s[0] becomes its output. */
+typedef void (*unit_step)(const double *x, const double *y, double *s, const double *option);
+
+static void run_cells(const oracle_call *c, int64_t gates, int64_t parts, unit_step step) {
+    const int64_t n = c->output_columns;
+    double *last = malloc((size_t)n * sizeof *last);
+    memcpy(c->state_out, c->state_in, (size_t)(c->settings->heads * c->head_floats) * sizeof *c->state_out);
+    for (int64_t head = 0; head < c->settings->heads; head++) {
+        double *state = c->state_out + head * c->head_floats;
+        for (int64_t t = 0; t < c->tokens; t++) {
+            memcpy(last, state, (size_t)n * sizeof *last);
+            for (int64_t u = 0; u < n; u++) {
+                double x[4], y[4], s[4];
+                for (int64_t g = 0; g < gates; g++) {
+                    x[g] = oracle_input(c, 0, t, head)[g * n + u];
+                    y[g] = back(c, head, last, gates, g, u);
+                }
+                for (int64_t p = 0; p < parts; p++) s[p] = state[p * n + u];
+                step(x, y, s, c->settings->option);
+                for (int64_t p = 0; p < parts; p++) state[p * n + u] = s[p];
+                oracle_output(c, t, head)[u] = s[0];
+            }
+        }
+    }
+    free(last);
+}
+
+static void lstm_unit(const double *x, const double *y, double *s, const double *option) {
+    (void)option;
+    s[1] = logistic(x[1] + y[1]) * s[1] + logistic(x[0] + y[0]) * tanh(x[2] + y[2]);
+    s[0] = logistic(x[3] + y[3]) * tanh(s[1]);
+}
+static void gru_unit(const double *x, const double *y, double *s, const double *option) {
+    (void)option;
+    const double u = logistic(x[1] + y[1]);
+    s[0] = (1 - u) * tanh(x[2] + logistic(x[0] + y[0]) * y[2]) + u * s[0];
+}
+static void slstm_unit(const double *x, const double *y, double *s, const double *option) {
+    const double in = x[0] + y[0], decay = log_logistic(x[1] + y[1]) + s[3], m = s[2] == 0 ? in : fmax(in, decay);
+    const double a = fmin(exp(in - m), 1), b = fmin(exp(decay - m), 1);
+    s[1] = b * s[1] + a * tanh(x[2] + y[2]);
+    s[2] = b * s[2] + a;
+    if (option[0] == 1) s[2] = fmax(s[2], 1);
+    s[3] = m;
+    s[0] = logistic(x[3] + y[3]) * s[1] / s[2];
+}
+static void elman_unit(const double *x, const double *y, double *s, const double *option) {
+    (void)option;
+    s[0] = tanh(x[0] + y[0]);
+}
+
+static void lstm(const oracle_call *c) {
+    run_cells(c, 4, 2, lstm_unit);
+}
+static void gru(const oracle_call *c) {
+    run_cells(c, 3, 1, gru_unit);
+}
+static void slstm(const oracle_call *c) {
+    run_cells(c, 4, 4, slstm_unit);
+}
+static void elman(const oracle_call *c) {
+    run_cells(c, 1, 1, elman_unit);
+}
+
+static void slstm_vary(linnet_mixer_settings *settings, int variant) {
+    settings->option[0] = variant;
+}
+
+/* States that can be: normalisers at least 1/2, but for some sequences' beginnings, where they are 0. */
+static bool slstm_fill(const linnet_mixer_settings *settings, const char *input, double *values, int64_t count,
+                       int extreme) {
+    (void)extreme;
+    if (strcmp(input, "state") != 0) return false;
+    const int64_t n = settings->value_size;
+    for (int64_t i = 0; i < count; i++) {
+        if (i / n % 4 == 2) values[i] = (double)(float)(0.5 + 2 * fabs(values[i]));
+    }
+    return true;
+}
+
+const mixer_oracle oracle_cell[] = {
+    {.name = "lstm", .run = lstm},
+    {.name = "gru", .run = gru},
+    {.name = "slstm", .run = slstm, .variants = 1, .vary = slstm_vary, .fill = slstm_fill},
+    {.name = "elman", .run = elman},
+    {0},
+};

@@ -174,6 +174,7 @@ static bool open_case(const mixer_oracle *oracle, linnet_mixer_settings s, int e
     c->output = take(outputs);
     for (int64_t n = 0; state && !oracle->opaque_state && n < floats; n++)
         c->state_in[n] = (double)(float)(0.3 * ln_random_normal(&random));
+    if (state && oracle->fill) oracle->fill(&c->s, "state", c->state_in, floats, extreme);
     return true;
 }
 

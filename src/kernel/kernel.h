@@ -4,6 +4,7 @@
 #define LN_KERNEL_KERNEL_H
 
 #include "kernel/attend.h"
+#include "kernel/cell.h"
 #include "kernel/matmul_kernels.h"
 #include "kernel/softmax.h"
 #include "kernel/tile.h"
@@ -17,6 +18,7 @@ struct ln_kernels {
     ln_attend_kernels attend;
     ln_softmax_kernels softmax;
     ln_tile_kernels tile;
+    ln_cell_kernels cell;
 };
 
 void ln_kernels_choose(unsigned cpu, ln_kernels *kernels);

@@ -1,4 +1,93 @@
-/* Owns: the rows of the cell core. */
-#include "mixer/mixer.h"
+/* Owns: the rows of the cell core (mixer/cell.h). s is the logistic function, y[g] = h[t-1] R[g] + bias[g], and x[g]
+ * the part of `value` that belongs to gate g.
+ *
+ *     lstm    c' = s(f) c + s(i) tanh(z),  h' = s(o) tanh(c'),  i, f, z, o = x + y
+ *     gru     h' = (1 - u) tanh(x[n] + s(r) y[n]) + u h,  r = x + y,  u = s(x + y)
+ *     slstm   m' = max(i, log s(f) + m) (i where n = 0),  a = min(e^(i - m'), 1),  b = min(e^(log s(f) + m - m'), 1)
+ *             c' = b c + a tanh(z),  n' = b n + a,  h' = s(o) c' / n';  with option[0] = 1, n' = max(b n + a, 1)
+ *     elman   h' = tanh(x + y)
+ *
+ * Exponential gates: c and n are those of the paper times e^-m, so no exponent is positive, and h does not depend on m.
+ * The normaliser of option 0 is that of the xlstm code, that of option 1 flashrnn's: they differ where a state was
+ * given whose n is less than 1. */
+#include "mixer/cell.h"
 
-const ln_mixer ln_rows_cell[] = {{0}};
+enum { LSTM_GATES = 4, GRU_GATES = 3, ELMAN_GATES = 1 };
+
+#define CELL_INPUTS(count)                                                                                     \
+    {                                                                                                          \
+        {.name = "value", .columns = LN_AXIS_VALUE, .times = count, .flags = LN_TYPED},                        \
+            {.name = "recurrent",                                                                              \
+             .rows = LN_AXIS_VALUE,                                                                            \
+             .columns = LN_AXIS_VALUE,                                                                         \
+             .times = count,                                                                                   \
+             .flags = LN_PARAMETER,                                                                            \
+             .range = LINNET_RANGE_SMALL},                                                                     \
+            {.name = "bias", .columns = LN_AXIS_VALUE, .times = count, .flags = LN_PARAMETER | LN_OPTIONAL}, { \
+            0                                                                                                  \
+        }                                                                                                      \
+    }
+
+static const ln_mixer_input four[] = CELL_INPUTS(LSTM_GATES), three[] = CELL_INPUTS(GRU_GATES),
+                            one[] = CELL_INPUTS(ELMAN_GATES);
+static const ln_mixer_state states[] = {{.name = "hidden", .columns = LN_AXIS_VALUE}, {0}},
+                            lstm_states[] = {{.name = "hidden", .columns = LN_AXIS_VALUE},
+                                             {.name = "cell", .columns = LN_AXIS_VALUE},
+                                             {0}},
+                            slstm_states[] = {{.name = "hidden", .columns = LN_AXIS_VALUE},
+                                              {.name = "cell", .columns = LN_AXIS_VALUE},
+                                              {.name = "normaliser", .columns = LN_AXIS_VALUE},
+                                              {.name = "stabiliser", .columns = LN_AXIS_VALUE},
+                                              {0}};
+static const ln_cell lstm = {LN_CELL_LSTM, LSTM_GATES, 2}, gru = {LN_CELL_GRU, GRU_GATES, 1},
+                     slstm = {LN_CELL_SLSTM, LSTM_GATES, 4}, elman = {LN_CELL_ELMAN, ELMAN_GATES, 1};
+
+static double cell_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
+    const ln_mixer *mixer = ln_mixer_find(settings->name);
+    const double n = (double)settings->value_size, gates = ((const ln_cell *)mixer->core_row)->gates;
+    const double products = 2 * gates * n * n;
+    /* Backward: the states again (twice), and the gradients of state and matrix. */
+    return form == LINNET_MIXER_BACKWARD ? 4 * products : products;
+}
+
+static const char *slstm_refuse(const linnet_mixer_settings *settings) {
+    return settings->option[0] == 0 || settings->option[0] == 1 ? NULL : "option[0] must be 0 or 1";
+}
+
+#define CELL_CORE                                                                                         \
+    .core = "cell", .output = LN_AXIS_VALUE, .scale = 1, .reverse = true, .workspace = ln_cell_workspace, \
+    .forward = ln_cell_run_forward, .backward = ln_cell_run_backward, .flops = cell_flops
+
+const ln_mixer ln_rows_cell[] = {
+    {.name = "lstm",
+     .paper = "Hochreiter and Schmidhuber 1997; heads: Poeppel et al. 2024, arXiv 2412.07752",
+     .formula = "c = s(f) c + s(i) tanh(z), h = s(o) tanh(c); i, f, z, o = value + h R + bias",
+     .inputs = four,
+     .states = lstm_states,
+     .core_row = &lstm,
+     CELL_CORE},
+    {.name = "gru",
+     .paper = "Cho et al. 2014, arXiv 1406.1078; heads: Poeppel et al. 2024, arXiv 2412.07752",
+     .formula = "h = (1 - u) tanh(value[n] + s(r) (h R[n] + bias[n])) + u h",
+     .inputs = three,
+     .states = states,
+     .core_row = &gru,
+     CELL_CORE},
+    {.name = "slstm",
+     .paper = "Beck et al. 2024, arXiv 2405.04517",
+     .formula = "c = s(f) c + e^i tanh(z), n = s(f) n + e^i, h = s(o) c / n; i, f, z, o = value + h R + bias",
+     .inputs = four,
+     .states = slstm_states,
+     .core_row = &slstm,
+     .options = {"1: the normaliser is at least 1"},
+     .refuse = slstm_refuse,
+     CELL_CORE},
+    {.name = "elman",
+     .paper = "Elman 1990; heads: Poeppel et al. 2024, arXiv 2412.07752",
+     .formula = "h = tanh(value + h R + bias)",
+     .inputs = one,
+     .states = states,
+     .core_row = &elman,
+     CELL_CORE},
+    {0},
+};
