@@ -15,4 +15,5 @@ void ln_kernels_choose(unsigned cpu, ln_kernels *kernels) {
     ln_softmax_choose(cpu, &kernels->softmax);
     ln_tile_choose(cpu, &kernels->tile);
     ln_cell_choose(cpu, &kernels->cell);
+    ln_delta_choose(cpu, &kernels->delta);
 }

@@ -5,6 +5,7 @@
 
 #include "kernel/attend.h"
 #include "kernel/cell.h"
+#include "kernel/delta.h"
 #include "kernel/matmul_kernels.h"
 #include "kernel/softmax.h"
 #include "kernel/tile.h"
@@ -19,6 +20,7 @@ struct ln_kernels {
     ln_softmax_kernels softmax;
     ln_tile_kernels tile;
     ln_cell_kernels cell;
+    ln_delta_kernels delta;
 };
 
 void ln_kernels_choose(unsigned cpu, ln_kernels *kernels);

@@ -1,0 +1,18 @@
+/* Owns: the portable delta kernels, and the choice among the instruction sets. */
+#include "kernel/delta.h"
+
+#include "base/cpu.h"
+#include "kernel/lanes_portable.h"
+
+#define LN_DELTA_NAME "portable"
+#define LN_DELTA_SET void ln_delta_fill_portable(ln_delta_kernels *kernels)
+#include "kernel/delta_body.h"
+
+void ln_delta_choose(unsigned cpu, ln_delta_kernels *kernels) {
+    (void)cpu;
+    ln_delta_fill_portable(kernels);
+#if defined(__x86_64__)
+    if (cpu & LN_CPU_AVX2) ln_delta_fill_avx2(kernels);
+    if (cpu & LN_CPU_AVX512) ln_delta_fill_avx512(kernels);
+#endif
+}

@@ -1,0 +1,222 @@
+/* The bodies of the delta kernels, written once and compiled for each instruction set by including this file
+ * (delta.c, x86/delta_*.c) after lanes_*.h and LN_DELTA_NAME, LN_DELTA_SET. */
+#include <string.h>
+
+#include "kernel/delta.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+enum { BLOCK = LN_DELTA_BLOCK, PARTS = BLOCK / W };
+
+INLINE lanes load(const float *x) {
+    lanes v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+INLINE void store(float *y, lanes v) {
+    memcpy(y, &v, sizeof v);
+}
+
+/* ---- one token ---- */
+
+/* Two passes over `vectors` vectors of columns: the first brings them into the nearest cache. Even and odd rows are
+ * summed apart, so that sums do not wait for each other. */
+INLINE void step_columns(const ln_delta_step *s, int64_t column, int vectors) {
+    lanes even[4], odd[4], out[4];
+    UNROLL for (int v = 0; v < vectors; v++) {
+        even[v] = s->add ? load(s->add + column + v * W) : splat(0);
+        odd[v] = out[v] = splat(0);
+    }
+    const float *row = s->before + column;
+    int64_t k = 0;
+    for (; k + 2 <= s->rows; k += 2, row += 2 * s->before_stride) {
+        const lanes a = splat(s->read[k]), b = splat(s->read[k + 1]);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            even[v] = multiply_add(a, load(row + v * W), even[v]);
+            odd[v] = multiply_add(b, load(row + s->before_stride + v * W), odd[v]);
+        }
+    }
+    if (k < s->rows)
+        UNROLL for (int v = 0; v < vectors; v++) even[v] = multiply_add(splat(s->read[k]), load(row + v * W), even[v]);
+    UNROLL for (int v = 0; v < vectors; v++) even[v] = add(even[v], odd[v]);
+    row = s->before + column;
+    for (k = 0; k < s->rows; k++, row += s->before_stride) {
+        const lanes decay = splat(s->decay[k]), key = splat(s->key[k]);
+        const lanes query = splat(s->query ? s->query[k] : 0);
+        lanes x[4];
+        UNROLL for (int v = 0; v < vectors; v++) x[v] = multiply_add(key, even[v], multiply(decay, load(row + v * W)));
+        if (s->write_key) {
+            const lanes other = splat(s->write_key[k]);
+            UNROLL for (int v = 0; v < vectors; v++) x[v] =
+                multiply_add(other, load(s->write_value + column + v * W), x[v]);
+        }
+        UNROLL for (int v = 0; v < vectors; v++) {
+            out[v] = multiply_add(query, x[v], out[v]);
+            if (s->after) store(s->after + k * s->after_stride + column + v * W, x[v]);
+        }
+    }
+    if (s->query) UNROLL for (int v = 0; v < vectors; v++) store(s->output + column + v * W, out[v]);
+}
+
+static void step(const ln_delta_step *s) {
+    int64_t column = 0;
+    for (; column + 4 * W <= s->columns; column += 4 * W) step_columns(s, column, 4);
+    for (; column < s->columns; column += W) step_columns(s, column, 1);
+}
+
+/* ---- triangles ---- */
+
+static void solve(float *y, int64_t y_stride, const float *a, int64_t a_stride, int64_t n, int64_t columns) {
+    for (int64_t column = 0; column < columns; column += W) {
+        if (n == BLOCK) {
+            lanes x[BLOCK];
+            UNROLL for (int i = 0; i < BLOCK; i++) x[i] = load(y + i * y_stride + column);
+            UNROLL for (int j = 0; j < BLOCK; j++) {
+                UNROLL for (int i = 1; i < BLOCK; i++) if (i > j) x[i] =
+                    multiply_add(splat(a[i * a_stride + j]), x[j], x[i]);
+            }
+            UNROLL for (int i = 0; i < BLOCK; i++) store(y + i * y_stride + column, x[i]);
+            continue;
+        }
+        for (int64_t i = 1; i < n; i++) {
+            lanes x = load(y + i * y_stride + column);
+            for (int64_t j = 0; j < i; j++)
+                x = multiply_add(splat(a[i * a_stride + j]), load(y + j * y_stride + column), x);
+            store(y + i * y_stride + column, x);
+        }
+    }
+}
+
+static void solve_transposed(float *y, int64_t y_stride, const float *a, int64_t a_stride, int64_t n, int64_t columns) {
+    for (int64_t column = 0; column < columns; column += W)
+        for (int64_t j = n - 2; j >= 0; j--) {
+            lanes x = load(y + j * y_stride + column);
+            for (int64_t i = j + 1; i < n; i++)
+                x = multiply_add(splat(a[i * a_stride + j]), load(y + i * y_stride + column), x);
+            store(y + j * y_stride + column, x);
+        }
+}
+
+/* ---- decays ---- */
+
+static void multiply_rows(float *y, const float *x, const float *z, int64_t z_stride, const float *factor, int64_t rows,
+                          int64_t columns) {
+    for (int64_t i = 0; i < rows; i++, x += columns, y += columns) {
+        const lanes f = splat(factor ? factor[i] : 1);
+        if (z)
+            for (int64_t c = 0; c < columns; c += W)
+                store(y + c, multiply(multiply(f, load(x + c)), load(z + i * z_stride + c)));
+        else
+            for (int64_t c = 0; c < columns; c += W) store(y + c, multiply(f, load(x + c)));
+    }
+}
+
+/* Products of decays below this are 0: what follows would be denormal, which is slow, and is nothing beside what is
+ * remembered. */
+static const float nothing = 0x1p-100f;
+
+static void mask(float *read, float *query, int64_t stride, const float *decay, int64_t n, int64_t micro,
+                 int64_t columns, float *after, float *before, float *upto) {
+    float product = 1;
+    memset(after, 0, (size_t)columns * sizeof *after);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t filled = (i + W) / W * W; /* i or more, i + 1 or more with the query's */
+        float *row = read + i * stride;
+        for (int64_t j = 0; j < filled && j < columns; j += W) {
+            store(row + j, multiply(load(row + j), load(after + j)));
+            float some[W];
+            store(some, multiply(splat(decay[i]), load(after + j)));
+            for (int l = 0; l < W; l++) after[j + l] = some[l] < nothing ? 0 : some[l];
+        }
+        memset(row + i, 0, (size_t)(columns - i) * sizeof *row);
+        after[i] = 1;
+        before[i] = product;
+        product = product * decay[i] < nothing ? 0 : product * decay[i];
+        upto[i] = product;
+        if (i % micro != micro - 1) continue;
+        row = query + i / micro * stride;
+        for (int64_t j = 0; j < filled && j < columns; j += W) store(row + j, multiply(load(row + j), load(after + j)));
+        memset(row + i + 1, 0, (size_t)(columns - i - 1) * sizeof *row);
+    }
+}
+
+static void gates(const ln_delta_gates *g) {
+    const int64_t columns = g->columns;
+    for (int64_t c = 0; c < columns; c += W) {
+        const lanes prefix = load(g->prefix + c);
+        lanes product = splat(1);
+        for (int64_t i = 0; i < g->tokens; i++) {
+            const int64_t at = i * columns + c;
+            const lanes read = multiply(product, load(g->read + at));
+            store(g->read_in + at, read);
+            store(g->read_all + at, multiply(prefix, read));
+            product = multiply(product, load(g->decay + at));
+            const lanes query = multiply(product, load(g->query + at));
+            store(g->query_in + at, query);
+            store(g->query_all + at, multiply(prefix, query));
+        }
+        store(g->block + c, product);
+        store(g->prefix + c, multiply(prefix, product));
+        product = splat(1);
+        for (int64_t i = g->tokens - 1; i >= 0; i--) {
+            const int64_t at = i * columns + c;
+            store(g->key + at, multiply(product, load(g->key + at)));
+            if (g->write_key) store(g->write_key + at, multiply(product, load(g->write_key + at)));
+            product = multiply(product, load(g->decay + at));
+        }
+    }
+}
+
+/* Keys lie a lane each, decayed as the rows go by; four sums of each kind are under way. */
+static void pairs(float *read_a, float *query_a, int64_t stride, const float *read, const float *query,
+                  const float *key, const float *decay, int64_t n, int64_t columns, float *scratch) {
+    enum { WAYS = 2 };
+    for (int64_t j = 0; j < BLOCK; j++)
+        for (int64_t c = 0; c < columns; c++) scratch[c * BLOCK + j] = j < n ? key[j * columns + c] : 0;
+    for (int64_t i = 0; i < n; i++) {
+        float some[BLOCK];
+        lanes r[WAYS][PARTS], q[WAYS][PARTS], late[PARTS], early[PARTS];
+        for (int j = 0; j < BLOCK; j++) some[j] = j < i ? 1 : 0;
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            early[p] = load(some + p * W);
+            late[p] = subtract(splat(1), early[p]);
+            UNROLL for (int w = 0; w < WAYS; w++) r[w][p] = q[w][p] = splat(0);
+        }
+        const float *ri = read + i * columns, *qi = query + i * columns, *di = decay + i * columns;
+        for (int64_t c = 0; c < columns; c += WAYS) UNROLL for (int w = 0; w < WAYS; w++) {
+                const lanes a = splat(ri[c + w]), b = splat(qi[c + w]), d = splat(di[c + w]);
+                UNROLL for (int p = 0; p < PARTS; p++) {
+                    float *at = scratch + (c + w) * BLOCK + p * W;
+                    lanes k = load(at);
+                    r[w][p] = multiply_add(a, k, r[w][p]);
+                    k = multiply(k, multiply_add(early[p], d, late[p]));
+                    store(at, k);
+                    q[w][p] = multiply_add(b, k, q[w][p]);
+                }
+            }
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            store(read_a + i * stride + p * W, add(r[0][p], r[1][p]));
+            store(query_a + i * stride + p * W, add(q[0][p], q[1][p]));
+        }
+        for (int64_t j = i; j < BLOCK; j++) {
+            read_a[i * stride + j] = 0;
+            if (j > i) query_a[i * stride + j] = 0;
+        }
+    }
+}
+
+LN_DELTA_SET {
+    *kernels = (ln_delta_kernels){.name = LN_DELTA_NAME,
+                                  .step = step,
+                                  .solve = solve,
+                                  .solve_transposed = solve_transposed,
+                                  .multiply = multiply_rows,
+                                  .mask = mask,
+                                  .gates = gates,
+                                  .pairs = pairs};
+}

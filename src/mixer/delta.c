@@ -1,0 +1,307 @@
+/* Owns: the forward of the delta core.
+ *
+ * A chunk of n tokens at once. With G[i] the product of the decays up to token i of the chunk, G'[i] that before it:
+ *
+ *     A[i, j] = sum_c read[i, c] key[j, c] (G'[i] / G[j])[c]   j < i       B[i, j] = query, G[i], j <= i
+ *     (1 - A) Y = X + (read G') S,     O = (query G) S + B Y,     S <- G[n] S + (key G[n] / G)^T Y
+ *
+ * and a second product adds A_w W to X, B_w W to O and (write_key G[n] / G)^T W to S, W its values. No quotient is
+ * formed: the decays between two tokens are a product of theirs (kernel/delta.h). Where a decay is one number, it
+ * multiplies A and B; where it is one a channel, tokens are taken 16 at a time: within these, element by element;
+ * between them and those before, read and query carry the decays since the 16 began, keys those up to there.
+ *
+ * 1 - A is solved 16 rows at a time: what the rows above contribute is a tile product, the 16 are substituted forward.
+ *
+ * Invariant: columns of V never meet, so a task may take any of them; nothing else depends on how work is divided. */
+#include "mixer/delta.h"
+
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/threads.h"
+
+enum { BLOCK = LN_DELTA_BLOCK, FEW = 8 /* rows that are faster one by one */ };
+
+/* ---- inside a chunk ---- */
+
+static void decay_by_token(const ln_kernels *k, const ln_delta_shape *shape, const ln_delta_tiles *t, const float *key,
+                           float *read_a, float *query_a, float *key_after, int64_t keys, ln_delta_inside *in) {
+    const int64_t stride = shape->row_stride, n = t->rows;
+    for (int64_t i = 0; i < n; i += 2 * BLOCK) {
+        const int64_t end = ln_min_i64(n, i + 2 * BLOCK);
+        k->tile.product_tb(read_a + i * stride, stride, t->read + i * shape->key, shape->key, key, shape->key, end - i,
+                           end, keys, false);
+    }
+    for (int64_t i = 0; i < t->tokens; i += 2 * BLOCK) {
+        const int64_t end = ln_min_i64(t->tokens, i + 2 * BLOCK);
+        k->tile.product_tb(query_a + i * stride, stride, t->query + i * shape->key, shape->key, key, shape->key,
+                           end - i, end * shape->micro, keys, false);
+    }
+    k->delta.mask(read_a, query_a, stride, t->decay, n, shape->micro, stride, in->after, in->before, in->upto);
+    k->delta.multiply(key_after, key, NULL, 0, in->after, n, shape->key);
+}
+
+static void solve_by_token(const ln_kernels *k, const ln_delta_shape *shape, const ln_delta_tiles *t, int64_t keys,
+                           ln_delta_inside *in) {
+    decay_by_token(k, shape, t, t->key, in->read_key, in->query_key, in->key_after, keys, in);
+    if (t->write_key)
+        decay_by_token(k, shape, t, t->write_key, in->read_write, in->query_write, in->write_after, keys, in);
+    k->delta.multiply(in->left, t->read, NULL, 0, in->before, t->rows, shape->key);
+    for (int64_t i = 0; i < keys; i++) in->forget[i] = in->upto[t->rows - 1];
+    for (int64_t m = 0; m < t->tokens; m++) in->upto[m] = in->upto[m * shape->micro + shape->micro - 1];
+    k->delta.multiply(in->left + t->rows * shape->key, t->query, NULL, 0, in->upto, t->tokens, shape->key);
+}
+
+/* Rows first .. first + n - 1, at most 16, with keys as they stand at `first` and keys of their own. */
+static void pairs_of_block(const ln_kernels *k, const ln_delta_shape *shape, const ln_delta_tiles *t, int64_t first,
+                           int64_t n, const float *key, const float *key_after, float *read_a, float *query_a,
+                           int64_t keys, const ln_delta_inside *in) {
+    const int64_t at = first * shape->key, stride = shape->row_stride;
+    float *r = read_a + first * stride, *q = query_a + first * stride;
+    if (first > 0) {
+        k->tile.product_tb(r, stride, in->read_in + at, shape->key, key_after, shape->key, n, first, keys, false);
+        k->tile.product_tb(q, stride, in->query_in + at, shape->key, key_after, shape->key, n, first, keys, false);
+    }
+    k->delta.pairs(r + first, q + first, stride, t->read + at, t->query + at, key + at, t->decay + at, n, shape->key,
+                   in->scratch);
+}
+
+static void solve_by_channel(const ln_kernels *k, const ln_delta_shape *shape, const ln_delta_tiles *t, int64_t keys,
+                             ln_delta_inside *in) {
+    const int64_t columns = shape->key;
+    const size_t bytes = (size_t)(t->rows * columns) * sizeof(float);
+    memcpy(in->key_after, t->key, bytes);
+    if (t->write_key) memcpy(in->write_after, t->write_key, bytes);
+    for (int64_t c = 0; c < columns; c++) in->forget[c] = 1;
+    for (int64_t first = 0; first < t->rows; first += BLOCK) {
+        const int64_t n = ln_min_i64(BLOCK, t->rows - first), at = first * columns;
+        float *block = in->block + first / BLOCK * columns;
+        const ln_delta_gates gates = {.tokens = n,
+                                      .columns = columns,
+                                      .decay = t->decay + at,
+                                      .read = t->read + at,
+                                      .query = t->query + at,
+                                      .key = in->key_after + at,
+                                      .write_key = t->write_key ? in->write_after + at : NULL,
+                                      .read_in = in->read_in + at,
+                                      .query_in = in->query_in + at,
+                                      .read_all = in->left + at,
+                                      .query_all = in->left + t->rows * columns + at,
+                                      .prefix = in->forget,
+                                      .block = block};
+        k->delta.gates(&gates);
+        pairs_of_block(k, shape, t, first, n, t->key, in->key_after, in->read_key, in->query_key, keys, in);
+        k->delta.multiply(in->key_after, in->key_after, block, 0, NULL, first, columns);
+        if (!t->write_key) continue;
+        pairs_of_block(k, shape, t, first, n, t->write_key, in->write_after, in->read_write, in->query_write, keys, in);
+        k->delta.multiply(in->write_after, in->write_after, block, 0, NULL, first, columns);
+    }
+}
+
+void ln_delta_solve_inside(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
+                           ln_delta_inside *inside) {
+    (shape->channel ? solve_by_channel : solve_by_token)(call->kernels, shape, tiles, call->settings->key_size, inside);
+}
+
+/* ---- the state passes through ---- */
+
+/* c += a b, where row i of a has reach * (i + 1) columns. */
+static void add_triangle(const ln_kernels *k, float *c, int64_t c_stride, const float *a, int64_t a_stride,
+                         const float *b, int64_t b_stride, int64_t rows, int64_t columns, int64_t reach) {
+    for (int64_t i = 0; i < rows; i += BLOCK) {
+        const int64_t end = ln_min_i64(rows, i + BLOCK);
+        k->tile.product(c + i * c_stride, c_stride, a + i * a_stride, a_stride, b, b_stride, end - i, columns,
+                        end * reach, true);
+    }
+}
+
+static void solve(const ln_kernels *k, float *y, int64_t stride, const float *a, int64_t a_stride, int64_t rows,
+                  int64_t columns) {
+    for (int64_t i = 0; i < rows; i += BLOCK) {
+        const int64_t n = ln_min_i64(BLOCK, rows - i);
+        if (i > 0) k->tile.product(y + i * stride, stride, a + i * a_stride, a_stride, y, stride, n, columns, i, true);
+        k->delta.solve(y + i * stride, stride, a + i * a_stride + i, a_stride, n, columns);
+    }
+}
+
+void ln_delta_pass(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
+                   const ln_delta_inside *in, int64_t column, float *state, float *y, float *output) {
+    const ln_kernels *k = call->kernels;
+    const int64_t keys = call->settings->key_size, n = t->rows, key = shape->key, stride = shape->row_stride,
+                  width = shape->width, some = ln_min_i64(width, shape->value - column);
+    const float *value = t->value + column;
+    if (t->write_key) {
+        memset(y, 0, (size_t)(n * width) * sizeof *y);
+        add_triangle(k, y, width, in->read_write, stride, value, shape->value, n, some, 1);
+    } else {
+        for (int64_t i = 0; i < n; i++) memcpy(y + i * width, value + i * shape->value, (size_t)some * sizeof *y);
+    }
+    k->tile.product(y, width, in->left, key, state, width, n, some, keys, true);
+    solve(k, y, width, in->read_key, stride, n, some);
+    if (output) {
+        k->tile.product(output, width, in->left + n * key, key, state, width, t->tokens, some, keys, false);
+        add_triangle(k, output, width, in->query_key, stride, y, width, t->tokens, some, shape->micro);
+        if (t->write_key)
+            add_triangle(k, output, width, in->query_write, stride, value, shape->value, t->tokens, some, 1);
+    }
+    k->delta.multiply(state, state, NULL, 0, in->forget, keys, width);
+    k->tile.product_ta(state, width, in->key_after, key, y, width, keys, some, n, true);
+    if (t->write_key) k->tile.product_ta(state, width, in->write_after, key, value, shape->value, keys, some, n, true);
+}
+
+/* ---- a sequence ---- */
+
+typedef struct room {
+    ln_delta_tiles tiles;
+    ln_delta_inside inside;
+    float *state, *y, *output;
+} room;
+
+static room carve(ln_carver *carver, const ln_delta_shape *shape, int64_t keys) {
+    room r;
+    ln_delta_carve(carver, shape, &r.tiles, &r.inside);
+    r.state = ln_carve(carver, (uint64_t)(keys * shape->width), sizeof(float));
+    r.y = ln_carve(carver, (uint64_t)(shape->rows * shape->width), sizeof(float));
+    r.output = ln_carve(carver, (uint64_t)(shape->tokens * shape->width), sizeof(float));
+    return r;
+}
+
+typedef struct walk {
+    const ln_mixer_call *call;
+    const ln_delta_shape *shape;
+    room room;
+    int64_t sequence, head, column, columns; /* columns: without padding */
+} walk;
+
+static void copy_rows(float *to, int64_t to_stride, const float *from, int64_t from_stride, int64_t rows,
+                      int64_t columns) {
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof *to);
+}
+
+static void write_output(walk *w, int64_t step) {
+    for (int64_t m = 0; m < w->room.tiles.tokens; m++)
+        memcpy(ln_mixer_output(w->call, w->head, w->sequence, step + m) + w->column,
+               w->room.output + m * w->shape->width, (size_t)w->columns * sizeof(float));
+}
+
+/* The tiles' tokens one by one, columns so few at a time that their part of the state stays in the nearest cache. */
+static void walk_tokens(walk *w, const float *before, int64_t before_stride, float *after, int64_t after_stride) {
+    enum { COLUMNS = 64 };
+    const ln_delta_tiles *t = &w->room.tiles;
+    const ln_delta_shape *shape = w->shape;
+    const int64_t key = shape->key, keys = w->call->settings->key_size, some = ln_ceil_div(w->columns, BLOCK) * BLOCK;
+    float *decay = shape->channel ? t->decay : w->room.inside.left;
+    for (int64_t i = 0; i < t->rows && !shape->channel; i++)
+        for (int64_t c = 0; c < keys; c++) decay[i * key + c] = t->decay[i];
+    for (int64_t column = 0; column < some; column += COLUMNS)
+        for (int64_t i = 0; i < t->rows; i++) {
+            const bool last = i % shape->micro == shape->micro - 1;
+            const float *value = t->value + i * shape->value + w->column + column;
+            const ln_delta_step step = {.rows = keys,
+                                        .columns = ln_min_i64(COLUMNS, some - column),
+                                        .before = i ? after + column : before + column,
+                                        .before_stride = i ? after_stride : before_stride,
+                                        .after = after ? after + column : NULL,
+                                        .after_stride = after_stride,
+                                        .decay = decay + i * key,
+                                        .read = t->read + i * key,
+                                        .key = t->key + i * key,
+                                        .add = t->write_key ? NULL : value,
+                                        .write_key = t->write_key ? t->write_key + i * key : NULL,
+                                        .write_value = value,
+                                        .query = last ? t->query + i / shape->micro * key : NULL,
+                                        .output = w->room.output + i / shape->micro * shape->width + column};
+            w->call->kernels->delta.step(&step);
+        }
+}
+
+static void load(walk *w, int64_t step, int64_t tokens) {
+    ln_delta_load(w->call, w->shape, w->head, w->sequence, step, tokens, w->call->settings->scale, &w->room.tiles);
+}
+
+/* A sequence of few tokens: the state is read and written where it lies. */
+static void walk_few(walk *w, int64_t count, const float *in, float *out) {
+    const int64_t values = w->call->settings->value_size, width = w->shape->width;
+    const size_t bytes = (size_t)(w->call->settings->key_size * width) * sizeof(float);
+    if (!in) memset(w->room.state, 0, bytes);
+    load(w, 0, count);
+    float *after = out ? out : w->room.tiles.rows > 1 ? w->room.state : NULL;
+    walk_tokens(w, in ? in : w->room.state, in ? values : width, after, out ? values : width);
+    write_output(w, 0);
+}
+
+static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
+    const ln_delta_shape *shape = w->shape;
+    const int64_t keys = w->call->settings->key_size, values = w->call->settings->value_size, width = shape->width;
+    room *r = &w->room;
+    memset(r->state, 0, (size_t)(keys * width) * sizeof(float));
+    if (in) copy_rows(r->state, width, in, values, keys, w->columns);
+    for (int64_t step = 0; step < count; step += shape->tokens) {
+        const int64_t tokens = ln_min_i64(shape->tokens, count - step);
+        load(w, step, tokens);
+        if (r->tiles.rows < FEW) {
+            walk_tokens(w, r->state, width, r->state, width);
+        } else {
+            ln_delta_solve_inside(w->call, shape, &r->tiles, &r->inside);
+            ln_delta_pass(w->call, shape, &r->tiles, &r->inside, w->column, r->state, r->y, r->output);
+        }
+        write_output(w, step);
+    }
+    if (out) copy_rows(out, values, r->state, width, keys, w->columns);
+}
+
+typedef struct job {
+    const ln_mixer_call *call;
+    ln_delta_shape shape;
+    uint64_t bytes; /* of a worker */
+} job;
+
+static void run_task(void *argument, int64_t task, int worker) {
+    const job *j = argument;
+    const linnet_mixer_settings *s = j->call->settings;
+    const int64_t slice = task % j->shape.slices, head = task / j->shape.slices % s->heads,
+                  sequence = task / j->shape.slices / s->heads;
+    int64_t first, count;
+    ln_mixer_span(s, sequence, &first, &count);
+    if (count == 0) return;
+    ln_carver carver = {.base = (unsigned char *)j->call->workspace + (uint64_t)worker * j->bytes};
+    walk w = {.call = j->call,
+              .shape = &j->shape,
+              .room = carve(&carver, &j->shape, s->key_size),
+              .sequence = sequence,
+              .head = head,
+              .column = slice * j->shape.width};
+    w.columns = ln_min_i64(j->shape.width, s->value_size - w.column);
+    const float *in = ln_mixer_state_in(j->call, sequence, head);
+    float *out = ln_mixer_state_out(j->call, sequence, head);
+    if (in) in += w.column;
+    if (out) out += w.column;
+    const bool in_place = s->value_size % BLOCK == 0, few = count * j->shape.micro < FEW || count == 1;
+    (few && in_place ? walk_few : walk_chunks)(&w, count, in, out);
+}
+
+void ln_delta_forward(const ln_mixer_call *call) {
+    job j = {.call = call,
+             .shape = ln_delta_shape_of(call->mixer, ln_team_size(call->team), call->settings, LINNET_MIXER_FORWARD)};
+    ln_carver carver = {0};
+    carve(&carver, &j.shape, call->settings->key_size);
+    j.bytes = carver.used;
+    ln_parallel(call->team, call->settings->sequences * call->settings->heads * j.shape.slices, run_task, &j);
+}
+
+uint64_t ln_delta_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
+                            const linnet_mixer_settings *settings, linnet_mixer_form form) {
+    (void)kernels;
+    const ln_delta_shape shape = ln_delta_shape_of(mixer, threads, settings, form);
+    ln_carver carver = {0};
+    carve(&carver, &shape, settings->key_size);
+    return carver.used * (uint64_t)threads;
+}
+
+double ln_delta_flops(const linnet_mixer_settings *s, linnet_mixer_form form) {
+    const double keys = (double)s->key_size, values = (double)s->value_size, micro = 1;
+    if (form == LINNET_MIXER_STEP) return 7 * keys * values * micro;
+    const double chunk = s->chunk ? (double)s->chunk : LN_DELTA_CHUNK;
+    const double forward = 6 * keys * values + 4 * chunk * keys + 3 * chunk * values;
+    return form == LINNET_MIXER_BACKWARD ? 3 * forward : forward;
+}
