@@ -13,6 +13,7 @@ void ln_kernels_choose(unsigned cpu, ln_kernels *kernels) {
     ln_matmul_choose(cpu, &kernels->matmul);
     ln_attend_choose(cpu, &kernels->attend);
     ln_softmax_choose(cpu, &kernels->softmax);
+    ln_scan_choose(cpu, &kernels->scan);
     ln_tile_choose(cpu, &kernels->tile);
     ln_cell_choose(cpu, &kernels->cell);
     ln_delta_choose(cpu, &kernels->delta);

@@ -7,6 +7,7 @@
 #include "kernel/cell.h"
 #include "kernel/delta.h"
 #include "kernel/matmul_kernels.h"
+#include "kernel/scan.h"
 #include "kernel/softmax.h"
 #include "kernel/tile.h"
 #include "kernel/vector.h"
@@ -18,6 +19,7 @@ struct ln_kernels {
     ln_matmul_kernels matmul;
     ln_attend_kernels attend;
     ln_softmax_kernels softmax;
+    ln_scan_kernels scan;
     ln_tile_kernels tile;
     ln_cell_kernels cell;
     ln_delta_kernels delta;

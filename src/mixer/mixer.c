@@ -60,6 +60,8 @@ int64_t ln_axis_of(ln_axis axis, const linnet_mixer_settings *settings) {
         return settings->value_size;
     case LN_AXIS_SLOT:
         return settings->slots;
+    case LN_AXIS_TAIL:
+        return settings->slots - 1;
     case LN_AXIS_ONE:
         break;
     }

@@ -12,7 +12,13 @@
 #include "mixer/carve.h"
 
 /* Extents that settings give. */
-typedef enum ln_axis { LN_AXIS_ONE, LN_AXIS_KEY, LN_AXIS_VALUE, LN_AXIS_SLOT } ln_axis;
+typedef enum ln_axis {
+    LN_AXIS_ONE,
+    LN_AXIS_KEY,
+    LN_AXIS_VALUE,
+    LN_AXIS_SLOT,
+    LN_AXIS_TAIL
+} ln_axis; /* TAIL: slots - 1 */
 typedef enum ln_heads { LN_HEADS_VALUE, LN_HEADS_KEY, LN_HEADS_ONE } ln_heads;
 
 enum {                   /* flags of an input */

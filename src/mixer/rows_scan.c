@@ -1,52 +1,66 @@
 /* Owns: the rows of the elementwise scan. */
 #include <math.h>
+#include <string.h>
 
-#include "mixer/mixer.h"
+#include "mixer/scan.h"
 
-/* ---- h[t] = e^decay[t] h[t-1] + x[t] ---- */
+#define ROW(core) \
+    .workspace = ln_scan_workspace, .forward = ln_scan_forward, .backward = ln_scan_backward, .core_row = &(core)
+
+/* ---- h[t] = e^decay[t] h[t - 1] + x[t] ---- */
 
 static const ln_mixer_input hgrn_inputs[] = {
     {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
     {.name = "decay", .columns = LN_AXIS_VALUE, .range = LINNET_RANGE_DECAY},
     {0},
 };
-static const ln_mixer_state hgrn_states[] = {{.name = "state", .columns = LN_AXIS_VALUE}, {0}};
-
-static uint64_t hgrn_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
-                               const linnet_mixer_settings *settings, linnet_mixer_form form) {
-    (void)mixer;
-    (void)kernels;
-    (void)form;
-    return (uint64_t)threads * (uint64_t)settings->value_size * 3 * sizeof(float);
-}
-
-static void hgrn_task(void *argument, int64_t task, int worker) {
-    const ln_mixer_call *call = argument;
-    const linnet_mixer_settings *s = call->settings;
-    const int64_t sequence = task / s->heads, head = task % s->heads, n = s->value_size;
-    float *x = (float *)call->workspace + worker * 3 * n, *decay = x + n, *h = decay + n;
-    const float *in = ln_mixer_state_in(call, sequence, head);
-    float *out = ln_mixer_state_out(call, sequence, head);
-    int64_t first, count;
-    ln_mixer_span(s, sequence, &first, &count);
-    if (count == 0) return;
-    for (int64_t i = 0; i < n; i++) h[i] = in ? in[i] : 0;
-    for (int64_t t = 0; t < count; t++) {
-        ln_mixer_load(call, 0, head, sequence, t, 1, x);
-        ln_mixer_load(call, 1, head, sequence, t, 1, decay);
-        float *y = ln_mixer_output(call, head, sequence, t);
-        for (int64_t i = 0; i < n; i++) y[i] = h[i] = expf(decay[i]) * h[i] + x[i];
-    }
-    for (int64_t i = 0; out && i < n; i++) out[i] = h[i];
-}
-
-static void hgrn_forward(const ln_mixer_call *call) {
-    ln_parallel(call->team, call->settings->sequences * call->settings->heads, hgrn_task, (void *)(uintptr_t)call);
-}
+static const ln_mixer_state channel_states[] = {{.name = "state", .columns = LN_AXIS_VALUE}, {0}};
 
 static double hgrn_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
-    (void)form;
-    return 2 * (double)settings->value_size;
+    return (form == LINNET_MIXER_BACKWARD ? 8 : 3) * (double)settings->value_size;
+}
+
+/* ---- selective scan ---- */
+
+static const ln_mixer_input selective_inputs[] = {
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "step", .columns = LN_AXIS_VALUE, .range = LINNET_RANGE_POSITIVE},
+    {.name = "rate",
+     .rows = LN_AXIS_VALUE,
+     .columns = LN_AXIS_SLOT,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_NEGATIVE},
+    {.name = "key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_SLOT, .flags = LN_TYPED},
+    {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_SLOT, .flags = LN_TYPED},
+    {.name = "skip", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER | LN_OPTIONAL},
+    {0},
+};
+static const ln_mixer_state selective_states[] = {{.name = "state", .rows = LN_AXIS_VALUE, .columns = LN_AXIS_SLOT},
+                                                  {0}};
+
+/* An exponential counts as one. */
+static double selective_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
+    return (form == LINNET_MIXER_BACKWARD ? 22 : 7) * (double)settings->value_size * (double)settings->slots;
+}
+
+/* ---- short convolution ---- */
+
+static const ln_mixer_input convolution_inputs[] = {
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "weight", .rows = LN_AXIS_VALUE, .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER},
+    {.name = "bias", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER | LN_OPTIONAL},
+    {0},
+};
+static const ln_mixer_state convolution_states[] = {{.name = "tail", .rows = LN_AXIS_TAIL, .columns = LN_AXIS_VALUE},
+                                                    {0}};
+
+static const char *refuse_taps(const linnet_mixer_settings *settings) {
+    return settings->slots < 2 || settings->slots > 64 ? "slots, the taps of the convolution, must be from 2 to 64"
+                                                       : NULL;
+}
+
+static double convolution_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
+    return (form == LINNET_MIXER_BACKWARD ? 6 : 2) * (double)settings->value_size * (double)settings->slots;
 }
 
 const ln_mixer ln_rows_scan[] = {
@@ -55,12 +69,41 @@ const ln_mixer ln_rows_scan[] = {
      .paper = "Qin et al. 2023, arXiv 2311.04823",
      .formula = "h[t] = e^decay[t] h[t-1] + value[t]",
      .inputs = hgrn_inputs,
-     .states = hgrn_states,
+     .states = channel_states,
      .output = LN_AXIS_VALUE,
      .scale = 1,
      .reverse = true,
-     .workspace = hgrn_workspace,
-     .forward = hgrn_forward,
-     .flops = hgrn_flops},
+     .flops = hgrn_flops,
+     ROW(ln_scan_hgrn)},
+    /* Channels are heads x value_size, groups of keys and queries are key_heads: usually heads = 1. */
+    {.name = "selective_scan",
+     .core = "scan",
+     .paper = "Gu and Dao 2023, Mamba, arXiv 2312.00752",
+     .formula = "h[c][n] = e^(step[c] rate[c][n]) h[c][n] + step[c] value[c] key[n], "
+                "y[c] = sum_n query[n] h[c][n] + skip[c] value[c]",
+     .inputs = selective_inputs,
+     .states = selective_states,
+     .output = LN_AXIS_VALUE,
+     .slots = 16,
+     .scale = 1,
+     .reverse = true,
+     .options = {"1: step is log(1 + e^step) of what is given"},
+     .flops = selective_flops,
+     ROW(ln_scan_selective)},
+    /* Channels are heads x value_size, taps are slots; weight[channel][tap], the last tap is of the present token. */
+    {.name = "short_convolution",
+     .core = "scan",
+     .paper = "depthwise causal convolution of width slots, as in arXiv 2312.00752",
+     .formula = "y[t][c] = bias[c] + sum_i weight[c][i] value[t-slots+1+i][c]",
+     .inputs = convolution_inputs,
+     .states = convolution_states,
+     .output = LN_AXIS_VALUE,
+     .slots = 4,
+     .scale = 1,
+     .reverse = true,
+     .options = {"1: the output goes through y / (1 + e^-y)"},
+     .refuse = refuse_taps,
+     .flops = convolution_flops,
+     ROW(ln_scan_convolution)},
     {0},
 };
