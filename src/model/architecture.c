@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static const ln_architecture rows[] = {
+static const ln_architecture transformers[] = {
     {.name = "llama", .model_types = {"llama", "mistral"}, .traits = LN_ROPE_INTERLEAVED},
     {.name = "qwen2", .model_types = {"qwen2"}},
     {.name = "qwen3", .model_types = {"qwen3"}},
@@ -31,7 +31,17 @@ static const ln_architecture rows[] = {
     {.name = "smollm3", .model_types = {"smollm3"}, .traits = LN_ROPE_INTERLEAVED, .no_rope_period = 4},
 };
 
-enum { ROWS = sizeof rows / sizeof *rows };
+/* Those in files of their own: architecture_NAME.c. */
+static const ln_architecture *const others[] = {&ln_architecture_rwkv7};
+
+enum {
+    TRANSFORMERS = sizeof transformers / sizeof *transformers,
+    ROWS = TRANSFORMERS + sizeof others / sizeof *others
+};
+
+static const ln_architecture *row(int i) {
+    return i < TRANSFORMERS ? &transformers[i] : others[i - TRANSFORMERS];
+}
 
 static bool same(const char *name, const char *text, size_t bytes) {
     return strlen(name) == bytes && memcmp(name, text, bytes) == 0;
@@ -39,25 +49,25 @@ static bool same(const char *name, const char *text, size_t bytes) {
 
 const ln_architecture *ln_architecture_find(const char *name, size_t bytes) {
     for (int i = 0; i < ROWS; i++)
-        if (same(rows[i].name, name, bytes)) return &rows[i];
+        if (same(row(i)->name, name, bytes)) return row(i);
     return NULL;
 }
 
 const ln_architecture *ln_architecture_of_model_type(const char *model_type, size_t bytes) {
     for (int i = 0; i < ROWS; i++)
-        for (int k = 0; k < 4 && rows[i].model_types[k]; k++)
-            if (same(rows[i].model_types[k], model_type, bytes)) return &rows[i];
+        for (int k = 0; k < 4 && row(i)->model_types[k]; k++)
+            if (same(row(i)->model_types[k], model_type, bytes)) return row(i);
     return NULL;
 }
 
 const char *linnet_architecture(int index) {
-    return index >= 0 && index < ROWS ? rows[index].name : NULL;
+    return index >= 0 && index < ROWS ? row(index)->name : NULL;
 }
 
 void ln_architecture_names(char *text, size_t capacity) {
     size_t used = 0;
     for (int i = 0; i < ROWS && used < capacity; i++) {
-        const int wrote = snprintf(text + used, capacity - used, "%s%s", i ? ", " : "", rows[i].name);
+        const int wrote = snprintf(text + used, capacity - used, "%s%s", i ? ", " : "", row(i)->name);
         if (wrote > 0) used += (size_t)wrote;
     }
 }

@@ -6,7 +6,7 @@
 
 #include "model/file.h"
 
-typedef enum ln_nonlinearity { LN_SILU, LN_GELU_TANH } ln_nonlinearity;
+typedef enum ln_nonlinearity { LN_SILU, LN_GELU_TANH, LN_RELU_SQUARED } ln_nonlinearity;
 
 enum { /* traits */
        LN_ROPE_INTERLEAVED =
@@ -19,12 +19,16 @@ enum { /* traits */
 };
 
 /* A tensor of a Hugging Face folder: the name in a layer or beside the layers, without .weight or .bias or (A_log) as a
- * whole, and the name in GGUF. */
+ * whole, and the name in GGUF; with a / before it, that of a tensor beside the layers. */
 typedef struct ln_name_row {
     const char *huggingface, *gguf;
     unsigned trait; /* only for architectures with this trait; 0: for all that no row above serves */
     /* Where GGUF holds other values: applied to a float32 copy. rows, columns: its last two dimensions. */
     void (*change)(float *values, int64_t rows, int64_t columns);
+    bool transpose; /* GGUF holds the transpose of the last two dimensions */
+    /* Of a vector that GGUF holds as row `part` of a matrix of `parts` rows, each a tensor of its own here; 0: not. */
+    int part, parts;
+    bool flat; /* GGUF holds one row */
 } ln_name_row;
 
 typedef struct ln_config_row {
@@ -55,6 +59,8 @@ typedef struct ln_architecture {
     linnet_status (*open)(linnet_model *model); /* reads keys of its own before the layers are made */
     linnet_status (*make_layer)(linnet_model *model, int64_t index, struct ln_layer *layer);
 } ln_architecture;
+
+extern const ln_architecture ln_architecture_rwkv6, ln_architecture_rwkv7;
 
 const ln_architecture *ln_architecture_find(const char *name, size_t bytes);
 const ln_architecture *ln_architecture_of_model_type(const char *model_type, size_t bytes);

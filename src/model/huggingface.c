@@ -27,10 +27,18 @@ typedef struct folder {
     ln_config config;
     bool alone; /* one .safetensors file */
     bool tied;
-    ln_buffer rows; /* linnet_tensor_info of the tensors taken */
-    ln_json index;  /* weight_map entries not found yet */
+    ln_buffer rows;   /* linnet_tensor_info of the tensors taken */
+    ln_json index;    /* weight_map entries not found yet */
+    ln_buffer stacks; /* stack */
     const char *shard;
 } folder;
+
+/* A matrix whose rows come one by one. */
+typedef struct stack {
+    int64_t index; /* of the tensor in rows */
+    unsigned seen; /* bits of its parts */
+    int parts;
+} stack;
 
 /* ---- files of the folder ---- */
 
@@ -91,6 +99,21 @@ static linnet_status own_values(linnet_file *file, linnet_tensor_info *info, flo
     return LINNET_OK;
 }
 
+/* Each matrix of `info`, whose values are owned float32. */
+static linnet_status transpose(linnet_file *file, linnet_tensor_info *info) {
+    const int64_t columns = info->size[0], rows = info->size[1], matrices = info->size[2] * info->size[3];
+    const float *from = info->data;
+    float *to = ln_file_own(file, (uint64_t)(columns * rows * matrices), sizeof *to, "transposed weights");
+    if (!to) return LINNET_ERROR_MEMORY;
+    info->data = to;
+    info->size[0] = rows;
+    info->size[1] = columns;
+    for (int64_t m = 0; m < matrices; m++, from += rows * columns, to += rows * columns)
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < columns; j++) to[j * rows + i] = from[i * columns + j];
+    return LINNET_OK;
+}
+
 static linnet_status place_tensor(folder *f, linnet_tensor_info *info, const ln_name_row *row) {
     const size_t unit = info->type == LINNET_F32 ? 4 : 2;
     const bool aligned = (uintptr_t)info->data % unit == 0;
@@ -101,7 +124,17 @@ static linnet_status place_tensor(folder *f, linnet_tensor_info *info, const ln_
         info->size[1] = info->size[2];
         info->size[2] = 1;
     }
-    if (row && row->change) return own_values(f->file, info, 0, row);
+    if (row && row->flat) {
+        for (int i = 1; i < 4; i++) {
+            info->size[0] *= info->size[i];
+            info->size[i] = 1;
+        }
+        info->dimensions = 1;
+    }
+    if (row && (row->change || row->transpose || row->parts)) {
+        const linnet_status status = own_values(f->file, info, 0, row);
+        return status == LINNET_OK && row->transpose ? transpose(f->file, info) : status;
+    }
     if (!f->alone && info->dimensions == 1) {
         const bool norm = strstr(info->name, "norm.weight") != NULL;
         const float shift = norm && architecture && architecture->traits & LN_NORM_PLUS_ONE ? 1 : 0;
@@ -115,6 +148,48 @@ static linnet_status place_tensor(folder *f, linnet_tensor_info *info, const ln_
     return LINNET_OK;
 }
 
+/* A row of a matrix: the first that comes makes it. */
+static linnet_status stack_tensor(folder *f, linnet_tensor_info *info, const ln_name_row *row) {
+    const int64_t columns = info->size[0] * info->size[1] * info->size[2] * info->size[3];
+    stack *stacks = (stack *)(void *)f->stacks.data, *found = NULL;
+    linnet_tensor_info *whole = NULL;
+    for (size_t i = 0; i < f->stacks.bytes / sizeof *stacks && !found; i++) {
+        whole = (linnet_tensor_info *)(void *)f->rows.data + stacks[i].index;
+        if (strcmp(whole->name, info->name) == 0) found = &stacks[i];
+    }
+    if (found && (whole->size[0] != columns || found->seen & 1U << row->part))
+        return ln_fail(f->file->context, LINNET_ERROR_FORMAT, "%s: the vectors of %s do not fit together", f->path,
+                       info->name);
+    const float *values = info->data;
+    float *to = found ? (float *)(uintptr_t)whole->data
+                      : ln_file_own(f->file, (uint64_t)(columns * row->parts), sizeof *to, "vectors of a model");
+    if (!to) return LINNET_ERROR_MEMORY;
+    memcpy(to + row->part * columns, values, (size_t)columns * sizeof *to);
+    if (found) {
+        found->seen |= 1U << row->part;
+        return LINNET_OK;
+    }
+    const stack made = {(int64_t)(f->rows.bytes / sizeof *info), 1U << row->part, row->parts};
+    info->data = to;
+    info->bytes = (uint64_t)(columns * row->parts) * sizeof *to;
+    info->dimensions = 2;
+    info->size[0] = columns;
+    info->size[1] = row->parts;
+    info->size[2] = info->size[3] = 1;
+    ln_buffer_append(&f->stacks, &made, sizeof made);
+    ln_buffer_append(&f->rows, info, sizeof *info);
+    return f->rows.failed || f->stacks.failed ? LINNET_ERROR_MEMORY : LINNET_OK;
+}
+
+static linnet_status check_stacks(folder *f) {
+    const stack *stacks = (const stack *)(void *)f->stacks.data;
+    for (size_t i = 0; i < f->stacks.bytes / sizeof *stacks; i++)
+        if (stacks[i].seen != (1U << stacks[i].parts) - 1)
+            return ln_fail(f->file->context, LINNET_ERROR_FORMAT, "%s: a vector of %s is missing", f->path,
+                           ((linnet_tensor_info *)(void *)f->rows.data)[stacks[i].index].name);
+    return LINNET_OK;
+}
+
 static linnet_status append_tensor(folder *f, linnet_tensor_info *info, const char *name, const ln_name_row *row) {
     const size_t bytes = strlen(name) + 1;
     char *kept = ln_file_own(f->file, bytes, 1, "names of tensors");
@@ -122,6 +197,7 @@ static linnet_status append_tensor(folder *f, linnet_tensor_info *info, const ch
     info->name = memcpy(kept, name, bytes);
     const linnet_status status = place_tensor(f, info, row);
     if (status != LINNET_OK) return status;
+    if (row && row->parts) return stack_tensor(f, info, row);
     ln_buffer_append(&f->rows, info, sizeof *info);
     return f->rows.failed ? LINNET_ERROR_MEMORY : LINNET_OK;
 }
@@ -362,7 +438,11 @@ static linnet_status read_folder(folder *f, bool weights) {
 
 linnet_status ln_huggingface_read(linnet_file *file, const char *path, bool weights) {
     struct stat state;
-    folder f = {.file = file, .path = path, .rows = {.context = file->context}, .name_bytes = strlen(path) + 300};
+    folder f = {.file = file,
+                .path = path,
+                .rows = {.context = file->context},
+                .stacks = {.context = file->context},
+                .name_bytes = strlen(path) + 300};
     f.alone = stat(path, &state) == 0 && !S_ISDIR(state.st_mode);
     file->kind = f.alone ? "safetensors file" : "safetensors folder";
     file->huggingface = !f.alone;
@@ -373,9 +453,11 @@ linnet_status ln_huggingface_read(linnet_file *file, const char *path, bool weig
         snprintf(f.config_name, f.name_bytes, "%s/config.json", path);
         status = f.alone ? ln_safetensors_read(file, path, take_stored, &f) : read_folder(&f, weights);
     }
+    if (status == LINNET_OK) status = check_stacks(&f);
     if (status == LINNET_OK) status = keep_tensors(&f);
     ln_json_close(file->context, &f.index);
     ln_buffer_release(&f.rows);
+    ln_buffer_release(&f.stacks);
     ln_release(file->context, f.name);
     ln_release(file->context, f.config_name);
     return status;

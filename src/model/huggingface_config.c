@@ -184,8 +184,9 @@ linnet_status ln_config_open(linnet_file *file, const char *path, const json_t *
 static linnet_status check_row(const ln_config *config) {
     const ln_architecture *architecture = config->architecture;
     if (!architecture) return LINNET_OK;
-    static const char *const names[2][3] = {
-        [LN_SILU] = {"silu", "swish"}, [LN_GELU_TANH] = {"gelu_pytorch_tanh", "gelu"}};
+    static const char *const names[3][2] = {[LN_SILU] = {"silu", "swish"},
+                                            [LN_GELU_TANH] = {"gelu_pytorch_tanh", "gelu"},
+                                            [LN_RELU_SQUARED] = {"sqrelu", "relu2"}};
     const char *activation = json_string_value(json_object_get(config->text, "hidden_activation"));
     if (!activation) activation = json_string_value(json_object_get(config->text, "hidden_act"));
     bool known = !activation;
@@ -244,7 +245,10 @@ static void write_numbers(const ln_config *config, ln_key_writer *keys) {
                 {"attn_logit_softcapping", "attn_logit_softcapping"},
                 {"final_logit_softcapping", "final_logit_softcapping"}};
     double value;
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+    char name[256];
+    /* An architecture of other norms has said its own number. */
+    const bool centred = ln_key_writer_has(keys, ln_config_name(config, "attention.layer_norm_epsilon", name));
+    for (size_t i = centred ? 1 : 0; i < sizeof rows / sizeof *rows; i++)
         if (ln_config_number(config, rows[i].name, &value)) ln_config_float(config, keys, rows[i].suffix, value);
     /* Scores are divided by the square root of this number; most models take the head size. */
     if (ln_config_number(config, "query_pre_attn_scalar", &value) && value > 0 &&
