@@ -49,8 +49,7 @@ static void linear_attention(const oracle_call *c) {
                 z[i] += k[i];
                 sum += q[i] * z[i];
             }
-            for (int64_t j = 0; j < values; j++)
-                oracle_output(c, t, h)[j] /= (double)c->settings->scale * sum + 1e-10;
+            for (int64_t j = 0; j < values; j++) oracle_output(c, t, h)[j] /= (double)c->settings->scale * sum + 1e-10;
         }
     }
 }
@@ -128,7 +127,7 @@ const mixer_oracle oracle_outer[] = {
     {.name = "retention", .run = retention},
     {.name = "lightning_attention", .run = lightning},
     {.name = "simple_gla", .run = simple_gla},
-    {.name = "ssd", .run = ssd, .gradient = 1e-4},
+    {.name = "ssd", .run = ssd},
     {.name = "gla", .run = gla},
     {.name = "hgrn2", .run = hgrn2},
     {0},

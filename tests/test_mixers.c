@@ -27,11 +27,9 @@ typedef struct family {
     const mixer_oracle *oracles;
 } family;
 
-static const family families[] = {{"outer", ln_rows_outer, oracle_outer},
-                                  {"delta", ln_rows_delta, oracle_delta},
-                                  {"scan", ln_rows_scan, oracle_scan},
-                                  {"cell", ln_rows_cell, oracle_cell},
-                                  {"wave", ln_rows_wave, oracle_wave}};
+static const family families[] = {{"outer", ln_rows_outer, oracle_outer}, {"outer", ln_rows_linear, oracle_linear},
+                                  {"delta", ln_rows_delta, oracle_delta}, {"scan", ln_rows_scan, oracle_scan},
+                                  {"cell", ln_rows_cell, oracle_cell},    {"wave", ln_rows_wave, oracle_wave}};
 
 static const char *only_core, *only_row;
 

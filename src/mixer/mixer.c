@@ -10,7 +10,8 @@
 #include "base/context.h"
 #include "number/format.h"
 
-static const ln_mixer *const families[] = {ln_rows_outer, ln_rows_delta, ln_rows_scan, ln_rows_cell, ln_rows_wave};
+static const ln_mixer *const families[] = {ln_rows_outer, ln_rows_linear, ln_rows_delta,
+                                           ln_rows_scan,  ln_rows_cell,   ln_rows_wave};
 
 enum { FAMILIES = sizeof families / sizeof *families, CHUNK_UNIT = 16, CHUNK_MOST = 256 };
 static const int64_t EXTENT_MOST = (int64_t)1 << 24, TOKENS_MOST = (int64_t)1 << 40;
@@ -324,6 +325,7 @@ bool linnet_mixer_state_of(const linnet_mixer_settings *settings, int index, lin
     int64_t offset = 0;
     for (const ln_mixer_state *part = m->states; part->name; part++) {
         const int64_t floats = extent(part->rows, part->columns, part->times, part->more, &s);
+        if (offset + floats > ln_mixer_head_floats(m, &s)) return false; /* a part that other settings have */
         if (index-- == 0) {
             const int64_t rows = part->more ? 1 : ln_axis_of(part->rows, &s);
             *state = (linnet_mixer_state){sizeof *state, part->name, offset, rows, floats / rows};

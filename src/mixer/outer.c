@@ -1,7 +1,8 @@
 /* Owns: the chunked forward form of the outer core, and what its other forms share with it. With C tokens at once,
  * G[t] the sum of the gates from the chunk's begin:
  *
- *     scores = scale tril(Q K^T e^(G[i] - G[j]))      sums = scale (Q e^G) S + scores V       S = e^(G[C]) S + (K e^(G[C] - G))^T V
+ *     scores = scale tril(Q K^T e^(G[i] - G[j]))      sums = scale (Q e^G) S + scores V       S = e^(G[C]) S + (K
+ * e^(G[C] - G))^T V
  *
  * A task is a head of a sequence, or where these are few a slice of its columns: the tile kernels give a column the
  * same bits whatever is computed beside it, so slices may depend on the number of threads. */
@@ -111,6 +112,7 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
         t->bonus_gradient = row->before ? TAKE(t->key_stride) : NULL;
         w->score_gradient = TAKE(n * n);
         w->own = TAKE(n);
+        w->crossing = ln_carve(&carver, (uint64_t)n, sizeof(double));
         w->state_gradient = TAKE(t->features * t->value_stride);
         w->states = ln_carve(&carver, (uint64_t)chunks, sizeof(float) * (uint64_t)(t->features * t->value_stride));
         w->sides = ln_carve(&carver, (uint64_t)chunks, sizeof(float) * (uint64_t)(row->side + 1));
@@ -198,8 +200,7 @@ void ln_outer_end(const ln_outer_work *w, const float *from, float *state, bool 
                (size_t)(t->last - t->first) * sizeof *state);
     float *to = state + t->features * t->columns;
     for (int64_t e = 0; extra && e < t->extra; e++)
-        for (int64_t r = 0; r < t->features; r++)
-            to[e * t->features + r] = from[r * t->value_stride + t->columns + e];
+        for (int64_t r = 0; r < t->features; r++) to[e * t->features + r] = from[r * t->value_stride + t->columns + e];
     if (extra) memcpy(to + t->extra * t->features, t->side, (size_t)t->row->side * sizeof *t->side);
 }
 
@@ -209,7 +210,8 @@ static void sum_gates(ln_outer_work *w) {
     const float scale = t->call->settings->scale;
     double sum = 0;
     g->sums[0] = 0;
-    for (int64_t i = 0; i < t->count; i++) g->sums[i + 1] = sum += (double)(t->decay[i] < ENDLESS ? ENDLESS : t->decay[i]);
+    for (int64_t i = 0; i < t->count; i++)
+        g->sums[i + 1] = sum += (double)(t->decay[i] < ENDLESS ? ENDLESS : t->decay[i]);
     g->columns = g->sums + 1;
     g->rows = t->row->before ? g->sums : g->columns;
     for (int64_t i = 0; i < t->count; i++) {
@@ -287,16 +289,15 @@ void ln_outer_sums(ln_outer_work *w) {
 
 void ln_outer_decay_keys(ln_outer_work *w) {
     if (w->gates.channels)
-        ln_outer_channel_out(w, w->key_out,
-                             w->tile.row->decay == LN_OUTER_KEY_DECAY ? w->tile.key : w->tile.value);
+        ln_outer_channel_out(w, w->key_out, w->tile.row->decay == LN_OUTER_KEY_DECAY ? w->tile.key : w->tile.value);
 }
 
 void ln_outer_advance(ln_outer_work *w) {
     const ln_outer_tile *t = &w->tile;
     const ln_outer_gates *g = &w->gates;
     const ln_tile_kernels *k = w->kernels;
-    const float *key = t->row->decay == LN_OUTER_NO_DECAY || t->row->decay == LN_OUTER_VALUE_DECAY ? t->key
-                                                                                                    : w->key_out;
+    const float *key =
+        t->row->decay == LN_OUTER_NO_DECAY || t->row->decay == LN_OUTER_VALUE_DECAY ? t->key : w->key_out;
     const float *value = t->row->decay == LN_OUTER_VALUE_DECAY ? w->key_out : t->value;
     if (t->row->decay == LN_OUTER_DECAY) {
         k->scale_rows(w->key_out, t->key_stride, t->key, t->key_stride, g->key_factor, t->count, t->features);

@@ -1,7 +1,8 @@
 /* The core of diagonal decay and outer product (I):
  *
- *     S[t] = decay[t] S[t-1] + key[t] value[t]^T        decay: 1, or e^g of a token, of a key channel, of a value channel
- *     sums[t] = scale S[t]^T query[t]                   or, with `before`, scale (S[t-1] + diag(bonus) key value^T)^T query
+ *     S[t] = decay[t] S[t-1] + key[t] value[t]^T        decay: 1, or e^g of a token, of a key channel, of a value
+ * channel sums[t] = scale S[t]^T query[t]                   or, with `before`, scale (S[t-1] + diag(bonus) key
+ * value^T)^T query
  *
  * A row says how its inputs become queries, keys, values and gates (features), and sums an output. What it writes is
  * ln_outer_row: sizes and at most four functions on an ln_outer_tile, which holds some consecutive tokens of one head.
@@ -15,8 +16,9 @@
  *    always there). NULL: the output is the sums. A row that needs whole rows of sums says `whole`.
  *  - `finish_gradient` reads sums and the output's gradient and fills sums_gradient, of the extra columns too. NULL: as
  *    finish.
- *  - `gradient` carries query_gradient, key_gradient, value_gradient, decay_gradient, bonus_gradient back to the inputs:
- *    ln_outer_add adds rows to the gradient of an input, ln_outer_parameter is where that of a parameter is summed.
+ *  - `gradient` carries query_gradient, key_gradient, value_gradient, decay_gradient, bonus_gradient back to the
+ * inputs: ln_outer_add adds rows to the gradient of an input, ln_outer_parameter is where that of a parameter is
+ * summed.
  *
  * The state of a head is S [features][columns], then [extra][features], then `side` floats, which `load` may read and
  * write in tile->side: it is called once for each chunk, in order; what it finds there is what the last call left. In

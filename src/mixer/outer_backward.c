@@ -7,9 +7,12 @@
  *     dQ = G K + s (dO S^T) e^G           D <- e^end D + (s Q e^G)^T dO
  *     dK = G^T Q + (V D^T) e^(end - G)
  *
- * A gate's gradient needs no state but that behind the chunk: what reads across it less what was written after it,
+ * The gradient of a gate is the sum of all that goes across it. Of a channel that is what is read from there on less
+ * what is written from there on,
  *     dg[t] = sum over i >= t in the chunk of (q dq - k dk)[i] + rowsum(S D) behind the chunk
- * (of a value channel with sums and values in the place of queries and keys). */
+ * (of a value channel with sums and values in the place of queries and keys). Of a token, where one gate gathers all
+ * channels and a parameter all tokens, the difference would lose digits: pairs, reads and writes across it are added.
+ */
 #include <math.h>
 #include <string.h>
 
@@ -43,19 +46,36 @@ static double dot(const float *a, const float *b, int64_t n) {
 
 /* ---- gates ---- */
 
-static void token_gate_gradients(ln_outer_work *w, const float *state) {
+/* Pairs of the chunk across each gate: of scores and their gradients before decay. */
+static void cross_pairs(const ln_outer_work *w) {
     const ln_outer_tile *t = &w->tile;
-    double sum = 0;
-    for (int64_t r = 0; r < t->features; r++)
-        sum += dot(state + r * t->value_stride, w->state_gradient + r * t->value_stride, t->columns + t->extra);
-    for (int64_t i = t->count - 1; i >= 0; i--) {
-        const int64_t at = i * t->key_stride;
-        const double read = dot(t->query + at, t->query_gradient + at, t->features);
-        if (!t->row->before) sum += read;
-        sum -= dot(t->key + at, t->key_gradient + at, t->features);
-        t->decay_gradient[i] = (float)sum;
-        if (t->row->before) sum += read;
+    memset(w->crossing, 0, (size_t)t->count * sizeof *w->crossing);
+    for (int64_t i = 1; i < t->count; i++) {
+        const float *score = w->scores + i * w->chunk, *gradient = w->score_gradient + i * w->chunk;
+        double sum = 0;
+        for (int64_t j = 0; j < i - t->row->before; j++) {
+            sum += (double)score[j] * (double)gradient[j];
+            w->crossing[j + 1] += sum;
+        }
     }
+}
+
+/* Before scores are part of them: what was read of the state before the chunk, and written to that behind it. */
+static void cross_states(const ln_outer_work *w, const float *before) {
+    const ln_outer_tile *t = &w->tile;
+    double through = 0, read = 0, written = 0;
+    for (int64_t r = 0; r < t->features; r++)
+        through += dot(before + r * t->value_stride, w->state_gradient + r * t->value_stride, t->columns + t->extra);
+    through *= (double)w->gates.end;
+    for (int64_t i = 0; i < t->count; i++) {
+        const int64_t at = i * t->key_stride, back = t->count - 1 - i, back_at = back * t->key_stride;
+        w->crossing[i] += through + written;
+        written += dot(t->key + at, t->key_gradient + at, t->features);
+        const double own = dot(t->query + back_at, t->query_gradient + back_at, t->features);
+        w->crossing[back] += t->row->before ? read : read + own;
+        read += own;
+    }
+    for (int64_t i = 0; i < t->count; i++) t->decay_gradient[i] = (float)w->crossing[i];
 }
 
 /* ends [channels]: the gradient of what is behind the chunk. */
@@ -76,8 +96,8 @@ static void channel_gate_gradients(const ln_outer_work *w, float *sum, const flo
 static void key_gate_gradients(ln_outer_work *w, const float *state) {
     const ln_outer_tile *t = &w->tile;
     for (int64_t r = 0; r < t->features; r++)
-        w->running[r] = (float)dot(state + r * t->value_stride, w->state_gradient + r * t->value_stride,
-                                   t->columns + t->extra);
+        w->running[r] =
+            (float)dot(state + r * t->value_stride, w->state_gradient + r * t->value_stride, t->columns + t->extra);
     channel_gate_gradients(w, w->running, t->query, t->query_gradient, t->key, t->key_gradient);
 }
 
@@ -99,6 +119,7 @@ static void score_gradients(ln_outer_work *w) {
     w->kernels->lower_tb(w->score_gradient, w->chunk, t->sums_gradient, t->value_stride, t->value, t->value_stride,
                          t->count, t->columns + t->extra);
     for (int64_t i = 0; t->row->before && i < t->count; i++) w->own[i] = scale * w->score_gradient[i * w->chunk + i];
+    if (t->row->decay == LN_OUTER_DECAY) cross_pairs(w);
     ln_outer_mask(w, w->score_gradient);
 }
 
@@ -133,10 +154,10 @@ static void query_and_key_gradients(ln_outer_work *w, const float *before) {
         ln_outer_channel_since(w, w->query_in, t->call->settings->scale);
         return;
     }
-    if (!by_value)
-        k->scale_rows(t->query_gradient, ks, t->query_gradient, ks, g->query_factor, n, t->features);
+    if (!by_value) k->scale_rows(t->query_gradient, ks, t->query_gradient, ks, g->query_factor, n, t->features);
     if (t->row->decay == LN_OUTER_DECAY)
         k->scale_rows(t->key_gradient, ks, t->key_gradient, ks, g->key_factor, n, t->features);
+    if (t->row->decay == LN_OUTER_DECAY) cross_states(w, before);
     k->lower(t->query_gradient, ks, w->score_gradient, w->chunk, t->key, ks, n, t->features, true);
     k->lower_ta(t->key_gradient, ks, w->score_gradient, w->chunk, t->query, ks, n, t->features, true);
 }
@@ -147,8 +168,7 @@ static void value_gradients(ln_outer_work *w) {
     const int64_t n = t->count, ks = t->key_stride, vs = t->value_stride, values = t->columns + t->extra;
     const float *key = t->key;
     if (t->row->decay == LN_OUTER_VALUE_DECAY) return;
-    if (t->row->decay == LN_OUTER_DECAY)
-        k->scale_rows(w->key_out, ks, t->key, ks, w->gates.key_factor, n, t->features);
+    if (t->row->decay == LN_OUTER_DECAY) k->scale_rows(w->key_out, ks, t->key, ks, w->gates.key_factor, n, t->features);
     if (t->row->decay != LN_OUTER_NO_DECAY) key = w->key_out;
     k->product(t->value_gradient, vs, key, ks, w->state_gradient, vs, n, values, t->features, false);
     k->lower_ta(t->value_gradient, vs, w->scores, w->chunk, t->sums_gradient, vs, n, values, true);
@@ -205,9 +225,7 @@ static void chunk_gradients(ln_outer_work *w, const float *before, const float *
         load_gradients(t);
     query_and_key_gradients(w, before);
     value_gradients(w);
-    if (t->row->decay == LN_OUTER_DECAY)
-        token_gate_gradients(w, behind);
-    else if (t->row->decay == LN_OUTER_KEY_DECAY)
+    if (t->row->decay == LN_OUTER_KEY_DECAY)
         key_gate_gradients(w, behind);
     else if (t->row->decay == LN_OUTER_VALUE_DECAY)
         value_gate_gradients(w, behind);
@@ -224,8 +242,7 @@ static void backward_head(ln_outer_work *w, const backward_run *run, int64_t seq
     const int64_t floats = t->features * t->value_stride;
     int64_t first, count, chunk = 0;
     ln_mixer_span(call->settings, sequence, &first, &count);
-    t->parameter_gradients =
-        run->parameter_gradients + (sequence * call->settings->heads + head) * run->parameters;
+    t->parameter_gradients = run->parameter_gradients + (sequence * call->settings->heads + head) * run->parameters;
     ln_outer_begin(w, sequence, head, ln_mixer_state_out_gradient(call, sequence, head), NULL);
     memcpy(w->state_gradient, w->state, (size_t)floats * sizeof(float));
     ln_outer_begin(w, sequence, head, ln_mixer_state_in(call, sequence, head), NULL);
@@ -278,9 +295,7 @@ static void sum_parameters(const backward_run *run) {
 
 void ln_outer_backward(const ln_mixer_call *call) {
     const linnet_mixer_settings *s = call->settings;
-    backward_run run = {.call = call,
-                        .owners = s->key_heads,
-                        .parameters = ln_outer_parameters(call->mixer, s)};
+    backward_run run = {.call = call, .owners = s->key_heads, .parameters = ln_outer_parameters(call->mixer, s)};
     for (const ln_mixer_input *i = call->mixer->inputs; i->name; i++)
         if (i->heads == LN_HEADS_ONE && !(i->flags & LN_PARAMETER)) run.owners = 1;
     ln_outer_work w = {0};

@@ -61,8 +61,7 @@ void ln_outer_channel_scores(ln_outer_work *w, float *a, const float *x, const f
     for (int64_t r = 0; r < w->tile.count; r += BLOCK) {
         const int64_t m = ln_min_i64(BLOCK, w->tile.count - r), at = r * g->stride;
         float *row = a + r * w->chunk;
-        if (r)
-            w->kernels->product_tb(row, w->chunk, in + at, g->stride, out, g->stride, m, r, g->channels, false);
+        if (r) w->kernels->product_tb(row, w->chunk, in + at, g->stride, out, g->stride, m, r, g->channels, false);
         w->kernels->block_scores(row + r, w->chunk, x + at, y + at, g->factors + at, g->stride, m, g->channels,
                                  w->tile.row->before);
         if (r) pass_block(w, out, r);
@@ -79,7 +78,8 @@ void ln_outer_channel_read(ln_outer_work *w, float *z, const float *a, const flo
         if (r) {
             k->product(w->room, g->stride, row, w->chunk, out, g->stride, m, g->channels, r, false);
             k->multiply(w->room, g->stride, w->room, g->stride, g->prefix + at, g->stride, m, g->channels);
-            for (int64_t i = 0; i < m; i++) w->vector->add(z + at + i * g->stride, w->room + i * g->stride, g->channels);
+            for (int64_t i = 0; i < m; i++)
+                w->vector->add(z + at + i * g->stride, w->room + i * g->stride, g->channels);
         }
         k->block_read(z + at, g->stride, row + r, w->chunk, y + at, g->factors + at, g->stride, m, g->channels,
                       w->tile.row->before);

@@ -30,6 +30,7 @@ typedef struct ln_outer_work {
     int64_t wide;              /* the larger stride */
     /* backward */
     float *score_gradient, *state_gradient, *own; /* own [count]: gradients of what a token has of itself */
+    double *crossing;                             /* [count]: gradients of gates */
     float *states, *sides;                        /* before each chunk of a sequence, and at its end */
     float *decays;                                /* step */
 } ln_outer_work;

@@ -5,10 +5,10 @@
 #include "mixer/outer.h"
 
 enum { QUERY, KEY, VALUE, DECAY };
-#define QUERIES_KEYS_VALUES                                                                                  \
-    {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},                     \
-        {.name = "key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED}, {                 \
-        .name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED                                         \
+#define QUERIES_KEYS_VALUES                                                                  \
+    {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},     \
+        {.name = "key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED}, { \
+        .name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED                         \
     }
 
 static const ln_mixer_state matrix_state[] = {{.name = "state", .rows = LN_AXIS_KEY, .columns = LN_AXIS_VALUE}, {0}};
@@ -164,11 +164,8 @@ static void gradient_ssd(ln_outer_tile *t) {
     gradient_plain(t);
     ln_outer_add(t, STEP_SIZE, t->decay_gradient, 1);
 }
-static const ln_outer_row ssd = {.decay = LN_OUTER_DECAY,
-                                 .scratch = ssd_scratch,
-                                 .load = load_ssd,
-                                 .finish = finish_ssd,
-                                 .gradient = gradient_ssd};
+static const ln_outer_row ssd = {
+    .decay = LN_OUTER_DECAY, .scratch = ssd_scratch, .load = load_ssd, .finish = finish_ssd, .gradient = gradient_ssd};
 
 /* ---- a decay of each key channel ---- */
 
