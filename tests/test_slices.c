@@ -55,18 +55,26 @@ static void widen_config(const char *from, const char *to) {
     assert_non_null(config);
     json_t *nested = json_object_get(config, "text_config");
     json_object_set_new(nested ? nested : config, "intermediate_size", json_integer(COLUMNS));
+    json_object_set_new(nested ? nested : config, "block_auto_adjust_ff_dim", json_false());
     assert_int_equal(json_dump_file(config, to, 0), 0);
     json_decref(config);
 }
 
+/* Of a dense feed-forward part. */
+static bool is_wide(const char *name) {
+    if (strstr(name, ".experts.") || strstr(name, ".shared_expert") || strstr(name, ".mlp.gate.")) return false;
+    return strstr(name, ".mlp.") || strstr(name, ".feed_forward.w");
+}
+
 /* The new shape of a tensor of the feed-forward part; its number of values. */
 static size_t widen_shape(const char *name, json_t *shape) {
-    const size_t wide = strstr(name, "down_proj") ? 1 : 0;
+    const size_t wide = strstr(name, "down_proj") || strstr(name, ".w2.") ? 1 : 0;
     json_array_set_new(shape, wide, json_integer(strstr(name, "gate_up") ? 2 * COLUMNS : COLUMNS));
     return (size_t)(json_integer_value(json_array_get(shape, 0)) * json_integer_value(json_array_get(shape, 1)));
 }
 
-static void widen_weights(const char *from, const char *to) {
+/* false: the model has none. */
+static bool widen_weights(const char *from, const char *to) {
     size_t bytes;
     char *data = read_all(from, &bytes);
     uint64_t header;
@@ -78,12 +86,14 @@ static void widen_weights(const char *from, const char *to) {
     ln_random random;
     ln_random_seed(&random, 11);
     size_t end = 0;
+    bool any = false;
     json_object_foreach(tensors, name, entry) {
         if (!strcmp(name, "__metadata__")) continue;
         json_t *offsets = json_object_get(entry, "data_offsets");
         const size_t first = (size_t)json_integer_value(json_array_get(offsets, 0)),
                      last = (size_t)json_integer_value(json_array_get(offsets, 1)), begin = end;
-        if (strstr(name, ".mlp.")) {
+        if (is_wide(name)) {
+            any = true;
             const size_t count = widen_shape(name, json_object_get(entry, "shape"));
             const bool f32 = !strcmp(json_string_value(json_object_get(entry, "dtype")), "F32");
             for (size_t i = 0; i < count; i++) {
@@ -112,10 +122,11 @@ static void widen_weights(const char *from, const char *to) {
     free(text);
     json_decref(tensors);
     free(data);
+    return any;
 }
 
-/* The model `name`, wide, as a GGUF file of `type`. */
-static void make_model(const char *name, linnet_type type, char path[64]) {
+/* The model `name`, wide, as a GGUF file of `type`; false: it has nothing to be widened. */
+static bool make_model(const char *name, linnet_type type, char path[64]) {
     char folder[] = "/tmp/linnet-slices-XXXXXX", from[600], config[600], weights[600];
     assert_non_null(mkdtemp(folder));
     snprintf(from, sizeof from, "%s/golden/models/%s/config.json", TESTS_FOLDER, name);
@@ -123,17 +134,19 @@ static void make_model(const char *name, linnet_type type, char path[64]) {
     widen_config(from, config);
     snprintf(from, sizeof from, "%s/golden/models/%s/model.safetensors", TESTS_FOLDER, name);
     snprintf(weights, sizeof weights, "%s/model.safetensors", folder);
-    widen_weights(from, weights);
+    const bool any = widen_weights(from, weights);
     strcpy(path, "/tmp/linnet-slices-XXXXXX");
     close(mkstemp(path));
     linnet_convert_settings settings = linnet_convert_settings_default();
     settings.type = type;
     linnet_context *context = open_context(1, NULL);
-    CHECK(context, linnet_convert(context, folder, path, &settings));
+    if (any) CHECK(context, linnet_convert(context, folder, path, &settings));
     linnet_context_close(context);
     unlink(config);
     unlink(weights);
     rmdir(folder);
+    if (!any) unlink(path);
+    return any;
 }
 
 /* ---- the same bits ---- */
@@ -194,7 +207,7 @@ static void test_same_bits(void **state) {
     static const linnet_type types[] = {LINNET_Q8_0, LINNET_BF16};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         char path[64];
-        make_model(*state, types[i], path);
+        if (!make_model(*state, types[i], path)) skip();
         check_model(path, NULL, false);
         if (i == 0) check_model(path, NULL, true);
         if (i == 0) check_model(path, "avx2", false);

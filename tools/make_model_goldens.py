@@ -79,6 +79,17 @@ def smollm3(*shape, **fields):
     return config("smollm3", "SmolLM3ForCausalLM", **sizes(*shape), **fields)
 
 
+def qwen3_moe(*shape, **fields):
+    return config("qwen3_moe", "Qwen3MoeForCausalLM", **sizes(*shape), **{"attention_bias": False, **fields})
+
+
+def lfm2(*shape, **fields):
+    made = config("lfm2", "Lfm2ForCausalLM", **sizes(*shape), **fields)
+    for name in ("rms_norm_eps", "hidden_act"):
+        del made[name]
+    return made
+
+
 SHORT = [1.0, 1.1, 1.25, 1.4, 1.8, 2.2, 2.5, 3.0]
 LONG = [1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0]
 YARN = dict(factor=4.0, original_max_position_embeddings=512)
@@ -86,7 +97,8 @@ EXTENDED = dict(max_position_embeddings=2048)
 
 # name: (config, tokens of the prompt, {feature: fields that turn it off}); a field given as None is left out of the config.
 # A row may end with options: stored (the type of the weights), shards (number of files), extra (tensors of no consequence),
-# nested (as the text part of a model of text and images).
+# nested (as the text part of a model of text and images), names (parts of names as checkpoints have them, where transformers
+# renames them), separate (experts one by one).
 MODELS = {
     # Llama 2: as many key-value heads as heads, default rotary base, nothing optional; tables as old files store.
     "llama-2": (llama(48, 75, 2, 3, 3, 203), 49, {},
@@ -228,6 +240,27 @@ MODELS = {
         smollm3(32, 42, 4, 2, 2, 134, rope_theta=50000.0, no_rope_layers=[0, 1, 1, 0], no_rope_layer_interval=4,
                 use_sliding_window=False, sliding_window=None),
         48, {"rotation": dict(no_rope_layers=[1, 1, 1, 0])}),
+    # LFM2: gated short convolutions, some layers attend; the feed-forward size is computed from another.
+    "lfm2": (
+        lfm2(48, 100, 5, 6, 3, 131, norm_eps=1e-5, tie_word_embeddings=True, conv_L_cache=3, conv_bias=False,
+             block_multiple_of=24, block_ffn_dim_multiplier=1.1, block_auto_adjust_ff_dim=True,
+             layer_types=["conv", "conv", "full_attention", "conv", "full_attention"], rope_theta=10000.0),
+        57, {"base": dict(rope_theta=300.0)}),
+    # All that a config may say, in older spellings: biases, five taps, the list of layers that attend.
+    "lfm2-bias": (
+        lfm2(32, 55, 4, 4, 4, 133, norm_eps=0.02, conv_L_cache=5, conv_bias=True, block_auto_adjust_ff_dim=False,
+             full_attn_idxs=[1], rope_theta=1e6),
+        50, {"base": dict(rope_theta=300.0), "epsilon": dict(norm_eps=1e-5)}),
+    # Qwen3 with experts: every second layer dense; the weights of the chosen ones add up to 1, or do not.
+    "qwen3moe": (
+        qwen3_moe(40, 52, 4, 4, 2, 133, head_dim=16, rope_theta=10000.0, moe_intermediate_size=24, num_experts=7,
+                  num_experts_per_tok=3, norm_topk_prob=True, decoder_sparse_step=2, mlp_only_layers=[],
+                  tie_word_embeddings=True),
+        53, {"renormalised": dict(norm_topk_prob=False), "chosen": dict(num_experts_per_tok=2)}, dict(separate=True)),
+    "qwen3moe-plain": (
+        qwen3_moe(32, 41, 3, 4, 4, 131, head_dim=8, rope_theta=10000.0, moe_intermediate_size=17, num_experts=12,
+                  num_experts_per_tok=2, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[1]),
+        50, {"renormalised": dict(norm_topk_prob=True), "chosen": dict(num_experts_per_tok=4)}),
 }
 
 
@@ -254,13 +287,28 @@ def nested(fields, weights):
     return whole, {"language_model." + name: value for name, value in weights.items()}
 
 
+def separate(weights):
+    """Experts one by one, as most checkpoints have them."""
+    made = {}
+    for name, value in weights.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            made[name] = value
+            continue
+        stem = name[:name.rindex(".")]
+        for i, matrix in enumerate(value):
+            parts = matrix.chunk(2) if name.endswith("gate_up_proj") else (matrix,)
+            for part, kind in zip(parts, ("gate_proj", "up_proj") if len(parts) == 2 else ("down_proj",)):
+                made[f"{stem}.{i}.{kind}.weight"] = part.contiguous()
+    return made
+
+
 def empty_model(fields, dtype=torch.float32):
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "config.json").write_text(json.dumps(fields))
         read = AutoConfig.from_pretrained(folder)
     torch.set_default_dtype(dtype)  # rotary tables too
     try:
-        return AutoModelForCausalLM.from_config(read, attn_implementation="eager", dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(read, attn_implementation="eager", experts_implementation="eager", dtype=dtype).eval()
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -271,15 +319,23 @@ def random_weights(fields, random):
     weights = {}
     for name, parameter in empty_model(fields).named_parameters():
         values = random.standard_normal(tuple(parameter.shape))
-        if "norm" in name:
+        if name.endswith("A_log"):
+            values = values * 0.7 - 0.5
+        elif name.endswith(("dt_bias", "dt_proj.bias")):
+            values = values * 0.7 - 2
+        elif name.endswith(".D"):
+            values = values * 0.5 + 1
+        elif "conv1d.weight" in name:
+            values *= 1.2 * parameter.shape[-1]**-0.5
+        elif "norm" in name:
             values = values * 0.3 + (0 if plus_one else 1) + (0.4 if "q_norm" in name or "k_norm" in name else 0)
         elif name.endswith("bias"):
             values *= 0.5
-        elif "lm_head" in name or "embed_tokens" in name and (tied or plus_one):
+        elif "lm_head" in name or "embed" in name and (tied or plus_one):
             values *= 2 * width**-0.5
-        elif "embed_tokens" not in name:
-            gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 1.2
-            values *= gain * parameter.shape[1]**-0.5
+        elif "embed" not in name:
+            gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 0.8 if "x_proj" in name else 1.2
+            values *= gain * parameter.shape[-1]**-0.5
         weights[name] = torch.from_numpy(values).float()
     return weights
 
@@ -294,7 +350,8 @@ def logits_of(fields, weights, ids, dtype=torch.float32):
 
 
 def logits_of_folder(folder, ids):
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager",
+                                                 dtype=torch.float32).eval()
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0]
 
@@ -331,6 +388,10 @@ def make(name, fields, tokens, features, options=None):
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     written = nested(fields, weights) if options.get("nested") else (fields, weights)
+    if options.get("separate"):
+        written = written[0], separate(written[1])
+    for new, old in options.get("names", {}).items():
+        written = written[0], {key.replace(new, old): value for key, value in written[1].items()}
     extra = {key: torch.from_numpy(random.standard_normal(shape)).float() for key, shape in options.get("extra", {}).items()}
     (folder / "config.json").write_text(json.dumps(written[0], indent=1) + "\n")
     write_weights(folder, {**written[1], **extra}, options.get("shards", 1))

@@ -135,7 +135,8 @@ static double cost_of(const linnet_model *model, const ln_forward_shape *shape) 
     const ln_cost cost = ln_forward_cost(model, shape);
     const double piece = (double)shape->piece;
     double sum = cost.prepared * PREPARING + cost.added * ADDING + cost.meetings * MEETING / piece;
-    for (int form = 0; form < LN_FORMS; form++) sum += cost.weights[form] + cost.weights[form] * PACKING[form] / piece;
+    for (int form = 0; form < LN_FORMS; form++)
+        sum += cost.weights[form] + (cost.weights[form] + cost.packed[form]) * PACKING[form] / piece;
     return sum / (double)model->hyper.layers;
 }
 

@@ -3,13 +3,23 @@
  * no file says. */
 #include "model/architecture.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
+
+const ln_config_row ln_experts_config[] = {
+    {"num_experts", "expert_count", LN_CONFIG_WHOLE, NAN},
+    {"num_experts_per_tok", "expert_used_count", LN_CONFIG_WHOLE, NAN},
+    {"moe_intermediate_size", "expert_feed_forward_length", LN_CONFIG_WHOLE, NAN},
+    {"norm_topk_prob", "expert_weights_norm", LN_CONFIG_FLAG, 0},
+    {NULL, NULL, LN_CONFIG_NUMBER, 0},
+};
 
 static const ln_architecture transformers[] = {
     {.name = "llama", .model_types = {"llama", "mistral"}, .traits = LN_ROPE_INTERLEAVED},
     {.name = "qwen2", .model_types = {"qwen2"}},
     {.name = "qwen3", .model_types = {"qwen3"}},
+    {.name = "qwen3moe", .model_types = {"qwen3_moe"}, .traits = LN_EXPERTS_RENORMALISED, .config = ln_experts_config},
     {.name = "gemma",
      .model_types = {"gemma"},
      .traits = LN_NORM_PLUS_ONE | LN_EMBEDDING_SCALED,
@@ -32,7 +42,7 @@ static const ln_architecture transformers[] = {
 };
 
 /* Those in files of their own: architecture_NAME.c. */
-static const ln_architecture *const others[] = {&ln_architecture_rwkv7};
+static const ln_architecture *const others[] = {&ln_architecture_lfm2, &ln_architecture_rwkv7};
 
 enum {
     TRANSFORMERS = sizeof transformers / sizeof *transformers,

@@ -15,7 +15,8 @@ enum { /* traits */
        LN_EMBEDDING_SCALED = 1 << 2, /* embeddings are multiplied by sqrt(width) */
        LN_POST_NORMS =
            1 << 3, /* attention and feed-forward outputs have norms too: other names in Hugging Face files */
-       LN_NO_ATTENTION = 1 << 4 /* no layer attends: there are no heads */
+       LN_NO_ATTENTION = 1 << 4,        /* no layer attends: there are no heads */
+       LN_EXPERTS_RENORMALISED = 1 << 5 /* weights of the experts chosen add up to 1, where no key says otherwise */
 };
 
 /* A tensor of a Hugging Face folder: the name in a layer or beside the layers, without .weight or .bias or (A_log) as a
@@ -31,10 +32,12 @@ typedef struct ln_name_row {
     bool flat; /* GGUF holds one row */
 } ln_name_row;
 
+typedef enum ln_config_kind { LN_CONFIG_NUMBER, LN_CONFIG_WHOLE, LN_CONFIG_FLAG } ln_config_kind;
+
 typedef struct ln_config_row {
     const char *name, *suffix; /* in config.json; in GGUF, after the architecture's name */
-    bool whole;                /* an integer; else a float32 */
-    double fallback;           /* where the config leaves it out; NAN: nothing is written */
+    ln_config_kind kind;
+    double fallback; /* where the config leaves it out; NAN: nothing is written */
 } ln_config_row;
 
 struct ln_config;
@@ -60,6 +63,9 @@ typedef struct ln_architecture {
     linnet_status (*make_layer)(linnet_model *model, int64_t index, struct ln_layer *layer);
 } ln_architecture;
 
+/* Of transformers with experts. */
+extern const ln_config_row ln_experts_config[];
+extern const ln_architecture ln_architecture_lfm2;
 extern const ln_architecture ln_architecture_rwkv6, ln_architecture_rwkv7;
 
 const ln_architecture *ln_architecture_find(const char *name, size_t bytes);

@@ -48,6 +48,8 @@ static const struct default_row {
     {"gemma2", "tie_word_embeddings", 1},
     {"gemma3", "tie_word_embeddings", 1},
     {"smollm3", "tie_word_embeddings", 1},
+    {"lfm2", "tie_word_embeddings", 1},
+    {"lfm2", "rope_theta", 1000000},
     {"", "rms_norm_eps", 1e-6},
     {"", "rope_theta", 10000},
     {"", "use_sliding_window", 1},
@@ -129,13 +131,15 @@ static linnet_status write_own(const ln_config *config, ln_key_writer *keys) {
         double value = row->fallback;
         const bool said = ln_config_number(config, row->name, &value);
         if (isnan(value)) continue;
-        if (row->whole && (value != floor(value) || fabs(value) > LARGEST_SIZE))
+        if (row->kind == LN_CONFIG_WHOLE && (value != floor(value) || fabs(value) > LARGEST_SIZE))
             return BAD(config, "%s: \"%s\" is %g, no whole number; the file is damaged", config->path, row->name,
                        value);
         char name[256];
         ln_config_name(config, row->suffix, name);
         if (!said && ln_key_writer_has(keys, name)) continue;
-        if (row->whole)
+        if (row->kind == LN_CONFIG_FLAG)
+            ln_write_integer(keys, name, LN_BOOL, value != 0);
+        else if (row->kind == LN_CONFIG_WHOLE)
             ln_write_integer(keys, name, value < 0 ? LN_I32 : LN_U32, (int64_t)value);
         else
             ln_write_float(keys, name, value);
@@ -153,6 +157,7 @@ int64_t ln_config_head_size(const ln_config *config) {
 
 bool ln_config_tied(const ln_config *config) {
     double tied = 0;
+    if (ln_config_number(config, "tie_embedding", &tied)) return tied != 0; /* LFM2 */
     const json_t *outer = json_object_get(config->root, "tie_word_embeddings");
     if (outer && !json_object_get(config->text, "tie_word_embeddings")) return json_is_true(outer);
     return ln_config_number(config, "tie_word_embeddings", &tied) && tied != 0;

@@ -25,7 +25,7 @@ typedef struct limit {
 #define FIELD(name) offsetof(ln_hyperparameters, name)
 
 static const limit limits[] = {
-    {"block_count", 1, 4096, 0, FIELD(layers)},
+    {"block_count", 1, LN_LAYERS_MOST, 0, FIELD(layers)},
     {"embedding_length", 1, 1 << 20, 0, FIELD(width)},
     {"attention.head_count", 0, 1 << 16, 0, FIELD(heads)},
     {"attention.head_count_kv", 0, 1 << 16, -1, FIELD(key_value_heads)},
@@ -158,8 +158,10 @@ static linnet_status take_weights(linnet_model *model) {
     model->head = model->embedding;
     if (ln_take_find(model, -1, "output.weight"))
         LN_TRY(ln_take_matrix(model, -1, "output.weight", h->vocabulary, h->width, &model->head));
-    LN_TRY(ln_take_norm(model, -1, "output_norm", true, &model->output_norm));
-    LN_TRY(ln_take_norm(model, -1, "token_embd_norm", false, &model->embedding_norm));
+    /* Some files have the norm before the head under the name of the one behind the embedding. */
+    const bool named = ln_take_find(model, -1, "output_norm.weight") != NULL;
+    LN_TRY(ln_take_norm(model, -1, named ? "output_norm" : "token_embd_norm", true, &model->output_norm));
+    if (named) LN_TRY(ln_take_norm(model, -1, "token_embd_norm", false, &model->embedding_norm));
     const ln_architecture *a = model->architecture;
     for (int64_t i = 0; i < h->layers; i++) {
         LN_TRY((a->make_layer ? a->make_layer : ln_transformer_layer)(model, i, &model->layers[i]));

@@ -23,7 +23,7 @@ struct ln_forward_shape;
 struct ln_memory;
 typedef struct ln_part ln_part;
 
-enum { LN_BLOCKS_MOST = 4, LN_PARALLEL_MOST = 2, LN_FEED_FORWARD_MOST = 1 << 22 };
+enum { LN_BLOCKS_MOST = 4, LN_PARALLEL_MOST = 2, LN_FEED_FORWARD_MOST = 1 << 22, LN_LAYERS_MOST = 4096 };
 
 /* Room that a part needs, beside forward->h, for pieces of at most shape->piece tokens. */
 typedef struct ln_room {
@@ -38,6 +38,7 @@ typedef struct ln_room {
 /* What a piece costs, in the terms of plan.c. */
 typedef struct ln_cost {
     double weights[LN_FORMS]; /* multiply-adds of a token's products, by the form that panels of them have */
+    double packed[LN_FORMS];  /* weights beyond these that a piece reads */
     double prepared;          /* values that products read, a token */
     double added;             /* values that are added up more than once, a token */
     double meetings;          /* of the threads, a piece */

@@ -1,25 +1,36 @@
 /* Owns: the dense feed-forward network as a part of a layer (equation in part_feed_forward.h). */
 #include "model/part_feed_forward.h"
 
+#include <stdio.h>
+
 #include "base/checked.h"
 #include "model/take.h"
 
-linnet_status ln_feed_forward_take(linnet_model *model, int64_t i, ln_part *part) {
+linnet_status ln_feed_forward_take_as(linnet_model *model, int64_t i, const char *suffix, int64_t columns,
+                                      ln_feed_forward_weights *made) {
     const int64_t width = model->hyper.width;
+    char gate[48], up[48], down[48];
+    snprintf(gate, sizeof gate, "ffn_gate%.20s.weight", suffix);
+    snprintf(up, sizeof up, "ffn_up%.20s.weight", suffix);
+    snprintf(down, sizeof down, "ffn_down%.20s.weight", suffix);
+    *made = (ln_feed_forward_weights){.columns = columns, .activation = model->architecture->activation};
+    if (ln_take_find(model, i, gate)) {
+        LN_TRY(ln_take_matrix(model, i, gate, columns, width, &made->gate));
+        LN_TRY(ln_take_matrix(model, i, up, columns, width, &made->up));
+    } else {
+        LN_TRY(ln_take_rows(model, i, up, 0, columns, 2 * columns, width, &made->gate));
+        LN_TRY(ln_take_rows(model, i, up, columns, columns, 2 * columns, width, &made->up));
+    }
+    return ln_take_matrix(model, i, down, width, columns, &made->down);
+}
+
+linnet_status ln_feed_forward_take(linnet_model *model, int64_t i, ln_part *part) {
     ln_feed_forward_weights *made = ln_file_own(model->file, 1, sizeof *made, "layers");
     if (!made) return LINNET_ERROR_MEMORY;
     int64_t columns = 0;
     LN_TRY(ln_take_count(model, "feed_forward_length", i, 1, LN_FEED_FORWARD_MOST, &columns));
-    *made = (ln_feed_forward_weights){.columns = columns, .activation = model->architecture->activation};
     *part = (ln_part){.kind = &ln_feed_forward_part, .weights = made, .layer = i};
-    if (ln_take_find(model, i, "ffn_gate.weight")) {
-        LN_TRY(ln_take_matrix(model, i, "ffn_gate.weight", columns, width, &made->gate));
-        LN_TRY(ln_take_matrix(model, i, "ffn_up.weight", columns, width, &made->up));
-    } else {
-        LN_TRY(ln_take_rows(model, i, "ffn_up.weight", 0, columns, 2 * columns, width, &made->gate));
-        LN_TRY(ln_take_rows(model, i, "ffn_up.weight", columns, columns, 2 * columns, width, &made->up));
-    }
-    return ln_take_matrix(model, i, "ffn_down.weight", width, columns, &made->down);
+    return ln_feed_forward_take_as(model, i, "", columns, made);
 }
 
 /* ---- room and cost ---- */

@@ -19,6 +19,9 @@ extern const ln_part_kind ln_feed_forward_part;
 
 /* ffn_gate, ffn_up, ffn_down, of as many columns as the key feed_forward_length says of the layer. */
 linnet_status ln_feed_forward_take(linnet_model *model, int64_t layer, ln_part *part);
+/* The matrices alone: ffn_gateSUFFIX and so on; without a gate of its own, ffn_up has its rows first. */
+linnet_status ln_feed_forward_take_as(linnet_model *model, int64_t layer, const char *suffix, int64_t columns,
+                                      ln_feed_forward_weights *made);
 /* gate = activation(gate) * up, of rows [tokens, columns] that lie gate_stride and up_stride apart. */
 void ln_feed_forward_activate(const linnet_model *model, ln_nonlinearity activation, float *gate, int64_t gate_stride,
                               const float *up, int64_t up_stride, int64_t columns, int64_t tokens);

@@ -2,6 +2,7 @@
 #include "model/transformer.h"
 
 #include "model/part_attention.h"
+#include "model/part_experts.h"
 #include "model/part_feed_forward.h"
 #include "model/take.h"
 
@@ -18,7 +19,7 @@ linnet_status ln_transformer_feed_forward(linnet_model *model, int64_t index, ln
     block->parts = 1;
     LN_TRY(ln_take_norm(model, index, "ffn_norm", true, &block->norm));
     LN_TRY(ln_take_norm(model, index, "post_ffw_norm", false, &block->post_norm));
-    return ln_feed_forward_take(model, index, &block->part[0]);
+    return (ln_experts_has(model, index) ? ln_experts_take : ln_feed_forward_take)(model, index, &block->part[0]);
 }
 
 linnet_status ln_transformer_layer(linnet_model *model, int64_t index, ln_layer *layer) {
