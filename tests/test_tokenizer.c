@@ -39,6 +39,7 @@ static const struct {
     {"sentencepiece", "sentencepiece.gguf", false, true},
     {"sentencepiece-symbols", "sentencepiece-symbols.gguf", false, true},
     {"sentencepiece-unknown", "sentencepiece-unknown.gguf", false, false},
+    {"longest", "longest.gguf", false, true},
 };
 enum { TOKENIZERS = sizeof tokenizers / sizeof *tokenizers };
 

@@ -216,6 +216,35 @@ def sentencepiece_model(name, prefix, fallback, symbols, size=760):
     save_ids(name, ids + [[sp.bos_id()] + ids[-1]], [sp.decode(each) for each in ids])
 
 
+def longest_pieces(name):
+    """RWKV's: every byte, and strings; from left to right always the longest that fits. Byte strings as Python writes them."""
+    corpora = "\n".join(corpus()).encode()
+    pieces = [bytes([i]) for i in range(256)]
+    pieces += sorted({corpora[i:i + n] for n in (2, 3, 5, 9, 17) for i in range(0, len(corpora) - n, 3 * n)} - set(pieces))
+    tokens = ["<s>"] + [repr(piece)[2:-1] for piece in pieces]
+    writer = gguf.GGUFWriter(str(FOLDER / f"{name}.gguf"), "rwkv7")
+    writer.add_tokenizer_model("rwkv")
+    writer.add_token_list([token.encode() for token in tokens])
+    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * len(pieces))
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    number = {piece: i + 1 for i, piece in enumerate(pieces)}
+
+    def encode(text):
+        ids, at = [], 0
+        while at < len(text):
+            length = max(n for n in range(1, 18) if text[at:at + n] in number)
+            ids.append(number[text[at:at + length]])
+            at += length
+        return ids
+
+    ids = [encode(text.encode()) for text in texts()]
+    save_ids(name, ids + [ids[-1]], texts())
+
+
 def main():
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "texts.json").write_text(json.dumps(texts(), ensure_ascii=False, indent=0))
@@ -254,6 +283,7 @@ def main():
     sentencepiece_model("sentencepiece", True, True, [])
     sentencepiece_model("sentencepiece-symbols", False, True, ["<tool_call>", "</tool_call>", "\n\n", MARK * 4])
     sentencepiece_model("sentencepiece-unknown", True, False, [], size=520)
+    longest_pieces("longest")
 
 
 main()

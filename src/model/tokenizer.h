@@ -60,6 +60,7 @@ typedef struct ln_vocabulary {
     int32_t unknown;    /* for what has no token; LN_NO_TOKEN: dropped */
     bool byte_level;    /* pieces begin as bytes, otherwise as characters */
     bool ignore_merges; /* a piece that is a token is that token, whatever merging says */
+    bool greedy;        /* no merges: from left to right always the longest piece that fits */
     bool fuse_unknown;  /* neighbouring unknown characters are one token */
 } ln_vocabulary;
 

@@ -1,4 +1,5 @@
-/* Owns: tokenizers from the keys tokenizer.ggml.* of a GGUF file: byte-level BPE ("gpt2") and SentencePiece ("llama").
+/* Owns: tokenizers from the keys tokenizer.ggml.* of a GGUF file: byte-level BPE ("gpt2"), SentencePiece ("llama") and
+ * the longest pieces from left to right ("rwkv").
  *
  * Keys of Linnet's own say what GGUF has no key for: tokenizer.linnet.split, the splitting rule as regular expressions,
  * in preference to the name in tokenizer.ggml.pre; tokenizer.linnet.nfc, that text is normalised first. */
@@ -15,6 +16,46 @@ static int32_t key_token(const linnet_tokenizer *tokenizer, const linnet_file *f
                          int64_t fallback) {
     const int64_t id = ln_key_integer(ln_file_key(file, name), 0, fallback);
     return id >= 0 && id < tokenizer->vocabulary.size ? (int32_t)id : LN_NO_TOKEN;
+}
+
+/* A text in which \\n, \\t, \\r and \\xHH stand for bytes and \\ makes what follows itself, to out, which may be the
+ * text. */
+static size_t unescape(const char *text, size_t bytes, char *out) {
+    size_t count = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        char c = text[i];
+        if (c == '\\' && i + 1 < bytes) {
+            c = text[++i];
+            unsigned value = 0, digits = 0;
+            for (; c == 'x' && digits < 2 && i + 1 + digits < bytes; digits++) {
+                const char d = text[i + 1 + digits];
+                const int digit = d >= '0' && d <= '9' ? d - '0' : d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
+                if (digit < 0) break;
+                value = value * 16 + (unsigned)digit;
+            }
+            i += digits;
+            c = c == 'n' ? '\n' : c == 't' ? '\t' : c == 'r' ? '\r' : c == 'x' && digits == 2 ? (char)value : c;
+        }
+        out[count++] = c;
+    }
+    return count;
+}
+
+/* The vocabulary of texts as they are, or of what escapes in them stand for. */
+static linnet_status build_escaped(ln_vocabulary *vocabulary, const ln_text *texts, int64_t count) {
+    uint64_t total = 0;
+    for (int64_t i = 0; i < count; i++) total += texts[i].bytes; /* of one file */
+    char *bytes = ln_allocate(vocabulary->context, total + 1, 1, "vocabulary"), *at = bytes;
+    ln_text *plain = ln_allocate(vocabulary->context, (uint64_t)count, sizeof *plain, "vocabulary");
+    linnet_status status = bytes && plain ? LINNET_OK : LINNET_ERROR_MEMORY;
+    for (int64_t i = 0; status == LINNET_OK && i < count; i++) {
+        plain[i] = (ln_text){at, unescape(texts[i].data, texts[i].bytes, at)};
+        at += plain[i].bytes;
+    }
+    if (status == LINNET_OK) status = ln_vocabulary_build(vocabulary, plain, count, false);
+    ln_release(vocabulary->context, plain);
+    ln_release(vocabulary->context, bytes);
+    return status;
 }
 
 static linnet_status read_tokens(linnet_tokenizer *tokenizer, const linnet_file *file, bool byte_level) {
@@ -36,6 +77,7 @@ static linnet_status read_tokens(linnet_tokenizer *tokenizer, const linnet_file 
         const bool known = kind >= LN_TOKEN_NORMAL && kind <= (byte_level ? LN_TOKEN_UNUSED : LN_TOKEN_BYTE);
         vocabulary->kinds[id] = known ? (uint8_t)kind : LN_TOKEN_NORMAL;
     }
+    if (vocabulary->greedy) return build_escaped(vocabulary, tokens->values, count);
     return ln_vocabulary_build(vocabulary, tokens->values, count, byte_level);
 }
 
@@ -187,6 +229,17 @@ static linnet_status read_sentencepiece(linnet_tokenizer *tokenizer, const linne
     return status == LINNET_OK ? read_ends(tokenizer, file, true, 1, 2) : status;
 }
 
+/* ---- the longest pieces ---- */
+
+static linnet_status read_greedy(linnet_tokenizer *tokenizer, const linnet_file *file) {
+    tokenizer->vocabulary.greedy = true;
+    linnet_status status = read_tokens(tokenizer, file, false);
+    if (status == LINNET_OK) status = ln_vocabulary_reserve_merges(&tokenizer->vocabulary, 0);
+    if (status != LINNET_OK) return status;
+    tokenizer->vocabulary.unknown = key_token(tokenizer, file, "tokenizer.ggml.unknown_token_id", -1);
+    return read_ends(tokenizer, file, false, 0, 0);
+}
+
 linnet_status ln_tokenizer_read_gguf(linnet_tokenizer *tokenizer, const linnet_file *file) {
     const ln_text model = ln_key_text(ln_file_key(file, "tokenizer.ggml.model"), 0);
     linnet_status status;
@@ -194,10 +247,12 @@ linnet_status ln_tokenizer_read_gguf(linnet_tokenizer *tokenizer, const linnet_f
         status = read_byte_level(tokenizer, file);
     else if (model.bytes == 5 && memcmp(model.data, "llama", 5) == 0)
         status = read_sentencepiece(tokenizer, file);
+    else if (model.bytes == 4 && memcmp(model.data, "rwkv", 4) == 0)
+        status = read_greedy(tokenizer, file);
     else
-        return ln_fail(
-            tokenizer->context, LINNET_ERROR_UNSUPPORTED,
-            "a tokenizer of the kind '%.*s' (tokenizer.ggml.model) is not understood; those that are: gpt2, llama",
-            model.bytes < 100 ? (int)model.bytes : 100, model.data ? model.data : "");
+        return ln_fail(tokenizer->context, LINNET_ERROR_UNSUPPORTED,
+                       "a tokenizer of the kind '%.*s' (tokenizer.ggml.model) is not understood; those that are: gpt2, "
+                       "llama, rwkv",
+                       model.bytes < 100 ? (int)model.bytes : 100, model.data ? model.data : "");
     return status == LINNET_OK ? read_added(tokenizer) : status;
 }

@@ -176,9 +176,31 @@ static void emit_unmerged(ln_encoder *encoder, const char *piece, const ln_symbo
     }
 }
 
+/* A byte that begins no piece is the unknown token, or dropped. */
+static void encode_greedily(ln_encoder *encoder, const char *piece, size_t bytes) {
+    const ln_vocabulary *vocabulary = &encoder->tokenizer->vocabulary;
+    while (bytes > 0) {
+        size_t count = bytes < vocabulary->longest ? bytes : vocabulary->longest;
+        int32_t id = LN_NO_TOKEN;
+        for (; count > 0; count--) {
+            id = ln_vocabulary_find(vocabulary, piece, count);
+            if (can_merge_into(vocabulary, id)) break;
+        }
+        if (count == 0) id = vocabulary->unknown;
+        if (id >= 0) ln_encoder_emit(encoder, id);
+        if (count == 0) count = 1;
+        piece += count;
+        bytes -= count;
+    }
+}
+
 void ln_encode_piece(ln_encoder *encoder, const char *piece, size_t bytes) {
     const ln_vocabulary *vocabulary = &encoder->tokenizer->vocabulary;
     if (!bytes || encoder->status != LINNET_OK) return;
+    if (vocabulary->greedy) {
+        encode_greedily(encoder, piece, bytes);
+        return;
+    }
     const int32_t id = ln_vocabulary_find(vocabulary, piece, bytes);
     const bool known = can_merge_into(vocabulary, id);
     if (known && (vocabulary->ignore_merges || vocabulary->whole[id] == 1)) {
