@@ -63,6 +63,9 @@ typedef struct ln_scan_kernels {
     void (*softplus)(float *y, const float *x, int64_t n);
     void (*sigmoid)(float *y, const float *x, int64_t n);
 
+    /* y [columns][rows] of x [rows][columns]; made for few columns. */
+    void (*transpose)(float *y, const float *x, int64_t rows, int64_t columns);
+
     /* h = a h + x, y = h */
     void (*scan)(int64_t tokens, int64_t channels, ln_series a, ln_series x, float *h, ln_series_out y);
     /* Of scan: state_gradient (after the last step; becomes that before the first). before: h before each step.

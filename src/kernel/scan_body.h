@@ -36,6 +36,20 @@ MAP(exponential, exponential_of)
 MAP(softplus, softplus_of)
 MAP(sigmoid, sigmoid_of)
 
+static void transpose(float *restrict y, const float *restrict x, int64_t rows, int64_t columns) {
+    if (columns == 4) { /* the usual width: the compiler makes shuffles of it */
+        for (int64_t r = 0; r < rows; r++) {
+            y[r] = x[4 * r];
+            y[rows + r] = x[4 * r + 1];
+            y[2 * rows + r] = x[4 * r + 2];
+            y[3 * rows + r] = x[4 * r + 3];
+        }
+        return;
+    }
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t r = 0; r < rows; r++) y[c * rows + r] = x[r * columns + c];
+}
+
 /* ---- one state a channel ---- */
 
 static void scan(int64_t tokens, int64_t channels, ln_series a, ln_series x, float *h, ln_series_out y) {
@@ -295,6 +309,7 @@ LN_SCAN_SET {
                                  .exponential = exponential,
                                  .softplus = softplus,
                                  .sigmoid = sigmoid,
+                                 .transpose = transpose,
                                  .scan = scan,
                                  .scan_backward = scan_backward,
                                  .selective = selective,

@@ -12,7 +12,7 @@
 /* ---- extents ---- */
 
 /* Of a row of an input or of a part of the states: `lines` runs of `length` floats, `stride` apart from `from` on; the
- * task keeps `kept` floats of each. */
+ * task keeps `kept` floats of each. Runs that touch are one. */
 typedef struct extents {
     int64_t from, lines, length, stride, kept;
 } extents;
@@ -27,6 +27,10 @@ static extents extents_of(const ln_scan_task *task, ln_axis rows, ln_axis column
     } else if (columns == LN_AXIS_VALUE) {
         e.from = task->first;
         e.length = e.kept = task->channels;
+    }
+    if (e.length == e.stride && e.length == e.kept && e.lines > 0) {
+        e.length = e.stride = e.kept = e.length * e.lines;
+        e.lines = 1;
     }
     return e;
 }
@@ -86,14 +90,18 @@ ln_series ln_scan_input(const ln_scan_task *task, int input, int64_t step, int64
         count = 1;
     }
     const bool half = i->flags & LN_TYPED && call->settings->type == LINNET_BF16;
-    const bool together = e.lines == 1 || e.length == e.stride;
-    if (!half && together && e.length == e.kept) return (ln_series){(const float *)t->data + at, stride};
+    if (!half && e.lines == 1 && e.length == e.kept) return (ln_series){(const float *)t->data + at, stride};
     for (int64_t n = 0; n < count; n++) {
         const int64_t row = at + n * stride;
         copy_lines(e, half ? NULL : (const float *)t->data + row, half ? (const uint16_t *)t->data + row : NULL,
                    buffer + n * e.lines * e.kept);
     }
     return (ln_series){buffer, e.lines * e.kept};
+}
+
+const float *ln_scan_parameter(const ln_scan_task *task, int input) {
+    const linnet_tensor *t = &task->call->tensors->input[input];
+    return (const float *)t->data + head_of(task, input) * t->head_stride + extents_of_input(task, input).from;
 }
 
 void ln_scan_add_gradient(const ln_scan_task *task, int input, int64_t step, int64_t count, const float *rows) {
@@ -216,8 +224,20 @@ uint64_t ln_scan_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int
            shared_bytes(mixer, kernels, settings, backward);
 }
 
+/* Where the states that come out may be worked on in place: they lie as the task would keep them. */
+static float *in_place(const ln_scan_task *task) {
+    float *out = ln_mixer_state_out(task->call, task->sequence, task->head);
+    const extents e = extents_of_part(task, 0);
+    const bool alike = e.lines == 1 && e.length == e.kept && !task->call->mixer->states[1].name;
+    return alike && out && !task->backward ? out + e.from : NULL;
+}
+
 static void walk(ln_scan_task *task, int64_t count) {
-    take_states(task, ln_mixer_state_in(task->call, task->sequence, task->head), task->state);
+    const float *in = ln_mixer_state_in(task->call, task->sequence, task->head);
+    float *out = ln_mixer_state_out(task->call, task->sequence, task->head), *own = task->state;
+    float *const direct = in_place(task);
+    if (direct) task->state = direct;
+    if (!direct || in != out) take_states(task, in, task->state);
     for (int64_t step = 0; step < count; step += LN_SCAN_STEPS) {
         const int64_t floats = task->part[LINNET_MIXER_STATES];
         if (task->backward)
@@ -225,7 +245,8 @@ static void walk(ln_scan_task *task, int64_t count) {
         if (task->backward && step + LN_SCAN_STEPS >= count) break;
         task->row->block(task, step, ln_min_i64(LN_SCAN_STEPS, count - step));
     }
-    if (!task->backward) give_states(task, task->state, ln_mixer_state_out(task->call, task->sequence, task->head));
+    if (!direct) give_states(task, task->state, out);
+    task->state = own;
 }
 
 static void walk_back(ln_scan_task *task, int64_t count) {

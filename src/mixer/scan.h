@@ -62,6 +62,8 @@ int64_t ln_scan_columns(const ln_scan_task *task, int input);
 float *ln_scan_carve(ln_carver *carver, int64_t rows, int64_t columns);
 /* Rows of an input (of a parameter: one), where they lie or in the buffer; `at` is NULL where it was left out. */
 ln_series ln_scan_input(const ln_scan_task *task, int input, int64_t step, int64_t count, float *buffer);
+/* A parameter's floats from the task's first channel on, as they lie. */
+const float *ln_scan_parameter(const ln_scan_task *task, int input);
 /* Adds packed rows to an input's gradient, where it is wanted. */
 void ln_scan_add_gradient(const ln_scan_task *task, int input, int64_t step, int64_t count, const float *rows);
 ln_series_out ln_scan_output(const ln_scan_task *task, int64_t step);

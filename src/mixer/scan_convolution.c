@@ -25,11 +25,8 @@ static void lay_out(ln_scan_task *task, ln_carver *carver) {
 
 /* The parameter is [channel][tap], as model files have it; the kernel reads [tap][channel]. */
 static void prepare(ln_scan_task *task) {
-    const int64_t taps = task->call->settings->slots, padded = task->padded, n = task->channels;
-    const ln_series weight = ln_scan_input(task, WEIGHT, 0, 1, task->buffer[B_WEIGHT]);
-    const int64_t stride = weight.at == task->buffer[B_WEIGHT] ? padded : taps;
-    for (int64_t c = 0; c < n; c++)
-        for (int64_t i = 0; i < taps; i++) task->buffer[B_TAPS][i * n + c] = weight.at[c * stride + i];
+    const int64_t taps = task->call->settings->slots, n = task->channels;
+    task->kernels->transpose(task->buffer[B_TAPS], ln_scan_parameter(task, WEIGHT), n, taps);
     task->constant[BIAS] = ln_scan_input(task, BIAS, 0, 1, task->buffer[B_BIAS]).at;
     if (!task->backward) return;
     memset(task->buffer[B_TAPS_D], 0, (size_t)(taps * n) * sizeof(float));
