@@ -29,7 +29,8 @@ typedef struct family {
 
 static const family families[] = {{"outer", ln_rows_outer, oracle_outer}, {"outer", ln_rows_linear, oracle_linear},
                                   {"delta", ln_rows_delta, oracle_delta}, {"scan", ln_rows_scan, oracle_scan},
-                                  {"cell", ln_rows_cell, oracle_cell},    {"wave", ln_rows_wave, oracle_wave}};
+                                  {"cell", ln_rows_cell, oracle_cell},    {"learner", ln_rows_learner, oracle_learner},
+                                  {"wave", ln_rows_wave, oracle_wave}};
 
 static const char *only_core, *only_row;
 

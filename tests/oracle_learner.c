@@ -1,0 +1,134 @@
+/* Naive recurrences of the rows of src/mixer/rows_learner.c, token by token with whole matrices. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "mixer_check.h"
+
+enum { QUERY, KEY, VALUE, STEP_SIZE, WEIGHT, BIAS, DECAY, MOMENTUM };
+
+static void layer_norm(const double *x, double *hat, double *rate, int64_t n) {
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < n; i++) mean += x[i] / (double)n;
+    for (int64_t i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean) / (double)n;
+    *rate = 1 / sqrt(variance + 1e-6);
+    for (int64_t i = 0; i < n; i++) hat[i] = (x[i] - mean) * *rate;
+}
+
+/* y = x M, M [rows][columns] */
+static void through(const double *x, const double *matrix, double *y, int64_t rows, int64_t columns) {
+    for (int64_t c = 0; c < columns; c++) {
+        y[c] = 0;
+        for (int64_t r = 0; r < rows; r++) y[c] += x[r] * matrix[r * columns + c];
+    }
+}
+
+/* The gradient in z of |LN(z) w + b - (v - k)|^2 / 2 (of |z - v|^2 / 2 if plain): the Jacobian of LN column by column.
+ */
+static void loss_gradient(const oracle_call *c, int64_t head, const double *z, const double *key, const double *value,
+                          double *u) {
+    const int64_t n = c->output_columns;
+    double *hat = malloc((size_t)n * sizeof *hat), rate;
+    layer_norm(z, hat, &rate, n);
+    for (int64_t i = 0; i < n; i++) {
+        u[i] = 0;
+        for (int64_t o = 0; o < n; o++) {
+            const double w = c->input[WEIGHT][head * n + o], b = c->input[BIAS][head * n + o];
+            const double slope = rate * ((i == o) - 1 / (double)n - hat[o] * hat[i] / (double)n);
+            u[i] += (hat[o] * w + b - (value[o] - key[o])) * w * slope;
+        }
+        if (c->settings->option[0] == 1) u[i] = z[i] - value[i];
+    }
+    free(hat);
+}
+
+static void write_output(const oracle_call *c, int64_t t, int64_t head, const double *o) {
+    const int64_t n = c->output_columns;
+    double *hat = oracle_output(c, t, head), rate;
+    layer_norm(o, hat, &rate, n);
+    for (int64_t i = 0; i < n; i++)
+        hat[i] = c->settings->option[0] == 1
+                     ? o[i]
+                     : o[i] + hat[i] * c->input[WEIGHT][head * n + i] + c->input[BIAS][head * n + i];
+}
+
+static void run_learner(const oracle_call *c, bool constant, bool titans) {
+    const int64_t n = c->output_columns, size = c->settings->key_size, keys = size + constant, matrix = keys * n;
+    double *q = malloc((size_t)(2 * keys + 3 * n + 2 * matrix) * sizeof *q), *k = q + keys, *z = k + keys, *u = z + n,
+           *o = u + n, *start = o + n, *read = start + matrix;
+    memcpy(c->state_out, c->state_in, (size_t)(c->settings->heads * c->head_floats) * sizeof *c->state_out);
+    for (int64_t head = 0; head < c->settings->heads; head++) {
+        double *state = c->state_out + head * c->head_floats, *m = state, *s = state + matrix,
+               *position = state + c->head_floats - 1;
+        if (titans) memcpy(start, state + 2 * matrix, (size_t)matrix * sizeof *start);
+        if (!titans) memcpy(start, m, (size_t)matrix * sizeof *start);
+        for (int64_t t = 0; t < c->tokens; t++) {
+            const double step = *oracle_input(c, STEP_SIZE, t, head);
+            memcpy(q, oracle_input(c, QUERY, t, head), (size_t)size * sizeof *q);
+            memcpy(k, oracle_input(c, KEY, t, head), (size_t)size * sizeof *k);
+            for (int64_t i = 0; i < size; i++) q[i] *= (double)c->settings->scale;
+            if (constant) q[size] = k[size] = 1;
+            if (lround(*position) == 0) {
+                memcpy(start, m, (size_t)matrix * sizeof *start);
+                for (int64_t i = 0; !titans && i < matrix; i++) s[i] = 0;
+            }
+            through(k, start, z, keys, n);
+            loss_gradient(c, head, z, k, oracle_input(c, VALUE, t, head), u);
+            for (int64_t r = 0; r < keys; r++)
+                for (int64_t i = 0; i < n; i++) {
+                    const int64_t at = r * n + i;
+                    if (titans) {
+                        s[at] = exp(*oracle_input(c, MOMENTUM, t, head)) * s[at] - 2 * step * k[r] * u[i];
+                        m[at] = exp(*oracle_input(c, DECAY, t, head)) * m[at] + s[at];
+                        read[at] = m[at];
+                    } else {
+                        s[at] += k[r] * u[i];
+                        read[at] = m[at] - step * s[at];
+                    }
+                }
+            through(q, read, o, keys, n);
+            write_output(c, t, head, o);
+            *position = (double)((lround(*position) + 1) % c->settings->slots);
+            if (*position == 0 && !titans) {
+                memcpy(m, read, (size_t)matrix * sizeof *m);
+                memset(s, 0, (size_t)matrix * sizeof *s);
+            }
+        }
+        if (titans) memcpy(state + 2 * matrix, start, (size_t)matrix * sizeof *start);
+    }
+    free(q);
+}
+
+static void ttt_linear(const oracle_call *c) {
+    run_learner(c, true, false);
+}
+static void titans(const oracle_call *c) {
+    run_learner(c, false, true);
+}
+
+static void vary(linnet_mixer_settings *settings, int variant) {
+    settings->option[0] = variant == 2;
+    settings->slots = variant == 1 ? 5 : 0;
+}
+
+/* Keys short enough and steps small enough to learn by; positions are whole numbers. Where everything is soon forgotten
+ * the layer norm is that of nearly nothing, and steps are as long as it is short: only the loss without one can be
+ * compared to digits then. */
+static bool fill(const linnet_mixer_settings *settings, const char *input, double *values, int64_t count, int extreme) {
+    (void)extreme;
+    const bool keys = strcmp(input, "key") == 0;
+    for (int64_t i = 0; (keys || strcmp(input, "step_size") == 0) && i < count; i++)
+        values[i] *= keys ? 1 / sqrt((double)settings->key_size) : 0.3;
+    const bool gate = strcmp(input, "decay") == 0 || strcmp(input, "momentum") == 0;
+    for (int64_t i = 0; settings->option[0] == 0 && gate && i < count; i++) values[i] = fmax(values[i] * 0.1, -0.1);
+    if (strcmp(input, "state") != 0) return true;
+    const int64_t floats = linnet_mixer_state_floats(settings) / settings->heads, chunk = settings->slots;
+    for (int64_t i = 1; i <= count / floats; i++) values[i * floats - 1] = (double)(3 * i % chunk);
+    return true;
+}
+
+const mixer_oracle oracle_learner[] = {
+    {.name = "ttt_linear", .run = ttt_linear, .variants = 2, .vary = vary, .fill = fill},
+    {.name = "titans", .run = titans, .forward = 4e-5, .variants = 2, .vary = vary, .fill = fill},
+    {0},
+};
