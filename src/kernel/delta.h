@@ -37,6 +37,13 @@ typedef struct ln_delta_gates {
     float *prefix, *block;       /* [columns]: product of all decays so far, made so; of those of this block */
 } ln_delta_gates;
 
+typedef struct ln_delta_pairs {
+    int64_t n, columns, stride;
+    const float *read_a, *query_a; /* gradients, [n, stride] */
+    const float *read, *query, *key, *decay;
+    float *read_gradient, *query_gradient, *key_gradient;
+} ln_delta_pairs;
+
 typedef struct ln_delta_kernels {
     const char *name; /* "portable", "avx2", "avx512" */
 
@@ -58,6 +65,8 @@ typedef struct ln_delta_kernels {
      * with those up to i for j <= i; 0 elsewhere; [n, stride], 16 columns. scratch [columns * 16]. */
     void (*pairs)(float *read_a, float *query_a, int64_t stride, const float *read, const float *query,
                   const float *key, const float *decay, int64_t n, int64_t columns, float *scratch);
+    /* Adds the gradients of read, query and key [n, columns] that those of read_a and query_a mean. */
+    void (*pairs_gradient)(const ln_delta_pairs *pairs);
 } ln_delta_kernels;
 
 void ln_delta_choose(unsigned cpu, ln_delta_kernels *kernels);

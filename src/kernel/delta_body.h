@@ -210,6 +210,36 @@ static void pairs(float *read_a, float *query_a, int64_t stride, const float *re
     }
 }
 
+static void pairs_gradient(const ln_delta_pairs *p) {
+    for (int64_t c = 0; c < p->columns; c += W) {
+        lanes key[BLOCK], key_gradient[BLOCK];
+        for (int64_t j = 0; j < p->n; j++) {
+            key[j] = load(p->key + j * p->columns + c);
+            key_gradient[j] = load(p->key_gradient + j * p->columns + c);
+        }
+        for (int64_t i = 0; i < p->n; i++) {
+            const int64_t at = i * p->columns + c;
+            const float *da = p->read_a + i * p->stride, *db = p->query_a + i * p->stride;
+            const lanes decay = load(p->decay + at), read = load(p->read + at), query = load(p->query + at);
+            const lanes late = multiply(decay, query);
+            lanes between = splat(1), dr = splat(0), dq = splat(0);
+            for (int64_t j = i - 1; j >= 0; j--) {
+                const lanes a = splat(da[j]), b = splat(db[j]), k = multiply(between, key[j]);
+                dr = multiply_add(a, k, dr);
+                dq = multiply_add(b, k, dq);
+                key_gradient[j] = multiply_add(between, multiply_add(a, read, multiply(b, late)), key_gradient[j]);
+                between = multiply(between, load(p->decay + j * p->columns + c));
+            }
+            const lanes own = splat(db[i]);
+            dq = multiply_add(own, key[i], multiply(decay, dq));
+            key_gradient[i] = multiply_add(own, query, key_gradient[i]);
+            store(p->read_gradient + at, add(load(p->read_gradient + at), dr));
+            store(p->query_gradient + at, add(load(p->query_gradient + at), dq));
+        }
+        for (int64_t j = 0; j < p->n; j++) store(p->key_gradient + j * p->columns + c, key_gradient[j]);
+    }
+}
+
 LN_DELTA_SET {
     *kernels = (ln_delta_kernels){.name = LN_DELTA_NAME,
                                   .step = step,
@@ -218,5 +248,6 @@ LN_DELTA_SET {
                                   .multiply = multiply_rows,
                                   .mask = mask,
                                   .gates = gates,
-                                  .pairs = pairs};
+                                  .pairs = pairs,
+                                  .pairs_gradient = pairs_gradient};
 }

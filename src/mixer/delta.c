@@ -124,29 +124,44 @@ static void solve(const ln_kernels *k, float *y, int64_t stride, const float *a,
     }
 }
 
-void ln_delta_pass(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
-                   const ln_delta_inside *in, int64_t column, float *state, float *y, float *output) {
+void ln_delta_read(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
+                   const ln_delta_inside *in, int64_t column, const float *state, float *y) {
     const ln_kernels *k = call->kernels;
-    const int64_t keys = call->settings->key_size, n = t->rows, key = shape->key, stride = shape->row_stride,
-                  width = shape->width, some = ln_min_i64(width, shape->value - column);
+    const int64_t n = t->rows, width = shape->width, some = ln_min_i64(width, shape->value - column);
     const float *value = t->value + column;
     if (t->write_key) {
         memset(y, 0, (size_t)(n * width) * sizeof *y);
-        add_triangle(k, y, width, in->read_write, stride, value, shape->value, n, some, 1);
+        add_triangle(k, y, width, in->read_write, shape->row_stride, value, shape->value, n, some, 1);
     } else {
         for (int64_t i = 0; i < n; i++) memcpy(y + i * width, value + i * shape->value, (size_t)some * sizeof *y);
     }
-    k->tile.product(y, width, in->left, key, state, width, n, some, keys, true);
-    solve(k, y, width, in->read_key, stride, n, some);
-    if (output) {
-        k->tile.product(output, width, in->left + n * key, key, state, width, t->tokens, some, keys, false);
-        add_triangle(k, output, width, in->query_key, stride, y, width, t->tokens, some, shape->micro);
-        if (t->write_key)
-            add_triangle(k, output, width, in->query_write, stride, value, shape->value, t->tokens, some, 1);
-    }
+    k->tile.product(y, width, in->left, shape->key, state, width, n, some, call->settings->key_size, true);
+    solve(k, y, width, in->read_key, shape->row_stride, n, some);
+}
+
+void ln_delta_write(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
+                    const ln_delta_inside *in, int64_t column, const float *y, float *state) {
+    const ln_kernels *k = call->kernels;
+    const int64_t keys = call->settings->key_size, n = t->rows, width = shape->width,
+                  some = ln_min_i64(width, shape->value - column);
     k->delta.multiply(state, state, NULL, 0, in->forget, keys, width);
-    k->tile.product_ta(state, width, in->key_after, key, y, width, keys, some, n, true);
-    if (t->write_key) k->tile.product_ta(state, width, in->write_after, key, value, shape->value, keys, some, n, true);
+    k->tile.product_ta(state, width, in->key_after, shape->key, y, width, keys, some, n, true);
+    if (t->write_key)
+        k->tile.product_ta(state, width, in->write_after, shape->key, t->value + column, shape->value, keys, some, n,
+                           true);
+}
+
+/* output [tokens, width] of the state before the chunk. */
+static void answer(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
+                   const ln_delta_inside *in, int64_t column, const float *state, const float *y, float *output) {
+    const ln_kernels *k = call->kernels;
+    const int64_t width = shape->width, some = ln_min_i64(width, shape->value - column);
+    k->tile.product(output, width, in->left + t->rows * shape->key, shape->key, state, width, t->tokens, some,
+                    call->settings->key_size, false);
+    add_triangle(k, output, width, in->query_key, shape->row_stride, y, width, t->tokens, some, shape->micro);
+    if (t->write_key)
+        add_triangle(k, output, width, in->query_write, shape->row_stride, t->value + column, shape->value, t->tokens,
+                     some, 1);
 }
 
 /* ---- a sequence ---- */
@@ -243,7 +258,9 @@ static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
             walk_tokens(w, r->state, width, r->state, width);
         } else {
             ln_delta_solve_inside(w->call, shape, &r->tiles, &r->inside);
-            ln_delta_pass(w->call, shape, &r->tiles, &r->inside, w->column, r->state, r->y, r->output);
+            ln_delta_read(w->call, shape, &r->tiles, &r->inside, w->column, r->state, r->y);
+            answer(w->call, shape, &r->tiles, &r->inside, w->column, r->state, r->y, r->output);
+            ln_delta_write(w->call, shape, &r->tiles, &r->inside, w->column, r->y, r->state);
         }
         write_output(w, step);
     }
@@ -292,6 +309,7 @@ void ln_delta_forward(const ln_mixer_call *call) {
 uint64_t ln_delta_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                             const linnet_mixer_settings *settings, linnet_mixer_form form) {
     (void)kernels;
+    if (form == LINNET_MIXER_BACKWARD) return ln_delta_backward_workspace(mixer, threads, settings);
     const ln_delta_shape shape = ln_delta_shape_of(mixer, threads, settings, form);
     ln_carver carver = {0};
     carve(&carver, &shape, settings->key_size);

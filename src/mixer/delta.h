@@ -30,6 +30,7 @@ typedef struct ln_delta_row {
 
 typedef struct ln_delta_shape {
     const ln_delta_row *row;
+    int64_t longest;             /* tokens of a sequence */
     int64_t micro, tokens, rows; /* of a chunk at most; rows = micro tokens */
     int64_t row_stride;          /* rows rounded up to 16, as all strides */
     int64_t key, value;          /* strides of their tiles */
@@ -72,15 +73,21 @@ void ln_delta_carve(ln_carver *carver, const ln_delta_shape *shape, ln_delta_til
 /* Time steps `step` .. `step + tokens - 1` of a sequence; queries times `scale`. */
 void ln_delta_load(const ln_mixer_call *call, const ln_delta_shape *shape, int64_t head, int64_t sequence, int64_t step,
                    int64_t tokens, float scale, ln_delta_tiles *tiles);
+/* Values as they came, [rows, value]. */
+void ln_delta_load_value(const ln_mixer_call *call, const ln_delta_shape *shape, int64_t head, int64_t sequence,
+                         int64_t step, int64_t tokens, float *rows);
 void ln_delta_solve_inside(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
                            ln_delta_inside *inside);
-/* Columns column .. column + width - 1: y [rows, width] and output [tokens, width; NULL: not wanted] are made, the
- * state [key_size, width] passes the chunk. */
-void ln_delta_pass(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
-                   const ln_delta_inside *inside, int64_t column, float *state, float *y, float *output);
+/* Columns column .. column + width - 1. y [rows, width] from the state [key_size, width] before the chunk; the state
+ * after it. */
+void ln_delta_read(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
+                   const ln_delta_inside *inside, int64_t column, const float *state, float *y);
+void ln_delta_write(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
+                    const ln_delta_inside *inside, int64_t column, const float *y, float *state);
 
 uint64_t ln_delta_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                             const linnet_mixer_settings *settings, linnet_mixer_form form);
+uint64_t ln_delta_backward_workspace(const ln_mixer *mixer, int threads, const linnet_mixer_settings *settings);
 double ln_delta_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 void ln_delta_forward(const ln_mixer_call *call);
 void ln_delta_backward(const ln_mixer_call *call);

@@ -32,7 +32,8 @@ ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, int threads, const linne
                         .slices = 1};
     s.channel = row->decay && mixer->inputs[row->decay - 1].columns == LN_AXIS_KEY;
     const int64_t chunk = settings->chunk ? settings->chunk : s.channel ? LN_DELTA_CHUNK_CHANNEL : LN_DELTA_CHUNK;
-    s.tokens = ln_max_i64(1, ln_min_i64(chunk / s.micro, longest(settings)));
+    s.longest = longest(settings);
+    s.tokens = ln_max_i64(1, ln_min_i64(chunk / s.micro, s.longest));
     s.rows = s.tokens * s.micro;
     s.row_stride = padded(s.rows);
     s.width = s.value;
@@ -173,4 +174,10 @@ void ln_delta_load(const ln_mixer_call *call, const ln_delta_shape *shape, int64
     if (row->erase) load(&at, row->erase, n, keys, key, t->erase);
     if (row->write) load(&at, row->write, n, values, value, t->write);
     make_read(call, shape, t);
+}
+
+void ln_delta_load_value(const ln_mixer_call *call, const ln_delta_shape *shape, int64_t head, int64_t sequence,
+                         int64_t step, int64_t tokens, float *rows) {
+    const place at = {call, head, sequence, step, tokens};
+    load(&at, shape->row->value, tokens * shape->micro, call->settings->value_size, shape->value, rows);
 }

@@ -76,11 +76,12 @@ static const char *refuse_micro(const linnet_mixer_settings *settings) {
     return settings->slots > MICRO_MOST ? "slots, the steps of a token, must be at most 64" : NULL;
 }
 
-#define ROW(NAME, PAPER, FORMULA, INPUTS, PARTS, ...)                                                          \
-    {                                                                                                          \
-        .name = NAME, .core = "delta", .paper = PAPER, .formula = FORMULA, .inputs = INPUTS, .states = states, \
-        .output = LN_AXIS_VALUE, .can_normalise_keys = true, .reverse = true, .workspace = ln_delta_workspace, \
-        .forward = ln_delta_forward, .flops = ln_delta_flops, .core_row = &PARTS, __VA_ARGS__                  \
+#define ROW(NAME, PAPER, FORMULA, INPUTS, PARTS, ...)                                                            \
+    {                                                                                                            \
+        .name = NAME, .core = "delta", .paper = PAPER, .formula = FORMULA, .inputs = INPUTS, .states = states,   \
+        .output = LN_AXIS_VALUE, .can_normalise_keys = true, .reverse = true, .workspace = ln_delta_workspace,   \
+        .forward = ln_delta_forward, .backward = ln_delta_backward, .flops = ln_delta_flops, .core_row = &PARTS, \
+        __VA_ARGS__                                                                                              \
     }
 
 const ln_mixer ln_rows_delta[] = {
