@@ -473,7 +473,8 @@ int main(int count, char **names) {
         free(entries[i]);
     }
     free(entries);
-    static const char *const sessions[] = {"llama-3", "gemma3", "mistral-window", "lfm2", "lfm2-bias", "qwen3moe"};
+    static const char *const sessions[] = {"llama-3",   "gemma3",   "mistral-window", "lfm2",
+                                           "lfm2-bias", "qwen3moe", "mamba",          "falcon-h1"};
     for (size_t i = 0; i < sizeof sessions / sizeof *sessions && count < 2; i++) {
         add(tests, &tests_count, "fork", sessions[i], test_fork);
         add(tests, &tests_count, "rewind", sessions[i], test_rewind);

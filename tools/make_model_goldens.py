@@ -90,6 +90,24 @@ def lfm2(*shape, **fields):
     return made
 
 
+def mamba(version, width, layers, vocabulary, **fields):
+    kind, architecture = {1: ("mamba", "MambaForCausalLM"), 2: ("mamba2", "Mamba2ForCausalLM"),
+                          "falcon": ("falcon_mamba", "FalconMambaForCausalLM")}[version]
+    return dict(architectures=[architecture], model_type=kind, bos_token_id=0, eos_token_id=0, pad_token_id=0, hidden_act="silu",
+                initializer_range=0.1, rescale_prenorm_residual=False, residual_in_fp32=True, torch_dtype="bfloat16",
+                use_cache=True, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, vocab_size=vocabulary,
+                time_step_min=0.001, time_step_max=0.1, time_step_floor=0.0001,
+                **{"layer_norm_epsilon": 1e-5, "expand": 2, "conv_kernel": 4, "state_size": 16, "use_bias": False,
+                   "use_conv_bias": True, **fields})
+
+
+def hybrid(kind, architecture, shape, **fields):
+    """shape: as of a transformer; the fields of the mixer as these families call them."""
+    made = config(kind, architecture, **sizes(*shape), mamba_chunk_size=16, mamba_conv_bias=True, mamba_d_conv=4,
+                  mamba_proj_bias=False, attention_bias=False, rope_scaling=None, **fields)
+    return {**made, "mamba_expand": 2}
+
+
 SHORT = [1.0, 1.1, 1.25, 1.4, 1.8, 2.2, 2.5, 3.0]
 LONG = [1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0]
 YARN = dict(factor=4.0, original_max_position_embeddings=512)
@@ -261,6 +279,86 @@ MODELS = {
         qwen3_moe(32, 41, 3, 4, 4, 131, head_dim=8, rope_theta=10000.0, moe_intermediate_size=17, num_experts=12,
                   num_experts_per_tok=2, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[1]),
         50, {"renormalised": dict(norm_topk_prob=True), "chosen": dict(num_experts_per_tok=4)}),
+    # Mamba: selective scan, tied; the config as converted checkpoints of the first release have it.
+    "mamba": (
+        mamba(1, 40, 3, 132, time_step_rank=3, time_step_scale=1.0, time_step_init_scheme="random", fused_add_norm=True,
+              rms_norm=True, ssm_cfg={}, n_layer=3, d_model=40, pad_vocab_size_multiple=8, tie_word_embeddings=True),
+        48, {}),
+    # Biases where they are seldom, none where it is usual; untied; a rank that the width gives.
+    "mamba-bias": (
+        mamba(1, 40, 2, 133, use_bias=True, use_conv_bias=False, conv_kernel=3, state_size=12, time_step_rank="auto",
+              layer_norm_epsilon=0.02, tie_word_embeddings=False),
+        52, {"epsilon": dict(layer_norm_epsilon=1e-5)}),
+    # Falcon-Mamba: step, B and C are normalised, with an epsilon of their own.
+    "falcon-mamba": (
+        mamba("falcon", 40, 3, 130, time_step_rank=4, mixer_rms_eps=0.05, tie_word_embeddings=False),
+        48, {"mixer epsilon": dict(mixer_rms_eps=1e-6)}),
+    # Mamba-2: scalar decay, groups of heads share B and C, gated norm by groups; infinity as Python writes it.
+    "mamba2": (
+        mamba(2, 32, 4, 131, num_heads=4, head_dim=16, n_groups=2, chunk_size=16, time_step_rank=8, norm_before_gate=True,
+              rms_norm=True, time_step_limit=[0.0, float("inf")], tie_word_embeddings=False),
+        50, {}),
+    "mamba2-limit": (
+        mamba(2, 40, 3, 132, num_heads=10, head_dim=8, n_groups=1, chunk_size=64, state_size=24, conv_kernel=2,
+              use_bias=True, use_conv_bias=False, layer_norm_epsilon=0.03, time_step_limit=[0.08, 0.2],
+              tie_word_embeddings=True),
+        49, {"limit": dict(time_step_limit=None), "epsilon": dict(layer_norm_epsilon=1e-5)}),
+    # Falcon-H1: attention and Mamba-2 side by side, multipliers everywhere, gate without norm.
+    "falcon-h1": (
+        hybrid("falcon_h1", "FalconH1ForCausalLM", (32, 40, 3, 3, 1, 131), head_dim=16, mamba_d_ssm=48, mamba_n_heads=6,
+               mamba_d_head=8, mamba_n_groups=1, mamba_d_state=16, mamba_norm_before_gate=False, mamba_rms_norm=False,
+               mamba_use_mlp=True, mlp_bias=False, projectors_bias=False, rope_theta=100000000000.0, num_logits_to_keep=1,
+               attention_in_multiplier=0.8, attention_out_multiplier=0.9375, embedding_multiplier=1.4, key_multiplier=0.7,
+               lm_head_multiplier=0.75, mlp_multipliers=[0.88, 0.65], ssm_in_multiplier=1.25, ssm_out_multiplier=0.6,
+               ssm_multipliers=[0.7, 0.8, 1.3, 0.9, 0.6], attn_layer_indices=None, mlp_expansion_factor=8),
+        48, {"base": dict(rope_theta=10000.0), "attention in": dict(attention_in_multiplier=1.0),
+             "attention out": dict(attention_out_multiplier=1.0), "embedding": dict(embedding_multiplier=1.0),
+             "key": dict(key_multiplier=1.0), "head": dict(lm_head_multiplier=1.0), "gate": dict(mlp_multipliers=[1.0, 0.65]),
+             "down": dict(mlp_multipliers=[0.88, 1.0]), "in": dict(ssm_in_multiplier=1.0),
+             "out": dict(ssm_out_multiplier=1.0), **{
+                 f"part {i}": dict(ssm_multipliers=[0.7, 0.8, 1.3, 0.9, 0.6][:i] + [1.0] + [0.7, 0.8, 1.3, 0.9, 0.6][i + 1:])
+                 for i in range(5)}}),
+    # With norms by groups after the gate, tied, biases.
+    "falcon-h1-norm": (
+        hybrid("falcon_h1", "FalconH1ForCausalLM", (32, 40, 3, 2, 1, 133), head_dim=32, mamba_d_ssm=64, mamba_n_heads=4,
+               mamba_d_head="auto", mamba_n_groups=2, mamba_d_state=16, mamba_norm_before_gate=False, mamba_rms_norm=True,
+               mlp_bias=False, projectors_bias=True, rope_theta=10000.0, lm_head_multiplier=1.25,
+               tie_word_embeddings=True),
+        50, {"norm": dict(mamba_norm_before_gate=True), "head": dict(lm_head_multiplier=1.0)}),
+    # The norm before the gate; Mamba as wide as `expand` says.
+    "falcon-h1-before": (
+        hybrid("falcon_h1", "FalconH1ForCausalLM", (32, 40, 3, 2, 2, 130), head_dim=16, mamba_d_ssm=None, mamba_n_heads=4,
+               mamba_d_head=16, mamba_n_groups=1, mamba_d_state=24, mamba_norm_before_gate=True, mamba_rms_norm=True,
+               projectors_bias=False, rope_theta=10000.0),
+        50, {"norm": dict(mamba_norm_before_gate=False)}),
+    # Bamba: Mamba-2 but for the layers listed, which rotate half a head.
+    "bamba": (
+        hybrid("bamba", "BambaForCausalLM", (32, 44, 4, 2, 1, 131), mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1,
+               mamba_d_state=16, attn_layer_indices=[1, 3], attn_rotary_emb=8, mlp_bias=False, rope_theta=2000.0,
+               num_logits_to_keep=1),
+        50, {"base": dict(rope_theta=10000.0)}),
+    # Granite 4: Mamba-2, attention without positions, experts beside a shared one, four multipliers.
+    "granite-hybrid": (
+        hybrid("granitemoehybrid", "GraniteMoeHybridForCausalLM", (32, 16, 3, 2, 1, 131), mamba_n_heads=4, mamba_d_head=16,
+               mamba_n_groups=1, mamba_d_state=16, layer_types=["mamba", "attention", "mamba"], num_local_experts=4,
+               num_experts_per_tok=2, shared_intermediate_size=24, position_embedding_type="nope", rope_theta=10000,
+               attention_multiplier=0.15, embedding_multiplier=2, residual_multiplier=0.6, logits_scaling=0.8,
+               normalization_function="rmsnorm", tie_word_embeddings=True),
+        48, {"position": dict(position_embedding_type="rope"),
+             "scale": dict(attention_multiplier=0.25), "embedding": dict(embedding_multiplier=1),
+             "residual": dict(residual_multiplier=1), "logits": dict(logits_scaling=1),
+             "experts": dict(num_experts_per_tok=1)},
+        dict(names={"experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight",
+                    "router.weight": "router.layer.weight"})),
+    # Without experts, with positions; the names of transformers 5 for layers.
+    "granite-hybrid-dense": (
+        hybrid("granitemoehybrid", "GraniteMoeHybridForCausalLM", (32, 16, 4, 2, 2, 130), mamba_n_heads=8, mamba_d_head=8,
+               mamba_n_groups=2, mamba_d_state=16,
+               layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+               num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=40, position_embedding_type="rope",
+               rope_theta=1000.0, attention_multiplier=0.3, embedding_multiplier=1.5, residual_multiplier=0.7,
+               logits_scaling=1.25),
+        50, {"position": dict(position_embedding_type="nope"), "base": dict(rope_theta=10000.0)}),
 }
 
 

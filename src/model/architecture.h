@@ -15,8 +15,11 @@ enum { /* traits */
        LN_EMBEDDING_SCALED = 1 << 2, /* embeddings are multiplied by sqrt(width) */
        LN_POST_NORMS =
            1 << 3, /* attention and feed-forward outputs have norms too: other names in Hugging Face files */
-       LN_NO_ATTENTION = 1 << 4,        /* no layer attends: there are no heads */
-       LN_EXPERTS_RENORMALISED = 1 << 5 /* weights of the experts chosen add up to 1, where no key says otherwise */
+       LN_NO_ATTENTION = 1 << 4,         /* no layer attends: there are no heads */
+       LN_EXPERTS_RENORMALISED = 1 << 5, /* weights of the experts chosen add up to 1, where no key says otherwise */
+       LN_GATES_APART = 1 << 8, /* GGUF has two tensors where Hugging Face has gate and up projections in one */
+       LN_MULTIPLIED = 1 << 9,  /* GGUF has weights multiplied by what config.json says beside them */
+       LN_MAMBA2 = 1 << 10      /* GGUF has the vectors of Mamba-2 mixers with one axis more */
 };
 
 /* A tensor of a Hugging Face folder: the name in a layer or beside the layers, without .weight or .bias or (A_log) as a
@@ -59,6 +62,8 @@ typedef struct ln_architecture {
     const ln_config_row *config; /* numbers of config.json; ends with a row of NULLs */
     /* What rows cannot say; keys written here stand for those that the common rows would write. */
     linnet_status (*write_keys)(const struct ln_config *config, struct ln_key_writer *keys);
+    /* The row that a config of this model_type means, where names differ by it. */
+    const struct ln_architecture *(*choose)(const struct ln_config *config);
     linnet_status (*open)(linnet_model *model); /* reads keys of its own before the layers are made */
     linnet_status (*make_layer)(linnet_model *model, int64_t index, struct ln_layer *layer);
 } ln_architecture;
@@ -67,6 +72,8 @@ typedef struct ln_architecture {
 extern const ln_config_row ln_experts_config[];
 extern const ln_architecture ln_architecture_lfm2;
 extern const ln_architecture ln_architecture_rwkv6, ln_architecture_rwkv7;
+extern const ln_architecture ln_architecture_mamba, ln_architecture_mamba2, ln_architecture_falcon_h1,
+    ln_architecture_granite_hybrid;
 
 const ln_architecture *ln_architecture_find(const char *name, size_t bytes);
 const ln_architecture *ln_architecture_of_model_type(const char *model_type, size_t bytes);

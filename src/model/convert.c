@@ -18,6 +18,7 @@
 
 #include "base/checked.h"
 #include "model/architecture.h"
+#include "model/convert_change.h"
 #include "model/convert_heads.h"
 #include "model/gguf_write.h"
 #include "number/format.h"
@@ -52,7 +53,9 @@ static const struct rotary_row {
 typedef struct job {
     linnet_context *context;
     const linnet_file *file;
-    ln_heads *heads; /* where key-value heads are merged */
+    const ln_architecture *architecture; /* NULL: not known */
+    ln_heads *heads;                     /* where key-value heads are merged */
+    ln_changes changes;                  /* what is written */
     const struct target_row *target;
     linnet_convert_settings settings;
     ln_gguf_writer writer;
@@ -67,6 +70,7 @@ typedef struct job {
 typedef struct plan {
     job *work;
     const linnet_tensor_info *source;
+    const ln_change *change;
     const ln_format *from, *to;
     int64_t row, rows;     /* values of a row */
     int64_t head, rotated; /* rows of a head, rows of it in rotary order; head 0: none */
@@ -87,8 +91,9 @@ static const struct target_row *find_target(linnet_type type) {
 }
 
 /* In the names of what is no matrix of a large product, or decides which of them are made. */
-static const char *const kept[] = {"ffn_gate_inp.", "conv1d.",    "conv.weight", "time_mix_first", "time_mix_lerp",
-                                   "time_mix_w",    "time_mix_a", "time_mix_v",  "time_mix_g",     "time_mix_r_k"};
+static const char *const kept[] = {"_norm.",         "ffn_gate_inp.", "conv1d.",     "conv.weight",
+                                   "time_mix_first", "time_mix_lerp", "time_mix_w",  "time_mix_a",
+                                   "time_mix_v",     "time_mix_g",    "time_mix_r_k"};
 
 static bool stays_f32(const linnet_tensor_info *tensor) {
     const char *dot = strrchr(tensor->name, '.');
@@ -137,7 +142,7 @@ static linnet_status plan_rotary(plan *p) {
 }
 
 static int64_t source_row(const plan *p, int64_t row) {
-    if (p->head == 0) return row;
+    if (p->head == 0) return ln_change_row(p->change, row);
     const int64_t in_head = row % p->head;
     if (in_head >= p->rotated) return row;
     return row - in_head + in_head % 2 * (p->rotated / 2) + in_head / 2;
@@ -170,11 +175,13 @@ static void convert_piece(void *argument, int64_t task, int worker) {
     for (int64_t i = 0; i < part.rows; i++) {
         const unsigned char *from =
             (const unsigned char *)p->source->data + (size_t)source_row(p, part.row + i) * from_row + from_column;
-        if (p->from == p->to) {
+        const float factor = ln_change_factor(p->change, part.row + i);
+        if (p->from == p->to && factor == 1) {
             memcpy(blocks + (size_t)i * to_row, from, to_row);
             continue;
         }
         p->from->decode(from, values, part.columns);
+        for (int64_t k = 0; k < part.columns && factor != 1; k++) values[k] *= factor;
         p->to->encode(values, blocks + (size_t)i * to_row, part.columns);
         if (p->to == ln_format_of(LINNET_F16))
             for (int64_t k = 0; k < part.columns; k++) {
@@ -185,10 +192,11 @@ static void convert_piece(void *argument, int64_t task, int worker) {
     }
 }
 
-static linnet_status plan_tensor(job *work, const linnet_tensor_info *tensor, plan *p) {
+static linnet_status plan_tensor(job *work, const linnet_tensor_info *tensor, const ln_change *change, plan *p) {
     memset(p, 0, sizeof *p);
     p->work = work;
     p->source = tensor;
+    p->change = change;
     p->from = ln_format_of(tensor->type);
     p->to = ln_format_of(target_type(work, tensor));
     p->row = tensor->size[0];
@@ -200,9 +208,9 @@ static linnet_status plan_tensor(job *work, const linnet_tensor_info *tensor, pl
     return status;
 }
 
-static linnet_status write_tensor(job *work, const linnet_tensor_info *tensor) {
+static linnet_status write_tensor(job *work, const linnet_tensor_info *tensor, const ln_change *change) {
     plan p;
-    linnet_status status = plan_tensor(work, tensor, &p);
+    linnet_status status = plan_tensor(work, tensor, change, &p);
     if (status != LINNET_OK) return status;
     const int64_t batch = (int64_t)ln_team_size(work->context->team) * PIECES_PER_THREAD;
     for (p.first = 0; p.first < p.pieces; p.first += batch) {
@@ -278,7 +286,8 @@ static linnet_status collect_keys(job *work) {
     }
     /* ln_tokenizer_keys carries the files of the tokenizer itself where GGUF's keys are not enough. */
     for (int64_t i = 0; i < file->key_count; i++)
-        if (!tokenizer_said || strncmp(file->keys[i].name, "tokenizer.huggingface.", 22) != 0)
+        if ((!tokenizer_said || strncmp(file->keys[i].name, "tokenizer.huggingface.", 22) != 0) &&
+            !ln_changes_spend(&work->changes, &file->keys[i]))
             ln_write_key(keys, &file->keys[i]);
     return ln_key_writer_status(keys);
 }
@@ -286,6 +295,7 @@ static linnet_status collect_keys(job *work) {
 static linnet_status check_source(job *work) {
     const ln_text name = ln_key_text(ln_file_key(work->file, "general.architecture"), 0);
     const ln_architecture *architecture = name.data ? ln_architecture_find(name.data, name.bytes) : NULL;
+    work->architecture = architecture;
     work->interleaves = work->file->huggingface && architecture && architecture->traits & LN_ROPE_INTERLEAVED;
     if (!name.data)
         return FAIL(work->context, UNSUPPORTED,
@@ -300,13 +310,12 @@ static linnet_status check_source(job *work) {
 }
 
 static linnet_status write_file(job *work, const char *path) {
-    const linnet_file *file = work->file;
     const uint64_t threads = (uint64_t)ln_team_size(work->context->team);
     linnet_status status = collect_keys(work);
     if (status != LINNET_OK) return status;
-    for (int64_t i = 0; i < file->tensor_count; i++) {
-        linnet_tensor_info tensor = file->tensors[i];
-        if (work->heads) ln_heads_changes(work->heads, &file->tensors[i], &tensor);
+    for (int64_t i = 0; i < work->changes.count; i++) {
+        linnet_tensor_info tensor = work->changes.list[i].tensor;
+        if (work->heads) ln_heads_changes(work->heads, &work->changes.list[i].tensor, &tensor);
         const linnet_type type = target_type(work, &tensor);
         ln_gguf_add_tensor(&work->writer, tensor.name, type, tensor.dimensions, tensor.size,
                            target_bytes(type, &tensor));
@@ -318,11 +327,12 @@ static linnet_status write_file(job *work, const char *path) {
     status = ln_output_open(work->context, path, &work->output);
     if (status != LINNET_OK) return status;
     status = ln_gguf_write_head(&work->writer, &work->output);
-    for (int64_t i = 0; i < file->tensor_count && status == LINNET_OK && !work->output.error; i++) {
-        linnet_tensor_info tensor = file->tensors[i];
-        if (work->heads && ln_heads_changes(work->heads, &file->tensors[i], &tensor))
+    for (int64_t i = 0; i < work->changes.count && status == LINNET_OK && !work->output.error; i++) {
+        const ln_change *change = &work->changes.list[i];
+        linnet_tensor_info tensor = change->tensor;
+        if (work->heads && ln_heads_changes(work->heads, &change->tensor, &tensor))
             status = ln_heads_make(work->heads, &tensor);
-        if (status == LINNET_OK) status = write_tensor(work, &tensor);
+        if (status == LINNET_OK) status = write_tensor(work, &tensor, change);
     }
     const linnet_status closed = ln_output_close(&work->output, status == LINNET_OK);
     return status == LINNET_OK ? closed : status;
@@ -334,7 +344,7 @@ linnet_convert_settings linnet_convert_settings_default(void) {
 
 linnet_status linnet_convert(linnet_context *context, const char *source, const char *output,
                              const linnet_convert_settings *settings) {
-    job work = {.context = context, .settings = linnet_convert_settings_default()};
+    job work = {.context = context, .settings = linnet_convert_settings_default(), .changes = {.context = context}};
     if (settings)
         memcpy(&work.settings, settings, settings->size < sizeof work.settings ? settings->size : sizeof work.settings);
     const linnet_type type = work.settings.type;
@@ -348,10 +358,12 @@ linnet_status linnet_convert(linnet_context *context, const char *source, const 
     work.file = file;
     work.writer = ln_gguf_writer_open(context);
     status = check_source(&work);
+    if (status == LINNET_OK) status = ln_changes_open(context, file, work.architecture, &work.changes);
     if (status == LINNET_OK && work.settings.key_value_heads != 0)
         status = ln_heads_open(context, source, &work.settings, &work.heads);
     if (status == LINNET_OK) status = write_file(&work, output);
     ln_heads_close(work.heads);
+    ln_changes_close(&work.changes);
     ln_release(context, work.values);
     ln_release(context, work.blocks);
     ln_gguf_writer_close(&work.writer);

@@ -44,6 +44,8 @@ static const struct default_row {
     {"smollm3", "rope_theta", 2000000},
     {"smollm3", "use_sliding_window", 0},
     {"smollm3", "no_rope_layer_interval", 4},
+    {"mamba", "tie_word_embeddings", 1},
+    {"bamba", "partial_rotary_factor", 0.5},
     {"gemma", "tie_word_embeddings", 1},
     {"gemma2", "tie_word_embeddings", 1},
     {"gemma3", "tie_word_embeddings", 1},
@@ -176,6 +178,8 @@ linnet_status ln_config_open(linnet_file *file, const char *path, const json_t *
         !ln_printable(config->model_type, strlen(config->model_type)))
         return BAD(config, "%s has no \"model_type\"; add the one that the model's page names", path);
     config->architecture = ln_architecture_of_model_type(config->model_type, strlen(config->model_type));
+    if (config->architecture && config->architecture->choose)
+        config->architecture = config->architecture->choose(config);
     if (json_is_object(json_object_get(root, "quantization_config")))
         return UNSUPPORTED(
             config,

@@ -49,6 +49,7 @@ static bool layer_slides(const linnet_model *model, int64_t i) {
 }
 
 static bool layer_rotates(const linnet_model *model, int64_t i) {
+    if (model->rope.size == 0) return false;
     const ln_key *pattern = ln_file_key_of(model->file, "attention.rope_pattern");
     if (pattern && pattern->array) return ln_key_integer(pattern, (uint64_t)i, 1) != 0;
     const int period = model->architecture->no_rope_period;

@@ -13,7 +13,9 @@ linnet_status ln_feed_forward_take_as(linnet_model *model, int64_t i, const char
     snprintf(gate, sizeof gate, "ffn_gate%.20s.weight", suffix);
     snprintf(up, sizeof up, "ffn_up%.20s.weight", suffix);
     snprintf(down, sizeof down, "ffn_down%.20s.weight", suffix);
-    *made = (ln_feed_forward_weights){.columns = columns, .activation = model->architecture->activation};
+    *made = (ln_feed_forward_weights){.columns = columns,
+                                      .gate_scale = (float)ln_take_number(model, "feed_forward.gate_scale", -1, 1),
+                                      .activation = model->architecture->activation};
     if (ln_take_find(model, i, gate)) {
         LN_TRY(ln_take_matrix(model, i, gate, columns, width, &made->gate));
         LN_TRY(ln_take_matrix(model, i, up, columns, width, &made->up));
@@ -78,6 +80,7 @@ typedef struct rows {
     float *gate;
     const float *up;
     int64_t gate_stride, up_stride, columns;
+    float gate_scale;
 } rows;
 
 static void activate_row(void *argument, int64_t token, int worker) {
@@ -94,8 +97,14 @@ static void activate_row(void *argument, int64_t token, int worker) {
 
 void ln_feed_forward_activate(const linnet_model *model, ln_nonlinearity activation, float *gate, int64_t gate_stride,
                               const float *up, int64_t up_stride, int64_t columns, int64_t tokens) {
-    rows r = {model, activation, gate, up, gate_stride, up_stride, columns};
+    rows r = {model, activation, gate, up, gate_stride, up_stride, columns, 1};
     ln_parallel(model->context->team, tokens, activate_row, &r);
+}
+
+static void scale_row(void *argument, int64_t token, int worker) {
+    (void)worker;
+    const rows *r = argument;
+    r->model->kernels.vector.scale(r->gate + token * r->gate_stride, r->gate_scale, r->columns);
 }
 
 /* Where a slice lies. */
@@ -113,6 +122,12 @@ static void run_gates(ln_forward *forward, const ln_feed_forward_weights *w, con
                         up = ln_matrix_rows(&w->up, first + done, columns);
         const ln_product gates[] = {{&gate, at->gate + done, at->slice}, {&up, at->up, at->step}};
         ln_part_multiply(forward, gates, 2, forward->h, tokens);
+        rows r = {.model = forward->model,
+                  .gate = at->gate + done,
+                  .gate_stride = at->slice,
+                  .columns = columns,
+                  .gate_scale = w->gate_scale};
+        if (w->gate_scale != 1) ln_parallel(forward->model->context->team, tokens, scale_row, &r);
         ln_feed_forward_activate(forward->model, w->activation, at->gate + done, at->slice, at->up, at->step, columns,
                                  tokens);
     }

@@ -12,6 +12,7 @@
 typedef struct ln_feed_forward_weights {
     ln_matrix gate, up, down;
     int64_t columns;
+    float gate_scale; /* of G h */
     ln_nonlinearity activation;
 } ln_feed_forward_weights;
 

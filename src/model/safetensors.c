@@ -33,6 +33,37 @@ static const dtype_row dtypes[] = {
 
 /* ---- JSON ---- */
 
+/* Python writes the word Infinity where JSON has no number: "null    " in a copy of such a text, so that places in
+ * errors stay. NULL: no memory. */
+static char *without_infinities(linnet_context *context, const char *text, size_t bytes) {
+    static const char word[] = "Infinity", none[] = "null    ";
+    const size_t length = sizeof word - 1;
+    char *copy = ln_allocate(context, bytes, 1, "JSON text");
+    bool quoted = false;
+    for (size_t i = 0; copy && i < bytes; i++) {
+        copy[i] = text[i];
+        if (text[i] == '"') quoted = !quoted;
+        if (quoted && text[i] == '\\' && i + 1 < bytes) {
+            i++;
+            copy[i] = text[i];
+        } else if (!quoted && bytes - i >= length && memcmp(text + i, word, length) == 0) {
+            if (i > 0 && copy[i - 1] == '-') copy[i - 1] = ' ';
+            memcpy(copy + i, none, length);
+            i += length - 1;
+        }
+    }
+    return copy;
+}
+
+static json_t *parse(linnet_context *context, const char *text, size_t bytes, size_t flags, json_error_t *error) {
+    json_t *root = json_loadb(text, bytes, flags, error);
+    if (root || !memmem(text, bytes, "Infinity", 8)) return root;
+    char *copy = without_infinities(context, text, bytes);
+    if (copy) root = json_loadb(copy, bytes, flags, error);
+    ln_release(context, copy);
+    return root;
+}
+
 linnet_status ln_json_open(linnet_context *context, const char *path, const void *text, uint64_t bytes, bool exact,
                            ln_json *json) {
     /* jansson takes some ten times the text's bytes, through malloc. */
@@ -44,8 +75,8 @@ linnet_status ln_json_open(linnet_context *context, const char *path, const void
     if (!ln_account(context, bytes * BYTES_PER_CHARACTER, "JSON text")) return LINNET_ERROR_MEMORY;
     json->accounted = bytes * BYTES_PER_CHARACTER;
     json_error_t error;
-    json->root =
-        json_loadb(text, (size_t)bytes, JSON_REJECT_DUPLICATES | (exact ? 0 : JSON_DECODE_INT_AS_REAL), &error);
+    const size_t flags = JSON_REJECT_DUPLICATES | (exact ? 0 : (size_t)JSON_DECODE_INT_AS_REAL);
+    json->root = parse(context, text, (size_t)bytes, flags, &error);
     linnet_status status = LINNET_OK;
     if (!json->root)
         status = ln_fail(context, LINNET_ERROR_FORMAT, "%s: the JSON is damaged in line %d, column %d: %s", path,

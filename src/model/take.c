@@ -82,6 +82,7 @@ linnet_status ln_take_matrix(linnet_model *model, int64_t layer, const char *nam
 linnet_status ln_take_norm(linnet_model *model, int64_t layer, const char *name, bool required, ln_norm *norm) {
     char full[64];
     snprintf(full, sizeof full, "%.50s.weight", name);
+    if (!ln_take_find(model, layer, full) && ln_take_find(model, layer, name)) full[strlen(full) - 7] = 0;
     LN_TRY(ln_take_vector(model, layer, full, model->hyper.width, required, &norm->weight));
     snprintf(full, sizeof full, "%.50s.bias", name);
     return norm->weight ? ln_take_vector(model, layer, full, model->hyper.width, false, &norm->bias) : LINNET_OK;

@@ -27,7 +27,8 @@ linnet_status ln_take_matrix(linnet_model *model, int64_t layer, const char *nam
 /* Rows first .. first + rows - 1 of a matrix that has `total` rows. */
 linnet_status ln_take_rows(linnet_model *model, int64_t layer, const char *name, int64_t first, int64_t rows,
                            int64_t total, int64_t columns, ln_matrix *matrix);
-/* NAME.weight [width of the model] and, where the file has it, NAME.bias, with which the mean is taken off. */
+/* NAME.weight, or NAME alone, [width of the model] and, where the file has it, NAME.bias, with which the mean is taken
+ * off. */
 linnet_status ln_take_norm(linnet_model *model, int64_t layer, const char *name, bool required, ln_norm *norm);
 /* The key ARCHITECTURE.suffix: one value for all layers, or an array with a value for each. */
 int64_t ln_take_integer(const linnet_model *model, const char *suffix, int64_t layer, int64_t fallback);
