@@ -17,4 +17,5 @@ void ln_kernels_choose(unsigned cpu, ln_kernels *kernels) {
     ln_tile_choose(cpu, &kernels->tile);
     ln_cell_choose(cpu, &kernels->cell);
     ln_delta_choose(cpu, &kernels->delta);
+    ln_fft_choose(cpu, &kernels->fft);
 }

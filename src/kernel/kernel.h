@@ -6,6 +6,7 @@
 #include "kernel/attend.h"
 #include "kernel/cell.h"
 #include "kernel/delta.h"
+#include "kernel/fft.h"
 #include "kernel/matmul_kernels.h"
 #include "kernel/scan.h"
 #include "kernel/softmax.h"
@@ -23,6 +24,7 @@ struct ln_kernels {
     ln_tile_kernels tile;
     ln_cell_kernels cell;
     ln_delta_kernels delta;
+    ln_fft_kernels fft;
 };
 
 void ln_kernels_choose(unsigned cpu, ln_kernels *kernels);
