@@ -165,35 +165,47 @@ static void correlate(float *sum, const float *x, const float *y, int64_t n) {
             put(sum + j + h, plus(get(sum + j + h), times_conjugate(get(x + j + h), get(y + j + h))));
 }
 
-enum { TOGETHER = 4 }; /* tokens whose sums are in registers */
+enum {
+    TOGETHER = 4, /* tokens whose sums are in registers */
+    TAPS = 256    /* summed before they are added to y: errors of long sums stay small */
+};
 
-static void slide(float *y, const float *x, int64_t x_stride, const float *filter, int64_t filter_stride,
-                  int64_t tokens, int64_t taps) {
+static void slide_part(float *y, const float *x, int64_t x_stride, const float *filter, int64_t filter_stride,
+                       int64_t tokens, int64_t taps) {
     for (int h = 0; h < LANES; h += W) {
         int64_t t = 0;
         for (; t + TOGETHER <= tokens; t += TOGETHER) {
             const float *at = x + t * x_stride + h;
             lanes sum[TOGETHER];
-            for (int i = 0; i < TOGETHER; i++) sum[i] = load(y + (t + i) * LANES + h);
+            for (int i = 0; i < TOGETHER; i++) sum[i] = splat(0);
             for (int64_t j = 0; j < taps; j++) {
                 const lanes f = load(filter + j * filter_stride + h);
                 for (int i = 0; i < TOGETHER; i++) sum[i] = multiply_add(f, load(at + (i - j) * x_stride), sum[i]);
             }
-            for (int i = 0; i < TOGETHER; i++) store(y + (t + i) * LANES + h, sum[i]);
+            for (int i = 0; i < TOGETHER; i++) {
+                float *to = y + (t + i) * LANES + h;
+                store(to, add(load(to), sum[i]));
+            }
         }
         for (; t < tokens; t++) {
-            lanes sum = load(y + t * LANES + h), other = splat(0); /* two chains of sums */
+            const float *at = x + t * x_stride + h;
+            lanes sum = splat(0), other = splat(0); /* two chains */
             int64_t j = 0;
             for (; j + 2 <= taps; j += 2) {
-                sum = multiply_add(load(filter + j * filter_stride + h), load(x + (t - j) * x_stride + h), sum);
-                other = multiply_add(load(filter + (j + 1) * filter_stride + h), load(x + (t - j - 1) * x_stride + h),
-                                     other);
+                sum = multiply_add(load(filter + j * filter_stride + h), load(at - j * x_stride), sum);
+                other = multiply_add(load(filter + (j + 1) * filter_stride + h), load(at - (j + 1) * x_stride), other);
             }
-            if (j < taps)
-                sum = multiply_add(load(filter + j * filter_stride + h), load(x + (t - j) * x_stride + h), sum);
-            store(y + t * LANES + h, add(sum, other));
+            if (j < taps) sum = multiply_add(load(filter + j * filter_stride + h), load(at - j * x_stride), sum);
+            store(y + t * LANES + h, add(load(y + t * LANES + h), add(sum, other)));
         }
     }
+}
+
+static void slide(float *y, const float *x, int64_t x_stride, const float *filter, int64_t filter_stride,
+                  int64_t tokens, int64_t taps) {
+    for (int64_t j = 0; j < taps; j += TAPS)
+        slide_part(y, x - j * x_stride, x_stride, filter + j * filter_stride, filter_stride, tokens,
+                   taps - j < TAPS ? taps - j : TAPS);
 }
 
 LN_FFT_SET {

@@ -273,10 +273,10 @@ static int64_t history(const strips *p) {
     return p->c->way.taps - 1;
 }
 
-static void filter_source(const void *argument, int64_t first, int64_t stride, int64_t count, float *rows) {
+static void filter_source(const void *argument, int64_t first, int64_t count, float *rows, int64_t gap) {
     const strips *p = argument;
     const float share = 1 / (float)p->c->wave.points;
-    for (int64_t at = first; count > 0; count--, at += stride, rows += POINT) {
+    for (int64_t at = first; count > 0; count--, at++, rows += gap) {
         ln_strip_zero(rows);
         if (at >= p->c->way.taps) continue;
         filter_at(p, at, rows);
@@ -284,15 +284,15 @@ static void filter_source(const void *argument, int64_t first, int64_t stride, i
     }
 }
 
-static void signal_source(const void *argument, int64_t first, int64_t stride, int64_t count, float *rows) {
+static void signal_source(const void *argument, int64_t first, int64_t count, float *rows, int64_t gap) {
     const strips *p = argument;
-    for (int64_t step = first + p->origin - history(p); count > 0; count--, step += stride, rows += POINT)
+    for (int64_t step = first + p->origin - history(p); count > 0; count--, step++, rows += gap)
         signal_at(p, step, rows);
 }
 
-static void error_source(const void *argument, int64_t first, int64_t stride, int64_t count, float *rows) {
+static void error_source(const void *argument, int64_t first, int64_t count, float *rows, int64_t gap) {
     const strips *p = argument;
-    for (int64_t step = first + p->origin - history(p); count > 0; count--, step += stride, rows += POINT)
+    for (int64_t step = first + p->origin - history(p); count > 0; count--, step++, rows += gap)
         if (step >= p->origin && step < p->count)
             error_at(p, step, rows);
         else
@@ -314,20 +314,20 @@ static void give_output(const strips *p, int64_t step, float *y) {
     ln_strip_store(&p->output, token_of(p, step), y);
 }
 
-static void output_sink(const void *argument, int64_t first, int64_t stride, int64_t count, const float *rows) {
+static void output_sink(const void *argument, int64_t first, int64_t count, const float *rows, int64_t gap) {
     const strips *p = argument;
     float y[LANES];
-    for (int64_t step = first + p->origin - history(p); count > 0; count--, step += stride, rows += POINT)
+    for (int64_t step = first + p->origin - history(p); count > 0; count--, step++, rows += gap)
         if (step >= p->origin && step < p->count) {
             memcpy(y, rows, sizeof y);
             give_output(p, step, y);
         }
 }
 
-static void gate_sink(const void *argument, int64_t first, int64_t stride, int64_t count, const float *rows) {
+static void gate_sink(const void *argument, int64_t first, int64_t count, const float *rows, int64_t gap) {
     const strips *p = argument;
     float y[LANES], dy[LANES];
-    for (int64_t step = first + p->origin - history(p); count > 0; count--, step += stride, rows += POINT)
+    for (int64_t step = first + p->origin - history(p); count > 0; count--, step++, rows += gap)
         if (step >= p->origin && step < p->count) {
             memcpy(y, rows, sizeof y);
             add_skip(p, step, y);
@@ -358,13 +358,12 @@ static void give_signal_gradient(const strips *p, int64_t step, const float *dv)
     }
 }
 
-static void signal_gradient_sink(const void *argument, int64_t first, int64_t stride, int64_t count,
-                                 const float *rows) {
+static void signal_gradient_sink(const void *argument, int64_t first, int64_t count, const float *rows, int64_t gap) {
     const strips *p = argument;
     float dv[LANES], skip[LANES], e[LANES];
     const bool skips = p->input[LN_CONVOLUTION_SKIP].data != NULL;
     if (skips) ln_strip_load(&p->input[LN_CONVOLUTION_SKIP], 0, skip);
-    for (int64_t step = first + p->origin - history(p); count > 0; count--, step += stride, rows += POINT) {
+    for (int64_t step = first + p->origin - history(p); count > 0; count--, step++, rows += gap) {
         if (step >= p->count) return;
         memcpy(dv, rows, sizeof dv);
         if (skips && step >= p->origin) {
@@ -375,12 +374,11 @@ static void signal_gradient_sink(const void *argument, int64_t first, int64_t st
     }
 }
 
-static void filter_gradient_sink(const void *argument, int64_t first, int64_t stride, int64_t count,
-                                 const float *rows) {
+static void filter_gradient_sink(const void *argument, int64_t first, int64_t count, const float *rows, int64_t gap) {
     const strips *p = argument;
     const float share = 1 / (float)p->c->wave.points;
     float g[LANES];
-    for (int64_t at = first; count > 0 && at < p->c->way.taps; count--, at += stride, rows += POINT) {
+    for (int64_t at = first; count > 0 && at < p->c->way.taps; count--, at++, rows += gap) {
         for (int i = 0; i < LANES; i++) g[i] = rows[i] * share;
         if (p->gradient[LN_CONVOLUTION_FILTER].data) ln_strip_store(&p->gradient[LN_CONVOLUTION_FILTER], at, g);
         /* sum e[t] v[t] is what tap 0 and skip have in common */

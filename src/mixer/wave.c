@@ -7,6 +7,8 @@
 
 #include <string.h>
 
+enum { COLUMN_BYTES = 1 << 19 };
+
 void ln_wave_open(ln_wave *wave, ln_carver *carver, const ln_kernels *kernels, ln_team *team, int threads, int levels,
                   bool fill) {
     int row_levels = levels <= LN_WAVE_ALONE ? 0 : levels / 2;
@@ -17,8 +19,13 @@ void ln_wave_open(ln_wave *wave, ln_carver *carver, const ln_kernels *kernels, l
                       .column_levels = levels - row_levels,
                       .points = (int64_t)1 << levels};
     float *roots = ln_carve(carver, (uint64_t)ln_fft_floats(levels), sizeof *roots);
-    if (row_levels)
-        wave->columns = ln_carve(carver, ((uint64_t)threads << wave->column_levels) * LN_FFT_POINT, sizeof(float));
+    wave->together = 1;
+    if (row_levels) {
+        while (wave->together < 8 && (wave->together * 2 * LN_FFT_POINT * 4 << wave->column_levels) <= COLUMN_BYTES)
+            wave->together *= 2;
+        wave->columns =
+            ln_carve(carver, (uint64_t)(threads * wave->together) << wave->column_levels, LN_FFT_POINT * sizeof(float));
+    }
     if (carver->base) ln_fft_open(&wave->fft, levels, roots, fill);
 }
 
@@ -38,46 +45,80 @@ static void each(const ln_wave *wave, int64_t tasks, ln_task run, void *argument
         for (int64_t task = 0; task < tasks; task++) run(argument, task, 0);
 }
 
-static float *column_of(const columns *c, int worker) {
-    const ln_wave *w = c->wave;
-    return w->column_levels == w->levels ? c->x : w->columns + ((int64_t)worker << w->column_levels) * LN_FFT_POINT;
+/* Points of one column, between columns, and tasks. */
+static int64_t length_of(const ln_wave *w) {
+    return (int64_t)1 << w->column_levels;
+}
+static int64_t tasks_of(const ln_wave *w) {
+    return (w->points >> w->column_levels) / w->together;
+}
+static float *columns_of(const ln_wave *w, int worker) {
+    return w->columns + (worker * w->together << w->column_levels) * LN_FFT_POINT;
 }
 
-static void down_column(void *argument, int64_t task, int worker) {
-    const columns *c = argument;
-    const ln_wave *w = c->wave;
-    const int64_t count = (int64_t)1 << w->column_levels, stride = w->points >> w->column_levels;
-    float *column = column_of(c, worker);
-    c->source(c->argument, task, stride, count, column);
-    if (c->high)
-        c->source(c->argument, task + w->points, stride, count, column + LN_FFT_LANES);
-    else
-        for (int64_t j = 0; j < count; j++) memset(column + j * LN_FFT_POINT + LN_FFT_LANES, 0, 64);
-    w->kernels->down(&w->fft, column, 0, 0, w->column_levels);
-    for (int64_t j = 0; column != c->x && j < count; j++)
-        memcpy(c->x + (j * stride + task) * LN_FFT_POINT, column + j * LN_FFT_POINT, LN_FFT_POINT * sizeof(float));
+static void clear_high(float *points, int64_t count) {
+    for (int64_t j = 0; j < count; j++) memset(points + j * LN_FFT_POINT + LN_FFT_LANES, 0, 64);
 }
 
-static void up_column(void *argument, int64_t task, int worker) {
+static void down_columns(void *argument, int64_t task, int worker) {
     const columns *c = argument;
     const ln_wave *w = c->wave;
-    const int64_t count = (int64_t)1 << w->column_levels, stride = w->points >> w->column_levels;
-    float *column = column_of(c, worker);
-    for (int64_t j = 0; column != c->x && j < count; j++)
-        memcpy(column + j * LN_FFT_POINT, c->x + (j * stride + task) * LN_FFT_POINT, LN_FFT_POINT * sizeof(float));
-    w->kernels->up(&w->fft, column, 0, 0, w->column_levels);
-    c->sink(c->argument, task, stride, count, column);
-    c->sink(c->argument, task + w->points, stride, count, column + LN_FFT_LANES);
+    const int64_t length = length_of(w), stride = w->points >> w->column_levels, gap = length * LN_FFT_POINT;
+    float *local = columns_of(w, worker);
+    for (int64_t j = 0; j < length; j++) {
+        const int64_t first = j * stride + task * w->together;
+        c->source(c->argument, first, w->together, local + j * LN_FFT_POINT, gap);
+        if (c->high)
+            c->source(c->argument, first + w->points, w->together, local + j * LN_FFT_POINT + LN_FFT_LANES, gap);
+    }
+    if (!c->high) clear_high(local, w->together * length);
+    for (int64_t i = 0; i < w->together; i++) w->kernels->down(&w->fft, local + i * gap, 0, 0, w->column_levels);
+    for (int64_t j = 0; j < length; j++)
+        for (int64_t i = 0; i < w->together; i++)
+            memcpy(c->x + (j * stride + task * w->together + i) * LN_FFT_POINT, local + i * gap + j * LN_FFT_POINT,
+                   LN_FFT_POINT * sizeof(float));
+}
+
+static void up_columns(void *argument, int64_t task, int worker) {
+    const columns *c = argument;
+    const ln_wave *w = c->wave;
+    const int64_t length = length_of(w), stride = w->points >> w->column_levels, gap = length * LN_FFT_POINT;
+    float *local = columns_of(w, worker);
+    for (int64_t j = 0; j < length; j++)
+        for (int64_t i = 0; i < w->together; i++)
+            memcpy(local + i * gap + j * LN_FFT_POINT, c->x + (j * stride + task * w->together + i) * LN_FFT_POINT,
+                   LN_FFT_POINT * sizeof(float));
+    for (int64_t i = 0; i < w->together; i++) w->kernels->up(&w->fft, local + i * gap, 0, 0, w->column_levels);
+    for (int64_t j = 0; j < length; j++) {
+        const int64_t first = j * stride + task * w->together;
+        c->sink(c->argument, first, w->together, local + j * LN_FFT_POINT, gap);
+        c->sink(c->argument, first + w->points, w->together, local + j * LN_FFT_POINT + LN_FFT_LANES, gap);
+    }
 }
 
 void ln_wave_down_columns(const ln_wave *wave, float *x, ln_wave_source source, const void *argument, bool high) {
     columns c = {.wave = wave, .x = x, .source = source, .argument = argument, .high = high};
-    each(wave, wave->points >> wave->column_levels, down_column, &c);
+    if (wave->columns) {
+        each(wave, tasks_of(wave), down_columns, &c);
+        return;
+    }
+    source(argument, 0, wave->points, x, LN_FFT_POINT);
+    if (high)
+        source(argument, wave->points, wave->points, x + LN_FFT_LANES, LN_FFT_POINT);
+    else
+        clear_high(x, wave->points);
+    wave->kernels->down(&wave->fft, x, 0, 0, wave->levels);
 }
 
 void ln_wave_up_columns(const ln_wave *wave, float *x, ln_wave_sink sink, const void *argument) {
     columns c = {.wave = wave, .x = x, .sink = sink, .argument = argument};
-    each(wave, wave->points >> wave->column_levels, up_column, &c);
+    if (wave->columns) {
+        each(wave, tasks_of(wave), up_columns, &c);
+        return;
+    }
+    wave->kernels->up(&wave->fft, x, 0, 0, wave->levels);
+    sink(argument, 0, wave->points, x, LN_FFT_POINT);
+    sink(argument, wave->points, wave->points, x + LN_FFT_LANES, LN_FFT_POINT);
 }
 
 typedef struct rows {
@@ -95,7 +136,7 @@ static void run_row(void *argument, int64_t task, int worker) {
 
 void ln_wave_each_row(const ln_wave *wave, ln_wave_rows work, void *argument) {
     rows r = {wave, work, argument};
-    if (wave->column_levels == wave->levels) /* rows of one point each */
+    if (!wave->columns) /* rows of one point each */
         work(wave, argument, 0, wave->points, wave->levels, 0);
     else
         each(wave, (int64_t)1 << wave->column_levels, run_row, &r);

@@ -10,9 +10,9 @@
 #include "kernel/kernel.h"
 #include "mixer/carve.h"
 
-/* count rows of 16 reals, LN_FFT_POINT floats apart, of positions first, first + stride, ... */
-typedef void (*ln_wave_source)(const void *argument, int64_t first, int64_t stride, int64_t count, float *rows);
-typedef void (*ln_wave_sink)(const void *argument, int64_t first, int64_t stride, int64_t count, const float *rows);
+/* `count` rows of 16 reals, `gap` floats apart, of positions from `first` on. */
+typedef void (*ln_wave_source)(const void *argument, int64_t first, int64_t count, float *rows, int64_t gap);
+typedef void (*ln_wave_sink)(const void *argument, int64_t first, int64_t count, const float *rows, int64_t gap);
 
 typedef struct ln_wave {
     const ln_fft_kernels *kernels;
@@ -20,7 +20,8 @@ typedef struct ln_wave {
     ln_fft fft;
     int levels, column_levels;
     int64_t points;
-    float *columns; /* [workers] of 2^column_levels points; unused with one column */
+    int64_t together; /* columns a task takes */
+    float *columns;   /* [workers][together] of 2^column_levels points; unused with one column */
 } ln_wave;
 
 enum { LN_WAVE_ALONE = 12 }; /* levels up to which there is one column */
