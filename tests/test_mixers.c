@@ -22,17 +22,19 @@
 #include "number/format.h"
 
 typedef struct family {
-    const char *core;
+    const char *part, *core; /* part: the rows of one test */
     const ln_mixer *rows;
     const mixer_oracle *oracles;
 } family;
 
-static const family families[] = {{"outer", ln_rows_outer, oracle_outer}, {"outer", ln_rows_linear, oracle_linear},
-                                  {"delta", ln_rows_delta, oracle_delta}, {"scan", ln_rows_scan, oracle_scan},
-                                  {"cell", ln_rows_cell, oracle_cell},    {"learner", ln_rows_learner, oracle_learner},
-                                  {"wave", ln_rows_wave, oracle_wave}};
+static const family families[] = {
+    {"outer", "outer", ln_rows_outer, oracle_outer}, {"linear", "outer", ln_rows_linear, oracle_linear},
+    {"gated", "outer", ln_rows_gated, oracle_gated}, {"routed", "outer", ln_rows_routed, oracle_routed},
+    {"delta", "delta", ln_rows_delta, oracle_delta}, {"scan", "scan", ln_rows_scan, oracle_scan},
+    {"cell", "cell", ln_rows_cell, oracle_cell},     {"learner", "learner", ln_rows_learner, oracle_learner},
+    {"wave", "wave", ln_rows_wave, oracle_wave}};
 
-static const char *only_core, *only_row;
+static const char *only_part, *only_row;
 
 /* ---- a case: settings, inputs, what the oracle says ---- */
 
@@ -172,8 +174,9 @@ static bool open_case(const mixer_oracle *oracle, linnet_mixer_settings s, int e
     c->state_out = take(floats);
     c->output = take(outputs);
     for (int64_t n = 0; state && !oracle->opaque_state && n < floats; n++)
-        c->state_in[n] = (double)(float)(0.3 * ln_random_normal(&random));
+        c->state_in[n] = 0.3 * ln_random_normal(&random);
     if (state && oracle->fill) oracle->fill(&c->s, "state", c->state_in, floats, extreme);
+    for (int64_t n = 0; n < floats; n++) c->state_in[n] = (double)(float)c->state_in[n];
     return true;
 }
 
@@ -733,7 +736,7 @@ static const part parts[] = {{"lengths", check_lengths}, {"levels", check_levels
 static void rows_are_right(void **state) {
     (void)state;
     for (size_t f = 0; f < sizeof families / sizeof *families; f++) {
-        if (only_core && strcmp(only_core, families[f].core) != 0) continue;
+        if (only_part && strcmp(only_part, families[f].part) != 0) continue;
         for (const mixer_oracle *o = families[f].oracles; o->name; o++) {
             if (only_row && strcmp(only_row, o->name) != 0) continue;
             for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
@@ -750,7 +753,7 @@ static void every_row_has_an_oracle(void **state) {
         for (const ln_mixer *m = families[f].rows; m->name; m++) {
             bool found = false;
             for (const mixer_oracle *o = families[f].oracles; o->name; o++) found |= strcmp(o->name, m->name) == 0;
-            if (!found) fail_msg("%s has no oracle in tests/oracle_%s.c", m->name, families[f].core);
+            if (!found) fail_msg("%s has no oracle in tests/oracle_%s.c", m->name, families[f].part);
             assert_ptr_equal(ln_mixer_find(m->name), m);
             assert_string_equal(m->core, families[f].core);
             assert_non_null(m->paper);
@@ -762,7 +765,7 @@ static void every_row_has_an_oracle(void **state) {
 }
 
 int main(int argc, char **argv) {
-    only_core = argc > 1 ? argv[1] : NULL;
+    only_part = argc > 1 ? argv[1] : NULL;
     only_row = getenv("LINNET_ROW");
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_has_an_oracle), cmocka_unit_test(rows_are_right)};
     return cmocka_run_group_tests(tests, NULL, close_contexts);

@@ -84,9 +84,9 @@ struct ln_mixer {
     const void *core_row; /* what the core wants to know of the row */
 };
 
-/* Arrays of rows, ended by a row without a name: one a core, of the outer core two. mixer.c lists them. */
-extern const ln_mixer ln_rows_outer[], ln_rows_linear[], ln_rows_delta[], ln_rows_scan[], ln_rows_cell[],
-    ln_rows_learner[], ln_rows_wave[];
+/* Arrays of rows, ended by a row without a name: one a core, of the outer core several. mixer.c lists them. */
+extern const ln_mixer ln_rows_outer[], ln_rows_linear[], ln_rows_gated[], ln_rows_routed[], ln_rows_delta[],
+    ln_rows_scan[], ln_rows_cell[], ln_rows_learner[], ln_rows_wave[];
 
 /* ---- for the floors above: settings completed once, nothing checked when running ---- */
 

@@ -53,7 +53,7 @@ int64_t ln_outer_head_floats(const linnet_mixer_settings *s) {
     const ln_outer_row *row = ln_outer_row_of(ln_mixer_find(s->name));
     return size_of(row->features, s, s->key_size) *
                (size_of(row->columns, s, s->value_size) + size_of(row->extra, s, 0)) +
-           row->side;
+           size_of(row->side, s, 0);
 }
 
 uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_mixer_settings *s,
@@ -67,6 +67,7 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
     t->features = size_of(row->features, s, s->key_size);
     t->columns = size_of(row->columns, s, s->value_size);
     t->extra = size_of(row->extra, s, 0);
+    t->sides = size_of(row->side, s, 0);
     t->key_stride = round16(t->features);
     t->value_stride = round16(t->columns + t->extra);
     w->wide = ln_max_i64(t->key_stride, t->value_stride);
@@ -82,7 +83,7 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
     t->sums = TAKE(values);
     t->decay = TAKE(n * g->stride);
     t->bonus = row->before ? TAKE(t->key_stride) : NULL;
-    t->side = TAKE(row->side + 1);
+    t->side = TAKE(t->sides + 1);
     t->scratch = TAKE(n * size_of(row->scratch, s, 0) + 16);
     w->decays = TAKE(w->wide);
     w->state = TAKE(t->features * t->value_stride);
@@ -109,13 +110,14 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
         t->value_gradient = TAKE(values);
         t->sums_gradient = TAKE(values);
         t->decay_gradient = TAKE(n * g->stride);
+        t->side_gradient = TAKE(t->sides + 1);
         t->bonus_gradient = row->before ? TAKE(t->key_stride) : NULL;
         w->score_gradient = TAKE(n * n);
         w->own = TAKE(n);
         w->crossing = ln_carve(&carver, (uint64_t)n, sizeof(double));
         w->state_gradient = TAKE(t->features * t->value_stride);
         w->states = ln_carve(&carver, (uint64_t)chunks, sizeof(float) * (uint64_t)(t->features * t->value_stride));
-        w->sides = ln_carve(&carver, (uint64_t)chunks, sizeof(float) * (uint64_t)(row->side + 1));
+        w->sides = ln_carve(&carver, (uint64_t)chunks, sizeof(float) * (uint64_t)(t->sides + 1));
     }
 #undef TAKE
     return carver.overflow ? UINT64_MAX : carver.used;
@@ -129,7 +131,7 @@ uint64_t ln_outer_workspace(const ln_mixer *mixer, const ln_kernels *kernels, in
     uint64_t all, more;
     if (each == UINT64_MAX || !ln_multiply_u64(each, (uint64_t)threads, &all)) return 0;
     if (form == LINNET_MIXER_FORWARD) /* what slices share (begin_slices) */
-        more = 2 * (uint64_t)threads * (uint64_t)(w.tile.extra * w.tile.features + w.tile.row->side) * sizeof(float);
+        more = 2 * (uint64_t)threads * (uint64_t)(w.tile.extra * w.tile.features + w.tile.sides) * sizeof(float);
     else if (form == LINNET_MIXER_BACKWARD)
         more = (uint64_t)(s->sequences * s->heads) * (uint64_t)ln_outer_parameters(mixer, s) * sizeof(float);
     else
@@ -181,7 +183,7 @@ void ln_outer_begin(ln_outer_work *w, int64_t sequence, int64_t head, const floa
     t->sequence = sequence;
     t->head = head;
     memset(w->state, 0, (size_t)(t->features * t->value_stride) * sizeof *w->state);
-    memset(t->side, 0, (size_t)t->row->side * sizeof *t->side);
+    memset(t->side, 0, (size_t)t->sides * sizeof *t->side);
     if (!state) return;
     for (int64_t r = 0; r < t->features; r++)
         memcpy(w->state + r * t->value_stride + t->first, state + r * t->columns + t->first,
@@ -190,7 +192,7 @@ void ln_outer_begin(ln_outer_work *w, int64_t sequence, int64_t head, const floa
     for (int64_t e = 0; e < t->extra; e++)
         for (int64_t r = 0; r < t->features; r++)
             w->state[r * t->value_stride + t->columns + e] = extra[e * t->features + r];
-    memcpy(t->side, extra + t->extra * t->features, (size_t)t->row->side * sizeof *t->side);
+    memcpy(t->side, extra + t->extra * t->features, (size_t)t->sides * sizeof *t->side);
 }
 
 void ln_outer_end(const ln_outer_work *w, const float *from, float *state, bool extra) {
@@ -201,7 +203,7 @@ void ln_outer_end(const ln_outer_work *w, const float *from, float *state, bool 
     float *to = state + t->features * t->columns;
     for (int64_t e = 0; extra && e < t->extra; e++)
         for (int64_t r = 0; r < t->features; r++) to[e * t->features + r] = from[r * t->value_stride + t->columns + e];
-    if (extra) memcpy(to + t->extra * t->features, t->side, (size_t)t->row->side * sizeof *t->side);
+    if (extra) memcpy(to + t->extra * t->features, t->side, (size_t)t->sides * sizeof *t->side);
 }
 
 static void sum_gates(ln_outer_work *w) {
@@ -366,7 +368,7 @@ void ln_outer_forward(const ln_mixer_call *call) {
     const int64_t lanes = s->sequences * s->heads, threads = ln_team_size(call->team);
     ln_outer_work w = {0};
     const uint64_t each = ln_outer_layout(&w, call->mixer, s, LINNET_MIXER_FORWARD, NULL);
-    forward_run run = {.call = call, .slices = 1, .extra = w.tile.extra * w.tile.features + w.tile.row->side};
+    forward_run run = {.call = call, .slices = 1, .extra = w.tile.extra * w.tile.features + w.tile.sides};
     if (lanes < 2 * threads && !w.tile.row->whole && w.tile.row->decay != LN_OUTER_VALUE_DECAY)
         run.slices = ln_min_i64(ln_ceil_div(2 * threads, lanes), ln_ceil_div(w.tile.columns, SLICE));
     if (run.slices > 1 && run.extra && call->tensors->state_in) {

@@ -1,8 +1,9 @@
 /* The core of diagonal decay and outer product (I):
  *
- *     S[t] = decay[t] S[t-1] + key[t] value[t]^T        decay: 1, or e^g of a token, of a key channel, of a value
- * channel sums[t] = scale S[t]^T query[t]                   or, with `before`, scale (S[t-1] + diag(bonus) key
- * value^T)^T query
+ *     S[t] = decay[t] S[t-1] + key[t] value[t]^T
+ *     sums[t] = scale S[t]^T query[t]             or, with `before`, scale (S[t-1] + diag(bonus) key value^T)^T query
+ *
+ * decay being 1, or e^g of a token, of a key channel, of a value channel.
  *
  * A row says how its inputs become queries, keys, values and gates (features), and sums an output. What it writes is
  * ln_outer_row: sizes and at most four functions on an ln_outer_tile, which holds some consecutive tokens of one head.
@@ -22,7 +23,8 @@
  *
  * The state of a head is S [features][columns], then [extra][features], then `side` floats, which `load` may read and
  * write in tile->side: it is called once for each chunk, in order; what it finds there is what the last call left. In
- * backward they are what they were at the chunk's beginning, and have no gradient.
+ * backward they are what they were at the chunk's beginning; `gradient`, called from the last chunk to the first, takes
+ * tile->side_gradient from the chunk's end to its beginning.
  *
  * In logarithms nothing overflows: all factors that are formed are of decays over some time, so at most 1. Gates of a
  * token are summed in double, gates of channels only forward and backward within blocks of 16 tokens, never subtracted,
@@ -46,13 +48,15 @@ typedef struct ln_outer_tile {
     const ln_mixer_call *call;
     const ln_outer_row *row;
     int64_t sequence, head, step, count; /* time steps step .. step + count - 1 of the sequence */
-    int64_t features, columns, extra, key_stride, value_stride;
+    int64_t features, columns, extra, sides, key_stride, value_stride;
     int64_t first, last; /* columns to be finished */
     float *query, *key, *value, *decay, *bonus, *sums;
-    float *side;    /* [row.side] */
+    float *side;    /* [sides] */
     float *scratch; /* [count][row.scratch]: also from `load` to `finish`, and to the gradients */
 
     float *query_gradient, *key_gradient, *value_gradient, *decay_gradient, *bonus_gradient, *sums_gradient;
+    float *side_gradient;       /* [sides] */
+    double state_dot;           /* sum of state and its gradient behind the chunk; where there are sides */
     float *parameter_gradients; /* of all parameters, one after the other */
 } ln_outer_tile;
 
@@ -60,10 +64,10 @@ struct ln_outer_row {
     ln_outer_decay decay;
     bool before; /* reads the state before the token, and the token through `bonus` [features]; not with value decay */
     bool whole;  /* finish needs all columns */
-    int64_t side;
     int64_t (*features)(const linnet_mixer_settings *settings); /* NULL: key_size */
     int64_t (*columns)(const linnet_mixer_settings *settings);  /* NULL: value_size */
     int64_t (*extra)(const linnet_mixer_settings *settings);    /* NULL: 0 */
+    int64_t (*side)(const linnet_mixer_settings *settings);     /* NULL: 0 */
     int64_t (*scratch)(const linnet_mixer_settings *settings);  /* floats a token; NULL: 0 */
     void (*load)(ln_outer_tile *tile);
     void (*finish)(ln_outer_tile *tile);

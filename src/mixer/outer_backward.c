@@ -230,6 +230,10 @@ static void chunk_gradients(ln_outer_work *w, const float *before, const float *
     else if (t->row->decay == LN_OUTER_VALUE_DECAY)
         value_gate_gradients(w, behind);
     own_gradients(w);
+    t->state_dot = 0;
+    for (int64_t r = 0; t->sides && r < t->features; r++)
+        t->state_dot +=
+            dot(behind + r * t->value_stride, w->state_gradient + r * t->value_stride, t->columns + t->extra);
     recede(w);
     t->row->gradient(t);
 }
@@ -245,23 +249,24 @@ static void backward_head(ln_outer_work *w, const backward_run *run, int64_t seq
     t->parameter_gradients = run->parameter_gradients + (sequence * call->settings->heads + head) * run->parameters;
     ln_outer_begin(w, sequence, head, ln_mixer_state_out_gradient(call, sequence, head), NULL);
     memcpy(w->state_gradient, w->state, (size_t)floats * sizeof(float));
+    memcpy(t->side_gradient, t->side, (size_t)t->sides * sizeof(float));
     ln_outer_begin(w, sequence, head, ln_mixer_state_in(call, sequence, head), NULL);
     for (int64_t at = 0; at < count; at += w->chunk, chunk++) {
         memcpy(w->states + chunk * floats, w->state, (size_t)floats * sizeof(float));
-        memcpy(w->sides + chunk * (t->row->side + 1), t->side, (size_t)t->row->side * sizeof(float));
+        memcpy(w->sides + chunk * (t->sides + 1), t->side, (size_t)t->sides * sizeof(float));
         ln_outer_load_chunk(w, at, ln_min_i64(w->chunk, count - at));
         ln_outer_decay_keys(w);
         ln_outer_advance(w);
     }
     memcpy(w->states + chunk * floats, w->state, (size_t)floats * sizeof(float));
     while (chunk-- > 0) {
-        memcpy(t->side, w->sides + chunk * (t->row->side + 1), (size_t)t->row->side * sizeof(float));
+        memcpy(t->side, w->sides + chunk * (t->sides + 1), (size_t)t->sides * sizeof(float));
         ln_outer_load_chunk(w, chunk * w->chunk, ln_min_i64(w->chunk, count - chunk * w->chunk));
         chunk_gradients(w, w->states + chunk * floats, w->states + (chunk + 1) * floats);
     }
     float *out = ln_mixer_state_in_gradient(call, sequence, head);
     if (out) {
-        memset(t->side, 0, (size_t)t->row->side * sizeof(float));
+        memcpy(t->side, t->side_gradient, (size_t)t->sides * sizeof(float));
         ln_outer_end(w, w->state_gradient, out, true);
     }
 }

@@ -29,7 +29,7 @@ static void step_task(void *argument, int64_t task, int worker) {
     t->sequence = sequence;
     t->head = head;
     t->count = 1;
-    for (int64_t i = 0; i < t->row->side; i++) t->side[i] = in ? in[side_at + i] : 0;
+    for (int64_t i = 0; i < t->sides; i++) t->side[i] = in ? in[side_at + i] : 0;
     t->row->load(t);
     ln_tile_step step = {.out = out ? out : w.state,
                          .in = in,
@@ -57,7 +57,7 @@ static void step_task(void *argument, int64_t task, int worker) {
         step_extra(&step, in ? in + at : NULL, out ? out + at : NULL, t->value[t->columns + e],
                    by_value ? w.decays[t->columns + e] : 1, t->sums + t->columns + e);
     }
-    for (int64_t i = 0; out && i < t->row->side; i++) out[side_at + i] = t->side[i];
+    for (int64_t i = 0; out && i < t->sides; i++) out[side_at + i] = t->side[i];
     if (t->row->finish)
         t->row->finish(t);
     else
