@@ -17,6 +17,7 @@ enum { /* traits */
            1 << 3, /* attention and feed-forward outputs have norms too: other names in Hugging Face files */
        LN_NO_ATTENTION = 1 << 4,         /* no layer attends: there are no heads */
        LN_EXPERTS_RENORMALISED = 1 << 5, /* weights of the experts chosen add up to 1, where no key says otherwise */
+       LN_ATTENTION_GATED = 1 << 6,      /* the product of queries also gives each head's gate (ln_attention_weights) */
        LN_GATES_APART = 1 << 8, /* GGUF has two tensors where Hugging Face has gate and up projections in one */
        LN_MULTIPLIED = 1 << 9,  /* GGUF has weights multiplied by what config.json says beside them */
        LN_MAMBA2 = 1 << 10      /* GGUF has the vectors of Mamba-2 mixers with one axis more */
@@ -74,6 +75,7 @@ extern const ln_architecture ln_architecture_lfm2;
 extern const ln_architecture ln_architecture_rwkv6, ln_architecture_rwkv7;
 extern const ln_architecture ln_architecture_mamba, ln_architecture_mamba2, ln_architecture_falcon_h1,
     ln_architecture_granite_hybrid;
+extern const ln_architecture ln_architecture_qwen3next;
 
 const ln_architecture *ln_architecture_find(const char *name, size_t bytes);
 const ln_architecture *ln_architecture_of_model_type(const char *model_type, size_t bytes);

@@ -136,7 +136,7 @@ static linnet_status place_tensor(folder *f, linnet_tensor_info *info, const ln_
         return status == LINNET_OK && row->transpose ? transpose(f->file, info) : status;
     }
     if (!f->alone && info->dimensions == 1) {
-        const bool norm = strstr(info->name, "norm.weight") != NULL;
+        const bool norm = strstr(info->name, "norm.weight") && !strstr(info->name, ".ssm_norm.");
         const float shift = norm && architecture && architecture->traits & LN_NORM_PLUS_ONE ? 1 : 0;
         return shift == 0 && info->type == LINNET_F32 && aligned ? LINNET_OK : own_values(f->file, info, shift, row);
     }

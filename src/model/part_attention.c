@@ -12,9 +12,14 @@
 
 /* ---- taking ---- */
 
+/* From head to head of the queries. */
+static int64_t query_stride(const ln_hyperparameters *h, const ln_attention_weights *w) {
+    return w->gated ? 2 * h->key_size : h->key_size;
+}
+
 static linnet_status take_projections(linnet_model *model, int64_t i, ln_attention_weights *layer) {
     const ln_hyperparameters *h = &model->hyper;
-    const int64_t queries = h->heads * h->key_size, keys = h->key_value_heads * h->key_size,
+    const int64_t queries = h->heads * query_stride(h, layer), keys = h->key_value_heads * h->key_size,
                   values = h->key_value_heads * h->value_size, all = queries + keys + values;
     if (ln_take_find(model, i, "attn_qkv.weight")) {
         const float *bias = NULL;
@@ -62,7 +67,11 @@ linnet_status ln_attention_take(linnet_model *model, int64_t i, ln_part *part) {
                        model->file->path, (long long)i);
     ln_attention_weights *made = ln_file_own(model->file, 1, sizeof *made, "layers");
     if (!made) return LINNET_ERROR_MEMORY;
-    *made = (ln_attention_weights){0};
+    *made = (ln_attention_weights){.gated = model->architecture->traits & LN_ATTENTION_GATED};
+    if (made->gated && model->hyper.key_size != model->hyper.value_size)
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "%s: gated attention with keys of %lld and values of %lld is not supported", model->file->path,
+                       (long long)model->hyper.key_size, (long long)model->hyper.value_size);
     *part = (ln_part){.kind = &ln_attention_part, .weights = made, .layer = i};
     LN_TRY(take_projections(model, i, made));
     LN_TRY(ln_take_vector(model, i, "attn_output.bias", model->hyper.width, false, &part->bias));
@@ -98,9 +107,9 @@ static ln_attention describe_attention(const linnet_model *model, int64_t layer)
                           .mask = {.causal = true, .window = model->windows[layer]}};
 }
 
-static int64_t query_floats(const ln_hyperparameters *h, int64_t tokens) {
+static int64_t query_floats(const ln_hyperparameters *h, const ln_attention_weights *w, int64_t tokens) {
     const int64_t mixed = h->key_size == h->value_size ? 0 : ln_stage(tokens, h->heads * h->value_size);
-    return ln_stage(tokens, h->heads * h->key_size) + mixed;
+    return ln_stage(tokens, h->heads * query_stride(h, w)) + mixed;
 }
 static int64_t key_value_floats(const ln_hyperparameters *h, int64_t tokens) {
     return ln_stage(tokens, h->key_value_heads * h->key_size) + ln_stage(tokens, h->key_value_heads * h->value_size);
@@ -111,8 +120,8 @@ static void find_room(linnet_model *model, const ln_part *part, const ln_forward
     const ln_attention_weights *w = part->weights;
     const int threads = ln_team_size(model->context->team);
     const int64_t piece = shape->piece, few = ln_min_i64(piece, model->kernels.matmul.panel_from - 1);
-    ln_room_stage(room, ln_max_i64(query_floats(h, piece), key_value_floats(h, piece)));
-    ln_room_stage(room, query_floats(h, few) + key_value_floats(h, few));
+    ln_room_stage(room, ln_max_i64(query_floats(h, w, piece), key_value_floats(h, piece)));
+    ln_room_stage(room, query_floats(h, w, few) + key_value_floats(h, few));
     const ln_matrix *const products[] = {&w->query, &w->key, &w->value, &w->output};
     for (size_t i = 0; i < sizeof products / sizeof *products; i++)
         ln_room_product(model, shape, products[i], products[i]->columns, room);
@@ -123,7 +132,7 @@ static void find_room(linnet_model *model, const ln_part *part, const ln_forward
     ln_attention attention = describe_attention(model, part->layer);
     attention.bf16 = !shape->exact;
     const uint64_t over = ln_attention_workspace(&model->kernels, threads, &attention, 1, piece);
-    room->kept = ln_max_i64(room->kept, query_floats(h, piece));
+    room->kept = ln_max_i64(room->kept, query_floats(h, w, piece));
     if (over > room->over) room->over = over;
     if (shape->lanes > room->over) room->over = shape->lanes;
 }
@@ -146,15 +155,16 @@ typedef struct rows {
     float *query, *key, *value; /* [tokens, heads * size]; NULL: not these */
 } rows;
 
+/* Heads `stride` apart. */
 static void prepare_heads(const ln_forward *forward, const ln_attention_weights *w, float *x, int64_t heads,
-                          const float *bias, const float *norm, int64_t token) {
+                          int64_t stride, const float *bias, const float *norm, int64_t token) {
     const linnet_model *model = forward->model;
     const ln_vector_kernels *vector = &model->kernels.vector;
     const int64_t size = model->hyper.key_size, pairs = model->rope.size / 2;
-    if (bias) vector->add(x, bias, heads * size);
+    if (bias) vector->add(x, bias, heads * stride);
     const int local = w->rotation == LN_ROTATE_LOCAL;
     const float *cosine = forward->cosine[local] + token * pairs, *sine = forward->sine[local] + token * pairs;
-    for (int64_t head = 0; head < heads; head++, x += size) {
+    for (int64_t head = 0; head < heads; head++, x += stride) {
         if (norm) vector->rms_norm(x, x, norm, size, model->hyper.norm_epsilon);
         if (w->rotation != LN_ROTATE_NOT) vector->rotate(x, cosine, sine, model->rope.size, model->rope.half);
     }
@@ -166,12 +176,13 @@ static void project_row(void *argument, int64_t token, int worker) {
     const ln_hyperparameters *h = &r->forward->model->hyper;
     const ln_attention_weights *w = r->weights;
     const int64_t values = h->key_value_heads * h->value_size;
+    const int64_t stride = query_stride(h, w);
     if (r->query)
-        prepare_heads(r->forward, w, r->query + token * h->heads * h->key_size, h->heads, w->query_bias, w->query_norm,
-                      token);
+        prepare_heads(r->forward, w, r->query + token * h->heads * stride, h->heads, stride, w->query_bias,
+                      w->query_norm, token);
     if (r->key)
-        prepare_heads(r->forward, w, r->key + token * h->key_value_heads * h->key_size, h->key_value_heads, w->key_bias,
-                      w->key_norm, token);
+        prepare_heads(r->forward, w, r->key + token * h->key_value_heads * h->key_size, h->key_value_heads, h->key_size,
+                      w->key_bias, w->key_norm, token);
     if (r->value && w->value_bias)
         r->forward->model->kernels.vector.add(r->value + token * values, w->value_bias, values);
 }
@@ -182,7 +193,7 @@ static float *project(ln_forward *forward, ln_memory *memory, const ln_part *par
     ln_team *team = model->context->team;
     const ln_hyperparameters *h = &model->hyper;
     const ln_attention_weights *w = part->weights;
-    const int64_t queries = h->heads * h->key_size, keys = h->key_value_heads * h->key_size,
+    const int64_t queries = h->heads * query_stride(h, w), keys = h->key_value_heads * h->key_size,
                   values = h->key_value_heads * h->value_size;
     const bool together =
         ln_stage(tokens, queries) + ln_stage(tokens, keys) + ln_stage(tokens, values) <= forward->room.stage;
@@ -201,13 +212,28 @@ static float *project(ln_forward *forward, ln_memory *memory, const ln_part *par
     return query;
 }
 
+/* Outputs times the sigmoid of the gates behind them, close together at the row's begin. */
+static void gate_row(void *argument, int64_t token, int worker) {
+    (void)worker;
+    const rows *r = argument;
+    const ln_hyperparameters *h = &r->forward->model->hyper;
+    const int64_t size = h->value_size;
+    float *row = r->query + token * h->heads * 2 * size;
+    for (int64_t head = 0; head < h->heads; head++) {
+        const float *from = row + 2 * head * size, *gate = from + size;
+        float *to = row + head * size;
+        for (int64_t i = 0; i < size; i++) to[i] = from[i] / (1 + expf(-gate[i]));
+    }
+}
+
 static linnet_status run(ln_forward *forward, const ln_part *part, const ln_part_call *call, float **given) {
     linnet_model *model = forward->model;
     ln_team *team = model->context->team;
     ln_memory *memory = call->memory;
     const ln_hyperparameters *h = &model->hyper;
     const ln_attention_weights *w = part->weights;
-    const int64_t tokens = call->tokens, queries = h->heads * h->key_size, mixed = h->heads * h->value_size;
+    const int64_t tokens = call->tokens, stride = query_stride(h, w), queries = h->heads * stride;
+    const int64_t mixed = w->gated ? queries : h->heads * h->value_size;
     const bool gated = model->gate && ln_memory_wants_gate(memory);
     if (gated)
         ln_gate_run(model->gate, &model->kernels, team, part->layer, forward->h, tokens, forward->keep,
@@ -229,16 +255,19 @@ static linnet_status run(ln_forward *forward, const ln_part *part, const ln_part
                                    .tokens = tokens,
                                    .query = query,
                                    .query_stride = queries,
-                                   .query_head_stride = h->key_size,
+                                   .query_head_stride = stride,
                                    .output = output,
                                    .output_stride = mixed,
-                                   .output_head_stride = h->value_size,
+                                   .output_head_stride = w->gated ? stride : h->value_size,
                                    .rotation = w->rotation == LN_ROTATE_NOT ? NULL : &rotation,
                                    .gate = gated ? forward->keep : NULL,
                                    .workspace = forward->over};
     LN_TRY(ln_memory_attend(memory, part->layer, &attend));
+    const rows r = {.forward = forward, .weights = w, .query = query};
+    if (w->gated) ln_parallel(team, tokens, gate_row, (void *)(uintptr_t)&r);
     const ln_product product = {&w->output, forward->h, h->width};
-    ln_part_multiply(forward, &product, 1, output, tokens);
+    const ln_matmul_part all = {0};
+    ln_part_multiply_part(forward, &product, 1, output, mixed, tokens, &all);
     *given = forward->h;
     return LINNET_OK;
 }

@@ -16,6 +16,7 @@ typedef struct ln_attention_weights {
     const float *query_norm, *key_norm; /* [key_size] */
     int64_t window;
     ln_rotation rotation;
+    bool gated; /* a head's query is followed by a gate of its size, by whose sigmoid its output is multiplied */
 } ln_attention_weights;
 
 extern const ln_part_kind ln_attention_part;

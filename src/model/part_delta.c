@@ -1,0 +1,247 @@
+/* Owns: the gated delta net as a part of a layer (equation in part_delta.h).
+ *
+ * On the stage lie the rows [q k v] before and after the convolution, then z, then b a with what is made of them; the
+ * rule reads queries, keys and values where the convolution left them, by strides. */
+#include "model/part_delta.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "mixer/mixer.h"
+#include "model/forward.h"
+#include "model/take.h"
+
+enum { TAPS_MOST = 8, HEADS_MOST = 1 << 14, SIZE_MOST = 1 << 12 };
+
+typedef struct weights {
+    const ln_mixer *rule, *convolution;
+    int64_t key_heads, heads, key_size, value_size, taps;
+    int64_t channels, values; /* floats of [q k v] and of z, a token */
+    ln_matrix mixed, gate;    /* gate.rows 0: mixed has it, by key heads */
+    ln_matrix strengths, output;
+    const float *filter, *rate, *bias, *norm;
+    int inputs[5];
+    int64_t convolution_floats; /* of the state */
+} weights;
+
+static const ln_part_kind delta_part;
+
+/* ---- taking ---- */
+
+static linnet_mixer_settings convolution_of(const weights *w, int64_t tokens) {
+    linnet_mixer_settings s = linnet_mixer_settings_default(w->convolution->name);
+    s.key_size = 1;
+    s.value_size = w->channels;
+    s.slots = w->taps;
+    s.option[0] = 1; /* silu */
+    s.tokens = tokens;
+    const ln_mixer *mixer;
+    ln_mixer_complete(&s, &mixer);
+    return s;
+}
+
+static linnet_mixer_settings rule_of(const weights *w, int64_t tokens) {
+    linnet_mixer_settings s = linnet_mixer_settings_default(w->rule->name);
+    s.heads = w->heads;
+    s.key_heads = w->key_heads;
+    s.key_size = w->key_size;
+    s.value_size = w->value_size;
+    s.normalise_keys = true;
+    s.tokens = tokens;
+    const ln_mixer *mixer;
+    ln_mixer_complete(&s, &mixer);
+    return s;
+}
+
+static linnet_status take_sizes(linnet_model *model, int64_t i, weights *w) {
+    int64_t inner = 0;
+    LN_TRY(ln_take_count(model, "ssm.conv_kernel", i, 1, TAPS_MOST, &w->taps));
+    LN_TRY(ln_take_count(model, "ssm.state_size", i, 1, SIZE_MOST, &w->key_size));
+    LN_TRY(ln_take_count(model, "ssm.group_count", i, 1, HEADS_MOST, &w->key_heads));
+    LN_TRY(ln_take_count(model, "ssm.time_step_rank", i, 1, HEADS_MOST, &w->heads));
+    LN_TRY(ln_take_count(model, "ssm.inner_size", i, 1, (int64_t)HEADS_MOST * SIZE_MOST, &inner));
+    if (w->heads % w->key_heads != 0 || inner % w->heads != 0)
+        return ln_fail(model->context, LINNET_ERROR_FORMAT,
+                       "%s: %lld value heads of %lld values do not fit %lld key heads (ssm.* keys)", model->file->path,
+                       (long long)w->heads, (long long)inner, (long long)w->key_heads);
+    w->value_size = inner / w->heads;
+    w->values = inner;
+    w->channels = 2 * w->key_heads * w->key_size + inner;
+    return LINNET_OK;
+}
+
+linnet_status ln_delta_take(linnet_model *model, int64_t i, ln_part *part) {
+    static const char *const names[] = {"query", "key", "value", "decay", "beta"};
+    const int64_t width = model->hyper.width;
+    weights *w = ln_file_own(model->file, 1, sizeof *w, "layers");
+    if (!w) return LINNET_ERROR_MEMORY;
+    *w = (weights){.rule = ln_mixer_find("gated_delta_rule"), .convolution = ln_mixer_find("short_convolution")};
+    for (int k = 0; k < 5; k++) w->inputs[k] = linnet_mixer_input_index(w->rule->name, names[k]);
+    *part = (ln_part){.kind = &delta_part, .weights = w, .layer = i};
+    LN_TRY(take_sizes(model, i, w));
+    if (ln_take_find(model, i, "ssm_in.weight")) {
+        LN_TRY(ln_take_matrix(model, i, "ssm_in.weight", w->channels + w->values, width, &w->mixed));
+    } else {
+        LN_TRY(ln_take_matrix(model, i, "attn_qkv.weight", w->channels, width, &w->mixed));
+        LN_TRY(ln_take_matrix(model, i, "attn_gate.weight", w->values, width, &w->gate));
+    }
+    LN_TRY(ln_take_matrix(model, i, "ssm_ba.weight", 2 * w->heads, width, &w->strengths));
+    LN_TRY(ln_take_matrix(model, i, "ssm_out.weight", width, w->values, &w->output));
+    LN_TRY(ln_take_values(model, i, "ssm_conv1d.weight", w->channels, w->taps, true, &w->filter));
+    LN_TRY(ln_take_vector(model, i, "ssm_a", w->heads, true, &w->rate));
+    LN_TRY(ln_take_vector(model, i, "ssm_dt.bias", w->heads, true, &w->bias));
+    LN_TRY(ln_take_vector(model, i, "ssm_norm.weight", w->value_size, true, &w->norm));
+    const linnet_mixer_settings c = convolution_of(w, 1), r = rule_of(w, 1);
+    w->convolution_floats = ln_stage(1, ln_mixer_head_floats(w->convolution, &c) * c.heads);
+    part->state_floats = w->convolution_floats + ln_mixer_head_floats(w->rule, &r) * r.heads;
+    return LINNET_OK;
+}
+
+/* ---- room and cost ---- */
+
+/* Places on the stage. */
+typedef struct places {
+    float *before, *after, *gate, *strengths, *decay, *beta;
+    int64_t floats;
+} places;
+
+static places place(const weights *w, float *stage, int64_t tokens) {
+    places p = {0};
+    float **const all[] = {&p.before, &p.after, &p.gate, &p.strengths, &p.decay, &p.beta};
+    /* Where q k v z come together they lie in the place of what follows the convolution, and of z behind it. */
+    const int64_t sizes[] = {
+        w->channels, w->channels + (w->gate.rows ? 0 : w->values), w->values, 2 * w->heads, w->heads, w->heads};
+    for (int k = 0; k < 6; k++) {
+        *all[k] = stage ? stage + p.floats : NULL;
+        p.floats += ln_stage(tokens, sizes[k]);
+    }
+    return p;
+}
+
+static void find_room(linnet_model *model, const ln_part *part, const ln_forward_shape *shape, ln_room *room) {
+    const weights *w = part->weights;
+    const ln_matrix *const all[] = {&w->mixed, &w->strengths, &w->output, &w->gate};
+    for (int k = 0; k < (w->gate.rows ? 4 : 3); k++) ln_room_product(model, shape, all[k], all[k]->columns, room);
+    ln_room_stage(room, place(w, NULL, shape->piece).floats);
+    const int threads = ln_team_size(model->context->team);
+    for (int64_t tokens = 1;; tokens = shape->piece) {
+        const linnet_mixer_form form = tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD;
+        const linnet_mixer_settings c = convolution_of(w, tokens), r = rule_of(w, tokens);
+        const uint64_t first = ln_mixer_workspace(w->convolution, &model->kernels, threads, &c, form),
+                       second = ln_mixer_workspace(w->rule, &model->kernels, threads, &r, form);
+        if (first > room->scratch) room->scratch = first;
+        if (second > room->scratch) room->scratch = second;
+        if (tokens == shape->piece) break;
+    }
+}
+
+static void weigh(const linnet_model *model, const ln_part *part, const ln_forward_shape *shape, ln_cost *cost) {
+    const weights *w = part->weights;
+    const ln_matrix *const all[] = {&w->mixed, &w->strengths, &w->output, &w->gate};
+    for (int k = 0; k < (w->gate.rows ? 4 : 3); k++) ln_cost_product(model, shape, all[k], cost);
+    cost->prepared += (double)(model->hyper.width + w->values);
+    cost->meetings += 6;
+}
+
+/* ---- running ---- */
+
+typedef struct rows {
+    const linnet_model *model;
+    const weights *w;
+    places at;
+} rows;
+
+/* [q k v z] of each key head in turn to [q k v] and z. */
+static void part_row(void *argument, int64_t token, int worker) {
+    (void)worker;
+    const rows *r = argument;
+    const weights *w = r->w;
+    const int64_t key = w->key_size, group = w->values / w->key_heads, keys = w->key_heads * key;
+    const float *from = r->at.after + token * (w->channels + w->values);
+    float *to = r->at.before + token * w->channels, *gate = r->at.gate + token * w->values;
+    for (int64_t head = 0; head < w->key_heads; head++, from += 2 * (key + group)) {
+        memcpy(to + head * key, from, (size_t)key * sizeof *to);
+        memcpy(to + keys + head * key, from + key, (size_t)key * sizeof *to);
+        memcpy(to + 2 * keys + head * group, from + 2 * key, (size_t)group * sizeof *to);
+        memcpy(gate + head * group, from + 2 * key + group, (size_t)group * sizeof *to);
+    }
+}
+
+static void strength_row(void *argument, int64_t token, int worker) {
+    (void)worker;
+    const rows *r = argument;
+    const weights *w = r->w;
+    const int64_t group = w->heads / w->key_heads;
+    const float *from = r->at.strengths + token * 2 * w->heads;
+    float *decay = r->at.decay + token * w->heads, *beta = r->at.beta + token * w->heads;
+    for (int64_t h = 0; h < w->heads; h++) {
+        const float *pair = from + h / group * 2 * group + h % group; /* b of the group, then a */
+        const float a = pair[group] + w->bias[h];
+        beta[h] = 1 / (1 + expf(-pair[0]));
+        decay[h] = w->rate[h] * (a > 20 ? a : log1pf(expf(a)));
+    }
+}
+
+/* In the place of [q k v] before the convolution, rows of `values`. */
+static void finish_row(void *argument, int64_t token, int worker) {
+    (void)worker;
+    const rows *r = argument;
+    const weights *w = r->w;
+    const ln_vector_kernels *vector = &r->model->kernels.vector;
+    float *o = r->at.before + token * w->values;
+    const float *gate = r->at.gate + token * w->values;
+    for (int64_t h = 0; h < w->heads; h++, o += w->value_size, gate += w->value_size) {
+        vector->rms_norm(o, o, w->norm, w->value_size, r->model->hyper.norm_epsilon);
+        vector->silu_multiply(o, gate, o, w->value_size);
+    }
+}
+
+static void convolve(ln_forward *forward, const weights *w, const ln_part_call *call, const places *at) {
+    const linnet_mixer_settings s = convolution_of(w, call->tokens);
+    linnet_mixer_tensors t = {
+        .size = sizeof t, .output.data = at->after, .state_in = call->state, .state_out = call->next};
+    t.input[linnet_mixer_input_index(s.name, "value")].data = at->before;
+    t.input[linnet_mixer_input_index(s.name, "weight")].data = (void *)(uintptr_t)w->filter;
+    ln_mixer_run(w->convolution, &forward->model->kernels, forward->model->context->team, &s, &t, forward->scratch,
+                 call->tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
+}
+
+static void run_rule(ln_forward *forward, const weights *w, const ln_part_call *call, const places *at) {
+    const linnet_mixer_settings s = rule_of(w, call->tokens);
+    const int64_t keys = w->key_heads * w->key_size;
+    linnet_mixer_tensors t = {.size = sizeof t,
+                              .output.data = at->before,
+                              .state_in = call->state + w->convolution_floats,
+                              .state_out = call->next + w->convolution_floats};
+    t.input[w->inputs[0]] = (linnet_tensor){at->after, w->channels, w->key_size};
+    t.input[w->inputs[1]] = (linnet_tensor){at->after + keys, w->channels, w->key_size};
+    t.input[w->inputs[2]] = (linnet_tensor){at->after + 2 * keys, w->channels, w->value_size};
+    t.input[w->inputs[3]].data = at->decay;
+    t.input[w->inputs[4]].data = at->beta;
+    ln_mixer_run(w->rule, &forward->model->kernels, forward->model->context->team, &s, &t, forward->scratch,
+                 call->tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
+}
+
+static linnet_status run(ln_forward *forward, const ln_part *part, const ln_part_call *call, float **given) {
+    const weights *w = part->weights;
+    ln_team *team = forward->model->context->team;
+    rows r = {.model = forward->model, .w = w, .at = place(w, forward->stage, call->tokens)};
+    const bool together = !w->gate.rows;
+    const ln_product products[] = {
+        {&w->strengths, r.at.strengths, 2 * w->heads},
+        {&w->mixed, together ? r.at.after : r.at.before, together ? w->channels + w->values : w->channels},
+        {&w->gate, r.at.gate, w->values}};
+    ln_part_multiply(forward, products, together ? 2 : 3, forward->h, call->tokens);
+    if (together) ln_parallel(team, call->tokens, part_row, &r);
+    ln_parallel(team, call->tokens, strength_row, &r);
+    convolve(forward, w, call, &r.at);
+    run_rule(forward, w, call, &r.at);
+    ln_parallel(team, call->tokens, finish_row, &r);
+    const ln_product output = {&w->output, forward->h, forward->model->hyper.width};
+    ln_part_multiply(forward, &output, 1, r.at.before, call->tokens);
+    *given = forward->h;
+    return LINNET_OK;
+}
+
+static const ln_part_kind delta_part = {.name = "gated delta net", .room = find_room, .weigh = weigh, .run = run};
