@@ -12,6 +12,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "mixer/replay.h"
+
 enum { GROUP = 16, GROUP_BACKWARD = 8, SEGMENT_LEAST = 16, SEGMENT_MOST = 256 };
 
 static const ln_cell *cell_of(const ln_mixer *mixer) {
@@ -25,9 +27,7 @@ typedef struct lengths {
 } lengths;
 
 static lengths lengths_of(const linnet_mixer_settings *s) {
-    lengths l = {.longest = s->offsets ? 0 : s->tokens / s->sequences};
-    for (int64_t q = 0; s->offsets && q < s->sequences; q++)
-        l.longest = ln_max_i64(l.longest, s->offsets[q + 1] - s->offsets[q]);
+    lengths l = {.longest = ln_mixer_longest(s)};
     l.segment = ln_min_i64(ln_max_i64((int64_t)sqrt((double)l.longest), SEGMENT_LEAST), SEGMENT_MOST);
     l.segments = ln_ceil_div(ln_max_i64(l.longest, 1), l.segment);
     return l;

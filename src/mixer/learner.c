@@ -2,11 +2,13 @@
  *
  * A layer norm LN(z) = (z - mean) r, r = (variance + 1e-6)^-1/2, has the transposed Jacobian
  * LN'(z)^T g = r (g - mean g - LN(z) mean(g LN(z))), which is u for g = (LN(z) w + b - v + k) w. Backward goes through
- * u once more; it makes the states between pieces again from those kept at each segment of about pieces^1/2. */
+ * u once more, piece by piece from the last to the first (mixer/replay.h). */
 #include "mixer/learner.h"
 
 #include <math.h>
 #include <string.h>
+
+#include "mixer/replay.h"
 
 static const float EPSILON = 1e-6f;
 
@@ -24,7 +26,7 @@ typedef struct back_rows {
     float *query, *key, *value, *output, *step, *z, *spare, *products, *mixed;
     float *step_size, *decay, *momentum, *weight, *bias;
     float *memory, *momentum_matrix, *start; /* gradients of the state */
-    float *states, *kept;                    /* of a segment's pieces; at each segment */
+    ln_replay replay;
 } back_rows;
 
 typedef struct job {
@@ -33,7 +35,7 @@ typedef struct job {
     const linnet_mixer_settings *s;
     const ln_tile_kernels *tile;
     int64_t columns, keys, chunk, matrix, floats; /* keys: rows of M; matrix: floats of M; floats: of a state */
-    int64_t pieces, segment;                      /* most of a sequence; pieces of a segment */
+    int64_t tokens, position;                     /* of the sequence; of its first token in the chunk */
     bool plain;
     int64_t head, sequence;
     float *state, *weight, *bias;
@@ -112,14 +114,7 @@ static void lay_out_back(ln_carver *c, job *j) {
     for (int i = 0; i < 3; i++) *matrix[i] = ln_carve(c, (uint64_t)j->matrix, sizeof(float));
     g->weight = ln_carve(c, (uint64_t)j->columns, sizeof(float));
     g->bias = ln_carve(c, (uint64_t)j->columns, sizeof(float));
-    const uint64_t segments = (uint64_t)ln_ceil_div(j->pieces, j->segment), state = (uint64_t)j->floats;
-    uint64_t states, kept;
-    if (!ln_multiply_u64((uint64_t)j->segment, state, &states) || !ln_multiply_u64(segments, state, &kept)) {
-        c->overflow = true;
-        return;
-    }
-    g->states = ln_carve(c, states, sizeof(float));
-    g->kept = ln_carve(c, kept, sizeof(float));
+    g->replay = ln_replay_carve(c, j->floats, ln_mixer_longest(j->s) / j->chunk + 2);
     lay_out_terms(c, &j->terms_gradient, j->chunk);
 }
 
@@ -152,11 +147,6 @@ static job describe(const ln_mixer *mixer, const linnet_mixer_settings *s) {
              .floats = ln_mixer_head_floats(mixer, s),
              .plain = s->option[0] == 1};
     j.matrix = j.keys * j.columns;
-    int64_t longest = s->offsets ? 0 : s->tokens / s->sequences;
-    for (int64_t q = 0; s->offsets && q < s->sequences; q++)
-        longest = ln_max_i64(longest, s->offsets[q + 1] - s->offsets[q]);
-    j.pieces = longest / j.chunk + 2;
-    j.segment = (int64_t)ceil(sqrt((double)j.pieces));
     return j;
 }
 
@@ -517,42 +507,38 @@ static void piece_back(job *j, float *floats, int64_t step, int64_t tokens) {
     give(j, LN_LEARNER_MOMENTUM, step, count, g->momentum, 1, 1);
 }
 
-/* Where piece i of a sequence begins, which started at a position in its chunk. */
-static int64_t piece_step(const job *j, int64_t i, int64_t position) {
-    return i == 0 ? 0 : i * j->chunk - position;
+/* Where a piece begins: the first one ends the chunk in which the sequence begins. */
+static int64_t piece_step(const job *j, int64_t piece) {
+    return piece == 0 ? 0 : piece * j->chunk - j->position;
 }
 
-static void sequence_back(job *j, int64_t tokens) {
+static void replay_forward(void *argument, float *floats, int64_t piece) {
+    job *j = argument;
+    run_piece(j, floats, piece_step(j, piece), j->tokens, false);
+}
+
+static void replay_backward(void *argument, float *floats, int64_t piece) {
+    job *j = argument;
+    piece_back(j, floats, piece_step(j, piece), j->tokens);
+}
+
+static void sequence_back(job *j) {
     back_rows *g = &j->g;
-    const size_t bytes = (size_t)j->floats * sizeof(float), matrix = (size_t)j->matrix * sizeof(float);
-    read_state(j, g->kept);
-    const int64_t position = position_of(j, g->kept), pieces = ln_ceil_div(tokens + position, j->chunk);
-    const int64_t segments = ln_ceil_div(pieces, j->segment);
-    memcpy(j->state, g->kept, bytes);
-    for (int64_t i = 0; i < (segments - 1) * j->segment; i++) {
-        run_piece(j, j->state, piece_step(j, i, position), tokens, false);
-        if ((i + 1) % j->segment == 0) memcpy(g->kept + (i + 1) / j->segment * j->floats, j->state, bytes);
-    }
+    const size_t matrix = (size_t)j->matrix * sizeof(float);
+    const int64_t matrices = j->row->start ? 3 : 2;
+    float *gradients[] = {g->memory, g->momentum_matrix, g->start};
     const float *given = ln_mixer_state_out_gradient(j->call, j->sequence, j->head);
-    float *matrices[] = {g->memory, g->momentum_matrix, g->start};
-    for (int m = 0; m < 3; m++)
-        if (given && (m < 2 || j->row->start))
-            memcpy(matrices[m], given + m * j->matrix, matrix);
+    for (int64_t m = 0; m < matrices; m++)
+        if (given)
+            memcpy(gradients[m], given + m * j->matrix, matrix);
         else
-            memset(matrices[m], 0, matrix);
-    for (int64_t segment = segments - 1; segment >= 0; segment--) {
-        const int64_t first = segment * j->segment, end = ln_min_i64(first + j->segment, pieces);
-        memcpy(g->states, g->kept + segment * j->floats, bytes);
-        for (int64_t i = first; i + 1 < end; i++) {
-            float *next = g->states + (i + 1 - first) * j->floats;
-            memcpy(next, next - j->floats, bytes);
-            run_piece(j, next, piece_step(j, i, position), tokens, false);
-        }
-        for (int64_t i = end - 1; i >= first; i--)
-            piece_back(j, g->states + (i - first) * j->floats, piece_step(j, i, position), tokens);
-    }
+            memset(gradients[m], 0, matrix);
+    read_state(j, g->replay.kept);
+    j->position = position_of(j, g->replay.kept);
+    const ln_replay_steps steps = {j, replay_forward, replay_backward};
+    ln_replay_run(&g->replay, ln_ceil_div(j->tokens + j->position, j->chunk), &steps);
     float *to = ln_mixer_state_in_gradient(j->call, j->sequence, j->head);
-    for (int m = 0; to && m < (j->row->start ? 3 : 2); m++) memcpy(to + m * j->matrix, matrices[m], matrix);
+    for (int64_t m = 0; to && m < matrices; m++) memcpy(to + m * j->matrix, gradients[m], matrix);
     if (to) to[j->floats - 1] = 0;
 }
 
@@ -567,9 +553,9 @@ static void backward_task(void *argument, int64_t key_head, int worker) {
         memset(j.g.weight, 0, bytes);
         memset(j.g.bias, 0, bytes);
         for (j.sequence = 0; j.sequence < s->sequences; j.sequence++) {
-            int64_t first, tokens;
-            ln_mixer_span(s, j.sequence, &first, &tokens);
-            if (tokens > 0) sequence_back(&j, tokens);
+            int64_t first;
+            ln_mixer_span(s, j.sequence, &first, &j.tokens);
+            if (j.tokens > 0) sequence_back(&j);
         }
         float *weight = ln_mixer_gradient(call, LN_LEARNER_WEIGHT, head, 0, 0),
               *bias = ln_mixer_gradient(call, LN_LEARNER_BIAS, head, 0, 0);
