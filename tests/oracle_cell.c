@@ -102,10 +102,59 @@ static bool slstm_fill(const linnet_mixer_settings *settings, const char *input,
     return true;
 }
 
+/* ---- the leaky memory neuron ---- */
+
+static void leaky_memory(const oracle_call *c) {
+    const linnet_mixer_settings *s = c->settings;
+    const int64_t n = s->value_size, hidden = 2 * n, all = s->key_size * s->slots;
+    double *r = malloc((size_t)(hidden + n) * sizeof *r), *last = r + hidden;
+    memcpy(c->state_out, c->state_in, (size_t)(s->heads * c->head_floats) * sizeof *c->state_out);
+    for (int64_t head = 0; head < s->heads; head++) {
+        const double *p[9];
+        for (int k = 1; k < 9; k++) p[k] = c->input[k] + head * c->columns[k];
+        double *synapses = c->state_out + head * c->head_floats, *memory = synapses + all;
+        for (int64_t t = 0; t < c->tokens; t++) {
+            memcpy(last, memory, (size_t)n * sizeof *last);
+            for (int64_t i = 0; i < all; i++)
+                synapses[i] = exp(p[2][i]) * synapses[i] + p[1][i] * oracle_input(c, 0, t, head)[i];
+            for (int64_t h = 0; h < hidden; h++) {
+                r[h] = p[5][h];
+                for (int64_t i = 0; i < all; i++) r[h] += synapses[i] * p[3][i / s->slots * hidden + h];
+                for (int64_t i = 0; i < n; i++) r[h] += exp(p[8][i]) * last[i] * p[4][i * hidden + h];
+                r[h] = fmax(r[h], 0);
+            }
+            for (int64_t i = 0; i < n; i++) {
+                double d = p[7][i];
+                for (int64_t h = 0; h < hidden; h++) d += r[h] * p[6][h * n + i];
+                memory[i] = exp(p[8][i]) * last[i] + s->option[0] * (1 - exp(p[8][i])) * tanh(d);
+                oracle_output(c, t, head)[i] = memory[i];
+            }
+        }
+    }
+    free(r);
+}
+
+static void leaky_vary(linnet_mixer_settings *settings, int variant) {
+    settings->slots = variant == 1 ? 3 : 1;
+}
+
+/* Hidden units that stay on their side of the kink, where there is no derivative to compare with. */
+static bool leaky_fill(const linnet_mixer_settings *settings, const char *input, double *values, int64_t count,
+                       int extreme) {
+    (void)settings;
+    (void)extreme;
+    for (int64_t i = 0; i < count; i++) {
+        if (strcmp(input, "hidden_bias") == 0) values[i] += values[i] < 0 ? -3 : 3;
+        if (strcmp(input, "synapse") == 0 || strcmp(input, "recurrent") == 0) values[i] *= 0.3;
+    }
+    return true;
+}
+
 const mixer_oracle oracle_cell[] = {
     {.name = "lstm", .run = lstm},
     {.name = "gru", .run = gru},
     {.name = "slstm", .run = slstm, .variants = 1, .vary = slstm_vary, .fill = slstm_fill},
     {.name = "elman", .run = elman},
+    {.name = "leaky_memory", .run = leaky_memory, .variants = 1, .vary = leaky_vary, .fill = leaky_fill},
     {0},
 };

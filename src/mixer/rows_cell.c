@@ -1,5 +1,5 @@
-/* Owns: the rows of the cell core (mixer/cell.h). s is the logistic function, y[g] = h[t-1] R[g] + bias[g], and x[g]
- * the part of `value` that belongs to gate g.
+/* Owns: the rows of the cell core (mixer/cell.h), and the leaky memory neuron (cell_leaky.c). s is the logistic
+ * function, y[g] = h[t-1] R[g] + bias[g], and x[g] the part of `value` that belongs to gate g.
  *
  *     lstm    c' = s(f) c + s(i) tanh(z),  h' = s(o) tanh(c'),  i, f, z, o = x + y
  *     gru     h' = (1 - u) tanh(x[n] + s(r) y[n]) + u h,  r = x + y,  u = s(x + y)
@@ -10,7 +10,10 @@
  * Exponential gates: c and n are those of the paper times e^-m, so no exponent is positive, and h does not depend on m.
  * The normaliser of option 0 is that of the xlstm code, that of option 1 flashrnn's: they differ where a state was
  * given whose n is less than 1. */
+#include <math.h>
+
 #include "mixer/cell.h"
+#include "mixer/cell_leaky.h"
 
 enum { LSTM_GATES = 4, GRU_GATES = 3, ELMAN_GATES = 1 };
 
@@ -54,6 +57,49 @@ static const char *slstm_refuse(const linnet_mixer_settings *settings) {
     return settings->option[0] == 0 || settings->option[0] == 1 ? NULL : "option[0] must be 0 or 1";
 }
 
+/* ---- the leaky memory neuron: key_size branches of `slots` synapses, value_size memories ---- */
+
+static const ln_mixer_input leaky_inputs[] = {
+    {.name = "value", .rows = LN_AXIS_KEY, .columns = LN_AXIS_SLOT, .flags = LN_TYPED},
+    {.name = "synapse", .rows = LN_AXIS_KEY, .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER},
+    {.name = "synapse_decay",
+     .rows = LN_AXIS_KEY,
+     .columns = LN_AXIS_SLOT,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_DECAY},
+    {.name = "branch",
+     .rows = LN_AXIS_KEY,
+     .columns = LN_AXIS_VALUE,
+     .times = 2,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_SMALL},
+    {.name = "recurrent",
+     .rows = LN_AXIS_VALUE,
+     .columns = LN_AXIS_VALUE,
+     .times = 2,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_SMALL},
+    {.name = "hidden_bias", .columns = LN_AXIS_VALUE, .times = 2, .flags = LN_PARAMETER | LN_OPTIONAL},
+    {.name = "write",
+     .rows = LN_AXIS_VALUE,
+     .columns = LN_AXIS_VALUE,
+     .times = 2,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_SMALL},
+    {.name = "bias", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER | LN_OPTIONAL},
+    {.name = "decay", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER, .range = LINNET_RANGE_DECAY},
+    {0},
+};
+static const ln_mixer_state leaky_states[] = {{.name = "synapses", .rows = LN_AXIS_KEY, .columns = LN_AXIS_SLOT},
+                                              {.name = "memory", .columns = LN_AXIS_VALUE},
+                                              {0}};
+
+static double leaky_flops(const linnet_mixer_settings *s, linnet_mixer_form form) {
+    const double synapses = (double)s->key_size * (double)s->slots, n = (double)s->value_size;
+    const double forward = 4 * synapses + 4 * n * ((double)s->key_size + 2 * n);
+    return form == LINNET_MIXER_BACKWARD ? 4 * forward : forward;
+}
+
 #define CELL_CORE                                                                                         \
     .core = "cell", .output = LN_AXIS_VALUE, .scale = 1, .reverse = true, .workspace = ln_cell_workspace, \
     .forward = ln_cell_run_forward, .backward = ln_cell_run_backward, .flops = cell_flops
@@ -89,5 +135,20 @@ const ln_mixer ln_rows_cell[] = {
      .states = states,
      .core_row = &elman,
      CELL_CORE},
+    {.name = "leaky_memory",
+     .core = "cell",
+     .paper = "Spieler et al. 2023, arXiv 2306.16922",
+     .formula = "m = K m + lambda (1 - K) tanh(bias + max(0, hidden_bias + b B + (K m) R) W), b sums of leaky synapses",
+     .inputs = leaky_inputs,
+     .states = leaky_states,
+     .output = LN_AXIS_VALUE,
+     .scale = 1,
+     .reverse = true,
+     .option = {5},
+     .options = {"lambda"},
+     .workspace = ln_leaky_workspace,
+     .forward = ln_leaky_forward,
+     .backward = ln_leaky_backward,
+     .flops = leaky_flops},
     {0},
 };
