@@ -127,8 +127,96 @@ static bool fill(const linnet_mixer_settings *settings, const char *input, doubl
     return true;
 }
 
+/* ---- windows and orthogonal steps ---- */
+
+enum { GAIN = 3, ATLAS_STEP_SIZE, ATLAS_DECAY, ATLAS_MOMENTUM };
+
+static void newton_schulz(const double *s, double *x, int64_t rows, int64_t columns, int iterations) {
+    double length = 0, *a = malloc((size_t)(rows * rows + rows * columns) * sizeof *a), *y = a + rows * rows;
+    for (int64_t i = 0; i < rows * columns; i++) length += s[i] * s[i];
+    for (int64_t i = 0; i < rows * columns; i++) x[i] = iterations ? s[i] / (sqrt(length) + 1e-7) : s[i];
+    for (int n = 0; n < iterations; n++) {
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < rows; j++) {
+                a[i * rows + j] = 0;
+                for (int64_t c = 0; c < columns; c++) a[i * rows + j] += x[i * columns + c] * x[j * columns + c];
+            }
+        /* y = A X, then X = 3.4445 X - 4.775 y + 2.0315 A y */
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t c = 0; c < columns; c++) {
+                y[i * columns + c] = 0;
+                for (int64_t j = 0; j < rows; j++) y[i * columns + c] += a[i * rows + j] * x[j * columns + c];
+            }
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t c = 0; c < columns; c++) {
+                double again = 0;
+                for (int64_t j = 0; j < rows; j++) again += a[i * rows + j] * y[j * columns + c];
+                x[i * columns + c] = 3.4445 * x[i * columns + c] - 4.775 * y[i * columns + c] + 2.0315 * again;
+            }
+    }
+    free(a);
+}
+
+static void atlas(const oracle_call *c) {
+    const linnet_mixer_settings *s = c->settings;
+    const int64_t k = s->key_size, v = s->value_size, w = s->slots, matrix = k * v, chunk = (int64_t)s->option[0];
+    double *next = malloc((size_t)(matrix + k) * sizeof *next), *q = next + matrix;
+    memcpy(c->state_out, c->state_in, (size_t)(s->heads * c->head_floats) * sizeof *c->state_out);
+    for (int64_t head = 0; head < s->heads; head++) {
+        double *m = c->state_out + head * c->head_floats, *momentum = m + matrix, *start = momentum + matrix,
+               *keys = start + matrix, *values = keys + w * k, *gains = values + w * v, *position = gains + w;
+        for (int64_t t = 0; t < c->tokens; t++) {
+            for (int64_t i = 0; i + 1 < w; i++) {
+                memcpy(keys + i * k, keys + (i + 1) * k, (size_t)k * sizeof *keys);
+                memcpy(values + i * v, values + (i + 1) * v, (size_t)v * sizeof *values);
+                gains[i] = gains[i + 1];
+            }
+            memcpy(keys + (w - 1) * k, oracle_input(c, KEY, t, head), (size_t)k * sizeof *keys);
+            memcpy(values + (w - 1) * v, oracle_input(c, VALUE, t, head), (size_t)v * sizeof *values);
+            gains[w - 1] = *oracle_input(c, GAIN, t, head);
+            if (lround(*position) == 0) memcpy(start, m, (size_t)matrix * sizeof *start);
+            *position = (double)((lround(*position) + 1) % chunk);
+            for (int64_t i = 0; i < matrix; i++) momentum[i] *= exp(*oracle_input(c, ATLAS_MOMENTUM, t, head));
+            for (int64_t i = 0; i < w; i++)
+                for (int64_t o = 0; o < v; o++) {
+                    double error = -values[i * v + o];
+                    for (int64_t r = 0; r < k; r++) error += keys[i * k + r] * start[r * v + o];
+                    for (int64_t r = 0; r < k; r++) momentum[r * v + o] += 2 * gains[i] * keys[i * k + r] * error;
+                }
+            newton_schulz(momentum, next, k, v, (int)s->option[1]);
+            for (int64_t i = 0; i < matrix; i++)
+                m[i] = exp(*oracle_input(c, ATLAS_DECAY, t, head)) * m[i] -
+                       *oracle_input(c, ATLAS_STEP_SIZE, t, head) * next[i];
+            for (int64_t i = 0; i < k; i++) q[i] = (double)s->scale * oracle_input(c, QUERY, t, head)[i];
+            through(q, m, oracle_output(c, t, head), k, v);
+        }
+    }
+    free(next);
+}
+
+static void atlas_vary(linnet_mixer_settings *settings, int variant) {
+    settings->option[0] = variant == 1 ? 7 : 1;
+    settings->option[1] = variant == 0 ? 5 : variant == 1 ? 2 : 0;
+    settings->key_size = settings->key_size > 12 ? 12 : settings->key_size; /* the oracle takes its time */
+    settings->value_size = settings->value_size > 17 ? 17 : settings->value_size;
+    settings->slots = variant == 1 ? 3 : variant == 2 ? 1 : 0;
+}
+
+static bool atlas_fill(const linnet_mixer_settings *settings, const char *input, double *values, int64_t count,
+                       int extreme) {
+    (void)extreme;
+    const bool keys = strcmp(input, "key") == 0;
+    for (int64_t i = 0; (keys || strcmp(input, "step_size") == 0) && i < count; i++)
+        values[i] *= keys ? 1 / sqrt((double)settings->key_size) : 0.1;
+    if (strcmp(input, "state") != 0) return true;
+    const int64_t floats = linnet_mixer_state_floats(settings) / settings->heads, chunk = (int64_t)settings->option[0];
+    for (int64_t i = 1; i <= count / floats; i++) values[i * floats - 1] = (double)(3 * i % chunk);
+    return true;
+}
+
 const mixer_oracle oracle_learner[] = {
     {.name = "ttt_linear", .run = ttt_linear, .variants = 2, .vary = vary, .fill = fill},
     {.name = "titans", .run = titans, .forward = 4e-5, .variants = 2, .vary = vary, .fill = fill},
+    {.name = "atlas", .run = atlas, .forward = 1e-5, .variants = 2, .vary = atlas_vary, .fill = atlas_fill},
     {0},
 };

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "mixer/learner.h"
+#include "mixer/learner_atlas.h"
 
 /* ---- test-time training ---- */
 
@@ -145,6 +146,42 @@ static double flops(const linnet_mixer_settings *s, linnet_mixer_form form) {
     return form == LINNET_MIXER_BACKWARD ? 4 * forward : forward;
 }
 
+/* ---- a window of tokens at once: `slots` of them ---- */
+
+static const ln_mixer_input atlas_inputs[] = {
+    {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "gain", .range = LINNET_RANGE_UNIT},
+    {.name = "step_size", .range = LINNET_RANGE_POSITIVE},
+    {.name = "decay", .range = LINNET_RANGE_DECAY},
+    {.name = "momentum", .range = LINNET_RANGE_DECAY},
+    {0},
+};
+static const ln_mixer_state atlas_states[] = {{.name = "memory", .rows = LN_AXIS_KEY, .columns = LN_AXIS_VALUE},
+                                              {.name = "momentum", .rows = LN_AXIS_KEY, .columns = LN_AXIS_VALUE},
+                                              {.name = "start", .rows = LN_AXIS_KEY, .columns = LN_AXIS_VALUE},
+                                              {.name = "keys", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_KEY},
+                                              {.name = "values", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE},
+                                              {.name = "gains", .columns = LN_AXIS_SLOT},
+                                              {.name = "position"},
+                                              {0}};
+
+static const char *atlas_refuse(const linnet_mixer_settings *s) {
+    if (!(s->option[0] >= 1 && s->option[0] <= LN_LEARNER_CHUNK_MOST) || s->option[0] != floor(s->option[0]))
+        return "option[0], the tokens of a chunk, must be a whole number from 1 to 256";
+    if (!(s->option[1] >= 0 && s->option[1] <= LN_ATLAS_ITERATIONS_MOST) || s->option[1] != floor(s->option[1]))
+        return "option[1], the iterations, must be a whole number from 0 to 16";
+    return s->slots > LN_LEARNER_CHUNK_MOST ? "slots are the tokens of the window, 256 at most" : NULL;
+}
+
+static double atlas_flops(const linnet_mixer_settings *s, linnet_mixer_form form) {
+    const double key = (double)s->key_size, value = (double)s->value_size, matrix = key * value;
+    const double iteration = 4 * key * matrix + 2 * key * key * key;
+    const double forward = 4 * (double)s->slots * matrix + s->option[1] * iteration + 2 * matrix;
+    return form == LINNET_MIXER_BACKWARD ? 5 * forward : forward;
+}
+
 #define LEARNER_CORE                                                                                 \
     .core = "learner", .output = LN_AXIS_VALUE, .scale = NAN, .slots = 16, .reverse = true,          \
     .options = {"1: the loss is |z - v|^2 / 2, the output o: without layer norm"}, .refuse = refuse, \
@@ -165,5 +202,23 @@ const ln_mixer ln_rows_learner[] = {
      .states = titans_states,
      .core_row = &titans,
      LEARNER_CORE},
+    {.name = "atlas",
+     .core = "learner",
+     .paper = "Behrouz et al. 2025, arXiv 2505.23735",
+     .formula = "S[t] = e^momentum[t] S[t-1] + G[t], M[t] = e^decay[t] M[t-1] - step_size[t] NewtonSchulz(S[t]), G the "
+                "gradient of the last `slots` tokens' gain |key M - value|^2",
+     .inputs = atlas_inputs,
+     .states = atlas_states,
+     .output = LN_AXIS_VALUE,
+     .scale = NAN,
+     .slots = 4,
+     .reverse = true,
+     .option = {1, 5},
+     .options = {"tokens of a chunk: its gradients are those at its start", "iterations of Newton and Schulz; 0: S"},
+     .refuse = atlas_refuse,
+     .workspace = ln_atlas_workspace,
+     .forward = ln_atlas_forward,
+     .backward = ln_atlas_backward,
+     .flops = atlas_flops},
     {0},
 };
