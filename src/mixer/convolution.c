@@ -27,39 +27,13 @@ typedef struct way {
     int64_t taps;
 } way;
 
-static int64_t longest(const linnet_mixer_settings *s) {
-    int64_t most = 0;
-    for (int64_t i = 0; i < s->sequences; i++) {
-        int64_t first, count;
-        ln_mixer_span(s, i, &first, &count);
-        if (count > most) most = count;
-        if (!s->offsets) break;
-    }
-    return most;
-}
-
-/* Cycles for 16 channels, as measured on one processor; only their ratios matter. */
-static double block_cycles(int levels) {
-    const double points = ldexp(1, levels);
-    return points * (2.8 * levels + (levels > LN_WAVE_ALONE ? 120 : 40));
-}
-
 static way choose(const linnet_mixer_settings *s, bool state, bool backward) {
-    const int64_t tokens = longest(s);
+    const int64_t tokens = ln_wave_longest(s);
     const bool keep = s->option[LN_CONVOLUTION_KEEP] > 0;
     way w = {.taps = state || keep || s->slots < tokens ? s->slots : tokens};
     if (w.taps < 1) w.taps = 1;
-    double least = INFINITY;
-    for (int levels = 0; levels <= LN_FFT_MOST; levels++) {
-        const int64_t fresh = ((int64_t)2 << levels) - (w.taps - 1);
-        if (fresh < 1) continue;
-        const double cycles = (ceil((double)tokens / (double)fresh) + 0.5) * block_cycles(levels);
-        if (cycles < least) {
-            least = cycles;
-            w.levels = levels;
-        }
-        if (fresh >= tokens) break;
-    }
+    double least;
+    w.levels = ln_wave_levels(tokens, w.taps, &least);
     w.direct = !backward && !keep && (double)tokens * (0.7 * (double)w.taps + 20) + 30 * (double)w.taps < least;
     return w;
 }
@@ -93,7 +67,7 @@ static void lay_out(convolution *c, ln_carver *carver, const ln_kernels *kernels
     c->channels = c->s->heads * c->s->value_size;
     c->groups = (c->channels + LANES - 1) / LANES;
     if (c->way.direct) {
-        c->room_floats = direct_floats(&c->way, longest(c->s));
+        c->room_floats = direct_floats(&c->way, ln_wave_longest(c->s));
         c->rooms = threads;
     } else {
         c->alone = c->way.levels <= LN_WAVE_ALONE;
@@ -629,5 +603,5 @@ double ln_convolution_flops(const linnet_mixer_settings *s, linnet_mixer_form fo
     const double points = ldexp(1, w.levels), fresh = 2 * points - (double)(w.taps - 1);
     const double transforms = form == LINNET_MIXER_BACKWARD ? 4 : 2;
     const double block = points * (5 * w.levels * transforms + 6);
-    return columns * block * ceil((double)longest(s) / fresh) / (double)longest(s);
+    return columns * block * ceil((double)ln_wave_longest(s) / fresh) / (double)ln_wave_longest(s);
 }

@@ -1,5 +1,6 @@
 /* Owns: the rows of the wave core. */
 #include "mixer/convolution.h"
+#include "mixer/toeplitz.h"
 
 /* ---- long convolution ---- */
 
@@ -15,6 +16,31 @@ static const ln_mixer_state convolution_states[] = {
     {.name = "inputs", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE},
     {0},
 };
+
+/* ---- kernelised attention with relative positions ---- */
+
+#define QUERIES_KEYS_VALUES                                                                  \
+    {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},     \
+        {.name = "key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED}, { \
+        .name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED                         \
+    }
+
+static const ln_mixer_input toeplitz_inputs[] = {
+    QUERIES_KEYS_VALUES, {.name = "bias", .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER}, {0}};
+static const ln_mixer_input toeplitz_both_inputs[] = {
+    QUERIES_KEYS_VALUES, {.name = "bias", .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER, .times = 2, .more = -1}, {0}};
+static const ln_mixer_state toeplitz_states[] = {
+    {.name = "keys", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_KEY},
+    {.name = "values", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE},
+    {.name = "weights", .rows = LN_AXIS_SLOT},
+    {0},
+};
+
+#define TOEPLITZ                                                                                                     \
+    .core = "wave", .paper = "Luo et al. 2021, arXiv 2106.12566", .output = LN_AXIS_VALUE, .slots = 64, .scale = 1,  \
+    .normalise = true, .can_normalise = true, .option = {1}, .options = {"feature map f: 0 none, 1 elu + 1, 2 exp"}, \
+    .refuse = ln_toeplitz_refuse, .workspace = ln_toeplitz_workspace, .forward = ln_toeplitz_forward,                \
+    .backward = ln_toeplitz_backward, .flops = ln_toeplitz_flops
 
 const ln_mixer ln_rows_wave[] = {
     {.name = "long_convolution",
@@ -36,5 +62,19 @@ const ln_mixer ln_rows_wave[] = {
      .step = ln_convolution_step,
      .backward = ln_convolution_backward,
      .flops = ln_convolution_flops},
+    {.name = "toeplitz_attention",
+     .formula =
+         "y[i] = sum_j e^bias[i - j] (f(query[i]) . f(key[j])) value[j] / the same without value, i - slots < j <= i",
+     .inputs = toeplitz_inputs,
+     .states = toeplitz_states,
+     .reverse = true,
+     .step = ln_toeplitz_step,
+     TOEPLITZ},
+    {.name = "toeplitz_attention_both",
+     .formula = "y[i] = sum_j e^bias[slots - 1 + i - j] (f(query[i]) . f(key[j])) value[j] / the same without value, "
+                "|i - j| < slots",
+     .inputs = toeplitz_both_inputs,
+     .not_causal = true,
+     TOEPLITZ},
     {0},
 };

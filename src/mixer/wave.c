@@ -5,7 +5,40 @@
  * (kernel/fft.h), so the first step of radix 2, where there is one, is in the columns. */
 #include "mixer/wave.h"
 
+#include <math.h>
 #include <string.h>
+
+int64_t ln_wave_longest(const linnet_mixer_settings *settings) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < settings->sequences; i++) {
+        int64_t first, count;
+        ln_mixer_span(settings, i, &first, &count);
+        if (count > most) most = count;
+        if (!settings->offsets) break;
+    }
+    return most;
+}
+
+/* As measured on one processor; only ratios matter. */
+static double block_cycles(int levels) {
+    return ldexp(2.8 * levels + (levels > LN_WAVE_ALONE ? 120 : 40), levels);
+}
+
+int ln_wave_levels(int64_t tokens, int64_t taps, double *cycles) {
+    int best = LN_FFT_MOST;
+    *cycles = INFINITY;
+    for (int levels = 0; levels <= LN_FFT_MOST; levels++) {
+        const int64_t fresh = ((int64_t)2 << levels) - (taps - 1);
+        if (fresh < 1) continue;
+        const double sum = (ceil((double)tokens / (double)fresh) + 0.5) * block_cycles(levels);
+        if (sum < *cycles) {
+            *cycles = sum;
+            best = levels;
+        }
+        if (fresh >= tokens) break;
+    }
+    return best;
+}
 
 enum { COLUMN_BYTES = 1 << 19 };
 

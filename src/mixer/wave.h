@@ -7,8 +7,7 @@
 #ifndef LN_MIXER_WAVE_H
 #define LN_MIXER_WAVE_H
 
-#include "kernel/kernel.h"
-#include "mixer/carve.h"
+#include "mixer/mixer.h"
 
 /* `count` rows of 16 reals, `gap` floats apart, of positions from `first` on. */
 typedef void (*ln_wave_source)(const void *argument, int64_t first, int64_t count, float *rows, int64_t gap);
@@ -25,6 +24,12 @@ typedef struct ln_wave {
 } ln_wave;
 
 enum { LN_WAVE_ALONE = 12 }; /* levels up to which there is one column */
+
+/* Tokens of the longest sequence. */
+int64_t ln_wave_longest(const linnet_mixer_settings *settings);
+/* Levels that make a convolution of so many tokens with so many taps cheapest, where every block of 2M positions begins
+ * with taps - 1 that came before; and about what it costs, in cycles for 16 channels. */
+int ln_wave_levels(int64_t tokens, int64_t taps, double *cycles);
 
 /* Lays out the roots and columns; fill false: the roots were written before. */
 void ln_wave_open(ln_wave *wave, ln_carver *carver, const ln_kernels *kernels, ln_team *team, int threads, int levels,
