@@ -173,7 +173,7 @@ static void step_outer(const ln_tile_step *s) {
 }
 
 void ln_tile_fill_portable(ln_tile_kernels *kernels) {
-    *kernels = (ln_tile_kernels){.name = "portable",
+    *kernels = (ln_tile_kernels){.name = "tile__portable",
                                  .product = product,
                                  .product_ta = product_ta,
                                  .product_tb = product_tb,
@@ -194,4 +194,10 @@ void ln_tile_fill_portable(ln_tile_kernels *kernels) {
 void ln_tile_choose(unsigned cpu, ln_tile_kernels *kernels) {
     (void)cpu;
     ln_tile_fill_portable(kernels);
+#if defined(__x86_64__)
+    if (cpu & LN_CPU_AVX2) ln_tile_fill_avx2(kernels);
+    if (cpu & LN_CPU_AVX512) ln_tile_fill_avx512(kernels);
+#elif defined(__aarch64__)
+    if (cpu & LN_CPU_NEON) ln_tile_fill_neon(kernels);
+#endif
 }

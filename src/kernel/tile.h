@@ -18,7 +18,7 @@ typedef void (*ln_tile_product)(float *c, int64_t c_stride, const float *a, int6
 struct ln_tile_step;
 
 typedef struct ln_tile_kernels {
-    const char *name; /* "portable", "avx2", "avx512" */
+    const char *name; /* "tile__avx512" */
 
     /* c[m, n] = a[m, k] b[k, n]; add: c +=. Any m, n, k >= 0. */
     ln_tile_product product;
@@ -83,6 +83,11 @@ typedef struct ln_tile_step {
 } ln_tile_step;
 
 void ln_tile_choose(unsigned cpu, ln_tile_kernels *kernels);
+
+/* The fillers, one an instruction set. */
 void ln_tile_fill_portable(ln_tile_kernels *kernels);
+void ln_tile_fill_avx2(ln_tile_kernels *kernels);
+void ln_tile_fill_avx512(ln_tile_kernels *kernels);
+void ln_tile_fill_neon(ln_tile_kernels *kernels);
 
 #endif
