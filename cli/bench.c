@@ -84,7 +84,7 @@ static double bound(const bench *b, int64_t depth, int64_t tokens, bool one_by_o
     const linnet_plan plan = linnet_session_plan(b->engine.session);
     const double before = (double)depth + 0.5 * (double)tokens;
     if (one_by_one) return b->peaks.read_bytes / (b->read_weights + before * (double)plan.bytes_per_token);
-    const double attention = 4.0 * (double)(info.layers * info.heads * info.key_size) * before;
+    const double attention = 4.0 * (double)(info.attention_layers * info.heads * info.key_size) * before;
     return b->operations / (2 * b->layer_weights + attention);
 }
 
@@ -94,9 +94,9 @@ static linnet_status feed_one_by_one(linnet_session *session, const int32_t *ids
     return status;
 }
 
-/* Back to exactly the first `depth` tokens, with work only where a window forgot them. */
+/* Back to exactly the first `depth` tokens, with work only where they were forgotten. */
 static linnet_status restore(linnet_session *session, const int32_t *ids, int64_t depth) {
-    const int64_t held = depth < linnet_session_rewind_limit(session) ? 0 : depth;
+    const int64_t held = linnet_session_rewind_point(session, depth);
     const int64_t position = linnet_session_position(session);
     linnet_status status = LINNET_OK;
     if (position > held) status = linnet_session_rewind(session, held);

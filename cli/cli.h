@@ -35,7 +35,7 @@ typedef struct cli_arguments {
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys, policies;
-    int64_t tokens, context, threads, piece, repetitions, windows, heads, key_heads, sequences;
+    int64_t tokens, context, threads, piece, snapshots, repetitions, windows, heads, key_heads, sequences;
     double seconds;
     double temperature, top_k, top_p, min_p, repeat_penalty, repeat_last; /* below 0: not given */
     uint64_t memory, cache, activations, seed;

@@ -158,6 +158,7 @@ linnet_session_settings cli_session_settings(const cli_arguments *arguments, int
     settings.policy = arguments->policy;
     settings.cache = arguments->cache;
     settings.folder = arguments->folder;
+    settings.snapshots = arguments->snapshots;
     settings.compute = arguments->exact ? LINNET_COMPUTE_EXACT : LINNET_COMPUTE_FAST;
     return settings;
 }
@@ -193,10 +194,13 @@ void cli_print_plan(const cli_engine *engine, const linnet_plan *plan, uint64_t 
     fprintf(out, "  model     %10s  vocabulary and tables\n", cli_size(plan->model));
     if (*plan->policy)
         fprintf(out, "  pages     %10s  keys and values under %s\n", cli_size(plan->pages), plan->policy);
+    else if (plan->bytes_per_token == 0)
+        fprintf(out, "  pages     %10s  ids of the tokens: no layer keeps keys and values\n", cli_size(plan->pages));
     else
         fprintf(out, "  pages     %10s  keys and values in %s: %llu bytes a token, %lld tokens a page\n",
                 cli_size(plan->pages), linnet_type_name(plan->precision), (unsigned long long)plan->bytes_per_token,
                 (long long)plan->page_tokens);
+    if (plan->states) fprintf(out, "  states    %10s  recurrent, whatever the context\n", cli_size(plan->states));
     fprintf(out, "  workspace %10s  for pieces of %lld tokens", cli_size(plan->workspace), (long long)plan->piece);
     if (plan->slice < plan->feed_forward)
         fprintf(out, ", %lld of %lld feed-forward columns at a time", (long long)plan->slice,

@@ -126,7 +126,7 @@ linnet_status cli_feed(cli_engine *engine, const int32_t *ids, int64_t count) {
     int64_t common = 0;
     while (common < position && common < count - 1 && held[common] == ids[common]) common++;
     if (common < position) {
-        if (common < linnet_session_rewind_limit(engine->session)) common = 0;
+        common = linnet_session_rewind_point(engine->session, common);
         const linnet_status status = linnet_session_rewind(engine->session, common);
         if (status != LINNET_OK) return status;
     }

@@ -31,14 +31,15 @@ json_t *cli_json_text(const char *text, size_t bytes) {
 }
 
 json_t *cli_json_plan(const linnet_plan *plan) {
-    return json_pack("{sI sI sI sI sI sI ss sI sI sI sI sI sI sI sI ss}", "context", (json_int_t)plan->context, "piece",
-                     (json_int_t)plan->piece, "page_tokens", (json_int_t)plan->page_tokens, "feed_forward",
+    return json_pack("{sI sI sI sI sI sI ss sI sI sI sI sI sI sI sI sI ss}", "context", (json_int_t)plan->context,
+                     "piece", (json_int_t)plan->piece, "page_tokens", (json_int_t)plan->page_tokens, "feed_forward",
                      (json_int_t)plan->feed_forward, "slice", (json_int_t)plan->slice, "step", (json_int_t)plan->step,
                      "precision", linnet_type_name(plan->precision), "weights_mapped", (json_int_t)plan->weights_mapped,
-                     "model", (json_int_t)plan->model, "pages", (json_int_t)plan->pages, "workspace",
-                     (json_int_t)plan->workspace, "overhead", (json_int_t)plan->overhead, "total",
-                     (json_int_t)plan->total, "smallest_workspace", (json_int_t)plan->smallest_workspace,
-                     "bytes_per_token", (json_int_t)plan->bytes_per_token, "reason", plan->reason);
+                     "model", (json_int_t)plan->model, "pages", (json_int_t)plan->pages, "states",
+                     (json_int_t)plan->states, "workspace", (json_int_t)plan->workspace, "overhead",
+                     (json_int_t)plan->overhead, "total", (json_int_t)plan->total, "smallest_workspace",
+                     (json_int_t)plan->smallest_workspace, "bytes_per_token", (json_int_t)plan->bytes_per_token,
+                     "reason", plan->reason);
 }
 
 static int print(json_t *object, size_t flags) {

@@ -63,7 +63,8 @@ static void widen_config(const char *from, const char *to) {
 /* Of a dense feed-forward part. */
 static bool is_wide(const char *name) {
     if (strstr(name, ".experts.") || strstr(name, ".shared_expert") || strstr(name, ".mlp.gate.")) return false;
-    return strstr(name, ".mlp.") || strstr(name, ".feed_forward.w");
+    return strstr(name, ".mlp.") || strstr(name, ".feed_forward.w") ||
+           (strstr(name, ".feed_forward.") && strstr(name, "_proj."));
 }
 
 /* The new shape of a tensor of the feed-forward part; its number of values. */
@@ -127,14 +128,14 @@ static bool widen_weights(const char *from, const char *to) {
 
 /* The model `name`, wide, as a GGUF file of `type`; false: it has nothing to be widened. */
 static bool make_model(const char *name, linnet_type type, char path[64]) {
-    char folder[] = "/tmp/linnet-slices-XXXXXX", from[600], config[600], weights[600];
+    char folder[] = "/tmp/linnet-slices-XXXXXX", from[600], other[600], config[600], weights[600];
     assert_non_null(mkdtemp(folder));
     snprintf(from, sizeof from, "%s/golden/models/%s/config.json", TESTS_FOLDER, name);
     snprintf(config, sizeof config, "%s/config.json", folder);
-    widen_config(from, config);
-    snprintf(from, sizeof from, "%s/golden/models/%s/model.safetensors", TESTS_FOLDER, name);
+    snprintf(other, sizeof other, "%s/golden/models/%s/model.safetensors", TESTS_FOLDER, name);
     snprintf(weights, sizeof weights, "%s/model.safetensors", folder);
-    const bool any = widen_weights(from, weights);
+    const bool any = widen_weights(other, weights);
+    if (any) widen_config(from, config);
     strcpy(path, "/tmp/linnet-slices-XXXXXX");
     close(mkstemp(path));
     linnet_convert_settings settings = linnet_convert_settings_default();

@@ -1,6 +1,6 @@
 /* Owns: the memory plan: which precision, which piece and which slices of activations fit into the bounds.
  *
- *   total = model + pages(context, piece, precision) + workspace(piece, slice, step) + overhead
+ *   total = model + pages(context, piece, precision) + states + workspace(piece, slice, step) + overhead
  *   cost  = multiply-adds of a token's products
  *         + packing of all weights / piece + preparing of what is multiplied + adding of slices + meetings / piece
  *
@@ -334,6 +334,11 @@ static void explain(linnet_plan *plan, const linnet_session_settings *settings, 
                  activations);
         return;
     }
+    if (plan->bytes_per_token == 0) {
+        snprintf(plan->reason, sizeof plan->reason, "recurrent states take the same whatever the context%s%s",
+                 plan->piece < most ? "; the prompt in smaller pieces to make room" : "", activations);
+        return;
+    }
     if (settings->memory == 0 && settings->cache == 0 && settings->activations == 0) {
         snprintf(plan->reason, sizeof plan->reason, "no budget given: %s keys and values%s",
                  linnet_type_name(plan->precision), activations);
@@ -381,10 +386,10 @@ static linnet_status refuse(linnet_context *context, const linnet_session_settin
     return ln_fail(
         context, LINNET_ERROR_MEMORY,
         "a budget of %llu bytes is too small for %lld tokens: at least %llu are needed (%s keys and values take "
-        "%llu, tables of the model %llu, workspace %llu, the program %llu)",
+        "%llu, recurrent states %llu, tables of the model %llu, workspace %llu, the program %llu)",
         (unsigned long long)settings->memory, (long long)settings->context, (unsigned long long)plan->smallest,
-        linnet_type_name(plan->precision), (unsigned long long)plan->pages, (unsigned long long)plan->model,
-        (unsigned long long)plan->workspace, (unsigned long long)plan->overhead);
+        linnet_type_name(plan->precision), (unsigned long long)plan->pages, (unsigned long long)plan->states,
+        (unsigned long long)plan->model, (unsigned long long)plan->workspace, (unsigned long long)plan->overhead);
 }
 
 uint64_t ln_plan_spare(const linnet_plan *plan, const linnet_session_settings *settings) {
@@ -499,7 +504,8 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
     const linnet_status status = ln_session_settle(model, settings, &settled);
     *plan = (linnet_plan){.size = sizeof *plan};
     if (status != LINNET_OK) return status;
-    const bool open = settled.precision == LINNET_TYPE_AUTO && !ln_session_policy(&settled);
+    const bool open =
+        settled.precision == LINNET_TYPE_AUTO && !ln_session_policy(&settled) && model->hyper.attention_layers;
     return open && (settled.memory || settled.cache) ? ln_plan_choose(model, &settled, plan)
                                                      : ln_plan_with(model, &settled, plan);
 }

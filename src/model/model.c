@@ -378,9 +378,12 @@ linnet_model_info linnet_model_describe(const linnet_model *model) {
                               .context_length = h->context_length,
                               .parameters = model->parameters,
                               .weight_bytes = model->weight_bytes,
-                              .resident_bytes = model->resident_bytes};
-    for (int64_t i = 0; i < h->layers; i++)
+                              .resident_bytes = model->resident_bytes,
+                              .attention_layers = h->attention_layers};
+    for (int64_t i = 0; i < h->layers; i++) {
         if (model->windows[i]) info.window_layers++;
+        info.state_bytes += (uint64_t)model->state_floats[i] * sizeof(float);
+    }
     if (info.window_layers) info.window = h->window;
     return info;
 }

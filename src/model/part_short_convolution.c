@@ -56,6 +56,7 @@ static void weigh(const linnet_model *model, const ln_part *part, const ln_forwa
 }
 
 typedef struct rows {
+    const ln_kernels *kernels;
     const weights *w;
     int64_t width;
     float *stage, *h;
@@ -82,15 +83,16 @@ static void convolve_row(void *argument, int64_t token, int worker) {
     const rows *r = argument;
     const int64_t width = r->width, count = r->w->count;
     float *h = r->h + token * width;
-    const float *c = r->stage + token * 3 * width + width;
-    if (r->w->bias)
-        memcpy(h, r->w->bias, (size_t)width * sizeof *h);
-    else
-        memset(h, 0, (size_t)width * sizeof *h);
-    for (int64_t k = 0; k < count; k++) {
-        const float *taps = r->w->taps + k * width, *v = value_of(r, token - count + 1 + k);
-        for (int64_t i = 0; i < width; i++) h[i] += taps[i] * v[i];
-    }
+    const float *c = r->stage + token * 3 * width + width, *values[MOST_TAPS];
+    for (int64_t k = 0; k < count; k++) values[k] = value_of(r, token - count + 1 + k);
+    const ln_short_convolution convolution = {.tokens = 1,
+                                              .channels = width,
+                                              .taps = count,
+                                              .rows = values,
+                                              .weight = r->w->taps,
+                                              .bias = r->w->bias,
+                                              .y = {h, width}};
+    r->kernels->scan.short_convolution(&convolution);
     for (int64_t i = 0; i < width; i++) h[i] *= c[i];
 }
 
@@ -98,7 +100,12 @@ static linnet_status run(ln_forward *forward, const ln_part *part, const ln_part
     const weights *w = part->weights;
     const int64_t width = forward->model->hyper.width, tokens = call->tokens;
     ln_team *team = forward->model->context->team;
-    rows r = {.w = w, .width = width, .stage = forward->stage, .h = forward->h, .state = call->state};
+    rows r = {.kernels = &forward->model->kernels,
+              .w = w,
+              .width = width,
+              .stage = forward->stage,
+              .h = forward->h,
+              .state = call->state};
     const ln_product in = {&w->in, forward->stage, 3 * width}, out = {&w->out, forward->stage, width};
     ln_part_multiply(forward, &in, 1, forward->h, tokens);
     ln_parallel(team, tokens, gate_row, &r);

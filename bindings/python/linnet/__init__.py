@@ -231,7 +231,8 @@ class Session:
 
     @property
     def usage(self):
-        """What keys and values take and hold now: bytes of pages, their peak and those in a file; tokens kept and evicted."""
+        """What the memory takes and holds now: bytes of pages, their peak and those in a file; tokens kept and evicted;
+        bytes of recurrent states."""
         usage = _c.session_usage(self._handle)
         return {name: getattr(usage, name) for name, _ in usage._fields_[1:]}
 
@@ -297,6 +298,10 @@ class Session:
     def rewind(self, position):
         """Forgets all tokens from `position` on."""
         self._context.check(_c.session_rewind(self._handle, position))
+
+    def rewind_point(self, position):
+        """The last position up to `position` that rewind can go back to: all of it, where every layer attends."""
+        return _c.session_rewind_point(self._handle, position)
 
     def fork(self):
         """A second session that goes on from the same tokens."""

@@ -19,7 +19,8 @@ class ModelInfo(Structure):
     _fields_ = [("size", c_size_t), ("architecture", c_char_p), ("name", c_char_p)] + [
         (name, c_int64) for name in ("layers", "width", "heads", "key_value_heads", "key_size", "value_size", "vocabulary",
                                      "context_length", "window", "window_layers")] + [
-        (name, c_uint64) for name in ("parameters", "weight_bytes", "resident_bytes")]
+        (name, c_uint64) for name in ("parameters", "weight_bytes", "resident_bytes")] + [
+        ("attention_layers", c_int64), ("state_bytes", c_uint64)]
 
 
 class SessionSettings(Structure):
