@@ -27,6 +27,25 @@ static void rwkv6(const oracle_call *c) {
     }
 }
 
+/* ---- gates of columns ---- */
+
+static void gla_value(const oracle_call *c) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size;
+    for (int64_t h = 0; h < c->settings->heads; h++) {
+        double *S = c->state_out + h * c->head_floats;
+        for (int64_t t = 0; t < c->tokens; t++)
+            for (int64_t j = 0; j < V; j++) {
+                double sum = 0;
+                for (int64_t i = 0; i < K; i++) {
+                    S[i * V + j] = exp(oracle_input(c, 3, t, h)[j]) * S[i * V + j] +
+                                   oracle_input(c, 1, t, h)[i] * oracle_input(c, 2, t, h)[j];
+                    sum += oracle_input(c, 0, t, h)[i] * S[i * V + j];
+                }
+                oracle_output(c, t, h)[j] = (double)c->settings->scale * sum;
+            }
+    }
+}
+
 /* ---- mLSTM ---- */
 
 static void mlstm(const oracle_call *c) {
@@ -85,6 +104,7 @@ static void vary_normalise(linnet_mixer_settings *s, int variant) {
 
 const mixer_oracle oracle_gated[] = {
     {.name = "rwkv6", .run = rwkv6},
+    {.name = "gla_value", .run = gla_value},
     /* the divisor is a sum of both signs: where it cancels, digits are lost */
     {.name = "mlstm", .run = mlstm, .forward = 1e-5, .gradient = 1e-4},
     {.name = "mlstm_sigmoid", .run = mlstm_sigmoid, .variants = 1, .vary = vary_normalise},

@@ -45,6 +45,31 @@ static const ln_mixer_input rwkv6_inputs[] = {
     {0},
 };
 
+/* ---- gla_value: gates of the columns of values ---- */
+
+static void gla_value_load(ln_outer_tile *t) {
+    ln_outer_load(t, QUERY, t->query, t->key_stride);
+    ln_outer_load(t, KEY, t->key, t->key_stride);
+    ln_outer_load(t, VALUE, t->value, t->value_stride);
+    ln_outer_load(t, 3, t->decay, t->value_stride);
+}
+static void gla_value_gradient(ln_outer_tile *t) {
+    ln_outer_add(t, QUERY, t->query_gradient, t->key_stride);
+    ln_outer_add(t, KEY, t->key_gradient, t->key_stride);
+    ln_outer_add(t, VALUE, t->value_gradient, t->value_stride);
+    ln_outer_add(t, 3, t->decay_gradient, t->value_stride);
+}
+static const ln_outer_row gla_value = {
+    .decay = LN_OUTER_VALUE_DECAY, .load = gla_value_load, .gradient = gla_value_gradient};
+
+static const ln_mixer_input gla_value_inputs[] = {
+    {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "decay", .columns = LN_AXIS_VALUE, .range = LINNET_RANGE_DECAY},
+    {0},
+};
+
 /* ---- mlstm ---- */
 
 static int64_t one(const linnet_mixer_settings *s) {
@@ -237,6 +262,14 @@ const ln_mixer ln_rows_gated[] = {
     {LN_OUTER_CORE(&rwkv6), .name = "rwkv6", .paper = "Peng et al. 2024, arXiv 2404.05892",
      .formula = "out = scale (S[t-1] + diag(bonus) k v^T)^T q; S[t] = diag(e^decay) S[t-1] + k v^T",
      .inputs = rwkv6_inputs, .states = state, .output = LN_AXIS_VALUE, .scale = 1},
+    {LN_OUTER_CORE(&gla_value),
+     .name = "gla_value",
+     .paper = "Yang et al. 2023, arXiv 2312.06635 (gates of columns)",
+     .formula = "S = S diag(e^decay) + k v^T; out = scale S^T q",
+     .inputs = gla_value_inputs,
+     .states = state,
+     .output = LN_AXIS_VALUE,
+     .scale = NAN},
     {LN_OUTER_CORE(&mlstm), .name = "mlstm", .paper = "Beck et al. 2024, arXiv 2405.04517; TFLA 2503.14376",
      .formula = "C = e^decay C + e^input_gate k v^T, n likewise without v; out = scale C^T q / max(|scale n . q|, 1)",
      .inputs = mlstm_inputs, .states = mlstm_states, .output = LN_AXIS_VALUE, .scale = NAN, .normalise = true},
