@@ -1,6 +1,7 @@
 /* Owns: the portable scan kernels, and the choice among the instruction sets. */
 #include "kernel/scan.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/cpu.h"
@@ -24,6 +25,9 @@ HELPER void store_some(float *y, lanes v, int64_t n) {
 }
 HELPER lanes divide(lanes a, lanes b) {
     return a / b;
+}
+HELPER lanes root(lanes x) {
+    return (lanes){sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])};
 }
 HELPER lanes where_below(lanes a, lanes b, lanes yes, lanes no) {
     return choose(a < b, yes, no);

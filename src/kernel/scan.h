@@ -23,23 +23,40 @@ typedef struct ln_series_out {
 /* h[c][n] = e^(step[c] rate[c][n]) h[c][n] + step[c] value[c] write[n],  y[c] = sum_n read[n] h[c][n] + skip[c]
  * value[c]
  *
- * Complex: rate, state [channels][2][states], write and read [2][states], real parts first, and twice the real part of
- * the sum. */
+ * With frequencies it is complex: e^(step (rate + i frequency)); state [channels][2][states], write and read
+ * [2][states], real parts first; and y is twice the real part of the sum. */
 typedef struct ln_selective {
     int64_t tokens, channels, states;
-    bool complex;
     ln_series step, value, write, read;
-    const float *rate, *skip; /* skip [channels] or NULL */
+    const float *rate, *frequency; /* [channels][states]; frequency NULL: real */
+    const float *skip;             /* [channels] or NULL */
     float *state;
     ln_series_out y;
     /* Backward: state is before the first step, and not written. */
     ln_series y_gradient;
     ln_series_out step_gradient, value_gradient; /* written */
     ln_series_out write_gradient, read_gradient; /* these and all that follow: added to */
-    float *rate_gradient, *skip_gradient;        /* skip_gradient NULL: not wanted */
-    float *state_gradient;                       /* after the last step; becomes that before the first */
-    float *history;                              /* scratch [tokens + 1][lanes][1 or 2][states] */
+    float *rate_gradient, *frequency_gradient, *skip_gradient;
+    float *state_gradient; /* after the last step; becomes that before the first */
+    float *history;        /* scratch [tokens + 1][lanes][1 or 2][states] */
 } ln_selective;
+
+/* The same in every step: h[c] = h[c] + change[c] h[c] + value[c],  y[c] = Re sum_n read[c][n] h[c][n] + skip[c]
+ * value[c]. `change` is the multiplier less one: exact where memory is long, and the same error is made in every step.
+ * All [channels][2][states]. */
+typedef struct ln_diagonal {
+    int64_t tokens, channels, states;
+    const float *change, *read, *skip;
+    ln_series value;
+    float *state;
+    ln_series_out y;
+    /* Backward, as above. */
+    ln_series y_gradient;
+    ln_series_out value_gradient;                           /* written */
+    float *change_gradient, *read_gradient, *skip_gradient; /* added to */
+    float *state_gradient;
+    float *history; /* scratch [tokens + 1][2][states] */
+} ln_diagonal;
 
 /* y[t][c] = bias[c] + sum_i weight[i][c] rows[t + i][c], then maybe y / (1 + e^-y). rows: taps - 1 before the first. */
 typedef struct ln_short_convolution {
@@ -63,6 +80,11 @@ typedef struct ln_scan_kernels {
     void (*softplus)(float *y, const float *x, int64_t n);
     void (*sigmoid)(float *y, const float *x, int64_t n);
 
+    /* y = (1 - e^2x)^1/2, x <= 0, to full precision near 0 */
+    void (*complement)(float *y, const float *x, int64_t n);
+    /* e^(step (rate + i frequency)) - 1 */
+    void (*change)(float *real, float *imaginary, const float *step, const float *rate, const float *frequency,
+                   int64_t n);
     /* y [columns][rows] of x [rows][columns]; made for few columns. */
     void (*transpose)(float *y, const float *x, int64_t rows, int64_t columns);
 
@@ -75,6 +97,8 @@ typedef struct ln_scan_kernels {
 
     void (*selective)(const ln_selective *s);
     void (*selective_backward)(const ln_selective *s);
+    void (*diagonal)(const ln_diagonal *s);
+    void (*diagonal_backward)(const ln_diagonal *s);
     void (*short_convolution)(const ln_short_convolution *s);
     void (*short_convolution_backward)(const ln_short_convolution *s);
 } ln_scan_kernels;

@@ -1,11 +1,9 @@
 /* The loops of scan.h over a vector type that the including file defines (W, lanes, load, store, load_some, store_some,
- * splat, add, subtract, multiply, multiply_add, divide, where_below, nearest, power (2^x for any x), fold_two,
+ * splat, add, subtract, multiply, multiply_add, divide, root, where_below, nearest, power (2^x for any x), fold_two,
  * fold_four, fold_rest).
  *
  * The sum over lanes of W vectors becomes one vector by folding pairs, pairs of pairs and so on: three instructions a
  * vector instead of a sum of each. */
-#include <math.h>
-
 static const float LOG2_E = 1.44269504f;
 
 HELPER lanes exponential_of(lanes x) {
@@ -24,6 +22,51 @@ HELPER lanes softplus_of(lanes x) {
     return where_below(splat(20), x, x, y);
 }
 
+/* e^x - 1: a series where 1 would swallow it. */
+HELPER lanes change_of(lanes x) {
+    lanes series = splat(1.0f / 40320);
+    static const float inverse[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1};
+    for (int k = 0; k < 7; k++) series = multiply_add(series, x, splat(inverse[k]));
+    const lanes magnitude = where_below(x, splat(0), subtract(splat(0), x), x);
+    return where_below(magnitude, splat(0.35f), multiply(x, series), subtract(exponential_of(x), splat(1)));
+}
+
+HELPER lanes complement_of(lanes x) {
+    return root(subtract(splat(0), change_of(add(x, x))));
+}
+
+/* Sine and cosine of half the angle step frequency, reduced to -pi .. pi: their Taylor series reach pi / 2. */
+typedef struct half_angle {
+    lanes sine, cosine;
+} half_angle;
+
+HELPER half_angle half_angle_of(lanes step, lanes frequency) {
+    const lanes turns = nearest(multiply(multiply(step, frequency), splat(0.159154943f)));
+    lanes angle = multiply_add(step, frequency, multiply(turns, splat(-6.28125f))); /* 8 bits: an exact product */
+    angle = multiply_add(turns, splat(-1.93530718e-3f), angle);
+    const lanes x = multiply(angle, splat(0.5f)), q = multiply(x, x);
+    static const float sine[] = {-1.0f / 39916800, 1.0f / 362880, -1.0f / 5040, 1.0f / 120, -1.0f / 6, 1},
+                       cosine[] = {1.0f / 479001600, -1.0f / 3628800, 1.0f / 40320, -1.0f / 720, 1.0f / 24, -0.5f, 1};
+    half_angle h = {splat(1.0f / 6227020800.0f), splat(-1.0f / 87178291200.0f)};
+    for (int k = 0; k < 6; k++) h.sine = multiply_add(h.sine, q, splat(sine[k]));
+    for (int k = 0; k < 7; k++) h.cosine = multiply_add(h.cosine, q, splat(cosine[k]));
+    h.sine = multiply(h.sine, x);
+    return h;
+}
+
+typedef struct complex_lanes {
+    lanes real, imaginary;
+} complex_lanes;
+
+/* cos a - 1 = -2 sin^2 (a / 2), sin a = 2 sin (a / 2) cos (a / 2): small changes keep their digits. */
+HELPER complex_lanes complex_change_of(lanes step, lanes rate, lanes frequency) {
+    const lanes change = change_of(multiply(step, rate));
+    const half_angle h = half_angle_of(step, frequency);
+    const lanes less = multiply(multiply(h.sine, h.sine), splat(-2)),
+                sine = multiply(multiply(h.sine, h.cosine), splat(2));
+    return (complex_lanes){multiply_add(change, less, add(change, less)), multiply_add(change, sine, sine)};
+}
+
 /* ---- rows ---- */
 
 #define MAP(NAME, OF)                                                     \
@@ -35,6 +78,18 @@ HELPER lanes softplus_of(lanes x) {
 MAP(exponential, exponential_of)
 MAP(softplus, softplus_of)
 MAP(sigmoid, sigmoid_of)
+MAP(complement, complement_of)
+
+static void change(float *real, float *imaginary, const float *step, const float *rate, const float *frequency,
+                   int64_t n) {
+    for (int64_t i = 0; i < n; i += W) {
+        const int64_t some = n - i < W ? n - i : W;
+        const complex_lanes e =
+            complex_change_of(load_some(step + i, some), load_some(rate + i, some), load_some(frequency + i, some));
+        store_some(real + i, e.real, some);
+        store_some(imaginary + i, e.imaginary, some);
+    }
+}
 
 static void transpose(float *restrict y, const float *restrict x, int64_t rows, int64_t columns) {
     if (columns == 4) { /* the usual width: the compiler makes shuffles of it */
@@ -149,7 +204,7 @@ static void selective_narrow(const ln_selective *s, int64_t c) {
     for (int j = 0; j < W; j++) store(state + j * W, h[j]);
 }
 
-/* One step of a channel; `a` may be NULL. */
+/* A step of a channel moves its states h; the sum over lanes of what it returns is the output. */
 HELPER lanes selective_step(const ln_selective *s, int64_t t, int64_t c, float step, float write, float *h) {
     const float *rate = s->rate + c * s->states, *b = s->write.at + t * s->write.stride,
                 *r = s->read.at + t * s->read.stride;
@@ -163,14 +218,51 @@ HELPER lanes selective_step(const ln_selective *s, int64_t t, int64_t c, float s
     return sum;
 }
 
+/* e^(step (rate + i frequency)) of n states of a channel. `scaled`: step log2 e. */
+HELPER complex_lanes complex_decay(const ln_selective *s, int64_t c, int64_t n, float step, float scaled) {
+    const lanes size = power(multiply(splat(scaled), load(s->rate + c * s->states + n)));
+    const half_angle h = half_angle_of(splat(step), load(s->frequency + c * s->states + n));
+    const lanes twice = multiply(h.sine, splat(2));
+    return (complex_lanes){multiply(size, multiply_add(multiply(twice, splat(-1)), h.sine, splat(1))),
+                           multiply(size, multiply(twice, h.cosine))};
+}
+
+HELPER lanes complex_step(const ln_selective *s, int64_t t, int64_t c, float scaled, float write, float *h) {
+    const float *b = s->write.at + t * s->write.stride, *r = s->read.at + t * s->read.stride,
+                step = s->step.at[t * s->step.stride + c];
+    const int64_t states = s->states;
+    lanes sum = splat(0);
+    for (int64_t n = 0; n < states; n += W) {
+        const complex_lanes a = complex_decay(s, c, n, step, scaled);
+        const lanes real = load(h + n), imaginary = load(h + states + n);
+        const lanes next =
+            multiply_add(a.real, real, subtract(multiply(splat(write), load(b + n)), multiply(a.imaginary, imaginary)));
+        const lanes turned = multiply_add(
+            a.real, imaginary, multiply_add(a.imaginary, real, multiply(splat(write), load(b + states + n))));
+        store(h + n, next);
+        store(h + states + n, turned);
+        sum = add(sum, subtract(multiply(next, load(r + n)), multiply(turned, load(r + states + n))));
+    }
+    return add(sum, sum);
+}
+
+HELPER int64_t selective_parts(const ln_selective *s) {
+    return s->frequency ? 2 * s->states : s->states;
+}
+
+HELPER lanes any_step(const ln_selective *s, int64_t t, int64_t c, float scaled, float write, float *h) {
+    return s->frequency ? complex_step(s, t, c, scaled, write, h) : selective_step(s, t, c, scaled, write, h);
+}
+
 static void selective_wide(const ln_selective *s, int64_t c, int64_t count) {
     for (int64_t t = 0; t < s->tokens; t++) {
         strength of;
         lanes sums[W];
         strengths(s, t, c, count, &of);
         for (int j = 0; j < W; j++)
-            sums[j] = j < count ? selective_step(s, t, c + j, of.step[j], of.write[j], s->state + (c + j) * s->states)
-                                : splat(0);
+            sums[j] = j < count
+                          ? any_step(s, t, c + j, of.step[j], of.write[j], s->state + (c + j) * selective_parts(s))
+                          : splat(0);
         selective_output(s, t, c, count, sum_of_each(sums));
     }
 }
@@ -178,17 +270,26 @@ static void selective_wide(const ln_selective *s, int64_t c, int64_t count) {
 static void selective(const ln_selective *s) {
     for (int64_t c = 0; c < s->channels; c += W) {
         const int64_t count = s->channels - c < W ? s->channels - c : W;
-        if (count == W && s->states == W)
+        if (count == W && s->states == W && !s->frequency)
             selective_narrow(s, c);
         else
             selective_wide(s, c, count);
     }
 }
 
-/* Token t of one channel: D = gradient of the state after it. Returns in sums what the step's gradient and the value's
- * add up from: sum_n rate D h' and sum_n write D, h' the decayed state. */
-HELPER void selective_step_backward(const ln_selective *s, int64_t t, int64_t c, const strength *of, int j,
-                                    lanes *rates, lanes *writes) {
+/* ---- backward ---- */
+
+/* Token t of channel c + j. What the gradients of its step and its value add up from: sum_n of rate (and frequency)
+ * times the gradient of the exponent, and sum_n write D, D the gradient of the state after the token. */
+typedef struct owed {
+    lanes rates, writes;
+} owed;
+
+HELPER void add_to(float *y, lanes a, lanes b) {
+    store(y, multiply_add(a, b, load(y)));
+}
+
+HELPER owed selective_step_backward(const ln_selective *s, int64_t t, int64_t c, const strength *of, int j) {
     const int64_t states = s->states;
     const float *rate = s->rate + (c + j) * states, *b = s->write.at + t * s->write.stride,
                 *r = s->read.at + t * s->read.stride, *before = s->history + (t * W + j) * states,
@@ -198,29 +299,62 @@ HELPER void selective_step_backward(const ln_selective *s, int64_t t, int64_t c,
           *r_gradient = s->read_gradient.at + t * s->read_gradient.stride;
     const lanes y = splat(s->y_gradient.at[t * s->y_gradient.stride + c + j]),
                 step = splat(s->step.at[t * s->step.stride + c + j]);
-    *rates = *writes = splat(0);
+    owed o = {splat(0), splat(0)};
     for (int64_t n = 0; n < states; n += W) {
         const lanes a = power(multiply(splat(of->step[j]), load(rate + n)));
-        const lanes full = multiply_add(y, load(r + n), load(d + n));
-        const lanes decayed = multiply(multiply(full, a), load(before + n));
-        store(r_gradient + n, multiply_add(y, load(after + n), load(r_gradient + n)));
-        store(b_gradient + n, multiply_add(full, splat(of->write[j]), load(b_gradient + n)));
-        store(rate_gradient + n, multiply_add(step, decayed, load(rate_gradient + n)));
-        *rates = multiply_add(decayed, load(rate + n), *rates);
-        *writes = multiply_add(full, load(b + n), *writes);
-        store(d + n, multiply(full, a));
+        const lanes full = multiply_add(y, load(r + n), load(d + n)), left = multiply(full, a);
+        const lanes exponent = multiply(left, load(before + n));
+        add_to(r_gradient + n, y, load(after + n));
+        add_to(b_gradient + n, full, splat(of->write[j]));
+        add_to(rate_gradient + n, step, exponent);
+        o.rates = multiply_add(exponent, load(rate + n), o.rates);
+        o.writes = multiply_add(full, load(b + n), o.writes);
+        store(d + n, left);
     }
+    return o;
+}
+
+HELPER owed complex_step_backward(const ln_selective *s, int64_t t, int64_t c, const strength *of, int j) {
+    const int64_t states = s->states, own = (c + j) * states;
+    const float *b = s->write.at + t * s->write.stride, *r = s->read.at + t * s->read.stride,
+                *before = s->history + (t * W + j) * 2 * states, *after = before + W * 2 * states,
+                step = s->step.at[t * s->step.stride + c + j];
+    float *d = s->state_gradient + 2 * own, *b_gradient = s->write_gradient.at + t * s->write_gradient.stride,
+          *r_gradient = s->read_gradient.at + t * s->read_gradient.stride;
+    const lanes y = splat(2 * s->y_gradient.at[t * s->y_gradient.stride + c + j]), minus = subtract(splat(0), y),
+                write = splat(of->write[j]);
+    owed o = {splat(0), splat(0)};
+    for (int64_t n = 0, m = states; n < states; n += W, m += W) {
+        const complex_lanes a = complex_decay(s, c + j, n, step, of->step[j]);
+        const lanes dr = multiply_add(y, load(r + n), load(d + n)), di = multiply_add(minus, load(r + m), load(d + m));
+        /* D times the conjugate of a: the gradient of the state before. Times that state: of the exponent. */
+        const lanes lr = multiply_add(a.real, dr, multiply(a.imaginary, di)),
+                    li = subtract(multiply(a.real, di), multiply(a.imaginary, dr));
+        const lanes pr = load(before + n), pi = load(before + m);
+        const lanes er = multiply_add(lr, pr, multiply(li, pi)), ei = subtract(multiply(li, pr), multiply(lr, pi));
+        add_to(r_gradient + n, y, load(after + n));
+        add_to(r_gradient + m, minus, load(after + m));
+        add_to(b_gradient + n, dr, write);
+        add_to(b_gradient + m, di, write);
+        add_to(s->rate_gradient + own + n, splat(step), er);
+        add_to(s->frequency_gradient + own + n, splat(step), ei);
+        o.rates = multiply_add(er, load(s->rate + own + n), multiply_add(ei, load(s->frequency + own + n), o.rates));
+        o.writes = multiply_add(dr, load(b + n), multiply_add(di, load(b + m), o.writes));
+        store(d + n, lr);
+        store(d + m, li);
+    }
+    return o;
 }
 
 static void selective_history(const ln_selective *s, int64_t c, int64_t count) {
-    const int64_t row = W * s->states;
-    for (int64_t i = 0; i < count * s->states; i += W) store(s->history + i, load(s->state + c * s->states + i));
+    const int64_t parts = selective_parts(s), row = W * parts;
+    for (int64_t i = 0; i < count * parts; i += W) store(s->history + i, load(s->state + c * parts + i));
     for (int64_t t = 0; t < s->tokens; t++) {
         strength of;
         float *h = s->history + (t + 1) * row;
-        for (int64_t i = 0; i < count * s->states; i += W) store(h + i, load(h - row + i));
+        for (int64_t i = 0; i < count * parts; i += W) store(h + i, load(h - row + i));
         strengths(s, t, c, count, &of);
-        for (int j = 0; j < count; j++) selective_step(s, t, c + j, of.step[j], of.write[j], h + j * s->states);
+        for (int j = 0; j < count; j++) any_step(s, t, c + j, of.step[j], of.write[j], h + j * parts);
     }
 }
 
@@ -232,8 +366,14 @@ static void selective_backward(const ln_selective *s) {
             strength of;
             lanes rates[W], writes[W];
             strengths(s, t, c, count, &of);
-            for (int j = 0; j < W; j++) rates[j] = writes[j] = splat(0);
-            for (int j = 0; j < count; j++) selective_step_backward(s, t, c, &of, j, &rates[j], &writes[j]);
+            for (int j = 0; j < W; j++) {
+                owed o = {splat(0), splat(0)};
+                if (j < count)
+                    o = s->frequency ? complex_step_backward(s, t, c, &of, j)
+                                     : selective_step_backward(s, t, c, &of, j);
+                rates[j] = o.rates;
+                writes[j] = o.writes;
+            }
             const lanes step = load_some(s->step.at + t * s->step.stride + c, count),
                         value = load_some(s->value.at + t * s->value.stride + c, count),
                         y = load_some(s->y_gradient.at + t * s->y_gradient.stride + c, count);
@@ -243,8 +383,84 @@ static void selective_backward(const ln_selective *s) {
             store_some(s->value_gradient.at + t * s->value_gradient.stride + c, value_gradient, count);
             store_some(s->step_gradient.at + t * s->step_gradient.stride + c,
                        multiply_add(value, written, sum_of_each(rates)), count);
-            if (s->skip_gradient)
-                store_some(s->skip_gradient + c, multiply_add(y, value, load_some(s->skip_gradient + c, count)), count);
+            store_some(s->skip_gradient + c, multiply_add(y, value, load_some(s->skip_gradient + c, count)), count);
+        }
+    }
+}
+
+/* ---- several states a channel, the same in every step ---- */
+
+HELPER lanes diagonal_step(const ln_diagonal *s, int64_t c, float value, float *h) {
+    const int64_t states = s->states;
+    const float *e = s->change + c * 2 * states, *r = s->read + c * 2 * states;
+    const lanes u = splat(value);
+    lanes sum = splat(0);
+    for (int64_t n = 0, m = states; n < states; n += W, m += W) {
+        const lanes real = load(h + n), imaginary = load(h + m), er = load(e + n), ei = load(e + m);
+        const lanes next = add(real, subtract(multiply_add(er, real, u), multiply(ei, imaginary)));
+        const lanes turned = add(imaginary, multiply_add(er, imaginary, multiply(ei, real)));
+        store(h + n, next);
+        store(h + m, turned);
+        sum = add(sum, subtract(multiply(next, load(r + n)), multiply(turned, load(r + m))));
+    }
+    return sum;
+}
+
+static void diagonal(const ln_diagonal *s) {
+    for (int64_t c = 0; c < s->channels; c += W) {
+        const int64_t count = s->channels - c < W ? s->channels - c : W;
+        for (int64_t t = 0; t < s->tokens; t++) {
+            const float *value = s->value.at + t * s->value.stride + c;
+            lanes sums[W];
+            for (int j = 0; j < W; j++)
+                sums[j] = j < count ? diagonal_step(s, c + j, value[j], s->state + (c + j) * 2 * s->states) : splat(0);
+            lanes sum = sum_of_each(sums);
+            if (s->skip) sum = multiply_add(load_some(s->skip + c, count), load_some(value, count), sum);
+            store_some(s->y.at + t * s->y.stride + c, sum, count);
+        }
+    }
+}
+
+/* Returns what sums up to the gradient of the value. */
+HELPER lanes diagonal_step_backward(const ln_diagonal *s, int64_t t, int64_t c) {
+    const int64_t states = s->states, own = c * 2 * states;
+    const float *e = s->change + own, *r = s->read + own, *before = s->history + t * 2 * states,
+                *after = before + 2 * states;
+    float *d = s->state_gradient + own, *e_gradient = s->change_gradient + own, *r_gradient = s->read_gradient + own;
+    const lanes y = splat(s->y_gradient.at[t * s->y_gradient.stride + c]), minus = subtract(splat(0), y);
+    lanes sum = splat(0);
+    for (int64_t n = 0, m = states; n < states; n += W, m += W) {
+        const lanes dr = multiply_add(y, load(r + n), load(d + n)), di = multiply_add(minus, load(r + m), load(d + m));
+        const lanes pr = load(before + n), pi = load(before + m), er = load(e + n), ei = load(e + m);
+        add_to(r_gradient + n, y, load(after + n));
+        add_to(r_gradient + m, minus, load(after + m));
+        store(e_gradient + n, add(load(e_gradient + n), multiply_add(dr, pr, multiply(di, pi))));
+        store(e_gradient + m, add(load(e_gradient + m), subtract(multiply(di, pr), multiply(dr, pi))));
+        sum = add(sum, dr);
+        store(d + n, add(dr, multiply_add(er, dr, multiply(ei, di))));
+        store(d + m, add(di, subtract(multiply(er, di), multiply(ei, dr))));
+    }
+    return sum;
+}
+
+static void diagonal_backward(const ln_diagonal *s) {
+    for (int64_t c = 0; c < s->channels; c++) {
+        const int64_t row = 2 * s->states;
+        for (int64_t i = 0; i < row; i += W) store(s->history + i, load(s->state + c * row + i));
+        for (int64_t t = 0; t < s->tokens; t++) {
+            float *h = s->history + (t + 1) * row;
+            for (int64_t i = 0; i < row; i += W) store(h + i, load(h - row + i));
+            diagonal_step(s, c, s->value.at[t * s->value.stride + c], h);
+        }
+        for (int64_t t = s->tokens - 1; t >= 0; t--) {
+            lanes sums[W];
+            for (int j = 1; j < W; j++) sums[j] = splat(0);
+            sums[0] = diagonal_step_backward(s, t, c);
+            float first[W];
+            store(first, sum_of_each(sums));
+            const float y = s->y_gradient.at[t * s->y_gradient.stride + c];
+            s->value_gradient.at[t * s->value_gradient.stride + c] = first[0] + (s->skip ? s->skip[c] * y : 0);
+            s->skip_gradient[c] += y * s->value.at[t * s->value.stride + c];
         }
     }
 }
@@ -309,11 +525,15 @@ LN_SCAN_SET {
                                  .exponential = exponential,
                                  .softplus = softplus,
                                  .sigmoid = sigmoid,
+                                 .complement = complement,
+                                 .change = change,
                                  .transpose = transpose,
                                  .scan = scan,
                                  .scan_backward = scan_backward,
                                  .selective = selective,
                                  .selective_backward = selective_backward,
+                                 .diagonal = diagonal,
+                                 .diagonal_backward = diagonal_backward,
                                  .short_convolution = short_convolution,
                                  .short_convolution_backward = short_convolution_backward};
 }

@@ -72,6 +72,6 @@ ln_series ln_scan_output_gradient(const ln_scan_task *task, int64_t step);
 int64_t ln_scan_blocks(const ln_scan_row *row, const linnet_mixer_settings *settings);
 
 /* What the rows of rows_scan.c are made of. */
-extern const ln_scan_row ln_scan_hgrn, ln_scan_selective, ln_scan_convolution;
+extern const ln_scan_row ln_scan_hgrn, ln_scan_rg_lru, ln_scan_min_gru, ln_scan_selective, ln_scan_convolution;
 
 #endif

@@ -24,6 +24,9 @@ HELPER void store_some(float *y, lanes v, int64_t n) {
 HELPER lanes divide(lanes a, lanes b) {
     return _mm256_div_ps(a, b);
 }
+HELPER lanes root(lanes x) {
+    return _mm256_sqrt_ps(x);
+}
 HELPER lanes nearest(lanes x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

@@ -20,6 +20,12 @@ HELPER void store_some(float *y, lanes v, int64_t n) {
 HELPER lanes divide(lanes a, lanes b) {
     return _mm512_div_ps(a, b);
 }
+HELPER lanes root(lanes x) {
+    return _mm512_sqrt_ps(x);
+}
+HELPER lanes nearest(lanes x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 HELPER lanes where_below(lanes a, lanes b, lanes yes, lanes no) {
     return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
 }
