@@ -12,6 +12,7 @@
 #include "linnet/model.h"
 #include "linnet/session.h"
 #include "linnet/softmax.h"
+#include "linnet/state_space.h"
 #include "linnet/tokenizer.h"
 #include "linnet/types.h"
 

@@ -103,6 +103,86 @@ static double convolution_flops(const linnet_mixer_settings *settings, linnet_mi
     return (form == LINNET_MIXER_BACKWARD ? 6 : 2) * (double)settings->value_size * (double)settings->slots;
 }
 
+/* ---- linear state spaces, the same in every step ---- */
+
+#define SYSTEM                                                                                                 \
+    {.name = "step", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER, .range = LINNET_RANGE_POSITIVE},         \
+        {.name = "rate",                                                                                       \
+         .rows = LN_AXIS_VALUE,                                                                                \
+         .columns = LN_AXIS_SLOT,                                                                              \
+         .flags = LN_PARAMETER,                                                                                \
+         .range = LINNET_RANGE_NEGATIVE},                                                                      \
+        {.name = "frequency", .rows = LN_AXIS_VALUE, .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER},          \
+        {.name = "write",                                                                                      \
+         .rows = LN_AXIS_VALUE,                                                                                \
+         .columns = LN_AXIS_SLOT,                                                                              \
+         .times = 2,                                                                                           \
+         .flags = LN_PARAMETER | LN_OPTIONAL},                                                                 \
+        {.name = "read", .rows = LN_AXIS_VALUE, .columns = LN_AXIS_SLOT, .times = 2, .flags = LN_PARAMETER}, { \
+        .name = "skip", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER | LN_OPTIONAL                          \
+    }
+
+static const ln_mixer_input s4d_inputs[] = {
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED}, SYSTEM, {0}};
+static const ln_mixer_input h3_inputs[] = {
+    {.name = "query", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "key", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "weight", .rows = LN_AXIS_VALUE, .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER},
+    SYSTEM,
+    {0},
+};
+static const ln_mixer_state h3_states[] = {
+    {.name = "tail", .rows = LN_AXIS_TAIL, .columns = LN_AXIS_VALUE},
+    {.name = "state", .rows = LN_AXIS_VALUE, .columns = LN_AXIS_SLOT, .times = 2},
+    {0},
+};
+static const ln_mixer_input s5_inputs[] = {
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "step", .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER, .range = LINNET_RANGE_POSITIVE},
+    {.name = "rate", .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER, .range = LINNET_RANGE_NEGATIVE},
+    {.name = "frequency", .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER},
+    {.name = "write", .rows = LN_AXIS_VALUE, .columns = LN_AXIS_SLOT, .times = 2, .flags = LN_PARAMETER},
+    {.name = "read", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE, .times = 2, .flags = LN_PARAMETER},
+    {.name = "skip", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER | LN_OPTIONAL},
+    {0},
+};
+static const ln_mixer_state s5_states[] = {{.name = "state", .columns = LN_AXIS_SLOT, .times = 2}, {0}};
+static const ln_mixer_input lssl_inputs[] = {
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "step", .flags = LN_PARAMETER, .range = LINNET_RANGE_POSITIVE},
+    {.name = "matrix",
+     .rows = LN_AXIS_SLOT,
+     .columns = LN_AXIS_SLOT,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_SMALL},
+    {.name = "write", .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER},
+    {.name = "read", .rows = LN_AXIS_VALUE, .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER},
+    {.name = "skip", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER | LN_OPTIONAL},
+    {0},
+};
+
+static const char *refuse_matrix(const linnet_mixer_settings *settings) {
+    if (settings->slots > 256) return "slots, the states of a channel, must be from 1 to 256";
+    return settings->option[0] >= 0 && settings->option[0] <= 1 ? NULL : "option 0, a weight, must be from 0 to 1";
+}
+
+static double states_of(const linnet_mixer_settings *settings) {
+    return (double)settings->value_size * (double)settings->slots;
+}
+static double s4d_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
+    return (form == LINNET_MIXER_BACKWARD ? 42 : 14) * states_of(settings);
+}
+static double h3_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
+    return (form == LINNET_MIXER_BACKWARD ? 48 : 16) * states_of(settings);
+}
+static double s5_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
+    return (form == LINNET_MIXER_BACKWARD ? 3 : 1) * (8 * states_of(settings) + 14 * (double)settings->slots);
+}
+static double lssl_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
+    return (form == LINNET_MIXER_BACKWARD ? 3 : 1) * 2 * states_of(settings) * (double)(settings->slots + 2);
+}
+
 const ln_mixer ln_rows_scan[] = {
     {.name = "hgrn",
      .core = "scan",
@@ -187,5 +267,67 @@ const ln_mixer ln_rows_scan[] = {
      .refuse = refuse_taps,
      .flops = convolution_flops,
      ROW(ln_scan_convolution)},
+    /* A = rate + i frequency; write and read of a channel have all real parts, then all imaginary parts. The states are
+     * those of the system without its factor write f. slots: conjugate pairs, of which one is kept. */
+    {.name = "s4d",
+     .core = "scan",
+     .paper = "Gu et al. 2022, arXiv 2206.11893",
+     .formula = "g[n] = e^(step A[n]) g[n] + value, "
+                "y = 2 Re sum_n read[n] write[n] (e^(step A[n]) - 1) / A[n] g[n] + skip value",
+     .inputs = s4d_inputs,
+     .states = complex_states,
+     .output = LN_AXIS_VALUE,
+     .slots = 32,
+     .scale = 1,
+     .reverse = true,
+     .options = {"1: the bilinear multiplier instead of e^(step A)"},
+     .flops = s4d_flops,
+     ROW(ln_scan_s4d)},
+    /* slots: taps of the shift, and conjugate pairs of the diagonal system. */
+    {.name = "h3",
+     .core = "scan",
+     .paper = "P268: Fu et al. 2022, arXiv 2212.14052",
+     .formula = "y = query s4d(value k), k[t] = sum_i weight[i] key[t-slots+1+i]",
+     .inputs = h3_inputs,
+     .states = h3_states,
+     .output = LN_AXIS_VALUE,
+     .slots = 32,
+     .scale = 1,
+     .reverse = true,
+     .options = {"1: the bilinear multiplier instead of e^(step A)"},
+     .refuse = refuse_taps,
+     .flops = h3_flops,
+     ROW(ln_scan_h3)},
+    /* write [2][value_size][slots], read [2][slots][value_size]. */
+    {.name = "s5",
+     .core = "scan",
+     .paper = "Smith et al. 2022, arXiv 2208.04933",
+     .formula = "h[n] = e^(step[n] A[n]) h[n] + (e^(step[n] A[n]) - 1) / A[n] sum_v write[v][n] value[v], "
+                "y[v] = 2 Re sum_n read[n][v] h[n] + skip[v] value[v]",
+     .inputs = s5_inputs,
+     .states = s5_states,
+     .output = LN_AXIS_VALUE,
+     .slots = 32,
+     .scale = 1,
+     .reverse = true,
+     .flops = s5_flops,
+     ROW(ln_scan_s5)},
+    /* The matrix of a head (linnet/state_space.h) moves the states of each of its channels. */
+    {.name = "lssl",
+     .core = "scan",
+     .paper = "P034: Gu et al. 2021, arXiv 2110.13985",
+     .formula = "h = (1 - w step matrix)^-1 ((1 + (1 - w) step matrix) h + step write value), w = option0, "
+                "y = read . h + skip value",
+     .inputs = lssl_inputs,
+     .states = selective_states,
+     .output = LN_AXIS_VALUE,
+     .slots = 16,
+     .scale = 1,
+     .reverse = true,
+     .option = {0.5},
+     .options = {"weight of the step's end: 1/2 bilinear, 0 forward, 1 backward Euler"},
+     .refuse = refuse_matrix,
+     .flops = lssl_flops,
+     ROW(ln_scan_lssl)},
     {0},
 };

@@ -114,6 +114,12 @@ void ln_scan_add_gradient(const ln_scan_task *task, int input, int64_t step, int
     }
 }
 
+void ln_scan_add_packed_gradient(const ln_scan_task *task, int input, const float *row) {
+    float *to = ln_mixer_gradient(task->call, input, task->head, 0, 0);
+    const int64_t columns = ln_mixer_columns(&task->call->mixer->inputs[input], task->call->settings);
+    for (int64_t i = 0; to && i < columns; i++) to[i] += row[i];
+}
+
 ln_series_out ln_scan_output(const ln_scan_task *task, int64_t step) {
     const int64_t stride = task->call->tensors->output.token_stride;
     if (task->backward) return (ln_series_out){task->unseen, task->channels};
@@ -154,6 +160,10 @@ static void give_states(const ln_scan_task *task, const float *from, float *to) 
 }
 
 /* ---- tasks ---- */
+
+const float *ln_scan_checkpoint(const ln_scan_task *task, int64_t step) {
+    return task->checkpoints + step / LN_SCAN_STEPS * task->part[LINNET_MIXER_STATES];
+}
 
 typedef struct job {
     const ln_mixer_call *call;
@@ -253,7 +263,7 @@ static void walk_back(ln_scan_task *task, int64_t count) {
     const int64_t floats = task->part[LINNET_MIXER_STATES];
     take_states(task, ln_mixer_state_out_gradient(task->call, task->sequence, task->head), task->state_gradient);
     for (int64_t step = (count - 1) / LN_SCAN_STEPS * LN_SCAN_STEPS; step >= 0; step -= LN_SCAN_STEPS) {
-        memcpy(task->state, task->checkpoints + step / LN_SCAN_STEPS * floats, (size_t)floats * sizeof(float));
+        memcpy(task->state, ln_scan_checkpoint(task, step), (size_t)floats * sizeof(float));
         task->row->gradient(task, step, ln_min_i64(LN_SCAN_STEPS, count - step));
     }
     give_states(task, task->state_gradient, ln_mixer_state_in_gradient(task->call, task->sequence, task->head));

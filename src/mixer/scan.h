@@ -66,12 +66,30 @@ ln_series ln_scan_input(const ln_scan_task *task, int input, int64_t step, int64
 const float *ln_scan_parameter(const ln_scan_task *task, int input);
 /* Adds packed rows to an input's gradient, where it is wanted. */
 void ln_scan_add_gradient(const ln_scan_task *task, int input, int64_t step, int64_t count, const float *rows);
+/* Of a parameter, all of it as it lies. */
+void ln_scan_add_packed_gradient(const ln_scan_task *task, int input, const float *row);
 ln_series_out ln_scan_output(const ln_scan_task *task, int64_t step);
 ln_series ln_scan_output_gradient(const ln_scan_task *task, int64_t step);
+/* Going backward: the states before the block of time that begins at `step`. */
+const float *ln_scan_checkpoint(const ln_scan_task *task, int64_t step);
 /* Blocks of channels of a head. */
 int64_t ln_scan_blocks(const ln_scan_row *row, const linnet_mixer_settings *settings);
 
+/* ---- short convolutions inside rows: slots taps; weights as the kernel has them, [tap][channel] ---- */
+
+/* rows: room for LN_SCAN_STEPS + slots - 1 pointers; tail: the slots - 1 rows before. */
+ln_short_convolution ln_scan_taps(const ln_scan_task *task, ln_series value, int64_t count, const float *tail,
+                                  const float *weight, float *rows);
+/* The last slots - 1 rows become the tail; scratch is as large. */
+void ln_scan_keep_tail(const ln_short_convolution *s, float *tail, float *scratch);
+/* Readies rows_gradient [steps + slots - 1][channels]: its first rows become the tail's gradient, the others are the
+ * values', and what the tail after the block is owed is in its last rows from the start. */
+void ln_scan_taps_gradient(ln_short_convolution *s, float *tail_gradient, float *rows_gradient);
+/* Of a parameter [channel][tap]; scratch [channels][padded]. */
+void ln_scan_add_taps_gradient(const ln_scan_task *task, int input, const float *taps_gradient, float *scratch);
+
 /* What the rows of rows_scan.c are made of. */
-extern const ln_scan_row ln_scan_hgrn, ln_scan_rg_lru, ln_scan_min_gru, ln_scan_selective, ln_scan_convolution;
+extern const ln_scan_row ln_scan_hgrn, ln_scan_rg_lru, ln_scan_min_gru, ln_scan_selective, ln_scan_convolution,
+    ln_scan_s4d, ln_scan_h3, ln_scan_s5, ln_scan_lssl;
 
 #endif

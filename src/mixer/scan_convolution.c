@@ -33,51 +33,64 @@ static void prepare(ln_scan_task *task) {
     memset(task->buffer[B_BIAS_D], 0, (size_t)n * sizeof(float));
 }
 
-static ln_short_convolution inputs_of(ln_scan_task *task, int64_t step, int64_t count) {
+ln_short_convolution ln_scan_taps(const ln_scan_task *task, ln_series value, int64_t count, const float *tail,
+                                  const float *weight, float *rows) {
     const int64_t taps = task->call->settings->slots, n = task->channels;
+    const float **at = (const float **)(void *)rows;
+    for (int64_t i = 0; i < taps - 1; i++) at[i] = tail + i * n;
+    for (int64_t t = 0; t < count; t++) at[taps - 1 + t] = value.at + t * value.stride;
+    return (ln_short_convolution){.tokens = count, .channels = n, .taps = taps, .rows = at, .weight = weight};
+}
+
+void ln_scan_keep_tail(const ln_short_convolution *s, float *tail, float *scratch) {
+    const size_t row = (size_t)s->channels * sizeof(float), all = (size_t)(s->taps - 1) * row;
+    for (int64_t i = 0; i < s->taps - 1; i++) memcpy(scratch + i * s->channels, s->rows[s->tokens + i], row);
+    memcpy(tail, scratch, all);
+}
+
+void ln_scan_taps_gradient(ln_short_convolution *s, float *tail_gradient, float *rows_gradient) {
+    const int64_t before = (s->taps - 1) * s->channels;
+    s->rows_gradient = rows_gradient;
+    memset(rows_gradient, 0, (size_t)(before + s->tokens * s->channels) * sizeof(float));
+    memcpy(rows_gradient + s->tokens * s->channels, tail_gradient, (size_t)before * sizeof(float));
+}
+
+static ln_short_convolution convolution_of(ln_scan_task *task, int64_t step, int64_t count) {
     const ln_series value = ln_scan_input(task, VALUE, step, count, task->buffer[B_VALUE]);
-    const float **rows = (const float **)(void *)task->buffer[B_ROWS];
-    for (int64_t i = 0; i < taps - 1; i++) rows[i] = task->state + i * n;
-    for (int64_t t = 0; t < count; t++) rows[taps - 1 + t] = value.at + t * value.stride;
-    return (ln_short_convolution){.tokens = count,
-                                  .channels = n,
-                                  .taps = taps,
-                                  .silu = task->call->settings->option[0] != 0,
-                                  .rows = rows,
-                                  .weight = task->buffer[B_TAPS],
-                                  .bias = task->constant[BIAS]};
+    ln_short_convolution s = ln_scan_taps(task, value, count, task->state, task->buffer[B_TAPS], task->buffer[B_ROWS]);
+    s.silu = task->call->settings->option[0] != 0;
+    s.bias = task->constant[BIAS];
+    return s;
 }
 
 static void block(ln_scan_task *task, int64_t step, int64_t count) {
-    ln_short_convolution s = inputs_of(task, step, count);
-    const size_t bytes = (size_t)task->channels * sizeof(float);
+    ln_short_convolution s = convolution_of(task, step, count);
     s.y = ln_scan_output(task, step);
     task->kernels->short_convolution(&s);
-    for (int64_t i = 0; i < s.taps - 1; i++) memcpy(task->buffer[B_TAIL] + i * s.channels, s.rows[count + i], bytes);
-    memcpy(task->state, task->buffer[B_TAIL], (size_t)(s.taps - 1) * bytes);
+    ln_scan_keep_tail(&s, task->state, task->buffer[B_TAIL]);
 }
 
-/* The gradient of the states after the block is that of the last taps - 1 rows, from wherever they come. */
 static void gradient(ln_scan_task *task, int64_t step, int64_t count) {
-    ln_short_convolution s = inputs_of(task, step, count);
-    const size_t tail = (size_t)((s.taps - 1) * s.channels) * sizeof(float);
+    ln_short_convolution s = convolution_of(task, step, count);
     s.y_gradient = ln_scan_output_gradient(task, step);
-    s.rows_gradient = task->buffer[B_ROWS_D];
     s.weight_gradient = task->buffer[B_TAPS_D];
     s.bias_gradient = task->buffer[B_BIAS_D];
-    memset(s.rows_gradient, 0, (size_t)((s.taps - 1 + count) * s.channels) * sizeof(float));
-    memcpy(s.rows_gradient + count * s.channels, task->state_gradient, tail);
+    ln_scan_taps_gradient(&s, task->state_gradient, task->buffer[B_ROWS_D]);
     task->kernels->short_convolution_backward(&s);
-    memcpy(task->state_gradient, s.rows_gradient, tail);
+    memcpy(task->state_gradient, s.rows_gradient, (size_t)((s.taps - 1) * s.channels) * sizeof(float));
     ln_scan_add_gradient(task, VALUE, step, count, s.rows_gradient + (s.taps - 1) * s.channels);
 }
 
-static void finish(ln_scan_task *task) {
+void ln_scan_add_taps_gradient(const ln_scan_task *task, int input, const float *taps_gradient, float *scratch) {
     const int64_t taps = task->call->settings->slots, n = task->channels;
     for (int64_t c = 0; c < n; c++)
         for (int64_t i = 0; i < task->padded; i++)
-            task->buffer[B_WEIGHT][c * task->padded + i] = i < taps ? task->buffer[B_TAPS_D][i * n + c] : 0;
-    ln_scan_add_gradient(task, WEIGHT, 0, 1, task->buffer[B_WEIGHT]);
+            scratch[c * task->padded + i] = i < taps ? taps_gradient[i * n + c] : 0;
+    ln_scan_add_gradient(task, input, 0, 1, scratch);
+}
+
+static void finish(ln_scan_task *task) {
+    ln_scan_add_taps_gradient(task, WEIGHT, task->buffer[B_TAPS_D], task->buffer[B_WEIGHT]);
     if (task->constant[BIAS]) ln_scan_add_gradient(task, BIAS, 0, 1, task->buffer[B_BIAS_D]);
 }
 
