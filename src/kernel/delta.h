@@ -23,7 +23,7 @@ typedef struct ln_delta_step {
     const float *decay, *read, *key;      /* [rows] */
     const float *add;                     /* [columns]; NULL: zeros */
     const float *write_key, *write_value; /* [rows], [columns]; NULL: none */
-    const float *query;                   /* [rows]; NULL: no output */
+    const float *query;                   /* [rows] */
     float *output;                        /* [columns] */
 } ln_delta_step;
 

@@ -11,7 +11,7 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-enum { BLOCK = LN_DELTA_BLOCK, PARTS = BLOCK / W };
+enum { BLOCK = LN_DELTA_BLOCK, PARTS = BLOCK / W, MOST = W == 16 ? 8 : 4 /* vectors of a row at once */ };
 
 INLINE lanes load(const float *x) {
     lanes v;
@@ -24,49 +24,53 @@ INLINE void store(float *y, lanes v) {
 
 /* ---- one token ---- */
 
-/* Two passes over `vectors` vectors of columns: the first brings them into the nearest cache. Even and odd rows are
- * summed apart, so that sums do not wait for each other. */
-INLINE void step_columns(const ln_delta_step *s, int64_t column, int vectors) {
-    lanes even[4], odd[4], out[4];
+/* Two passes over `vectors` vectors of columns, the second from the last row back: what the first read last is still
+ * in the nearest cache. */
+INLINE void step_columns(const ln_delta_step *s, int64_t column, int vectors, bool second, bool keep) {
+    const int64_t rows = s->rows, from = s->before_stride, to = s->after_stride;
+    const float *const before = s->before + column, *const read = s->read, *const decay = s->decay, *const key = s->key,
+                       *const query = s->query, *const write_key = s->write_key;
+    float *const after = keep ? s->after + column : NULL;
+    lanes y[MOST], out[MOST], value[MOST];
     UNROLL for (int v = 0; v < vectors; v++) {
-        even[v] = s->add ? load(s->add + column + v * W) : splat(0);
-        odd[v] = out[v] = splat(0);
+        y[v] = s->add ? load(s->add + column + v * W) : splat(0);
+        out[v] = splat(0);
+        value[v] = second ? load(s->write_value + column + v * W) : splat(0);
     }
-    const float *row = s->before + column;
-    int64_t k = 0;
-    for (; k + 2 <= s->rows; k += 2, row += 2 * s->before_stride) {
-        const lanes a = splat(s->read[k]), b = splat(s->read[k + 1]);
+    for (int64_t k = 0; k < rows; k++) {
+        const lanes a = splat(read[k]);
+        UNROLL for (int v = 0; v < vectors; v++) y[v] = multiply_add(a, load(before + k * from + v * W), y[v]);
+    }
+    for (int64_t k = rows - 1; k >= 0; k--) {
+        const lanes d = splat(decay[k]), kk = splat(key[k]), q = splat(query[k]);
+        const lanes w = splat(second ? write_key[k] : 0);
         UNROLL for (int v = 0; v < vectors; v++) {
-            even[v] = multiply_add(a, load(row + v * W), even[v]);
-            odd[v] = multiply_add(b, load(row + s->before_stride + v * W), odd[v]);
+            lanes x = multiply_add(kk, y[v], multiply(d, load(before + k * from + v * W)));
+            if (second) x = multiply_add(w, value[v], x);
+            out[v] = multiply_add(q, x, out[v]);
+            if (keep) store(after + k * to + v * W, x);
         }
     }
-    if (k < s->rows)
-        UNROLL for (int v = 0; v < vectors; v++) even[v] = multiply_add(splat(s->read[k]), load(row + v * W), even[v]);
-    UNROLL for (int v = 0; v < vectors; v++) even[v] = add(even[v], odd[v]);
-    row = s->before + column;
-    for (k = 0; k < s->rows; k++, row += s->before_stride) {
-        const lanes decay = splat(s->decay[k]), key = splat(s->key[k]);
-        const lanes query = splat(s->query ? s->query[k] : 0);
-        lanes x[4];
-        UNROLL for (int v = 0; v < vectors; v++) x[v] = multiply_add(key, even[v], multiply(decay, load(row + v * W)));
-        if (s->write_key) {
-            const lanes other = splat(s->write_key[k]);
-            UNROLL for (int v = 0; v < vectors; v++) x[v] =
-                multiply_add(other, load(s->write_value + column + v * W), x[v]);
-        }
-        UNROLL for (int v = 0; v < vectors; v++) {
-            out[v] = multiply_add(query, x[v], out[v]);
-            if (s->after) store(s->after + k * s->after_stride + column + v * W, x[v]);
-        }
-    }
-    if (s->query) UNROLL for (int v = 0; v < vectors; v++) store(s->output + column + v * W, out[v]);
+    UNROLL for (int v = 0; v < vectors; v++) store(s->output + column + v * W, out[v]);
+}
+
+INLINE void step_form(const ln_delta_step *s, bool second, bool keep) {
+    int64_t column = 0;
+    for (; column + MOST * W <= s->columns; column += MOST * W) step_columns(s, column, MOST, second, keep);
+    if (MOST > 4)
+        for (; column + 4 * W <= s->columns; column += 4 * W) step_columns(s, column, 4, second, keep);
+    for (; column < s->columns; column += W) step_columns(s, column, 1, second, keep);
 }
 
 static void step(const ln_delta_step *s) {
-    int64_t column = 0;
-    for (; column + 4 * W <= s->columns; column += 4 * W) step_columns(s, column, 4);
-    for (; column < s->columns; column += W) step_columns(s, column, 1);
+    if (s->write_key && s->after)
+        step_form(s, true, true);
+    else if (s->write_key)
+        step_form(s, true, false);
+    else if (s->after)
+        step_form(s, false, true);
+    else
+        step_form(s, false, false);
 }
 
 /* ---- triangles ---- */

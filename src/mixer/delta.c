@@ -201,7 +201,7 @@ static void write_output(walk *w, int64_t step) {
 
 /* The tiles' tokens one by one, columns so few at a time that their part of the state stays in the nearest cache. */
 static void walk_tokens(walk *w, const float *before, int64_t before_stride, float *after, int64_t after_stride) {
-    enum { COLUMNS = 64 };
+    enum { COLUMNS = 128 };
     const ln_delta_tiles *t = &w->room.tiles;
     const ln_delta_shape *shape = w->shape;
     const int64_t key = shape->key, keys = w->call->settings->key_size, some = ln_ceil_div(w->columns, BLOCK) * BLOCK;
@@ -210,7 +210,6 @@ static void walk_tokens(walk *w, const float *before, int64_t before_stride, flo
         for (int64_t c = 0; c < keys; c++) decay[i * key + c] = t->decay[i];
     for (int64_t column = 0; column < some; column += COLUMNS)
         for (int64_t i = 0; i < t->rows; i++) {
-            const bool last = i % shape->micro == shape->micro - 1;
             const float *value = t->value + i * shape->value + w->column + column;
             const ln_delta_step step = {.rows = keys,
                                         .columns = ln_min_i64(COLUMNS, some - column),
@@ -224,7 +223,7 @@ static void walk_tokens(walk *w, const float *before, int64_t before_stride, flo
                                         .add = t->write_key ? NULL : value,
                                         .write_key = t->write_key ? t->write_key + i * key : NULL,
                                         .write_value = value,
-                                        .query = last ? t->query + i / shape->micro * key : NULL,
+                                        .query = t->query + i / shape->micro * key,
                                         .output = w->room.output + i / shape->micro * shape->width + column};
             w->call->kernels->delta.step(&step);
         }
