@@ -4,6 +4,15 @@
 #include "base/cpu.h"
 #include "kernel/lanes_portable.h"
 
+typedef lanes_int lanes_mask;
+HELPER lanes_mask lanes_below(int64_t n) {
+    const lanes_int index = {0, 1, 2, 3};
+    return index < (int32_t)n;
+}
+HELPER lanes multiply_where(lanes_mask mask, lanes a, lanes b) {
+    return choose(mask, a * b, a);
+}
+
 #define LN_DELTA_NAME "portable"
 #define LN_DELTA_SET void ln_delta_fill_portable(ln_delta_kernels *kernels)
 #include "kernel/delta_body.h"

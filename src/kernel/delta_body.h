@@ -1,5 +1,9 @@
 /* The bodies of the delta kernels, written once and compiled for each instruction set by including this file
- * (delta.c, x86/delta_*.c) after lanes_*.h and LN_DELTA_NAME, LN_DELTA_SET. */
+ * (delta.c, x86/delta_*.c) after lanes_*.h and
+ *
+ *   lanes_mask, lanes_below (n)       which lanes are before n, for n in any relation to 0 and W
+ *   multiply_where (mask, a, b)       a b there, a elsewhere
+ *   LN_DELTA_NAME, LN_DELTA_SET */
 #include <string.h>
 
 #include "kernel/delta.h"
@@ -176,42 +180,50 @@ static void gates(const ln_delta_gates *g) {
     }
 }
 
-/* Keys lie a lane each, decayed as the rows go by; four sums of each kind are under way. */
-static void pairs(float *read_a, float *query_a, int64_t stride, const float *read, const float *query,
-                  const float *key, const float *decay, int64_t n, int64_t columns, float *scratch) {
+/* Rows i and, with two, i + 1: keys lie a lane each, decayed as the rows go by; two sums of each kind are under way. */
+INLINE void pairs_rows(float *read_a, float *query_a, int64_t stride, const float *read, const float *query,
+                       const float *decay, int64_t i, int64_t columns, float *keys, bool two) {
     enum { WAYS = 2 };
-    for (int64_t j = 0; j < BLOCK; j++)
-        for (int64_t c = 0; c < columns; c++) scratch[c * BLOCK + j] = j < n ? key[j * columns + c] : 0;
-    for (int64_t i = 0; i < n; i++) {
-        float some[BLOCK];
-        lanes r[WAYS][PARTS], q[WAYS][PARTS], late[PARTS], early[PARTS];
-        for (int j = 0; j < BLOCK; j++) some[j] = j < i ? 1 : 0;
-        UNROLL for (int p = 0; p < PARTS; p++) {
-            early[p] = load(some + p * W);
-            late[p] = subtract(splat(1), early[p]);
-            UNROLL for (int w = 0; w < WAYS; w++) r[w][p] = q[w][p] = splat(0);
-        }
-        const float *ri = read + i * columns, *qi = query + i * columns, *di = decay + i * columns;
-        for (int64_t c = 0; c < columns; c += WAYS) UNROLL for (int w = 0; w < WAYS; w++) {
-                const lanes a = splat(ri[c + w]), b = splat(qi[c + w]), d = splat(di[c + w]);
-                UNROLL for (int p = 0; p < PARTS; p++) {
-                    float *at = scratch + (c + w) * BLOCK + p * W;
-                    lanes k = load(at);
-                    r[w][p] = multiply_add(a, k, r[w][p]);
-                    k = multiply(k, multiply_add(early[p], d, late[p]));
-                    store(at, k);
-                    q[w][p] = multiply_add(b, k, q[w][p]);
+    lanes r[2][WAYS][PARTS], q[2][WAYS][PARTS];
+    lanes_mask below[2][PARTS];
+    UNROLL for (int p = 0; p < PARTS; p++) UNROLL for (int h = 0; h < 1 + two; h++) {
+        below[h][p] = lanes_below(i + h - p * W);
+        UNROLL for (int w = 0; w < WAYS; w++) r[h][w][p] = q[h][w][p] = splat(0);
+    }
+    read += i * columns, query += i * columns, decay += i * columns;
+    for (int64_t c = 0; c < columns; c += WAYS) UNROLL for (int w = 0; w < WAYS; w++) {
+            UNROLL for (int p = 0; p < PARTS; p++) {
+                lanes k = load(keys + (c + w) * BLOCK + p * W);
+                UNROLL for (int h = 0; h < 1 + two; h++) {
+                    const int64_t at = h * columns + c + w;
+                    r[h][w][p] = multiply_add(splat(read[at]), k, r[h][w][p]);
+                    k = multiply_where(below[h][p], k, splat(decay[at]));
+                    q[h][w][p] = multiply_add(splat(query[at]), k, q[h][w][p]);
                 }
+                store(keys + (c + w) * BLOCK + p * W, k);
             }
-        UNROLL for (int p = 0; p < PARTS; p++) {
-            store(read_a + i * stride + p * W, add(r[0][p], r[1][p]));
-            store(query_a + i * stride + p * W, add(q[0][p], q[1][p]));
         }
-        for (int64_t j = i; j < BLOCK; j++) {
-            read_a[i * stride + j] = 0;
-            if (j > i) query_a[i * stride + j] = 0;
+    UNROLL for (int h = 0; h < 1 + two; h++) {
+        float *const to_read = read_a + (i + h) * stride, *const to_query = query_a + (i + h) * stride;
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            store(to_read + p * W, add(r[h][0][p], r[h][1][p]));
+            store(to_query + p * W, add(q[h][0][p], q[h][1][p]));
+        }
+        for (int64_t j = i + h; j < BLOCK; j++) {
+            to_read[j] = 0;
+            if (j > i + h) to_query[j] = 0;
         }
     }
+}
+
+static void pairs(float *read_a, float *query_a, int64_t stride, const float *read, const float *query,
+                  const float *key, const float *decay, int64_t n, int64_t columns, float *scratch) {
+    int64_t i = 0;
+    for (int64_t j = 0; j < BLOCK; j++)
+        for (int64_t c = 0; c < columns; c++) scratch[c * BLOCK + j] = j < n ? key[j * columns + c] : 0;
+    for (; PARTS == 1 && i + 2 <= n; i += 2)
+        pairs_rows(read_a, query_a, stride, read, query, decay, i, columns, scratch, true);
+    for (; i < n; i++) pairs_rows(read_a, query_a, stride, read, query, decay, i, columns, scratch, false);
 }
 
 static void pairs_gradient(const ln_delta_pairs *p) {
