@@ -127,7 +127,7 @@ static void solve(const ln_kernels *k, float *y, int64_t stride, const float *a,
 void ln_delta_read(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
                    const ln_delta_inside *in, int64_t column, const float *state, float *y) {
     const ln_kernels *k = call->kernels;
-    const int64_t n = t->rows, width = shape->width, some = ln_min_i64(width, shape->value - column);
+    const int64_t n = t->rows, width = shape->piece, some = ln_min_i64(width, shape->value - column);
     const float *value = t->value + column;
     if (t->write_key) {
         memset(y, 0, (size_t)(n * width) * sizeof *y);
@@ -142,7 +142,7 @@ void ln_delta_read(const ln_mixer_call *call, const ln_delta_shape *shape, const
 void ln_delta_write(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
                     const ln_delta_inside *in, int64_t column, const float *y, float *state) {
     const ln_kernels *k = call->kernels;
-    const int64_t keys = call->settings->key_size, n = t->rows, width = shape->width,
+    const int64_t keys = call->settings->key_size, n = t->rows, width = shape->piece,
                   some = ln_min_i64(width, shape->value - column);
     k->delta.multiply(state, state, NULL, 0, in->forget, keys, width);
     k->tile.product_ta(state, width, in->key_after, shape->key, y, width, keys, some, n, true);
@@ -151,14 +151,14 @@ void ln_delta_write(const ln_mixer_call *call, const ln_delta_shape *shape, cons
                            true);
 }
 
-/* output [tokens, width] of the state before the chunk. */
+/* output, rows of a task's width, from the state before the chunk. */
 static void answer(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
                    const ln_delta_inside *in, int64_t column, const float *state, const float *y, float *output) {
     const ln_kernels *k = call->kernels;
-    const int64_t width = shape->width, some = ln_min_i64(width, shape->value - column);
-    k->tile.product(output, width, in->left + t->rows * shape->key, shape->key, state, width, t->tokens, some,
+    const int64_t width = shape->width, piece = shape->piece, some = ln_min_i64(piece, shape->value - column);
+    k->tile.product(output, width, in->left + t->rows * shape->key, shape->key, state, piece, t->tokens, some,
                     call->settings->key_size, false);
-    add_triangle(k, output, width, in->query_key, shape->row_stride, y, width, t->tokens, some, shape->micro);
+    add_triangle(k, output, width, in->query_key, shape->row_stride, y, piece, t->tokens, some, shape->micro);
     if (t->write_key)
         add_triangle(k, output, width, in->query_write, shape->row_stride, t->value + column, shape->value, t->tokens,
                      some, 1);
@@ -169,14 +169,16 @@ static void answer(const ln_mixer_call *call, const ln_delta_shape *shape, const
 typedef struct room {
     ln_delta_tiles tiles;
     ln_delta_inside inside;
-    float *state, *y, *output;
+    float *state;      /* [pieces, key_size, piece] */
+    float *y, *output; /* [rows, piece], [tokens, width] */
 } room;
 
 static room carve(ln_carver *carver, const ln_delta_shape *shape, int64_t keys) {
     room r;
     ln_delta_carve(carver, shape, &r.tiles, &r.inside);
-    r.state = ln_carve(carver, (uint64_t)(keys * shape->width), sizeof(float));
-    r.y = ln_carve(carver, (uint64_t)(shape->rows * shape->width), sizeof(float));
+    r.state =
+        ln_carve(carver, (uint64_t)(keys * ln_ceil_div(shape->width, shape->piece) * shape->piece), sizeof(float));
+    r.y = ln_carve(carver, (uint64_t)(shape->rows * shape->piece), sizeof(float));
     r.output = ln_carve(carver, (uint64_t)(shape->tokens * shape->width), sizeof(float));
     return r;
 }
@@ -199,38 +201,43 @@ static void write_output(walk *w, int64_t step) {
                w->room.output + m * w->shape->width, (size_t)w->columns * sizeof(float));
 }
 
-/* The tiles' tokens one by one, columns so few at a time that their part of the state stays in the nearest cache. */
-static void walk_tokens(walk *w, const float *before, int64_t before_stride, float *after, int64_t after_stride) {
-    enum { COLUMNS = 128 };
+/* The tiles' tokens one by one, in columns `column` of the task and on. */
+static void walk_tokens(walk *w, int64_t column, int64_t columns, const float *before, int64_t before_stride,
+                        float *after, int64_t after_stride) {
     const ln_delta_tiles *t = &w->room.tiles;
     const ln_delta_shape *shape = w->shape;
-    const int64_t key = shape->key, keys = w->call->settings->key_size, some = ln_ceil_div(w->columns, BLOCK) * BLOCK;
-    float *decay = shape->channel ? t->decay : w->room.inside.left;
-    for (int64_t i = 0; i < t->rows && !shape->channel; i++)
-        for (int64_t c = 0; c < keys; c++) decay[i * key + c] = t->decay[i];
-    for (int64_t column = 0; column < some; column += COLUMNS)
-        for (int64_t i = 0; i < t->rows; i++) {
-            const float *value = t->value + i * shape->value + w->column + column;
-            const ln_delta_step step = {.rows = keys,
-                                        .columns = ln_min_i64(COLUMNS, some - column),
-                                        .before = i ? after + column : before + column,
-                                        .before_stride = i ? after_stride : before_stride,
-                                        .after = after ? after + column : NULL,
-                                        .after_stride = after_stride,
-                                        .decay = decay + i * key,
-                                        .read = t->read + i * key,
-                                        .key = t->key + i * key,
-                                        .add = t->write_key ? NULL : value,
-                                        .write_key = t->write_key ? t->write_key + i * key : NULL,
-                                        .write_value = value,
-                                        .query = t->query + i / shape->micro * key,
-                                        .output = w->room.output + i / shape->micro * shape->width + column};
-            w->call->kernels->delta.step(&step);
-        }
+    const int64_t key = shape->key;
+    const float *decay = shape->channel ? t->decay : w->room.inside.left;
+    for (int64_t i = 0; i < t->rows; i++) {
+        const float *value = t->value + i * shape->value + w->column + column;
+        const ln_delta_step step = {.rows = w->call->settings->key_size,
+                                    .columns = ln_ceil_div(columns, BLOCK) * BLOCK,
+                                    .before = i ? after : before,
+                                    .before_stride = i ? after_stride : before_stride,
+                                    .after = after,
+                                    .after_stride = after_stride,
+                                    .decay = decay + i * key,
+                                    .read = t->read + i * key,
+                                    .key = t->key + i * key,
+                                    .add = t->write_key ? NULL : value,
+                                    .write_key = t->write_key ? t->write_key + i * key : NULL,
+                                    .write_value = value,
+                                    .query = t->query + i / shape->micro * key,
+                                    .output = w->room.output + i / shape->micro * shape->width + column};
+        w->call->kernels->delta.step(&step);
+    }
 }
 
 static void load(walk *w, int64_t step, int64_t tokens) {
     ln_delta_load(w->call, w->shape, w->head, w->sequence, step, tokens, w->call->settings->scale, &w->room.tiles);
+}
+
+/* walk_tokens wants a decay a key. */
+static void spread_decay(walk *w) {
+    const ln_delta_tiles *t = &w->room.tiles;
+    const int64_t key = w->shape->key;
+    for (int64_t i = 0; i < t->rows && !w->shape->channel; i++)
+        for (int64_t c = 0; c < key; c++) w->room.inside.left[i * key + c] = t->decay[i];
 }
 
 /* A sequence of few tokens: the state is read and written where it lies. */
@@ -239,31 +246,42 @@ static void walk_few(walk *w, int64_t count, const float *in, float *out) {
     const size_t bytes = (size_t)(w->call->settings->key_size * width) * sizeof(float);
     if (!in) memset(w->room.state, 0, bytes);
     load(w, 0, count);
+    spread_decay(w);
     float *after = out ? out : w->room.tiles.rows > 1 ? w->room.state : NULL;
-    walk_tokens(w, in ? in : w->room.state, in ? values : width, after, out ? values : width);
+    walk_tokens(w, 0, w->columns, in ? in : w->room.state, in ? values : width, after, out ? values : width);
     write_output(w, 0);
 }
 
 static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
     const ln_delta_shape *shape = w->shape;
-    const int64_t keys = w->call->settings->key_size, values = w->call->settings->value_size, width = shape->width;
+    const int64_t keys = w->call->settings->key_size, values = w->call->settings->value_size, piece = shape->piece;
     room *r = &w->room;
-    memset(r->state, 0, (size_t)(keys * width) * sizeof(float));
-    if (in) copy_rows(r->state, width, in, values, keys, w->columns);
+    for (int64_t c = 0; c < w->columns; c += piece) {
+        float *state = r->state + c * keys;
+        memset(state, 0, (size_t)(keys * piece) * sizeof *state);
+        if (in) copy_rows(state, piece, in + c, values, keys, ln_min_i64(piece, w->columns - c));
+    }
     for (int64_t step = 0; step < count; step += shape->tokens) {
-        const int64_t tokens = ln_min_i64(shape->tokens, count - step);
-        load(w, step, tokens);
-        if (r->tiles.rows < FEW) {
-            walk_tokens(w, r->state, width, r->state, width);
-        } else {
+        load(w, step, ln_min_i64(shape->tokens, count - step));
+        const bool few = r->tiles.rows < FEW;
+        if (few)
+            spread_decay(w);
+        else
             ln_delta_solve_inside(w->call, shape, &r->tiles, &r->inside);
-            ln_delta_read(w->call, shape, &r->tiles, &r->inside, w->column, r->state, r->y);
-            answer(w->call, shape, &r->tiles, &r->inside, w->column, r->state, r->y, r->output);
-            ln_delta_write(w->call, shape, &r->tiles, &r->inside, w->column, r->y, r->state);
+        for (int64_t c = 0; c < w->columns; c += piece) {
+            float *state = r->state + c * keys;
+            if (few) {
+                walk_tokens(w, c, ln_min_i64(piece, w->columns - c), state, piece, state, piece);
+                continue;
+            }
+            ln_delta_read(w->call, shape, &r->tiles, &r->inside, w->column + c, state, r->y);
+            answer(w->call, shape, &r->tiles, &r->inside, w->column + c, state, r->y, r->output + c);
+            ln_delta_write(w->call, shape, &r->tiles, &r->inside, w->column + c, r->y, state);
         }
         write_output(w, step);
     }
-    if (out) copy_rows(out, values, r->state, width, keys, w->columns);
+    for (int64_t c = 0; out && c < w->columns; c += piece)
+        copy_rows(out + c, values, r->state + c * keys, piece, keys, ln_min_i64(piece, w->columns - c));
 }
 
 typedef struct job {

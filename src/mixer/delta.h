@@ -34,7 +34,8 @@ typedef struct ln_delta_shape {
     int64_t micro, tokens, rows; /* of a chunk at most; rows = micro tokens */
     int64_t row_stride;          /* rows rounded up to 16, as all strides */
     int64_t key, value;          /* strides of their tiles */
-    int64_t slices, width;       /* columns of the state are worked on in so many tasks, `width` each */
+    int64_t slices, width;       /* columns of the state are worked on in so many tasks, `width` each, */
+    int64_t piece;               /* `piece` at a time: rows of a piece of the state lie one after the other */
     bool channel;                /* a decay a key channel */
 } ln_delta_shape;
 
@@ -65,7 +66,7 @@ typedef struct ln_delta_inside {
     float *scratch;
 } ln_delta_inside;
 
-enum { LN_DELTA_CHUNK = 64, LN_DELTA_CHUNK_CHANNEL = 32 };
+enum { LN_DELTA_CHUNK = 16, LN_DELTA_PIECE = 64 };
 
 ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, int threads, const linnet_mixer_settings *settings,
                                  linnet_mixer_form form);
@@ -78,7 +79,7 @@ void ln_delta_load_value(const ln_mixer_call *call, const ln_delta_shape *shape,
                          int64_t step, int64_t tokens, float *rows);
 void ln_delta_solve_inside(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
                            ln_delta_inside *inside);
-/* Columns column .. column + width - 1. y [rows, width] from the state [key_size, width] before the chunk; the state
+/* Columns column .. column + piece - 1. y [rows, piece] from the state [key_size, piece] before the chunk; the state
  * after it. */
 void ln_delta_read(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
                    const ln_delta_inside *inside, int64_t column, const float *state, float *y);

@@ -31,7 +31,7 @@ ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, int threads, const linne
                         .value = padded(settings->value_size),
                         .slices = 1};
     s.channel = row->decay && mixer->inputs[row->decay - 1].columns == LN_AXIS_KEY;
-    const int64_t chunk = settings->chunk ? settings->chunk : s.channel ? LN_DELTA_CHUNK_CHANNEL : LN_DELTA_CHUNK;
+    const int64_t chunk = settings->chunk ? settings->chunk : LN_DELTA_CHUNK;
     s.longest = longest(settings);
     s.tokens = ln_max_i64(1, ln_min_i64(chunk / s.micro, s.longest));
     s.rows = s.tokens * s.micro;
@@ -43,6 +43,7 @@ ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, int threads, const linne
         s.width = padded(ln_ceil_div(s.value, s.slices));
         s.slices = ln_ceil_div(s.value, s.width);
     }
+    s.piece = form == LINNET_MIXER_BACKWARD ? s.value : ln_min_i64(LN_DELTA_PIECE, s.width);
     return s;
 }
 
