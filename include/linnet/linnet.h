@@ -14,6 +14,7 @@
 #include "linnet/softmax.h"
 #include "linnet/state_space.h"
 #include "linnet/tokenizer.h"
+#include "linnet/transform.h"
 #include "linnet/types.h"
 
 #endif
