@@ -47,9 +47,10 @@ static const ln_name_row layer_rows[] = {
 };
 
 /* Anywhere in a name: image towers beside a text model, and tables that are computed. */
-static const char *const ignored[] = {"vision_tower.",         "vision_model.",        "multi_modal_projector.",
-                                      "rotary_emb.inv_freq",   "masked_bias",          "embed_positions.",
-                                      "rotary_emb.cos_cached", "rotary_emb.sin_cached"};
+static const char *const ignored[] = {
+    "vision_tower.",    "vision_model.",         "multi_modal_projector.", "rotary_emb.inv_freq", "masked_bias",
+    "embed_positions.", "rotary_emb.cos_cached", "rotary_emb.sin_cached",  ".slope_rate",         ".query_decay",
+    ".key_decay",       ".diagonal_decay"};
 
 /* Wrappers in front of a name, in any order. */
 static const char *const prefixes[] = {"model.", "language_model.", "backbone.", "rwkv."};
