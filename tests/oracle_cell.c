@@ -73,6 +73,12 @@ static void elman_unit(const double *x, const double *y, double *s, const double
     s[0] = tanh(x[0] + y[0]);
 }
 
+static void spike_unit(const double *x, const double *y, double *s, const double *option) {
+    const double p = s[1] + (x[0] + y[0] - s[1]) / option[0], over = p - option[1], pi = acos(-1);
+    s[0] = option[3] == 1 ? 0.5 + atan(pi / 2 * option[2] * over) / pi : over >= 0;
+    s[1] = p - option[1] * s[0];
+}
+
 static void lstm(const oracle_call *c) {
     run_cells(c, 4, 2, lstm_unit);
 }
@@ -84,6 +90,15 @@ static void slstm(const oracle_call *c) {
 }
 static void elman(const oracle_call *c) {
     run_cells(c, 1, 1, elman_unit);
+}
+
+static void spike(const oracle_call *c) {
+    run_cells(c, 1, 2, spike_unit);
+}
+
+static void spike_vary(linnet_mixer_settings *settings, int variant) {
+    settings->option[3] = variant == 0;
+    if (variant == 2) settings->option[0] = 3, settings->option[1] = 0.5;
 }
 
 static void slstm_vary(linnet_mixer_settings *settings, int variant) {
@@ -155,6 +170,7 @@ const mixer_oracle oracle_cell[] = {
     {.name = "gru", .run = gru},
     {.name = "slstm", .run = slstm, .variants = 1, .vary = slstm_vary, .fill = slstm_fill},
     {.name = "elman", .run = elman},
+    {.name = "spike", .run = spike, .variants = 2, .vary = spike_vary, .surrogate = 1},
     {.name = "leaky_memory", .run = leaky_memory, .variants = 1, .vary = leaky_vary, .fill = leaky_fill},
     {0},
 };

@@ -713,6 +713,7 @@ static void check_gradients(const mixer_oracle *oracle) {
     static const int64_t offsets[] = {0, 22, 22, 23, 60};
     for (int which = 0; which < 3; which++)
         for (int variant = 0; variant <= oracle->variants; variant++) {
+            if (oracle->surrogate && variant >= oracle->surrogate) continue;
             linnet_mixer_settings s = settings_of(oracle, which, variant, which ? 37 : 60);
             instance c;
             if (which == 0) {

@@ -7,14 +7,21 @@
 
 #include <stdint.h>
 
-typedef enum ln_cell_kind { LN_CELL_LSTM, LN_CELL_GRU, LN_CELL_SLSTM, LN_CELL_ELMAN, LN_CELL_KINDS } ln_cell_kind;
+typedef enum ln_cell_kind {
+    LN_CELL_LSTM,
+    LN_CELL_GRU,
+    LN_CELL_SLSTM,
+    LN_CELL_ELMAN,
+    LN_CELL_SPIKE,
+    LN_CELL_KINDS
+} ln_cell_kind;
 enum { LN_CELL_GATES_MOST = 4, LN_CELL_PARTS_MOST = 4 };
 
 typedef struct ln_cell_pass {
     const float *x, *y, *last;
     float *next; /* written by forward, read by backward; not last */
     int64_t n;
-    int variant; /* of the row: see mixer/rows_cell.c */
+    const double *option; /* of the row: see mixer/rows_cell.c */
 } ln_cell_pass;
 
 typedef void (*ln_cell_forward)(const ln_cell_pass *pass);

@@ -100,7 +100,7 @@ static void slstm_forward(const ln_cell_pass *p) {
         const slstm_gates g = slstm_gate(GATE(p, 0), GATE(p, 1), GET(p->last, 2), GET(p->last, 3));
         const lanes c = g.forget * GET(p->last, 1) + g.input * tanh_lanes(GATE(p, 2)),
                     all = g.forget * GET(p->last, 2) + g.input,
-                    normaliser = p->variant ? choose(all < splat(1), splat(1), all) : all;
+                    normaliser = p->option[0] == 1 ? choose(all < splat(1), splat(1), all) : all;
         PUT(p->next, 0, sigmoid_lanes(GATE(p, 3)) * c / normaliser);
         PUT(p->next, 1, c);
         PUT(p->next, 2, normaliser);
@@ -117,7 +117,7 @@ static void slstm_backward(const ln_cell_pass *p, float *gradient, float *x_grad
         const slstm_gates g = slstm_gate(GATE(p, 0), pre, last_n, GET(p->last, 3));
         const lanes dh = GET(gradient, 0), dc = GET(gradient, 1) + dh * out / normaliser;
         lanes dn = GET(gradient, 2) - dh * out * h / normaliser;
-        if (p->variant) dn = choose(g.forget * last_n + g.input < one, zero, dn);
+        if (p->option[0] == 1) dn = choose(g.forget * last_n + g.input < one, zero, dn);
         /* Of the exponents input - stabiliser and decay - stabiliser. */
         const lanes da = choose(g.input_clipped, zero, (dc * z + dn) * g.input),
                     db = choose(g.forget_clipped, zero, (dc * last_c + dn * last_n) * g.forget),
@@ -149,14 +149,62 @@ static void elman_backward(const ln_cell_pass *p, float *gradient, float *x_grad
     }
 }
 
+/* ---- leaky integrate and fire: one gate; parts hidden (the spike), potential ---- */
+
+typedef struct spike_constants {
+    lanes leak, threshold, steepness; /* steepness: pi / 2 times that of the option */
+    int soft;
+} spike_constants;
+
+INLINE spike_constants spike_of(const ln_cell_pass *p) {
+    return (spike_constants){splat((float)(1 / p->option[0])), splat((float)p->option[1]),
+                             splat((float)(1.57079633 * p->option[2])), p->option[3] == 1};
+}
+
+/* 1/2 + atan(u) / pi */
+INLINE lanes arctan_step(lanes u) {
+    for (int l = 0; l < LANES; l++) u[l] = 0.5f + 0.318309886f * atanf(u[l]);
+    return u;
+}
+
+static void spike_forward(const ln_cell_pass *p) {
+    const int64_t n = p->n;
+    const spike_constants c = spike_of(p);
+    EACH(p) {
+        const lanes last = GET(p->last, 1), potential = last + (GATE(p, 0) - last) * c.leak,
+                    over = potential - c.threshold;
+        lanes spike = choose(over < splat(0), splat(0), over - over + splat(1));
+        if (c.soft) spike = arctan_step(over * c.steepness);
+        PUT(p->next, 0, spike);
+        PUT(p->next, 1, potential - spike * c.threshold);
+    }
+}
+
+static void spike_backward(const ln_cell_pass *p, float *gradient, float *x_gradient, float *y_gradient) {
+    const int64_t n = p->n;
+    const spike_constants c = spike_of(p);
+    EACH(p) {
+        /* The potential before the spike took its threshold away. */
+        const lanes u = GET(p->next, 1) + (GET(p->next, 0) - splat(1)) * c.threshold, steep = u * c.steepness,
+                    slope = splat(0.318309886f) * c.steepness / (splat(1) + steep * steep);
+        const lanes after = GET(gradient, 1), spike = GET(gradient, 0) - after * c.threshold,
+                    before = after + spike * slope;
+        PUT_GATE(0, before * c.leak);
+        PUT(gradient, 0, splat(0));
+        PUT(gradient, 1, before - before * c.leak);
+    }
+}
+
 LN_CELL_SET {
     *kernels = (ln_cell_kernels){.name = LN_CELL_NAME,
                                  .forward = {[LN_CELL_LSTM] = lstm_forward,
                                              [LN_CELL_GRU] = gru_forward,
                                              [LN_CELL_SLSTM] = slstm_forward,
-                                             [LN_CELL_ELMAN] = elman_forward},
+                                             [LN_CELL_ELMAN] = elman_forward,
+                                             [LN_CELL_SPIKE] = spike_forward},
                                  .backward = {[LN_CELL_LSTM] = lstm_backward,
                                               [LN_CELL_GRU] = gru_backward,
                                               [LN_CELL_SLSTM] = slstm_backward,
-                                              [LN_CELL_ELMAN] = elman_backward}};
+                                              [LN_CELL_ELMAN] = elman_backward,
+                                              [LN_CELL_SPIKE] = spike_backward}};
 }

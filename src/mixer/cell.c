@@ -162,7 +162,7 @@ static ln_cell_pass pass_of(const group *g, int64_t row, const float *y, const f
                           .last = last + row * g->e.state,
                           .next = next + row * g->e.state,
                           .n = g->e.units,
-                          .variant = (int)g->call->settings->option[0]};
+                          .option = g->call->settings->option};
 }
 
 static void load_inputs(const group *g, int64_t rows, int64_t step) {
@@ -174,9 +174,14 @@ static void load_inputs(const group *g, int64_t rows, int64_t step) {
 static void advance(const group *g, int64_t rows, int64_t step, float *y, const float *last, float *next) {
     const extents *e = &g->e;
     load_inputs(g, rows, step);
-    for (int64_t r = 0; g->bias && r < rows; r++) memcpy(y + r * e->gates, g->bias, (size_t)e->gates * sizeof *y);
-    g->call->kernels->tile.product(y, e->gates, last, e->state, g->recurrent, e->gates, rows, e->gates, e->units,
-                                   g->bias != NULL);
+    for (int64_t r = 0; r < rows; r++)
+        if (g->bias)
+            memcpy(y + r * e->gates, g->bias, (size_t)e->gates * sizeof *y);
+        else
+            memset(y + r * e->gates, 0, (size_t)e->gates * sizeof *y);
+    if (g->recurrent)
+        g->call->kernels->tile.product(y, e->gates, last, e->state, g->recurrent, e->gates, rows, e->gates, e->units,
+                                       true);
     for (int64_t r = 0; r < rows; r++) {
         const ln_cell_pass p = pass_of(g, r, y, last, next);
         g->call->kernels->cell.forward[g->cell->kind](&p);
@@ -253,8 +258,9 @@ static void step_back(const group *g, int64_t step, int64_t first, int64_t rows,
         add_rows(g->w.bias_gradient, dy + r * e->gates, e->gates);
         memcpy(g->w.hidden + (packed + r) * e->units, last + r * e->state, (size_t)e->units * sizeof *last);
     }
-    g->call->kernels->tile.product_tb(g->w.gradient, e->state, dy, e->gates, g->recurrent, e->gates, rows, e->units,
-                                      e->gates, true);
+    if (g->recurrent)
+        g->call->kernels->tile.product_tb(g->w.gradient, e->state, dy, e->gates, g->recurrent, e->gates, rows, e->units,
+                                          e->gates, true);
 }
 
 static void group_back(const group *g) {

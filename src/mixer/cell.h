@@ -3,7 +3,8 @@
  *     y[gate] = h[t-1] R[gate] + bias[gate],   state[t] = cell(value[t], y, state[t-1]),   output[t] = h[t]
  *
  * with R of a head stored [from][gate][to]: row `from` is what one unit sends to all gates, so a step is one product of
- * the rows of several sequences with R, which stays in the cache of the core that owns the head. */
+ * the rows of several sequences with R, which stays in the cache of the core that owns the head. Without R nothing
+ * comes back but through the rest of the state. */
 #ifndef LN_MIXER_CELL_H
 #define LN_MIXER_CELL_H
 

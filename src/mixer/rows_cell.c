@@ -6,6 +6,10 @@
  *     slstm   m' = max(i, log s(f) + m) (i where n = 0),  a = min(e^(i - m'), 1),  b = min(e^(log s(f) + m - m'), 1)
  *             c' = b c + a tanh(z),  n' = b n + a,  h' = s(o) c' / n';  with option[0] = 1, n' = max(b n + a, 1)
  *     elman   h' = tanh(x + y)
+ *     spike   p = u + (x + y - u) / tau,  h' = 1 where p >= threshold, else 0,  u' = p - threshold h'
+ *
+ * A spike has no derivative: backward takes that of 1/2 + atan(pi/2 steepness (p - threshold)) / pi, which option[3] =
+ * 1 also gives out instead of the spike.
  *
  * Exponential gates: c and n are those of the paper times e^-m, so no exponent is positive, and h does not depend on m.
  * The normaliser of option 0 is that of the xlstm code, that of option 1 flashrnn's: they differ where a state was
@@ -24,7 +28,7 @@ enum { LSTM_GATES = 4, GRU_GATES = 3, ELMAN_GATES = 1 };
              .rows = LN_AXIS_VALUE,                                                                            \
              .columns = LN_AXIS_VALUE,                                                                         \
              .times = count,                                                                                   \
-             .flags = LN_PARAMETER,                                                                            \
+             .flags = LN_PARAMETER | LN_OPTIONAL,                                                              \
              .range = LINNET_RANGE_SMALL},                                                                     \
             {.name = "bias", .columns = LN_AXIS_VALUE, .times = count, .flags = LN_PARAMETER | LN_OPTIONAL}, { \
             0                                                                                                  \
@@ -44,6 +48,10 @@ static const ln_mixer_state states[] = {{.name = "hidden", .columns = LN_AXIS_VA
                                               {0}};
 static const ln_cell lstm = {LN_CELL_LSTM, LSTM_GATES, 2}, gru = {LN_CELL_GRU, GRU_GATES, 1},
                      slstm = {LN_CELL_SLSTM, LSTM_GATES, 4}, elman = {LN_CELL_ELMAN, ELMAN_GATES, 1};
+
+static const ln_mixer_state spike_states[] = {
+    {.name = "hidden", .columns = LN_AXIS_VALUE}, {.name = "potential", .columns = LN_AXIS_VALUE}, {0}};
+static const ln_cell spike = {LN_CELL_SPIKE, ELMAN_GATES, 2};
 
 static double cell_flops(const linnet_mixer_settings *settings, linnet_mixer_form form) {
     const ln_mixer *mixer = ln_mixer_find(settings->name);
@@ -100,6 +108,13 @@ static double leaky_flops(const linnet_mixer_settings *s, linnet_mixer_form form
     return form == LINNET_MIXER_BACKWARD ? 4 * forward : forward;
 }
 
+static const char *spike_refuse(const linnet_mixer_settings *s) {
+    return s->option[0] >= 1 && s->option[0] <= 1e6 && fabs(s->option[1]) <= 1e6 && s->option[2] > 0 &&
+                   s->option[2] <= 1e6 && (s->option[3] == 0 || s->option[3] == 1)
+               ? NULL
+               : "option must be tau >= 1, a threshold, a steepness > 0, and 0 or 1";
+}
+
 #define CELL_CORE                                                                                         \
     .core = "cell", .output = LN_AXIS_VALUE, .scale = 1, .reverse = true, .workspace = ln_cell_workspace, \
     .forward = ln_cell_run_forward, .backward = ln_cell_run_backward, .flops = cell_flops
@@ -134,6 +149,16 @@ const ln_mixer ln_rows_cell[] = {
      .inputs = one,
      .states = states,
      .core_row = &elman,
+     CELL_CORE},
+    {.name = "spike",
+     .paper = "leaky integrate and fire of Zhu et al. 2023, arXiv 2302.13939",
+     .formula = "p = u + (value + h R + bias - u) / tau, h = p >= threshold, u = p - threshold h",
+     .inputs = one,
+     .states = spike_states,
+     .core_row = &spike,
+     .option = {2, 1, 2, 0},
+     .options = {"tau", "threshold", "steepness of the gradient", "1: the soft step that has this gradient"},
+     .refuse = spike_refuse,
      CELL_CORE},
     {.name = "leaky_memory",
      .core = "cell",
