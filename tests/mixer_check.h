@@ -30,6 +30,7 @@ typedef struct mixer_oracle {
      * Also of the states before ("state", [sequences, heads, head_floats]). */
     bool (*fill)(const linnet_mixer_settings *settings, const char *input, double *values, int64_t count, int extreme);
     int surrogate;     /* variants from this one on have gradients that are no derivatives: not compared; 0: none */
+    bool omits;        /* takes NULL for optional inputs: the row is then checked without them too */
     bool opaque_state; /* its numbers may differ from the oracle's: only what follows from it is compared */
     bool no_far;       /* has a parameter or state that makes strides of 2^31 elements pointless */
 } mixer_oracle;

@@ -16,9 +16,9 @@ static double log_logistic(double x) {
 /* h[t-1] R[gate] + bias[gate] of one unit. */
 static double back(const oracle_call *c, int64_t head, const double *h, int64_t gates, int64_t gate, int64_t unit) {
     const int64_t n = c->output_columns, to = gate * n + unit;
-    const double *r = c->input[1] + head * n * n * gates;
     double sum = c->input[2] ? c->input[2][head * gates * n + to] : 0;
-    for (int64_t from = 0; from < n; from++) sum += h[from] * r[from * gates * n + to];
+    for (int64_t from = 0; c->input[1] && from < n; from++)
+        sum += h[from] * c->input[1][(head * n + from) * gates * n + to];
     return sum;
 }
 
@@ -126,20 +126,20 @@ static void leaky_memory(const oracle_call *c) {
     memcpy(c->state_out, c->state_in, (size_t)(s->heads * c->head_floats) * sizeof *c->state_out);
     for (int64_t head = 0; head < s->heads; head++) {
         const double *p[9];
-        for (int k = 1; k < 9; k++) p[k] = c->input[k] + head * c->columns[k];
+        for (int k = 1; k < 9; k++) p[k] = c->input[k] ? c->input[k] + head * c->columns[k] : NULL;
         double *synapses = c->state_out + head * c->head_floats, *memory = synapses + all;
         for (int64_t t = 0; t < c->tokens; t++) {
             memcpy(last, memory, (size_t)n * sizeof *last);
             for (int64_t i = 0; i < all; i++)
                 synapses[i] = exp(p[2][i]) * synapses[i] + p[1][i] * oracle_input(c, 0, t, head)[i];
             for (int64_t h = 0; h < hidden; h++) {
-                r[h] = p[5][h];
+                r[h] = p[5] ? p[5][h] : 0;
                 for (int64_t i = 0; i < all; i++) r[h] += synapses[i] * p[3][i / s->slots * hidden + h];
                 for (int64_t i = 0; i < n; i++) r[h] += exp(p[8][i]) * last[i] * p[4][i * hidden + h];
                 r[h] = fmax(r[h], 0);
             }
             for (int64_t i = 0; i < n; i++) {
-                double d = p[7][i];
+                double d = p[7] ? p[7][i] : 0;
                 for (int64_t h = 0; h < hidden; h++) d += r[h] * p[6][h * n + i];
                 memory[i] = exp(p[8][i]) * last[i] + s->option[0] * (1 - exp(p[8][i])) * tanh(d);
                 oracle_output(c, t, head)[i] = memory[i];
@@ -166,11 +166,11 @@ static bool leaky_fill(const linnet_mixer_settings *settings, const char *input,
 }
 
 const mixer_oracle oracle_cell[] = {
-    {.name = "lstm", .run = lstm},
-    {.name = "gru", .run = gru},
-    {.name = "slstm", .run = slstm, .variants = 1, .vary = slstm_vary, .fill = slstm_fill},
-    {.name = "elman", .run = elman},
-    {.name = "spike", .run = spike, .variants = 2, .vary = spike_vary, .surrogate = 1},
+    {.name = "lstm", .run = lstm, .omits = true},
+    {.name = "gru", .run = gru, .omits = true},
+    {.name = "slstm", .run = slstm, .omits = true, .variants = 1, .vary = slstm_vary, .fill = slstm_fill},
+    {.name = "elman", .run = elman, .omits = true},
+    {.name = "spike", .run = spike, .omits = true, .variants = 2, .vary = spike_vary, .surrogate = 1},
     {.name = "leaky_memory", .run = leaky_memory, .variants = 1, .vary = leaky_vary, .fill = leaky_fill},
     {0},
 };

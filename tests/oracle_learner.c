@@ -7,6 +7,13 @@
 
 enum { QUERY, KEY, VALUE, STEP_SIZE, WEIGHT, BIAS, DECAY, MOMENTUM };
 
+static double factor(const oracle_call *c, int64_t at) {
+    return c->input[WEIGHT] ? c->input[WEIGHT][at] : 1;
+}
+static double shift(const oracle_call *c, int64_t at) {
+    return c->input[BIAS] ? c->input[BIAS][at] : 0;
+}
+
 static void layer_norm(const double *x, double *hat, double *rate, int64_t n) {
     double mean = 0, variance = 0;
     for (int64_t i = 0; i < n; i++) mean += x[i] / (double)n;
@@ -33,7 +40,7 @@ static void loss_gradient(const oracle_call *c, int64_t head, const double *z, c
     for (int64_t i = 0; i < n; i++) {
         u[i] = 0;
         for (int64_t o = 0; o < n; o++) {
-            const double w = c->input[WEIGHT][head * n + o], b = c->input[BIAS][head * n + o];
+            const double w = factor(c, head * n + o), b = shift(c, head * n + o);
             const double slope = rate * ((i == o) - 1 / (double)n - hat[o] * hat[i] / (double)n);
             u[i] += (hat[o] * w + b - (value[o] - key[o])) * w * slope;
         }
@@ -47,9 +54,7 @@ static void write_output(const oracle_call *c, int64_t t, int64_t head, const do
     double *hat = oracle_output(c, t, head), rate;
     layer_norm(o, hat, &rate, n);
     for (int64_t i = 0; i < n; i++)
-        hat[i] = c->settings->option[0] == 1
-                     ? o[i]
-                     : o[i] + hat[i] * c->input[WEIGHT][head * n + i] + c->input[BIAS][head * n + i];
+        hat[i] = c->settings->option[0] == 1 ? o[i] : o[i] + hat[i] * factor(c, head * n + i) + shift(c, head * n + i);
 }
 
 static void run_learner(const oracle_call *c, bool constant, bool titans) {
@@ -215,8 +220,14 @@ static bool atlas_fill(const linnet_mixer_settings *settings, const char *input,
 }
 
 const mixer_oracle oracle_learner[] = {
-    {.name = "ttt_linear", .run = ttt_linear, .variants = 2, .vary = vary, .fill = fill},
-    {.name = "titans", .run = titans, .forward = 4e-5, .variants = 2, .vary = vary, .fill = fill},
-    {.name = "atlas", .run = atlas, .forward = 1e-5, .variants = 2, .vary = atlas_vary, .fill = atlas_fill},
+    {.name = "ttt_linear", .run = ttt_linear, .omits = true, .variants = 2, .vary = vary, .fill = fill},
+    {.name = "titans", .run = titans, .omits = true, .forward = 4e-5, .variants = 2, .vary = vary, .fill = fill},
+    {.name = "atlas",
+     .run = atlas,
+     .forward = 1e-5,
+     .gradient = 1e-4,
+     .variants = 2,
+     .vary = atlas_vary,
+     .fill = atlas_fill},
     {0},
 };

@@ -673,6 +673,7 @@ static void check_gradients_of(instance *c) {
     shot r = {.state_gradient = malloc((size_t)(states + 1) * sizeof(float))};
     t.output_gradient.data = output_gradient;
     for (int k = 0; k < c->inputs; k++) {
+        if (!c->given[k]) continue;
         t.input_gradient[k].data = r.gradient[k] = malloc((size_t)(c->count[k] + 1) * sizeof(float));
         memset(r.gradient[k], 0xff, (size_t)(c->count[k] + 1) * sizeof(float));
     }
@@ -684,6 +685,7 @@ static void check_gradients_of(instance *c) {
     run_form(test_context(3, 2), &c->s, &t, LINNET_MIXER_BACKWARD);
     char name[64];
     for (int k = 0; k < c->inputs; k++) {
+        if (!c->given[k]) continue;
         snprintf(name, sizeof name, "gradient of %s", c->mixer->inputs[k].name);
         check_gradient(&l, name, c->input[k], r.gradient[k], c->count[k], &random);
     }
@@ -691,12 +693,13 @@ static void check_gradients_of(instance *c) {
         check_gradient(&l, "gradient of the state", c->state_in, r.state_gradient, states, &random);
     shot other = {0}; /* the same bits on one thread, with nothing but some gradients wanted */
     for (int k = 0; k < c->inputs; k++) {
+        if (!c->given[k]) continue;
         other.gradient[k] = malloc((size_t)(c->count[k] + 1) * sizeof(float));
         t.input_gradient[k].data = k % 2 ? NULL : other.gradient[k];
     }
     run_form(test_context(3, 1), &c->s, &t, LINNET_MIXER_BACKWARD);
     for (int k = 0; k < c->inputs; k += 2)
-        assert_memory_equal(other.gradient[k], r.gradient[k], (size_t)c->count[k] * sizeof(float));
+        if (c->given[k]) assert_memory_equal(other.gradient[k], r.gradient[k], (size_t)c->count[k] * sizeof(float));
     close_shot(&other);
     close_shot(&r);
     for (int k = 0; k < c->inputs; k++) free(kept[k]);
@@ -727,6 +730,18 @@ static void check_gradients(const mixer_oracle *oracle) {
         }
 }
 
+/* Every input that may be left out, left out. */
+static void check_omitted(const mixer_oracle *oracle) {
+    instance c;
+    if (!oracle->omits) return;
+    assert_true(some_case(oracle, 0, 0, 37, GENTLE, 91, &c));
+    for (int k = 0; k < c.inputs; k++) c.given[k] = !(c.mixer->inputs[k].flags & LN_OPTIONAL);
+    solve_case(&c);
+    check(&c, 3, 2, 0);
+    if (c.mixer->backward) check_gradients_of(&c);
+    close_case(&c);
+}
+
 /* ---- running all of it ---- */
 
 typedef struct part {
@@ -736,7 +751,8 @@ typedef struct part {
 static const part parts[] = {{"lengths", check_lengths}, {"levels", check_levels},   {"chunks", check_chunks},
                              {"threads", check_threads}, {"splits", check_splits},   {"ragged", check_ragged},
                              {"pool", check_pool},       {"reverse", check_reverse}, {"bf16", check_bf16},
-                             {"lanes", check_lanes},     {"far", check_far},         {"gradients", check_gradients}};
+                             {"lanes", check_lanes},     {"far", check_far},         {"gradients", check_gradients},
+                             {"omitted", check_omitted}};
 
 static void rows_are_right(void **state) {
     (void)state;
