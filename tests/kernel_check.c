@@ -12,7 +12,7 @@
 #include "linnet/linnet.h"
 
 static const check_family families[] = {check_matmul, check_vector, check_attend, check_softmax,
-                                        check_fft,    check_tile,   check_delta};
+                                        check_fft,    check_tile,   check_delta,  check_scan};
 
 enum { AVX512 = LN_CPU_AVX2 | LN_CPU_AVX512 };
 

@@ -32,6 +32,7 @@ void check_softmax(check *c);
 void check_fft(check *c);
 void check_tile(check *c);
 void check_delta(check *c);
+void check_scan(check *c);
 
 /* False where this kernel was checked at a lower level, or is not asked for. */
 bool check_begin(check *c, const char *kernel, const char *variant);
