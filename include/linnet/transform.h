@@ -89,10 +89,10 @@ typedef struct linnet_sparse_result {
     int64_t samples; /* taken */
     bool complete;   /* false: something is left in the bins that could not be told apart; try again with more `most` */
 } linnet_sparse_result;
-typedef float (*linnet_sample)(void *user, int64_t index);
+typedef float (*linnet_sample_at)(void *user, int64_t index);
 /* coefficients [capacity]. LINNET_ERROR_ARGUMENT where capacity < most. */
 LINNET_API linnet_status linnet_sparse_walsh_hadamard(linnet_context *context, const linnet_sparse_settings *settings,
-                                                      linnet_sample sample, void *user,
+                                                      linnet_sample_at sample, void *user,
                                                       linnet_sparse_coefficient *coefficients, int64_t capacity,
                                                       linnet_sparse_result *result);
 

@@ -101,7 +101,7 @@ static void transform(double *x, int64_t n, int64_t stride) {
             }
 }
 
-static void take_samples(search *f, linnet_sample sample, void *user) {
+static void take_samples(search *f, linnet_sample_at sample, void *user) {
     for (int group = 0; group < GROUPS; group++)
         for (int d = 0; d < f->shifts; d++) {
             double *x = bin_at(f, group, 0) + d;
@@ -211,7 +211,7 @@ static linnet_status check_sparse(linnet_context *context, const linnet_sparse_s
 }
 
 linnet_status linnet_sparse_walsh_hadamard(linnet_context *context, const linnet_sparse_settings *settings,
-                                           linnet_sample sample, void *user, linnet_sparse_coefficient *coefficients,
+                                           linnet_sample_at sample, void *user, linnet_sparse_coefficient *coefficients,
                                            int64_t capacity, linnet_sparse_result *result) {
     linnet_status status = check_sparse(context, settings, capacity);
     if (status != LINNET_OK) return status;
