@@ -36,8 +36,8 @@ typedef struct mixer_oracle {
 } mixer_oracle;
 
 /* Ended by a row without a name. */
-extern const mixer_oracle oracle_outer[], oracle_linear[], oracle_gated[], oracle_routed[], oracle_channel[],
-    oracle_delta[], oracle_scan[], oracle_cell[], oracle_learner[], oracle_wave[];
+extern const mixer_oracle oracle_outer[], oracle_linear[], oracle_gated[], oracle_flow[], oracle_routed[],
+    oracle_channel[], oracle_delta[], oracle_scan[], oracle_cell[], oracle_learner[], oracle_wave[];
 
 /* Input i at a token, of the head that a head of values reads. */
 static inline const double *oracle_input(const oracle_call *c, int i, int64_t token, int64_t head) {

@@ -27,16 +27,13 @@ typedef struct family {
     const mixer_oracle *oracles;
 } family;
 
-static const family families[] = {{"outer", "outer", ln_rows_outer, oracle_outer},
-                                  {"linear", "outer", ln_rows_linear, oracle_linear},
-                                  {"gated", "outer", ln_rows_gated, oracle_gated},
-                                  {"routed", "outer", ln_rows_routed, oracle_routed},
-                                  {"channel", "scan", ln_rows_channel, oracle_channel},
-                                  {"delta", "delta", ln_rows_delta, oracle_delta},
-                                  {"scan", "scan", ln_rows_scan, oracle_scan},
-                                  {"cell", "cell", ln_rows_cell, oracle_cell},
-                                  {"learner", "learner", ln_rows_learner, oracle_learner},
-                                  {"wave", "wave", ln_rows_wave, oracle_wave}};
+static const family families[] = {
+    {"outer", "outer", ln_rows_outer, oracle_outer},    {"linear", "outer", ln_rows_linear, oracle_linear},
+    {"gated", "outer", ln_rows_gated, oracle_gated},    {"flow", "outer", ln_rows_flow, oracle_flow},
+    {"routed", "outer", ln_rows_routed, oracle_routed}, {"channel", "scan", ln_rows_channel, oracle_channel},
+    {"delta", "delta", ln_rows_delta, oracle_delta},    {"scan", "scan", ln_rows_scan, oracle_scan},
+    {"cell", "cell", ln_rows_cell, oracle_cell},        {"learner", "learner", ln_rows_learner, oracle_learner},
+    {"wave", "wave", ln_rows_wave, oracle_wave}};
 
 static const char *only_part, *only_row;
 

@@ -10,9 +10,9 @@
 #include "base/context.h"
 #include "number/format.h"
 
-static const ln_mixer *const families[] = {ln_rows_outer,   ln_rows_linear, ln_rows_gated, ln_rows_routed,
-                                           ln_rows_channel, ln_rows_delta,  ln_rows_scan,  ln_rows_cell,
-                                           ln_rows_learner, ln_rows_wave};
+static const ln_mixer *const families[] = {ln_rows_outer,  ln_rows_linear,  ln_rows_gated, ln_rows_flow,
+                                           ln_rows_routed, ln_rows_channel, ln_rows_delta, ln_rows_scan,
+                                           ln_rows_cell,   ln_rows_learner, ln_rows_wave};
 
 enum { FAMILIES = sizeof families / sizeof *families, CHUNK_UNIT = 16, CHUNK_MOST = 256 };
 static const int64_t EXTENT_MOST = (int64_t)1 << 24, TOKENS_MOST = (int64_t)1 << 40;

@@ -85,8 +85,8 @@ struct ln_mixer {
 };
 
 /* Arrays of rows, ended by a row without a name: one a core, of the outer core several. mixer.c lists them. */
-extern const ln_mixer ln_rows_outer[], ln_rows_linear[], ln_rows_gated[], ln_rows_routed[], ln_rows_channel[],
-    ln_rows_delta[], ln_rows_scan[], ln_rows_cell[], ln_rows_learner[], ln_rows_wave[];
+extern const ln_mixer ln_rows_outer[], ln_rows_linear[], ln_rows_gated[], ln_rows_flow[], ln_rows_routed[],
+    ln_rows_channel[], ln_rows_delta[], ln_rows_scan[], ln_rows_cell[], ln_rows_learner[], ln_rows_wave[];
 
 /* ---- for the floors above: settings completed once, nothing checked when running ---- */
 
