@@ -85,9 +85,115 @@ static void vary_slots(linnet_mixer_settings *s, int variant) {
     s->slots = variant == 1 ? 12 : 16;
 }
 
+/* ---- prefix linear attention: as sums over pairs; the state is what the features are summed in ---- */
+
+static double prefix_weight(const oracle_call *c, const double *q, const double *k) {
+    double a = 0, elu = 0;
+    for (int64_t i = 0; i < c->settings->key_size; i++) {
+        a += (double)c->settings->scale * q[i] * k[i];
+        elu += (double)c->settings->scale * (q[i] > 0 ? q[i] + 1 : exp(q[i])) * (k[i] > 0 ? k[i] + 1 : exp(k[i]));
+    }
+    return c->settings->option[1] != 0 ? 1 + a + a * a / 2 : elu;
+}
+
+static void prefix(const oracle_call *c) {
+    const int64_t V = c->settings->value_size;
+    const int64_t most = c->settings->option[0] < (double)c->tokens ? (int64_t)c->settings->option[0] : c->tokens;
+    for (int64_t h = 0; h < c->settings->heads; h++)
+        for (int64_t t = 0; t < c->tokens; t++) {
+            double *o = oracle_output(c, t, h), sum = 1e-6;
+            for (int64_t j = 0; j < V; j++) o[j] = 0;
+            for (int64_t past = 0; past < t + 1 + most; past++) {
+                const bool own = past <= t;
+                const int64_t at = own ? past : past - t - 1;
+                const double weight = prefix_weight(c, oracle_input(c, 0, t, h), oracle_input(c, own ? 1 : 3, at, h));
+                sum += weight;
+                for (int64_t j = 0; j < V; j++) o[j] += weight * oracle_input(c, own ? 2 : 4, at, h)[j];
+            }
+            for (int64_t j = 0; c->settings->normalise && j < V; j++) o[j] /= sum;
+        }
+}
+
+/* Only a text that is given at once can have a prefix: variant 1, which is split, has none. */
+static void vary_prefix(linnet_mixer_settings *s, int variant) {
+    if (s->key_size > 32) s->key_size = 16;
+    s->option[0] = variant == 1 ? 0 : variant == 2 ? 700 : 40;
+    s->option[1] = variant == 2;
+    s->scale = variant == 2 ? 0.2F : 1;
+    s->normalise = variant != 3;
+}
+
+/* ---- log-linear attention ---- */
+
+/* The bucket of i that has j, from the definition; -1: it has none. */
+static int64_t bucket(int64_t i, int64_t j, int64_t levels) {
+    if (i == j) return 0;
+    for (int64_t l = 1; l < levels; l++) {
+        const int64_t half = (int64_t)1 << (l - 1), end = i - i % half;
+        if (i / half % 2 == 1 && j >= end - half && j < end) return l;
+    }
+    return -1;
+}
+
+/* A level's state, and apart from it what it still has of the state before: both end where its block does. */
+static void level_step(const oracle_call *c, int64_t h, int64_t t, int64_t at, int64_t l, double *S, double *old) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size, in = at % ((int64_t)1 << l);
+    const double keep = in ? exp(*oracle_input(c, 3, t, h)) : 0;
+    for (int64_t i = 0; i < K; i++)
+        for (int64_t j = 0; j < V; j++) {
+            old[i * V + j] *= keep;
+            S[i * V + j] *= keep;
+            if (in < (int64_t)1 << (l - 1))
+                S[i * V + j] += oracle_input(c, 1, t, h)[i] * oracle_input(c, 2, t, h)[j];
+            else
+                oracle_output(c, t, h)[j] += (double)c->settings->scale * oracle_input(c, 4, t, h)[l] *
+                                             oracle_input(c, 0, t, h)[i] * old[i * V + j];
+        }
+}
+
+static void log_linear(const oracle_call *c) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size, L = c->settings->slots;
+    double *old = scratch((L - 1) * K * V);
+    for (int64_t h = 0; h < c->settings->heads; h++) {
+        double *S = c->state_out + h * c->head_floats, *position = S + (L - 1) * K * V;
+        const int64_t begin = llrint(*position);
+        memcpy(old, S, (size_t)((L - 1) * K * V) * sizeof *old);
+        for (int64_t t = 0; t < c->tokens; t++) {
+            const double *q = oracle_input(c, 0, t, h), *level = oracle_input(c, 4, t, h);
+            double *o = oracle_output(c, t, h), decay = 1;
+            for (int64_t j = 0; j < V; j++) o[j] = 0;
+            for (int64_t past = t; past >= 0; past--) {
+                const int64_t l = bucket(begin + t, begin + past, L);
+                double a = 0;
+                for (int64_t i = 0; i < K; i++) a += (double)c->settings->scale * q[i] * oracle_input(c, 1, past, h)[i];
+                for (int64_t j = 0; j < V && l >= 0; j++) o[j] += level[l] * a * decay * oracle_input(c, 2, past, h)[j];
+                decay *= exp(*oracle_input(c, 3, past, h));
+            }
+            for (int64_t l = 1; l < L; l++)
+                level_step(c, h, t, begin + t, l, S + (l - 1) * K * V, old + (l - 1) * K * V);
+        }
+        *position = (double)((begin + c->tokens) % ((int64_t)1 << (L - 1)));
+    }
+    free(old);
+}
+
+static bool fill_levels(const linnet_mixer_settings *s, const char *input, double *values, int64_t count, int extreme) {
+    (void)extreme;
+    if (strcmp(input, "state") != 0) return false;
+    const int64_t head = (s->slots - 1) * s->key_size * s->value_size + 1;
+    for (int64_t i = head - 1; i < count; i += head) values[i] = 3;
+    return true;
+}
+
+static void vary_levels(linnet_mixer_settings *s, int variant) {
+    s->slots = variant ? 9 : 5;
+}
+
 const mixer_oracle oracle_routed[] = {
     /* a channel's gate has what is left of sums over its time, which cancel where gates are -88 */
     {.name = "gsa", .run = gsa, .gradient = 1e-4, .variants = 1, .vary = vary_slots},
     {.name = "abc", .run = abc, .variants = 1, .vary = vary_slots, .fill = fill_abc},
+    {.name = "prefix_linear", .run = prefix, .variants = 3, .vary = vary_prefix, .opaque_state = true},
+    {.name = "log_linear", .run = log_linear, .variants = 1, .vary = vary_levels, .fill = fill_levels},
     {0},
 };

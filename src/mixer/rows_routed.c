@@ -17,6 +17,32 @@ static const ln_mixer_input gsa_inputs[] = {
 };
 static const ln_mixer_input abc_inputs[] = {QUERY_KEY_VALUE, {.name = "slot", .columns = LN_AXIS_SLOT}, {0}};
 
+static const ln_mixer_input prefix_inputs[] = {
+    QUERY_KEY_VALUE,
+    {.name = "prefix_key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "prefix_value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {0},
+};
+static const char *refuse_prefix(const linnet_mixer_settings *s) {
+    if (!(s->option[LN_PREFIX_TOKENS] >= 0 && s->option[LN_PREFIX_TOKENS] <= 0x1p40))
+        return "option[0], the tokens of the prefix, must be from 0 to 2^40";
+    if (s->option[LN_PREFIX_TAYLOR] != 0 && s->key_size > 128)
+        return "Taylor features are products of two columns: key_size must be at most 128";
+    return s->scale > 0 ? NULL : "the scale must be positive";
+}
+static const ln_mixer_state prefix_states[] = {{.name = "state"}, {.name = "keys"}, {0}};
+
+static const ln_mixer_input level_inputs[] = {
+    QUERY_KEY_VALUE,
+    {.name = "decay", .columns = LN_AXIS_ONE, .range = LINNET_RANGE_DECAY},
+    {.name = "level", .columns = LN_AXIS_SLOT, .range = LINNET_RANGE_UNIT},
+    {0},
+};
+static const char *refuse_levels(const linnet_mixer_settings *s) {
+    return s->slots <= 24 ? NULL : "slots, the levels, must be at most 24";
+}
+static const ln_mixer_state level_states[] = {{.name = "levels"}, {.name = "position"}, {0}};
+
 static const ln_mixer_state gsa_states[] = {{.name = "keys", .rows = LN_AXIS_KEY, .columns = LN_AXIS_SLOT},
                                             {.name = "values", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE},
                                             {0}};
@@ -35,5 +61,18 @@ const ln_mixer ln_rows_routed[] = {
      .formula = "gsa with slot = e^(x - z), decay = z[t-1] - z[t], z = log of the sum of e^x over time",
      .inputs = abc_inputs, .states = abc_states, .output = LN_AXIS_VALUE, .slots = 64, .scale = NAN, .reverse = true,
      .flops = ln_slots_flops},
+    {LN_STAGED_CORE(&ln_staged_prefix), .name = "prefix_linear",
+     .paper = "Arora et al. 2024 (Just read twice), arXiv 2407.05483",
+     .formula = "S begins with the sum over the prefix of phi(prefix_key) prefix_value^T; then linear attention",
+     .inputs = prefix_inputs, .states = prefix_states, .output = LN_AXIS_VALUE, .scale = 1, .normalise = true,
+     .can_normalise = true, .reverse = true,
+     .options = {"tokens of the prefix, the first of each sequence in this call",
+                 "0: phi = elu + 1; 1: Taylor, as based"},
+     .refuse = refuse_prefix, .flops = ln_prefix_flops},
+    {LN_STAGED_CORE(&ln_staged_levels), .name = "log_linear", .paper = "Guo et al. 2025, arXiv 2506.04761",
+     .formula =
+         "out[i] = scale sum of level[i][l(i, j)] (q[i] . k[j]) e^(G[i] - G[j]) v[j], l a level of a Fenwick tree",
+     .inputs = level_inputs, .states = level_states, .output = LN_AXIS_VALUE, .slots = 18, .scale = 1, .reverse = true,
+     .refuse = refuse_levels, .flops = ln_levels_flops},
     {0},
 };

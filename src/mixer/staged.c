@@ -24,6 +24,7 @@ static int64_t piece_steps(const ln_staged *staged, const linnet_mixer_settings 
     int64_t steps = PIECE_TOKENS / s->sequences;
     if (steps > PIECE_MOST) steps = PIECE_MOST;
     if (steps < PIECE_LEAST) steps = PIECE_LEAST;
+    if (s->chunk) steps = 2 * s->chunk;
     const int64_t most = longest(s);
     return staged->whole || steps > most ? most : steps;
 }
@@ -34,7 +35,7 @@ static int64_t block_floats(const ln_stage *stage, int b) {
 
 typedef struct layout {
     ln_stage stage;
-    int64_t steps, pieces;
+    int64_t pieces;
     float *saved; /* [pieces][state floats] */
     uint64_t bytes;
 } layout;
@@ -79,10 +80,10 @@ static layout lay_out(const ln_mixer_call *call, linnet_mixer_form form, int thr
     layout l = {.stage = {.call = call, .s = s, .form = form}};
     ln_stage *stage = &l.stage;
     if (staged->blocks) staged->blocks(s, stage->block);
-    l.steps = piece_steps(staged, s);
-    l.pieces = l.steps ? ln_ceil_div(longest(s), l.steps) : 0;
+    l.stage.steps = piece_steps(staged, s);
+    l.pieces = l.stage.steps ? ln_ceil_div(longest(s), l.stage.steps) : 0;
     int64_t rooms[LN_ROOMS] = {0}, floats = 0;
-    staged->rooms(s, form, ln_min_i64(l.steps * s->sequences, s->tokens), rooms);
+    staged->rooms(s, form, ln_min_i64(l.stage.steps * s->sequences, s->tokens), rooms);
     ln_carver carver = {.base = call->workspace};
     stage->offsets = ln_carve(&carver, (uint64_t)s->sequences + 1, sizeof(int64_t));
     stage->first = ln_carve(&carver, (uint64_t)s->sequences, sizeof(int64_t));
@@ -96,7 +97,7 @@ static layout lay_out(const ln_mixer_call *call, linnet_mixer_form form, int thr
     }
     if (form == LINNET_MIXER_BACKWARD) l.saved = ln_carve(&carver, (uint64_t)(l.pieces * floats), sizeof(float));
     for (int r = 0; r < LN_ROOMS; r++) stage->room[r] = ln_carve(&carver, (uint64_t)rooms[r], sizeof(float));
-    stage->base_workspace = ln_carve(&carver, base_bytes(stage, l.steps, call->kernels, threads), 1);
+    stage->base_workspace = ln_carve(&carver, base_bytes(stage, l.stage.steps, call->kernels, threads), 1);
     l.bytes = carver.overflow ? UINT64_MAX : carver.used;
     return l;
 }
@@ -119,13 +120,14 @@ int64_t ln_staged_head_floats(const linnet_mixer_settings *settings) {
 
 /* ---- pieces and states ---- */
 
-static void set_piece(layout *l, int64_t piece) {
-    ln_stage *stage = &l->stage;
+void ln_stage_seek(ln_stage *stage, int64_t piece, int64_t most) {
+    stage->piece = piece;
     stage->offsets[0] = 0;
     for (int64_t q = 0; q < stage->s->sequences; q++) {
         int64_t first, count;
         ln_mixer_span(stage->s, q, &first, &count);
-        const int64_t begin = ln_min_i64(count, piece * l->steps), end = ln_min_i64(count, begin + l->steps);
+        count = ln_min_i64(count, most);
+        const int64_t begin = ln_min_i64(count, piece * stage->steps), end = ln_min_i64(count, begin + stage->steps);
         stage->first[q] = begin;
         stage->offsets[q + 1] = stage->offsets[q] + end - begin;
     }
@@ -183,7 +185,7 @@ void ln_staged_forward(const ln_mixer_call *call) {
     layout l = lay_out(call, LINNET_MIXER_FORWARD, ln_team_size(call->team));
     take_states(&l.stage, ln_mixer_state_in, l.stage.state);
     for (int64_t p = 0; p < l.pieces; p++) {
-        set_piece(&l, p);
+        ln_stage_seek(&l.stage, p, INT64_MAX);
         staged->forward(&l.stage);
     }
     put_states(&l.stage, ln_mixer_state_out, l.stage.state);
@@ -198,12 +200,12 @@ void ln_staged_backward(const ln_mixer_call *call) {
     take_states(&l.stage, ln_mixer_state_out_gradient, l.stage.state_gradient);
     l.stage.states_only = true;
     for (int64_t p = 0; p < l.pieces; p++) {
-        set_piece(&l, p);
+        ln_stage_seek(&l.stage, p, INT64_MAX);
         save_states(&l.stage, l.saved + p * floats, false);
         if (p + 1 < l.pieces) staged->forward(&l.stage);
     }
     for (int64_t p = l.pieces - 1; p >= 0; p--) {
-        set_piece(&l, p);
+        ln_stage_seek(&l.stage, p, INT64_MAX);
         save_states(&l.stage, l.saved + p * floats, true);
         staged->backward(&l.stage);
     }
@@ -299,10 +301,14 @@ static void copy_task(void *argument, int64_t task, int worker) {
               stage->room[run->room] + (head * stage->tokens + at) * run->columns);
 }
 
+static void pack_head(const copy_run *run, int64_t head, int64_t sequence, int64_t step, int64_t count, float *rows) {
+    ln_mixer_load(run->stage->call, run->input, head, sequence, step, count, rows);
+}
+
 static void copy(ln_stage *stage, int input, int room, copier how) {
     copy_run run = {stage, input, room, stage->s->heads, ln_axis_of(stage->call->mixer->output, stage->s), how};
     if (input >= 0) {
-        run.heads = ln_mixer_heads(&stage->call->mixer->inputs[input], stage->s);
+        if (how != pack_head) run.heads = ln_mixer_heads(&stage->call->mixer->inputs[input], stage->s);
         run.columns = ln_mixer_columns(&stage->call->mixer->inputs[input], stage->s);
     }
     ln_parallel(stage->call->team, stage->s->sequences * run.heads, copy_task, &run);
@@ -333,8 +339,22 @@ static void take(const copy_run *run, int64_t head, int64_t sequence, int64_t st
                (size_t)run->columns * sizeof *rows);
 }
 
+/* Of the heads of values that share this head of keys. */
+static void add_shared(const copy_run *run, int64_t head, int64_t sequence, int64_t step, int64_t count, float *rows) {
+    const linnet_mixer_settings *s = run->stage->s;
+    for (int64_t h = 0; h < s->heads; h++)
+        if (ln_mixer_key_head(s, h) == head)
+            add(run, head, sequence, step, count, rows + (h - head) * run->stage->tokens * run->columns);
+}
+
 void ln_stage_pack(ln_stage *stage, int input, int room) {
     copy(stage, input, room, pack);
+}
+void ln_stage_pack_values(ln_stage *stage, int input, int room) {
+    copy(stage, input, room, pack_head);
+}
+void ln_stage_add_values(ln_stage *stage, int input, int room) {
+    if (stage->call->tensors->input_gradient[input].data) copy(stage, input, room, add_shared);
 }
 void ln_stage_add(ln_stage *stage, int input, int room) {
     if (stage->call->tensors->input_gradient[input].data) copy(stage, input, room, add);

@@ -23,6 +23,7 @@ typedef struct ln_stage {
     const ln_mixer_call *call;
     const linnet_mixer_settings *s;
     linnet_mixer_form form; /* forward or backward */
+    int64_t piece, steps;   /* index of the piece; most time steps of a sequence in it */
     int64_t tokens;         /* of the piece */
     int64_t *offsets;       /* [sequences + 1] in the packed rows */
     int64_t *first;         /* [sequences]: the time step at which the piece begins in a sequence */
@@ -89,10 +90,14 @@ static inline linnet_tensor ln_stage_tensor(const ln_stage *stage, int room, int
 static inline int64_t ln_stage_value_head(const linnet_mixer_settings *s, int64_t key_head) {
     return s->tiled_heads ? key_head : key_head * (s->heads / s->key_heads);
 }
-/* Packs an input. */
+/* Packs an input; for every head of values. */
 void ln_stage_pack(ln_stage *stage, int input, int room);
-/* Adds packed gradients to those of an input. */
+void ln_stage_pack_values(ln_stage *stage, int input, int room);
+/* Adds packed gradients to those of an input; of every head of values. */
 void ln_stage_add(ln_stage *stage, int input, int room);
+void ln_stage_add_values(ln_stage *stage, int input, int room);
+/* Makes piece `piece` of the first `most` time steps of each sequence the one that is packed. */
+void ln_stage_seek(ln_stage *stage, int64_t piece, int64_t most);
 /* Packed rows to the output; the output's gradient to packed rows. */
 void ln_stage_put(ln_stage *stage, int room);
 void ln_stage_take(ln_stage *stage, int room);

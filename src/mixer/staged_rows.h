@@ -7,6 +7,12 @@
 /* Memories of slots (staged_slots.c). */
 extern const ln_staged ln_staged_gsa, ln_staged_abc;
 
+/* A prefix read as a whole (staged_prefix.c), levels of a Fenwick tree (staged_levels.c). */
+extern const ln_staged ln_staged_prefix, ln_staged_levels;
+enum { LN_PREFIX_TOKENS, LN_PREFIX_TAYLOR }; /* options */
+
+double ln_prefix_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
+double ln_levels_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 double ln_slots_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 
 #endif
