@@ -88,6 +88,14 @@ def minimax(*shape, **fields):
     return config("minimax", "MiniMaxForCausalLM", **sizes(*shape), **fields)
 
 
+def qwen2_moe(*shape, **fields):
+    return config("qwen2_moe", "Qwen2MoeForCausalLM", **sizes(*shape), **fields)
+
+
+def dots1(*shape, **fields):
+    return config("dots1", "Dots1ForCausalLM", **sizes(*shape), **{"attention_bias": False, **fields})
+
+
 def qwen3_moe(*shape, **fields):
     return config("qwen3_moe", "Qwen3MoeForCausalLM", **sizes(*shape), **{"attention_bias": False, **fields})
 
@@ -278,6 +286,20 @@ MODELS = {
         lfm2(32, 55, 4, 4, 4, 133, norm_eps=0.02, conv_L_cache=5, conv_bias=True, block_auto_adjust_ff_dim=False,
              full_attn_idxs=[1], rope_theta=1e6),
         50, {"base": dict(rope_theta=300.0), "epsilon": dict(norm_eps=1e-5)}),
+    # Qwen2 with experts: a shared one behind a gate of its own.
+    "qwen2moe": (
+        qwen2_moe(32, 40, 3, 4, 4, 131, rope_theta=10000.0, moe_intermediate_size=16, num_experts=6, num_experts_per_tok=2,
+                  norm_topk_prob=False, shared_expert_intermediate_size=29, decoder_sparse_step=1, mlp_only_layers=[0],
+                  use_sliding_window=False),
+        50, {"chosen": dict(num_experts_per_tok=3), "renormalised": dict(norm_topk_prob=True)}),
+    # Sigmoid router with a bias of the choice alone, groups of experts, a scale, two shared experts as one.
+    "dots1": (
+        dots1(32, 40, 4, 4, 4, 133, rope_theta=10000.0, moe_intermediate_size=16, n_routed_experts=12, num_experts_per_tok=3,
+              n_shared_experts=2, n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=1.6,
+              first_k_dense_replace=1, sliding_window=None, max_window_layers=4),
+        50, {"groups": dict(n_group=1, topk_group=1), "groups chosen": dict(topk_group=3),
+             "renormalised": dict(norm_topk_prob=False), "scale": dict(routed_scaling_factor=1.0),
+             "chosen": dict(num_experts_per_tok=2)}, dict(separate=True)),
     # Qwen3 with experts: every second layer dense; the weights of the chosen ones add up to 1, or do not.
     "qwen3moe": (
         qwen3_moe(40, 52, 4, 4, 2, 133, head_dim=16, rope_theta=10000.0, moe_intermediate_size=24, num_experts=7,
@@ -451,7 +473,9 @@ def random_weights(fields, random):
     """Of a scale that keeps activations near 1, scores near 2 and logits near 2."""
     width, plus_one, tied = fields["hidden_size"], fields["model_type"].startswith(("gemma", "qwen3_next")), fields["tie_word_embeddings"]
     weights = {}
-    for name, parameter in empty_model(fields).named_parameters():
+    model = empty_model(fields)
+    biases = [(name, value) for name, value in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    for name, parameter in list(model.named_parameters()) + biases:
         values = random.standard_normal(tuple(parameter.shape))
         if name.endswith("A_log"):
             values = values * 0.7 - 0.5

@@ -1,7 +1,7 @@
 /* Owns: the rows. Everything that a file can say of itself (sizes, fused or biased projections, norms of queries and
  * keys, soft caps, rotary scaling) is read from the file, by the presence of its key or tensor; a row holds only what
  * no file says. */
-#include "model/architecture.h"
+#include "model/huggingface.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -9,17 +9,35 @@
 
 const ln_config_row ln_experts_config[] = {
     {"num_experts", "expert_count", LN_CONFIG_WHOLE, NAN},
+    {"num_local_experts", "expert_count", LN_CONFIG_WHOLE, NAN},
+    {"n_routed_experts", "expert_count", LN_CONFIG_WHOLE, NAN},
     {"num_experts_per_tok", "expert_used_count", LN_CONFIG_WHOLE, NAN},
     {"moe_intermediate_size", "expert_feed_forward_length", LN_CONFIG_WHOLE, NAN},
     {"norm_topk_prob", "expert_weights_norm", LN_CONFIG_FLAG, 0},
+    {"routed_scaling_factor", "expert_weights_scale", LN_CONFIG_NUMBER, NAN},
+    {"n_group", "expert_group_count", LN_CONFIG_WHOLE, NAN},
+    {"topk_group", "expert_group_used_count", LN_CONFIG_WHOLE, NAN},
+    {"n_shared_experts", "expert_shared_count", LN_CONFIG_WHOLE, NAN},
+    {"shared_expert_intermediate_size", "expert_shared_feed_forward_length", LN_CONFIG_WHOLE, NAN},
+    {"first_k_dense_replace", "leading_dense_block_count", LN_CONFIG_WHOLE, NAN},
     {NULL, NULL, LN_CONFIG_NUMBER, 0},
 };
+
+linnet_status ln_experts_sigmoid(const ln_config *config, ln_key_writer *keys) {
+    enum { SIGMOID = 2 };
+    ln_config_whole(config, keys, "expert_gating_func", SIGMOID);
+    return LINNET_OK;
+}
 
 static const ln_architecture transformers[] = {
     {.name = "llama", .model_types = {"llama", "mistral"}, .traits = LN_ROPE_INTERLEAVED},
     {.name = "qwen2", .model_types = {"qwen2"}},
+    {.name = "qwen2moe", .model_types = {"qwen2_moe"}, .traits = LN_GATES_APART, .config = ln_experts_config},
     {.name = "qwen3", .model_types = {"qwen3"}},
-    {.name = "qwen3moe", .model_types = {"qwen3_moe"}, .traits = LN_EXPERTS_RENORMALISED, .config = ln_experts_config},
+    {.name = "qwen3moe",
+     .model_types = {"qwen3_moe"},
+     .traits = LN_EXPERTS_RENORMALISED | LN_GATES_APART,
+     .config = ln_experts_config},
     {.name = "gemma",
      .model_types = {"gemma"},
      .traits = LN_NORM_PLUS_ONE | LN_EMBEDDING_SCALED,
@@ -37,6 +55,11 @@ static const ln_architecture transformers[] = {
      .window_period = 6,
      .rope_base_local = 10000,
      .scale_by_width_layers = 62},
+    {.name = "dots1",
+     .model_types = {"dots1"},
+     .traits = LN_GATES_APART,
+     .config = ln_experts_config,
+     .write_keys = ln_experts_sigmoid},
     {.name = "phi3", .model_types = {"phi3"}},
     {.name = "smollm3", .model_types = {"smollm3"}, .traits = LN_ROPE_INTERLEAVED, .no_rope_period = 4},
 };

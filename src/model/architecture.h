@@ -71,6 +71,8 @@ typedef struct ln_architecture {
 
 /* Of transformers with experts. */
 extern const ln_config_row ln_experts_config[];
+/* A write_keys of models whose router is a sigmoid. */
+linnet_status ln_experts_sigmoid(const struct ln_config *config, struct ln_key_writer *keys);
 extern const ln_architecture ln_architecture_lfm2;
 extern const ln_architecture ln_architecture_rwkv6, ln_architecture_rwkv7;
 extern const ln_architecture ln_architecture_mamba, ln_architecture_mamba2, ln_architecture_falcon_h1,

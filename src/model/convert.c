@@ -141,11 +141,12 @@ static linnet_status plan_rotary(plan *p) {
     return LINNET_OK;
 }
 
-static int64_t source_row(const plan *p, int64_t row) {
-    if (p->head == 0) return ln_change_row(p->change, row);
+/* Where row `row` lies in the source, whose rows are of `bytes` bytes. */
+static const unsigned char *source_row(const plan *p, int64_t row, size_t bytes) {
+    if (p->head == 0) return ln_change_row(p->change, p->source->data, row, bytes);
     const int64_t in_head = row % p->head;
-    if (in_head >= p->rotated) return row;
-    return row - in_head + in_head % 2 * (p->rotated / 2) + in_head / 2;
+    if (in_head < p->rotated) row += in_head % 2 * (p->rotated / 2) + in_head / 2 - in_head;
+    return (const unsigned char *)p->source->data + (size_t)row * bytes;
 }
 
 /* ---- pieces ---- */
@@ -173,8 +174,7 @@ static void convert_piece(void *argument, int64_t task, int worker) {
     unsigned char *blocks = p->work->blocks + (size_t)task * PIECE * 4;
     float *values = p->work->values + (size_t)worker * PIECE;
     for (int64_t i = 0; i < part.rows; i++) {
-        const unsigned char *from =
-            (const unsigned char *)p->source->data + (size_t)source_row(p, part.row + i) * from_row + from_column;
+        const unsigned char *from = source_row(p, part.row + i, from_row) + from_column;
         const float factor = ln_change_factor(p->change, part.row + i);
         if (p->from == p->to && factor == 1) {
             memcpy(blocks + (size_t)i * to_row, from, to_row);

@@ -1,6 +1,7 @@
 /* Owns: the differences between a folder and GGUF that are neither names nor the order of rotary rows, each a row of a
  * table and a trait of the architecture:
  *
+ *     (any)           experts that are tensors one by one become one tensor of three dimensions
  *     LN_GATES_APART  gate and up projections that lie in one tensor (of each expert) become two
  *     LN_MULTIPLIED   numbers that multiply what products give go into their weights
  *     LN_MAMBA2       vectors of a Mamba-2 mixer have one axis more */
@@ -20,8 +21,14 @@ static const char *part_of(const char *name, int *layer) {
     return name + *layer;
 }
 
-int64_t ln_change_row(const ln_change *change, int64_t row) {
-    return change->rows ? row / change->rows * change->of + change->first + row % change->rows : row;
+const unsigned char *ln_change_row(const ln_change *change, const void *data, int64_t row, size_t bytes) {
+    if (change->stack) {
+        data = change->stack[row / change->stack_rows];
+        row %= change->stack_rows;
+    } else if (change->rows) {
+        row = row / change->rows * change->of + change->first + row % change->rows;
+    }
+    return (const unsigned char *)data + (size_t)row * bytes;
 }
 
 float ln_change_factor(const ln_change *change, int64_t row) {
@@ -117,6 +124,60 @@ static bool divide(const linnet_file *file, ln_changes *changes, const linnet_te
     return false;
 }
 
+/* ---- experts ---- */
+
+/* Of "blk.N.ffn_gate.0.weight": the characters before the last number. 0: it is no such name. */
+static int stem_of(const char *name) {
+    int layer, expert = -1, end = 0, used = 0;
+    char what[8];
+    const char *part = part_of(name, &layer);
+    if (sscanf(part, "ffn_%7[a-z].%n%5d.weight%n", what, &end, &expert, &used) != 2 || part[used] || expert != 0 ||
+        strncmp(part + end, "0.", 2) != 0)
+        return 0;
+    return layer + end;
+}
+
+/* Marks and notes all experts of the first, if they are alike. */
+static void find_stack(const linnet_file *file, ln_changes *changes, const linnet_tensor_info *first) {
+    const int stem = stem_of(first->name);
+    if (!stem || first->dimensions != 2) return;
+    char name[128];
+    int64_t count = 0;
+    for (;; count++) {
+        snprintf(name, sizeof name, "%.*s%lld.weight", stem, first->name, (long long)count);
+        const linnet_tensor_info *tensor = ln_file_find(file, name);
+        if (!tensor) break;
+        if (tensor->type != first->type || tensor->dimensions != 2 || tensor->size[0] != first->size[0] ||
+            tensor->size[1] != first->size[1])
+            return;
+    }
+    for (int64_t e = 0; e < count; e++) {
+        snprintf(name, sizeof name, "%.*s%lld.weight", stem, first->name, (long long)e);
+        changes->taken[ln_file_find(file, name) - file->tensors] = true;
+    }
+}
+
+static void add_stack(const linnet_file *file, ln_changes *changes, const linnet_tensor_info *first) {
+    const int stem = stem_of(first->name);
+    if (!stem) return;
+    char name[128], *made = changes->names[changes->count];
+    ln_change *change = &changes->list[changes->count++];
+    *change =
+        (ln_change){.tensor = *first, .stack = changes->stacked + changes->stacked_count, .stack_rows = first->size[1]};
+    int64_t count = 0;
+    for (;; count++) {
+        snprintf(name, sizeof name, "%.*s%lld.weight", stem, first->name, (long long)count);
+        const linnet_tensor_info *tensor = ln_file_find(file, name);
+        if (!tensor) break;
+        changes->stacked[changes->stacked_count++] = tensor->data;
+    }
+    snprintf(made, sizeof *changes->names, "%.*s_exps.weight", stem - 1, first->name);
+    change->tensor.name = made;
+    change->tensor.dimensions = 3;
+    change->tensor.size[2] = count;
+    change->tensor.bytes *= (uint64_t)count;
+}
+
 /* ---- shapes ---- */
 
 static void shape(const linnet_file *file, const char *part, linnet_tensor_info *tensor) {
@@ -133,14 +194,22 @@ static void shape(const linnet_file *file, const char *part, linnet_tensor_info 
 
 /* ---- all of a file ---- */
 
-static void add(const linnet_file *file, unsigned traits, ln_changes *changes, const linnet_tensor_info *tensor) {
+static void add_one(const linnet_file *file, unsigned traits, ln_changes *changes, const linnet_tensor_info *tensor) {
     int layer;
     const char *part = part_of(tensor->name, &layer);
-    if (traits & LN_GATES_APART && divide(file, changes, tensor)) return;
     ln_change *change = &changes->list[changes->count++];
     *change = (ln_change){.tensor = *tensor};
     if (traits & LN_MULTIPLIED) multiply(file, part, change);
     if (traits & LN_MAMBA2) shape(file, part, &change->tensor);
+}
+
+static void add(const linnet_file *file, unsigned traits, ln_changes *changes, const linnet_tensor_info *tensor) {
+    if (changes->taken[tensor - file->tensors]) {
+        add_stack(file, changes, tensor);
+        return;
+    }
+    if (traits & LN_GATES_APART && divide(file, changes, tensor)) return;
+    add_one(file, traits, changes, tensor);
 }
 
 linnet_status ln_changes_open(linnet_context *context, const linnet_file *file, const ln_architecture *architecture,
@@ -150,18 +219,23 @@ linnet_status ln_changes_open(linnet_context *context, const linnet_file *file, 
     *changes = (ln_changes){.context = context, .multiplied = traits & LN_MULTIPLIED};
     changes->list = ln_allocate(context, most, sizeof *changes->list, "list of tensors");
     changes->names = ln_allocate(context, most, sizeof *changes->names, "names of tensors");
-    if (!changes->list || !changes->names) return LINNET_ERROR_MEMORY;
+    changes->stacked = ln_allocate(context, most, sizeof *changes->stacked, "list of tensors");
+    changes->taken = ln_allocate_zero(context, most, sizeof *changes->taken, "list of tensors");
+    if (!changes->list || !changes->names || !changes->stacked || !changes->taken) return LINNET_ERROR_MEMORY;
+    for (int64_t i = 0; file->huggingface && i < file->tensor_count; i++) find_stack(file, changes, &file->tensors[i]);
     for (int64_t i = 0; i < file->tensor_count; i++) add(file, traits, changes, &file->tensors[i]);
     /* One matrix cannot hold the embedding's factor and the head's. */
     const linnet_tensor_info *embedding = ln_file_find(file, "token_embd.weight");
     if (!changes->multiplied || !embedding || ln_file_find(file, "output.weight")) return LINNET_OK;
     linnet_tensor_info head = *embedding;
     head.name = "output.weight";
-    add(file, traits, changes, &head);
+    add_one(file, traits, changes, &head);
     return LINNET_OK;
 }
 
 void ln_changes_close(ln_changes *changes) {
     ln_release(changes->context, changes->list);
     ln_release(changes->context, changes->names);
+    ln_release(changes->context, changes->stacked);
+    ln_release(changes->context, changes->taken);
 }

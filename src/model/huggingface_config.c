@@ -19,6 +19,8 @@ static const struct default_row {
     double value;
 } defaults[] = {
     {"gemma", "head_dim", 256},
+    {"dots1", "sliding_window", 4096},
+    {"dots1", "max_window_layers", 62},
     {"gemma2", "head_dim", 256},
     {"gemma2", "sliding_window", 4096},
     {"gemma2", "query_pre_attn_scalar", 256},
@@ -38,6 +40,8 @@ static const struct default_row {
     {"phi3", "original_max_position_embeddings", 4096},
     {"qwen2", "use_sliding_window", 0},
     {"qwen2", "max_window_layers", 28},
+    {"qwen2moe", "use_sliding_window", 0},
+    {"qwen3moe", "use_sliding_window", 0},
     {"qwen3", "head_dim", 128},
     {"qwen3", "use_sliding_window", 0},
     {"qwen3", "max_window_layers", 28},
