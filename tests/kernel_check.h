@@ -59,6 +59,11 @@ void guarded_close(guarded *memory);
 /* Largest error of a dense kernel over all shapes and inputs, in units of the bound. */
 double check_panel_slot(const ln_panel_slot *slot, ln_prepare prepare, linnet_type type);
 
+/* ---- tile products in bf16 ---- */
+
+/* Largest error over shapes and layouts, in units of the bound. */
+double check_tile_bf16(const ln_tile_bf16 *kernels);
+
 /* ---- attention in bf16 ---- */
 
 /* Largest error over all shapes and masks, in units of the bound. */

@@ -237,6 +237,119 @@ static const struct {
               {"tile_block_read", check_read},         {"tile_block_write", check_write},
               {"tile_block_decays", check_decays},     {"tile_step_outer", check_step}};
 
+/* ---- bf16: values that it holds, so that products and pairs are exact ---- */
+
+typedef struct halves {
+    uint16_t a[MOST * 192];
+    uint32_t b[96 * 192];
+    float c[MOST * 192];
+} halves;
+
+static double short_value(ln_random *random) {
+    return (double)((int64_t)ln_random_below(random, 65) - 32) / 8;
+}
+
+static double check_half(const ln_tile_bf16 *k, tiles *t, halves *h, int64_t m, int64_t n, int64_t depth, int way) {
+    const bool a_turned = way & 1, b_turned = way & 2, add = way & 4;
+    const ln_tile_shape shape = (ln_tile_shape)(way % 3);
+    if (shape == LN_TILE_LOWER) depth = m;
+    if (shape == LN_TILE_BELOW) n = m;
+    ln_random random;
+    ln_random_seed(&random, (uint64_t)(m * 1000 + n + way));
+    memset(h, 0xff, sizeof *h); /* NaN wherever nothing was packed */
+    float factors[MOST], *x = t->a, *y = t->b;
+    for (int i = 0; i < AREA; i++) x[i] = y[i] = NAN;
+    double left[MOST], right[MOST];
+    for (int64_t l = 0; l < depth; l++) factors[l] = l % 3 == 1 ? 0.5f : 1;
+    for (int64_t l = 0; l < depth; l++) {
+        for (int64_t i = 0; i < m; i++)
+            x[a_turned ? l * STRIDE + i : i * STRIDE + l] =
+                shape == LN_TILE_LOWER && l > i ? 0 : (float)short_value(&random);
+        for (int64_t j = 0; j < n; j++) y[b_turned ? j * STRIDE + l : l * STRIDE + j] = (float)short_value(&random);
+    }
+    const int64_t a_stride = ln_tile_whole(depth, 32), b_stride = ln_tile_whole(n, 16);
+    if (a_turned)
+        k->rows_turned(h->a, a_stride, x, STRIDE, factors, m, depth);
+    else
+        k->rows(h->a, a_stride, x, STRIDE, m, depth);
+    (b_turned ? k->pairs_turned : k->pairs)(h->b, b_stride, y, STRIDE, depth, n);
+    for (int64_t i = 0; add && i < MOST * 192; i++) h->c[i] = 1;
+    k->product(h->c, 192, h->a, a_stride, h->b, b_stride, m, n, depth, add, shape);
+    double error = 0;
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < (shape == LN_TILE_BELOW ? i + 1 : n); j++) {
+            double sum = add;
+            for (int64_t l = 0; l < depth; l++) {
+                left[l] = (double)x[a_turned ? l * STRIDE + i : i * STRIDE + l] * (a_turned ? (double)factors[l] : 1);
+                right[l] = (double)y[b_turned ? j * STRIDE + l : l * STRIDE + j];
+                sum += left[l] * right[l];
+            }
+            const double off = fabs((double)h->c[i * 192 + j] - sum) / (6e-8 * (1 + (double)depth * 8));
+            if (!(off <= error)) error = off;
+        }
+    return error;
+}
+
+static const int64_t half_sizes[] = {1, 5, 16, 17, 31, 32, 48, 64, 90, 128};
+
+double check_tile_bf16(const ln_tile_bf16 *kernels) {
+    tiles *t = aligned_alloc(64, (sizeof *t + 63) / 64 * 64);
+    halves *h = aligned_alloc(64, (sizeof *h + 63) / 64 * 64);
+    if (!t || !h) exit(2);
+    double error = 0;
+    for (int s = 0; s < 96; s++) {
+        const double off = check_half(kernels, t, h, half_sizes[s % 10], half_sizes[s * 7 / 3 % 10],
+                                      half_sizes[s * 11 / 4 % 10], s % 24);
+        if (!(off <= error)) error = off;
+    }
+    free(t);
+    free(h);
+    return error;
+}
+
+typedef struct half_timing {
+    const ln_tile_bf16 *kernels;
+    halves *halves;
+    tiles *tiles;
+} half_timing;
+static void time_half(void *argument) {
+    const half_timing *t = argument;
+    for (int i = 0; i < 50; i++)
+        t->kernels->product(t->halves->c, 192, t->halves->a, 128, t->halves->b, 128, 64, 128, 128, true, LN_TILE_WHOLE);
+}
+static void time_half_state(void *argument) {
+    const half_timing *t = argument;
+    for (int i = 0; i < 50; i++)
+        t->kernels->product(t->halves->c, 128, t->halves->a, 64, t->halves->b, 128, 128, 128, 64, true, LN_TILE_WHOLE);
+}
+static void time_packing(void *argument) {
+    const half_timing *t = argument;
+    for (int i = 0; i < 50; i++) {
+        t->kernels->rows(t->halves->a, 128, t->tiles->a, STRIDE, 64, 128);
+        t->kernels->rows_turned(t->halves->a, 64, t->tiles->a, STRIDE, NULL, 128, 64);
+        t->kernels->pairs(t->halves->b, 128, t->tiles->a, STRIDE, 64, 128);
+        t->kernels->pairs_turned(t->halves->b, 64, t->tiles->a, STRIDE, 128, 64);
+    }
+}
+
+static void check_half_family(check *c, tiles *t) {
+    const ln_tile_bf16 *k = &c->kernels.tile.bf16;
+    if (!k->name || !check_begin(c, "tile_product_bf16", k->name)) return;
+    check_error(c, "tile_product_bf16", k->name, check_tile_bf16(k));
+    halves *h = aligned_alloc(64, (sizeof *h + 63) / 64 * 64);
+    if (!h) exit(2);
+    memset(h, 0, sizeof *h);
+    if (c->bench) {
+        half_timing of = {k, h, t};
+        fill(t, 1);
+        check_speed(c, "64 x 128 x 128", LN_PEAK_BF16, 50 * 2.0 * 64 * 128 * 128, check_time(time_half, &of));
+        check_speed(c, "128 x 128 x 64", LN_PEAK_BF16, 50 * 2.0 * 64 * 128 * 128, check_time(time_half_state, &of));
+        check_speed(c, "packing", LN_PEAKS, 50 * 4.0 * 4 * 64 * 128, check_time(time_packing, &of));
+    }
+    check_end(c);
+    free(h);
+}
+
 /* ---- times ---- */
 
 typedef struct timing {
@@ -338,5 +451,6 @@ void check_tile(check *c) {
         }
         check_end(c);
     }
+    check_half_family(c, t);
     free(t);
 }

@@ -197,6 +197,8 @@ void ln_tile_choose(unsigned cpu, ln_tile_kernels *kernels) {
 #if defined(__x86_64__)
     if (cpu & LN_CPU_AVX2) ln_tile_fill_avx2(kernels);
     if (cpu & LN_CPU_AVX512) ln_tile_fill_avx512(kernels);
+    if (cpu & LN_CPU_AVX512_BF16) ln_tile_fill_avx512bf16(kernels);
+    if (cpu & LN_CPU_AMX_BF16) ln_tile_fill_amx(kernels);
 #elif defined(__aarch64__)
     if (cpu & LN_CPU_NEON) ln_tile_fill_neon(kernels);
 #endif

@@ -15,6 +15,31 @@ enum { LN_TILE_BLOCK = 16 };
 typedef void (*ln_tile_product)(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b,
                                 int64_t b_stride, int64_t m, int64_t n, int64_t k, bool add);
 
+/* What of a product is wanted: all; with a[m, m] zero above the diagonal; c[m, m] on and below the diagonal alone. */
+typedef enum ln_tile_shape { LN_TILE_WHOLE, LN_TILE_LOWER, LN_TILE_BELOW } ln_tile_shape;
+
+/* Products of bf16 with float32 sums, on matrix units where there are any. An operand is rounded into the layout that
+ * these read, with zeros up to whole blocks (ln_tile_whole):
+ * a [m][k] in bf16, rows begin where the caller says; b [k / 2][n] in dwords, of rows 2 i (low half) and 2 i + 1.
+ * Of x, only what is there is read. A sum over k goes by pairs, ascending, wherever the tile is cut. */
+typedef struct ln_tile_bf16 {
+    const char *name; /* NULL: not on this processor, nor are the functions */
+    /* a = x[m, k]; a = diag(factors) x, turned, of x[k, m] (factors NULL: ones) */
+    void (*rows)(uint16_t *a, int64_t a_stride, const float *x, int64_t x_stride, int64_t m, int64_t k);
+    void (*rows_turned)(uint16_t *a, int64_t a_stride, const float *x, int64_t x_stride, const float *factors,
+                        int64_t m, int64_t k);
+    /* b = x[k, n]; b = x[n, k], turned */
+    void (*pairs)(uint32_t *b, int64_t b_stride, const float *x, int64_t x_stride, int64_t k, int64_t n);
+    void (*pairs_turned)(uint32_t *b, int64_t b_stride, const float *x, int64_t x_stride, int64_t k, int64_t n);
+    /* c (+)= a b in whole blocks: c too has room for them, and what lies behind its end is worth nothing. */
+    void (*product)(float *c, int64_t c_stride, const uint16_t *a, int64_t a_stride, const uint32_t *b,
+                    int64_t b_stride, int64_t m, int64_t n, int64_t k, bool add, ln_tile_shape shape);
+} ln_tile_bf16;
+/* Whole blocks: of m and n 16, of k 32. */
+static inline int64_t ln_tile_whole(int64_t count, int64_t block) {
+    return (count + block - 1) / block * block;
+}
+
 struct ln_tile_step;
 
 typedef struct ln_tile_kernels {
@@ -70,6 +95,8 @@ typedef struct ln_tile_kernels {
     /* One token: out = diag(rows) in diag(columns) + key value^T; sums = scale out^T query. rows, columns NULL: 1.
      * before: sums = scale (in + diag(bonus) key value^T)^T query. out may be in; in NULL: zeros. */
     void (*step_outer)(const struct ln_tile_step *step);
+
+    ln_tile_bf16 bf16;
 } ln_tile_kernels;
 
 typedef struct ln_tile_step {
@@ -88,6 +115,8 @@ void ln_tile_choose(unsigned cpu, ln_tile_kernels *kernels);
 void ln_tile_fill_portable(ln_tile_kernels *kernels);
 void ln_tile_fill_avx2(ln_tile_kernels *kernels);
 void ln_tile_fill_avx512(ln_tile_kernels *kernels);
+void ln_tile_fill_avx512bf16(ln_tile_kernels *kernels); /* these two: bf16 alone */
+void ln_tile_fill_amx(ln_tile_kernels *kernels);
 void ln_tile_fill_neon(ln_tile_kernels *kernels);
 
 #endif

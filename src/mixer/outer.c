@@ -86,7 +86,7 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
     t->side = TAKE(t->sides + 1);
     t->scratch = TAKE(n * size_of(row->scratch, s, 0) + 16);
     w->decays = TAKE(w->wide);
-    w->state = TAKE(t->features * t->value_stride);
+    w->state = TAKE(round16(t->features) * t->value_stride);
     if (step) return carver.overflow ? UINT64_MAX : carver.used;
     g->sums = ln_carve(&carver, (uint64_t)(n + 1), sizeof(double));
     g->query_factor = TAKE(n);
@@ -103,6 +103,18 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
     w->scores = TAKE(n * n);
     w->running = TAKE(w->wide);
     w->room = TAKE(n * w->wide);
+    ln_outer_half *h = &w->half;
+    h->used = form == LINNET_MIXER_FORWARD && s->type == LINNET_BF16 && !s->exact && !row->exact;
+    h->depth = ln_tile_whole(t->features, 32);
+    h->tokens = ln_tile_whole(n, 32);
+    if (h->used) {
+        h->query = ln_carve(&carver, (uint64_t)(n * h->depth), sizeof(uint16_t));
+        h->scores = ln_carve(&carver, (uint64_t)(n * h->tokens), sizeof(uint16_t));
+        h->key_turned = ln_carve(&carver, (uint64_t)(round16(t->features) * h->tokens), sizeof(uint16_t));
+        h->key_pairs = TAKE(h->depth / 2 * n);
+        h->state = TAKE(h->depth / 2 * t->value_stride);
+        h->value = TAKE(h->tokens / 2 * t->value_stride);
+    }
     if (backward) {
         const int64_t chunks = ln_ceil_div(ln_outer_longest(s), n) + 1;
         t->query_gradient = TAKE(keys);
@@ -174,6 +186,7 @@ void ln_outer_open(ln_outer_work *w, const ln_mixer_call *call, linnet_mixer_for
     *w = (ln_outer_work){.kernels = &call->kernels->tile, .vector = &call->kernels->vector};
     const uint64_t each = ln_outer_layout(w, call->mixer, call->settings, form, NULL);
     ln_outer_layout(w, call->mixer, call->settings, form, (unsigned char *)call->workspace + (uint64_t)worker * each);
+    w->half.used = w->half.used && call->kernels->tile.bf16.name;
     w->tile.call = call;
     w->tile.last = w->tile.columns;
 }
@@ -257,67 +270,57 @@ void ln_outer_mask(const ln_outer_work *w, float *scores) {
 void ln_outer_sums(ln_outer_work *w) {
     const ln_outer_tile *t = &w->tile;
     const ln_outer_gates *g = &w->gates;
-    const ln_tile_kernels *k = w->kernels;
-    const float *query = t->query;
     const bool by_key = t->row->decay == LN_OUTER_KEY_DECAY, by_value = t->row->decay == LN_OUTER_VALUE_DECAY;
     if (by_key) {
         ln_outer_channel_in(w, w->query_in, t->query);
         ln_outer_channel_scores(w, w->scores, t->query, w->query_in, t->key, w->key_out);
         ln_outer_channel_since(w, w->query_in, t->call->settings->scale);
-        query = w->query_in;
     } else {
-        k->lower_tb(w->scores, w->chunk, t->query, t->key_stride, t->key, t->key_stride, t->count, t->features);
+        ln_outer_pair(w);
     }
     ln_outer_mask(w, w->scores);
     own_scores(w);
-    const ln_outer_parts parts = ln_outer_parts_of(t);
-    for (int p = 0; p < parts.parts; p++) {
-        float *sums = t->sums + parts.at[p];
-        k->product(sums, t->value_stride, query, t->key_stride, w->state + parts.at[p], t->value_stride, t->count,
-                   parts.count[p], t->features, false);
-        if (!by_key && !by_value)
-            k->scale_rows(sums, t->value_stride, sums, t->value_stride, g->query_factor, t->count, parts.count[p]);
-        if (!by_value)
-            k->lower(sums, t->value_stride, w->scores, w->chunk, t->value + parts.at[p], t->value_stride, t->count,
-                     parts.count[p], true);
-    }
+    ln_outer_read_state(w, by_key ? w->query_in : t->query);
     if (by_value) {
         memcpy(w->query_in, g->prefix, (size_t)(t->count * g->stride) * sizeof(float));
         ln_outer_channel_since(w, w->query_in, t->call->settings->scale);
-        k->multiply(t->sums, g->stride, t->sums, g->stride, w->query_in, g->stride, t->count, g->channels);
+        w->kernels->multiply(t->sums, g->stride, t->sums, g->stride, w->query_in, g->stride, t->count, g->channels);
         ln_outer_channel_read(w, t->sums, w->scores, t->value, w->key_out);
+        ln_outer_put_values(w, w->key_out);
+        return;
     }
+    const ln_outer_parts parts = ln_outer_parts_of(t);
+    for (int p = 0; !by_key && p < parts.parts; p++)
+        w->kernels->scale_rows(t->sums + parts.at[p], t->value_stride, t->sums + parts.at[p], t->value_stride,
+                               g->query_factor, t->count, parts.count[p]);
+    ln_outer_put_values(w, t->value);
+    ln_outer_read_values(w);
 }
 
-void ln_outer_decay_keys(ln_outer_work *w) {
-    if (w->gates.channels)
-        ln_outer_channel_out(w, w->key_out, w->tile.row->decay == LN_OUTER_KEY_DECAY ? w->tile.key : w->tile.value);
+void ln_outer_skip_sums(ln_outer_work *w) {
+    const bool by_value = w->tile.row->decay == LN_OUTER_VALUE_DECAY;
+    if (w->gates.channels) ln_outer_channel_out(w, w->key_out, by_value ? w->tile.value : w->tile.key);
+    ln_outer_put_values(w, by_value ? w->key_out : w->tile.value);
 }
 
 void ln_outer_advance(ln_outer_work *w) {
     const ln_outer_tile *t = &w->tile;
     const ln_outer_gates *g = &w->gates;
     const ln_tile_kernels *k = w->kernels;
-    const float *key =
-        t->row->decay == LN_OUTER_NO_DECAY || t->row->decay == LN_OUTER_VALUE_DECAY ? t->key : w->key_out;
-    const float *value = t->row->decay == LN_OUTER_VALUE_DECAY ? w->key_out : t->value;
-    if (t->row->decay == LN_OUTER_DECAY) {
-        k->scale_rows(w->key_out, t->key_stride, t->key, t->key_stride, g->key_factor, t->count, t->features);
-        for (int64_t r = 0; r < w->wide; r++) w->running[r] = g->end;
-    }
+    const ln_outer_decay decay = t->row->decay;
+    const int64_t stride = t->value_stride;
+    const float *ends = decay == LN_OUTER_VALUE_DECAY ? g->ends : w->running;
+    for (int64_t c = 0; decay == LN_OUTER_DECAY && c < stride; c++) w->running[c] = g->end;
     const ln_outer_parts parts = ln_outer_parts_of(t);
-    for (int p = 0; p < parts.parts; p++) {
+    for (int p = 0; decay != LN_OUTER_NO_DECAY && p < parts.parts; p++) {
         float *state = w->state + parts.at[p];
-        const int64_t count = parts.count[p], stride = t->value_stride;
-        if (t->row->decay == LN_OUTER_DECAY)
-            k->scale_columns(state, stride, state, stride, w->running, t->features, count);
-        else if (t->row->decay == LN_OUTER_KEY_DECAY)
-            k->scale_rows(state, stride, state, stride, g->ends, t->features, count);
-        else if (t->row->decay == LN_OUTER_VALUE_DECAY)
-            k->scale_columns(state, stride, state, stride, g->ends + parts.at[p], t->features, count);
-        k->product_ta(state, stride, key, t->key_stride, value + parts.at[p], stride, t->features, count, t->count,
-                      true);
+        if (decay == LN_OUTER_KEY_DECAY)
+            k->scale_rows(state, stride, state, stride, g->ends, t->features, parts.count[p]);
+        else
+            k->scale_columns(state, stride, state, stride, ends + parts.at[p], t->features, parts.count[p]);
     }
+    ln_outer_write_state(w, decay == LN_OUTER_KEY_DECAY ? w->key_out : t->key,
+                         decay == LN_OUTER_DECAY ? g->key_factor : NULL);
 }
 
 /* ---- all chunks ---- */

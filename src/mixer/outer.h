@@ -64,6 +64,7 @@ struct ln_outer_row {
     ln_outer_decay decay;
     bool before; /* reads the state before the token, and the token through `bonus` [features]; not with value decay */
     bool whole;  /* finish needs all columns */
+    bool exact;  /* products stay in float32 where inputs are bf16, too */
     int64_t (*features)(const linnet_mixer_settings *settings); /* NULL: key_size */
     int64_t (*columns)(const linnet_mixer_settings *settings);  /* NULL: value_size */
     int64_t (*extra)(const linnet_mixer_settings *settings);    /* NULL: 0 */

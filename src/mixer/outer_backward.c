@@ -255,7 +255,7 @@ static void backward_head(ln_outer_work *w, const backward_run *run, int64_t seq
         memcpy(w->states + chunk * floats, w->state, (size_t)floats * sizeof(float));
         memcpy(w->sides + chunk * (t->sides + 1), t->side, (size_t)t->sides * sizeof(float));
         ln_outer_load_chunk(w, at, ln_min_i64(w->chunk, count - at));
-        ln_outer_decay_keys(w);
+        ln_outer_skip_sums(w);
         ln_outer_advance(w);
     }
     memcpy(w->states + chunk * floats, w->state, (size_t)floats * sizeof(float));

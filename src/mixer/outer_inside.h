@@ -17,16 +17,26 @@ typedef struct ln_outer_gates {
     int64_t stride, channels;
 } ln_outer_gates;
 
+/* Operands of a chunk's products in bf16. */
+typedef struct ln_outer_half {
+    bool used;
+    int64_t depth, tokens;                 /* features and tokens of a chunk, up to whole blocks of 32 */
+    uint16_t *query, *scores, *key_turned; /* [chunk][depth], [chunk][tokens], [features][tokens] */
+    uint32_t *key_pairs, *state, *value;   /* [depth / 2][chunk], [depth / 2][..], [tokens / 2][value_stride] */
+} ln_outer_half;
+
 typedef struct ln_outer_work {
     ln_outer_tile tile;
     const ln_tile_kernels *kernels;
     const ln_vector_kernels *vector;
     int64_t chunk;
     ln_outer_gates gates;
+    ln_outer_half half;
     float *scores, *state;     /* [count][chunk], [features][value_stride] */
     float *query_in, *key_out; /* decayed, to the block's or chunk's begin and end; values where those have decays */
     float *running;            /* [wide] */
     float *room;               /* [count][wide] */
+    const float *value_in;     /* V of ln_outer_put_values */
     int64_t wide;              /* the larger stride */
     /* backward */
     float *score_gradient, *state_gradient, *own; /* own [count]: gradients of what a token has of itself */
@@ -59,10 +69,19 @@ void ln_outer_load_chunk(ln_outer_work *work, int64_t step, int64_t count);
 void ln_outer_sums(ln_outer_work *work);
 /* Gates of a token, scale and the triangle's zeros to scores or their gradients. */
 void ln_outer_mask(const ln_outer_work *work, float *scores);
-/* Without sums: what ln_outer_advance needs of ln_outer_sums. */
-void ln_outer_decay_keys(ln_outer_work *work);
+/* What ln_outer_advance needs of ln_outer_sums, alone. */
+void ln_outer_skip_sums(ln_outer_work *work);
 /* Takes the state over the chunk. */
 void ln_outer_advance(ln_outer_work *work);
+
+/* The products of a chunk (outer_products.c), of all the tile's columns, in float32 or by way of bf16:
+ * scores = Q K^T, on and below the diagonal; sums = query S; sums += scores V; S += key^T V with rows of the key times
+ * factors, NULL: ones. ln_outer_put_values first, which says what V is. */
+void ln_outer_pair(ln_outer_work *work);
+void ln_outer_read_state(ln_outer_work *work, const float *query);
+void ln_outer_put_values(ln_outer_work *work, const float *value);
+void ln_outer_read_values(ln_outer_work *work);
+void ln_outer_write_state(ln_outer_work *work, const float *key, const float *factors);
 
 /* Gates of channels (outer_channels.c). x are the readers, y the writers, w[i, j] the decay from j to i: */
 void ln_outer_channel_gates(ln_outer_work *work);
@@ -80,13 +99,14 @@ void ln_outer_channel_read(ln_outer_work *work, float *z, const float *a, const 
 /* z[j] = z[j] decayed from the chunk's end + sum_i a[i, j] w[i, j] x[i], from `in` of x */
 void ln_outer_channel_write(ln_outer_work *work, float *z, const float *a, const float *x, const float *in);
 
-/* The tile's columns and the extra ones, as one part where they lie together. */
+/* The tile's columns and the extra ones, as one part where they lie together; from whole blocks of 16 columns on. */
 typedef struct ln_outer_parts {
     int64_t at[2], count[2];
     int parts;
 } ln_outer_parts;
 static inline ln_outer_parts ln_outer_parts_of(const ln_outer_tile *t) {
-    ln_outer_parts c = {{t->first, t->columns}, {t->last - t->first, t->extra}, t->extra ? 2 : 1};
+    const int64_t extra = t->columns / 16 * 16;
+    ln_outer_parts c = {{t->first, extra}, {t->last - t->first, t->columns + t->extra - extra}, t->extra ? 2 : 1};
     if (t->last == t->columns) {
         c.count[0] += t->extra;
         c.parts = 1;
