@@ -109,9 +109,35 @@ static void vary_toeplitz(linnet_mixer_settings *s, int variant) {
     }
 }
 
+/* ---- sums of Laplacian kernels ---- */
+
+static void laplace_attention(const oracle_call *c) {
+    for (int64_t head = 0; head < c->settings->heads; head++)
+        for (int64_t t = 0; t < c->tokens; t++) {
+            double *y = oracle_output(c, t, head), divisor = 0;
+            for (int64_t i = 0; i < c->output_columns; i++) y[i] = 0;
+            for (int64_t j = 0; j < c->tokens; j++) {
+                double distance = 0;
+                for (int64_t a = 0; a < c->settings->key_size; a++)
+                    distance += fabs(oracle_input(c, 0, t, head)[a] - oracle_input(c, 1, j, head)[a]);
+                const double weight = exp(-(double)c->settings->scale * distance);
+                divisor += weight;
+                for (int64_t i = 0; i < c->output_columns; i++) y[i] += weight * oracle_input(c, 2, j, head)[i];
+            }
+            for (int64_t i = 0; c->settings->normalise && i < c->output_columns; i++) y[i] /= divisor;
+        }
+}
+
+static void vary_laplace(linnet_mixer_settings *s, int variant) {
+    s->key_size = variant == 0 ? 1 : variant;
+    s->scale = variant == 3 ? 40.0f : 1.0f; /* large coordinates */
+    s->normalise = variant != 2;
+}
+
 const mixer_oracle oracle_wave[] = {
     {.name = "long_convolution", .run = long_convolution, .variants = 3, .vary = vary_convolution},
     {.name = "toeplitz_attention", .run = toeplitz_attention, .variants = 2, .vary = vary_toeplitz},
     {.name = "toeplitz_attention_both", .run = toeplitz_attention_both, .variants = 2, .vary = vary_toeplitz},
+    {.name = "laplace_attention", .run = laplace_attention, .variants = 4, .vary = vary_laplace},
     {0},
 };

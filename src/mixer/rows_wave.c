@@ -1,5 +1,6 @@
 /* Owns: the rows of the wave core. */
 #include "mixer/convolution.h"
+#include "mixer/laplace.h"
 #include "mixer/toeplitz.h"
 
 /* ---- long convolution ---- */
@@ -42,6 +43,8 @@ static const ln_mixer_state toeplitz_states[] = {
     .refuse = ln_toeplitz_refuse, .workspace = ln_toeplitz_workspace, .forward = ln_toeplitz_forward,                \
     .backward = ln_toeplitz_backward, .flops = ln_toeplitz_flops
 
+static const ln_mixer_input laplace_inputs[] = {QUERIES_KEYS_VALUES, {0}};
+
 const ln_mixer ln_rows_wave[] = {
     {.name = "long_convolution",
      .core = "wave",
@@ -76,5 +79,20 @@ const ln_mixer ln_rows_wave[] = {
      .inputs = toeplitz_both_inputs,
      .not_causal = true,
      TOEPLITZ},
+    {.name = "laplace_attention",
+     .core = "wave",
+     .paper = "Langrene and Warin 2020, arXiv 2005.03246",
+     .formula = "y[i] = sum_j e^(-scale |query[i] - key[j]|_1) value[j] / the same without value",
+     .inputs = laplace_inputs,
+     .output = LN_AXIS_VALUE,
+     .scale = 1,
+     .normalise = true,
+     .can_normalise = true,
+     .not_causal = true,
+     .refuse = ln_laplace_refuse,
+     .workspace = ln_laplace_workspace,
+     .forward = ln_laplace_forward,
+     .backward = ln_laplace_backward,
+     .flops = ln_laplace_flops},
     {0},
 };
