@@ -1,5 +1,7 @@
 /* Naive sums of the rows of src/mixer/rows_wave.c. */
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "mixer_check.h"
 
@@ -134,10 +136,94 @@ static void vary_laplace(linnet_mixer_settings *s, int variant) {
     s->normalise = variant != 2;
 }
 
+/* ---- linear attention behind wavelets ---- */
+
+/* One column of queries or keys, filtered, by recursion: sums to the next level, details scaled, and back. stride:
+ * tokens between numbers of this level. */
+static void haar(const oracle_call *c, int64_t head, double *x, int64_t n, int64_t level, int64_t stride) {
+    if (level == c->settings->slots || n < 2) return;
+    const int64_t pairs = n / 2, rest = n - pairs;
+    double *sums = calloc((size_t)rest, sizeof *sums), *details = calloc((size_t)pairs, sizeof *details);
+    for (int64_t p = 0; p < pairs; p++) {
+        sums[p] = (x[2 * p] + x[2 * p + 1]) / sqrt(2);
+        details[p] = (x[2 * p] - x[2 * p + 1]) / sqrt(2) * oracle_input(c, 3, 0, head)[level];
+        if (c->input[4]) details[p] *= oracle_input(c, 4, 2 * p * stride, head)[level];
+    }
+    if (rest > pairs) sums[pairs] = x[n - 1];
+    haar(c, head, sums, rest, level + 1, 2 * stride);
+    for (int64_t p = 0; p < pairs; p++) {
+        x[2 * p] = (sums[p] + details[p]) / sqrt(2);
+        x[2 * p + 1] = (sums[p] - details[p]) / sqrt(2);
+    }
+    if (rest > pairs) x[n - 1] = sums[pairs];
+    free(sums);
+    free(details);
+}
+
+/* [tokens, keys] features of queries (0) or keys (1) */
+static double *wavelet_features(const oracle_call *c, int input, int64_t head) {
+    const int64_t keys = c->settings->key_size, tokens = c->tokens;
+    double *x = calloc((size_t)(keys * tokens), sizeof *x), *f = calloc((size_t)(keys * tokens), sizeof *f);
+    for (int64_t a = 0; a < keys; a++) {
+        for (int64_t t = 0; t < tokens; t++) x[a * tokens + t] = oracle_input(c, input, t, head)[a];
+        haar(c, head, x + a * tokens, tokens, 0, 1);
+    }
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t a = 0; a < keys; a++) {
+            double exponent = 0;
+            for (int64_t b = 0; b < keys; b++)
+                exponent += oracle_input(c, 5, 0, head)[a * keys + b] * x[b * tokens + t] -
+                            x[b * tokens + t] * x[b * tokens + t] / 2;
+            f[t * keys + a] = exp(exponent) + (double)1e-6f;
+        }
+    free(x);
+    return f;
+}
+
+static void wavelet_attention(const oracle_call *c) {
+    const int64_t keys = c->settings->key_size;
+    for (int64_t head = 0; head < c->settings->heads; head++) {
+        double *query = wavelet_features(c, 0, head), *key = wavelet_features(c, 1, head);
+        for (int64_t t = 0; t < c->tokens; t++) {
+            double *y = oracle_output(c, t, head), divisor = 0;
+            for (int64_t i = 0; i < c->output_columns; i++) y[i] = 0;
+            for (int64_t j = 0; j < c->tokens; j++) {
+                double score = 0;
+                for (int64_t a = 0; a < keys; a++) score += query[t * keys + a] * key[j * keys + a];
+                divisor += score;
+                for (int64_t i = 0; i < c->output_columns; i++) y[i] += score * oracle_input(c, 2, j, head)[i];
+            }
+            for (int64_t i = 0; i < c->output_columns; i++) y[i] /= divisor;
+        }
+        free(query);
+        free(key);
+    }
+}
+
+static void vary_wavelet(linnet_mixer_settings *s, int variant) {
+    s->slots = variant ? 3 : 20;
+}
+
+/* Queries and keys of a size at which features do not vanish. */
+static bool fill_wavelet(const linnet_mixer_settings *s, const char *input, double *values, int64_t count,
+                         int extreme) {
+    (void)extreme;
+    if (strcmp(input, "query") != 0 && strcmp(input, "key") != 0) return false;
+    for (int64_t i = 0; i < count; i++) values[i] *= 1.5 / sqrt((double)s->key_size);
+    return true;
+}
+
 const mixer_oracle oracle_wave[] = {
     {.name = "long_convolution", .run = long_convolution, .variants = 3, .vary = vary_convolution},
     {.name = "toeplitz_attention", .run = toeplitz_attention, .variants = 2, .vary = vary_toeplitz},
     {.name = "toeplitz_attention_both", .run = toeplitz_attention_both, .variants = 2, .vary = vary_toeplitz},
     {.name = "laplace_attention", .run = laplace_attention, .variants = 4, .vary = vary_laplace},
+    {.name = "wavelet_attention",
+     .run = wavelet_attention,
+     .forward = 5e-6,
+     .gradient = 5e-5,
+     .variants = 1,
+     .vary = vary_wavelet,
+     .fill = fill_wavelet},
     {0},
 };

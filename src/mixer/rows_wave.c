@@ -2,6 +2,7 @@
 #include "mixer/convolution.h"
 #include "mixer/laplace.h"
 #include "mixer/toeplitz.h"
+#include "mixer/wavelet.h"
 
 /* ---- long convolution ---- */
 
@@ -44,6 +45,17 @@ static const ln_mixer_state toeplitz_states[] = {
     .backward = ln_toeplitz_backward, .flops = ln_toeplitz_flops
 
 static const ln_mixer_input laplace_inputs[] = {QUERIES_KEYS_VALUES, {0}};
+
+static const ln_mixer_input wavelet_inputs[] = {
+    QUERIES_KEYS_VALUES,
+    {.name = "filter", .columns = LN_AXIS_SLOT, .flags = LN_PARAMETER},
+    {.name = "gate", .columns = LN_AXIS_SLOT, .flags = LN_OPTIONAL, .range = LINNET_RANGE_UNIT},
+    {.name = "projection",
+     .rows = LN_AXIS_KEY,
+     .columns = LN_AXIS_KEY,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_SMALL},
+    {0}};
 
 const ln_mixer ln_rows_wave[] = {
     {.name = "long_convolution",
@@ -94,5 +106,22 @@ const ln_mixer ln_rows_wave[] = {
      .forward = ln_laplace_forward,
      .backward = ln_laplace_backward,
      .flops = ln_laplace_flops},
+    {.name = "wavelet_attention",
+     .core = "wave",
+     .paper = "Dentamaro 2025, arXiv 2507.08637",
+     .formula =
+         "y[i] = f(q[i]) . sum_j f(k[j]) value[j] / f(q[i]) . sum_j f(k[j]); q, k: query and key with their Haar "
+         "details scaled by filter[level] gate[token][level]; f(x) = e^(projection x - |x|^2 / 2) + 1e-6",
+     .inputs = wavelet_inputs,
+     .output = LN_AXIS_VALUE,
+     .slots = 8,
+     .scale = 1,
+     .normalise = true,
+     .not_causal = true,
+     .refuse = ln_wavelet_refuse,
+     .workspace = ln_wavelet_workspace,
+     .forward = ln_wavelet_forward,
+     .backward = ln_wavelet_backward,
+     .flops = ln_wavelet_flops},
     {0},
 };
