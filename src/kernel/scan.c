@@ -46,6 +46,9 @@ HELPER lanes power(lanes x) {
     const lanes y = p * (lanes)((half + 127) << 23) * (lanes)((rest + 127) << 23);
     return choose(x == x, (lanes)((lanes_int)y & ~(x < -126)), x);
 }
+HELPER lanes power_of_product(lanes a, lanes b) {
+    return power(multiply(a, b));
+}
 HELPER lanes fold_two(lanes a, lanes b) {
     return (lanes){a[0] + a[2], b[0] + b[2], a[1] + a[3], b[1] + b[3]};
 }

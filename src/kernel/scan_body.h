@@ -169,6 +169,7 @@ HELPER void strengths(const ln_selective *s, int64_t t, int64_t c, int64_t n, st
                 value = load_some(s->value.at + t * s->value.stride + c, n);
     store(of->step, multiply(step, splat(LOG2_E)));
     store(of->write, multiply(step, value));
+    __asm__("" : "+m"(*of)); /* else compilers put shuffles in the place of loads that spread a float */
 }
 
 HELPER void selective_output(const ln_selective *s, int64_t t, int64_t c, int64_t n, lanes sum) {
@@ -188,9 +189,9 @@ static void selective_narrow(const ln_selective *s, int64_t c) {
         strengths(s, t, c, W, &of);
         const lanes write = load(s->write.at + t * s->write.stride), read = load(s->read.at + t * s->read.stride);
         lanes folded[W / 4];
-#define READ(j)                                                                        \
-    (h[j] = multiply_add(power(multiply(splat(of.step[j]), load(rate + (j)*W))), h[j], \
-                         multiply(splat(of.write[j]), write)),                         \
+#define READ(j)                                                                         \
+    (h[j] = multiply_add(power_of_product(splat(of.step[j]), load(rate + (j)*W)), h[j], \
+                         multiply(splat(of.write[j]), write)),                          \
      multiply(h[j], read))
 #pragma GCC unroll 4
         for (int k = 0; k < W / 4; k++) {
@@ -205,14 +206,15 @@ static void selective_narrow(const ln_selective *s, int64_t c) {
 }
 
 /* A step of a channel moves its states h; the sum over lanes of what it returns is the output. */
-HELPER lanes selective_step(const ln_selective *s, int64_t t, int64_t c, float step, float write, float *h) {
+HELPER lanes selective_step(const ln_selective *s, int64_t t, int64_t c, float step, float write, const float *h,
+                            float *to) {
     const float *rate = s->rate + c * s->states, *b = s->write.at + t * s->write.stride,
                 *r = s->read.at + t * s->read.stride;
     lanes sum = splat(0);
     for (int64_t n = 0; n < s->states; n += W) {
-        const lanes a = power(multiply(splat(step), load(rate + n)));
+        const lanes a = power_of_product(splat(step), load(rate + n));
         const lanes next = multiply_add(a, load(h + n), multiply(splat(write), load(b + n)));
-        store(h + n, next);
+        store(to + n, next);
         sum = multiply_add(next, load(r + n), sum);
     }
     return sum;
@@ -220,14 +222,15 @@ HELPER lanes selective_step(const ln_selective *s, int64_t t, int64_t c, float s
 
 /* e^(step (rate + i frequency)) of n states of a channel. `scaled`: step log2 e. */
 HELPER complex_lanes complex_decay(const ln_selective *s, int64_t c, int64_t n, float step, float scaled) {
-    const lanes size = power(multiply(splat(scaled), load(s->rate + c * s->states + n)));
+    const lanes size = power_of_product(splat(scaled), load(s->rate + c * s->states + n));
     const half_angle h = half_angle_of(splat(step), load(s->frequency + c * s->states + n));
     const lanes twice = multiply(h.sine, splat(2));
     return (complex_lanes){multiply(size, multiply_add(multiply(twice, splat(-1)), h.sine, splat(1))),
                            multiply(size, multiply(twice, h.cosine))};
 }
 
-HELPER lanes complex_step(const ln_selective *s, int64_t t, int64_t c, float scaled, float write, float *h) {
+HELPER lanes complex_step(const ln_selective *s, int64_t t, int64_t c, float scaled, float write, const float *h,
+                          float *to) {
     const float *b = s->write.at + t * s->write.stride, *r = s->read.at + t * s->read.stride,
                 step = s->step.at[t * s->step.stride + c];
     const int64_t states = s->states;
@@ -239,8 +242,8 @@ HELPER lanes complex_step(const ln_selective *s, int64_t t, int64_t c, float sca
             multiply_add(a.real, real, subtract(multiply(splat(write), load(b + n)), multiply(a.imaginary, imaginary)));
         const lanes turned = multiply_add(
             a.real, imaginary, multiply_add(a.imaginary, real, multiply(splat(write), load(b + states + n))));
-        store(h + n, next);
-        store(h + states + n, turned);
+        store(to + n, next);
+        store(to + states + n, turned);
         sum = add(sum, subtract(multiply(next, load(r + n)), multiply(turned, load(r + states + n))));
     }
     return add(sum, sum);
@@ -250,8 +253,9 @@ HELPER int64_t selective_parts(const ln_selective *s) {
     return s->frequency ? 2 * s->states : s->states;
 }
 
-HELPER lanes any_step(const ln_selective *s, int64_t t, int64_t c, float scaled, float write, float *h) {
-    return s->frequency ? complex_step(s, t, c, scaled, write, h) : selective_step(s, t, c, scaled, write, h);
+HELPER lanes any_step(const ln_selective *s, int64_t t, int64_t c, float scaled, float write, const float *h,
+                      float *to) {
+    return s->frequency ? complex_step(s, t, c, scaled, write, h, to) : selective_step(s, t, c, scaled, write, h, to);
 }
 
 static void selective_wide(const ln_selective *s, int64_t c, int64_t count) {
@@ -259,10 +263,10 @@ static void selective_wide(const ln_selective *s, int64_t c, int64_t count) {
         strength of;
         lanes sums[W];
         strengths(s, t, c, count, &of);
-        for (int j = 0; j < W; j++)
-            sums[j] = j < count
-                          ? any_step(s, t, c + j, of.step[j], of.write[j], s->state + (c + j) * selective_parts(s))
-                          : splat(0);
+        for (int j = 0; j < W; j++) {
+            float *h = s->state + (c + j) * selective_parts(s);
+            sums[j] = j < count ? any_step(s, t, c + j, of.step[j], of.write[j], h, h) : splat(0);
+        }
         selective_output(s, t, c, count, sum_of_each(sums));
     }
 }
@@ -279,42 +283,46 @@ static void selective(const ln_selective *s) {
 
 /* ---- backward ---- */
 
-/* Token t of channel c + j. What the gradients of its step and its value add up from: sum_n of rate (and frequency)
- * times the gradient of the exponent, and sum_n write D, D the gradient of the state after the token. */
+/* What the gradients of the step and the value of W channels at a token add up from, in lanes: sum_n of rate (and
+ * frequency) times the gradient of the exponent, and sum_n write D, D the gradient of the state after the token. */
 typedef struct owed {
-    lanes rates, writes;
+    lanes rates[W], writes[W];
 } owed;
 
 HELPER void add_to(float *y, lanes a, lanes b) {
     store(y, multiply_add(a, b, load(y)));
 }
 
-HELPER owed selective_step_backward(const ln_selective *s, int64_t t, int64_t c, const strength *of, int j) {
+HELPER void selective_token_backward(const ln_selective *s, int64_t t, int64_t c, int64_t count, const strength *of,
+                                     owed *o) {
     const int64_t states = s->states;
-    const float *rate = s->rate + (c + j) * states, *b = s->write.at + t * s->write.stride,
-                *r = s->read.at + t * s->read.stride, *before = s->history + (t * W + j) * states,
-                *after = before + W * states;
-    float *d = s->state_gradient + (c + j) * states, *rate_gradient = s->rate_gradient + (c + j) * states,
-          *b_gradient = s->write_gradient.at + t * s->write_gradient.stride,
-          *r_gradient = s->read_gradient.at + t * s->read_gradient.stride;
-    const lanes y = splat(s->y_gradient.at[t * s->y_gradient.stride + c + j]),
-                step = splat(s->step.at[t * s->step.stride + c + j]);
-    owed o = {splat(0), splat(0)};
+    const float *before = s->history + t * W * states, *after = before + W * states;
+    const float *y_gradient = s->y_gradient.at + t * s->y_gradient.stride + c,
+                *step = s->step.at + t * s->step.stride + c;
     for (int64_t n = 0; n < states; n += W) {
-        const lanes a = power(multiply(splat(of->step[j]), load(rate + n)));
-        const lanes full = multiply_add(y, load(r + n), load(d + n)), left = multiply(full, a);
-        const lanes exponent = multiply(left, load(before + n));
-        add_to(r_gradient + n, y, load(after + n));
-        add_to(b_gradient + n, full, splat(of->write[j]));
-        add_to(rate_gradient + n, step, exponent);
-        o.rates = multiply_add(exponent, load(rate + n), o.rates);
-        o.writes = multiply_add(full, load(b + n), o.writes);
-        store(d + n, left);
+        const lanes b = load(s->write.at + t * s->write.stride + n), r = load(s->read.at + t * s->read.stride + n);
+        float *b_gradient = s->write_gradient.at + t * s->write_gradient.stride + n,
+              *r_gradient = s->read_gradient.at + t * s->read_gradient.stride + n;
+        lanes b_sum = load(b_gradient), r_sum = load(r_gradient);
+        for (int j = 0; j < count; j++) {
+            const int64_t own = (c + j) * states + n;
+            const lanes y = splat(y_gradient[j]), rate = load(s->rate + own);
+            const lanes a = power_of_product(splat(of->step[j]), rate);
+            const lanes full = multiply_add(y, r, load(s->state_gradient + own)), left = multiply(full, a);
+            const lanes exponent = multiply(left, load(before + j * states + n));
+            r_sum = multiply_add(y, load(after + j * states + n), r_sum);
+            b_sum = multiply_add(full, splat(of->write[j]), b_sum);
+            add_to(s->rate_gradient + own, splat(step[j]), exponent);
+            o->rates[j] = multiply_add(exponent, rate, o->rates[j]);
+            o->writes[j] = multiply_add(full, b, o->writes[j]);
+            store(s->state_gradient + own, left);
+        }
+        store(b_gradient, b_sum);
+        store(r_gradient, r_sum);
     }
-    return o;
 }
 
-HELPER owed complex_step_backward(const ln_selective *s, int64_t t, int64_t c, const strength *of, int j) {
+HELPER void complex_step_backward(const ln_selective *s, int64_t t, int64_t c, const strength *of, int j, owed *o) {
     const int64_t states = s->states, own = (c + j) * states;
     const float *b = s->write.at + t * s->write.stride, *r = s->read.at + t * s->read.stride,
                 *before = s->history + (t * W + j) * 2 * states, *after = before + W * 2 * states,
@@ -323,7 +331,6 @@ HELPER owed complex_step_backward(const ln_selective *s, int64_t t, int64_t c, c
           *r_gradient = s->read_gradient.at + t * s->read_gradient.stride;
     const lanes y = splat(2 * s->y_gradient.at[t * s->y_gradient.stride + c + j]), minus = subtract(splat(0), y),
                 write = splat(of->write[j]);
-    owed o = {splat(0), splat(0)};
     for (int64_t n = 0, m = states; n < states; n += W, m += W) {
         const complex_lanes a = complex_decay(s, c + j, n, step, of->step[j]);
         const lanes dr = multiply_add(y, load(r + n), load(d + n)), di = multiply_add(minus, load(r + m), load(d + m));
@@ -338,12 +345,12 @@ HELPER owed complex_step_backward(const ln_selective *s, int64_t t, int64_t c, c
         add_to(b_gradient + m, di, write);
         add_to(s->rate_gradient + own + n, splat(step), er);
         add_to(s->frequency_gradient + own + n, splat(step), ei);
-        o.rates = multiply_add(er, load(s->rate + own + n), multiply_add(ei, load(s->frequency + own + n), o.rates));
-        o.writes = multiply_add(dr, load(b + n), multiply_add(di, load(b + m), o.writes));
+        o->rates[j] =
+            multiply_add(er, load(s->rate + own + n), multiply_add(ei, load(s->frequency + own + n), o->rates[j]));
+        o->writes[j] = multiply_add(dr, load(b + n), multiply_add(di, load(b + m), o->writes[j]));
         store(d + n, lr);
         store(d + m, li);
     }
-    return o;
 }
 
 static void selective_history(const ln_selective *s, int64_t c, int64_t count) {
@@ -351,10 +358,10 @@ static void selective_history(const ln_selective *s, int64_t c, int64_t count) {
     for (int64_t i = 0; i < count * parts; i += W) store(s->history + i, load(s->state + c * parts + i));
     for (int64_t t = 0; t < s->tokens; t++) {
         strength of;
-        float *h = s->history + (t + 1) * row;
-        for (int64_t i = 0; i < count * parts; i += W) store(h + i, load(h - row + i));
+        float *h = s->history + t * row;
         strengths(s, t, c, count, &of);
-        for (int j = 0; j < count; j++) any_step(s, t, c + j, of.step[j], of.write[j], h + j * parts);
+        for (int j = 0; j < count; j++)
+            any_step(s, t, c + j, of.step[j], of.write[j], h + j * parts, h + row + j * parts);
     }
 }
 
@@ -364,25 +371,20 @@ static void selective_backward(const ln_selective *s) {
         selective_history(s, c, count);
         for (int64_t t = s->tokens - 1; t >= 0; t--) {
             strength of;
-            lanes rates[W], writes[W];
+            owed o;
             strengths(s, t, c, count, &of);
-            for (int j = 0; j < W; j++) {
-                owed o = {splat(0), splat(0)};
-                if (j < count)
-                    o = s->frequency ? complex_step_backward(s, t, c, &of, j)
-                                     : selective_step_backward(s, t, c, &of, j);
-                rates[j] = o.rates;
-                writes[j] = o.writes;
-            }
+            for (int j = 0; j < W; j++) o.rates[j] = o.writes[j] = splat(0);
+            if (!s->frequency) selective_token_backward(s, t, c, count, &of, &o);
+            for (int j = 0; s->frequency && j < count; j++) complex_step_backward(s, t, c, &of, j, &o);
             const lanes step = load_some(s->step.at + t * s->step.stride + c, count),
                         value = load_some(s->value.at + t * s->value.stride + c, count),
                         y = load_some(s->y_gradient.at + t * s->y_gradient.stride + c, count);
-            const lanes written = sum_of_each(writes);
+            const lanes written = sum_of_each(o.writes);
             lanes value_gradient = multiply(step, written);
             if (s->skip) value_gradient = multiply_add(load_some(s->skip + c, count), y, value_gradient);
             store_some(s->value_gradient.at + t * s->value_gradient.stride + c, value_gradient, count);
             store_some(s->step_gradient.at + t * s->step_gradient.stride + c,
-                       multiply_add(value, written, sum_of_each(rates)), count);
+                       multiply_add(value, written, sum_of_each(o.rates)), count);
             store_some(s->skip_gradient + c, multiply_add(y, value, load_some(s->skip_gradient + c, count)), count);
         }
     }

@@ -1,6 +1,7 @@
 /* Owns: the scan kernels of AVX2. */
 #include "kernel/scan.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "kernel/x86/lanes_avx2.h"
@@ -44,6 +45,16 @@ HELPER lanes power(lanes x) {
                 high = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
     const lanes y = _mm256_andnot_ps(_mm256_cmp_ps(x, splat(-126), _CMP_LT_OQ), multiply(multiply(p, low), high));
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+/* 2^(a b): 3 * 2^22 + n has the nearest integer in its last bits, which go to the exponent; the product is not rounded.
+ * Above 2^127 it is inf, NaN stays. */
+HELPER lanes power_of_product(lanes a, lanes b) {
+    const lanes magic = splat(0x1.8p23f), shifted = multiply_add(a, b, magic), n = subtract(shifted, magic);
+    const lanes f = _mm256_fmsub_ps(a, b, n);
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    const lanes p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(LN_POWER_NEAR_5(f)), exponent));
+    const lanes y = _mm256_andnot_ps(_mm256_cmp_ps(n, splat(-126), _CMP_LT_OQ), p);
+    return _mm256_blendv_ps(y, add(n, splat(INFINITY)), _mm256_cmp_ps(n, splat(127), _CMP_NLE_UQ));
 }
 HELPER lanes fold_two(lanes a, lanes b) {
     return add(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));

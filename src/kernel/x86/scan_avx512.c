@@ -36,6 +36,12 @@ HELPER lanes power(lanes x) {
     const lanes f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, splat(-126), _CMP_NLT_UQ), LN_POWER_NEAR_5(f), subtract(x, f));
 }
+/* 2^(a b): 3 * 2^22 + n has the nearest integer in its last bits, and the product is not rounded. */
+HELPER lanes power_of_product(lanes a, lanes b) {
+    const lanes magic = splat(0x1.8p23f), n = subtract(multiply_add(a, b, magic), magic);
+    const lanes f = _mm512_fmsub_ps(a, b, n);
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, splat(-126), _CMP_NLT_UQ), LN_POWER_NEAR_5(f), n);
+}
 HELPER lanes fold_two(lanes a, lanes b) {
     return add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
 }
