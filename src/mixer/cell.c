@@ -38,7 +38,7 @@ typedef struct scratch {
     float *before, *states, *products; /* backward: [segment][row][..], [step + 1][row][..], [step][row][..] */
     float *hidden, *y_gradient;        /* of all rows of a segment, packed */
     float *gradient, *x_gradient;      /* [row][..], one row */
-    float *recurrent_gradient, *bias_gradient;
+    float *transposed, *recurrent_gradient, *bias_gradient; /* transposed: R, [gate][to][from] */
 } scratch;
 
 typedef struct extents {
@@ -78,6 +78,7 @@ static scratch lay_out(ln_carver *c, const extents *e, linnet_mixer_form form) {
     w.y_gradient = floats(c, rows, e->gates);
     w.gradient = floats(c, e->rows, e->state);
     w.x_gradient = floats(c, 1, e->gates);
+    w.transposed = floats(c, e->gates, e->units);
     w.recurrent_gradient = floats(c, e->units, e->gates);
     w.bias_gradient = floats(c, 1, e->gates);
     return w;
@@ -259,8 +260,8 @@ static void step_back(const group *g, int64_t step, int64_t first, int64_t rows,
         memcpy(g->w.hidden + (packed + r) * e->units, last + r * e->state, (size_t)e->units * sizeof *last);
     }
     if (g->recurrent)
-        g->call->kernels->tile.product_tb(g->w.gradient, e->state, dy, e->gates, g->recurrent, e->gates, rows, e->units,
-                                          e->gates, true);
+        g->call->kernels->tile.product(g->w.gradient, e->state, dy, e->gates, g->w.transposed, e->units, rows, e->units,
+                                       e->gates, true);
 }
 
 static void group_back(const group *g) {
@@ -298,6 +299,9 @@ static void backward_task(void *argument, int64_t head, int worker) {
     const ln_mixer_call *call = argument;
     group g = open_group(call, LINNET_MIXER_BACKWARD, worker, head);
     const extents *e = &g.e;
+    for (int64_t to = 0; g.recurrent && to < e->gates; to++)
+        for (int64_t from = 0; from < e->units; from++)
+            g.w.transposed[to * e->units + from] = g.recurrent[from * e->gates + to];
     memset(g.w.recurrent_gradient, 0, (size_t)(e->units * e->gates) * sizeof(float));
     memset(g.w.bias_gradient, 0, (size_t)e->gates * sizeof(float));
     for (int64_t first = 0; first < call->settings->sequences; first += e->rows) {

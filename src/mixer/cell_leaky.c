@@ -22,10 +22,12 @@ typedef struct job {
     const linnet_mixer_settings *s;
     const ln_tile_kernels *tile;
     int64_t branches, synapses, memories, hidden, floats, head, sequence, tokens;
-    float *parameter[INPUTS], *gradient[INPUTS];
+    const float *parameter[INPUTS]; /* where they lie, but the factors of decays and zeros for what was left out */
+    float *made[INPUTS], *gradient[INPUTS];
     float *state, *state_gradient;
     /* [token][..]; the leaks [token + 1]: of the state before each token */
     float *value, *leaked, *sums, *active, *kept, *written;
+    float *write_transposed, *recurrent_transposed;
     float *sums_gradient, *active_gradient, *written_gradient, *row;
     ln_replay replay;
 } job;
@@ -46,7 +48,7 @@ static void carve(ln_carver *c, float **to, int64_t rows, int64_t columns) {
 static void lay_out(ln_carver *c, const ln_mixer *mixer, job *j, linnet_mixer_form form) {
     for (int k = SYNAPSE; k < INPUTS; k++) {
         const int64_t columns = ln_mixer_columns(&mixer->inputs[k], j->s);
-        carve(c, &j->parameter[k], 1, columns);
+        if (k == SYNAPSE_DECAY || k == DECAY || k == HIDDEN_BIAS || k == BIAS) carve(c, &j->made[k], 1, columns);
         if (form == LINNET_MIXER_BACKWARD) carve(c, &j->gradient[k], 1, columns);
     }
     carve(c, &j->state, 1, j->floats);
@@ -58,6 +60,8 @@ static void lay_out(ln_carver *c, const ln_mixer *mixer, job *j, linnet_mixer_fo
     carve(c, &j->written, BLOCK, j->memories);
     if (form != LINNET_MIXER_BACKWARD) return;
     carve(c, &j->state_gradient, 1, j->floats);
+    carve(c, &j->write_transposed, j->memories, j->hidden);
+    carve(c, &j->recurrent_transposed, j->hidden, j->memories);
     carve(c, &j->sums_gradient, BLOCK, j->branches);
     carve(c, &j->active_gradient, BLOCK, j->hidden);
     carve(c, &j->written_gradient, BLOCK, j->memories);
@@ -85,13 +89,15 @@ static job open_job(const ln_mixer_call *call, linnet_mixer_form form, int worke
     ln_carver carver = {.base = (unsigned char *)call->workspace + size.used * (uint64_t)worker};
     lay_out(&carver, call->mixer, &j, form);
     for (int k = SYNAPSE; k < INPUTS; k++) {
+        const linnet_tensor *t = &call->tensors->input[k];
         const int64_t columns = ln_mixer_columns(&call->mixer->inputs[k], j.s);
-        if (ln_mixer_has(call, k))
-            ln_mixer_load(call, k, head, 0, 0, 1, j.parameter[k]);
+        j.parameter[k] = j.made[k];
+        if (k == SYNAPSE_DECAY || k == DECAY)
+            call->kernels->vector.exponential(j.made[k], (const float *)t->data + head * t->head_stride, 0, columns);
+        else if (ln_mixer_has(call, k))
+            j.parameter[k] = (const float *)t->data + head * t->head_stride;
         else
-            memset(j.parameter[k], 0, (size_t)columns * sizeof(float));
-        for (int64_t i = 0; (k == SYNAPSE_DECAY || k == DECAY) && i < columns; i++)
-            j.parameter[k][i] = expf(j.parameter[k][i]);
+            memset(j.made[k], 0, (size_t)columns * sizeof(float));
     }
     return j;
 }
@@ -124,7 +130,7 @@ static void run_synapses(job *j, const float *state, int64_t first, int64_t coun
                      j->branches, true);
 }
 
-/* Tokens of a piece: state moves on; output NULL: not wanted. */
+/* The tokens of a piece: the state moves on. */
 static void run_piece(job *j, float *state, int64_t first, bool wanted) {
     const int64_t count = ln_min_i64(BLOCK, j->tokens - first), n = j->memories;
     const float *keep = j->parameter[DECAY], gain = (float)j->s->option[0];
@@ -138,10 +144,8 @@ static void run_piece(job *j, float *state, int64_t first, bool wanted) {
         for (int64_t i = 0; i < j->hidden; i++) active[i] = active[i] < 0 ? 0 : active[i];
         memcpy(written, j->parameter[BIAS], (size_t)n * sizeof *written);
         j->tile->product(written, n, active, j->hidden, j->parameter[WRITE], n, 1, n, j->hidden, true);
-        for (int64_t i = 0; i < n; i++) {
-            written[i] = tanhf(written[i]);
-            memory[i] = kept[i] + gain * (1 - keep[i]) * written[i];
-        }
+        j->call->kernels->vector.soft_cap(written, 1, n); /* tanh */
+        for (int64_t i = 0; i < n; i++) memory[i] = kept[i] + gain * (1 - keep[i]) * written[i];
         if (wanted)
             memcpy(ln_mixer_output(j->call, j->head, j->sequence, first + t), memory, (size_t)n * sizeof *memory);
     }
@@ -179,12 +183,12 @@ static void token_back(job *j, int64_t t, const float *before) {
         j->gradient[DECAY][i] -= keep[i] * gain * written[i] * d[i];
         j->gradient[BIAS][i] += of_written[i];
     }
-    j->tile->product_tb(of_active, j->hidden, of_written, n, j->parameter[WRITE], n, 1, j->hidden, n, false);
+    j->tile->product(of_active, j->hidden, of_written, n, j->write_transposed, j->hidden, 1, j->hidden, n, false);
     for (int64_t i = 0; i < j->hidden; i++) {
         of_active[i] = active[i] > 0 ? of_active[i] : 0;
         j->gradient[HIDDEN_BIAS][i] += of_active[i];
     }
-    j->tile->product_tb(of_kept, n, of_active, j->hidden, j->parameter[RECURRENT], j->hidden, 1, n, j->hidden, true);
+    j->tile->product(of_kept, n, of_active, j->hidden, j->recurrent_transposed, n, 1, n, j->hidden, true);
     for (int64_t i = 0; i < n; i++) {
         j->gradient[DECAY][i] += keep[i] * before[i] * of_kept[i];
         d[i] = keep[i] * of_kept[i];
@@ -256,6 +260,11 @@ static void backward_task(void *argument, int64_t head, int worker) {
     job j = open_job(call, LINNET_MIXER_BACKWARD, worker, head);
     for (int k = SYNAPSE; k < INPUTS; k++)
         memset(j.gradient[k], 0, (size_t)ln_mixer_columns(&call->mixer->inputs[k], j.s) * sizeof(float));
+    for (int64_t h = 0; h < j.hidden; h++)
+        for (int64_t i = 0; i < j.memories; i++) {
+            j.write_transposed[i * j.hidden + h] = j.parameter[WRITE][h * j.memories + i];
+            j.recurrent_transposed[h * j.memories + i] = j.parameter[RECURRENT][i * j.hidden + h];
+        }
     for (j.sequence = 0; j.sequence < j.s->sequences; j.sequence++) {
         int64_t first;
         ln_mixer_span(j.s, j.sequence, &first, &j.tokens);

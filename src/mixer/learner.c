@@ -323,7 +323,7 @@ static int64_t run_piece(job *j, float *floats, int64_t step, int64_t tokens, bo
 static void read_state(const job *j, float *floats) {
     const float *in = ln_mixer_state_in(j->call, j->sequence, j->head);
     if (in)
-        memcpy(floats, in, (size_t)j->floats * sizeof *floats);
+        memmove(floats, in, (size_t)j->floats * sizeof *floats);
     else
         memset(floats, 0, (size_t)j->floats * sizeof *floats);
 }
@@ -336,10 +336,9 @@ static void forward_task(void *argument, int64_t task, int worker) {
     ln_mixer_span(call->settings, j.sequence, &first, &tokens);
     if (tokens == 0) return;
     open_head(&j, task % call->settings->heads);
-    read_state(&j, j.state);
-    for (int64_t step = 0; step < tokens;) step += run_piece(&j, j.state, step, tokens, true);
-    float *out = ln_mixer_state_out(call, j.sequence, j.head);
-    if (out) memcpy(out, j.state, (size_t)j.floats * sizeof *out);
+    float *out = ln_mixer_state_out(call, j.sequence, j.head), *floats = out ? out : j.state;
+    read_state(&j, floats);
+    for (int64_t step = 0; step < tokens;) step += run_piece(&j, floats, step, tokens, true);
 }
 
 void ln_learner_forward(const ln_mixer_call *call) {

@@ -189,7 +189,7 @@ static const float *run_token(job *j, float *state, int64_t step) {
 static void read_state(const job *j, float *state) {
     const float *in = ln_mixer_state_in(j->call, j->sequence, j->head);
     if (in)
-        memcpy(state, in, (size_t)j->floats * sizeof *state);
+        memmove(state, in, (size_t)j->floats * sizeof *state);
     else
         memset(state, 0, (size_t)j->floats * sizeof *state);
 }
@@ -202,14 +202,13 @@ static void forward_task(void *argument, int64_t task, int worker) {
     j.head = task % call->settings->heads;
     ln_mixer_span(call->settings, j.sequence, &first, &j.tokens);
     if (j.tokens == 0) return;
-    read_state(&j, j.state);
+    float *out = ln_mixer_state_out(call, j.sequence, j.head), *state = out ? out : j.state;
+    read_state(&j, state);
     for (int64_t step = 0; step < j.tokens; step++) {
-        run_token(&j, j.state, step);
-        j.tile->product(ln_mixer_output(call, j.head, j.sequence, step), j.value, j.query, j.key, j.state, j.value, 1,
+        run_token(&j, state, step);
+        j.tile->product(ln_mixer_output(call, j.head, j.sequence, step), j.value, j.query, j.key, state, j.value, 1,
                         j.value, j.key, false);
     }
-    float *out = ln_mixer_state_out(call, j.sequence, j.head);
-    if (out) memcpy(out, j.state, (size_t)j.floats * sizeof *out);
 }
 
 void ln_atlas_forward(const ln_mixer_call *call) {
