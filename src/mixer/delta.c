@@ -24,8 +24,8 @@ enum { BLOCK = LN_DELTA_BLOCK, FEW = 8 /* rows that are faster one by one */ };
 
 /* ---- inside a chunk ---- */
 
-static void decay_by_token(const ln_kernels *k, const ln_delta_shape *shape, const ln_delta_tiles *t, const float *key,
-                           float *read_a, float *query_a, float *key_after, int64_t keys, ln_delta_inside *in) {
+static void pairs_by_token(const ln_kernels *k, const ln_delta_shape *shape, const ln_delta_tiles *t, const float *key,
+                           float *read_a, float *query_a, int64_t keys) {
     const int64_t stride = shape->row_stride, n = t->rows;
     for (int64_t i = 0; i < n; i += 2 * BLOCK) {
         const int64_t end = ln_min_i64(n, i + 2 * BLOCK);
@@ -37,19 +37,31 @@ static void decay_by_token(const ln_kernels *k, const ln_delta_shape *shape, con
         k->tile.product_tb(query_a + i * stride, stride, t->query + i * shape->key, shape->key, key, shape->key,
                            end - i, end * shape->micro, keys, false);
     }
-    k->delta.mask(read_a, query_a, stride, t->decay, n, shape->micro, stride, in->after, in->before, in->upto);
-    k->delta.multiply(key_after, key, NULL, 0, in->after, n, shape->key);
 }
 
-static void solve_by_token(const ln_kernels *k, const ln_delta_shape *shape, const ln_delta_tiles *t, int64_t keys,
+static void solve_by_token(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
                            ln_delta_inside *in) {
-    decay_by_token(k, shape, t, t->key, in->read_key, in->query_key, in->key_after, keys, in);
-    if (t->write_key)
-        decay_by_token(k, shape, t, t->write_key, in->read_write, in->query_write, in->write_after, keys, in);
-    k->delta.multiply(in->left, t->read, NULL, 0, in->before, t->rows, shape->key);
+    const ln_kernels *k = call->kernels;
+    const int64_t keys = call->settings->key_size;
+    const int64_t stride = shape->row_stride;
+    if (shape->plain)
+        ln_delta_pairs_bf16(call, shape, t, in);
+    else
+        pairs_by_token(k, shape, t, t->key, in->read_key, in->query_key, keys);
+    k->delta.mask(in->read_key, in->query_key, stride, t->decay, t->rows, shape->micro, stride, in->after, in->before,
+                  in->upto);
+    if (t->write_key) {
+        pairs_by_token(k, shape, t, t->write_key, in->read_write, in->query_write, keys);
+        k->delta.mask(in->read_write, in->query_write, stride, t->decay, t->rows, shape->micro, stride, in->after,
+                      in->before, in->upto);
+    }
     for (int64_t i = 0; i < keys; i++) in->forget[i] = in->upto[t->rows - 1];
     for (int64_t m = 0; m < t->tokens; m++) in->upto[m] = in->upto[m * shape->micro + shape->micro - 1];
+    if (shape->plain) return;
+    k->delta.multiply(in->left, t->read, NULL, 0, in->before, t->rows, shape->key);
     k->delta.multiply(in->left + t->rows * shape->key, t->query, NULL, 0, in->upto, t->tokens, shape->key);
+    k->delta.multiply(in->key_after, t->key, NULL, 0, in->after, t->rows, shape->key);
+    if (t->write_key) k->delta.multiply(in->write_after, t->write_key, NULL, 0, in->after, t->rows, shape->key);
 }
 
 /* Rows first .. first + n - 1, at most 16, with keys as they stand at `first` and keys of their own. */
@@ -62,13 +74,18 @@ static void pairs_of_block(const ln_kernels *k, const ln_delta_shape *shape, con
         k->tile.product_tb(r, stride, in->read_in + at, shape->key, key_after, shape->key, n, first, keys, false);
         k->tile.product_tb(q, stride, in->query_in + at, shape->key, key_after, shape->key, n, first, keys, false);
     }
+    for (int64_t i = 0; i < n && first + BLOCK < stride; i++) {
+        memset(r + i * stride + first + BLOCK, 0, (size_t)(stride - first - BLOCK) * sizeof *r);
+        memset(q + i * stride + first + BLOCK, 0, (size_t)(stride - first - BLOCK) * sizeof *q);
+    }
     k->delta.pairs(r + first, q + first, stride, t->read + at, t->query + at, key + at, t->decay + at, n, shape->key,
                    in->scratch);
 }
 
-static void solve_by_channel(const ln_kernels *k, const ln_delta_shape *shape, const ln_delta_tiles *t, int64_t keys,
+static void solve_by_channel(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
                              ln_delta_inside *in) {
-    const int64_t columns = shape->key;
+    const ln_kernels *k = call->kernels;
+    const int64_t columns = shape->key, keys = call->settings->key_size;
     const size_t bytes = (size_t)(t->rows * columns) * sizeof(float);
     memcpy(in->key_after, t->key, bytes);
     if (t->write_key) memcpy(in->write_after, t->write_key, bytes);
@@ -100,7 +117,8 @@ static void solve_by_channel(const ln_kernels *k, const ln_delta_shape *shape, c
 
 void ln_delta_solve_inside(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
                            ln_delta_inside *inside) {
-    (shape->channel ? solve_by_channel : solve_by_token)(call->kernels, shape, tiles, call->settings->key_size, inside);
+    (shape->channel ? solve_by_channel : solve_by_token)(call, shape, tiles, inside);
+    if (shape->half) ln_delta_prepare_bf16(call, shape, tiles, inside);
 }
 
 /* ---- the state passes through ---- */
@@ -115,8 +133,8 @@ static void add_triangle(const ln_kernels *k, float *c, int64_t c_stride, const 
     }
 }
 
-static void solve(const ln_kernels *k, float *y, int64_t stride, const float *a, int64_t a_stride, int64_t rows,
-                  int64_t columns) {
+void ln_delta_substitute(const ln_kernels *k, float *y, int64_t stride, const float *a, int64_t a_stride, int64_t rows,
+                         int64_t columns) {
     for (int64_t i = 0; i < rows; i += BLOCK) {
         const int64_t n = ln_min_i64(BLOCK, rows - i);
         if (i > 0) k->tile.product(y + i * stride, stride, a + i * a_stride, a_stride, y, stride, n, columns, i, true);
@@ -136,7 +154,7 @@ void ln_delta_read(const ln_mixer_call *call, const ln_delta_shape *shape, const
         for (int64_t i = 0; i < n; i++) memcpy(y + i * width, value + i * shape->value, (size_t)some * sizeof *y);
     }
     k->tile.product(y, width, in->left, shape->key, state, width, n, some, call->settings->key_size, true);
-    solve(k, y, width, in->read_key, shape->row_stride, n, some);
+    ln_delta_substitute(k, y, width, in->read_key, shape->row_stride, n, some);
 }
 
 void ln_delta_write(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
@@ -151,16 +169,16 @@ void ln_delta_write(const ln_mixer_call *call, const ln_delta_shape *shape, cons
                            true);
 }
 
-/* output, rows of a task's width, from the state before the chunk. */
+/* output [tokens, piece] of the state before the chunk. */
 static void answer(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *t,
                    const ln_delta_inside *in, int64_t column, const float *state, const float *y, float *output) {
     const ln_kernels *k = call->kernels;
-    const int64_t width = shape->width, piece = shape->piece, some = ln_min_i64(piece, shape->value - column);
-    k->tile.product(output, width, in->left + t->rows * shape->key, shape->key, state, piece, t->tokens, some,
+    const int64_t piece = shape->piece, some = ln_min_i64(piece, shape->value - column);
+    k->tile.product(output, piece, in->left + t->rows * shape->key, shape->key, state, piece, t->tokens, some,
                     call->settings->key_size, false);
-    add_triangle(k, output, width, in->query_key, shape->row_stride, y, piece, t->tokens, some, shape->micro);
+    add_triangle(k, output, piece, in->query_key, shape->row_stride, y, piece, t->tokens, some, shape->micro);
     if (t->write_key)
-        add_triangle(k, output, width, in->query_write, shape->row_stride, t->value + column, shape->value, t->tokens,
+        add_triangle(k, output, piece, in->query_write, shape->row_stride, t->value + column, shape->value, t->tokens,
                      some, 1);
 }
 
@@ -170,15 +188,15 @@ typedef struct room {
     ln_delta_tiles tiles;
     ln_delta_inside inside;
     float *state;      /* [pieces, key_size, piece] */
-    float *y, *output; /* [rows, piece], [tokens, width] */
+    float *y, *output; /* [row_stride + tokens, piece], [tokens, width] */
 } room;
 
-static room carve(ln_carver *carver, const ln_delta_shape *shape, int64_t keys) {
+static room carve(ln_carver *carver, const ln_delta_shape *shape) {
     room r;
     ln_delta_carve(carver, shape, &r.tiles, &r.inside);
-    r.state =
-        ln_carve(carver, (uint64_t)(keys * ln_ceil_div(shape->width, shape->piece) * shape->piece), sizeof(float));
-    r.y = ln_carve(carver, (uint64_t)(shape->rows * shape->piece), sizeof(float));
+    r.state = ln_carve(carver, (uint64_t)(shape->key * ln_ceil_div(shape->width, shape->piece) * shape->piece),
+                       sizeof(float));
+    r.y = ln_carve(carver, (uint64_t)((2 * shape->row_stride + BLOCK) * shape->piece), sizeof(float));
     r.output = ln_carve(carver, (uint64_t)(shape->tokens * shape->width), sizeof(float));
     return r;
 }
@@ -195,15 +213,17 @@ static void copy_rows(float *to, int64_t to_stride, const float *from, int64_t f
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof *to);
 }
 
-static void write_output(walk *w, int64_t step) {
+/* From output [tokens, stride], to columns `column` of the task and on. */
+static void write_output(walk *w, int64_t step, int64_t column, const float *output, int64_t stride) {
+    const int64_t columns = ln_min_i64(stride, w->columns - column);
     for (int64_t m = 0; m < w->room.tiles.tokens; m++)
-        memcpy(ln_mixer_output(w->call, w->head, w->sequence, step + m) + w->column,
-               w->room.output + m * w->shape->width, (size_t)w->columns * sizeof(float));
+        memcpy(ln_mixer_output(w->call, w->head, w->sequence, step + m) + w->column + column, output + m * stride,
+               (size_t)columns * sizeof(float));
 }
 
 /* The tiles' tokens one by one, in columns `column` of the task and on. */
 static void walk_tokens(walk *w, int64_t column, int64_t columns, const float *before, int64_t before_stride,
-                        float *after, int64_t after_stride) {
+                        float *after, int64_t after_stride, int64_t output_stride) {
     const ln_delta_tiles *t = &w->room.tiles;
     const ln_delta_shape *shape = w->shape;
     const int64_t key = shape->key;
@@ -223,13 +243,14 @@ static void walk_tokens(walk *w, int64_t column, int64_t columns, const float *b
                                     .write_key = t->write_key ? t->write_key + i * key : NULL,
                                     .write_value = value,
                                     .query = t->query + i / shape->micro * key,
-                                    .output = w->room.output + i / shape->micro * shape->width + column};
+                                    .output = w->room.output + i / shape->micro * output_stride};
         w->call->kernels->delta.step(&step);
     }
 }
 
-static void load(walk *w, int64_t step, int64_t tokens) {
-    ln_delta_load(w->call, w->shape, w->head, w->sequence, step, tokens, w->call->settings->scale, &w->room.tiles);
+static void load(walk *w, int64_t step, int64_t tokens, bool scaled) {
+    const float scale = scaled ? w->call->settings->scale : 1;
+    ln_delta_load(w->call, w->shape, w->head, w->sequence, step, tokens, scale, &w->room.tiles);
 }
 
 /* walk_tokens wants a decay a key. */
@@ -245,11 +266,11 @@ static void walk_few(walk *w, int64_t count, const float *in, float *out) {
     const int64_t values = w->call->settings->value_size, width = w->shape->width;
     const size_t bytes = (size_t)(w->call->settings->key_size * width) * sizeof(float);
     if (!in) memset(w->room.state, 0, bytes);
-    load(w, 0, count);
+    load(w, 0, count, true);
     spread_decay(w);
     float *after = out ? out : w->room.tiles.rows > 1 ? w->room.state : NULL;
-    walk_tokens(w, 0, w->columns, in ? in : w->room.state, in ? values : width, after, out ? values : width);
-    write_output(w, 0);
+    walk_tokens(w, 0, w->columns, in ? in : w->room.state, in ? values : width, after, out ? values : width, width);
+    write_output(w, 0, 0, w->room.output, width);
 }
 
 static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
@@ -257,31 +278,35 @@ static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
     const int64_t keys = w->call->settings->key_size, values = w->call->settings->value_size, piece = shape->piece;
     room *r = &w->room;
     for (int64_t c = 0; c < w->columns; c += piece) {
-        float *state = r->state + c * keys;
-        memset(state, 0, (size_t)(keys * piece) * sizeof *state);
+        float *state = r->state + c * shape->key;
+        memset(state, 0, (size_t)(shape->key * piece) * sizeof *state);
         if (in) copy_rows(state, piece, in + c, values, keys, ln_min_i64(piece, w->columns - c));
     }
     for (int64_t step = 0; step < count; step += shape->tokens) {
-        load(w, step, ln_min_i64(shape->tokens, count - step));
-        const bool few = r->tiles.rows < FEW;
+        const int64_t tokens = ln_min_i64(shape->tokens, count - step);
+        const bool few = tokens * shape->micro < FEW;
+        load(w, step, tokens, few || !shape->plain);
         if (few)
             spread_decay(w);
         else
             ln_delta_solve_inside(w->call, shape, &r->tiles, &r->inside);
         for (int64_t c = 0; c < w->columns; c += piece) {
-            float *state = r->state + c * keys;
+            float *state = r->state + c * shape->key;
+            const float *output = r->output;
             if (few) {
-                walk_tokens(w, c, ln_min_i64(piece, w->columns - c), state, piece, state, piece);
-                continue;
+                walk_tokens(w, c, ln_min_i64(piece, w->columns - c), state, piece, state, piece, piece);
+            } else if (shape->half) {
+                output = ln_delta_pass_bf16(w->call, shape, &r->tiles, &r->inside, w->column + c, state, r->y);
+            } else {
+                ln_delta_read(w->call, shape, &r->tiles, &r->inside, w->column + c, state, r->y);
+                answer(w->call, shape, &r->tiles, &r->inside, w->column + c, state, r->y, r->output);
+                ln_delta_write(w->call, shape, &r->tiles, &r->inside, w->column + c, r->y, state);
             }
-            ln_delta_read(w->call, shape, &r->tiles, &r->inside, w->column + c, state, r->y);
-            answer(w->call, shape, &r->tiles, &r->inside, w->column + c, state, r->y, r->output + c);
-            ln_delta_write(w->call, shape, &r->tiles, &r->inside, w->column + c, r->y, state);
+            write_output(w, step, c, output, piece);
         }
-        write_output(w, step);
     }
     for (int64_t c = 0; out && c < w->columns; c += piece)
-        copy_rows(out + c, values, r->state + c * keys, piece, keys, ln_min_i64(piece, w->columns - c));
+        copy_rows(out + c, values, r->state + c * shape->key, piece, keys, ln_min_i64(piece, w->columns - c));
 }
 
 typedef struct job {
@@ -301,7 +326,7 @@ static void run_task(void *argument, int64_t task, int worker) {
     ln_carver carver = {.base = (unsigned char *)j->call->workspace + (uint64_t)worker * j->bytes};
     walk w = {.call = j->call,
               .shape = &j->shape,
-              .room = carve(&carver, &j->shape, s->key_size),
+              .room = carve(&carver, &j->shape),
               .sequence = sequence,
               .head = head,
               .column = slice * j->shape.width};
@@ -316,20 +341,20 @@ static void run_task(void *argument, int64_t task, int worker) {
 
 void ln_delta_forward(const ln_mixer_call *call) {
     job j = {.call = call,
-             .shape = ln_delta_shape_of(call->mixer, ln_team_size(call->team), call->settings, LINNET_MIXER_FORWARD)};
+             .shape = ln_delta_shape_of(call->mixer, call->kernels, ln_team_size(call->team), call->settings,
+                                        LINNET_MIXER_FORWARD)};
     ln_carver carver = {0};
-    carve(&carver, &j.shape, call->settings->key_size);
+    carve(&carver, &j.shape);
     j.bytes = carver.used;
     ln_parallel(call->team, call->settings->sequences * call->settings->heads * j.shape.slices, run_task, &j);
 }
 
 uint64_t ln_delta_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                             const linnet_mixer_settings *settings, linnet_mixer_form form) {
-    (void)kernels;
-    if (form == LINNET_MIXER_BACKWARD) return ln_delta_backward_workspace(mixer, threads, settings);
-    const ln_delta_shape shape = ln_delta_shape_of(mixer, threads, settings, form);
+    if (form == LINNET_MIXER_BACKWARD) return ln_delta_backward_workspace(mixer, kernels, threads, settings);
+    const ln_delta_shape shape = ln_delta_shape_of(mixer, kernels, threads, settings, form);
     ln_carver carver = {0};
-    carve(&carver, &shape, settings->key_size);
+    carve(&carver, &shape);
     return carver.used * (uint64_t)threads;
 }
 

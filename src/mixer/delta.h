@@ -37,6 +37,8 @@ typedef struct ln_delta_shape {
     int64_t slices, width;       /* columns of the state are worked on in so many tasks, `width` each, */
     int64_t piece;               /* `piece` at a time: rows of a piece of the state lie one after the other */
     bool channel;                /* a decay a key channel */
+    bool half;                   /* by products of bf16 */
+    bool plain;                  /* and with one decay a token and one key: keys and queries stay as they came */
 } ln_delta_shape;
 
 /* A chunk of a head: the parts. */
@@ -53,6 +55,13 @@ typedef struct ln_delta_tiles {
     float *norm;               /* [3][rows]: 1 / length of query, key, direction before they were normalised */
 } ln_delta_tiles;
 
+/* Operands of products of bf16 (kernel/tile.h): of the parts of ln_delta_inside of these names, of the state, of y and
+ * of the values of the second product. Rows of read and query begin at whole blocks. */
+typedef struct ln_delta_half {
+    uint16_t *left, *query_key, *read_write, *query_write, *key_after, *write_after;
+    uint32_t *keys, *state, *y, *value;
+} ln_delta_half;
+
 /* What follows from a chunk without its state. Of products with the decays between two tokens, rows of `row_stride`. */
 typedef struct ln_delta_inside {
     float *read_key, *query_key;     /* [rows], [tokens] */
@@ -61,15 +70,17 @@ typedef struct ln_delta_inside {
     float *key_after, *write_after;  /* [rows, key]: times the decays to the end */
     float *forget;                   /* [key]: all decays of the chunk */
     float *after, *before, *upto;    /* one decay a token: kernel/delta.h */
+    float *scale;                    /* [tokens] */
     float *read_in, *query_in;       /* decays a channel: [rows, key], times those since the beginning of 16 tokens */
     float *block;                    /* [blocks, key]: all decays of 16 tokens */
     float *scratch;
+    ln_delta_half half;
 } ln_delta_inside;
 
-enum { LN_DELTA_CHUNK = 16, LN_DELTA_PIECE = 64 };
+enum { LN_DELTA_CHUNK = 16, LN_DELTA_CHUNK_BF16 = 32, LN_DELTA_PIECE = 64 };
 
-ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, int threads, const linnet_mixer_settings *settings,
-                                 linnet_mixer_form form);
+ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
+                                 const linnet_mixer_settings *settings, linnet_mixer_form form);
 void ln_delta_carve(ln_carver *carver, const ln_delta_shape *shape, ln_delta_tiles *tiles, ln_delta_inside *inside);
 /* Time steps `step` .. `step + tokens - 1` of a sequence; queries times `scale`. */
 void ln_delta_load(const ln_mixer_call *call, const ln_delta_shape *shape, int64_t head, int64_t sequence, int64_t step,
@@ -86,9 +97,26 @@ void ln_delta_read(const ln_mixer_call *call, const ln_delta_shape *shape, const
 void ln_delta_write(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
                     const ln_delta_inside *inside, int64_t column, const float *y, float *state);
 
+/* y += a y, row by row: a [rows, rows] is zero on and above the diagonal. */
+void ln_delta_substitute(const ln_kernels *kernels, float *y, int64_t stride, const float *a, int64_t a_stride,
+                         int64_t rows, int64_t columns);
+
+/* ---- by products of bf16: mixer/delta_bf16.c ---- */
+
+void ln_delta_carve_bf16(ln_carver *carver, const ln_delta_shape *shape, ln_delta_half *half);
+/* Plain: read_key and query_key before decays. */
+void ln_delta_pairs_bf16(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
+                         ln_delta_inside *inside);
+void ln_delta_prepare_bf16(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
+                           ln_delta_inside *inside);
+/* A piece of the state passes the chunk; y [row_stride + tokens, piece]: room. Returns the outputs [tokens, piece]. */
+const float *ln_delta_pass_bf16(const ln_mixer_call *call, const ln_delta_shape *shape, const ln_delta_tiles *tiles,
+                                const ln_delta_inside *inside, int64_t column, float *state, float *y);
+
 uint64_t ln_delta_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                             const linnet_mixer_settings *settings, linnet_mixer_form form);
-uint64_t ln_delta_backward_workspace(const ln_mixer *mixer, int threads, const linnet_mixer_settings *settings);
+uint64_t ln_delta_backward_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
+                                     const linnet_mixer_settings *settings);
 double ln_delta_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 void ln_delta_forward(const ln_mixer_call *call);
 void ln_delta_backward(const ln_mixer_call *call);

@@ -523,8 +523,9 @@ static void run_task(void *argument, int64_t task, int worker) {
         if (ln_mixer_key_head(s, w.head) == task % s->key_heads) run_head(&w);
 }
 
-static plan plan_of(const ln_mixer *mixer, int threads, const linnet_mixer_settings *settings) {
-    plan p = {.shape = ln_delta_shape_of(mixer, threads, settings, LINNET_MIXER_BACKWARD)};
+static plan plan_of(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
+                    const linnet_mixer_settings *settings) {
+    plan p = {.shape = ln_delta_shape_of(mixer, kernels, threads, settings, LINNET_MIXER_BACKWARD)};
     p.segment = segment_of(ln_max_i64(1, ln_ceil_div(p.shape.longest, p.shape.tokens)));
     ln_carver carver = {0};
     carve(&carver, &p.shape, settings->key_size);
@@ -533,11 +534,12 @@ static plan plan_of(const ln_mixer *mixer, int threads, const linnet_mixer_setti
 }
 
 void ln_delta_backward(const ln_mixer_call *call) {
-    plan p = plan_of(call->mixer, ln_team_size(call->team), call->settings);
+    plan p = plan_of(call->mixer, call->kernels, ln_team_size(call->team), call->settings);
     p.call = call;
     ln_parallel(call->team, call->settings->sequences * call->settings->key_heads, run_task, &p);
 }
 
-uint64_t ln_delta_backward_workspace(const ln_mixer *mixer, int threads, const linnet_mixer_settings *settings) {
-    return plan_of(mixer, threads, settings).bytes * (uint64_t)threads;
+uint64_t ln_delta_backward_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
+                                     const linnet_mixer_settings *settings) {
+    return plan_of(mixer, kernels, threads, settings).bytes * (uint64_t)threads;
 }

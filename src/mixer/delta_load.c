@@ -22,8 +22,8 @@ static int64_t longest(const linnet_mixer_settings *s) {
     return most;
 }
 
-ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, int threads, const linnet_mixer_settings *settings,
-                                 linnet_mixer_form form) {
+ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
+                                 const linnet_mixer_settings *settings, linnet_mixer_form form) {
     const ln_delta_row *row = mixer->core_row;
     ln_delta_shape s = {.row = row,
                         .micro = row->micro ? settings->slots : 1,
@@ -31,8 +31,11 @@ ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, int threads, const linne
                         .value = padded(settings->value_size),
                         .slices = 1};
     s.channel = row->decay && mixer->inputs[row->decay - 1].columns == LN_AXIS_KEY;
-    const int64_t chunk = settings->chunk ? settings->chunk : LN_DELTA_CHUNK;
     s.longest = longest(settings);
+    s.half = form == LINNET_MIXER_FORWARD && kernels->tile.bf16.name && settings->type == LINNET_BF16 &&
+             !settings->exact && s.longest * s.micro >= LN_DELTA_CHUNK_BF16;
+    s.plain = s.half && !s.channel && !row->a;
+    const int64_t chunk = settings->chunk ? settings->chunk : s.half ? LN_DELTA_CHUNK_BF16 : LN_DELTA_CHUNK;
     s.tokens = ln_max_i64(1, ln_min_i64(chunk / s.micro, s.longest));
     s.rows = s.tokens * s.micro;
     s.row_stride = padded(s.rows);
@@ -76,7 +79,9 @@ void ln_delta_carve(ln_carver *carver, const ln_delta_shape *shape, ln_delta_til
                             .forget = floats(carver, 1, key),
                             .after = floats(carver, 1, n),
                             .before = floats(carver, 1, n),
-                            .upto = floats(carver, 1, n)};
+                            .upto = floats(carver, 1, n),
+                            .scale = floats(carver, 1, n)};
+    ln_delta_carve_bf16(carver, shape, &in->half);
     if (!shape->channel) return;
     in->read_in = floats(carver, n, key);
     in->query_in = floats(carver, n, key);
