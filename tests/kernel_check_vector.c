@@ -42,6 +42,9 @@ static void run_rotate(const ln_vector_kernels *k, rows *r, int64_t n) {
 static void run_hadamard(const ln_vector_kernels *k, rows *r, int64_t n) {
     k->hadamard(r->y, n);
 }
+static void run_widen(const ln_vector_kernels *k, rows *r, int64_t n) {
+    k->widen(r->y, (const uint16_t *)(const void *)r->x, n);
+}
 static void run_maximum(const ln_vector_kernels *k, rows *r, int64_t n) {
     r->result = k->maximum(r->x, n);
 }
@@ -57,7 +60,8 @@ static const struct {
     {"rms_norm", run_rms_norm, 3},         {"add", run_add, 3},           {"add_products", run_add_products, 2},
     {"add_distance", run_add_distance, 2}, {"scale", run_scale, 2},       {"silu_multiply", run_silu, 3},
     {"gelu_tanh_multiply", run_gelu, 3},   {"soft_cap", run_soft_cap, 2}, {"rotate", run_rotate, 3},
-    {"hadamard", run_hadamard, 2},         {"maximum", run_maximum, 1},   {"exponential", run_exponential, 2},
+    {"hadamard", run_hadamard, 2},         {"widen", run_widen, 2},       {"maximum", run_maximum, 1},
+    {"exponential", run_exponential, 2},
 };
 
 static void fill(rows *r) {

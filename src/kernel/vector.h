@@ -29,6 +29,8 @@ typedef struct ln_vector_kernels {
     void (*rotate)(float *x, const float *cosine, const float *sine, int64_t n, int half);
     /* Orthonormal Walsh-Hadamard transform of each block of x, n's largest power of two; its own inverse. */
     void (*hadamard)(float *x, int64_t n);
+    /* y = x, in bf16 */
+    void (*widen)(float *y, const uint16_t *x, int64_t n);
     /* -inf for n = 0; NaN where one is. */
     float (*maximum)(const float *x, int64_t n);
     /* y = exp(x - shift); returns the sum. y may be x. */

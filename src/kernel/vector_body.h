@@ -4,6 +4,7 @@
 #include "kernel/vector.h"
 
 #include "kernel/lanes16.h"
+#include "number/format.h"
 
 INLINE lanes silu_lanes(lanes x) {
     return x / (splat(1) + exponential_lanes(-x));
@@ -169,6 +170,18 @@ static void rotate(float *x, const float *cosine, const float *sine, int64_t n, 
     }
 }
 
+typedef uint16_t halves __attribute__((vector_size(32), may_alias));
+
+static void widen(float *y, const uint16_t *x, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        halves v;
+        memcpy(&v, x + i, sizeof v);
+        store(y + i, (lanes)(__builtin_convertvector(v, lanes_int) << 16));
+    }
+    for (; i < n; i++) y[i] = ln_bf16_float(x[i]);
+}
+
 static float maximum(const float *x, int64_t n) {
     lanes most = splat(-INFINITY);
     for (int64_t i = 0; i < n; i += LANES) {
@@ -211,6 +224,7 @@ LN_VECTOR_SET {
                                    .soft_cap = soft_cap,
                                    .rotate = rotate,
                                    .hadamard = hadamard,
+                                   .widen = widen,
                                    .maximum = maximum,
                                    .exponential = exponential};
 }

@@ -171,7 +171,7 @@ void ln_mixer_load(const ln_mixer_call *call, int input, int64_t head, int64_t s
     }
     for (int64_t n = parameter ? 1 : count; n > 0; n--, row += stride, rows += columns)
         if (half)
-            for (int64_t c = 0; c < columns; c++) rows[c] = ln_bf16_float(((const uint16_t *)t->data)[row + c]);
+            call->kernels->vector.widen(rows, (const uint16_t *)t->data + row, columns);
         else
             memcpy(rows, (const float *)t->data + row, (size_t)columns * sizeof *rows);
 }

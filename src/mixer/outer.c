@@ -372,7 +372,7 @@ void ln_outer_forward(const ln_mixer_call *call) {
     ln_outer_work w = {0};
     const uint64_t each = ln_outer_layout(&w, call->mixer, s, LINNET_MIXER_FORWARD, NULL);
     forward_run run = {.call = call, .slices = 1, .extra = w.tile.extra * w.tile.features + w.tile.sides};
-    if (lanes < 2 * threads && !w.tile.row->whole && w.tile.row->decay != LN_OUTER_VALUE_DECAY)
+    if (threads > 1 && lanes < 2 * threads && !w.tile.row->whole && w.tile.row->decay != LN_OUTER_VALUE_DECAY)
         run.slices = ln_min_i64(ln_ceil_div(2 * threads, lanes), ln_ceil_div(w.tile.columns, SLICE));
     if (run.slices > 1 && run.extra && call->tensors->state_in) {
         /* A slice that is done may overwrite what another has still to read. */
