@@ -189,11 +189,85 @@ static void vary_levels(linnet_mixer_settings *s, int variant) {
     s->slots = variant ? 9 : 5;
 }
 
+/* ---- memories that a router chooses ---- */
+
+/* Weights of one token; -1: not chosen. */
+static void choose(const oracle_call *c, int64_t t, bool all, double *weights) {
+    const int64_t M = c->settings->slots, first = (int64_t)c->settings->option[1];
+    const double *logits = c->input[4] + t * M;
+    double sum = 0;
+    for (int64_t m = first; m < M; m++) {
+        int64_t above = 0;
+        for (int64_t other = first; other < M; other++)
+            above += logits[other] > logits[m] || (logits[other] == logits[m] && other < m);
+        weights[m] = above < (int64_t)c->settings->option[0] ? exp(logits[m]) : -1;
+        sum += all || weights[m] > 0 ? exp(logits[m]) : 0;
+    }
+    for (int64_t m = first; m < M; m++)
+        if (weights[m] > 0) weights[m] /= sum;
+    if (first) weights[0] = 1;
+}
+
+/* A key as softmax over its largest columns. */
+static void sharpen(const oracle_call *c, const double *k, double *to) {
+    const int64_t K = c->settings->key_size;
+    const double rows = c->settings->option[2];
+    double sum = 0;
+    for (int64_t i = 0; i < K; i++) {
+        int64_t above = 0;
+        for (int64_t o = 0; o < K; o++) above += k[o] > k[i];
+        to[i] = rows <= 0 || (double)above < rows ? exp(k[i]) : 0;
+        sum += to[i];
+    }
+    for (int64_t i = 0; i < K; i++) to[i] = rows < 0 ? k[i] : to[i] / sum;
+}
+
+static void memories(const oracle_call *c, bool expands) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size, M = c->settings->slots;
+    double *weights = scratch(M), *key = scratch(K);
+    for (int64_t h = 0; h < c->settings->heads; h++)
+        for (int64_t t = 0; t < c->tokens; t++) {
+            const double *q = oracle_input(c, 0, t, h), *g = oracle_input(c, 3, t, h);
+            double *o = oracle_output(c, t, h);
+            choose(c, t, expands, weights);
+            for (int64_t j = 0; j < V; j++) o[j] = 0;
+            for (int64_t m = 0; m < M; m++) {
+                double *S = c->state_out + h * c->head_floats + m * K * V;
+                const double *k = oracle_input(c, 1, t, h) + (expands ? 0 : m * K),
+                             *v = oracle_input(c, 2, t, h) + (expands ? 0 : m * V);
+                if (weights[m] < 0) continue;
+                if (expands) sharpen(c, k, key);
+                for (int64_t i = 0; i < K; i++)
+                    for (int64_t j = 0; j < V; j++) {
+                        S[i * V + j] =
+                            exp(g[expands ? i : 0]) * S[i * V + j] + (expands ? weights[m] * key[i] : k[i]) * v[j];
+                        o[j] += (double)c->settings->scale * weights[m] * q[i] * S[i * V + j];
+                    }
+            }
+        }
+    free(weights);
+    free(key);
+}
+static void mom(const oracle_call *c) {
+    memories(c, false);
+}
+static void sparse_state(const oracle_call *c) {
+    memories(c, true);
+}
+static void vary_memories(linnet_mixer_settings *s, int variant) {
+    s->slots = 4 + variant;
+    s->option[0] = 1 + variant;
+    s->option[1] = variant != 1;
+    if (variant == 2) s->option[2] = 5;
+}
+
 const mixer_oracle oracle_routed[] = {
     /* a channel's gate has what is left of sums over its time, which cancel where gates are -88 */
     {.name = "gsa", .run = gsa, .gradient = 1e-4, .variants = 1, .vary = vary_slots},
     {.name = "abc", .run = abc, .variants = 1, .vary = vary_slots, .fill = fill_abc},
     {.name = "prefix_linear", .run = prefix, .variants = 3, .vary = vary_prefix, .opaque_state = true},
     {.name = "log_linear", .run = log_linear, .variants = 1, .vary = vary_levels, .fill = fill_levels},
+    {.name = "mom", .run = mom, .variants = 2, .vary = vary_memories},
+    {.name = "sparse_state", .run = sparse_state, .gradient = 1e-4, .variants = 2, .vary = vary_memories},
     {0},
 };

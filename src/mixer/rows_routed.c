@@ -43,6 +43,30 @@ static const char *refuse_levels(const linnet_mixer_settings *s) {
 }
 static const ln_mixer_state level_states[] = {{.name = "levels"}, {.name = "position"}, {0}};
 
+static const ln_mixer_input mom_inputs[] = {
+    {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "key", .heads = LN_HEADS_KEY, .rows = LN_AXIS_SLOT, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "value", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "decay", .range = LINNET_RANGE_DECAY},
+    {.name = "router", .heads = LN_HEADS_ONE, .columns = LN_AXIS_SLOT},
+    {0},
+};
+static const ln_mixer_input sse_inputs[] = {
+    QUERY_KEY_VALUE,
+    {.name = "decay", .columns = LN_AXIS_KEY, .range = LINNET_RANGE_DECAY},
+    {.name = "router", .heads = LN_HEADS_ONE, .columns = LN_AXIS_SLOT},
+    {0},
+};
+static const char *refuse_memories(const linnet_mixer_settings *s) {
+    const double chosen = s->option[LN_MEMORIES_CHOSEN], shared = s->option[LN_MEMORIES_SHARED];
+    if (s->slots > 4096) return "slots, the memories, must be at most 4096";
+    if (shared != 0 && shared != 1) return "option[1] says whether the first memory is shared: 0 or 1";
+    if (!(chosen >= 1 && chosen <= (double)s->slots - shared) || chosen != floor(chosen))
+        return "option[0] memories are chosen: 1 to slots, less one if the first is shared";
+    return NULL;
+}
+static const ln_mixer_state memory_states[] = {{.name = "memories"}, {0}};
+
 static const ln_mixer_state gsa_states[] = {{.name = "keys", .rows = LN_AXIS_KEY, .columns = LN_AXIS_SLOT},
                                             {.name = "values", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE},
                                             {0}};
@@ -74,5 +98,19 @@ const ln_mixer ln_rows_routed[] = {
          "out[i] = scale sum of level[i][l(i, j)] (q[i] . k[j]) e^(G[i] - G[j]) v[j], l a level of a Fenwick tree",
      .inputs = level_inputs, .states = level_states, .output = LN_AXIS_VALUE, .slots = 18, .scale = 1, .reverse = true,
      .refuse = refuse_levels, .flops = ln_levels_flops},
+    {LN_STAGED_CORE(&ln_staged_mom), .name = "mom", .paper = "Du et al. 2025, arXiv 2502.13685",
+     .formula = "of the chosen memories S_m = e^decay S_m + k_m v_m^T; out = scale sum of softmax(router)_m S_m^T q",
+     .inputs = mom_inputs, .states = memory_states, .output = LN_AXIS_VALUE, .slots = 4, .scale = NAN, .reverse = true,
+     .option = {2}, .options = {"memories chosen", "1: the first memory is shared by all tokens, with weight 1"},
+     .refuse = refuse_memories, .flops = ln_memories_flops},
+    {LN_STAGED_CORE(&ln_staged_sse), .name = "sparse_state", .paper = "Pan et al. 2025, arXiv 2507.16577",
+     .formula =
+         "of the chosen partitions, w = softmax(router): S_m = diag(e^decay) S_m + w_m softmax(k) v^T; out = scale "
+         "sum of w_m S_m^T q",
+     .inputs = sse_inputs, .states = memory_states, .output = LN_AXIS_VALUE, .slots = 4, .scale = NAN, .reverse = true,
+     .option = {1, 1},
+     .options = {"partitions chosen", "1: the first partition is shared by all tokens, with weight 1",
+                 "rows of a key that are written, the largest; 0: all; -1: keys as given, no softmax"},
+     .refuse = refuse_memories, .flops = ln_memories_flops},
     {0},
 };

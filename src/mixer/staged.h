@@ -36,6 +36,7 @@ typedef struct ln_stage {
 
 /* What such a row is made of (its core_row). */
 typedef struct ln_staged {
+    int kind;   /* of rows that share their functions */
     bool whole; /* all tokens are one piece: rows that are not causal */
     void (*blocks)(const linnet_mixer_settings *s, ln_block *blocks);
     /* Floats of each room for a piece of so many tokens. */

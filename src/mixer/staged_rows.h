@@ -11,6 +11,11 @@ extern const ln_staged ln_staged_gsa, ln_staged_abc;
 extern const ln_staged ln_staged_prefix, ln_staged_levels;
 enum { LN_PREFIX_TOKENS, LN_PREFIX_TAYLOR }; /* options */
 
+/* Memories that a router chooses (staged_memories.c). */
+extern const ln_staged ln_staged_mom, ln_staged_sse;
+enum { LN_MEMORIES_CHOSEN, LN_MEMORIES_SHARED, LN_MEMORIES_ROWS };
+
+double ln_memories_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 double ln_prefix_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 double ln_levels_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 double ln_slots_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
