@@ -261,6 +261,143 @@ static void vary_memories(linnet_mixer_settings *s, int variant) {
     if (variant == 2) s->option[2] = 5;
 }
 
+/* ---- whole sequences: as weights between all pairs ---- */
+
+static double sigmoid(double x) {
+    return 1 / (1 + exp(-x));
+}
+
+static void flowformer(const oracle_call *c) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size, n = c->tokens;
+    const double e = 1e-6;
+    double *in = scratch(n), *out = scratch(n), *into = scratch(n), *from = scratch(n);
+    double *a = scratch(K), *b = scratch(K), *d = scratch(K), *f = scratch(K);
+    for (int64_t h = 0; h < c->settings->heads; h++) {
+        for (int64_t i = 0; i < K; i++) {
+            a[i] = b[i] = d[i] = f[i] = e;
+            for (int64_t t = 0; t < n; t++) {
+                a[i] += sigmoid(oracle_input(c, 1, t, h)[i]);
+                b[i] += sigmoid(oracle_input(c, 0, t, h)[i]);
+            }
+        }
+        for (int64_t t = 0; t < n; t++) {
+            in[t] = out[t] = into[t] = from[t] = 0;
+            for (int64_t i = 0; i < K; i++) {
+                in[t] += (sigmoid(oracle_input(c, 0, t, h)[i]) + e) * a[i];
+                out[t] += (sigmoid(oracle_input(c, 1, t, h)[i]) + e) * b[i];
+            }
+            for (int64_t i = 0; i < K; i++) {
+                d[i] += sigmoid(oracle_input(c, 1, t, h)[i]) / out[t];
+                f[i] += sigmoid(oracle_input(c, 0, t, h)[i]) / in[t];
+            }
+        }
+        double total = 0;
+        for (int64_t t = 0; t < n; t++) {
+            for (int64_t i = 0; i < K; i++) {
+                into[t] += (sigmoid(oracle_input(c, 0, t, h)[i]) + e) * d[i];
+                from[t] += (sigmoid(oracle_input(c, 1, t, h)[i]) + e) * f[i];
+            }
+            total += exp(from[t]);
+        }
+        for (int64_t t = 0; t < n; t++) {
+            double *o = oracle_output(c, t, h);
+            for (int64_t j = 0; j < V; j++) o[j] = 0;
+            for (int64_t s = 0; s < n; s++) {
+                double weight = 0;
+                for (int64_t i = 0; i < K; i++)
+                    weight += sigmoid(oracle_input(c, 0, t, h)[i]) * sigmoid(oracle_input(c, 1, s, h)[i]);
+                weight *= sigmoid(into[t]) / in[t] * (double)n * exp(from[s]) / total;
+                for (int64_t j = 0; j < V; j++) o[j] += weight * oracle_input(c, 2, s, h)[j];
+            }
+        }
+    }
+    double *const all[] = {in, out, into, from, a, b, d, f};
+    for (int i = 0; i < 8; i++) free(all[i]);
+}
+
+static double elu(double x) {
+    return x > 0 ? x + 1 : exp(x);
+}
+
+static void rala(const oracle_call *c) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size, n = c->tokens;
+    double *mean = scratch(K), *a = scratch(n);
+    for (int64_t h = 0; h < c->settings->heads; h++) {
+        double total = 0;
+        for (int64_t i = 0; i < K; i++) {
+            mean[i] = 0;
+            for (int64_t t = 0; t < n; t++) mean[i] += elu(oracle_input(c, 0, t, h)[i]) / (double)n;
+        }
+        for (int64_t t = 0; t < n; t++) {
+            a[t] = 0;
+            for (int64_t i = 0; i < K; i++)
+                a[t] += (double)c->settings->scale * mean[i] * elu(oracle_input(c, 1, t, h)[i]);
+            total += exp(a[t]);
+        }
+        for (int64_t t = 0; t < n; t++) {
+            double *o = oracle_output(c, t, h), sum = 1e-6 * (double)n;
+            for (int64_t j = 0; j < V; j++) o[j] = 0;
+            for (int64_t s = 0; s < n; s++) {
+                double weight = 0;
+                for (int64_t i = 0; i < K; i++)
+                    weight += elu(oracle_input(c, 0, t, h)[i]) * elu(oracle_input(c, 1, s, h)[i]);
+                weight *= (double)n * exp(a[s]) / total;
+                sum += weight;
+                for (int64_t j = 0; j < V; j++) o[j] += weight * oracle_input(c, 2, s, h)[j];
+            }
+            for (int64_t j = 0; j < V; j++) o[j] *= oracle_input(c, 3, t, h)[j] / sum;
+        }
+    }
+    free(mean);
+    free(a);
+}
+
+/* out += conv of x by the taps, or of each other. */
+static void depthwise(const oracle_call *c, int input, int64_t h, const double *x, double *y) {
+    const int64_t V = c->settings->value_size, side = llrint(sqrt((double)c->settings->slots)), n = c->tokens;
+    const int64_t width = c->settings->option[1] > 0 ? (int64_t)c->settings->option[1] : (int64_t)ceil(sqrt((double)n));
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t s = 0; s < n; s++) {
+            const int64_t dy = s / width - t / width + side / 2, dx = s % width - t % width + side / 2;
+            if (dy < 0 || dy >= side || dx < 0 || dx >= side) continue;
+            for (int64_t j = 0; j < V; j++)
+                y[t * V + j] += oracle_input(c, input, 0, h)[(dy * side + dx) * V + j] * x[s * V + j];
+        }
+}
+
+static void l2vit(const oracle_call *c) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size, n = c->tokens;
+    for (int64_t h = 0; h < c->settings->heads; h++) {
+        double *y = scratch(n * V), *inner = scratch(n * V), *outer = scratch(n * V);
+        for (int64_t t = 0; t < n; t++) {
+            double sum = 0;
+            for (int64_t s = 0; s < n; s++) {
+                double weight = 0;
+                for (int64_t i = 0; i < K; i++)
+                    weight += fmax(oracle_input(c, 0, t, h)[i], 0) * fmax(oracle_input(c, 1, s, h)[i], 0);
+                sum += weight;
+                for (int64_t j = 0; j < V; j++)
+                    y[t * V + j] += (double)c->settings->scale * weight * oracle_input(c, 2, s, h)[j];
+            }
+            for (int64_t j = 0; j < V; j++) y[t * V + j] /= fmax(sum, c->settings->option[0]);
+        }
+        depthwise(c, 3, h, y, inner);
+        for (int64_t i = 0; i < n * V; i++) inner[i] *= 0.5 * (1 + erf(inner[i] / sqrt(2.0)));
+        depthwise(c, 4, h, inner, outer);
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t j = 0; j < V; j++) oracle_output(c, t, h)[j] = y[t * V + j] + outer[t * V + j];
+        free(y);
+        free(inner);
+        free(outer);
+    }
+}
+static void vary_l2vit(linnet_mixer_settings *s, int variant) {
+    s->slots = variant ? 9 : 49;
+    s->option[0] = variant ? 1 : 100;
+    s->option[1] = variant ? 7 : 0;
+    s->scale = 1;
+}
+
 const mixer_oracle oracle_routed[] = {
     /* a channel's gate has what is left of sums over its time, which cancel where gates are -88 */
     {.name = "gsa", .run = gsa, .gradient = 1e-4, .variants = 1, .vary = vary_slots},
@@ -269,5 +406,8 @@ const mixer_oracle oracle_routed[] = {
     {.name = "log_linear", .run = log_linear, .variants = 1, .vary = vary_levels, .fill = fill_levels},
     {.name = "mom", .run = mom, .variants = 2, .vary = vary_memories},
     {.name = "sparse_state", .run = sparse_state, .gradient = 1e-4, .variants = 2, .vary = vary_memories},
+    {.name = "flowformer", .run = flowformer},
+    {.name = "rala", .run = rala},
+    {.name = "l2vit", .run = l2vit, .variants = 1, .vary = vary_l2vit},
     {0},
 };

@@ -67,6 +67,31 @@ static const char *refuse_memories(const linnet_mixer_settings *s) {
 }
 static const ln_mixer_state memory_states[] = {{.name = "memories"}, {0}};
 
+static const ln_mixer_input flowformer_inputs[] = {QUERY_KEY_VALUE, {0}};
+static const ln_mixer_input rala_inputs[] = {QUERY_KEY_VALUE, {.name = "gate", .columns = LN_AXIS_VALUE}, {0}};
+static const ln_mixer_input l2vit_inputs[] = {
+    QUERY_KEY_VALUE,
+    {.name = "first_taps",
+     .rows = LN_AXIS_SLOT,
+     .columns = LN_AXIS_VALUE,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_SMALL},
+    {.name = "second_taps",
+     .rows = LN_AXIS_SLOT,
+     .columns = LN_AXIS_VALUE,
+     .flags = LN_PARAMETER,
+     .range = LINNET_RANGE_SMALL},
+    {0},
+};
+static const char *refuse_taps(const linnet_mixer_settings *s) {
+    const double side = sqrt((double)s->slots);
+    if (side != floor(side) || (int64_t)side % 2 == 0) return "slots, the taps, must be the square of an odd number";
+    if (!(s->option[0] > 0)) return "option[0], the least divisor, must be positive";
+    if (!(s->option[1] >= 0 && s->option[1] <= 0x1p30))
+        return "option[1], the width of the grid, must be from 0 to 2^30";
+    return NULL;
+}
+
 static const ln_mixer_state gsa_states[] = {{.name = "keys", .rows = LN_AXIS_KEY, .columns = LN_AXIS_SLOT},
                                             {.name = "values", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE},
                                             {0}};
@@ -112,5 +137,21 @@ const ln_mixer ln_rows_routed[] = {
      .options = {"partitions chosen", "1: the first partition is shared by all tokens, with weight 1",
                  "rows of a key that are written, the largest; 0: all; -1: keys as given, no softmax"},
      .refuse = refuse_memories, .flops = ln_memories_flops},
+    {LN_STAGED_CORE(&ln_staged_flowformer), .name = "flowformer", .paper = "Wu et al. 2022, arXiv 2202.06258",
+     .formula =
+         "out = sigmoid(q . sum k / outgoing) (q / incoming)^T sum of k (n softmax(k . sum q / incoming) v)^T, q and k "
+         "sigmoids",
+     .inputs = flowformer_inputs, .output = LN_AXIS_VALUE, .scale = 1, .not_causal = true, .flops = ln_whole_flops},
+    {LN_STAGED_CORE(&ln_staged_rala), .name = "rala", .paper = "Fan et al. 2024, arXiv 2411.07635",
+     .formula = "a = N softmax(scale mean(phi(q)) . phi(k)); out = gate (phi(q)^T sum a phi(k) v^T) / (phi(q) . sum a "
+                "phi(k) + "
+                "N 1e-6)",
+     .inputs = rala_inputs, .output = LN_AXIS_VALUE, .scale = NAN, .not_causal = true, .flops = ln_whole_flops},
+    {LN_STAGED_CORE(&ln_staged_l2vit), .name = "l2vit", .paper = "Zheng 2025, arXiv 2501.16182",
+     .formula =
+         "y = scale relu(q)^T sum relu(k) v^T / max(q . sum k, least); out = y + conv(gelu(conv(y))) over the grid",
+     .inputs = l2vit_inputs, .output = LN_AXIS_VALUE, .slots = 49, .scale = NAN, .not_causal = true, .option = {100},
+     .options = {"least divisor", "width of the grid of tokens; 0: square"}, .refuse = refuse_taps,
+     .flops = ln_whole_flops},
     {0},
 };

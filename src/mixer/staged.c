@@ -113,6 +113,7 @@ int64_t ln_staged_head_floats(const linnet_mixer_settings *settings) {
     const ln_staged *staged = ln_mixer_find(settings->name)->core_row;
     ln_block blocks[LN_BLOCKS] = {{0, 0}};
     int64_t floats = 0;
+    if (staged->whole) return 0;
     if (staged->blocks) staged->blocks(settings, blocks);
     for (int b = 0; b < LN_BLOCKS; b++) floats += blocks[b].repeat * blocks[b].floats;
     return floats;
@@ -271,6 +272,15 @@ static void rows_task(void *argument, int64_t task, int worker) {
     }
 }
 
+static void heads_task(void *argument, int64_t task, int worker) {
+    const rows_run *run = argument;
+    for (int64_t q = 0; q < run->stage->s->sequences; q++) rows_task(argument, q * run->heads + task, worker);
+}
+
+void ln_stage_heads(ln_stage *stage, int64_t heads, void (*rows)(const ln_stage_span *span)) {
+    rows_run run = {stage, rows, heads, INT64_MAX};
+    ln_parallel(stage->call->team, heads, heads_task, &run);
+}
 void ln_stage_rows(ln_stage *stage, int64_t heads, void (*rows)(const ln_stage_span *span)) {
     rows_run run = {stage, rows, heads, SPAN};
     ln_parallel(stage->call->team, stage->s->sequences * heads, rows_task, &run);

@@ -81,6 +81,9 @@ typedef struct ln_stage_span {
 void ln_stage_rows(ln_stage *stage, int64_t heads, void (*rows)(const ln_stage_span *span));
 void ln_stage_lanes(ln_stage *stage, int64_t heads, void (*rows)(const ln_stage_span *span));
 
+/* The same with all sequences of a head one after the other, for gradients of parameters. */
+void ln_stage_heads(ln_stage *stage, int64_t heads, void (*rows)(const ln_stage_span *span));
+
 static inline float *ln_stage_at(const ln_stage_span *span, int room, int64_t columns) {
     return span->stage->room[room] + (span->head * span->stage->tokens + span->at) * columns;
 }
