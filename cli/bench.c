@@ -102,6 +102,7 @@ static linnet_status restore(linnet_session *session, const int32_t *ids, int64_
     if (position > held) status = linnet_session_rewind(session, held);
     const int64_t now = linnet_session_position(session);
     if (status == LINNET_OK && now < depth) status = linnet_session_feed(session, ids + now, depth - now);
+    linnet_session_mark(session);
     return status;
 }
 
@@ -163,7 +164,8 @@ static int open_session(bench *b) {
     int64_t context = largest(&arguments->depths) + (prompt > generation ? prompt : generation);
     if (context < arguments->context) context = arguments->context;
     if (!context) return cli_usage(&cli_bench, "nothing to measure: -p and -n are 0");
-    const linnet_session_settings settings = cli_session_settings(arguments, context, 0);
+    linnet_session_settings settings = cli_session_settings(arguments, context, 0);
+    if (!settings.snapshots) settings.snapshots = 1;
     const int status = cli_session_open(&b->engine, &settings, 0);
     if (status != CLI_OK) return status;
     b->ids = malloc((size_t)context * sizeof *b->ids);

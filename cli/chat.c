@@ -18,7 +18,10 @@ static const cli_group groups[] = {{"chat", chat_options},           {"model", c
                                    {"answer", cli_sampling_options}, {"memory", cli_memory_options},
                                    {"other", cli_common_options},    {0}};
 
-enum { CONTEXT = 8192 }; /* tokens of talk to make room for without -c */
+enum {
+    CONTEXT = 8192, /* tokens of talk to make room for without -c */
+    TURNS = 2       /* whose recurrent states are kept */
+};
 
 typedef struct chat {
     cli_engine engine;
@@ -296,7 +299,9 @@ static int open_chat(chat *c) {
     if (status != CLI_OK) return status;
     const int64_t trained = c->engine.info.context_length;
     if (!arguments->context && trained && context > trained) context = trained;
-    const linnet_session_settings settings = cli_session_settings(arguments, context, 0);
+    linnet_session_settings settings = cli_session_settings(arguments, context, 0);
+    /* A template may write earlier turns anew: then what follows the last one that stayed is read again. */
+    if (!settings.snapshots) settings.snapshots = TURNS;
     status = cli_session_open(&c->engine, &settings, 0);
     if (status != CLI_OK) return status;
     const linnet_status opened = cli_sampler_open(&c->engine, arguments, &c->sampler);

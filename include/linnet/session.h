@@ -34,8 +34,8 @@ typedef struct linnet_session_settings {
     struct linnet_model *draft; /* a small model of the same vocabulary, opened in the model's context and to be closed
                                    after the session, for policies that look ahead with one; NULL: none */
     /* Of models with recurrent states: earlier states that are kept, so that linnet_session_rewind can go back to them;
-     * each takes linnet_plan.states / (2 + snapshots) bytes. One is taken where a feed of several tokens begins, and
-     * about every `snapshot_interval` tokens (0: there alone). */
+     * each takes linnet_plan.states / (2 + snapshots) bytes. One is taken where a feed of several tokens begins,
+     * at linnet_session_mark, and about every `snapshot_interval` tokens (0: never so). */
     int64_t snapshots, snapshot_interval;
 } linnet_session_settings;
 
@@ -137,6 +137,8 @@ LINNET_API const int32_t *linnet_session_tokens(const linnet_session *session);
  * refused (LINNET_ERROR_UNSUPPORTED). 0 is always possible, and all from linnet_session_rewind_limit on. */
 LINNET_API linnet_status linnet_session_rewind(linnet_session *session, int64_t position);
 LINNET_API int64_t linnet_session_rewind_point(const linnet_session *session, int64_t position);
+/* Keeps a snapshot of recurrent states where the session is now, if it was opened with room for any. */
+LINNET_API void linnet_session_mark(linnet_session *session);
 LINNET_API int64_t linnet_session_rewind_limit(const linnet_session *session);
 /* A second session that continues from the same tokens; pages are shared until one of them writes. */
 LINNET_API linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork);

@@ -230,7 +230,8 @@ static linnet_status compare(trial *t, linnet_session *full, linnet_session *oth
 
 static uint64_t full_bytes(const trial *t) {
     const ln_hyperparameters *h = &t->model->hyper;
-    return (uint64_t)(t->length * h->layers * h->key_value_heads * (h->key_size + h->value_size)) * sizeof(uint16_t);
+    return (uint64_t)(t->length * h->attention_layers * h->key_value_heads * (h->key_size + h->value_size)) *
+           sizeof(uint16_t);
 }
 
 static linnet_session_settings settings_of(const trial *t, const char *policy, double share) {
@@ -439,6 +440,9 @@ linnet_status linnet_calibrate(linnet_model *model, const linnet_calibrate_setti
     linnet_context *context = model->context;
     linnet_calibrate_settings s = linnet_calibrate_settings_default();
     if (settings) memcpy(&s, settings, settings->size < sizeof s ? settings->size : sizeof s);
+    if (!model->hyper.attention_layers)
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "policies are about keys and values, and no layer of this model keeps any");
     const int64_t trained = model->hyper.context_length;
     trial t = {.model = model, .context = context, .settings = &s};
     t.length = s.length ? s.length : ln_max_i64(1024, ln_min_i64(4096, trained / 2));

@@ -213,7 +213,7 @@ linnet_status ln_session_heads(const linnet_model *model, const ln_policy *polic
     int64_t lanes = 0;
     uint8_t *table = ln_allocate_zero(model->context, (uint64_t)c->layers, (uint64_t)c->heads, "table of heads");
     for (int64_t l = 0; l < c->layers; l++) {
-        if (model->windows[l]) continue;
+        if (model->windows[l] || !model->attends[l]) continue;
         memmove(c->figures + lanes, c->figures + l * c->heads, (size_t)c->heads * sizeof *c->figures);
         lanes += c->heads;
     }

@@ -226,6 +226,10 @@ int64_t linnet_session_rewind_limit(const linnet_session *session) {
     return ln_memory_rewind_limit(session->memory);
 }
 
+void linnet_session_mark(linnet_session *session) {
+    ln_memory_mark(session->memory);
+}
+
 int64_t linnet_session_rewind_point(const linnet_session *session, int64_t position) {
     if (position <= 0) return 0;
     return ln_memory_rewind_point(session->memory, ln_min_i64(position, session->position));

@@ -13,7 +13,7 @@
 #include "model/part_feed_forward.h"
 #include "model/take.h"
 
-enum { MOST_EXPERTS = 1 << 12, MOST_USED = 256, GATE_SIGMOID = 2, TOGETHER = 2 /* tokens */ };
+enum { MOST_EXPERTS = 1 << 12, MOST_USED = 256, GATE_SIGMOID = 2, TOGETHER = 2 /* tokens */, ALONE = 1 << 14 };
 
 typedef struct weights {
     ln_matrix router;            /* [count, width] */
@@ -309,8 +309,9 @@ static void sort(const weights *w, int64_t tokens, const stage *s) {
 
 /* ---- running ---- */
 
+/* Rows of the width: few are done before the threads would have met. */
 static void each_row(const ln_forward *forward, int64_t count, ln_task run, void *argument) {
-    if (count > TOGETHER)
+    if (count * forward->model->hyper.width > ALONE)
         ln_parallel(forward->model->context->team, count, run, argument);
     else
         for (int64_t i = 0; i < count; i++) run(argument, i, 0);

@@ -97,6 +97,7 @@ _FUNCTIONS = {
     "session_position": (c_int64, _HANDLE),
     "session_tokens": (_IDS, _HANDLE),
     "session_rewind": (c_int, _HANDLE, c_int64),
+    "session_mark": (None, _HANDLE),
     "session_rewind_point": (c_int64, _HANDLE, c_int64),
     "session_rewind_limit": (c_int64, _HANDLE),
     "session_fork": (c_int, _HANDLE, _OUT),
