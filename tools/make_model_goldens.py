@@ -19,6 +19,7 @@ import copy
 import json
 import logging
 import pathlib
+import re
 import sys
 import tempfile
 import zlib
@@ -82,6 +83,10 @@ def smollm3(*shape, **fields):
 def qwen3_next(*shape, **fields):
     return config("qwen3_next", "Qwen3NextForCausalLM", **sizes(*shape), **{"decoder_sparse_step": 1, "mlp_only_layers": [],
                                                                         **fields})
+
+
+def kimi(*shape, **fields):
+    return config("kimi_linear", "KimiLinearForCausalLM", **sizes(*shape), **fields)
 
 
 def minimax(*shape, **fields):
@@ -337,6 +342,21 @@ MODELS = {
              "alpha": dict(linear_attn_alpha_factor=1.2), "beta": dict(full_attn_beta_factor=1.0)},
         dict(separate=True, names={"mlp.experts": "block_sparse_moe.experts", "mlp.gate": "block_sparse_moe.gate",
                                    "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"})),
+    # Kimi Linear: delta nets with a decay a channel, one layer of latent attention, the first layer dense; the words of the
+    # published config.
+    "kimi-linear": (
+        kimi(40, 44, 4, 2, 2, 131, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=20, kv_lora_rank=24, q_lora_rank=None,
+             linear_attn_config=dict(head_dim=16, num_heads=2, short_conv_kernel_size=4, full_attn_layers=[3],
+                                     kda_layers=[1, 2, 4]),
+             num_experts=6, num_experts_per_token=2, num_shared_experts=1, moe_intermediate_size=20,
+             routed_scaling_factor=1.7, moe_renormalize=True, num_expert_group=2, topk_group=1, first_k_dense_replace=1,
+             moe_router_activation_func="sigmoid"),
+        64, {"chosen": dict(num_experts_per_token=3), "groups": dict(topk_group=2), "factor": dict(routed_scaling_factor=1.0)},
+        dict(separate=True, rounding=4e-5, split={"self_attn.conv1d": ["self_attn.q_conv1d", "self_attn.k_conv1d",
+                                                                       "self_attn.v_conv1d"]},
+             names={r"mlp\.(experts|gate|shared_experts)\.": r"block_sparse_moe.\1.", r"self_attn\.forget_gate\.": "self_attn.",
+                    r"(experts\.\d+)\.gate_proj": r"\1.w1", r"(experts\.\d+)\.down_proj": r"\1.w2",
+                    r"(experts\.\d+)\.up_proj": r"\1.w3"})),
     # Mamba: selective scan, tied; the config as converted checkpoints of the first release have it.
     "mamba": (
         mamba(1, 40, 3, 132, time_step_rank=3, time_step_scale=1.0, time_step_init_scheme="random", fused_add_norm=True,
@@ -549,8 +569,15 @@ def make(name, fields, tokens, features, options=None):
     written = nested(fields, weights) if options.get("nested") else (fields, weights)
     if options.get("separate"):
         written = written[0], separate(written[1])
+    for whole, parts in options.get("split", {}).items():
+        tensors = {}
+        for key, value in written[1].items():
+            pieces = value.chunk(len(parts)) if whole in key else [value]
+            tensors.update({key.replace(whole, part): piece.contiguous()
+                            for part, piece in zip(parts if whole in key else [whole], pieces)})
+        written = written[0], tensors
     for new, old in options.get("names", {}).items():
-        written = written[0], {key.replace(new, old): value for key, value in written[1].items()}
+        written = written[0], {re.sub(new, old, key): value for key, value in written[1].items()}
     extra = {key: torch.from_numpy(random.standard_normal(shape)).float() for key, shape in options.get("extra", {}).items()}
     (folder / "config.json").write_text(json.dumps(written[0], indent=1) + "\n")
     write_weights(folder, {**written[1], **extra}, options.get("shards", 1))
@@ -565,7 +592,7 @@ def make(name, fields, tokens, features, options=None):
     for feature, change in features.items():
         least = min(least, (moved(logits_of(changed(fields, change), weights, ids), logits), feature))
     for key, value in weights.items():
-        shifted = value.roll(1, dims=-1)
+        shifted = value.roll(1, dims=-1) if value.shape[-1] > 1 else value.flatten().roll(1).view(value.shape)
         least = min(least, (moved(logits_of(fields, {**weights, key: shifted}, ids), logits), key))
     assert least[0] > 1e-2, f"{name}: blind to {least[1]}: {least[0]:.1e}"
     size = sum(file.stat().st_size for file in folder.iterdir())

@@ -119,7 +119,7 @@ static linnet_status place_tensor(folder *f, linnet_tensor_info *info, const ln_
     const bool aligned = (uintptr_t)info->data % unit == 0;
     const ln_architecture *architecture = f->config.architecture;
     /* Taps of a convolution that goes by channels: [channels, 1, taps]. */
-    if (!f->alone && info->dimensions == 3 && info->size[1] == 1) {
+    if (!f->alone && info->dimensions == 3 && info->size[1] == 1 && !strstr(info->name, ".ssm_conv1d_")) {
         info->dimensions = 2;
         info->size[1] = info->size[2];
         info->size[2] = 1;
@@ -172,10 +172,10 @@ static linnet_status stack_tensor(folder *f, linnet_tensor_info *info, const ln_
     const stack made = {(int64_t)(f->rows.bytes / sizeof *info), 1U << row->part, row->parts};
     info->data = to;
     info->bytes = (uint64_t)(columns * row->parts) * sizeof *to;
-    info->dimensions = 2;
+    info->dimensions = 4; /* as others write them */
     info->size[0] = columns;
-    info->size[1] = row->parts;
-    info->size[2] = info->size[3] = 1;
+    info->size[1] = info->size[2] = 1;
+    info->size[3] = row->parts;
     ln_buffer_append(&f->stacks, &made, sizeof made);
     ln_buffer_append(&f->rows, info, sizeof *info);
     return f->rows.failed || f->stacks.failed ? LINNET_ERROR_MEMORY : LINNET_OK;

@@ -20,6 +20,9 @@ typedef struct weights {
     int64_t channels, values; /* floats of [q k v] and of z, a token */
     ln_matrix mixed, gate;    /* gate.rows 0: mixed has it, by key heads */
     ln_matrix strengths, output;
+    bool channel;                  /* KDA: strengths are beta alone, and these count */
+    ln_matrix query, key, value;   /* mixed.rows 0 then */
+    ln_matrix decays[2], gates[2]; /* of low rank */
     const float *filter, *rate, *bias, *norm;
     int inputs[5];
     int64_t convolution_floats; /* of the state */
@@ -71,14 +74,26 @@ static linnet_status take_sizes(linnet_model *model, int64_t i, weights *w) {
     return LINNET_OK;
 }
 
-linnet_status ln_delta_take(linnet_model *model, int64_t i, ln_part *part) {
+static linnet_status begin(linnet_model *model, int64_t i, const char *rule, ln_part *part, weights **made) {
     static const char *const names[] = {"query", "key", "value", "decay", "beta"};
-    const int64_t width = model->hyper.width;
-    weights *w = ln_file_own(model->file, 1, sizeof *w, "layers");
+    weights *w = *made = ln_file_own(model->file, 1, sizeof *w, "layers");
     if (!w) return LINNET_ERROR_MEMORY;
-    *w = (weights){.rule = ln_mixer_find("gated_delta_rule"), .convolution = ln_mixer_find("short_convolution")};
-    for (int k = 0; k < 5; k++) w->inputs[k] = linnet_mixer_input_index(w->rule->name, names[k]);
+    *w = (weights){.rule = ln_mixer_find(rule), .convolution = ln_mixer_find("short_convolution")};
+    for (int k = 0; k < 5; k++) w->inputs[k] = linnet_mixer_input_index(rule, names[k]);
     *part = (ln_part){.kind = &delta_part, .weights = w, .layer = i};
+    return LINNET_OK;
+}
+
+static void finish_take(weights *w, ln_part *part) {
+    const linnet_mixer_settings c = convolution_of(w, 1), r = rule_of(w, 1);
+    w->convolution_floats = ln_stage(1, ln_mixer_head_floats(w->convolution, &c) * c.heads);
+    part->state_floats = w->convolution_floats + ln_mixer_head_floats(w->rule, &r) * r.heads;
+}
+
+linnet_status ln_delta_take(linnet_model *model, int64_t i, ln_part *part) {
+    const int64_t width = model->hyper.width;
+    weights *w;
+    LN_TRY(begin(model, i, "gated_delta_rule", part, &w));
     LN_TRY(take_sizes(model, i, w));
     if (ln_take_find(model, i, "ssm_in.weight")) {
         LN_TRY(ln_take_matrix(model, i, "ssm_in.weight", w->channels + w->values, width, &w->mixed));
@@ -92,9 +107,52 @@ linnet_status ln_delta_take(linnet_model *model, int64_t i, ln_part *part) {
     LN_TRY(ln_take_vector(model, i, "ssm_a", w->heads, true, &w->rate));
     LN_TRY(ln_take_vector(model, i, "ssm_dt.bias", w->heads, true, &w->bias));
     LN_TRY(ln_take_vector(model, i, "ssm_norm.weight", w->value_size, true, &w->norm));
-    const linnet_mixer_settings c = convolution_of(w, 1), r = rule_of(w, 1);
-    w->convolution_floats = ln_stage(1, ln_mixer_head_floats(w->convolution, &c) * c.heads);
-    part->state_floats = w->convolution_floats + ln_mixer_head_floats(w->rule, &r) * r.heads;
+    finish_take(w, part);
+    return LINNET_OK;
+}
+
+/* The filters of queries, keys and values as one, [channels, taps]. */
+static linnet_status take_filters(linnet_model *model, int64_t i, weights *w) {
+    static const char *const names[] = {"ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"};
+    if (ln_take_find(model, i, "ssm_conv1d.weight"))
+        return ln_take_values(model, i, "ssm_conv1d.weight", w->channels, w->taps, true, &w->filter);
+    float *made = ln_file_own(model->file, (uint64_t)(w->channels * w->taps), sizeof *made, "layers");
+    if (!made) return LINNET_ERROR_MEMORY;
+    w->filter = made;
+    for (int k = 0; k < 3; k++) {
+        const float *one;
+        const int64_t rows = w->channels / 3;
+        LN_TRY(ln_take_values(model, i, names[k], rows, w->taps, true, &one));
+        memcpy(made + k * rows * w->taps, one, (size_t)(rows * w->taps) * sizeof *made);
+    }
+    return LINNET_OK;
+}
+
+linnet_status ln_delta_channel_take(linnet_model *model, int64_t i, ln_part *part) {
+    const int64_t width = model->hyper.width, heads = model->hyper.heads;
+    weights *w;
+    LN_TRY(begin(model, i, "kda", part, &w));
+    w->channel = true;
+    LN_TRY(ln_take_count(model, "ssm.conv_kernel", i, 1, TAPS_MOST, &w->taps));
+    LN_TRY(ln_take_count(model, "kda.head_dim", i, 1, SIZE_MOST, &w->key_size));
+    w->heads = w->key_heads = heads;
+    w->value_size = w->key_size;
+    w->values = heads * w->key_size;
+    w->channels = 3 * w->values;
+    LN_TRY(ln_take_matrix(model, i, "attn_q.weight", w->values, width, &w->query));
+    LN_TRY(ln_take_matrix(model, i, "attn_k.weight", w->values, width, &w->key));
+    LN_TRY(ln_take_matrix(model, i, "attn_v.weight", w->values, width, &w->value));
+    LN_TRY(ln_take_matrix(model, i, "ssm_f_a.weight", w->key_size, width, &w->decays[0]));
+    LN_TRY(ln_take_matrix(model, i, "ssm_f_b.weight", w->values, w->key_size, &w->decays[1]));
+    LN_TRY(ln_take_matrix(model, i, "ssm_g_a.weight", w->key_size, width, &w->gates[0]));
+    LN_TRY(ln_take_matrix(model, i, "ssm_g_b.weight", w->values, w->key_size, &w->gates[1]));
+    LN_TRY(ln_take_matrix(model, i, "ssm_beta.weight", heads, width, &w->strengths));
+    LN_TRY(ln_take_matrix(model, i, "attn_output.weight", width, w->values, &w->output));
+    LN_TRY(take_filters(model, i, w));
+    LN_TRY(ln_take_vector(model, i, "ssm_a", heads, true, &w->rate));
+    LN_TRY(ln_take_vector(model, i, "ssm_dt.bias", w->values, true, &w->bias));
+    LN_TRY(ln_take_vector(model, i, "ssm_norm.weight", w->value_size, true, &w->norm));
+    finish_take(w, part);
     return LINNET_OK;
 }
 
@@ -110,8 +168,13 @@ static places place(const weights *w, float *stage, int64_t tokens) {
     places p = {0};
     float **const all[] = {&p.before, &p.after, &p.gate, &p.strengths, &p.decay, &p.beta};
     /* Where q k v z come together they lie in the place of what follows the convolution, and of z behind it. */
-    const int64_t sizes[] = {
-        w->channels, w->channels + (w->gate.rows ? 0 : w->values), w->values, 2 * w->heads, w->heads, w->heads};
+    const bool together = !w->channel && !w->gate.rows;
+    const int64_t sizes[] = {w->channels,
+                             w->channels + (together ? w->values : 0),
+                             w->values,
+                             w->channel ? w->key_size : 2 * w->heads,
+                             w->channel ? w->values : w->heads,
+                             w->heads};
     for (int k = 0; k < 6; k++) {
         *all[k] = stage ? stage + p.floats : NULL;
         p.floats += ln_stage(tokens, sizes[k]);
@@ -119,10 +182,21 @@ static places place(const weights *w, float *stage, int64_t tokens) {
     return p;
 }
 
+/* The products of a token; NULL-ended. */
+static void list(const weights *w, const ln_matrix *products[12]) {
+    const ln_matrix *const all[] = {&w->mixed, &w->gate,      &w->strengths, &w->output,   &w->query,   &w->key,
+                                    &w->value, &w->decays[0], &w->decays[1], &w->gates[0], &w->gates[1]};
+    int count = 0;
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+        if (all[k]->rows) products[count++] = all[k];
+    products[count] = NULL;
+}
+
 static void find_room(linnet_model *model, const ln_part *part, const ln_forward_shape *shape, ln_room *room) {
     const weights *w = part->weights;
-    const ln_matrix *const all[] = {&w->mixed, &w->strengths, &w->output, &w->gate};
-    for (int k = 0; k < (w->gate.rows ? 4 : 3); k++) ln_room_product(model, shape, all[k], all[k]->columns, room);
+    const ln_matrix *products[12];
+    list(w, products);
+    for (int k = 0; products[k]; k++) ln_room_product(model, shape, products[k], products[k]->columns, room);
     ln_room_stage(room, place(w, NULL, shape->piece).floats);
     const int threads = ln_team_size(model->context->team);
     for (int64_t tokens = 1;; tokens = shape->piece) {
@@ -138,8 +212,9 @@ static void find_room(linnet_model *model, const ln_part *part, const ln_forward
 
 static void weigh(const linnet_model *model, const ln_part *part, const ln_forward_shape *shape, ln_cost *cost) {
     const weights *w = part->weights;
-    const ln_matrix *const all[] = {&w->mixed, &w->strengths, &w->output, &w->gate};
-    for (int k = 0; k < (w->gate.rows ? 4 : 3); k++) ln_cost_product(model, shape, all[k], cost);
+    const ln_matrix *products[12];
+    list(w, products);
+    for (int k = 0; products[k]; k++) ln_cost_product(model, shape, products[k], cost);
     cost->prepared += (double)(model->hyper.width + w->values);
     cost->meetings += 6;
 }
@@ -183,6 +258,19 @@ static void strength_row(void *argument, int64_t token, int worker) {
     }
 }
 
+/* Of KDA: decays lie where the product left them. */
+static void channel_row(void *argument, int64_t token, int worker) {
+    (void)worker;
+    const rows *r = argument;
+    const weights *w = r->w;
+    float *decay = r->at.decay + token * w->values, *beta = r->at.beta + token * w->heads;
+    for (int64_t h = 0; h < w->heads; h++) beta[h] = 1 / (1 + expf(-beta[h]));
+    for (int64_t i = 0; i < w->values; i++) {
+        const float a = decay[i] + w->bias[i];
+        decay[i] = w->rate[i / w->key_size] * (a > 20 ? a : log1pf(expf(a)));
+    }
+}
+
 /* In the place of [q k v] before the convolution, rows of `values`. */
 static void finish_row(void *argument, int64_t token, int worker) {
     (void)worker;
@@ -193,7 +281,8 @@ static void finish_row(void *argument, int64_t token, int worker) {
     const float *gate = r->at.gate + token * w->values;
     for (int64_t h = 0; h < w->heads; h++, o += w->value_size, gate += w->value_size) {
         vector->rms_norm(o, o, w->norm, w->value_size, r->model->hyper.norm_epsilon);
-        vector->silu_multiply(o, gate, o, w->value_size);
+        if (!w->channel) vector->silu_multiply(o, gate, o, w->value_size);
+        for (int64_t i = 0; w->channel && i < w->value_size; i++) o[i] /= 1 + expf(-gate[i]);
     }
 }
 
@@ -223,21 +312,43 @@ static void run_rule(ln_forward *forward, const weights *w, const ln_part_call *
                  call->tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
 }
 
-static linnet_status run(ln_forward *forward, const ln_part *part, const ln_part_call *call, float **given) {
-    const weights *w = part->weights;
+/* What the rule reads, before the convolution. */
+static void project(ln_forward *forward, const weights *w, int64_t tokens, const rows *r) {
     ln_team *team = forward->model->context->team;
-    rows r = {.model = forward->model, .w = w, .at = place(w, forward->stage, call->tokens)};
+    void *argument = (void *)(uintptr_t)r;
+    const places *at = &r->at;
+    if (w->channel) {
+        const ln_product products[] = {{&w->query, at->before, w->channels},
+                                       {&w->key, at->before + w->values, w->channels},
+                                       {&w->value, at->before + 2 * w->values, w->channels},
+                                       {&w->strengths, at->beta, w->heads},
+                                       {&w->decays[0], at->strengths, w->key_size}};
+        const ln_product decay = {&w->decays[1], at->decay, w->values},
+                         low = {&w->gates[0], at->strengths, w->key_size}, gate = {&w->gates[1], at->gate, w->values};
+        ln_part_multiply(forward, products, 5, forward->h, tokens);
+        ln_part_multiply(forward, &decay, 1, at->strengths, tokens);
+        ln_part_multiply(forward, &low, 1, forward->h, tokens);
+        ln_part_multiply(forward, &gate, 1, at->strengths, tokens);
+        ln_parallel(team, tokens, channel_row, argument);
+        return;
+    }
     const bool together = !w->gate.rows;
     const ln_product products[] = {
-        {&w->strengths, r.at.strengths, 2 * w->heads},
-        {&w->mixed, together ? r.at.after : r.at.before, together ? w->channels + w->values : w->channels},
-        {&w->gate, r.at.gate, w->values}};
-    ln_part_multiply(forward, products, together ? 2 : 3, forward->h, call->tokens);
-    if (together) ln_parallel(team, call->tokens, part_row, &r);
-    ln_parallel(team, call->tokens, strength_row, &r);
+        {&w->strengths, at->strengths, 2 * w->heads},
+        {&w->mixed, together ? at->after : at->before, together ? w->channels + w->values : w->channels},
+        {&w->gate, at->gate, w->values}};
+    ln_part_multiply(forward, products, together ? 2 : 3, forward->h, tokens);
+    if (together) ln_parallel(team, tokens, part_row, argument);
+    ln_parallel(team, tokens, strength_row, argument);
+}
+
+static linnet_status run(ln_forward *forward, const ln_part *part, const ln_part_call *call, float **given) {
+    const weights *w = part->weights;
+    rows r = {.model = forward->model, .w = w, .at = place(w, forward->stage, call->tokens)};
+    project(forward, w, call->tokens, &r);
     convolve(forward, w, call, &r.at);
     run_rule(forward, w, call, &r.at);
-    ln_parallel(team, call->tokens, finish_row, &r);
+    ln_parallel(forward->model->context->team, call->tokens, finish_row, &r);
     const ln_product output = {&w->output, forward->h, forward->model->hyper.width};
     ln_part_multiply(forward, &output, 1, r.at.before, call->tokens);
     *given = forward->h;

@@ -32,20 +32,32 @@ linnet_status ln_take_missing(linnet_model *model, int64_t layer, const char *na
                    name, (long long)layer);
 }
 
+/* Whether the tensor is [rows, columns] but for axes of one. */
+static bool fits(const linnet_tensor_info *tensor, int64_t rows, int64_t columns) {
+    const int64_t wanted[] = {columns, rows};
+    int k = 0;
+    for (int i = 0; i < tensor->dimensions; i++) {
+        if (tensor->size[i] == 1) continue;
+        while (k < 2 && wanted[k] == 1) k++;
+        if (k == 2 || tensor->size[i] != wanted[k++]) return false;
+    }
+    while (k < 2 && wanted[k] == 1) k++;
+    return k == 2;
+}
+
 linnet_status ln_take_values(linnet_model *model, int64_t layer, const char *name, int64_t rows, int64_t columns,
                              bool required, const float **values) {
     const linnet_tensor_info *tensor = ln_take_find(model, layer, name);
     *values = NULL;
     if (!tensor) return required ? ln_take_missing(model, layer, name) : LINNET_OK;
-    const int64_t found = tensor->dimensions > 1 ? tensor->size[1] : 1, n = rows * columns;
-    if (tensor->dimensions > 2 || found != rows || tensor->size[0] != columns)
-        return ln_take_wrong(model, tensor, rows, columns);
+    const int64_t n = rows * columns;
+    if (!fits(tensor, rows, columns)) return ln_take_wrong(model, tensor, rows, columns);
     const ln_format *format = ln_format_of(tensor->type);
     if (tensor->type == LINNET_F32 && (uintptr_t)tensor->data % sizeof(float) == 0) {
         *values = tensor->data;
         return LINNET_OK;
     }
-    if (columns % format->block != 0) return ln_take_wrong(model, tensor, rows, columns);
+    if (tensor->size[0] % format->block != 0) return ln_take_wrong(model, tensor, rows, columns);
     float *copy = ln_file_own(model->file, (uint64_t)n, sizeof *copy, "converted vector");
     if (!copy) return LINNET_ERROR_MEMORY;
     format->decode(tensor->data, copy, n);

@@ -16,7 +16,8 @@ const linnet_tensor_info *ln_take_find(linnet_model *model, int64_t layer, const
 linnet_status ln_take_missing(linnet_model *model, int64_t layer, const char *name);
 linnet_status ln_take_wrong(linnet_model *model, const linnet_tensor_info *tensor, int64_t rows, int64_t columns);
 
-/* A float32 vector of n values; NULL where it is missing and may be. */
+/* A float32 vector of n values; NULL where it is missing and may be. Axes of one more or less are the same to vectors
+ * and values. */
 linnet_status ln_take_vector(linnet_model *model, int64_t layer, const char *name, int64_t n, bool required,
                              const float **vector);
 /* [rows, columns] values as float32, for what is no matrix of a product: taps, rates, states at the beginning. */
