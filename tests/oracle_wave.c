@@ -48,6 +48,52 @@ static void vary_convolution(linnet_mixer_settings *s, int variant) {
     }
 }
 
+/* The kept frequencies of M as a kernel: g(d) = 1 / M sum over them of cos(2 pi (f + 1/4) d / M). */
+enum { KERNEL_MOST = 2048 };
+static const double *kept_kernel(int64_t points, int64_t kept) {
+    static double g[KERNEL_MOST];
+    static int64_t last_points, last_kept;
+    if (points == last_points && kept == last_kept) return g;
+    for (int64_t d = 0; d < KERNEL_MOST; d++) {
+        g[d] = 0;
+        for (int64_t f = 0; f < points; f++) {
+            int64_t reversed = 0;
+            for (int64_t bit = 1; bit < points; bit *= 2) reversed = 2 * reversed + (f & bit ? 1 : 0);
+            const double angle = 6.283185307179586 * fmod(((double)f + 0.25) * (double)d / (double)points, 1);
+            if (reversed == 0 || reversed * 64 < points * kept - 63) g[d] += cos(angle) / (double)points;
+        }
+    }
+    last_points = points;
+    last_kept = kept;
+    return g;
+}
+
+static void frequency_sparse_convolution(const oracle_call *c) {
+    const int64_t n = c->output_columns, slots = c->settings->slots, tokens = c->tokens;
+    int64_t points = 1;
+    while (points < slots) points *= 2;
+    const double *g = kept_kernel(points, (int64_t)c->settings->option[3]);
+    double *acting = calloc((size_t)(2 * tokens), sizeof *acting); /* at distances 1 - tokens .. tokens - 1 */
+    for (int64_t head = 0; head < c->settings->heads; head++)
+        for (int64_t i = 0; i < n; i++) {
+            for (int64_t d = 1 - tokens; d < tokens; d++) {
+                acting[d + tokens - 1] = 0;
+                for (int64_t j = 0; j < slots; j++) acting[d + tokens - 1] += tap(c, head, j, i) * g[labs(d - j)];
+            }
+            for (int64_t t = 0; t < tokens; t++) {
+                double y = c->input[4] ? oracle_input(c, 4, 0, head)[i] * gated(c, head, t, i) : 0;
+                for (int64_t s = 0; s < tokens; s++) y += acting[t - s + tokens - 1] * gated(c, head, s, i);
+                oracle_output(c, t, head)[i] = y * (c->input[3] ? oracle_input(c, 3, t, head)[i] : 1);
+            }
+        }
+    free(acting);
+}
+
+static void vary_sparse(linnet_mixer_settings *s, int variant) {
+    s->slots = s->tokens + (variant == 2 ? 3 : s->tokens == 0);
+    s->option[3] = variant == 0 ? 32 : variant == 1 ? 64 : 5;
+}
+
 /* ---- kernelised attention with relative positions ---- */
 
 static double feature(int map, double x) {
@@ -215,6 +261,7 @@ static bool fill_wavelet(const linnet_mixer_settings *s, const char *input, doub
 
 const mixer_oracle oracle_wave[] = {
     {.name = "long_convolution", .run = long_convolution, .variants = 3, .vary = vary_convolution},
+    {.name = "frequency_sparse_convolution", .run = frequency_sparse_convolution, .variants = 2, .vary = vary_sparse},
     {.name = "toeplitz_attention", .run = toeplitz_attention, .variants = 2, .vary = vary_toeplitz},
     {.name = "toeplitz_attention_both", .run = toeplitz_attention_both, .variants = 2, .vary = vary_toeplitz},
     {.name = "laplace_attention", .run = laplace_attention, .variants = 4, .vary = vary_laplace},

@@ -187,6 +187,31 @@ static void kept_filters(void **state) {
     }
 }
 
+/* Every fourth frequency of M = 8192: the filter acts as its copies M / 4 apart, weighed by cos(pi m / 8) / 4. Rows
+ * that have none of them are not computed. */
+static void sparse_frequencies(void **state) {
+    (void)state;
+    scene_of c = open_scene(1, 3, 6000, 6000);
+    c.s.name = "frequency_sparse_convolution";
+    c.s.option[3] = 16;
+    run_scene(&c, LINNET_MIXER_FORWARD, 2, false, NULL);
+    for (int n = 0; n < 12; n++) {
+        const int64_t t = 6000 / 12 * n + 7, i = n % 3;
+        double sum = 0;
+        for (int64_t s = 0; s < 6000; s++)
+            for (int64_t m = -6; m <= 6; m++) {
+                const int64_t j = t - s - m * 2048;
+                if (j >= 0 && j < 6000)
+                    sum += input_at(&c, false, s, i) * filter_at(&c, j, i) * cos(3.14159265358979 * (double)m / 8) / 4;
+            }
+        assert_true(fabs((double)c.output[t * 3 + i] - sum) < allowed(6000));
+    }
+    c.s.option[3] = 64; /* all: nothing but the convolution */
+    run_scene(&c, LINNET_MIXER_FORWARD, 2, false, NULL);
+    for (int n = 0; n < 12; n++) check_output(&c, false, 500 * n + 7, n % 3);
+    close_scene_of(&c);
+}
+
 /* Taps that are not above the limit act as zeros, and learn nothing; a limit above all gives exact zeros. */
 static void squashed_filters(void **state) {
     (void)state;
@@ -219,8 +244,8 @@ static void wrong_settings(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(outputs), cmocka_unit_test(gradients),
-                                       cmocka_unit_test(kept_filters), cmocka_unit_test(squashed_filters),
-                                       cmocka_unit_test(wrong_settings)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(outputs),        cmocka_unit_test(gradients),
+                                       cmocka_unit_test(kept_filters),   cmocka_unit_test(squashed_filters),
+                                       cmocka_unit_test(wrong_settings), cmocka_unit_test(sparse_frequencies)};
     return cmocka_run_group_tests(tests, NULL, close_contexts);
 }

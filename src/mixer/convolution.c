@@ -9,6 +9,10 @@
  *     dv[s] = sum_j filter[j] e[s + j]    filter's transform conjugated; nothing wraps, as e begins with zeros
  *     dfilter[j] = sum_t e[t] v[t - j]    products E conj(V), added up over all blocks and taken back once
  *
+ * Frequency-sparse (not causal): one block a sequence, of 2M >= 2 slots positions, whose spectrum keeps only the first
+ * nodes of COMBS: of the frequencies that agree in their last bits, some combs. Rows of the others are not computed
+ * where there are columns, else multiplied by zero.
+ *
  * Invariant: a position of a block is written by one task, and a group of 16 channels touches no other's. */
 #include "mixer/convolution.h"
 
@@ -18,20 +22,28 @@
 #include "mixer/wave.h"
 
 enum { LANES = LN_FFT_LANES, POINT = LN_FFT_POINT, TILE = 256 };
+enum { COMB_LEVELS = 6, COMBS = 1 << COMB_LEVELS };
 
 /* ---- which way ---- */
 
 typedef struct way {
-    bool direct;
+    bool direct, sparse;
     int levels;
-    int64_t taps;
+    int64_t taps, history; /* inputs of before that a block begins with */
 } way;
+
+static way choose_sparse(const linnet_mixer_settings *s) {
+    way w = {.sparse = true, .taps = s->slots};
+    while (((int64_t)1 << w.levels) < s->slots) w.levels++;
+    return w;
+}
 
 static way choose(const linnet_mixer_settings *s, bool state, bool backward) {
     const int64_t tokens = ln_wave_longest(s);
     const bool keep = s->option[LN_CONVOLUTION_KEEP] > 0;
     way w = {.taps = state || keep || s->slots < tokens ? s->slots : tokens};
     if (w.taps < 1) w.taps = 1;
+    w.history = w.taps - 1;
     double least;
     w.levels = ln_wave_levels(tokens, w.taps, &least);
     w.direct = !backward && !keep && (double)tokens * (0.7 * (double)w.taps + 20) + 30 * (double)w.taps < least;
@@ -82,11 +94,12 @@ static void lay_out(convolution *c, ln_carver *carver, const ln_kernels *kernels
 
 uint64_t ln_convolution_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                                   const linnet_mixer_settings *settings, linnet_mixer_form form) {
-    (void)mixer;
     if (form == LINNET_MIXER_STEP) return 0;
     uint64_t most = 0;
     for (int state = 0; state < 2; state++) {
-        convolution c = {.s = settings, .way = choose(settings, state, form == LINNET_MIXER_BACKWARD)};
+        convolution c = {.s = settings,
+                         .way = mixer->not_causal ? choose_sparse(settings)
+                                                  : choose(settings, state, form == LINNET_MIXER_BACKWARD)};
         ln_carver carver = {0};
         lay_out(&c, &carver, kernels, NULL, threads, form);
         if (carver.overflow) return UINT64_MAX / 2;
@@ -98,7 +111,11 @@ uint64_t ln_convolution_workspace(const ln_mixer *mixer, const ln_kernels *kerne
 static convolution open_call(const ln_mixer_call *call, linnet_mixer_form form) {
     const linnet_mixer_tensors *t = call->tensors;
     convolution c = {.call = call, .s = call->settings};
-    c.way = choose(c.s, t->state_in || t->state_out_gradient || t->state_in_gradient, form == LINNET_MIXER_BACKWARD);
+    if (call->mixer->not_causal)
+        c.way = choose_sparse(c.s);
+    else
+        c.way =
+            choose(c.s, t->state_in || t->state_out_gradient || t->state_in_gradient, form == LINNET_MIXER_BACKWARD);
     ln_carver carver = {.base = call->workspace};
     lay_out(&c, &carver, call->kernels, call->team, ln_team_size(call->team), form);
     return c;
@@ -244,7 +261,7 @@ static void filter_gradient_back(const strips *p) {
 /* ---- sources and sinks ---- */
 
 static int64_t history(const strips *p) {
-    return p->c->way.taps - 1;
+    return p->c->way.history;
 }
 
 static void filter_source(const void *argument, int64_t first, int64_t count, float *rows, int64_t gap) {
@@ -356,7 +373,8 @@ static void filter_gradient_sink(const void *argument, int64_t first, int64_t co
         for (int i = 0; i < LANES; i++) g[i] = rows[i] * share;
         if (p->gradient[LN_CONVOLUTION_FILTER].data) ln_strip_store(&p->gradient[LN_CONVOLUTION_FILTER], at, g);
         /* sum e[t] v[t] is what tap 0 and skip have in common */
-        if (at == 0 && p->gradient[LN_CONVOLUTION_SKIP].data) ln_strip_store(&p->gradient[LN_CONVOLUTION_SKIP], 0, g);
+        if (at == 0 && !p->c->way.sparse && p->gradient[LN_CONVOLUTION_SKIP].data)
+            ln_strip_store(&p->gradient[LN_CONVOLUTION_SKIP], 0, g);
     }
 }
 
@@ -365,17 +383,31 @@ static void filter_gradient_sink(const void *argument, int64_t first, int64_t co
 typedef struct row_work {
     room room;
     const ln_fft_kernels *kernels;
-    bool output; /* backward: the output is wanted, for its gate */
+    bool output;  /* backward: the output is wanted, for its gate */
+    int64_t kept; /* combs */
 } row_work;
+
+/* Points before this one are kept: whole rows, where there are columns, as these have at least COMB_LEVELS levels. */
+static int64_t combs_end(const ln_wave *wave, const row_work *w) {
+    return ln_max_i64(wave->points * w->kept / COMBS, 1);
+}
+static void clear_combs(const ln_wave *wave, const row_work *w, float *x, int64_t first, int64_t points) {
+    const int64_t clear = ln_max_i64(first, combs_end(wave, w));
+    if (clear < first + points) memset(x + clear * POINT, 0, (size_t)((first + points - clear) * POINT) * sizeof *x);
+}
 
 static void spectrum_rows(const ln_wave *wave, void *argument, int64_t first, int64_t points, int level, int64_t node) {
     const row_work *w = argument;
-    (void)points;
     ln_wave_down_row(wave, w->room.spectrum, first, level, node);
+    clear_combs(wave, w, w->room.spectrum, first, points);
 }
 
 static void forward_rows(const ln_wave *wave, void *argument, int64_t first, int64_t points, int level, int64_t node) {
     const row_work *w = argument;
+    if (first >= combs_end(wave, w)) {
+        clear_combs(wave, w, w->room.x, first, points);
+        return;
+    }
     ln_wave_down_row(wave, w->room.x, first, level, node);
     w->kernels->multiply(w->room.x + first * POINT, w->room.spectrum + first * POINT, points);
     ln_wave_up_row(wave, w->room.x, first, level, node);
@@ -385,6 +417,11 @@ static void backward_rows(const ln_wave *wave, void *argument, int64_t first, in
     const row_work *w = argument;
     float *x = w->room.x + first * POINT, *e = w->room.e + first * POINT;
     const float *spectrum = w->room.spectrum + first * POINT;
+    if (first >= combs_end(wave, w)) {
+        clear_combs(wave, w, w->room.x, first, points);
+        clear_combs(wave, w, w->room.e, first, points);
+        return;
+    }
     ln_wave_down_row(wave, w->room.x, first, level, node);
     ln_wave_down_row(wave, w->room.e, first, level, node);
     w->kernels->correlate(w->room.sum + first * POINT, e, x, points);
@@ -397,7 +434,7 @@ static void backward_rows(const ln_wave *wave, void *argument, int64_t first, in
 
 static void sum_rows(const ln_wave *wave, void *argument, int64_t first, int64_t points, int level, int64_t node) {
     const row_work *w = argument;
-    (void)points;
+    clear_combs(wave, w, w->room.sum, first, points);
     ln_wave_up_row(wave, w->room.sum, first, level, node);
 }
 
@@ -406,6 +443,12 @@ static void make_spectrum(const strips *p, row_work *work) {
     if (p->c->s->option[LN_CONVOLUTION_KEEP] > 1) return;
     ln_wave_down_columns(wave, work->room.spectrum, filter_source, p, p->c->way.taps > wave->points);
     ln_wave_each_row(wave, spectrum_rows, work);
+}
+
+static row_work work_of(const convolution *c, int worker, int64_t group) {
+    return (row_work){.room = room_of(c, worker, group),
+                      .kernels = &c->call->kernels->fft,
+                      .kept = c->way.sparse ? (int64_t)c->s->option[LN_CONVOLUTION_COMBS] : COMBS};
 }
 
 /* ---- forward ---- */
@@ -432,7 +475,7 @@ static void forward_sequence(strips *p, row_work *work) {
 }
 
 static void forward_part(const convolution *c, int64_t group, int64_t part, int64_t parts, int worker) {
-    row_work work = {.room = room_of(c, worker, group), .kernels = &c->call->kernels->fft};
+    row_work work = work_of(c, worker, group);
     strips p = open_strips(c, group);
     make_spectrum(&p, &work);
     for (int64_t sequence = part; sequence < c->s->sequences; sequence += parts)
@@ -541,10 +584,25 @@ static void take_state_gradient(const strips *p) {
     }
 }
 
+/* Sums e v, where tap 0 has not all of it. */
+static void skip_gradient(const strips *p) {
+    float e[LANES], v[LANES];
+    double sum[LANES] = {0};
+    if (!p->gradient[LN_CONVOLUTION_SKIP].data) return;
+    for (int64_t step = 0; step < p->count; step++) {
+        error_at(p, step, e);
+        signal_at(p, step, v);
+        for (int i = 0; i < LANES; i++) sum[i] += (double)e[i] * (double)v[i];
+    }
+    for (int i = 0; i < LANES; i++) v[i] = (float)sum[i];
+    ln_strip_add(&p->gradient[LN_CONVOLUTION_SKIP], 0, v);
+}
+
 static void backward_sequence(strips *p, row_work *work) {
     const ln_wave *wave = &p->c->wave;
     const int64_t fresh = 2 * wave->points - history(p);
     take_state_gradient(p);
+    if (p->c->way.sparse) skip_gradient(p);
     for (; p->origin < p->count; p->origin += fresh) {
         const bool high = p->count - p->origin + history(p) > wave->points;
         ln_wave_down_columns(wave, work->room.x, signal_source, p, high);
@@ -557,9 +615,8 @@ static void backward_sequence(strips *p, row_work *work) {
 
 static void backward_group(const convolution *c, int64_t group, int worker) {
     strips p = open_strips(c, group);
-    row_work work = {.room = room_of(c, worker, group),
-                     .kernels = &c->call->kernels->fft,
-                     .output = p.gradient[LN_CONVOLUTION_OUT].data && p.input[LN_CONVOLUTION_OUT].data};
+    row_work work = work_of(c, worker, group);
+    work.output = p.gradient[LN_CONVOLUTION_OUT].data && p.input[LN_CONVOLUTION_OUT].data;
     memset(work.room.sum, 0, (size_t)(c->wave.points * POINT) * sizeof(float));
     make_spectrum(&p, &work);
     for (int64_t sequence = 0; sequence < c->s->sequences; sequence++)
@@ -593,6 +650,14 @@ const char *ln_convolution_refuse(const linnet_mixer_settings *s) {
         return "option[2], half the width of the filter's smoothing, is a whole number from 0 to 32";
     if (s->heads > ((int64_t)1 << 40) / s->value_size) return "heads * value_size must be at most 2^40";
     return NULL;
+}
+
+const char *ln_convolution_refuse_sparse(const linnet_mixer_settings *s) {
+    const double combs = s->option[LN_CONVOLUTION_COMBS];
+    if (!(combs >= 1) || combs > COMBS || combs != floor(combs))
+        return "option[3], combs of frequencies that are kept, is a whole number from 1 to 64";
+    if (ln_wave_longest(s) > s->slots) return "sequences must not be longer than the filter's slots";
+    return ln_convolution_refuse(s);
 }
 
 double ln_convolution_flops(const linnet_mixer_settings *s, linnet_mixer_form form) {

@@ -14,6 +14,11 @@ static const ln_mixer_input convolution_inputs[] = {
     {.name = "skip", .columns = LN_AXIS_VALUE, .flags = LN_PARAMETER | LN_OPTIONAL},
     {0},
 };
+#define FILTER_OPTIONS                                                                                            \
+    "the filter's transform: 0 made in every call, 1 made and kept in the workspace, 2 kept there by an earlier " \
+    "call of the same settings",                                                                                  \
+        "taken from the size of every tap of the filter, to 0", "taps to either side that smooth the filter"
+
 static const ln_mixer_state convolution_states[] = {
     {.name = "inputs", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE},
     {0},
@@ -68,13 +73,29 @@ const ln_mixer ln_rows_wave[] = {
      .slots = 64,
      .scale = 1,
      .reverse = true,
-     .options = {"the filter's transform: 0 made in every call, 1 made and kept in the workspace, 2 kept there by an "
-                 "earlier call of the same settings",
-                 "taken from the size of every tap of the filter, to 0", "taps to either side that smooth the filter"},
+     .options = {FILTER_OPTIONS},
      .refuse = ln_convolution_refuse,
      .workspace = ln_convolution_workspace,
      .forward = ln_convolution_forward,
      .step = ln_convolution_step,
+     .backward = ln_convolution_backward,
+     .flops = ln_convolution_flops},
+    {.name = "frequency_sparse_convolution",
+     .core = "wave",
+     .paper = "Fu et al. 2023, arXiv 2311.05908",
+     .formula = "long_convolution modulo x^2M + 1, M the power of two from slots up, of the filter without the "
+                "frequencies (f + 1/4) / M whose f, its bits reversed, is at least M option[3] / 64",
+     .inputs = convolution_inputs,
+     .output = LN_AXIS_VALUE,
+     .slots = 4096,
+     .scale = 1,
+     .not_causal = true,
+     .reverse = true,
+     .option = {0, 0, 0, 32},
+     .options = {FILTER_OPTIONS, "combs of frequencies that are kept, of 64"},
+     .refuse = ln_convolution_refuse_sparse,
+     .workspace = ln_convolution_workspace,
+     .forward = ln_convolution_forward,
      .backward = ln_convolution_backward,
      .flops = ln_convolution_flops},
     {.name = "toeplitz_attention",
@@ -108,7 +129,7 @@ const ln_mixer ln_rows_wave[] = {
      .flops = ln_laplace_flops},
     {.name = "wavelet_attention",
      .core = "wave",
-     .paper = "Dentamaro 2025, arXiv 2507.08637",
+     .paper = "Dentamaro 2025 (WERSA)",
      .formula =
          "y[i] = f(q[i]) . sum_j f(k[j]) value[j] / f(q[i]) . sum_j f(k[j]); q, k: query and key with their Haar "
          "details scaled by filter[level] gate[token][level]; f(x) = e^(projection x - |x|^2 / 2) + 1e-6",
