@@ -219,6 +219,85 @@ static bool atlas_fill(const linnet_mixer_settings *settings, const char *input,
     return true;
 }
 
+/* ---- ridge regression at every token ---- */
+
+enum { BETA = 3, MESA_DECAY, RIDGE };
+
+/* x of b = A x, by elimination; A is overwritten, x holds b. */
+static void eliminate(double *a, double *x, int64_t n) {
+    for (int64_t c = 0; c < n; c++) {
+        int64_t best = c;
+        for (int64_t r = c; r < n; r++)
+            if (fabs(a[r * n + c]) > fabs(a[best * n + c])) best = r;
+        for (int64_t i = 0; i < n; i++) {
+            const double swap = a[c * n + i];
+            a[c * n + i] = a[best * n + i];
+            a[best * n + i] = swap;
+        }
+        const double swap = x[c];
+        x[c] = x[best];
+        x[best] = swap;
+        for (int64_t r = c + 1; r < n; r++) {
+            const double factor = a[r * n + c] / a[c * n + c];
+            for (int64_t i = c; i < n; i++) a[r * n + i] -= factor * a[c * n + i];
+            x[r] -= factor * x[c];
+        }
+    }
+    for (int64_t r = n - 1; r >= 0; r--) {
+        for (int64_t i = r + 1; i < n; i++) x[r] -= a[r * n + i] * x[i];
+        x[r] /= a[r * n + r];
+    }
+}
+
+static void mesa_net(const oracle_call *c) {
+    const linnet_mixer_settings *s = c->settings;
+    const int64_t k = s->key_size, v = s->value_size;
+    double *a = malloc((size_t)(k * k + k) * sizeof *a), *x = a + k * k;
+    memcpy(c->state_out, c->state_in, (size_t)(s->heads * c->head_floats) * sizeof *c->state_out);
+    for (int64_t head = 0; head < s->heads; head++) {
+        double *h = c->state_out + head * c->head_floats, *g = h + k * k;
+        for (int64_t t = 0; t < c->tokens; t++) {
+            const double *key = oracle_input(c, KEY, t, head), *value = oracle_input(c, VALUE, t, head);
+            const double decay = exp(*oracle_input(c, MESA_DECAY, t, head)), beta = *oracle_input(c, BETA, t, head);
+            for (int64_t r = 0; r < k; r++) {
+                for (int64_t i = 0; i < k; i++) h[r * k + i] = decay * h[r * k + i] + beta * key[r] * key[i];
+                for (int64_t i = 0; i < v; i++) g[r * v + i] = decay * g[r * v + i] + beta * key[r] * value[i];
+                x[r] = (double)s->scale * oracle_input(c, QUERY, t, head)[r];
+            }
+            memcpy(a, h, (size_t)(k * k) * sizeof *a);
+            for (int64_t r = 0; r < k; r++) a[r * k + r] += c->input[RIDGE][head * k + r];
+            eliminate(a, x, k);
+            through(x, g, oracle_output(c, t, head), k, v);
+        }
+    }
+    free(a);
+}
+
+static void mesa_vary(linnet_mixer_settings *settings, int variant) {
+    (void)variant;
+    settings->key_size = settings->key_size > 20 ? 20 : settings->key_size; /* the oracle takes its time */
+}
+
+/* Covariances are those of something. */
+static bool mesa_fill(const linnet_mixer_settings *settings, const char *input, double *values, int64_t count,
+                      int extreme) {
+    (void)extreme;
+    if (strcmp(input, "state") != 0) return false;
+    const int64_t k = settings->key_size, floats = linnet_mixer_state_floats(settings) / settings->heads;
+    double *root = malloc((size_t)(k * k) * sizeof *root);
+    for (int64_t at = 0; at < count; at += floats) {
+        memcpy(root, values + at, (size_t)(k * k) * sizeof *root);
+        for (int64_t r = 0; r < k; r++)
+            for (int64_t i = 0; i < k; i++) {
+                double sum = 0;
+                for (int64_t j = 0; j < k; j++) sum += root[r * k + j] * root[i * k + j];
+                values[at + r * k + i] = (double)(float)sum;
+            }
+    }
+    free(root);
+    return true;
+}
+
 const mixer_oracle oracle_learner[] = {
     {.name = "ttt_linear", .run = ttt_linear, .omits = true, .variants = 2, .vary = vary, .fill = fill},
     {.name = "titans", .run = titans, .omits = true, .forward = 4e-5, .variants = 2, .vary = vary, .fill = fill},
@@ -229,5 +308,6 @@ const mixer_oracle oracle_learner[] = {
      .variants = 2,
      .vary = atlas_vary,
      .fill = atlas_fill},
+    {.name = "mesa_net", .run = mesa_net, .forward = 1e-5, .gradient = 2e-4, .vary = mesa_vary, .fill = mesa_fill},
     {0},
 };

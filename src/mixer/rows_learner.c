@@ -13,6 +13,7 @@
 
 #include "mixer/learner.h"
 #include "mixer/learner_atlas.h"
+#include "mixer/learner_mesa.h"
 
 /* ---- test-time training ---- */
 
@@ -182,6 +183,34 @@ static double atlas_flops(const linnet_mixer_settings *s, linnet_mixer_form form
     return form == LINNET_MIXER_BACKWARD ? 5 * forward : forward;
 }
 
+/* ---- the best matrix of all tokens ---- */
+
+static const ln_mixer_input mesa_inputs[] = {
+    {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
+    {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
+    {.name = "beta", .range = LINNET_RANGE_UNIT},
+    {.name = "decay", .range = LINNET_RANGE_DECAY},
+    {.name = "ridge", .columns = LN_AXIS_KEY, .flags = LN_PARAMETER, .range = LINNET_RANGE_POSITIVE},
+    {0},
+};
+static const ln_mixer_state mesa_states[] = {{.name = "covariance", .rows = LN_AXIS_KEY, .columns = LN_AXIS_KEY},
+                                             {.name = "memory", .rows = LN_AXIS_KEY, .columns = LN_AXIS_VALUE},
+                                             {0}};
+
+static const char *mesa_refuse(const linnet_mixer_settings *s) {
+    return s->option[0] >= 0 && s->option[0] <= 1e6 && s->option[0] == floor(s->option[0])
+               ? NULL
+               : "option[0], the iterations, must be a whole number from 0 to 10^6";
+}
+
+/* With all iterations; there are mostly fewer. */
+static double mesa_flops(const linnet_mixer_settings *s, linnet_mixer_form form) {
+    const double key = (double)s->key_size, value = (double)s->value_size;
+    const double solve = 2 * key * key * (s->option[0] > 0 ? s->option[0] : 2 * key), update = 3 * key * (key + value);
+    return form == LINNET_MIXER_BACKWARD ? 2 * solve + 4 * update : solve + update + 2 * key * value;
+}
+
 #define LEARNER_CORE                                                                                 \
     .core = "learner", .output = LN_AXIS_VALUE, .scale = NAN, .slots = 16, .reverse = true,          \
     .options = {"1: the loss is |z - v|^2 / 2, the output o: without layer norm"}, .refuse = refuse, \
@@ -220,5 +249,20 @@ const ln_mixer ln_rows_learner[] = {
      .forward = ln_atlas_forward,
      .backward = ln_atlas_backward,
      .flops = atlas_flops},
+    {.name = "mesa_net",
+     .core = "learner",
+     .paper = "von Oswald et al. 2025, arXiv 2506.05233",
+     .formula = "o = q (H + diag(ridge))^-1 G, H = e^decay H + beta k^T k, G = e^decay G + beta k^T v",
+     .inputs = mesa_inputs,
+     .states = mesa_states,
+     .output = LN_AXIS_VALUE,
+     .scale = 1,
+     .reverse = true,
+     .options = {"iterations at most; 0: twice the columns of a key"},
+     .refuse = mesa_refuse,
+     .workspace = ln_mesa_workspace,
+     .forward = ln_mesa_forward,
+     .backward = ln_mesa_backward,
+     .flops = mesa_flops},
     {0},
 };
