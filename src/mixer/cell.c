@@ -147,14 +147,8 @@ static int64_t running(const group *g, int64_t step) {
 }
 
 static void read_states(const group *g, float *state) {
-    for (int64_t r = 0; r < g->count; r++) {
-        const float *in = ln_mixer_state_in(g->call, g->sequence[r], g->head);
-        float *row = state + r * g->e.state;
-        if (in)
-            memcpy(row, in, (size_t)g->e.state * sizeof *row);
-        else
-            memset(row, 0, (size_t)g->e.state * sizeof *row);
-    }
+    for (int64_t r = 0; r < g->count; r++)
+        ln_mixer_read_state(g->call, g->sequence[r], g->head, state + r * g->e.state);
 }
 
 static ln_cell_pass pass_of(const group *g, int64_t row, const float *y, const float *last, float *next) {
@@ -274,10 +268,8 @@ static void group_back(const group *g) {
         memcpy(g->w.before + (i + 1) * e->rows * e->state, g->w.states + e->l.segment * e->rows * e->state,
                (size_t)(g->count * e->state) * sizeof(float));
     }
-    for (int64_t r = 0; r < g->count; r++) {
-        const float *given = ln_mixer_state_out_gradient(g->call, g->sequence[r], g->head);
-        for (int64_t i = 0; i < e->state; i++) g->w.gradient[r * e->state + i] = given ? given[i] : 0;
-    }
+    for (int64_t r = 0; r < g->count; r++)
+        ln_mixer_read_gradient(g->call, g->sequence[r], g->head, g->w.gradient + r * e->state);
     for (int64_t i = segments - 1; i >= 0; i--) {
         const int64_t first = i * e->l.segment, end = replay(g, i);
         int64_t packed = 0;

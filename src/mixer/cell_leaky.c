@@ -102,14 +102,6 @@ static job open_job(const ln_mixer_call *call, linnet_mixer_form form, int worke
     return j;
 }
 
-static void read_state(const job *j, float *state) {
-    const float *in = ln_mixer_state_in(j->call, j->sequence, j->head);
-    if (in)
-        memcpy(state, in, (size_t)j->floats * sizeof *state);
-    else
-        memset(state, 0, (size_t)j->floats * sizeof *state);
-}
-
 /* The piece's branches: leaked[t + 1] = s[t], and their part of what the network takes. */
 static void run_synapses(job *j, const float *state, int64_t first, int64_t count) {
     const float *leak = j->parameter[SYNAPSE_DECAY], *synapse = j->parameter[SYNAPSE];
@@ -158,7 +150,7 @@ static void forward_task(void *argument, int64_t task, int worker) {
     j.sequence = task / call->settings->heads;
     ln_mixer_span(call->settings, j.sequence, &first, &j.tokens);
     if (j.tokens == 0) return;
-    read_state(&j, j.state);
+    ln_mixer_read_state(call, j.sequence, j.head, j.state);
     for (int64_t step = 0; step < j.tokens; step += BLOCK) run_piece(&j, j.state, step, true);
     float *out = ln_mixer_state_out(call, j.sequence, j.head);
     if (out) memcpy(out, j.state, (size_t)j.floats * sizeof *out);
@@ -242,17 +234,12 @@ static void piece_backward(void *argument, float *state, int64_t piece) {
 }
 
 static void sequence_back(job *j) {
-    const size_t bytes = (size_t)j->floats * sizeof(float);
-    const float *given = ln_mixer_state_out_gradient(j->call, j->sequence, j->head);
-    if (given)
-        memcpy(j->state_gradient, given, bytes);
-    else
-        memset(j->state_gradient, 0, bytes);
-    read_state(j, j->replay.kept);
+    ln_mixer_read_gradient(j->call, j->sequence, j->head, j->state_gradient);
+    ln_mixer_read_state(j->call, j->sequence, j->head, j->replay.kept);
     const ln_replay_steps steps = {j, piece_forward, piece_backward};
     ln_replay_run(&j->replay, ln_ceil_div(j->tokens, BLOCK), &steps);
     float *to = ln_mixer_state_in_gradient(j->call, j->sequence, j->head);
-    if (to) memcpy(to, j->state_gradient, bytes);
+    if (to) memcpy(to, j->state_gradient, (size_t)j->floats * sizeof *to);
 }
 
 static void backward_task(void *argument, int64_t head, int worker) {

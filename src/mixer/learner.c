@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "mixer/learner_inside.h"
 #include "mixer/replay.h"
 
 static const float EPSILON = 1e-6f;
@@ -46,16 +47,6 @@ typedef struct job {
 
 /* ---- rows of numbers ---- */
 
-static float dot(const float *a, const float *b, int64_t n) {
-    enum { WIDTH = 8 };
-    float part[WIDTH] = {0};
-    int64_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH)
-        for (int l = 0; l < WIDTH; l++) part[l] += a[i + l] * b[i + l];
-    for (; i < n; i++) part[0] += a[i] * b[i];
-    return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
-}
-
 static float mean(const float *a, int64_t n) {
     float part[4] = {0};
     int64_t i = 0;
@@ -69,23 +60,15 @@ static float mean(const float *a, int64_t n) {
 static float normalise(float *hat, const float *x, int64_t n) {
     const float middle = mean(x, n);
     for (int64_t i = 0; i < n; i++) hat[i] = x[i] - middle;
-    const float r = 1 / sqrtf(dot(hat, hat, n) / (float)n + EPSILON);
+    const float r = 1 / sqrtf((float)dot(hat, hat, n) / (float)n + EPSILON);
     for (int64_t i = 0; i < n; i++) hat[i] *= r;
     return r;
 }
 
 /* to = (g - mean g - hat mean(g hat)): LN'^T g / r. to may be g. */
 static void project(float *to, const float *g, const float *hat, int64_t n) {
-    const float middle = mean(g, n), along = dot(g, hat, n) / (float)n;
+    const float middle = mean(g, n), along = (float)dot(g, hat, n) / (float)n;
     for (int64_t i = 0; i < n; i++) to[i] = g[i] - middle - hat[i] * along;
-}
-
-static void add_times(float *to, float factor, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] += factor * x[i];
-}
-
-static void times(float *to, float factor, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = factor * x[i];
 }
 
 /* ---- workspace ---- */
@@ -320,14 +303,6 @@ static int64_t run_piece(job *j, float *floats, int64_t step, int64_t tokens, bo
     return count;
 }
 
-static void read_state(const job *j, float *floats) {
-    const float *in = ln_mixer_state_in(j->call, j->sequence, j->head);
-    if (in)
-        memmove(floats, in, (size_t)j->floats * sizeof *floats);
-    else
-        memset(floats, 0, (size_t)j->floats * sizeof *floats);
-}
-
 static void forward_task(void *argument, int64_t task, int worker) {
     const ln_mixer_call *call = argument;
     job j = open_job(call, LINNET_MIXER_FORWARD, worker);
@@ -337,7 +312,7 @@ static void forward_task(void *argument, int64_t task, int worker) {
     if (tokens == 0) return;
     open_head(&j, task % call->settings->heads);
     float *out = ln_mixer_state_out(call, j.sequence, j.head), *floats = out ? out : j.state;
-    read_state(&j, floats);
+    ln_mixer_read_state(call, j.sequence, j.head, floats);
     for (int64_t step = 0; step < tokens;) step += run_piece(&j, floats, step, tokens, true);
 }
 
@@ -377,8 +352,8 @@ static void read_back(job *j, const state *s, int64_t count) {
     const ln_learner_terms *terms = &j->terms;
     for (int64_t t = 0; t < count; t++) {
         const float *d = g->output + t * n;
-        of->memory[t] = dot(d, x->from_memory + t * n, n);
-        of->momentum[t] = terms->uses_momentum ? dot(d, x->from_momentum + t * n, n) : 0;
+        of->memory[t] = (float)dot(d, x->from_memory + t * n, n);
+        of->momentum[t] = terms->uses_momentum ? (float)dot(d, x->from_momentum + t * n, n) : 0;
         times(g->spare + t * n, terms->memory[t], d, n);
     }
     j->tile->product_tb(g->query, j->keys, g->spare, n, s->memory, n, count, j->keys, n, false);
@@ -407,7 +382,7 @@ static void write_back(job *j, const float *d, const float *numbers, float *numb
     back_rows *g = &j->g;
     j->tile->product(g->spare, n, j->x.key, j->keys, d, n, count, n, j->keys, false);
     for (int64_t t = 0; t < count; t++) {
-        numbers_gradient[t] = -dot(g->spare + t * n, j->x.step + t * n, n);
+        numbers_gradient[t] = -(float)dot(g->spare + t * n, j->x.step + t * n, n);
         add_times(g->step + t * n, -numbers[t], g->spare + t * n, n);
         times(g->spare + t * n, -numbers[t], j->x.step + t * n, n);
     }
@@ -420,7 +395,7 @@ static void move_back(job *j, const state *s, int64_t count) {
     ln_learner_terms *of = &j->terms_gradient;
     const ln_learner_terms *terms = &j->terms;
     if (terms->writes_momentum) write_back(j, g->momentum_matrix, terms->last_written, of->last_written, count);
-    of->keep = terms->keep != 0 ? dot(g->momentum_matrix, s->momentum, j->matrix) : 0;
+    of->keep = terms->keep != 0 ? (float)dot(g->momentum_matrix, s->momentum, j->matrix) : 0;
     if (terms->keep != 0)
         times(g->momentum_matrix, terms->keep, g->momentum_matrix, j->matrix);
     else
@@ -428,9 +403,9 @@ static void move_back(job *j, const state *s, int64_t count) {
     of->last_memory = of->last_momentum = 0;
     if (!terms->moves_memory) return;
     write_back(j, g->memory, terms->last_token, of->last_token, count);
-    of->last_memory = dot(g->memory, s->memory, j->matrix);
+    of->last_memory = (float)dot(g->memory, s->memory, j->matrix);
     if (terms->uses_momentum) {
-        of->last_momentum = dot(g->memory, s->momentum, j->matrix);
+        of->last_momentum = (float)dot(g->memory, s->momentum, j->matrix);
         add_times(g->momentum_matrix, terms->last_momentum, g->memory, j->matrix);
     }
     times(g->memory, terms->last_memory, g->memory, j->matrix);
@@ -452,7 +427,7 @@ static void step_back(job *j, int64_t t) {
     float along = 0; /* mean(g hat), g = residual w */
     for (int64_t i = 0; i < n; i++) along += residual[i] * j->weight[i] * hat[i];
     along *= rate / (float)n;
-    const float of_rate = dot(du, inner, n), back = rate * dot(du, hat, n) / (float)n;
+    const float of_rate = (float)dot(du, inner, n), back = rate * (float)dot(du, hat, n) / (float)n;
     for (int64_t i = 0; i < n; i++) {
         const float d = rate * dg[i], of_residual = d * j->weight[i];
         dz[i] = of_residual * j->weight[i] - du[i] * along - back * residual[i] * j->weight[i];
@@ -532,7 +507,7 @@ static void sequence_back(job *j) {
             memcpy(gradients[m], given + m * j->matrix, matrix);
         else
             memset(gradients[m], 0, matrix);
-    read_state(j, g->replay.kept);
+    ln_mixer_read_state(j->call, j->sequence, j->head, g->replay.kept);
     j->position = position_of(j, g->replay.kept);
     const ln_replay_steps steps = {j, replay_forward, replay_backward};
     ln_replay_run(&g->replay, ln_ceil_div(j->tokens + j->position, j->chunk), &steps);

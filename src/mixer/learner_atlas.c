@@ -17,6 +17,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "mixer/learner_inside.h"
 #include "mixer/replay.h"
 
 static const float CUBIC[3] = {3.4445f, -4.775f, 2.0315f}, LEAST = 1e-7f;
@@ -108,19 +109,6 @@ static int64_t position_of(const job *j, const float *position) {
     return *position > 0 && *position < (float)j->chunk ? (int64_t)(*position + 0.5f) % j->chunk : 0;
 }
 
-static void add_times(float *to, float factor, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] += factor * x[i];
-}
-static void times(float *to, float factor, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = factor * x[i];
-}
-/* Of whole matrices: in float64, for the sum is long. */
-static double dot(const float *a, const float *b, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
-    return sum;
-}
-
 /* A and B of an iterate. */
 static void squares_of(job *j, const float *x) {
     const int64_t k = j->key;
@@ -186,14 +174,6 @@ static const float *run_token(job *j, float *state, int64_t step) {
     return direction;
 }
 
-static void read_state(const job *j, float *state) {
-    const float *in = ln_mixer_state_in(j->call, j->sequence, j->head);
-    if (in)
-        memmove(state, in, (size_t)j->floats * sizeof *state);
-    else
-        memset(state, 0, (size_t)j->floats * sizeof *state);
-}
-
 static void forward_task(void *argument, int64_t task, int worker) {
     const ln_mixer_call *call = argument;
     job j = open_job(call, LINNET_MIXER_FORWARD, worker);
@@ -203,7 +183,7 @@ static void forward_task(void *argument, int64_t task, int worker) {
     ln_mixer_span(call->settings, j.sequence, &first, &j.tokens);
     if (j.tokens == 0) return;
     float *out = ln_mixer_state_out(call, j.sequence, j.head), *state = out ? out : j.state;
-    read_state(&j, state);
+    ln_mixer_read_state(call, j.sequence, j.head, state);
     for (int64_t step = 0; step < j.tokens; step++) {
         run_token(&j, state, step);
         j.tile->product(ln_mixer_output(call, j.head, j.sequence, step), j.value, j.query, j.key, state, j.value, 1,
@@ -309,24 +289,19 @@ static void token_forward(void *argument, float *state, int64_t step) {
 static void backward_task(void *argument, int64_t key_head, int worker) {
     const ln_mixer_call *call = argument;
     job j = open_job(call, LINNET_MIXER_BACKWARD, worker);
-    const size_t bytes = (size_t)j.floats * sizeof(float);
     for (int64_t task = 0; task < j.s->heads * j.s->sequences; task++) {
         int64_t first;
         j.head = task / j.s->sequences;
         j.sequence = task % j.s->sequences;
         ln_mixer_span(j.s, j.sequence, &first, &j.tokens);
         if (ln_mixer_key_head(j.s, j.head) != key_head || j.tokens == 0) continue;
-        const float *given = ln_mixer_state_out_gradient(call, j.sequence, j.head);
-        if (given)
-            memcpy(j.d, given, bytes);
-        else
-            memset(j.d, 0, bytes);
-        read_state(&j, j.replay.kept);
+        ln_mixer_read_gradient(call, j.sequence, j.head, j.d);
+        ln_mixer_read_state(call, j.sequence, j.head, j.replay.kept);
         const ln_replay_steps steps = {&j, token_forward, token_back};
         ln_replay_run(&j.replay, j.tokens, &steps);
         float *to = ln_mixer_state_in_gradient(call, j.sequence, j.head);
         *parts_of(&j, j.d).position = 0;
-        if (to) memcpy(to, j.d, bytes);
+        if (to) memcpy(to, j.d, (size_t)j.floats * sizeof *to);
     }
 }
 

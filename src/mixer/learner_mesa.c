@@ -11,6 +11,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "mixer/learner_inside.h"
 #include "mixer/replay.h"
 
 static const double CLOSE = 1e-14; /* of the squared residual */
@@ -71,16 +72,6 @@ static job open_job(const ln_mixer_call *call, linnet_mixer_form form, int worke
     return j;
 }
 
-static void add_times(float *to, float factor, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] += factor * x[i];
-}
-
-static double dot(const float *a, const float *b, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
-    return sum;
-}
-
 /* (H + diag(ridge)) x = b */
 static void solve(job *j, const float *covariance, const float *b, float *x) {
     const int64_t n = j->keys;
@@ -138,14 +129,6 @@ static void open_head(job *j, int64_t head) {
     ln_mixer_load(j->call, LN_MESA_RIDGE, head, 0, 0, 1, j->ridge);
 }
 
-static void read_state(const job *j, float *state) {
-    const float *in = ln_mixer_state_in(j->call, j->sequence, j->head);
-    if (in)
-        memmove(state, in, (size_t)j->floats * sizeof *state);
-    else
-        memset(state, 0, (size_t)j->floats * sizeof *state);
-}
-
 static void forward_task(void *argument, int64_t task, int worker) {
     const ln_mixer_call *call = argument;
     job j = open_job(call, LINNET_MIXER_FORWARD, worker);
@@ -155,7 +138,7 @@ static void forward_task(void *argument, int64_t task, int worker) {
     if (j.tokens == 0) return;
     open_head(&j, task % call->settings->heads);
     float *out = ln_mixer_state_out(call, j.sequence, j.head), *state = out ? out : j.state;
-    read_state(&j, state);
+    ln_mixer_read_state(call, j.sequence, j.head, state);
     for (int64_t step = 0; step < j.tokens; step++) {
         run_token(&j, state, step);
         ask(&j, state, step);
@@ -216,17 +199,12 @@ static void token_forward(void *argument, float *state, int64_t step) {
 }
 
 static void sequence_back(job *j) {
-    const size_t bytes = (size_t)j->floats * sizeof(float);
-    const float *given = ln_mixer_state_out_gradient(j->call, j->sequence, j->head);
-    if (given)
-        memcpy(j->d, given, bytes);
-    else
-        memset(j->d, 0, bytes);
-    read_state(j, j->replay.kept);
+    ln_mixer_read_gradient(j->call, j->sequence, j->head, j->d);
+    ln_mixer_read_state(j->call, j->sequence, j->head, j->replay.kept);
     const ln_replay_steps steps = {j, token_forward, token_back};
     ln_replay_run(&j->replay, j->tokens, &steps);
     float *to = ln_mixer_state_in_gradient(j->call, j->sequence, j->head);
-    if (to) memcpy(to, j->d, bytes);
+    if (to) memcpy(to, j->d, (size_t)j->floats * sizeof *to);
 }
 
 static void backward_task(void *argument, int64_t key_head, int worker) {

@@ -1,4 +1,4 @@
-/* Owns: going back through a recurrence by way of kept states (mixer/replay.h). */
+/* Owns: going back through a recurrence by way of kept states (mixer/replay.h), and where states are read from. */
 #include "mixer/replay.h"
 
 #include <math.h>
@@ -9,6 +9,21 @@ int64_t ln_mixer_longest(const linnet_mixer_settings *s) {
     for (int64_t q = 0; s->offsets && q < s->sequences; q++)
         longest = ln_max_i64(longest, s->offsets[q + 1] - s->offsets[q]);
     return longest;
+}
+
+static void copy_or_clear(float *to, const float *from, int64_t floats) {
+    if (from)
+        memmove(to, from, (size_t)floats * sizeof *to);
+    else
+        memset(to, 0, (size_t)floats * sizeof *to);
+}
+
+void ln_mixer_read_state(const ln_mixer_call *call, int64_t sequence, int64_t head, float *state) {
+    copy_or_clear(state, ln_mixer_state_in(call, sequence, head), call->head_floats);
+}
+
+void ln_mixer_read_gradient(const ln_mixer_call *call, int64_t sequence, int64_t head, float *gradient) {
+    copy_or_clear(gradient, ln_mixer_state_out_gradient(call, sequence, head), call->head_floats);
 }
 
 ln_replay ln_replay_carve(ln_carver *carver, int64_t floats, int64_t pieces) {

@@ -25,6 +25,11 @@ typedef struct ln_replay_steps {
 /* replay->kept holds the state before the first piece. */
 void ln_replay_run(const ln_replay *replay, int64_t pieces, const ln_replay_steps *steps);
 
+/* The state of a head of a sequence before its first token, zeros at a beginning. `state` may be where it lies. */
+void ln_mixer_read_state(const ln_mixer_call *call, int64_t sequence, int64_t head, float *state);
+/* The gradient of the state after its last token. */
+void ln_mixer_read_gradient(const ln_mixer_call *call, int64_t sequence, int64_t head, float *gradient);
+
 /* Tokens of the longest sequence. */
 int64_t ln_mixer_longest(const linnet_mixer_settings *settings);
 
