@@ -62,12 +62,16 @@ static void lower_tb(float *c, int64_t c_stride, const float *a, int64_t a_strid
 
 /* ---- decays ---- */
 
+static float decay_of(float x) {
+    return x < LN_TILE_LEAST ? 0 : expf(x);
+}
+
 static void decay_lower(float *a, int64_t stride, const double *rows, const double *columns, float factor, bool strict,
                         int64_t m) {
     for (int64_t i = 0; i < m; i++) {
         const int64_t end = strict ? i : i + 1;
         float *row = a + i * stride;
-        for (int64_t j = 0; j < end; j++) row[j] *= rows ? factor * expf((float)(rows[i] - columns[j])) : factor;
+        for (int64_t j = 0; j < end; j++) row[j] *= rows ? factor * decay_of((float)(rows[i] - columns[j])) : factor;
         for (int64_t j = end; j < m; j++) row[j] = 0;
     }
 }
@@ -141,15 +145,15 @@ static void block_decays(float *factors, float *prefix, float *suffix, float *wh
         float sum = 0;
         for (int64_t i = 0; i < m; i++) {
             const float gate = g[i * stride + c];
-            if (before) prefix[i * stride + c] = expf(sum);
+            if (before) prefix[i * stride + c] = decay_of(sum);
             sum += gate;
-            if (!before) prefix[i * stride + c] = expf(sum);
-            factors[i * stride + c] = expf(gate);
+            if (!before) prefix[i * stride + c] = decay_of(sum);
+            factors[i * stride + c] = decay_of(gate);
         }
-        whole[c] = expf(sum);
+        whole[c] = decay_of(sum);
         sum = 0;
         for (int64_t i = m - 1; i >= 0; i--) {
-            suffix[i * stride + c] = expf(sum);
+            suffix[i * stride + c] = decay_of(sum);
             sum += g[i * stride + c];
         }
     }

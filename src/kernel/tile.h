@@ -11,6 +11,8 @@
 #include <stdint.h>
 
 enum { LN_TILE_BLOCK = 16 };
+/* e^x below this is made 0: subnormal numbers, which products would soon reach, are slow, and add nothing. */
+static const float LN_TILE_LEAST = -70;
 
 typedef void (*ln_tile_product)(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b,
                                 int64_t b_stride, int64_t m, int64_t n, int64_t k, bool add);

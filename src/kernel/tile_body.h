@@ -3,7 +3,7 @@
  *
  *   VECTORS                  of a register tile of ROWS x VECTORS sums
  *   load_some, store_some    the first n lanes; the others are 0
- *   exponential_of (v)       e^v for v <= 0, 0 below -87.3; NaN stays
+ *   exponential_of (v)       e^v for v <= 0, 0 below LN_TILE_LEAST; NaN stays
  *   differences (x, y, n)    x - y[i] in double, rounded; n lanes
  *   multiply_first (v, f, n) the first n lanes times f (none for n <= 0, all for n >= W)
  *   transpose_lanes (x[W])   in place

@@ -15,7 +15,7 @@
 #include "mixer/outer_inside.h"
 #include "number/format.h"
 
-enum { CHUNK = 64, SLICE = 32 };
+enum { CHUNK = 64, SLICE = 32, GROUP = 32 };
 /* e^(-1000) is 0 in float32, and sums of such gates stay exact: -inf is as good as this. */
 static const float ENDLESS = -1000;
 
@@ -116,7 +116,8 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
         h->value = TAKE(h->tokens / 2 * t->value_stride);
     }
     if (backward) {
-        const int64_t chunks = ln_ceil_div(ln_outer_longest(s), n) + 1;
+        const int64_t chunks = ln_ceil_div(ln_outer_longest(s), n), floats = t->features * t->value_stride + t->sides;
+        w->group = chunks <= GROUP ? GROUP : (int64_t)sqrt((double)chunks) + 1;
         t->query_gradient = TAKE(keys);
         t->key_gradient = TAKE(keys);
         t->value_gradient = TAKE(values);
@@ -128,8 +129,8 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
         w->own = TAKE(n);
         w->crossing = ln_carve(&carver, (uint64_t)n, sizeof(double));
         w->state_gradient = TAKE(t->features * t->value_stride);
-        w->states = ln_carve(&carver, (uint64_t)chunks, sizeof(float) * (uint64_t)(t->features * t->value_stride));
-        w->sides = ln_carve(&carver, (uint64_t)chunks, sizeof(float) * (uint64_t)(t->sides + 1));
+        w->states = ln_carve(&carver, (uint64_t)(ln_min_i64(w->group, chunks) + 1), sizeof(float) * (uint64_t)floats);
+        w->groups = ln_carve(&carver, (uint64_t)ln_ceil_div(chunks, w->group), sizeof(float) * (uint64_t)floats);
     }
 #undef TAKE
     return carver.overflow ? UINT64_MAX : carver.used;
@@ -219,6 +220,10 @@ void ln_outer_end(const ln_outer_work *w, const float *from, float *state, bool 
     if (extra) memcpy(to + t->extra * t->features, t->side, (size_t)t->sides * sizeof *t->side);
 }
 
+static float decay_of(double x) {
+    return (float)x < LN_TILE_LEAST ? 0 : expf((float)x);
+}
+
 static void sum_gates(ln_outer_work *w) {
     const ln_outer_tile *t = &w->tile;
     ln_outer_gates *g = &w->gates;
@@ -230,10 +235,10 @@ static void sum_gates(ln_outer_work *w) {
     g->columns = g->sums + 1;
     g->rows = t->row->before ? g->sums : g->columns;
     for (int64_t i = 0; i < t->count; i++) {
-        g->query_factor[i] = scale * expf((float)g->rows[i]);
-        g->key_factor[i] = expf((float)(sum - g->columns[i]));
+        g->query_factor[i] = scale * decay_of(g->rows[i]);
+        g->key_factor[i] = decay_of(sum - g->columns[i]);
     }
-    g->end = expf((float)sum);
+    g->end = decay_of(sum);
 }
 
 void ln_outer_load_chunk(ln_outer_work *w, int64_t step, int64_t count) {

@@ -1,7 +1,8 @@
 /* Owns: gradients of the outer core. A task is a sequence and the heads that share a key head, one after the other, so
  * whoever adds to a row of a gradient is alone. A head goes forward once, keeping the state before each chunk, then
- * backward with D, the gradient of the state behind the chunk. With P the scores, s the scale, w the decays, dO the
- * gradients of the sums:
+ * backward with D, the gradient of the state behind the chunk; of a long sequence it keeps the state before each group
+ * of chunks, about the root of their number, and goes forward over each group again. With P the scores, s the scale, w
+ * the decays, dO the gradients of the sums:
  *
  *     G = s tril(dO V^T) w                dV = P^T dO + (K e^(end - G)) D
  *     dQ = G K + s (dO S^T) e^G           D <- e^end D + (s Q e^G)^T dO
@@ -216,8 +217,6 @@ static void recede(ln_outer_work *w) {
 
 static void chunk_gradients(ln_outer_work *w, const float *before, const float *behind) {
     ln_outer_tile *t = &w->tile;
-    const size_t bytes = (size_t)(t->features * t->value_stride) * sizeof(float);
-    memcpy(w->state, before, bytes);
     ln_outer_sums(w);
     if (t->row->finish_gradient)
         t->row->finish_gradient(t);
@@ -240,30 +239,58 @@ static void chunk_gradients(ln_outer_work *w, const float *before, const float *
 
 /* ---- a head ---- */
 
+static void keep(const ln_outer_work *w, float *to) {
+    const int64_t floats = w->tile.features * w->tile.value_stride;
+    memcpy(to, w->state, (size_t)floats * sizeof *to);
+    memcpy(to + floats, w->tile.side, (size_t)w->tile.sides * sizeof *to);
+}
+static void restore(ln_outer_work *w, const float *from) {
+    const int64_t floats = w->tile.features * w->tile.value_stride;
+    memcpy(w->state, from, (size_t)floats * sizeof *from);
+    memcpy(w->tile.side, from + floats, (size_t)w->tile.sides * sizeof *from);
+}
+
+/* Forward over a chunk without its sums. */
+static void pass_chunk(ln_outer_work *w, int64_t chunk, int64_t count) {
+    ln_outer_load_chunk(w, chunk * w->chunk, ln_min_i64(w->chunk, count - chunk * w->chunk));
+    ln_outer_skip_sums(w);
+    ln_outer_advance(w);
+}
+
+static void backward_group(ln_outer_work *w, int64_t group, int64_t chunks, int64_t count) {
+    const int64_t floats = w->tile.features * w->tile.value_stride + w->tile.sides, first = group * w->group,
+                  last = ln_min_i64(chunks, first + w->group);
+    restore(w, w->groups + group * floats);
+    for (int64_t c = first; c < last; c++) {
+        keep(w, w->states + (c - first) * floats);
+        pass_chunk(w, c, count);
+    }
+    keep(w, w->states + (last - first) * floats);
+    for (int64_t c = last - 1; c >= first; c--) {
+        const float *before = w->states + (c - first) * floats;
+        restore(w, before);
+        ln_outer_load_chunk(w, c * w->chunk, ln_min_i64(w->chunk, count - c * w->chunk));
+        chunk_gradients(w, before, before + floats);
+    }
+}
+
 static void backward_head(ln_outer_work *w, const backward_run *run, int64_t sequence, int64_t head) {
     const ln_mixer_call *call = run->call;
     ln_outer_tile *t = &w->tile;
-    const int64_t floats = t->features * t->value_stride;
-    int64_t first, count, chunk = 0;
+    int64_t first, count;
     ln_mixer_span(call->settings, sequence, &first, &count);
+    const int64_t chunks = ln_ceil_div(count, w->chunk), groups = ln_ceil_div(chunks, w->group),
+                  floats = t->features * t->value_stride + t->sides;
     t->parameter_gradients = run->parameter_gradients + (sequence * call->settings->heads + head) * run->parameters;
     ln_outer_begin(w, sequence, head, ln_mixer_state_out_gradient(call, sequence, head), NULL);
-    memcpy(w->state_gradient, w->state, (size_t)floats * sizeof(float));
+    memcpy(w->state_gradient, w->state, (size_t)(t->features * t->value_stride) * sizeof(float));
     memcpy(t->side_gradient, t->side, (size_t)t->sides * sizeof(float));
     ln_outer_begin(w, sequence, head, ln_mixer_state_in(call, sequence, head), NULL);
-    for (int64_t at = 0; at < count; at += w->chunk, chunk++) {
-        memcpy(w->states + chunk * floats, w->state, (size_t)floats * sizeof(float));
-        memcpy(w->sides + chunk * (t->sides + 1), t->side, (size_t)t->sides * sizeof(float));
-        ln_outer_load_chunk(w, at, ln_min_i64(w->chunk, count - at));
-        ln_outer_skip_sums(w);
-        ln_outer_advance(w);
+    for (int64_t c = 0; c <= (groups - 1) * w->group; c++) {
+        if (c % w->group == 0) keep(w, w->groups + c / w->group * floats);
+        if (c < (groups - 1) * w->group) pass_chunk(w, c, count);
     }
-    memcpy(w->states + chunk * floats, w->state, (size_t)floats * sizeof(float));
-    while (chunk-- > 0) {
-        memcpy(t->side, w->sides + chunk * (t->sides + 1), (size_t)t->sides * sizeof(float));
-        ln_outer_load_chunk(w, chunk * w->chunk, ln_min_i64(w->chunk, count - chunk * w->chunk));
-        chunk_gradients(w, w->states + chunk * floats, w->states + (chunk + 1) * floats);
-    }
+    for (int64_t g = groups - 1; g >= 0; g--) backward_group(w, g, chunks, count);
     float *out = ln_mixer_state_in_gradient(call, sequence, head);
     if (out) {
         memcpy(t->side, t->side_gradient, (size_t)t->sides * sizeof(float));

@@ -41,8 +41,9 @@ typedef struct ln_outer_work {
     /* backward */
     float *score_gradient, *state_gradient, *own; /* own [count]: gradients of what a token has of itself */
     double *crossing;                             /* [count]: gradients of gates */
-    float *states, *sides;                        /* before each chunk of a sequence, and at its end */
-    float *decays;                                /* step */
+    float *states, *groups; /* state and sides before each chunk of a group, and behind it; before each group */
+    int64_t group;          /* chunks */
+    float *decays;          /* step */
 } ln_outer_work;
 
 static inline const ln_outer_row *ln_outer_row_of(const ln_mixer *mixer) {

@@ -22,13 +22,14 @@ HELPER lanes multiply_first(lanes v, lanes factor, int n) {
     return vbslq_f32(vcltq_s32(number, vdupq_n_s32(n)), vmulq_f32(v, factor), v);
 }
 #include "kernel/exponential.h"
+#include "kernel/tile.h"
 HELPER lanes exponential_of(lanes x) {
     const lanes high = splat(0x1.715476p0f), low = splat(0x1.4ae0cp-26f), magic = splat(0x1.8p23f);
     const lanes shifted = multiply_add(x, high, magic), n = subtract(shifted, magic);
     const lanes f = multiply_add(x, low, vnegq_f32(vfmsq_f32(n, x, high)));
     const int32x4_t power = vshlq_n_s32(vreinterpretq_s32_f32(add(shifted, splat(127))), 23);
     const lanes y = multiply(LN_POWER_NEAR_6(f), vreinterpretq_f32_s32(power));
-    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(y), vcltq_f32(x, splat(-87.3365448f))));
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(y), vcltq_f32(x, splat(LN_TILE_LEAST))));
 }
 HELPER lanes differences(double x, const double *y, int64_t n) {
     float part[W] = {0};

@@ -59,7 +59,8 @@ static void product(float *c, int64_t c_stride, const uint16_t *a, int64_t a_str
                       depth = shape == LN_TILE_LOWER ? ln_min_i64(k, i + rows) : k;
         for (int64_t j = 0; j < end; j += 2 * SIDE) {
             const bool across = end - j > SIDE;
-            const tile_square s = {c + i * c_stride + j, c_stride, a + i * a_stride, a_stride, b + j, b_stride, depth, add};
+            const tile_square s = {
+                c + i * c_stride + j, c_stride, a + i * a_stride, a_stride, b + j, b_stride, depth, add};
             if (down && across)
                 run(&s, true, true);
             else if (down)

@@ -24,13 +24,14 @@ HELPER lanes multiply_first(lanes v, lanes factor, int n) {
     return n >= W ? product : _mm256_blendv_ps(v, product, _mm256_castsi256_ps(first_lanes(n)));
 }
 #include "kernel/exponential.h"
+#include "kernel/tile.h"
 HELPER lanes exponential_of(lanes x) {
     const lanes high = splat(0x1.715476p0f), low = splat(0x1.4ae0cp-26f), magic = splat(0x1.8p23f);
     const lanes shifted = multiply_add(x, high, magic), n = subtract(shifted, magic);
     const lanes f = multiply_add(x, low, _mm256_fmsub_ps(x, high, n));
     const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(add(shifted, splat(127))), 23);
     const lanes y = multiply(LN_POWER_NEAR_6(f), _mm256_castsi256_ps(power));
-    return _mm256_and_ps(y, _mm256_cmp_ps(x, splat(-87.3365448f), _CMP_NLT_UQ));
+    return _mm256_and_ps(y, _mm256_cmp_ps(x, splat(LN_TILE_LEAST), _CMP_NLT_UQ));
 }
 HELPER lanes differences(double x, const double *y, int64_t n) {
     double part[W] = {0};

@@ -20,11 +20,12 @@ HELPER lanes multiply_first(lanes v, lanes factor, int n) {
     return n <= 0 ? v : _mm512_mask_mul_ps(v, n >= W ? 0xffff : first_lanes(n), v, factor);
 }
 #include "kernel/exponential.h"
+#include "kernel/tile.h"
 HELPER lanes exponential_of(lanes x) {
     const lanes high = splat(0x1.715476p0f), low = splat(0x1.4ae0cp-26f), magic = splat(0x1.8p23f);
     const lanes n = subtract(multiply_add(x, high, magic), magic);
     const lanes f = multiply_add(x, low, _mm512_fmsub_ps(x, high, n));
-    const __mmask16 kept = _mm512_cmp_ps_mask(x, splat(-87.3365448f), _CMP_NLT_UQ);
+    const __mmask16 kept = _mm512_cmp_ps_mask(x, splat(LN_TILE_LEAST), _CMP_NLT_UQ);
     return _mm512_maskz_scalef_ps(kept, LN_POWER_NEAR_6(f), n);
 }
 HELPER lanes differences(double x, const double *y, int64_t n) {
