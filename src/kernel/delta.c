@@ -13,6 +13,11 @@ HELPER lanes multiply_where(lanes_mask mask, lanes a, lanes b) {
     return choose(mask, a * b, a);
 }
 
+HELPER void turn_keys(float *to, const float *key, int64_t n, int64_t columns) {
+    for (int64_t j = 0; j < LN_DELTA_BLOCK; j++)
+        for (int64_t c = 0; c < columns; c++) to[c * LN_DELTA_BLOCK + j] = j < n ? key[j * columns + c] : 0;
+}
+
 #define LN_DELTA_NAME "portable"
 #define LN_DELTA_SET void ln_delta_fill_portable(ln_delta_kernels *kernels)
 #include "kernel/delta_body.h"

@@ -3,6 +3,7 @@
  *
  *   lanes_mask, lanes_below (n)       which lanes are before n, for n in any relation to 0 and W
  *   multiply_where (mask, a, b)       a b there, a elsewhere
+ *   turn_keys (to, key, n, columns)   to[c, j] = key[j, c], 16 j, 0 from n on
  *   LN_DELTA_NAME, LN_DELTA_SET */
 #include <string.h>
 
@@ -180,34 +181,33 @@ static void gates(const ln_delta_gates *g) {
     }
 }
 
-/* Rows i and, with two, i + 1: keys lie a lane each, decayed as the rows go by; two sums of each kind are under way. */
+/* The keys of a column lie a lane each and are decayed as the rows go by; sums of HALF rows stay in registers, and what
+ * the keys have become is kept for the other half. */
+enum { HALF = W == 16 ? 8 : W == 8 ? 2 : 1 };
+
 INLINE void pairs_rows(float *read_a, float *query_a, int64_t stride, const float *read, const float *query,
-                       const float *decay, int64_t i, int64_t columns, float *keys, bool two) {
-    enum { WAYS = 2 };
-    lanes r[2][WAYS][PARTS], q[2][WAYS][PARTS];
-    lanes_mask below[2][PARTS];
-    UNROLL for (int p = 0; p < PARTS; p++) UNROLL for (int h = 0; h < 1 + two; h++) {
+                       const float *decay, const int i, int64_t columns, float *keys) {
+    lanes r[HALF][PARTS], q[HALF][PARTS];
+    lanes_mask below[HALF][PARTS];
+    UNROLL for (int h = 0; h < HALF; h++) UNROLL for (int p = 0; p < PARTS; p++) {
         below[h][p] = lanes_below(i + h - p * W);
-        UNROLL for (int w = 0; w < WAYS; w++) r[h][w][p] = q[h][w][p] = splat(0);
+        r[h][p] = q[h][p] = splat(0);
     }
-    read += i * columns, query += i * columns, decay += i * columns;
-    for (int64_t c = 0; c < columns; c += WAYS) UNROLL for (int w = 0; w < WAYS; w++) {
-            UNROLL for (int p = 0; p < PARTS; p++) {
-                lanes k = load(keys + (c + w) * BLOCK + p * W);
-                UNROLL for (int h = 0; h < 1 + two; h++) {
-                    const int64_t at = h * columns + c + w;
-                    r[h][w][p] = multiply_add(splat(read[at]), k, r[h][w][p]);
-                    k = multiply_where(below[h][p], k, splat(decay[at]));
-                    q[h][w][p] = multiply_add(splat(query[at]), k, q[h][w][p]);
-                }
-                store(keys + (c + w) * BLOCK + p * W, k);
+    for (int64_t c = 0; c < columns; c++) UNROLL for (int p = 0; p < PARTS; p++) {
+            lanes k = load(keys + c * BLOCK + p * W);
+            UNROLL for (int h = 0; h < HALF; h++) {
+                const int64_t at = (i + h) * columns + c;
+                r[h][p] = multiply_add(splat(read[at]), k, r[h][p]);
+                k = multiply_where(below[h][p], k, splat(decay[at]));
+                q[h][p] = multiply_add(splat(query[at]), k, q[h][p]);
             }
+            store(keys + c * BLOCK + p * W, k);
         }
-    UNROLL for (int h = 0; h < 1 + two; h++) {
+    UNROLL for (int h = 0; h < HALF; h++) {
         float *const to_read = read_a + (i + h) * stride, *const to_query = query_a + (i + h) * stride;
         UNROLL for (int p = 0; p < PARTS; p++) {
-            store(to_read + p * W, add(r[h][0][p], r[h][1][p]));
-            store(to_query + p * W, add(q[h][0][p], q[h][1][p]));
+            store(to_read + p * W, r[h][p]);
+            store(to_query + p * W, q[h][p]);
         }
         for (int64_t j = i + h; j < BLOCK; j++) {
             to_read[j] = 0;
@@ -216,14 +216,30 @@ INLINE void pairs_rows(float *read_a, float *query_a, int64_t stride, const floa
     }
 }
 
+/* One row, as the last ones of a short block. */
+static void pairs_row(float *read_a, float *query_a, const float *read, const float *query, const float *decay,
+                      int64_t i, int64_t columns, float *keys) {
+    float r[BLOCK] = {0}, q[BLOCK] = {0};
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t j = 0; j <= i; j++) {
+            float *k = keys + c * BLOCK + j;
+            r[j] += read[c] * *k;
+            if (j < i) *k *= decay[c];
+            q[j] += query[c] * *k;
+        }
+    r[i] = 0;
+    memcpy(read_a, r, sizeof r);
+    memcpy(query_a, q, sizeof q);
+}
+
 static void pairs(float *read_a, float *query_a, int64_t stride, const float *read, const float *query,
                   const float *key, const float *decay, int64_t n, int64_t columns, float *scratch) {
     int64_t i = 0;
-    for (int64_t j = 0; j < BLOCK; j++)
-        for (int64_t c = 0; c < columns; c++) scratch[c * BLOCK + j] = j < n ? key[j * columns + c] : 0;
-    for (; PARTS == 1 && i + 2 <= n; i += 2)
-        pairs_rows(read_a, query_a, stride, read, query, decay, i, columns, scratch, true);
-    for (; i < n; i++) pairs_rows(read_a, query_a, stride, read, query, decay, i, columns, scratch, false);
+    turn_keys(scratch, key, n, columns);
+    for (; i + HALF <= n; i += HALF) pairs_rows(read_a, query_a, stride, read, query, decay, (int)i, columns, scratch);
+    for (; i < n; i++)
+        pairs_row(read_a + i * stride, query_a + i * stride, read + i * columns, query + i * columns,
+                  decay + i * columns, i, columns, scratch);
 }
 
 static void pairs_gradient(const ln_delta_pairs *p) {

@@ -20,7 +20,7 @@
 #include "base/checked.h"
 #include "base/threads.h"
 
-enum { BLOCK = LN_DELTA_BLOCK, FEW = 8 /* rows that are faster one by one */ };
+enum { BLOCK = LN_DELTA_BLOCK, FEW = 12 /* rows that are faster one by one */ };
 
 /* ---- inside a chunk ---- */
 

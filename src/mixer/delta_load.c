@@ -46,7 +46,7 @@ ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, const ln_kernels *kernel
         s.width = padded(ln_ceil_div(s.value, s.slices));
         s.slices = ln_ceil_div(s.value, s.width);
     }
-    s.piece = form == LINNET_MIXER_BACKWARD ? s.value : ln_min_i64(LN_DELTA_PIECE, s.width);
+    s.piece = form == LINNET_MIXER_BACKWARD ? s.value : s.half ? s.width : ln_min_i64(LN_DELTA_PIECE, s.width);
     return s;
 }
 

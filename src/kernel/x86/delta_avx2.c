@@ -1,4 +1,5 @@
 /* Owns: the delta kernels of AVX2. */
+#include "kernel/delta.h"
 #include "kernel/x86/lanes_avx2.h"
 
 typedef __m256 lanes_mask;
@@ -8,6 +9,11 @@ HELPER lanes_mask lanes_below(int64_t n) {
 }
 HELPER lanes multiply_where(lanes_mask mask, lanes a, lanes b) {
     return _mm256_blendv_ps(a, _mm256_mul_ps(a, b), mask);
+}
+
+HELPER void turn_keys(float *to, const float *key, int64_t n, int64_t columns) {
+    for (int64_t j = 0; j < LN_DELTA_BLOCK; j++)
+        for (int64_t c = 0; c < columns; c++) to[c * LN_DELTA_BLOCK + j] = j < n ? key[j * columns + c] : 0;
 }
 
 #define LN_DELTA_NAME "avx2"
