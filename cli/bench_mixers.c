@@ -79,8 +79,8 @@ static void *random_input(work *w, const linnet_mixer_input *input) {
 
 /* Sizes that the mixer takes: what was asked for, else the first of these. */
 static bool choose_sizes(work *w, int64_t size) {
-    static const int64_t keys[] = {0, 64, 32, 16, 16, 8}, values[] = {0, 64, 32, 64, 16, 8};
-    for (int i = 0; i < 6; i++) {
+    static const int64_t keys[] = {0, 64, 32, 16, 16, 8, 1}, values[] = {0, 64, 32, 64, 16, 8, 64};
+    for (int i = 0; i < 7; i++) {
         w->settings.key_size = i ? keys[i] : size;
         w->settings.value_size = i ? values[i] : size;
         if (linnet_mixer_workspace(w->context, &w->settings, LINNET_MIXER_FORWARD)) return true;

@@ -24,11 +24,6 @@ enum { GIVEN, ELU, EXPONENTIAL };
 
 /* ---- the feature maps ---- */
 
-static float feature(int map, float x) {
-    if (map == EXPONENTIAL) return expf(x);
-    if (map == ELU) return x > 0 ? x + 1 : expf(x);
-    return x;
-}
 /* Derivative, from the argument's feature. */
 static float feature_slope(int map, float f) {
     return map == GIVEN || (map == ELU && f > 1) ? 1 : f;
@@ -93,10 +88,14 @@ static void lay_out(toeplitz *c, ln_carver *carver, const ln_kernels *kernels, l
     c->rooms = ln_carve(carver, one.used, c->alone ? (uint64_t)threads : 1);
 }
 
+/* Query, keys, value, scores. */
+static int64_t step_floats(const linnet_mixer_settings *s) {
+    return (s->slots + 1) * s->key_size + s->value_size + s->slots;
+}
+
 uint64_t ln_toeplitz_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                                const linnet_mixer_settings *settings, linnet_mixer_form form) {
-    if (form == LINNET_MIXER_STEP)
-        return (uint64_t)threads * (uint64_t)(2 * settings->key_size + settings->value_size) * 4;
+    if (form == LINNET_MIXER_STEP) return (uint64_t)threads * (uint64_t)step_floats(settings) * sizeof(float);
     uint64_t most = 0;
     for (int state = 0; state < (mixer->not_causal ? 1 : 2); state++) {
         toeplitz c = {.s = settings, .both = mixer->not_causal};
@@ -138,6 +137,22 @@ typedef struct block {
 static const float *bias_of(const toeplitz *c, int64_t head) {
     const linnet_tensor *t = &c->call->tensors->input[LN_TOEPLITZ_BIAS];
     return (const float *)t->data + head * t->head_stride + (c->both ? c->s->slots - 1 : 0);
+}
+
+static void make_features(const toeplitz *c, float *x, int64_t count) {
+    enum { PART = 64 };
+    const ln_vector_kernels *vector = &c->call->kernels->vector;
+    if (c->map == EXPONENTIAL) vector->exponential(x, x, 0, count);
+    for (int64_t first = 0; c->map == ELU && first < count; first += PART) {
+        float positive[PART], *at = x + first;
+        const int64_t n = ln_min_i64(PART, count - first);
+        for (int64_t i = 0; i < n; i++) {
+            positive[i] = at[i] > 0 ? at[i] : 0;
+            at[i] = at[i] > 0 ? 0 : at[i];
+        }
+        vector->exponential(at, at, 0, n);
+        for (int64_t i = 0; i < n; i++) at[i] += positive[i];
+    }
 }
 
 /* What all biases of a head may lose without changing a quotient. */
@@ -193,10 +208,10 @@ static void load_block(const block *b) {
         raw_row(b, LN_TOEPLITZ_VALUE, step, value);
         raw_row(b, WEIGHT, step, value + c->values);
         value[c->values] = fabsf(value[c->values]);
-        for (int64_t a = 0; a < c->keys; a++) key[a] = feature(c->map, key[a]);
+        make_features(c, key, c->keys);
         if (step < b->origin || step >= b->end) continue;
         raw_row(b, LN_TOEPLITZ_QUERY, step, query);
-        for (int64_t a = 0; a < c->keys; a++) query[a] = feature(c->map, query[a]);
+        make_features(c, query, c->keys);
     }
 }
 
@@ -377,30 +392,36 @@ void ln_toeplitz_forward(const ln_mixer_call *call) {
 
 /* ---- a step: every slot once ---- */
 
+/* The state's rows 1 .. slots - 1, then the token itself. */
 static void step_task(void *argument, int64_t task, int worker) {
     const toeplitz *c = argument;
+    const ln_tile_kernels *tile = &c->call->kernels->tile;
     const int64_t keys = c->keys, values = c->values, slots = c->s->slots;
     block b = {.c = c, .head = task % c->s->heads, .sequence = task / c->s->heads};
-    float *query = (float *)c->call->workspace + worker * (2 * keys + values), *key = query + keys, *value = key + keys;
+    float *query = (float *)c->call->workspace + worker * step_floats(c->s), *key = query + keys,
+          *value = key + slots * keys, *score = value + values;
     open_sequence(&b);
     if (b.count == 0) return;
-    const float *bias = bias_of(c, b.head), shift = shift_of(c, b.head);
+    const float *bias = bias_of(c, b.head), shift = shift_of(c, b.head),
+                *state = ln_mixer_state_in(c->call, b.sequence, b.head);
     float *y = ln_mixer_output(c->call, b.head, b.sequence, 0);
-    double divisor = 0;
-    memset(y, 0, (size_t)values * sizeof *y);
+    for (int64_t d = 0; d < slots; d++) raw_row(&b, LN_TOEPLITZ_KEY, -d, key + (slots - 1 - d) * keys);
     raw_row(&b, LN_TOEPLITZ_QUERY, 0, query);
-    for (int64_t a = 0; a < keys; a++) query[a] = feature(c->map, query[a]);
+    raw_row(&b, LN_TOEPLITZ_VALUE, 0, value);
+    make_features(c, query, (slots + 1) * keys);
+    tile->product_tb(score, slots, query, keys, key, keys, 1, slots, keys, false);
+    double divisor = 0;
     for (int64_t d = 0; d < slots; d++) {
-        float score = 0, weight;
+        float *at = score + slots - 1 - d, weight;
         raw_row(&b, WEIGHT, -d, &weight);
-        raw_row(&b, LN_TOEPLITZ_KEY, -d, key);
-        raw_row(&b, LN_TOEPLITZ_VALUE, -d, value);
-        for (int64_t a = 0; a < keys; a++) score += query[a] * feature(c->map, key[a]);
-        score *= expf(bias[d] - shift);
-        divisor += (double)(score * fabsf(weight));
-        for (int64_t i = 0; i < values; i++) y[i] += score * value[i];
+        *at *= expf(bias[d] - shift);
+        divisor += (double)(*at * fabsf(weight));
     }
     const float factor = c->s->scale / (c->s->normalise ? (float)divisor : 1);
+    for (int64_t i = 0; i < values; i++) y[i] = score[slots - 1] * value[i];
+    if (state && slots > 1)
+        tile->product(y, values, score, slots, state_row(c, state, LN_TOEPLITZ_VALUE, 1 - slots), values, 1, values,
+                      slots - 1, true);
     for (int64_t i = 0; i < values; i++) y[i] *= factor;
     give_state(&b);
 }
