@@ -358,10 +358,14 @@ uint64_t ln_delta_workspace(const ln_mixer *mixer, const ln_kernels *kernels, in
     return carver.used * (uint64_t)threads;
 }
 
+/* Of triangles half is counted. */
 double ln_delta_flops(const linnet_mixer_settings *s, linnet_mixer_form form) {
-    const double keys = (double)s->key_size, values = (double)s->value_size, micro = 1;
-    if (form == LINNET_MIXER_STEP) return 7 * keys * values * micro;
+    const ln_delta_row *row = ln_mixer_find(s->name)->core_row;
+    const double keys = (double)s->key_size, values = (double)s->value_size, micro = row->micro ? (double)s->slots : 1,
+                 writes = row->a ? 2 : 1;
+    if (form == LINNET_MIXER_STEP) return keys * values * micro * (5 + 2 * writes);
     const double chunk = s->chunk ? (double)s->chunk : LN_DELTA_CHUNK;
-    const double forward = 6 * keys * values + 4 * chunk * keys + 3 * chunk * values;
+    const double forward =
+        2 * keys * values * (micro * (1 + writes) + 1) + chunk * (micro + 1) * writes * (keys + values);
     return form == LINNET_MIXER_BACKWARD ? 3 * forward : forward;
 }
