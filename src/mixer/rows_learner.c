@@ -1,13 +1,13 @@
 /* Owns: the rows of memories that learn at test time (mixer/learner.h): the numbers that each makes of its gates.
  *
- *     ttt_linear   M[t] = M - step_size[t] sum_(j <= t) k[j]^T u[j], M the chunk's own; at its end M becomes that of its last
- *                  token. S holds the sum until then. The state after a part of a chunk is the one whose M, less the
- *                  last step size times S, is the memory that ends there.
- *     titans       S[t] = e^momentum[t] S[t-1] - 2 step_size[t] k[t]^T u[t],  M[t] = e^decay[t] M[t-1] + S[t]
+ *     ttt_linear   M[t] = M - step_size[t] sum_(j <= t) k[j]^T u[j], M the chunk's own; at its end M becomes that of
+ * its last token. S holds the sum until then. The state after a part of a chunk is the one whose M, less the last step
+ * size times S, is the memory that ends there. titans       S[t] = e^momentum[t] S[t-1] - 2 step_size[t] k[t]^T u[t],
+ * M[t] = e^decay[t] M[t-1] + S[t]
  *
  * Titans over a piece, E and D the cumulative factors e^momentum and e^decay: S[t] = E[t] S - sum written[t][j] k u
- * with written[t][j] = e^momentum[t] written[t-1][j], from 2 step_size[j] at t = j; M[t] adds them up: a[t] = e^decay[t]
- * a[t-1], b[t] = e^decay[t] b[t-1] + E[t], c[t][j] = e^decay[t] c[t-1][j] + written[t][j]. */
+ * with written[t][j] = e^momentum[t] written[t-1][j], from 2 step_size[j] at t = j; M[t] adds them up: a[t] =
+ * e^decay[t] a[t-1], b[t] = e^decay[t] b[t-1] + E[t], c[t][j] = e^decay[t] c[t-1][j] + written[t][j]. */
 #include <math.h>
 #include <string.h>
 
