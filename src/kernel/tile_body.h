@@ -269,7 +269,9 @@ static void multiply_tiles(float *c, int64_t c_stride, const float *a, int64_t a
 INLINE void read_columns(float *z, int64_t z_stride, const float *a, int64_t a_stride, const float *y,
                          const float *factors, int64_t stride, const int m, int64_t n, const bool before) {
     lanes decayed[BLOCK];
-    UNROLL for (int i = 0; i < m; i++) {
+    UNROLL for (int i = 0; i < BLOCK; i++) decayed[i] = splat(0);
+    UNROLL for (int i = 0; i < BLOCK; i++) {
+        if (i >= m) continue;
         lanes sum = load_some(z + i * z_stride, n);
         const lanes factor = load_some(factors + i * stride, n);
         if (before)
@@ -288,14 +290,13 @@ INLINE void read_columns(float *z, int64_t z_stride, const float *a, int64_t a_s
 INLINE void write_columns(float *z, int64_t z_stride, const float *a, int64_t a_stride, const float *x,
                           const float *factors, int64_t stride, const int m, int64_t n, const bool before) {
     lanes decayed[BLOCK];
-    UNROLL for (int back = 0; back < m; back++) {
-        const int j = m - 1 - back;
+    UNROLL for (int i = 0; i < BLOCK; i++) decayed[i] = splat(0);
+    UNROLL for (int back = 0; back < BLOCK; back++) {
+        const int j = BLOCK - 1 - back;
+        if (j >= m) continue;
         lanes sum = load_some(z + j * z_stride, n);
-        if (j + 1 < m) {
-            const lanes factor = load_some(factors + (j + 1) * stride, n);
-            UNROLL for (int i = 0; i < BLOCK; i++) if (i < m && i > j + before) decayed[i] =
-                multiply(decayed[i], factor);
-        }
+        const lanes factor = j + 1 < m ? load_some(factors + (j + 1) * stride, n) : splat(1);
+        UNROLL for (int i = 0; i < BLOCK; i++) if (i < m && i > j + before) decayed[i] = multiply(decayed[i], factor);
         decayed[j] = load_some(x + j * stride, n);
         UNROLL for (int i = 0; i < BLOCK; i++) if (i < m && i >= j + before) sum =
             multiply_add(splat(a[i * a_stride + j]), decayed[i], sum);
