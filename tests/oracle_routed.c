@@ -398,6 +398,68 @@ static void vary_l2vit(linnet_mixer_settings *s, int variant) {
     s->scale = 1;
 }
 
+/* ---- softmax over kept tokens: a list of them, made anew for each token ---- */
+
+static void attend_kept(const oracle_call *c, bool scout) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size, N = c->settings->slots,
+                  segment = (int64_t)c->settings->option[0];
+    double *weights = scratch(N + 1);
+    for (int64_t h = 0; h < c->settings->heads; h++) {
+        double *keys = c->state_out + h * c->head_floats, *values = keys + N * K, *position = values + N * V;
+        int64_t p = llrint(*position), filled = scout ? p / segment : p;
+        if (filled > N) filled = N;
+        for (int64_t slot = 0; slot < N; slot++) /* what is not held is nothing */
+            if (slot >= filled) {
+                for (int64_t i = 0; i < K; i++) keys[slot * K + i] = 0;
+                for (int64_t j = 0; j < V; j++) values[slot * V + j] = 0;
+            }
+        for (int64_t t = 0; t < c->tokens; t++, p++) {
+            const double *q = oracle_input(c, 0, t, h), *k = oracle_input(c, 1, t, h), *v = oracle_input(c, 2, t, h);
+            double *o = oracle_output(c, t, h), sum = 0;
+            for (int64_t n = 0; n <= filled; n++) {
+                double a = 0;
+                for (int64_t i = 0; i < K; i++)
+                    a += (double)c->settings->scale * q[i] * (n < filled ? keys[n * K + i] : k[i]);
+                sum += weights[n] = exp(a);
+            }
+            for (int64_t j = 0; j < V; j++) {
+                o[j] = 0;
+                for (int64_t n = 0; n <= filled; n++)
+                    o[j] += weights[n] / sum * (n < filled ? values[n * V + j] : v[j]);
+            }
+            if (scout && (p + 1) % segment != 0) continue;
+            const int64_t slot = scout ? p / segment % N : p % N;
+            memcpy(keys + slot * K, k, (size_t)K * sizeof *k);
+            memcpy(values + slot * V, v, (size_t)V * sizeof *v);
+            if (filled < N) filled++;
+            if (!scout && filled == N) { /* the block is over */
+                memset(keys, 0, (size_t)(N * K) * sizeof *keys);
+                memset(values, 0, (size_t)(N * V) * sizeof *values);
+                filled = 0;
+            }
+        }
+        *position = (double)(scout ? p : p % N);
+    }
+    free(weights);
+}
+static void diag_attention(const oracle_call *c) {
+    attend_kept(c, false);
+}
+static void scout(const oracle_call *c) {
+    attend_kept(c, true);
+}
+static void vary_kept(linnet_mixer_settings *s, int variant) {
+    s->slots = variant ? 7 : 16;
+    s->option[0] = variant ? 1 : 4;
+}
+static bool fill_kept(const linnet_mixer_settings *s, const char *input, double *values, int64_t count, int extreme) {
+    (void)extreme;
+    if (strcmp(input, "state") != 0) return false;
+    const int64_t head = s->slots * (s->key_size + s->value_size) + 1;
+    for (int64_t i = head - 1; i < count; i += head) values[i] = 5;
+    return true;
+}
+
 const mixer_oracle oracle_routed[] = {
     /* a channel's gate has what is left of sums over its time, which cancel where gates are -88 */
     {.name = "gsa", .run = gsa, .gradient = 1e-4, .variants = 1, .vary = vary_slots},
@@ -409,5 +471,7 @@ const mixer_oracle oracle_routed[] = {
     {.name = "flowformer", .run = flowformer},
     {.name = "rala", .run = rala},
     {.name = "l2vit", .run = l2vit, .variants = 1, .vary = vary_l2vit},
+    {.name = "diag_attention", .run = diag_attention, .variants = 1, .vary = vary_kept, .fill = fill_kept},
+    {.name = "scout", .run = scout, .variants = 1, .vary = vary_kept, .fill = fill_kept},
     {0},
 };

@@ -67,7 +67,7 @@ static const char *refuse_memories(const linnet_mixer_settings *s) {
 }
 static const ln_mixer_state memory_states[] = {{.name = "memories"}, {0}};
 
-static const ln_mixer_input flowformer_inputs[] = {QUERY_KEY_VALUE, {0}};
+static const ln_mixer_input plain_inputs[] = {QUERY_KEY_VALUE, {0}};
 static const ln_mixer_input rala_inputs[] = {QUERY_KEY_VALUE, {.name = "gate", .columns = LN_AXIS_VALUE}, {0}};
 static const ln_mixer_input l2vit_inputs[] = {
     QUERY_KEY_VALUE,
@@ -90,6 +90,15 @@ static const char *refuse_taps(const linnet_mixer_settings *s) {
     if (!(s->option[1] >= 0 && s->option[1] <= 0x1p30))
         return "option[1], the width of the grid, must be from 0 to 2^30";
     return NULL;
+}
+
+static const ln_mixer_state kept_states[] = {{.name = "keys", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_KEY},
+                                             {.name = "values", .rows = LN_AXIS_SLOT, .columns = LN_AXIS_VALUE},
+                                             {.name = "position"},
+                                             {0}};
+static const char *refuse_segment(const linnet_mixer_settings *s) {
+    return s->option[0] >= 1 && s->option[0] <= 0x1p20 ? NULL
+                                                       : "option[0], the tokens of a segment, must be from 1 to 2^20";
 }
 
 static const ln_mixer_state gsa_states[] = {{.name = "keys", .rows = LN_AXIS_KEY, .columns = LN_AXIS_SLOT},
@@ -141,7 +150,7 @@ const ln_mixer ln_rows_routed[] = {
      .formula =
          "out = sigmoid(q . sum k / outgoing) (q / incoming)^T sum of k (n softmax(k . sum q / incoming) v)^T, q and k "
          "sigmoids",
-     .inputs = flowformer_inputs, .output = LN_AXIS_VALUE, .scale = 1, .not_causal = true, .flops = ln_whole_flops},
+     .inputs = plain_inputs, .output = LN_AXIS_VALUE, .scale = 1, .not_causal = true, .flops = ln_whole_flops},
     {LN_STAGED_CORE(&ln_staged_rala), .name = "rala", .paper = "Fan et al. 2024, arXiv 2411.07635",
      .formula = "a = N softmax(scale mean(phi(q)) . phi(k)); out = gate (phi(q)^T sum a phi(k) v^T) / (phi(q) . sum a "
                 "phi(k) + "
@@ -153,5 +162,16 @@ const ln_mixer ln_rows_routed[] = {
      .inputs = l2vit_inputs, .output = LN_AXIS_VALUE, .slots = 49, .scale = NAN, .not_causal = true, .option = {100},
      .options = {"least divisor", "width of the grid of tokens; 0: square"}, .refuse = refuse_taps,
      .flops = ln_whole_flops},
+    {LN_STAGED_CORE(&ln_staged_diag), .name = "diag_attention",
+     .paper = "Qin et al. 2022 (The Devil in Linear Transformer), arXiv 2210.10340",
+     .formula = "out = sum of softmax(scale q . k) v over the own block of `slots` tokens, up to the token",
+     .inputs = plain_inputs, .states = kept_states, .output = LN_AXIS_VALUE, .slots = 64, .scale = NAN, .reverse = true,
+     .flops = ln_kept_flops},
+    {LN_STAGED_CORE(&ln_staged_scout), .name = "scout", .paper = "Jafari et al. 2025 (SCOUT), arXiv 2509.00935",
+     .formula =
+         "out = sum of softmax(scale q . k) v over the last tokens of full segments, at most `slots`, and the token",
+     .inputs = plain_inputs, .states = kept_states, .output = LN_AXIS_VALUE, .slots = 256, .scale = NAN,
+     .reverse = true, .option = {16}, .options = {"tokens of a segment"}, .refuse = refuse_segment,
+     .flops = ln_kept_flops},
     {0},
 };

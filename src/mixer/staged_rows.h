@@ -18,6 +18,10 @@ enum { LN_MEMORIES_CHOSEN, LN_MEMORIES_SHARED, LN_MEMORIES_ROWS };
 /* All keys before all queries (staged_whole.c). */
 extern const ln_staged ln_staged_flowformer, ln_staged_rala, ln_staged_l2vit;
 
+/* Softmax over few tokens that are kept (staged_kept.c). */
+extern const ln_staged ln_staged_diag, ln_staged_scout;
+
+double ln_kept_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 double ln_whole_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 double ln_memories_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
 double ln_prefix_flops(const linnet_mixer_settings *settings, linnet_mixer_form form);
