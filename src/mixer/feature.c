@@ -22,7 +22,10 @@
 /* ---- elementwise ---- */
 
 static void elu_map(const ln_feature_row *r) {
-    for (int64_t i = 0; i < r->settings->key_size; i++) r->phi[i] = r->x[i] > 0 ? r->x[i] + 1 : expf(r->x[i]);
+    const int64_t n = r->settings->key_size;
+    for (int64_t i = 0; i < n; i++) r->phi[i] = r->x[i] > 0 ? 0 : r->x[i];
+    r->kernels->vector.exponential(r->phi, r->phi, 0, n);
+    for (int64_t i = 0; i < n; i++) r->phi[i] = r->x[i] > 0 ? r->x[i] + 1 : r->phi[i];
 }
 static void elu_gradient(const ln_feature_row *r) {
     for (int64_t i = 0; i < r->settings->key_size; i++)
@@ -44,13 +47,11 @@ int64_t ln_features_twice(const linnet_mixer_settings *s) {
 
 static void hedgehog_map(const ln_feature_row *r) {
     const int64_t n = r->settings->key_size;
-    float most = 0, sum = 0;
-    for (int64_t i = 0; i < n; i++) most = fmaxf(most, fabsf(r->x[i]));
-    for (int64_t i = 0; i < n; i++) {
-        sum += r->phi[i] = expf(r->x[i] - most);
-        sum += r->phi[n + i] = expf(-r->x[i] - most);
-    }
-    for (int64_t i = 0; i < 2 * n; i++) r->phi[i] /= sum;
+    const ln_vector_kernels *vector = &r->kernels->vector;
+    for (int64_t i = 0; i < n; i++) r->phi[n + i] = -r->x[i];
+    const float most = fmaxf(vector->maximum(r->x, n), vector->maximum(r->phi + n, n));
+    const float sum = vector->exponential(r->phi, r->x, most, n) + vector->exponential(r->phi + n, r->phi + n, most, n);
+    vector->scale(r->phi, 1 / sum, 2 * n);
 }
 static void hedgehog_gradient(const ln_feature_row *r) {
     const int64_t n = r->settings->key_size;
@@ -117,16 +118,16 @@ int64_t ln_features_slots(const linnet_mixer_settings *s) {
     return s->slots;
 }
 
+/* The exponents, by the query or key; constant factors join in the shift. */
 static void random_map(const ln_feature_row *r) {
     const linnet_mixer_settings *s = r->settings;
-    const float root = sqrtf(s->scale), out = 1 / sqrtf((float)s->slots) / (r->key ? 1 : s->scale);
+    const float out = logf(sqrtf((float)s->slots) * (r->key ? 1 : s->scale));
     float square = 0;
     for (int64_t i = 0; i < s->key_size; i++) square += r->x[i] * r->x[i];
-    for (int64_t m = 0; m < s->slots; m++) {
-        float dot = 0;
-        for (int64_t i = 0; i < s->key_size; i++) dot += r->parameter[m * s->key_size + i] * r->x[i];
-        r->phi[m] = expf(root * dot - 0.5f * s->scale * square) * out;
-    }
+    r->kernels->tile.product_tb(r->phi, s->slots, r->x, s->key_size, r->parameter, s->key_size, 1, s->slots,
+                                s->key_size, false);
+    r->kernels->vector.scale(r->phi, sqrtf(s->scale), s->slots);
+    r->kernels->vector.exponential(r->phi, r->phi, 0.5f * s->scale * square + out, s->slots);
 }
 static void random_gradient(const ln_feature_row *r) {
     const linnet_mixer_settings *s = r->settings;

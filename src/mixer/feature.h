@@ -2,11 +2,12 @@
 #ifndef LN_MIXER_FEATURE_H
 #define LN_MIXER_FEATURE_H
 
-#include "linnet/mixer.h"
+#include "mixer/mixer.h"
 
 /* One row of queries or keys. `parameter` is what ln_feature.parameter says. */
 typedef struct ln_feature_row {
     const linnet_mixer_settings *settings;
+    const ln_kernels *kernels;
     bool key;
     const float *x, *parameter;
     float *phi;

@@ -50,8 +50,11 @@ static void mala_map(ln_outer_tile *t, bool key) {
     float *x = t->scratch + (key ? t->count * n : 0), *phi = key ? t->key : t->query;
     ln_outer_load(t, key ? KEY : QUERY, x, n);
     for (int64_t i = 0; i < t->count; i++)
-        ln_feature_elu.map(&(ln_feature_row){
-            .settings = t->call->settings, .key = key, .x = x + i * n, .phi = phi + i * t->key_stride});
+        ln_feature_elu.map(&(ln_feature_row){.settings = t->call->settings,
+                                             .kernels = t->call->kernels,
+                                             .key = key,
+                                             .x = x + i * n,
+                                             .phi = phi + i * t->key_stride});
 }
 
 static float *mala_sums(const ln_outer_tile *t, int64_t i) {
@@ -102,6 +105,7 @@ static void mala_map_gradient(ln_outer_tile *t, bool key) {
     for (int64_t i = 0; i < t->count; i++)
         ln_feature_elu.gradient(
             &(ln_feature_row){.settings = t->call->settings,
+                              .kernels = t->call->kernels,
                               .key = key,
                               .x = t->scratch + (key ? t->count * n : 0) + i * n,
                               .phi = (key ? t->key : t->query) + i * t->key_stride,
@@ -120,7 +124,8 @@ static void mala_gradient(ln_outer_tile *t) {
     ln_outer_add(t, VALUE, t->value_gradient, t->value_stride);
 }
 
-static const ln_outer_row mala = {.extra = mala_extra,
+static const ln_outer_row mala = {.exact = true, /* what is left of sums that cancel */
+                                  .extra = mala_extra,
                                   .side = mala_side,
                                   .scratch = mala_scratch,
                                   .load = mala_load,

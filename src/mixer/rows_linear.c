@@ -34,6 +34,7 @@ static int64_t raw_rows(const linnet_mixer_settings *s) {
 
 static ln_feature_row feature_row(const ln_outer_tile *t, const linear_row *row, bool key) {
     return (ln_feature_row){.settings = t->call->settings,
+                            .kernels = t->call->kernels,
                             .key = key,
                             .parameter = row->parameter ? t->call->tensors->input[PARAMETER].data : NULL};
 }
