@@ -21,22 +21,34 @@
 
 /* ---- elementwise ---- */
 
+/* Sides are chosen after both are there: branches by the sign of x would be guessed wrong half of the time. */
+void ln_elu(const ln_kernels *kernels, float *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] < 0 ? x[i] : 0;
+    kernels->vector.exponential(y, y, 0, n);
+    for (int64_t i = 0; i < n; i++) y[i] += x[i] < 0 ? 0 : x[i];
+}
+void ln_elu_gradient(float *dx, const float *dy, const float *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * (x[i] < 0 ? y[i] : 1);
+}
+void ln_sigmoid(const ln_kernels *kernels, float *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = -x[i];
+    kernels->vector.exponential(y, y, 0, n);
+    for (int64_t i = 0; i < n; i++) y[i] = 1 / (1 + y[i]);
+}
+
 static void elu_map(const ln_feature_row *r) {
-    const int64_t n = r->settings->key_size;
-    for (int64_t i = 0; i < n; i++) r->phi[i] = r->x[i] > 0 ? 0 : r->x[i];
-    r->kernels->vector.exponential(r->phi, r->phi, 0, n);
-    for (int64_t i = 0; i < n; i++) r->phi[i] = r->x[i] > 0 ? r->x[i] + 1 : r->phi[i];
+    ln_elu(r->kernels, r->phi, r->x, r->settings->key_size);
 }
 static void elu_gradient(const ln_feature_row *r) {
-    for (int64_t i = 0; i < r->settings->key_size; i++)
-        r->x_gradient[i] = r->x[i] > 0 ? r->phi_gradient[i] : r->phi_gradient[i] * r->phi[i];
+    ln_elu_gradient(r->x_gradient, r->phi_gradient, r->phi, r->x, r->settings->key_size);
 }
 
 static void relu_map(const ln_feature_row *r) {
     for (int64_t i = 0; i < r->settings->key_size; i++) r->phi[i] = r->x[i] < 0 ? 0 : r->x[i];
 }
 static void relu_gradient(const ln_feature_row *r) {
-    for (int64_t i = 0; i < r->settings->key_size; i++) r->x_gradient[i] = r->x[i] > 0 ? r->phi_gradient[i] : 0;
+    for (int64_t i = 0; i < r->settings->key_size; i++)
+        r->x_gradient[i] = r->phi_gradient[i] * (r->x[i] > 0 ? 1.0f : 0.0f);
 }
 
 /* ---- softmax over [x, -x] ---- */

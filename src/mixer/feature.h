@@ -23,6 +23,11 @@ typedef struct ln_feature {
 extern const ln_feature ln_feature_elu, ln_feature_relu, ln_feature_hedgehog, ln_feature_taylor, ln_feature_square,
     ln_feature_random, ln_feature_norm_aware;
 
+/* y = elu(x) + 1; its gradient; y = 1 / (1 + e^-x). y may not be x but in the last. */
+void ln_elu(const ln_kernels *kernels, float *y, const float *x, int64_t n);
+void ln_elu_gradient(float *dx, const float *dy, const float *y, const float *x, int64_t n);
+void ln_sigmoid(const ln_kernels *kernels, float *y, const float *x, int64_t n);
+
 /* How many features: of hedgehog and norm_aware, taylor, square, random. */
 int64_t ln_features_twice(const linnet_mixer_settings *settings);
 int64_t ln_features_taylor(const linnet_mixer_settings *settings);

@@ -15,12 +15,16 @@
 
 enum { KEY, VALUE, DECAY, BONUS };
 enum { CHUNK = 64 };
+/* The four exponentials of a token: weights of the past and of the token in its output, and in the state. */
+enum { OLD, NEW, KEEP, WRITE, EXPONENTIALS };
 
 /* A worker's rows. */
 typedef struct room {
     float *a, *b, *m, *decay, *bonus, *key, *value;        /* [V] */
     float *da, *db, *dm, *dkey, *dvalue, *ddecay, *dbonus; /* backward */
-    float *states;                                         /* [chunks][3 V], then of a chunk [CHUNK][3 V] */
+    float *e, *next;                                       /* [4 V], [V] */
+    const ln_kernels *kernels;
+    float *states; /* [chunks][3 V], then of a chunk [CHUNK][3 V] */
 } room;
 
 static int64_t longest(const linnet_mixer_settings *s) {
@@ -39,6 +43,8 @@ static uint64_t lay_out(room *r, const linnet_mixer_settings *s, bool backward, 
     float **all[] = {&r->a,  &r->b,  &r->m,  &r->decay, &r->bonus,  &r->key,    &r->value,
                      &r->da, &r->db, &r->dm, &r->dkey,  &r->dvalue, &r->ddecay, &r->dbonus};
     for (size_t i = 0; i < (backward ? 14 : 7); i++) *all[i] = ln_carve(&carver, n, sizeof(float));
+    r->e = ln_carve(&carver, n, EXPONENTIALS * sizeof(float));
+    r->next = ln_carve(&carver, n, sizeof(float));
     if (backward) {
         const int64_t chunks = ln_ceil_div(longest(s), CHUNK) + CHUNK;
         r->states = ln_carve(&carver, (uint64_t)chunks, 3 * n * sizeof(float));
@@ -65,6 +71,7 @@ static void open_room(room *r, const ln_mixer_call *call, bool backward, int64_t
     const int64_t n = call->settings->value_size;
     const uint64_t each = lay_out(r, call->settings, backward, NULL);
     lay_out(r, call->settings, backward, (unsigned char *)call->workspace + each * (uint64_t)worker);
+    r->kernels = call->kernels;
     const float *in = ln_mixer_state_in(call, sequence, head);
     float *const to[] = {r->a, r->b, r->m};
     for (int i = 0; i < 3; i++)
@@ -76,19 +83,32 @@ static void open_room(room *r, const ln_mixer_call *call, bool backward, int64_t
     ln_mixer_load(call, BONUS, head, 0, 0, 1, r->bonus);
 }
 
+static void exponentials(const room *r, int64_t n) {
+    float *old = r->e, *fresh = old + n, *keep = fresh + n, *write = keep + n;
+    for (int64_t i = 0; i < n; i++) {
+        const float m = r->b[i] == 0 ? -INFINITY : r->m[i], k = r->key[i], now = r->bonus[i] + k,
+                    late = r->decay[i] + m;
+        const float most = now > m ? now : m, next = late >= k ? late : k;
+        old[i] = m - most;
+        fresh[i] = now - most;
+        keep[i] = late - next;
+        write[i] = k - next;
+        r->next[i] = next;
+    }
+    r->kernels->vector.exponential(r->e, r->e, 0, EXPONENTIALS * n);
+}
+
 /* One token; out may be NULL. */
 static void advance(const room *r, int64_t n, float *out) {
+    exponentials(r, n);
+    const float *old = r->e, *fresh = old + n, *keep = fresh + n, *write = keep + n, *v = r->value;
+    for (int64_t i = 0; out && i < n; i++)
+        out[i] = (old[i] * r->a[i] + fresh[i] * v[i]) / (old[i] * r->b[i] + fresh[i]);
     for (int64_t i = 0; i < n; i++) {
-        const float m = r->b[i] == 0 ? -INFINITY : r->m[i], k = r->key[i], v = r->value[i], now = r->bonus[i] + k;
-        if (out) {
-            const float most = fmaxf(now, m), old = expf(m - most), fresh = expf(now - most);
-            out[i] = (old * r->a[i] + fresh * v) / (old * r->b[i] + fresh);
-        }
-        const float next = fmaxf(r->decay[i] + m, k), keep = expf(r->decay[i] + m - next), write = expf(k - next);
-        r->a[i] = keep * r->a[i] + write * v;
-        r->b[i] = keep * r->b[i] + write;
-        r->m[i] = next;
+        r->a[i] = keep[i] * r->a[i] + write[i] * v[i];
+        r->b[i] = keep[i] * r->b[i] + write[i];
     }
+    memcpy(r->m, r->next, (size_t)n * sizeof *r->m);
 }
 
 static void forward_task(void *argument, int64_t task, int worker) {
@@ -117,12 +137,12 @@ static void forward(const ln_mixer_call *call) {
 
 /* One token: r has the state before it; da, db, dm those of the state behind it become those before. */
 static void recede(const room *r, int64_t n, const float *of) {
+    exponentials(r, n);
     for (int64_t i = 0; i < n; i++) {
         const bool begun = r->b[i] != 0;
-        const float m = begun ? r->m[i] : -INFINITY, a = r->a[i], b = r->b[i], k = r->key[i], v = r->value[i];
-        const float now = r->bonus[i] + k, most = fmaxf(now, m), old = expf(m - most), fresh = expf(now - most);
+        const float a = r->a[i], b = r->b[i], v = r->value[i], old = r->e[OLD * n + i], fresh = r->e[NEW * n + i],
+                    keep = r->e[KEEP * n + i], write = r->e[WRITE * n + i];
         const float weight = 1 / (old * b + fresh), out = (old * a + fresh * v) * weight, share = of[i] * weight;
-        const float next = fmaxf(r->decay[i] + m, k), keep = expf(r->decay[i] + m - next), write = expf(k - next);
         const float of_now = share * fresh * (v - out), of_keep = keep * (r->da[i] * a + r->db[i] * b),
                     of_write = write * (r->da[i] * v + r->db[i]);
         float of_next = r->dm[i] - of_keep - of_write, of_m = of_keep + share * old * (a - out * b);
@@ -130,7 +150,7 @@ static void recede(const room *r, int64_t n, const float *of) {
         r->dkey[i] = of_now + of_write;
         r->dvalue[i] = share * fresh + r->da[i] * write;
         r->ddecay[i] += of_keep;
-        if (r->decay[i] + m >= k) {
+        if (begun && r->decay[i] + r->m[i] >= r->key[i]) {
             r->ddecay[i] += of_next;
             of_m += of_next;
         } else {

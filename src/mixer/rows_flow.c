@@ -209,7 +209,7 @@ static void flow_load(ln_outer_tile *t) {
     ln_outer_load(t, QUERY, flow_features(t, false, 0), t->features);
     ln_outer_load(t, KEY, flow_features(t, true, 0), t->features);
     ln_outer_load(t, VALUE, flow_values(t), t->columns);
-    for (int64_t i = 0; i < 2 * t->count * t->features; i++) t->scratch[i] = 1 / (1 + expf(-t->scratch[i]));
+    ln_sigmoid(t->call->kernels, t->scratch, t->scratch, 2 * t->count * t->features);
     for (int64_t i = 0; i < t->count; i++) flow_token(t, i);
 }
 

@@ -10,6 +10,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "mixer/feature.h"
 #include "mixer/staged_rows.h"
 
 enum { QUERY, KEY, VALUE, GATE, SECOND };
@@ -150,10 +151,8 @@ static void flow_prepare(const ln_stage_span *p) {
     const int64_t n = s->key_size, all = p->count;
     float *q = ln_stage_at(p, RAW_Q, n), *k = ln_stage_at(p, RAW_K, n), most = -INFINITY, total = 0;
     memset(lane_sum(p, 0), 0, (size_t)(4 * n) * sizeof(float));
-    for (int64_t i = 0; i < all * n; i++) {
-        q[i] = 1 / (1 + expf(-q[i]));
-        k[i] = 1 / (1 + expf(-k[i]));
-    }
+    ln_sigmoid(p->stage->call->kernels, q, q, all * n);
+    ln_sigmoid(p->stage->call->kernels, k, k, all * n);
     for (int64_t i = 0; i < all; i++) {
         add_times(lane_sum(p, 0), 1, k + i * n, n);
         add_times(lane_sum(p, 1), 1, q + i * n, n);
@@ -250,21 +249,15 @@ static void flow_gradient(const ln_stage_span *p) {
 
 static const float RALA_EPSILON = 1e-6f;
 
-static void elu(float *to, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = x[i] > 0 ? x[i] + 1 : expf(x[i]);
-}
-static void elu_gradient(float *of, const float *x, const float *phi, int64_t n) {
-    for (int64_t i = 0; i < n; i++) of[i] *= x[i] > 0 ? 1 : phi[i];
-}
-
 /* Keys are divided by N, which the sums are too. RAW_K becomes phi(k). */
 static void rala_prepare(const ln_stage_span *p) {
     const linnet_mixer_settings *s = p->stage->s;
     const int64_t n = s->key_size, all = p->count;
     float *mean = lane_sum(p, 0), *q = ln_stage_at(p, Q, n), *k = ln_stage_at(p, K, n), most = -INFINITY, total = 0;
+    const ln_kernels *kernels = p->stage->call->kernels;
     memset(mean, 0, (size_t)n * sizeof(float));
-    elu(q, ln_stage_at(p, RAW_Q, n), all * n);
-    elu(k, ln_stage_at(p, RAW_K, n), all * n);
+    ln_elu(kernels, q, ln_stage_at(p, RAW_Q, n), all * n);
+    ln_elu(kernels, k, ln_stage_at(p, RAW_K, n), all * n);
     for (int64_t i = 0; i < all; i++) add_times(mean, 1 / (float)all, q + i * n, n);
     for (int64_t i = 0; i < all; i++) {
         scalars(p, i)[FROM] = s->scale * dot(mean, k + i * n, n);
@@ -311,7 +304,7 @@ static void rala_gradient(const ln_stage_span *p) {
     const float *q = ln_stage_at(p, Q, n), *raw = ln_stage_at(p, RAW_K, n);
     float *phi = ln_stage_at(p, MORE, n), *dq = ln_stage_at(p, DQ, n), *dk = ln_stage_at(p, DK, n),
           *mean = lane_sum(p, 0), *of_mean = lane_sum(p, 1), total = 0;
-    elu(phi, raw, all * n);
+    ln_elu(p->stage->call->kernels, phi, raw, all * n);
     memset(of_mean, 0, (size_t)n * sizeof(float));
     for (int64_t i = 0; i < all; i++) {
         float *own = scalars(p, i);
@@ -324,8 +317,8 @@ static void rala_gradient(const ln_stage_span *p) {
         add_times(of_mean, of / (float)all, phi + i * n, n);
     }
     for (int64_t i = 0; i < all; i++) add_times(dq + i * n, 1, of_mean, n);
-    elu_gradient(dq, ln_stage_at(p, RAW_Q, n), q, all * n);
-    elu_gradient(dk, raw, phi, all * n);
+    ln_elu_gradient(dq, dq, q, ln_stage_at(p, RAW_Q, n), all * n);
+    ln_elu_gradient(dk, dk, phi, raw, all * n);
     add_values(p);
 }
 
