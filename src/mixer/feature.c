@@ -258,19 +258,32 @@ static int64_t prime_from(int64_t least) {
     }
 }
 
-/* The first primitive root after p golden sections. */
-static int64_t primitive_root(int64_t p) {
-    for (int64_t a = (int64_t)(0.381966 * (double)p) + 1;; a = a + 1 < p ? a + 1 : 2) {
-        int64_t power = a, order = 1;
-        while (power != 1) {
-            power = power * a % p;
-            order++;
+/* Points (m z[i] / prime) of coordinates i are even in every coordinate for any z; jointly by construction component by
+ * component: each z is that of some candidates which makes the worst-case error of the coordinates so far least,
+ * sum over m of prod over i of (1 + weight B2(frac(m z[i] / prime))), B2 = x^2 - x + 1/6 (Sloan and Reztsov 2002).
+ * product [prime]: of the coordinates before; it is multiplied by the factor of the new one. */
+static int64_t next_generator(int64_t prime, double weight, double *product) {
+    enum { CANDIDATES = 64 };
+    const int64_t half = (prime - 1) / 2, stride = half < CANDIDATES ? 1 : half / CANDIDATES;
+    int64_t best = 1;
+    double least = INFINITY;
+    for (int pass = 0; pass < 2; pass++)
+        for (int64_t z = pass ? best : 1; z <= (pass ? best : half); z += stride) {
+            double sum = 0;
+            for (int64_t m = 0; m < prime; m++) {
+                const double x = (double)(m * z % prime) / (double)prime, factor = 1 + weight * (x * x - x + 1.0 / 6);
+                sum += product[m] * factor;
+                if (pass) product[m] *= factor;
+            }
+            if (!pass && sum < least) {
+                least = sum;
+                best = z;
+            }
         }
-        if (order == p - 1) return a;
-    }
+    return best;
 }
 
-void ln_random_projection(int kind, uint64_t seed, int64_t slots, int64_t n, float *projection) {
+void ln_random_projection(int kind, uint64_t seed, int64_t slots, int64_t n, float *projection, double *room) {
     ln_random random;
     ln_random_seed(&random, seed);
     if (kind != LN_RANDOM_LATTICE) {
@@ -278,12 +291,11 @@ void ln_random_projection(int kind, uint64_t seed, int64_t slots, int64_t n, flo
         if (kind == LN_RANDOM_ORTHOGONAL) orthogonalise(projection, slots, n);
         return;
     }
-    /* Point m has coordinates frac(m z[i] / prime + shift[i]), z[i] powers of a primitive root (Korobov): along every
-     * coordinate the points are evenly spread. */
-    const int64_t prime = prime_from(slots < 5 ? 5 : slots), root = primitive_root(prime);
-    int64_t z = 1;
-    for (int64_t i = 0; i < n; i++, z = z * root % prime) {
+    const int64_t prime = prime_from(slots < 5 ? 5 : slots);
+    for (int64_t m = 0; m < prime; m++) room[m] = 1;
+    for (int64_t i = 0; i < n; i++) {
         const double shift = ln_random_unit(&random);
+        const int64_t z = next_generator(prime, 2 * 9.8696 / (double)n, room);
         for (int64_t m = 0; m < slots; m++) {
             double whole;
             const double u = modf((double)(m * z % prime) / (double)prime + shift, &whole);

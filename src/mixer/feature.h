@@ -36,9 +36,9 @@ int64_t ln_features_slots(const linnet_mixer_settings *settings);
 
 /* Projections [slots][key_size] of positive random features: kind 0: independent normal; 1: orthogonal blocks with the
  * lengths of normal ones; 2: normal quantiles of a shifted rank-1 lattice (quasi-Monte-Carlo). The same seed gives the
- * same numbers everywhere. room [slots * key_size]. */
+ * same numbers everywhere. room [2 slots + 8]: there is a prime below. */
 enum { LN_RANDOM_NORMAL, LN_RANDOM_ORTHOGONAL, LN_RANDOM_LATTICE, LN_RANDOM_KINDS };
-void ln_random_projection(int kind, uint64_t seed, int64_t slots, int64_t key_size, float *projection);
+void ln_random_projection(int kind, uint64_t seed, int64_t slots, int64_t key_size, float *projection, double *room);
 /* The standard normal quantile (Acklam's rational approximation, one step of Halley's method: 1e-15). */
 double ln_normal_quantile(double probability);
 

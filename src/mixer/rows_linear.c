@@ -148,7 +148,11 @@ static const ln_mixer_input random_inputs[] = {
     {.name = "query", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
     {.name = "key", .heads = LN_HEADS_KEY, .columns = LN_AXIS_KEY, .flags = LN_TYPED},
     {.name = "value", .columns = LN_AXIS_VALUE, .flags = LN_TYPED},
-    {.name = "projection", .heads = LN_HEADS_ONE, .rows = LN_AXIS_SLOT, .columns = LN_AXIS_KEY, .flags = LN_PARAMETER},
+    {.name = "projection",
+     .heads = LN_HEADS_ONE,
+     .rows = LN_AXIS_SLOT,
+     .columns = LN_AXIS_KEY,
+     .flags = LN_PARAMETER | LN_OPTIONAL},
     {0},
 };
 
@@ -177,13 +181,17 @@ static const char *refuse_power(const linnet_mixer_settings *s) {
 /* ---- random features draw their projections where none are given ---- */
 
 static uint64_t projection_bytes(const linnet_mixer_settings *s) {
-    return (uint64_t)(s->slots * s->key_size) * sizeof(float);
+    return ln_round_up((uint64_t)(s->slots * s->key_size) * sizeof(float), 64);
+}
+
+static uint64_t room_bytes(const linnet_mixer_settings *s) {
+    return ln_round_up((uint64_t)(2 * s->slots + 8) * sizeof(double), 64);
 }
 
 static uint64_t random_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                                  const linnet_mixer_settings *s, linnet_mixer_form form) {
     const uint64_t core = ln_outer_workspace(mixer, kernels, threads, s, form);
-    return core ? ln_round_up(projection_bytes(s), 64) + core : 0;
+    return core ? projection_bytes(s) + room_bytes(s) + core : 0;
 }
 
 /* The call with a projection at the workspace's begin. */
@@ -192,11 +200,12 @@ static ln_mixer_call with_projection(const ln_mixer_call *call, linnet_mixer_ten
     const linnet_mixer_settings *s = call->settings;
     *tensors = *call->tensors;
     if (!tensors->input[PARAMETER].data) {
-        ln_random_projection((int)s->option[0], (uint64_t)s->option[1], s->slots, s->key_size, call->workspace);
+        ln_random_projection((int)s->option[0], (uint64_t)s->option[1], s->slots, s->key_size, call->workspace,
+                             (double *)(void *)((unsigned char *)call->workspace + projection_bytes(s)));
         tensors->input[PARAMETER].data = call->workspace;
     }
     out.tensors = tensors;
-    out.workspace = (unsigned char *)call->workspace + ln_round_up(projection_bytes(s), 64);
+    out.workspace = (unsigned char *)call->workspace + projection_bytes(s) + room_bytes(s);
     return out;
 }
 
