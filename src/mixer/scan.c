@@ -9,6 +9,8 @@
 
 #include "number/format.h"
 
+enum { NARROWEST = 32 }; /* channels of a task: whole vectors of any instruction set */
+
 /* ---- extents ---- */
 
 /* Of a row of an input or of a part of the states: `lines` runs of `length` floats, `stride` apart from `from` on; the
@@ -45,8 +47,12 @@ static extents extents_of_part(const ln_scan_task *task, int part) {
     return extents_of(task, p->rows, p->columns, p->times ? p->times : 1);
 }
 
+static int64_t blocks_of(const ln_scan_row *row, const linnet_mixer_settings *settings, int64_t width) {
+    return row->whole ? 1 : ln_ceil_div(settings->value_size, width);
+}
+
 int64_t ln_scan_blocks(const ln_scan_row *row, const linnet_mixer_settings *settings) {
-    return row->whole ? 1 : ln_ceil_div(settings->value_size, LN_SCAN_CHANNELS);
+    return blocks_of(row, settings, LN_SCAN_CHANNELS);
 }
 
 int64_t ln_scan_columns(const ln_scan_task *task, int input) {
@@ -168,6 +174,7 @@ const float *ln_scan_checkpoint(const ln_scan_task *task, int64_t step) {
 typedef struct job {
     const ln_mixer_call *call;
     bool backward, each_sequence; /* a task is of one sequence */
+    int64_t width;                /* channels of a task */
     uint64_t worker_bytes;
     unsigned char *workers;
     float *shared;
@@ -195,17 +202,17 @@ static void lay_out(ln_scan_task *task, ln_carver *carver) {
     task->row->lay_out(task, carver);
 }
 
-static ln_scan_task task_of(const ln_mixer_call *call, bool backward, int64_t block) {
+static ln_scan_task task_of(const ln_mixer_call *call, bool backward, int64_t block, int64_t width) {
     const linnet_mixer_settings *s = call->settings;
     const ln_scan_row *row = call->mixer->core_row;
-    const int64_t blocks = ln_scan_blocks(row, s), within = block % blocks, first = within * LN_SCAN_CHANNELS;
+    const int64_t blocks = blocks_of(row, s, width), within = block % blocks, first = within * width;
     return (ln_scan_task){.call = call,
                           .row = row,
                           .kernels = &call->kernels->scan,
                           .backward = backward,
                           .head = block / blocks,
                           .first = first,
-                          .channels = row->whole ? s->value_size : ln_min_i64(LN_SCAN_CHANNELS, s->value_size - first),
+                          .channels = row->whole ? s->value_size : ln_min_i64(width, s->value_size - first),
                           .block = block,
                           .padded = padded_slots(call->kernels, s)};
 }
@@ -213,7 +220,7 @@ static ln_scan_task task_of(const ln_mixer_call *call, bool backward, int64_t bl
 static uint64_t worker_bytes(const ln_mixer *mixer, const ln_kernels *kernels, const linnet_mixer_settings *settings,
                              bool backward) {
     const ln_mixer_call call = {.mixer = mixer, .kernels = kernels, .settings = settings};
-    ln_scan_task task = task_of(&call, backward, 0); /* no other is larger */
+    ln_scan_task task = task_of(&call, backward, 0, LN_SCAN_CHANNELS); /* no other is larger */
     ln_carver carver = {0};
     lay_out(&task, &carver);
     return carver.overflow ? UINT64_MAX / 4096 : carver.used;
@@ -272,8 +279,8 @@ static void walk_back(ln_scan_task *task, int64_t count) {
 static void run_task(void *argument, int64_t index, int worker) {
     const job *j = argument;
     const linnet_mixer_settings *s = j->call->settings;
-    const int64_t units = ln_scan_blocks(j->call->mixer->core_row, s) * s->heads;
-    ln_scan_task task = task_of(j->call, j->backward, index % units);
+    const int64_t units = blocks_of(j->call->mixer->core_row, s, j->width) * s->heads;
+    ln_scan_task task = task_of(j->call, j->backward, index % units, j->width);
     ln_carver carver = {.base = j->workers + (uint64_t)worker * j->worker_bytes};
     lay_out(&task, &carver);
     task.shared = j->shared;
@@ -293,10 +300,16 @@ static void run(const ln_mixer_call *call, bool backward) {
     const ln_scan_row *row = call->mixer->core_row;
     const linnet_mixer_settings *s = call->settings;
     const uint64_t shared = shared_bytes(call->mixer, call->kernels, s, backward);
-    const int64_t units = ln_scan_blocks(row, s) * s->heads;
+    const int threads = ln_team_size(call->team);
+    /* Narrower blocks for more threads change no bit forward, where channels do not meet; backward their sums do. */
+    int64_t width = LN_SCAN_CHANNELS;
+    while (!backward && threads > 1 && width > NARROWEST && blocks_of(row, s, width) * s->heads < 3 * threads)
+        width /= 2;
+    const int64_t units = blocks_of(row, s, width) * s->heads;
     job j = {.call = call,
              .backward = backward,
-             .each_sequence = !backward && units < 4 * ln_team_size(call->team),
+             .each_sequence = !backward && units < 3 * threads,
+             .width = width,
              .worker_bytes = worker_bytes(call->mixer, call->kernels, s, backward),
              .workers = (unsigned char *)call->workspace + shared,
              .shared = call->workspace};

@@ -72,7 +72,7 @@ ln_series_out ln_scan_output(const ln_scan_task *task, int64_t step);
 ln_series ln_scan_output_gradient(const ln_scan_task *task, int64_t step);
 /* Going backward: the states before the block of time that begins at `step`. */
 const float *ln_scan_checkpoint(const ln_scan_task *task, int64_t step);
-/* Blocks of channels of a head. */
+/* Blocks of channels of a head going backward. */
 int64_t ln_scan_blocks(const ln_scan_row *row, const linnet_mixer_settings *settings);
 
 /* ---- short convolutions inside rows: slots taps; weights as the kernel has them, [tap][channel] ---- */

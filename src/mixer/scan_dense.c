@@ -228,7 +228,7 @@ static void lssl_lay_out(ln_scan_task *task, ln_carver *carver) {
     for (int k = LSSL_B; k <= LSSL_NEXT; k++) task->buffer[k] = ln_scan_carve(carver, 1, n);
     task->buffer[LSSL_DOUBLES] = ln_carve(carver, (uint64_t)(6 * n * (n + 1)), sizeof(double));
     if (!task->backward) return;
-    task->buffer[LSSL_HISTORY] = ln_scan_carve(carver, LN_SCAN_STEPS + 1, columns * task->padded);
+    task->buffer[LSSL_HISTORY] = ln_scan_carve(carver, LN_SCAN_STEPS + 1, task->padded);
     task->buffer[LSSL_A_D] = ln_scan_carve(carver, n, n);
     task->buffer[LSSL_B_D] = ln_scan_carve(carver, 1, n);
     task->buffer[LSSL_READ_D] = ln_scan_carve(carver, columns, task->padded);
@@ -239,19 +239,18 @@ static void lssl_lay_out(ln_scan_task *task, ln_carver *carver) {
 /* The parameters and what becomes of them, in float64: [n][n] and [n] arrays in LSSL_DOUBLES. */
 typedef struct exact {
     double *a, *b, *stepped_a, *stepped_b, *inverse, *work;
-    bool fine;
 } exact;
 
 static exact lssl_exact(const ln_scan_task *task) {
     const int64_t n = task->call->settings->slots, size = n * n;
     double *room = (double *)(void *)task->buffer[LSSL_DOUBLES];
-    exact x = {
-        room, room + size, room + size + n, room + 2 * size + n, room + 2 * size + 2 * n, room + 3 * size + 2 * n,
-        false};
+    const exact x = {
+        room, room + size, room + size + n, room + 2 * size + n, room + 2 * size + 2 * n, room + 3 * size + 2 * n};
     for (int64_t i = 0; i < size; i++) x.a[i] = (double)task->constant[LSSL_MATRIX][i];
     for (int64_t i = 0; i < n; i++) x.b[i] = (double)task->constant[LSSL_WRITE][i];
-    x.fine = ln_bilinear(n, (double)task->constant[LSSL_STEP][0], task->call->settings->option[0], x.a, x.b,
-                         x.stepped_a, x.stepped_b, x.inverse, x.work);
+    const bool fine = ln_bilinear(n, (double)task->constant[LSSL_STEP][0], task->call->settings->option[0], x.a, x.b,
+                                  x.stepped_a, x.stepped_b, x.inverse, x.work);
+    for (int64_t i = 0; !fine && i < size; i++) x.inverse[i] = x.stepped_a[i] = x.stepped_b[i % n] = (double)NAN;
     return x;
 }
 
@@ -263,9 +262,8 @@ static void lssl_prepare(ln_scan_task *task) {
     const exact x = lssl_exact(task);
     for (int64_t i = 0; i < n; i++) {
         for (int64_t k = 0; k < n; k++)
-            task->buffer[LSSL_A][i * n + k] = task->buffer[LSSL_TURNED][k * n + i] =
-                x.fine ? (float)x.stepped_a[i * n + k] : NAN;
-        task->buffer[LSSL_B][i] = x.fine ? (float)x.stepped_b[i] : NAN;
+            task->buffer[LSSL_A][i * n + k] = task->buffer[LSSL_TURNED][k * n + i] = (float)x.stepped_a[i * n + k];
+        task->buffer[LSSL_B][i] = (float)x.stepped_b[i];
     }
     if (!task->backward) return;
     clear(task->buffer[LSSL_A_D], n * n);
