@@ -9,7 +9,7 @@
 
 #include "number/format.h"
 
-enum { NARROWEST = 32 }; /* channels of a task: whole vectors of any instruction set */
+enum { NARROWEST = 32, WIDEST = 2048 }; /* channels of a task: whole vectors of any instruction set */
 
 /* ---- extents ---- */
 
@@ -49,6 +49,16 @@ static extents extents_of_part(const ln_scan_task *task, int part) {
 
 static int64_t blocks_of(const ln_scan_row *row, const linnet_mixer_settings *settings, int64_t width) {
     return row->whole ? 1 : ln_ceil_div(settings->value_size, width);
+}
+
+/* Forward, channels do not meet, and blocks of any width give the same bits: two for each thread, up to what the row
+ * can use. Backward their sums meet, and the width is fixed. */
+static int64_t width_of(const ln_scan_row *row, const linnet_mixer_settings *settings, int threads, bool backward) {
+    if (backward) return LN_SCAN_CHANNELS;
+    const int64_t blocks = threads > 1 ? ln_ceil_div(2 * threads, settings->heads) : 1,
+                  most = row->wide ? WIDEST : LN_SCAN_CHANNELS;
+    const int64_t width = ln_ceil_div(ln_ceil_div(settings->value_size, blocks), NARROWEST) * NARROWEST;
+    return ln_min_i64(ln_max_i64(width, NARROWEST), most);
 }
 
 int64_t ln_scan_blocks(const ln_scan_row *row, const linnet_mixer_settings *settings) {
@@ -218,9 +228,10 @@ static ln_scan_task task_of(const ln_mixer_call *call, bool backward, int64_t bl
 }
 
 static uint64_t worker_bytes(const ln_mixer *mixer, const ln_kernels *kernels, const linnet_mixer_settings *settings,
-                             bool backward) {
+                             int threads, bool backward) {
     const ln_mixer_call call = {.mixer = mixer, .kernels = kernels, .settings = settings};
-    ln_scan_task task = task_of(&call, backward, 0, LN_SCAN_CHANNELS); /* no other is larger */
+    ln_scan_task task =
+        task_of(&call, backward, 0, width_of(mixer->core_row, settings, threads, backward)); /* no other is larger */
     ln_carver carver = {0};
     lay_out(&task, &carver);
     return carver.overflow ? UINT64_MAX / 4096 : carver.used;
@@ -237,7 +248,7 @@ static uint64_t shared_bytes(const ln_mixer *mixer, const ln_kernels *kernels, c
 uint64_t ln_scan_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                            const linnet_mixer_settings *settings, linnet_mixer_form form) {
     const bool backward = form == LINNET_MIXER_BACKWARD;
-    return (uint64_t)threads * worker_bytes(mixer, kernels, settings, backward) +
+    return (uint64_t)threads * worker_bytes(mixer, kernels, settings, threads, backward) +
            shared_bytes(mixer, kernels, settings, backward);
 }
 
@@ -301,16 +312,13 @@ static void run(const ln_mixer_call *call, bool backward) {
     const linnet_mixer_settings *s = call->settings;
     const uint64_t shared = shared_bytes(call->mixer, call->kernels, s, backward);
     const int threads = ln_team_size(call->team);
-    /* Narrower blocks for more threads change no bit forward, where channels do not meet; backward their sums do. */
-    int64_t width = LN_SCAN_CHANNELS;
-    while (!backward && threads > 1 && width > NARROWEST && blocks_of(row, s, width) * s->heads < 3 * threads)
-        width /= 2;
+    const int64_t width = width_of(row, s, threads, backward);
     const int64_t units = blocks_of(row, s, width) * s->heads;
     job j = {.call = call,
              .backward = backward,
-             .each_sequence = !backward && units < 3 * threads,
+             .each_sequence = !backward && units < 2 * threads,
              .width = width,
-             .worker_bytes = worker_bytes(call->mixer, call->kernels, s, backward),
+             .worker_bytes = worker_bytes(call->mixer, call->kernels, s, threads, backward),
              .workers = (unsigned char *)call->workspace + shared,
              .shared = call->workspace};
     ln_parallel(call->team, units * (j.each_sequence ? s->sequences : 1), run_task, &j);

@@ -35,6 +35,7 @@ typedef struct ln_scan_task {
 
 struct ln_scan_row {
     bool whole; /* the channels of a head belong together */
+    bool wide;  /* works on its inputs where they lie: blocks of channels should be wide, as rows lie pages apart */
     /* Carves the task's buffers. */
     void (*lay_out)(ln_scan_task *task, ln_carver *carver);
     /* Once a task: parameters. */

@@ -95,4 +95,4 @@ static void finish(ln_scan_task *task) {
 }
 
 const ln_scan_row ln_scan_convolution = {
-    .lay_out = lay_out, .prepare = prepare, .block = block, .gradient = gradient, .finish = finish};
+    .wide = true, .lay_out = lay_out, .prepare = prepare, .block = block, .gradient = gradient, .finish = finish};

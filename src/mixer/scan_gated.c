@@ -71,7 +71,7 @@ static void hgrn_gradient(ln_scan_task *task, int64_t step, int64_t count) {
 }
 
 const ln_scan_row ln_scan_hgrn = {
-    .lay_out = hgrn_lay_out, .prepare = prepare_nothing, .block = hgrn_block, .gradient = hgrn_gradient};
+    .wide = true, .lay_out = hgrn_lay_out, .prepare = prepare_nothing, .block = hgrn_block, .gradient = hgrn_gradient};
 
 /* ---- rg_lru: a = e^z, x = (1 - e^2z)^1/2 input_gate value, z = -c softplus(strength) recurrence_gate ---- */
 

@@ -153,7 +153,8 @@ static void gather(const ln_mixer_call *call, const float *shared) {
     ln_parallel(call->team, call->settings->tokens, gather_token, &g);
 }
 
-const ln_scan_row ln_scan_selective = {.lay_out = lay_out,
+const ln_scan_row ln_scan_selective = {.wide = true,
+                                       .lay_out = lay_out,
                                        .prepare = prepare,
                                        .block = block,
                                        .gradient = gradient,
