@@ -40,7 +40,8 @@ static void test_mixer(void **state) {
     enum { TOKENS = 150, HEADS = 2, KEY = 40, VALUE = 72 };
     static uint16_t query[TOKENS * KEY], key[TOKENS * KEY], value[TOKENS * HEADS * VALUE];
     static float decay[TOKENS * HEADS * KEY], output[2][TOKENS * HEADS * VALUE], memory[2][HEADS * KEY * VALUE];
-    static const char *const names[] = {"simple_gla", "gla"};
+    static float beta[TOKENS * HEADS];
+    static const char *const names[] = {"simple_gla", "gla", "gated_delta_rule", "kda"};
     linnet_context_settings open = linnet_context_settings_default();
     open.threads = 2;
     linnet_context *context;
@@ -51,7 +52,8 @@ static void test_mixer(void **state) {
     for (int i = 0; i < TOKENS * KEY; i++) key[i] = ln_float_bf16((float)ln_random_normal(&random));
     for (int i = 0; i < TOKENS * HEADS * VALUE; i++) value[i] = ln_float_bf16((float)ln_random_normal(&random));
     for (int i = 0; i < TOKENS * HEADS * KEY; i++) decay[i] = (float)(-0.2 * ln_random_unit(&random));
-    for (int n = 0; n < 2; n++) {
+    for (int i = 0; i < TOKENS * HEADS; i++) beta[i] = (float)ln_random_unit(&random);
+    for (int n = 0; n < 4; n++) {
         for (int exact = 0; exact < 2; exact++) {
             linnet_mixer_settings s = linnet_mixer_settings_default(names[n]);
             s.type = LINNET_BF16;
@@ -61,6 +63,7 @@ static void test_mixer(void **state) {
             s.value_size = VALUE;
             s.tokens = TOKENS;
             s.exact = exact;
+            s.normalise_keys = n >= 2;
             const ln_mixer *mixer;
             assert_null(ln_mixer_complete(&s, &mixer));
             ln_kernels kernels;
@@ -71,6 +74,7 @@ static void test_mixer(void **state) {
             t.input[1].data = key;
             t.input[2].data = value;
             t.input[3].data = decay;
+            if (n >= 2) t.input[4].data = beta;
             void *workspace = aligned_alloc(64, ln_mixer_workspace(mixer, &kernels, 1, &s, LINNET_MIXER_FORWARD));
             assert_non_null(workspace);
             ln_team *alone; /* the emulated tiles are one set */
@@ -78,6 +82,7 @@ static void test_mixer(void **state) {
             ln_mixer_run(mixer, &kernels, alone, &s, &t, workspace, LINNET_MIXER_FORWARD);
             ln_team_close(context, alone);
             free(workspace);
+            assert_false(emulated.configured);
         }
         double error = 0, size = 0;
         for (int i = 0; i < TOKENS * HEADS * VALUE; i++) {

@@ -36,6 +36,9 @@ typedef struct ln_tile_bf16 {
     /* c (+)= a b in whole blocks: c too has room for them, and what lies behind its end is worth nothing. */
     void (*product)(float *c, int64_t c_stride, const uint16_t *a, int64_t a_stride, const uint32_t *b,
                     int64_t b_stride, int64_t m, int64_t n, int64_t k, bool add, ln_tile_shape shape);
+    /* NULL: nothing to do. Between hold(true) and hold(false) the units of this thread stay set up from one product to
+     * the next; without it each product does so itself. */
+    void (*hold)(bool on);
 } ln_tile_bf16;
 /* Whole blocks: of m and n 16, of k 32. */
 static inline int64_t ln_tile_whole(int64_t count, int64_t block) {

@@ -282,6 +282,8 @@ static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
         memset(state, 0, (size_t)(shape->key * piece) * sizeof *state);
         if (in) copy_rows(state, piece, in + c, values, keys, ln_min_i64(piece, w->columns - c));
     }
+    void (*const hold)(bool) = shape->half ? w->call->kernels->tile.bf16.hold : NULL;
+    if (hold) hold(true);
     for (int64_t step = 0; step < count; step += shape->tokens) {
         const int64_t tokens = ln_min_i64(shape->tokens, count - step);
         const bool few = tokens * shape->micro < FEW;
@@ -305,6 +307,7 @@ static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
             write_output(w, step, c, output, piece);
         }
     }
+    if (hold) hold(false);
     for (int64_t c = 0; out && c < w->columns; c += piece)
         copy_rows(out + c, values, r->state + c * shape->key, piece, keys, ln_min_i64(piece, w->columns - c));
 }

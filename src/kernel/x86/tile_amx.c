@@ -49,10 +49,25 @@ LN_INLINE void run(const tile_square *s, const bool down, const bool across) {
     ln_amx_fence();
 }
 
-static void product(float *c, int64_t c_stride, const uint16_t *a, int64_t a_stride, const uint32_t *b,
-                    int64_t b_stride, int64_t m, int64_t n, int64_t k, bool add, ln_tile_shape shape) {
+static _Thread_local bool held;
+
+static void set_up(void) {
     const ln_amx_shape tiles = ln_amx_shape_of(64);
     ln_amx_configure(&tiles);
+}
+
+static void hold(bool on) {
+    if (on)
+        set_up();
+    else
+        ln_amx_release();
+    held = on;
+}
+
+static void product(float *c, int64_t c_stride, const uint16_t *a, int64_t a_stride, const uint32_t *b,
+                    int64_t b_stride, int64_t m, int64_t n, int64_t k, bool add, ln_tile_shape shape) {
+    const bool alone = !held;
+    if (alone) set_up();
     for (int64_t i = 0; i < m; i += 2 * SIDE) {
         const bool down = m - i > SIDE;
         const int64_t rows = down ? 2 * SIDE : SIDE, end = shape == LN_TILE_BELOW ? ln_min_i64(n, i + rows) : n,
@@ -71,7 +86,7 @@ static void product(float *c, int64_t c_stride, const uint16_t *a, int64_t a_str
                 run(&s, false, false);
         }
     }
-    ln_amx_release();
+    if (alone) ln_amx_release();
 }
 
 void ln_tile_fill_amx(ln_tile_kernels *kernels) {
@@ -80,5 +95,6 @@ void ln_tile_fill_amx(ln_tile_kernels *kernels) {
                                    .rows_turned = ln_tile_rows_turned_512,
                                    .pairs = ln_tile_pairs_512,
                                    .pairs_turned = ln_tile_pairs_turned_512,
-                                   .product = product};
+                                   .product = product,
+                                   .hold = hold};
 }
