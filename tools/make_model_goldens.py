@@ -428,6 +428,22 @@ MODELS = {
              "experts": dict(num_experts_per_tok=1)},
         dict(names={"experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight",
                     "router.weight": "router.layer.weight"})),
+    # Every layer attends: by GGUF's name another family, with experts or without; Granite 3.
+    "granite-attention": (
+        hybrid("granitemoehybrid", "GraniteMoeHybridForCausalLM", (32, 16, 3, 4, 2, 131), mamba_n_heads=4, mamba_d_head=16,
+               mamba_n_groups=1, mamba_d_state=16, layer_types=["attention"] * 3, num_local_experts=4,
+               num_experts_per_tok=2, shared_intermediate_size=24, position_embedding_type="rope", rope_theta=2000,
+               attention_multiplier=0.2, embedding_multiplier=2, residual_multiplier=0.6, logits_scaling=0.8),
+        48, {"position": dict(position_embedding_type="nope"), "base": dict(rope_theta=10000)},
+        dict(names={"experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight",
+                    "router.weight": "router.layer.weight"})),
+    "granite": (
+        config("granite", "GraniteForCausalLM", **sizes(32, 56, 3, 4, 2, 133), attention_bias=False, mlp_bias=False,
+               attention_multiplier=0.2, embedding_multiplier=2.5, residual_multiplier=0.5, logits_scaling=1.25,
+               rope_theta=2000.0, tie_word_embeddings=True),
+        48, {"base": dict(rope_theta=10000.0), "scale": dict(attention_multiplier=0.3),
+             "residual": dict(residual_multiplier=1.0), "embedding": dict(embedding_multiplier=1.0),
+             "logits": dict(logits_scaling=1.0)}),
     # Without experts, with positions; the names of transformers 5 for layers.
     "granite-hybrid-dense": (
         hybrid("granitemoehybrid", "GraniteMoeHybridForCausalLM", (32, 16, 4, 2, 2, 130), mamba_n_heads=8, mamba_d_head=8,

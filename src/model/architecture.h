@@ -76,7 +76,7 @@ linnet_status ln_experts_sigmoid(const struct ln_config *config, struct ln_key_w
 extern const ln_architecture ln_architecture_lfm2;
 extern const ln_architecture ln_architecture_rwkv6, ln_architecture_rwkv7;
 extern const ln_architecture ln_architecture_mamba, ln_architecture_mamba2, ln_architecture_falcon_h1,
-    ln_architecture_granite_hybrid;
+    ln_architecture_granite_hybrid, ln_architecture_granite, ln_architecture_granite_moe;
 extern const ln_architecture ln_architecture_qwen3next, ln_architecture_minimax, ln_architecture_kimi_linear;
 
 const ln_architecture *ln_architecture_find(const char *name, size_t bytes);

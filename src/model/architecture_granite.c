@@ -1,5 +1,6 @@
-/* Owns: Granite 4 and Bamba (one by GGUF's name): layers of Mamba-2 and some of attention, each followed by a dense or
- * a sparse feed-forward network; sums and ends are multiplied by numbers of the model. */
+/* Owns: Granite 3 and 4 and Bamba: layers of Mamba-2 and some of attention, or of attention alone, each followed by a
+ * dense or a sparse feed-forward network; sums and ends are multiplied by numbers of the model. GGUF has three names
+ * for them: granitehybrid, and where every layer attends granite or granitemoe. */
 #include <math.h>
 #include <string.h>
 
@@ -60,27 +61,55 @@ static bool attends(const ln_config *config, int64_t i) {
     return false;
 }
 
-static linnet_status write_keys(const ln_config *config, ln_key_writer *keys) {
+static int64_t layers_of(const ln_config *config) {
+    double layers = 0;
+    return ln_config_number(config, "num_hidden_layers", &layers) && layers >= 1 && layers <= LN_LAYERS_MOST
+               ? (int64_t)layers
+               : 0;
+}
+
+/* Whether some layer has a state. */
+static bool recurs(const ln_config *config) {
+    if (strcmp(config->model_type, "granitemoehybrid") != 0 && strcmp(config->model_type, "bamba") != 0) return false;
+    for (int64_t i = 0; i < layers_of(config); i++)
+        if (!attends(config, i)) return true;
+    return false;
+}
+
+static linnet_status write_layers(const ln_config *config, ln_key_writer *keys) {
     char name[256];
-    double layers = 0, heads = 0, shared = 0, count = 0;
-    ln_state_space_keys(config, keys);
-    ln_config_number(config, "num_hidden_layers", &layers);
+    double heads = 0;
+    const int64_t layers = layers_of(config);
     if (!ln_config_number(config, "num_key_value_heads", &heads))
         ln_config_number(config, "num_attention_heads", &heads);
-    if (!(layers >= 1 && layers <= 4096 && heads >= 1 && heads <= 1 << 16)) return LINNET_OK; /* told later */
+    if (layers == 0 || !(heads >= 1 && heads <= 1 << 16)) return LINNET_OK; /* told later */
     uint32_t *each = ln_allocate(config->file->context, (uint64_t)layers, sizeof *each, "pattern of layers");
     if (!each) return LINNET_ERROR_MEMORY;
-    for (int64_t i = 0; i < (int64_t)layers; i++) each[i] = attends(config, i) ? (uint32_t)heads : 0;
+    for (int64_t i = 0; i < layers; i++) each[i] = attends(config, i) ? (uint32_t)heads : 0;
     ln_write_array(keys, ln_config_name(config, "attention.head_count_kv", name), LN_U32, each, (uint64_t)layers);
     ln_release(config->file->context, each);
-    /* Granite's reader of GGUF takes this key for whether layers rotate. */
+    ln_state_space_keys(config, keys);
+    return LINNET_OK;
+}
+
+static bool has_experts(const ln_config *config) {
+    double count = 0;
+    return ln_config_number(config, "num_local_experts", &count) && count >= 1;
+}
+
+static linnet_status write_keys(const ln_config *config, ln_key_writer *keys) {
+    char name[256];
+    double shared = 0;
+    if (recurs(config)) LN_TRY(write_layers(config, keys));
+    /* Readers of GGUF take this key for whether layers rotate. */
     const char *position = json_string_value(json_object_get(config->text, "position_embedding_type"));
-    const bool rotates = strcmp(config->model_type, "bamba") == 0 || (position && strcmp(position, "rope") == 0);
+    const bool rotates =
+        strcmp(config->model_type, "granitemoehybrid") != 0 || (position && strcmp(position, "rope") == 0);
     ln_write_integer(keys, ln_config_name(config, "rope.scaling.finetuned", name), LN_BOOL, rotates);
-    ln_config_number(config, "num_local_experts", &count);
     ln_config_number(config, "shared_intermediate_size", &shared);
-    if (shared >= 1 && shared < 1 << 22)
-        ln_state_space_count(config, keys, count > 0 ? "expert_shared_feed_forward_length" : "feed_forward_length",
+    if (shared >= 1 && shared <= LN_FEED_FORWARD_MOST)
+        ln_state_space_count(config, keys,
+                             has_experts(config) ? "expert_shared_feed_forward_length" : "feed_forward_length",
                              (int64_t)shared);
     return LINNET_OK;
 }
@@ -88,12 +117,15 @@ static linnet_status write_keys(const ln_config *config, ln_key_writer *keys) {
 static linnet_status open_model(linnet_model *model) {
     if (!ln_take_integer(model, "rope.scaling.finetuned", -1, 1)) model->rope.size = 0;
     LN_TRY(ln_state_space_ends(model));
-    return ln_state_space_open(model);
+    const ln_key *heads = ln_file_key_of(model->file, "attention.head_count_kv");
+    for (uint64_t i = 0; heads && i < heads->count; i++)
+        if (ln_key_integer(heads, i, 1) == 0) return ln_state_space_open(model);
+    return LINNET_OK;
 }
 
 static linnet_status make_layer(linnet_model *model, int64_t index, ln_layer *layer) {
     ln_part *mixer = &layer->block[0].part[0];
-    const bool recurrent = ln_take_integer(model, "attention.head_count_kv", index, 1) == 0;
+    const bool recurrent = model->own && ln_take_integer(model, "attention.head_count_kv", index, 1) == 0;
     LN_TRY((recurrent ? ln_mamba2_take : ln_attention_take)(model, index, mixer));
     LN_TRY(ln_transformer_mixer(model, index, layer));
     LN_TRY(ln_transformer_feed_forward(model, index, layer));
@@ -101,28 +133,24 @@ static linnet_status make_layer(linnet_model *model, int64_t index, ln_layer *la
     return LINNET_OK;
 }
 
-static const ln_architecture dense = {.name = "granitehybrid",
-                                      .traits =
-                                          LN_ROPE_INTERLEAVED | LN_EXPERTS_RENORMALISED | LN_GATES_APART | LN_MAMBA2,
-                                      .names = dense_names,
-                                      .config = config_rows,
-                                      .write_keys = write_keys,
-                                      .open = open_model,
-                                      .make_layer = make_layer};
+static const ln_architecture *choose(const ln_config *config);
+
+/* clang-format off */
+#define GRANITE(NAME, NAMES_OF_TENSORS)                                                                          \
+    .name = NAME, .names = NAMES_OF_TENSORS, .config = config_rows, .write_keys = write_keys, .choose = choose,  \
+    .open = open_model, .make_layer = make_layer,                                                                \
+    .traits = LN_ROPE_INTERLEAVED | LN_EXPERTS_RENORMALISED | LN_GATES_APART | LN_MAMBA2
+/* clang-format on */
+
+static const ln_architecture dense_hybrid = {GRANITE("granitehybrid", dense_names)};
+
+const ln_architecture ln_architecture_granite_hybrid = {GRANITE("granitehybrid", names),
+                                                        .model_types = {"granitemoehybrid", "bamba"}};
+const ln_architecture ln_architecture_granite = {GRANITE("granite", dense_names), .model_types = {"granite"}};
+const ln_architecture ln_architecture_granite_moe = {GRANITE("granitemoe", names),
+                                                     .model_types = {"granitemoe", "granitemoeshared"}};
 
 static const ln_architecture *choose(const ln_config *config) {
-    double experts = 0;
-    return ln_config_number(config, "num_local_experts", &experts) && experts >= 1 ? &ln_architecture_granite_hybrid
-                                                                                   : &dense;
+    if (recurs(config)) return has_experts(config) ? &ln_architecture_granite_hybrid : &dense_hybrid;
+    return has_experts(config) ? &ln_architecture_granite_moe : &ln_architecture_granite;
 }
-
-const ln_architecture ln_architecture_granite_hybrid = {.name = "granitehybrid",
-                                                        .model_types = {"granitemoehybrid", "bamba"},
-                                                        .traits = LN_ROPE_INTERLEAVED | LN_EXPERTS_RENORMALISED |
-                                                                  LN_GATES_APART | LN_MAMBA2,
-                                                        .names = names,
-                                                        .config = config_rows,
-                                                        .write_keys = write_keys,
-                                                        .choose = choose,
-                                                        .open = open_model,
-                                                        .make_layer = make_layer};
