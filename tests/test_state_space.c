@@ -68,11 +68,12 @@ static void project(double (*basis)(int64_t, double), double (*f)(double), doubl
 /* The derivative of the coefficients by central differences is A x + B f: exact for what the basis holds. */
 static void derivative_is(linnet_hippo_measure measure, double (*basis)(int64_t, double), double (*f)(double)) {
     double a[N * N], b[N], x[N], less[N], more[N];
-    const double t = 1.7, h = 1e-4, begin = measure == LINNET_HIPPO_LEGS ? 0 : 1;
+    const double t = 1.7, h = 1e-4;
+    const bool window = measure != LINNET_HIPPO_LEGS;
     assert_int_equal(linnet_hippo(context, measure, N, a, b), LINNET_OK);
-    project(basis, f, begin ? t - 1 : 0, t, x);
-    project(basis, f, begin ? t - h - 1 : 0, t - h, less);
-    project(basis, f, begin ? t + h - 1 : 0, t + h, more);
+    project(basis, f, window ? t - 1 : 0, t, x);
+    project(basis, f, window ? t - h - 1 : 0, t - h, less);
+    project(basis, f, window ? t + h - 1 : 0, t + h, more);
     for (int64_t n = 0; n < N; n++) {
         double wanted = b[n] * f(t);
         for (int64_t k = 0; k < N; k++) wanted += a[n * N + k] * x[k];
