@@ -85,6 +85,13 @@ def qwen3_next(*shape, **fields):
                                                                         **fields})
 
 
+def xlstm(*shape, **fields):
+    made = config("xlstm", "xLSTMForCausalLM", **sizes(*shape), **{"use_bias": False, "weight_mode": "single", **fields})
+    for name in ("rms_norm_eps", "intermediate_size", "num_attention_heads", "num_key_value_heads", "hidden_act"):
+        del made[name]
+    return made
+
+
 def kimi(*shape, **fields):
     return config("kimi_linear", "KimiLinearForCausalLM", **sizes(*shape), **fields)
 
@@ -357,6 +364,12 @@ MODELS = {
              names={r"mlp\.(experts|gate|shared_experts)\.": r"block_sparse_moe.\1.", r"self_attn\.forget_gate\.": "self_attn.",
                     r"(experts\.\d+)\.gate_proj": r"\1.w1", r"(experts\.\d+)\.down_proj": r"\1.w2",
                     r"(experts\.\d+)\.up_proj": r"\1.w3"})),
+    # xLSTM: mLSTM cells with capped gates, logits capped.
+    "xlstm": (
+        xlstm(48, 0, 3, 2, 2, 131, num_heads=2, qk_dim_factor=0.5, v_dim_factor=1.0, ffn_proj_factor=1.5,
+              ffn_round_up_to_multiple_of=16, gate_soft_cap=9.0, output_logit_soft_cap=6.0, norm_eps=1e-3, chunk_size=16, use_cache=False),
+        58, {"gate cap": dict(gate_soft_cap=15.0), "logit cap": dict(output_logit_soft_cap=30.0),
+             "epsilon": dict(norm_eps=1e-6)}),
     # Mamba: selective scan, tied; the config as converted checkpoints of the first release have it.
     "mamba": (
         mamba(1, 40, 3, 132, time_step_rank=3, time_step_scale=1.0, time_step_init_scheme="random", fused_add_norm=True,
@@ -523,6 +536,8 @@ def random_weights(fields, random):
             values *= 1.2 * parameter.shape[-1]**-0.5
         elif "norm" in name:
             values = values * 0.3 + (0 if plus_one and not "linear_attn.norm" in name else 1) + (0.4 if "q_norm" in name or "k_norm" in name else 0)
+        elif name.endswith("igate_preact.bias"):
+            values = values * 2 - 4
         elif name.endswith("bias"):
             values *= 0.5
         elif "lm_head" in name or "embed" in name and (tied or plus_one):

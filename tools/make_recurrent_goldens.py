@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/models of the recurrent families that transformers does not carry: RWKV-6 and RWKV-7.
+"""Makes tests/golden/models of the recurrent families that transformers does not carry: RWKV-6, RWKV-7, GLA and RetNet.
 
     tools/make_recurrent_goldens.py [NAME ...]
 
 The folders have the form of those that make_model_goldens.py writes, in the layout in which such checkpoints are published.
 The reference is the recurrence written down token by token in float64, as the papers state it (RWKV-6: arXiv 2404.05892,
-RWKV-7: arXiv 2503.14456). As there, every tensor shifted by one element must move the logits by more than 1e-2 of their
+RWKV-7: arXiv 2503.14456, GLA: arXiv 2312.06635, RetNet: arXiv 2307.08621). As there, every tensor shifted by one element must move the logits by more than 1e-2 of their
 standard deviation. Needs torch, safetensors, numpy.
 """
 
@@ -188,11 +188,84 @@ def rwkv7_logits(c, w, ids):
     return norm(x, "model.norm") @ w["lm_head.weight"].T
 
 
+# ---- GLA and RetNet ----
+
+def linear_config(kind, width, heads, layers, feed_forward, vocabulary, **fields):
+    return dict(architectures=[{"gla": "GLAForCausalLM", "retnet": "RetNetForCausalLM"}[kind]], model_type=kind,
+                hidden_size=width, num_heads=heads, num_kv_heads=None, num_hidden_layers=layers,
+                intermediate_size=feed_forward, hidden_ratio=4, hidden_act="swish", norm_eps=1e-5, use_short_conv=False,
+                use_output_gate=True, clamp_min=None, feature_map=None, attn=None, vocab_size=vocabulary,
+                max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+                torch_dtype="bfloat16", use_cache=True, fuse_norm=True, **fields)
+
+
+def linear_shapes(c):
+    width, feed_forward = c["hidden_size"], c["intermediate_size"]
+    keys, values = int(width * c["expand_k"]), int(width * c["expand_v"])
+    yield "model.embeddings.weight", (c["vocab_size"], width)
+    for i in range(c["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        yield layer + "attn_norm.weight", (width,)
+        for name, rows in (("q", keys), ("k", keys), ("v", values), ("g", values)):
+            yield layer + f"attn.{name}_proj.weight", (rows, width)
+        if c["model_type"] == "gla":
+            yield layer + "attn.gk_proj.0.weight", (c["gate_low_rank_dim"], width)
+            yield layer + "attn.gk_proj.1.weight", (keys, c["gate_low_rank_dim"])
+            yield layer + "attn.gk_proj.1.bias", (keys,)
+        yield layer + "attn.g_norm_swish_gate.weight", (values // c["num_heads"],)
+        yield layer + "attn.o_proj.weight", (width, values)
+        yield layer + "mlp_norm.weight", (width,)
+        for name, shape in (("gate", (feed_forward, width)), ("up", (feed_forward, width)), ("down", (width, feed_forward))):
+            yield layer + f"mlp.{name}_proj.weight", shape
+    yield "model.norm.weight", (width,)
+    yield "lm_head.weight", (c["vocab_size"], width)
+
+
+def rotated(x):
+    """[tokens, heads, size]: halves are pairs."""
+    tokens, _, size = x.shape
+    angle = torch.arange(tokens).double()[:, None] * 10000.0**(-torch.arange(0, size, 2).double() / size)
+    cosine, sine = angle.cos()[:, None], angle.sin()[:, None]
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
+def linear_logits(c, w, ids):
+    heads, tokens = c["num_heads"], len(ids)
+
+    def norm(x, weight):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + c["norm_eps"]) * weight
+
+    x = w["model.embeddings.weight"][ids]
+    for i in range(c["num_hidden_layers"]):
+        a, m = f"model.layers.{i}.attn.", f"model.layers.{i}.mlp."
+        h = norm(x, w[f"model.layers.{i}.attn_norm.weight"])
+        q, k, v, g = ((h @ w[a + f"{name}_proj.weight"].T).view(tokens, heads, -1) for name in "qkvg")
+        if c["model_type"] == "gla":
+            low = (h @ w[a + "gk_proj.0.weight"].T) @ w[a + "gk_proj.1.weight"].T + w[a + "gk_proj.1.bias"]
+            decay = torch.exp(torch.nn.functional.logsigmoid(low) / c["gate_logit_normalizer"]).view(tokens, heads, -1)
+        else:
+            q, k = rotated(q), rotated(k)
+            decay = (1 - 2.0**(-5 - torch.arange(heads).double())).view(1, heads, 1).expand(tokens, heads, k.shape[-1])
+        state, out = torch.zeros(heads, k.shape[-1], v.shape[-1], dtype=x.dtype), []
+        for t in range(tokens):
+            state = decay[t, :, :, None] * state + k[t, :, :, None] * v[t, :, None, :]
+            out.append((q[t, :, :, None] * state).sum(1) * k.shape[-1]**-0.5)
+        out = norm(torch.stack(out), w[a + "g_norm_swish_gate.weight"]) * torch.nn.functional.silu(g)
+        x = x + out.reshape(tokens, -1) @ w[a + "o_proj.weight"].T
+        h = norm(x, w[f"model.layers.{i}.mlp_norm.weight"])
+        x = x + (torch.nn.functional.silu(h @ w[m + "gate_proj.weight"].T) * (h @ w[m + "up_proj.weight"].T)) @ w[m + "down_proj.weight"].T
+    return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
+
+
 # ---- making folders ----
 
 MODELS = {
     "rwkv6": (rwkv6_config(64, 2, 2, 80, 97), rwkv6_shapes, rwkv6_logits, 44),
     "rwkv7": (rwkv7_config(64, 2, 3, 72, 101), rwkv7_shapes, rwkv7_logits, 41),
+    "gla": (linear_config("gla", 48, 2, 3, 56, 103, expand_k=0.5, expand_v=1.0, gate_low_rank_dim=8, gate_logit_normalizer=4),
+            linear_shapes, linear_logits, 52),
+    "retnet": (linear_config("retnet", 32, 4, 3, 48, 99, expand_k=1.0, expand_v=2.0), linear_shapes, linear_logits, 47),
 }
 
 

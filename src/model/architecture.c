@@ -66,10 +66,21 @@ static const ln_architecture transformers[] = {
 
 /* Those in files of their own: architecture_NAME.c. */
 static const ln_architecture *const others[] = {
-    &ln_architecture_lfm2,           &ln_architecture_rwkv6,   &ln_architecture_rwkv7,
-    &ln_architecture_mamba,          &ln_architecture_mamba2,  &ln_architecture_falcon_h1,
-    &ln_architecture_granite_hybrid, &ln_architecture_granite, &ln_architecture_granite_moe,
-    &ln_architecture_qwen3next,      &ln_architecture_minimax, &ln_architecture_kimi_linear,
+    &ln_architecture_lfm2,
+    &ln_architecture_rwkv6,
+    &ln_architecture_rwkv7,
+    &ln_architecture_mamba,
+    &ln_architecture_mamba2,
+    &ln_architecture_falcon_h1,
+    &ln_architecture_granite_hybrid,
+    &ln_architecture_granite,
+    &ln_architecture_granite_moe,
+    &ln_architecture_qwen3next,
+    &ln_architecture_minimax,
+    &ln_architecture_kimi_linear,
+    &ln_architecture_gla,
+    &ln_architecture_retnet,
+    &ln_architecture_xlstm,
 };
 
 enum {

@@ -78,6 +78,7 @@ extern const ln_architecture ln_architecture_rwkv6, ln_architecture_rwkv7;
 extern const ln_architecture ln_architecture_mamba, ln_architecture_mamba2, ln_architecture_falcon_h1,
     ln_architecture_granite_hybrid, ln_architecture_granite, ln_architecture_granite_moe;
 extern const ln_architecture ln_architecture_qwen3next, ln_architecture_minimax, ln_architecture_kimi_linear;
+extern const ln_architecture ln_architecture_gla, ln_architecture_retnet, ln_architecture_xlstm;
 
 const ln_architecture *ln_architecture_find(const char *name, size_t bytes);
 const ln_architecture *ln_architecture_of_model_type(const char *model_type, size_t bytes);
