@@ -1,199 +1,59 @@
-/* Owns: portable tile kernels, and choosing among instruction sets. */
+/* Owns: the tile kernels in the compiler's vectors of four, 6 rows x 8 columns in 12 sums, which fit any machine with
+ * 16 registers; and choosing among instruction sets. */
 #include "kernel/tile.h"
 
-#include <math.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "base/cpu.h"
+#include "kernel/lanes_portable.h"
 
-/* ---- products: rows of c stay in the first cache while rows of b are added to them ---- */
+enum { VECTORS = 2 };
+#define LN_TILE_VECTORS 2
 
-static void rows_product(float *c, int64_t c_stride, const float *a, int64_t a_row, int64_t a_column, const float *b,
-                         int64_t b_stride, int64_t m, int64_t n, int64_t k, bool add) {
-    for (int64_t i = 0; i < m; i++) {
-        float *row = c + i * c_stride;
-        if (!add) memset(row, 0, (size_t)n * sizeof *row);
-        for (int64_t l = 0; l < k; l++) {
-            const float factor = a[i * a_row + l * a_column], *from = b + l * b_stride;
-            for (int64_t j = 0; j < n; j++) row[j] += factor * from[j];
-        }
-    }
+HELPER lanes load_some(const float *x, int64_t n) {
+    float part[W] = {0};
+    lanes v;
+    if (n < W) memcpy(part, x, (size_t)n * sizeof *x);
+    memcpy(&v, n < W ? part : x, sizeof v);
+    return v;
 }
-
-static void product(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b, int64_t b_stride,
-                    int64_t m, int64_t n, int64_t k, bool add) {
-    rows_product(c, c_stride, a, a_stride, 1, b, b_stride, m, n, k, add);
+HELPER void store_some(float *y, lanes v, int64_t n) {
+    float part[W];
+    memcpy(n < W ? part : y, &v, sizeof v);
+    if (n < W) memcpy(y, part, (size_t)n * sizeof *y);
 }
-static void product_ta(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b, int64_t b_stride,
-                       int64_t m, int64_t n, int64_t k, bool add) {
-    rows_product(c, c_stride, a, 1, a_stride, b, b_stride, m, n, k, add);
+HELPER lanes multiply_first(lanes v, lanes factor, int n) {
+    return choose((lanes_int){0, 1, 2, 3} < (lanes_int){n, n, n, n}, v * factor, v);
 }
-static void product_tb(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b, int64_t b_stride,
-                       int64_t m, int64_t n, int64_t k, bool add) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) {
-            float sum = add ? c[i * c_stride + j] : 0;
-            for (int64_t l = 0; l < k; l++) sum += a[i * a_stride + l] * b[j * b_stride + l];
-            c[i * c_stride + j] = sum;
-        }
+#include "kernel/exponential.h"
+/* As in kernel/lanes16.h. */
+HELPER lanes exponential_of(lanes x) {
+    const lanes magic = splat(12582912.0f), shifted = x * splat(1.44269502f) + magic, n = shifted - magic;
+    const lanes r = (x - n * splat(0.693145752f)) - n * splat(1.42860677e-6f), f = r * splat(1.44269502f);
+    const lanes power = (lanes)(((lanes_int)shifted - (lanes_int)magic + 127) << 23);
+    return choose(x < splat(LN_TILE_LEAST), splat(0), LN_POWER_NEAR_6(f) * power);
 }
-
-static void lower(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b, int64_t b_stride,
-                  int64_t m, int64_t n, bool add) {
-    for (int64_t i = 0; i < m; i += LN_TILE_BLOCK) {
-        const int64_t rows = ln_min_i64(LN_TILE_BLOCK, m - i);
-        product(c + i * c_stride, c_stride, a + i * a_stride, a_stride, b, b_stride, rows, n, i + rows, add);
-    }
+HELPER lanes differences(double x, const double *y, int64_t n) {
+    float part[W] = {0};
+    lanes v;
+    for (int64_t i = 0; i < n; i++) part[i] = (float)(x - y[i]);
+    memcpy(&v, part, sizeof v);
+    return v;
 }
-static void lower_ta(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b, int64_t b_stride,
-                     int64_t m, int64_t n, bool add) {
-    for (int64_t i = 0; i < m; i += LN_TILE_BLOCK)
-        product_ta(c + i * c_stride, c_stride, a + i * a_stride + i, a_stride, b + i * b_stride, b_stride,
-                   ln_min_i64(LN_TILE_BLOCK, m - i), n, m - i, add);
-}
-static void lower_tb(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b, int64_t b_stride,
-                     int64_t m, int64_t k) {
-    for (int64_t i = 0; i < m; i += LN_TILE_BLOCK) {
-        const int64_t rows = ln_min_i64(LN_TILE_BLOCK, m - i);
-        product_tb(c + i * c_stride, c_stride, a + i * a_stride, a_stride, b, b_stride, rows, i + rows, k, false);
-    }
+HELPER void transpose_lanes(lanes x[W]) {
+    const lanes a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),
+                b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5),
+                c = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7),
+                d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+    x[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    x[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    x[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+    x[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
 }
 
-/* ---- decays ---- */
-
-static float decay_of(float x) {
-    return x < LN_TILE_LEAST ? 0 : expf(x);
-}
-
-static void decay_lower(float *a, int64_t stride, const double *rows, const double *columns, float factor, bool strict,
-                        int64_t m) {
-    for (int64_t i = 0; i < m; i++) {
-        const int64_t end = strict ? i : i + 1;
-        float *row = a + i * stride;
-        for (int64_t j = 0; j < end; j++) row[j] *= rows ? factor * decay_of((float)(rows[i] - columns[j])) : factor;
-        for (int64_t j = end; j < m; j++) row[j] = 0;
-    }
-}
-
-static void scale_rows(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *factors, int64_t m,
-                       int64_t n) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) c[i * c_stride + j] = factors[i] * a[i * a_stride + j];
-}
-static void scale_columns(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *factors, int64_t m,
-                          int64_t n) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) c[i * c_stride + j] = factors[j] * a[i * a_stride + j];
-}
-static void multiply(float *c, int64_t c_stride, const float *a, int64_t a_stride, const float *b, int64_t b_stride,
-                     int64_t m, int64_t n) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) c[i * c_stride + j] = b[i * b_stride + j] * a[i * a_stride + j];
-}
-
-static void block_scores(float *a, int64_t a_stride, const float *x, const float *y, const float *factors,
-                         int64_t stride, int64_t m, int64_t n, bool before) {
-    float decayed[LN_TILE_BLOCK];
-    for (int64_t i = 0; i < m; i++) memset(a + i * a_stride, 0, (size_t)m * sizeof *a);
-    for (int64_t c = 0; c < n; c++)
-        for (int64_t i = 0; i < m; i++) {
-            const int64_t end = before ? i : i + 1;
-            if (before)
-                for (int64_t j = 0; j < end; j++) a[i * a_stride + j] += x[i * stride + c] * decayed[j];
-            for (int64_t j = 0; j < i; j++) decayed[j] *= factors[i * stride + c];
-            decayed[i] = y[i * stride + c];
-            if (!before)
-                for (int64_t j = 0; j < end; j++) a[i * a_stride + j] += x[i * stride + c] * decayed[j];
-        }
-}
-
-static void block_read(float *z, int64_t z_stride, const float *a, int64_t a_stride, const float *y,
-                       const float *factors, int64_t stride, int64_t m, int64_t n, bool before) {
-    float decayed[LN_TILE_BLOCK];
-    for (int64_t c = 0; c < n; c++)
-        for (int64_t i = 0; i < m; i++) {
-            float sum = z[i * z_stride + c];
-            if (before)
-                for (int64_t j = 0; j < i; j++) sum += a[i * a_stride + j] * decayed[j];
-            for (int64_t j = 0; j < i; j++) decayed[j] *= factors[i * stride + c];
-            decayed[i] = y[i * stride + c];
-            if (!before)
-                for (int64_t j = 0; j <= i; j++) sum += a[i * a_stride + j] * decayed[j];
-            z[i * z_stride + c] = sum;
-        }
-}
-
-/* From the last row to the first: decayed[i] is x[i] decayed to just after row j. */
-static void block_write(float *z, int64_t z_stride, const float *a, int64_t a_stride, const float *x,
-                        const float *factors, int64_t stride, int64_t m, int64_t n, bool before) {
-    float decayed[LN_TILE_BLOCK];
-    for (int64_t c = 0; c < n; c++)
-        for (int64_t j = m - 1; j >= 0; j--) {
-            if (j + 1 < m)
-                for (int64_t i = before ? j + 2 : j + 1; i < m; i++) decayed[i] *= factors[(j + 1) * stride + c];
-            decayed[j] = x[j * stride + c];
-            float sum = z[j * z_stride + c];
-            for (int64_t i = before ? j + 1 : j; i < m; i++) sum += a[i * a_stride + j] * decayed[i];
-            z[j * z_stride + c] = sum;
-        }
-}
-
-static void block_decays(float *factors, float *prefix, float *suffix, float *whole, const float *g, int64_t stride,
-                         int64_t m, int64_t n, bool before) {
-    for (int64_t c = 0; c < n; c++) {
-        float sum = 0;
-        for (int64_t i = 0; i < m; i++) {
-            const float gate = g[i * stride + c];
-            if (before) prefix[i * stride + c] = decay_of(sum);
-            sum += gate;
-            if (!before) prefix[i * stride + c] = decay_of(sum);
-            factors[i * stride + c] = decay_of(gate);
-        }
-        whole[c] = decay_of(sum);
-        sum = 0;
-        for (int64_t i = m - 1; i >= 0; i--) {
-            suffix[i * stride + c] = decay_of(sum);
-            sum += g[i * stride + c];
-        }
-    }
-}
-
-/* ---- one token ---- */
-
-static void step_outer(const ln_tile_step *s) {
-    memset(s->sums, 0, (size_t)s->columns * sizeof *s->sums);
-    for (int64_t r = 0; r < s->features; r++) {
-        const float decay = s->rows ? s->rows[r] : 1, key = s->key[r], query = s->scale * s->query[r];
-        const float own = s->bonus ? s->bonus[r] * key : 0;
-        float *out = s->out + r * s->stride;
-        for (int64_t c = 0; c < s->columns; c++) {
-            const float old = s->in ? s->in[r * s->stride + c] : 0;
-            const float kept = decay * old * (s->columns_decay ? s->columns_decay[c] : 1) + key * s->value[c];
-            s->sums[c] += query * (s->bonus ? old + own * s->value[c] : kept);
-            out[c] = kept;
-        }
-    }
-}
-
-void ln_tile_fill_portable(ln_tile_kernels *kernels) {
-    *kernels = (ln_tile_kernels){.name = "tile__portable",
-                                 .product = product,
-                                 .product_ta = product_ta,
-                                 .product_tb = product_tb,
-                                 .lower = lower,
-                                 .lower_ta = lower_ta,
-                                 .lower_tb = lower_tb,
-                                 .decay_lower = decay_lower,
-                                 .scale_rows = scale_rows,
-                                 .scale_columns = scale_columns,
-                                 .multiply = multiply,
-                                 .block_scores = block_scores,
-                                 .block_read = block_read,
-                                 .block_write = block_write,
-                                 .block_decays = block_decays,
-                                 .step_outer = step_outer};
-}
+#define LN_TILE_NAME "tile__portable"
+#define LN_TILE_SET void ln_tile_fill_portable(ln_tile_kernels *kernels)
+#include "kernel/tile_body.h"
 
 void ln_tile_choose(unsigned cpu, ln_tile_kernels *kernels) {
     (void)cpu;

@@ -9,13 +9,13 @@ enum { VECTORS = 4 };
 
 HELPER lanes load_some(const float *x, int64_t n) {
     float part[W] = {0};
-    memcpy(part, x, (size_t)n * sizeof *x);
-    return vld1q_f32(part);
+    if (n < W) memcpy(part, x, (size_t)n * sizeof *x);
+    return vld1q_f32(n < W ? part : x);
 }
 HELPER void store_some(float *y, lanes v, int64_t n) {
     float part[W];
-    vst1q_f32(part, v);
-    memcpy(y, part, (size_t)n * sizeof *y);
+    vst1q_f32(n < W ? part : y, v);
+    if (n < W) memcpy(y, part, (size_t)n * sizeof *y);
 }
 HELPER lanes multiply_first(lanes v, lanes factor, int n) {
     const int32x4_t number = {0, 1, 2, 3};
