@@ -79,9 +79,9 @@ static void run(work *w, int threads, linnet_mixer_form form) {
     assert_int_equal(linnet_context_open(&settings, &context), LINNET_OK);
     void *workspace = aligned_alloc(64, linnet_mixer_workspace(context, &w->settings, form));
     assert_non_null(workspace);
-    assert_int_equal(form == LINNET_MIXER_FORWARD
-                         ? linnet_mixer_forward(context, &w->settings, &w->tensors, workspace)
-                         : linnet_mixer_backward(context, &w->settings, &w->tensors, workspace),
+    assert_int_equal(form == LINNET_MIXER_FORWARD ? linnet_mixer_forward(context, &w->settings, &w->tensors, workspace)
+                     : form == LINNET_MIXER_STEP  ? linnet_mixer_step(context, &w->settings, &w->tensors, workspace)
+                                                 : linnet_mixer_backward(context, &w->settings, &w->tensors, workspace),
                      LINNET_OK);
     free(workspace);
     linnet_context_close(context);
@@ -290,10 +290,49 @@ static void long_sequences_keep_few_states(void **state) {
     free(weight);
 }
 
+/* A step of more small steps than a chunk has rows, in bf16. */
+static void many_steps_a_token(void **state) {
+    (void)state;
+    enum { SIZE = 32, SLOTS = 40 };
+    float *query = normals(1, SIZE, 1, true), *key = normals(SLOTS, SIZE, 2, true),
+          *value = normals(SLOTS, SIZE, 3, false), *decay = take(1), *beta = take(SLOTS);
+    uint16_t half[3][SLOTS * SIZE];
+    for (int i = 0; i < SLOTS * SIZE; i++)
+        for (int k = 0; k < 3; k++) {
+            float *from = k == 0 ? query + i % SIZE : (k == 1 ? key : value) + i;
+            uint32_t bits;
+            memcpy(&bits, from, sizeof bits);
+            half[k][i] = (uint16_t)(bits >> 16);
+            bits &= 0xffff0000;
+            memcpy(from, &bits, sizeof bits);
+        }
+    for (int i = 0; i < SLOTS; i++) beta[i] = 0.5f;
+    work w[2];
+    for (int typed = 0; typed < 2; typed++) {
+        w[typed] = open_work("gated_delta_product", 1, 1, SIZE, SIZE);
+        w[typed].settings.slots = SLOTS;
+        w[typed].settings.type = typed ? LINNET_BF16 : LINNET_F32;
+        give(&w[typed], "query", typed ? (void *)half[0] : query);
+        give(&w[typed], "key", typed ? (void *)half[1] : key);
+        give(&w[typed], "value", typed ? (void *)half[2] : value);
+        give(&w[typed], "decay", decay);
+        give(&w[typed], "beta", beta);
+        run(&w[typed], 1, LINNET_MIXER_STEP);
+    }
+    for (int64_t i = 0; i < w[0].states; i++) assert_true(fabsf(w[0].state[i] - w[1].state[i]) < 0.02f);
+    for (int64_t i = 0; i < SIZE; i++) assert_true(fabsf(w[0].output[i] - w[1].output[i]) < 0.02f);
+    close_work(&w[0]);
+    close_work(&w[1]);
+    float *const all[] = {query, key, value, decay, beta};
+    for (int i = 0; i < 5; i++) free(all[i]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(gated_is_kda_is_low_rank),
-                                       cmocka_unit_test(comba_reads_undecayed), cmocka_unit_test(scales_are_kept),
+                                       cmocka_unit_test(comba_reads_undecayed),
+                                       cmocka_unit_test(scales_are_kept),
                                        cmocka_unit_test(slices_change_no_bit),
-                                       cmocka_unit_test(long_sequences_keep_few_states)};
+                                       cmocka_unit_test(long_sequences_keep_few_states),
+                                       cmocka_unit_test(many_steps_a_token)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,7 +20,7 @@
 #include "base/checked.h"
 #include "base/threads.h"
 
-enum { BLOCK = LN_DELTA_BLOCK, FEW = 12 /* rows that are faster one by one */ };
+enum { BLOCK = LN_DELTA_BLOCK };
 
 /* ---- inside a chunk ---- */
 
@@ -248,9 +248,8 @@ static void walk_tokens(walk *w, int64_t column, int64_t columns, const float *b
     }
 }
 
-static void load(walk *w, int64_t step, int64_t tokens, bool scaled) {
-    const float scale = scaled ? w->call->settings->scale : 1;
-    ln_delta_load(w->call, w->shape, w->head, w->sequence, step, tokens, scale, &w->room.tiles);
+static void load(walk *w, int64_t step, int64_t tokens) {
+    ln_delta_load(w->call, w->shape, w->head, w->sequence, step, tokens, w->call->settings->scale, &w->room.tiles);
 }
 
 /* walk_tokens wants a decay a key. */
@@ -266,7 +265,7 @@ static void walk_few(walk *w, int64_t count, const float *in, float *out) {
     const int64_t values = w->call->settings->value_size, width = w->shape->width;
     const size_t bytes = (size_t)(w->call->settings->key_size * width) * sizeof(float);
     if (!in) memset(w->room.state, 0, bytes);
-    load(w, 0, count, true);
+    load(w, 0, count);
     spread_decay(w);
     float *after = out ? out : w->room.tiles.rows > 1 ? w->room.state : NULL;
     walk_tokens(w, 0, w->columns, in ? in : w->room.state, in ? values : width, after, out ? values : width, width);
@@ -285,9 +284,8 @@ static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
     void (*const hold)(bool) = shape->half ? w->call->kernels->tile.bf16.hold : NULL;
     if (hold) hold(true);
     for (int64_t step = 0; step < count; step += shape->tokens) {
-        const int64_t tokens = ln_min_i64(shape->tokens, count - step);
-        const bool few = tokens * shape->micro < FEW;
-        load(w, step, tokens, few || !shape->plain);
+        load(w, step, ln_min_i64(shape->tokens, count - step));
+        const bool few = r->tiles.rows < LN_DELTA_FEW;
         if (few)
             spread_decay(w);
         else
@@ -338,7 +336,7 @@ static void run_task(void *argument, int64_t task, int worker) {
     float *out = ln_mixer_state_out(j->call, sequence, head);
     if (in) in += w.column;
     if (out) out += w.column;
-    const bool in_place = s->value_size % BLOCK == 0, few = count * j->shape.micro < FEW || count == 1;
+    const bool in_place = s->value_size % BLOCK == 0, few = count * j->shape.micro < LN_DELTA_FEW;
     (few && in_place ? walk_few : walk_chunks)(&w, count, in, out);
 }
 

@@ -77,7 +77,18 @@ typedef struct ln_delta_inside {
     ln_delta_half half;
 } ln_delta_inside;
 
-enum { LN_DELTA_CHUNK = 16, LN_DELTA_CHUNK_BF16 = 32, LN_DELTA_PIECE = 64 };
+enum {
+    LN_DELTA_CHUNK = 16,
+    LN_DELTA_CHUNK_BF16 = 32,
+    LN_DELTA_PIECE = 64,
+    LN_DELTA_FEW = 12 /* fewer rows than this are faster one by one */
+};
+
+/* Whether so many rows go by products of bf16 with queries and keys as they came: `query` is not scaled then, and
+ * `read` is not made, only `factor`, which takes `direction` to it. */
+static inline bool ln_delta_plain(const ln_delta_shape *shape, int64_t rows) {
+    return shape->plain && rows >= LN_DELTA_FEW;
+}
 
 ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                                  const linnet_mixer_settings *settings, linnet_mixer_form form);

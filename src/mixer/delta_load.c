@@ -32,7 +32,7 @@ ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, const ln_kernels *kernel
                         .slices = 1};
     s.channel = row->decay && mixer->inputs[row->decay - 1].columns == LN_AXIS_KEY;
     s.longest = longest(settings);
-    s.half = form == LINNET_MIXER_FORWARD && kernels->tile.bf16.name && settings->type == LINNET_BF16 &&
+    s.half = form != LINNET_MIXER_BACKWARD && kernels->tile.bf16.name && settings->type == LINNET_BF16 &&
              !settings->exact && s.longest * s.micro >= LN_DELTA_CHUNK_BF16;
     s.plain = s.half && !s.channel && !row->a;
     const int64_t chunk = settings->chunk ? settings->chunk : s.half ? LN_DELTA_CHUNK_BF16 : LN_DELTA_CHUNK;
@@ -142,11 +142,12 @@ static void make_read(const ln_mixer_call *call, const ln_delta_shape *shape, ln
         t->factor[i] = -(row->beta ? t->beta[i] : 1);
         if (decayed && !shape->channel) t->factor[i] *= t->decay[i];
     }
+    if (row->beta) k->multiply(t->value, t->value, NULL, 0, t->beta, t->rows, shape->value);
+    if (t->write) k->multiply(t->value, t->value, t->write, shape->value, NULL, t->rows, shape->value);
+    if (ln_delta_plain(shape, t->rows)) return;
     const float *by = decayed && shape->channel ? t->decay : NULL;
     k->multiply(t->read, t->direction, by, shape->key, t->factor, t->rows, shape->key);
     if (t->erase) k->multiply(t->read, t->read, t->erase, shape->key, NULL, t->rows, shape->key);
-    if (row->beta) k->multiply(t->value, t->value, NULL, 0, t->beta, t->rows, shape->value);
-    if (t->write) k->multiply(t->value, t->value, t->write, shape->value, NULL, t->rows, shape->value);
 }
 
 void ln_delta_load(const ln_mixer_call *call, const ln_delta_shape *shape, int64_t head, int64_t sequence, int64_t step,
@@ -163,8 +164,9 @@ void ln_delta_load(const ln_mixer_call *call, const ln_delta_shape *shape, int64
     load_decay(&at, shape, t);
     normalise(call, t->query, t->norm, tokens, key);
     normalise(call, main_key, t->norm + shape->row_stride, n, key);
-    for (int64_t i = 0; i < tokens && scale != 1; i++) t->factor[i] = scale;
-    if (scale != 1) call->kernels->delta.multiply(t->query, t->query, NULL, 0, t->factor, tokens, key);
+    const bool scaled = scale != 1 && !ln_delta_plain(shape, n);
+    for (int64_t i = 0; i < tokens && scaled; i++) t->factor[i] = scale;
+    if (scaled) call->kernels->delta.multiply(t->query, t->query, NULL, 0, t->factor, tokens, key);
     if (row->a) {
         load(&at, row->a, n, keys, key, t->read);
         load(&at, row->b, n, keys, key, t->key);
