@@ -104,9 +104,10 @@ static void vary_normalise(linnet_mixer_settings *s, int variant) {
 
 const mixer_oracle oracle_gated[] = {
     {.name = "rwkv6", .run = rwkv6},
-    {.name = "gla_value", .run = gla_value},
+    /* gates of -88: a channel's gradient is what is left of sums that cancel */
+    {.name = "gla_value", .run = gla_value, .gradient = 1e-4},
     /* the divisor is a sum of both signs: where it cancels, digits are lost */
-    {.name = "mlstm", .run = mlstm, .forward = 1e-5, .gradient = 1e-4},
+    {.name = "mlstm", .run = mlstm, .forward = 1e-5, .gradient = 1e-4, .bf16 = 2e-2},
     {.name = "mlstm_sigmoid", .run = mlstm_sigmoid, .variants = 1, .vary = vary_normalise},
     {0},
 };
