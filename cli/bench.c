@@ -47,6 +47,15 @@ typedef struct bench {
     double read_weights;  /* bytes of weights that a generated token reads */
 } bench;
 
+/* The part of a tensor that one token meets: of experts, those that it is sent to. */
+static double share_of(const linnet_model_info *info, const char *name) {
+    char what[8];
+    int layer, expert;
+    const bool alone = sscanf(name, "blk.%5d.ffn_%7[a-z].%5d.", &layer, what, &expert) == 3;
+    const bool chosen = info->experts > 0 && (alone || strstr(name, "_exps."));
+    return chosen ? (double)info->experts_used / (double)info->experts : 1;
+}
+
 /* Which weights a token meets, from the table of tensors. */
 static void weigh(bench *b, bool exact) {
     const linnet_file *file = linnet_model_file(b->engine.model);
@@ -54,9 +63,11 @@ static void weigh(bench *b, bool exact) {
     bool tied = true;
     linnet_tensor_info info;
     for (int64_t i = 0; linnet_file_tensor(file, i, &info); i++) {
-        const double values = (double)info.size[0] * (info.dimensions > 1 ? (double)info.size[1] : 0);
+        const double share = share_of(&b->engine.info, info.name);
+        const double rows = info.dimensions > 1 ? (double)(info.size[1] * info.size[2]) : 0;
+        const double values = share * (double)info.size[0] * rows;
         int block, bytes;
-        b->read_weights += (double)info.bytes;
+        b->read_weights += share * (double)info.bytes;
         if (!strcmp(info.name, "token_embd.weight")) {
             embedding = (double)info.bytes;
         } else if (!strcmp(info.name, "output.weight")) {
@@ -83,7 +94,9 @@ static double bound(const bench *b, int64_t depth, int64_t tokens, bool one_by_o
     const linnet_model_info info = b->engine.info;
     const linnet_plan plan = linnet_session_plan(b->engine.session);
     const double before = (double)depth + 0.5 * (double)tokens;
-    if (one_by_one) return b->peaks.read_bytes / (b->read_weights + before * (double)plan.bytes_per_token);
+    if (one_by_one)
+        return b->peaks.read_bytes /
+               (b->read_weights + (double)info.state_bytes + before * (double)plan.bytes_per_token);
     const double attention = 4.0 * (double)(info.attention_layers * info.heads * info.key_size) * before;
     return b->operations / (2 * b->layer_weights + attention);
 }

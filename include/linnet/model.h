@@ -79,10 +79,11 @@ typedef struct linnet_model_info {
     int64_t window;         /* of its sliding layers; 0: none */
     int64_t window_layers;  /* layers that see only the window */
     uint64_t parameters;
-    uint64_t weight_bytes;    /* mapped weights */
-    uint64_t resident_bytes;  /* allocated when opening: tables, vocabulary, converted vectors */
-    int64_t attention_layers; /* layers with keys and values */
-    uint64_t state_bytes;     /* of the recurrent states of one sequence */
+    uint64_t weight_bytes;         /* mapped weights */
+    uint64_t resident_bytes;       /* allocated when opening: tables, vocabulary, converted vectors */
+    int64_t attention_layers;      /* layers with keys and values */
+    uint64_t state_bytes;          /* of the recurrent states of one sequence */
+    int64_t experts, experts_used; /* of a feed-forward part, and by one token; 0: it has none */
 } linnet_model_info;
 
 /* An architecture that is not known is named in the error, with those that are. */

@@ -379,7 +379,9 @@ linnet_model_info linnet_model_describe(const linnet_model *model) {
                               .parameters = model->parameters,
                               .weight_bytes = model->weight_bytes,
                               .resident_bytes = model->resident_bytes,
-                              .attention_layers = h->attention_layers};
+                              .attention_layers = h->attention_layers,
+                              .experts = ln_take_integer(model, "expert_count", 0, 0),
+                              .experts_used = ln_take_integer(model, "expert_used_count", 0, 0)};
     for (int64_t i = 0; i < h->layers; i++) {
         if (model->windows[i]) info.window_layers++;
         info.state_bytes += (uint64_t)model->state_floats[i] * sizeof(float);

@@ -20,7 +20,7 @@ class ModelInfo(Structure):
         (name, c_int64) for name in ("layers", "width", "heads", "key_value_heads", "key_size", "value_size", "vocabulary",
                                      "context_length", "window", "window_layers")] + [
         (name, c_uint64) for name in ("parameters", "weight_bytes", "resident_bytes")] + [
-        ("attention_layers", c_int64), ("state_bytes", c_uint64)]
+        ("attention_layers", c_int64), ("state_bytes", c_uint64), ("experts", c_int64), ("experts_used", c_int64)]
 
 
 class SessionSettings(Structure):
