@@ -285,6 +285,9 @@ static void walk_chunks(walk *w, int64_t count, const float *in, float *out) {
     if (hold) hold(true);
     for (int64_t step = 0; step < count; step += shape->tokens) {
         load(w, step, ln_min_i64(shape->tokens, count - step));
+        const int64_t next = step + shape->tokens;
+        if (next < count)
+            ln_mixer_prefetch(w->call, w->head, w->sequence, next, ln_min_i64(shape->tokens, count - next));
         const bool few = r->tiles.rows < LN_DELTA_FEW;
         if (few)
             spread_decay(w);

@@ -176,6 +176,22 @@ void ln_mixer_load(const ln_mixer_call *call, int input, int64_t head, int64_t s
             memcpy(rows, (const float *)t->data + row, (size_t)columns * sizeof *rows);
 }
 
+void ln_mixer_prefetch(const ln_mixer_call *call, int64_t head, int64_t sequence, int64_t step, int64_t count) {
+    enum { LINE = 64 };
+    for (int k = 0; call->mixer->inputs[k].name; k++) {
+        const ln_mixer_input *i = &call->mixer->inputs[k];
+        const linnet_tensor *t = &call->tensors->input[k];
+        if (!t->data || i->flags & LN_PARAMETER) continue;
+        const int64_t size = i->flags & LN_TYPED && call->settings->type == LINNET_BF16 ? 2 : 4,
+                      bytes = ln_mixer_columns(i, call->settings) * size,
+                      at = input_head(call, i, head) * t->head_stride;
+        for (int64_t n = 0; n < count; n++) {
+            const int64_t row = at + ln_mixer_token(call, sequence, step + n) * t->token_stride;
+            for (int64_t b = 0; b < bytes; b += LINE) __builtin_prefetch((const char *)t->data + row * size + b);
+        }
+    }
+}
+
 float *ln_mixer_gradient(const ln_mixer_call *call, int input, int64_t head, int64_t sequence, int64_t step) {
     const ln_mixer_input *i = &call->mixer->inputs[input];
     const linnet_tensor *t = &call->tensors->input_gradient[input];

@@ -140,6 +140,8 @@ static inline int64_t ln_mixer_token(const ln_mixer_call *call, int64_t sequence
  * [count, columns]. Of a parameter: sequence, step and count are not read, it is one row. */
 void ln_mixer_load(const ln_mixer_call *call, int input, int64_t head, int64_t sequence, int64_t step, int64_t count,
                    float *rows);
+/* Has these rows of all inputs fetched, while there is something else to do: a head's rows lie far apart. */
+void ln_mixer_prefetch(const ln_mixer_call *call, int64_t head, int64_t sequence, int64_t step, int64_t count);
 static inline float *ln_mixer_output(const ln_mixer_call *call, int64_t head, int64_t sequence, int64_t step) {
     const linnet_tensor *t = &call->tensors->output;
     return (float *)t->data + ln_mixer_token(call, sequence, step) * t->token_stride + head * t->head_stride;
