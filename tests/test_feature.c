@@ -122,9 +122,24 @@ static void drawn_projections(void **state) {
     }
 }
 
+/* Settings whose workspace nobody has are refused, not wrapped around. */
+static void endless_workspaces(void **state) {
+    (void)state;
+    static const char *const names[] = {"mom", "gsa", "scout", "log_linear", "linear_elu"};
+    for (int i = 0; i < 5; i++) {
+        linnet_mixer_settings s = linnet_mixer_settings_default(names[i]);
+        s.heads = s.key_size = s.value_size = (int64_t)1 << 24;
+        s.tokens = (int64_t)1 << 40;
+        for (int form = 0; form < 3; form++) {
+            const uint64_t bytes = linnet_mixer_workspace(test_context(3, 1), &s, (linnet_mixer_form)form);
+            assert_true(bytes == 0 || bytes > (uint64_t)1 << 40);
+        }
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(normal_quantiles), cmocka_unit_test(orthogonal_rows),
-                                       cmocka_unit_test(even_lattice), cmocka_unit_test(better_than_independent),
-                                       cmocka_unit_test(drawn_projections)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(normal_quantiles),  cmocka_unit_test(orthogonal_rows),
+                                       cmocka_unit_test(even_lattice),      cmocka_unit_test(better_than_independent),
+                                       cmocka_unit_test(drawn_projections), cmocka_unit_test(endless_workspaces)};
     return cmocka_run_group_tests(tests, NULL, close_contexts);
 }

@@ -218,6 +218,7 @@ static void clear_gradients(const ln_mixer_call *call) {
 uint64_t ln_mixer_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                             const linnet_mixer_settings *settings, linnet_mixer_form form) {
     const uint64_t bytes = mixer->workspace(mixer, kernels, threads, settings, form);
+    if (bytes > UINT64_MAX / 2) return 0; /* more than there are addresses */
     return bytes < 64 ? 64 : ln_round_up(bytes, 64);
 }
 

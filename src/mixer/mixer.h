@@ -74,7 +74,7 @@ struct ln_mixer {
     const char *(*refuse)(const linnet_mixer_settings *settings);
     /* Floats of a head's state where the lists cannot say it (rows whose state depends on more than axes). */
     int64_t (*head_floats)(const linnet_mixer_settings *settings);
-    /* Bytes; `threads` workers. */
+    /* Bytes; `threads` workers. UINT64_MAX: too many to be counted. */
     uint64_t (*workspace)(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                           const linnet_mixer_settings *settings, linnet_mixer_form form);
     void (*forward)(const ln_mixer_call *call);

@@ -142,14 +142,14 @@ uint64_t ln_outer_workspace(const ln_mixer *mixer, const ln_kernels *kernels, in
     ln_outer_work w = {0};
     const uint64_t each = ln_outer_layout(&w, mixer, s, form, NULL);
     uint64_t all, more;
-    if (each == UINT64_MAX || !ln_multiply_u64(each, (uint64_t)threads, &all)) return 0;
+    if (each == UINT64_MAX || !ln_multiply_u64(each, (uint64_t)threads, &all)) return UINT64_MAX;
     if (form == LINNET_MIXER_FORWARD) /* what slices share (begin_slices) */
         more = 2 * (uint64_t)threads * (uint64_t)(w.tile.extra * w.tile.features + w.tile.sides) * sizeof(float);
     else if (form == LINNET_MIXER_BACKWARD)
         more = (uint64_t)(s->sequences * s->heads) * (uint64_t)ln_outer_parameters(mixer, s) * sizeof(float);
     else
         more = 0;
-    return ln_add_u64(all, more, &all) ? all : 0;
+    return ln_add_u64(all, more, &all) ? all : UINT64_MAX;
 }
 
 /* ---- rows' helpers ---- */

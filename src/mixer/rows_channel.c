@@ -63,7 +63,7 @@ static uint64_t workspace(const ln_mixer *mixer, const ln_kernels *kernels, int 
     room r;
     const uint64_t each = lay_out(&r, s, form == LINNET_MIXER_BACKWARD, NULL);
     uint64_t all;
-    if (each == UINT64_MAX || !ln_multiply_u64(each, (uint64_t)threads, &all)) return 0;
+    if (each == UINT64_MAX || !ln_multiply_u64(each, (uint64_t)threads, &all)) return UINT64_MAX;
     return form == LINNET_MIXER_BACKWARD ? all + parameter_floats(s) * sizeof(float) : all;
 }
 

@@ -191,7 +191,7 @@ static uint64_t room_bytes(const linnet_mixer_settings *s) {
 static uint64_t random_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                                  const linnet_mixer_settings *s, linnet_mixer_form form) {
     const uint64_t core = ln_outer_workspace(mixer, kernels, threads, s, form);
-    return core ? projection_bytes(s) + room_bytes(s) + core : 0;
+    return core == UINT64_MAX ? core : projection_bytes(s) + room_bytes(s) + core;
 }
 
 /* The call with a projection at the workspace's begin. */

@@ -102,11 +102,17 @@ static layout lay_out(const ln_mixer_call *call, linnet_mixer_form form, int thr
     return l;
 }
 
+/* More than any room or block has: where this fits, none of their products overflows. */
+static bool fits(const linnet_mixer_settings *s) {
+    const double tokens = (double)s->tokens + 64 * (double)s->sequences, heads = (double)s->heads;
+    return tokens * heads * (double)(s->slots + 8) * (double)(s->key_size + 8) * (double)(s->value_size + 8) < 0x1p60;
+}
+
 uint64_t ln_staged_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                              const linnet_mixer_settings *settings, linnet_mixer_form form) {
     const ln_mixer_call call = {.mixer = mixer, .kernels = kernels, .settings = settings};
-    const uint64_t bytes = lay_out(&call, form, threads).bytes;
-    return bytes == UINT64_MAX ? 0 : bytes;
+    if (!fits(settings)) return UINT64_MAX;
+    return lay_out(&call, form, threads).bytes;
 }
 
 int64_t ln_staged_head_floats(const linnet_mixer_settings *settings) {
