@@ -35,8 +35,9 @@ typedef struct cli_arguments {
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys, policies;
-    int64_t tokens, context, threads, piece, snapshots, repetitions, windows, heads, key_heads, sequences;
-    double seconds;
+    int64_t tokens, context, threads, piece, snapshots, state_reference, repetitions, windows, heads, key_heads,
+        sequences;
+    double seconds, state_growth, state_limit;
     double temperature, top_k, top_p, min_p, repeat_penalty, repeat_last; /* below 0: not given */
     uint64_t memory, cache, activations, seed;
     linnet_type precision, type;
@@ -182,6 +183,8 @@ void cli_engine_close(cli_engine *engine);
 int cli_engine_fail(const cli_engine *engine, linnet_status status);
 /* Settings for `context` tokens from the options; `kept` bytes that the program itself holds come out of --memory. */
 linnet_session_settings cli_session_settings(const cli_arguments *arguments, int64_t context, uint64_t kept);
+/* Tells where matrix states grew far beyond what they were after `reference` tokens; 0: nothing. */
+void cli_note_states(const cli_engine *engine, int64_t reference);
 int cli_plan_session(const cli_engine *engine, const linnet_session_settings *settings, uint64_t kept,
                      linnet_plan *plan);
 void cli_print_plan(const cli_engine *engine, const linnet_plan *plan, uint64_t memory, FILE *out);

@@ -147,6 +147,27 @@ linnet_status cli_sampler_open(const cli_engine *engine, const cli_arguments *ar
 
 /* ---- sessions and their plan ---- */
 
+/* Growth that is told: states of trained lengths move by less (docs/memory.md). */
+static const double much = 4;
+
+void cli_note_states(const cli_engine *engine, int64_t reference) {
+    int64_t grown = 0, most = 0, known = 0;
+    linnet_layer_states s, worst = {.size = sizeof worst};
+    for (int64_t i = 0; reference && i < engine->info.layers; i++) {
+        if (linnet_session_states(engine->session, i, &s, NULL) != LINNET_OK || s.growth <= 0) continue;
+        known++;
+        grown += s.growth > much;
+        if (s.growth <= worst.growth) continue;
+        worst = s;
+        most = i;
+    }
+    if (!reference || !known) return;
+    cli_note("states    %lld of %lld layers have a head whose state grew to more than %g times its norm after %lld "
+             "tokens; most: layer %lld, head %lld, %.3g times",
+             (long long)grown, (long long)known, much, (long long)reference, (long long)most,
+             (long long)worst.growth_head, worst.growth);
+}
+
 linnet_session_settings cli_session_settings(const cli_arguments *arguments, int64_t context, uint64_t kept) {
     linnet_session_settings settings = linnet_session_settings_default();
     settings.context = context;
@@ -159,6 +180,9 @@ linnet_session_settings cli_session_settings(const cli_arguments *arguments, int
     settings.cache = arguments->cache;
     settings.folder = arguments->folder;
     settings.snapshots = arguments->snapshots;
+    settings.state_reference = arguments->state_reference;
+    settings.state_growth = arguments->state_growth;
+    settings.state_limit = arguments->state_limit;
     settings.compute = arguments->exact ? LINNET_COMPUTE_EXACT : LINNET_COMPUTE_FAST;
     return settings;
 }

@@ -97,6 +97,7 @@ static int measure(cli_engine *engine, const cli_arguments *arguments, cli_ids *
         cli_note("window %lld of %lld: perplexity so far %.4f", (long long)i + 1, (long long)windows,
                  exp(l.sum / (double)l.counted));
     }
+    cli_note_states(engine, arguments->state_reference);
     return print_result(arguments, &l, windows, cli_seconds() - began);
 }
 

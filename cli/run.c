@@ -202,6 +202,7 @@ static int answer_question(cli_engine *engine, const cli_arguments *arguments, q
     if (result != CLI_OK) return result;
     if (arguments->json) result = print_json(engine, o, memory);
     print_summary(engine, o, memory);
+    cli_note_states(engine, arguments->state_reference);
     return result == CLI_OK && cli_interrupted() ? CLI_INTERRUPTED : result;
 }
 

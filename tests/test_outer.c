@@ -164,8 +164,111 @@ static void test_closed(void **state) {
     }
 }
 
+/* ---- windows by difference ---- */
+
+/* Tokens first .. first + count - 1 of a work's inputs, from state_in. */
+static void run_span(const work *w, linnet_context *context, int64_t first, int64_t count, const float *in,
+                     float *out) {
+    linnet_mixer_settings s = w->settings;
+    s.tokens = count;
+    linnet_mixer_tensors t = {.size = sizeof t, .output.data = w->output, .state_in = in, .state_out = out};
+    linnet_mixer_input input;
+    for (int i = 0; linnet_mixer_input_of(&w->settings, i, &input); i++)
+        t.input[i].data = w->input[i] + (input.parameter ? 0 : first * input.heads * input.columns);
+    void *workspace = aligned_alloc(64, linnet_mixer_workspace(context, &s, LINNET_MIXER_FORWARD));
+    assert_int_equal(linnet_mixer_forward(context, &s, &t, workspace), LINNET_OK);
+    free(workspace);
+}
+
+/* log decay of a token and column of a head */
+static double decay_of(const work *w, int64_t token, int64_t head, int64_t column) {
+    const int64_t heads = w->settings.heads, keys = w->settings.key_size;
+    const char *name = w->settings.name;
+    const int decay = linnet_mixer_input_index(name, "decay");
+    if (strcmp(name, "ssd") == 0)
+        return (double)w->input[linnet_mixer_input_index(name, "step_size")][token * heads + head] *
+               (double)w->input[linnet_mixer_input_index(name, "rate")][head];
+    if (strcmp(name, "lightning_attention") == 0)
+        return -(double)w->input[linnet_mixer_input_index(name, "slope")][head];
+    return (double)w->input[decay][strcmp(name, "gla") ? token * heads + head : (token * heads + head) * keys + column];
+}
+
+/* S[c][j] after `count` tokens from nothing, in float64. */
+static double recurrence(const work *w, int64_t first, int64_t count, int64_t head, int64_t c, int64_t j) {
+    const int64_t heads = w->settings.heads, keys = w->settings.key_size, values = w->settings.value_size;
+    const char *name = w->settings.name;
+    const float *key = w->input[linnet_mixer_input_index(name, "key")],
+                *value = w->input[linnet_mixer_input_index(name, "value")];
+    const int step = linnet_mixer_input_index(name, "step_size");
+    const bool decays = strcmp(name, "linear_attention") != 0;
+    double sum = 0;
+    for (int64_t t = first; t < first + count; t++) {
+        const double by = step < 0 ? 1 : (double)w->input[step][t * heads + head];
+        sum = (decays ? exp(decay_of(w, t, head, c)) : 1) * sum +
+              by * (double)key[(t * heads + head) * keys + c] * (double)value[(t * heads + head) * values + j];
+    }
+    return sum;
+}
+
+static void check_window(linnet_context *context, const char *name, int64_t window) {
+    enum { TOKENS = 150, HEADS = 3, KEYS = 16, VALUES = 24 };
+    linnet_mixer_settings s = linnet_mixer_settings_default(name);
+    s.heads = s.key_heads = HEADS;
+    s.key_size = KEYS;
+    s.value_size = VALUES;
+    s.tokens = TOKENS;
+    work w;
+    open_work(&w, &s);
+    const int rate = linnet_mixer_input_index(name, "rate"), slope = linnet_mixer_input_index(name, "slope");
+    for (int h = 0; h < HEADS; h++) {
+        if (rate >= 0) w.input[rate][h] = -0.01f * (float)(1 + h);
+        if (slope >= 0) w.input[slope][h] = 0.01f * (float)(1 + h);
+    }
+    const int64_t columns = strcmp(name, "gla") ? 1 : KEYS, floats = w.states / HEADS;
+    double decay[HEADS * KEYS] = {0};
+    const bool decays = strcmp(name, "linear_attention") != 0;
+    for (int64_t t = TOKENS - window; decays && t < TOKENS; t++)
+        for (int64_t i = 0; i < HEADS * columns; i++) decay[i] += decay_of(&w, t, i / columns, i % columns);
+    float *before = take(w.states), *last = take(w.states);
+    run_span(&w, context, 0, TOKENS - window, NULL, before);
+    run_span(&w, context, TOKENS - window, window, before, w.state);
+    run_span(&w, context, TOKENS - window, window, NULL, last);
+    assert_int_equal(linnet_mixer_window(context, &s, w.state, before, decays ? decay : NULL, before), LINNET_OK);
+    double size = 0, worst = 0;
+    for (int64_t i = 0; i < w.states; i++) {
+        const int64_t at = i % floats;
+        size = fmax(size, fabs((double)w.state[i]));
+        worst = fmax(worst, fabs((double)before[i] - (double)last[i]));
+        if (at < KEYS * VALUES)
+            worst = fmax(worst, fabs((double)before[i] -
+                                     recurrence(&w, TOKENS - window, window, i / floats, at / VALUES, at % VALUES)));
+    }
+    if (!(worst <= 2e-6 * size)) fail_msg("%s, window %d: off by %g of %g", name, (int)window, worst, size);
+    free(before), free(last);
+    close_work(&w);
+}
+
+static void test_window(void **state) {
+    (void)state;
+    linnet_context *context;
+    assert_int_equal(linnet_context_open(NULL, &context), LINNET_OK);
+    static const char *const rows[] = {"linear_attention", "lightning_attention", "simple_gla", "ssd", "gla"};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (int64_t window = 1; window < 150; window += 37) check_window(context, rows[i], window);
+    static const char *const others[] = {"mlstm", "gla_value", "gated_delta_rule"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        linnet_mixer_settings s = linnet_mixer_settings_default(others[i]);
+        s.key_size = 16;
+        s.tokens = 1;
+        float x[1024] = {0};
+        const double decay[16] = {0};
+        assert_int_equal(linnet_mixer_window(context, &s, x, x, decay, x), LINNET_ERROR_UNSUPPORTED);
+    }
+    linnet_context_close(context);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_slices), cmocka_unit_test(test_groups),
-                                       cmocka_unit_test(test_closed)};
+                                       cmocka_unit_test(test_closed), cmocka_unit_test(test_window)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,11 +72,15 @@ static void go_back(sequence *s, ln_random *random) {
     s->position = point;
 }
 
+static ln_states_shape shape_of(int64_t snapshots, int64_t interval) {
+    return (ln_states_shape){.layers = LAYERS, .floats = floats, .snapshots = snapshots, .interval = interval};
+}
+
 static void test_any_order(void **state) {
     (void)state;
     linnet_context *context = open_context();
     for (int64_t snapshots = 0; snapshots < 6; snapshots++) {
-        const ln_states_shape shape = {LAYERS, floats, snapshots, snapshots % 2 ? 50 : 0};
+        const ln_states_shape shape = shape_of(snapshots, snapshots % 2 ? 50 : 0);
         ln_random random;
         ln_random_seed(&random, (uint64_t)snapshots + 3);
         static sequence one, other;
@@ -116,7 +121,7 @@ static void test_any_order(void **state) {
 static void test_points(void **state) {
     (void)state;
     linnet_context *context = open_context();
-    const ln_states_shape shape = {LAYERS, floats, 4, 0};
+    const ln_states_shape shape = shape_of(4, 0);
     static sequence s;
     ln_random random;
     ln_random_seed(&random, 1);
@@ -133,7 +138,7 @@ static void test_points(void **state) {
     write_next(&s, -7);
     assert_true(ln_states_point(s.states, s.position, s.position - 1) <= s.position - 100);
     ln_states_close(s.states);
-    const ln_states_shape wrong[] = {{LAYERS, floats, -1, 0}, {LAYERS, floats, 1 << 20, 0}, {LAYERS, floats, 0, -1}};
+    const ln_states_shape wrong[] = {shape_of(-1, 0), shape_of(1 << 20, 0), shape_of(0, -1)};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         assert_true(ln_states_bytes(&wrong[i]) == UINT64_MAX);
         assert_int_equal(ln_states_open(context, &wrong[i], &s.states), LINNET_ERROR_ARGUMENT);
@@ -381,14 +386,239 @@ static void test_no_attention(void **state) {
     linnet_context_close(context);
 }
 
+/* ---- norms of matrix states ---- */
+
+static linnet_session *open_limited(linnet_model *model, int64_t reference, double growth, double limit) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    settings.context = 400;
+    settings.piece = 16;
+    settings.precision = LINNET_F32;
+    settings.state_reference = reference;
+    settings.state_growth = growth;
+    settings.state_limit = limit;
+    linnet_session *session;
+    CHECK(model->context, linnet_session_open(model, &settings, &session));
+    return session;
+}
+
+static const float *head_of(const linnet_session *session, int64_t layer, int64_t head) {
+    const ln_state_heads *heads = &session->model->state_heads[layer];
+    return ln_memory_state(session->memory, layer) + heads->offset + head * heads->floats;
+}
+
+static double norm_of(const linnet_session *session, int64_t layer, int64_t head) {
+    double sum = 0;
+    for (int64_t i = session->model->state_heads[layer].floats; i-- > 0;)
+        sum += pow((double)head_of(session, layer, head)[i], 2);
+    return sqrt(sum);
+}
+
+static void near(double a, double b) {
+    if (!(fabs(a - b) <= 1e-6 * (fabs(a) + fabs(b)))) fail_msg("%.9g is not %.9g", a, b);
+}
+
+/* Figures against sums by hand; what was remembered is of exactly that many tokens; remembering changes no bit. */
+static void test_norms(void **state) {
+    linnet_context *context = open_context();
+    linnet_model *model = open_model(context, *state);
+    fill(model, 11);
+    linnet_session *plain = open_session(model, 0, 0), *early = open_session(model, 0, 0),
+                   *watched = open_limited(model, 21, 0, 0);
+    free(logits_after(early, 0, 21));
+    float *whole = logits_after(plain, 0, 21);
+    free(whole);
+    whole = logits_after(plain, 21, 60);
+    free(logits_after(watched, 0, 20));
+    linnet_layer_states s;
+    int64_t layers = 0;
+    for (int64_t l = 0; l < model->hyper.layers; l++) {
+        CHECK(context, linnet_session_states(watched, l, &s, NULL));
+        assert_true(s.early_mean == 0 && s.growth == 0);
+    }
+    free(logits_after(watched, 20, 1));
+    same(model, whole, logits_after(watched, 21, 60));
+    for (int64_t l = 0; l < model->hyper.layers; l++) {
+        double norms[256], sum = 0, sum_early = 0, largest = 0, growth = 0;
+        CHECK(context, linnet_session_states(watched, l, &s, norms));
+        assert_int_equal(s.heads, model->state_heads[l].count);
+        layers += s.heads > 0;
+        for (int64_t h = 0; h < s.heads; h++) {
+            const double now = norm_of(plain, l, h), then = norm_of(early, l, h);
+            near(norms[h], now);
+            sum += now * now;
+            sum_early += then * then;
+            largest = fmax(largest, now);
+            growth = fmax(growth, now / then);
+        }
+        if (!s.heads) continue;
+        near(s.mean, sqrt(sum / (double)s.heads));
+        near(s.early_mean, sqrt(sum_early / (double)s.heads));
+        near(s.largest, largest);
+        near(s.largest, norms[s.largest_head]);
+        near(s.growth, growth);
+        near(s.growth, norms[s.growth_head] / norm_of(early, l, s.growth_head));
+    }
+    assert_true(layers > 0);
+    assert_int_equal(linnet_session_states(watched, model->hyper.layers, &s, NULL), LINNET_ERROR_ARGUMENT);
+    free(whole);
+    linnet_session_close(watched);
+    linnet_session_close(early);
+    linnet_session_close(plain);
+    linnet_model_close(model);
+    linnet_context_close(context);
+}
+
+/* A piece's state is what the model made of it, head by head scaled down to p; heads within p keep their bits. */
+static void test_limit(void **state) {
+    linnet_context *context = open_context();
+    linnet_model *model = open_model(context, *state);
+    fill(model, 12);
+    linnet_session *plain = open_session(model, 0, 0);
+    free(logits_after(plain, 0, 16));
+    int64_t layer = 0, scaled = 0, kept = 0;
+    while (!model->state_heads[layer].count) layer++;
+    double least = (double)INFINITY, most = 0;
+    for (int64_t h = 0; h < model->state_heads[layer].count; h++) {
+        least = fmin(least, norm_of(plain, layer, h));
+        most = fmax(most, norm_of(plain, layer, h));
+    }
+    const double p = (least + most) / 2;
+    linnet_session *limited = open_limited(model, 0, 0, p);
+    free(logits_after(limited, 0, 16));
+    for (int64_t l = 0; l < model->hyper.layers; l++)
+        for (int64_t h = 0; h < model->state_heads[l].count; h++) {
+            const double norm = norm_of(plain, l, h), by = fmin(1, p / norm);
+            const float *a = head_of(plain, l, h), *b = head_of(limited, l, h);
+            for (int64_t i = 0; i < model->state_heads[l].floats; i++) {
+                if (by == 1) assert_true(a[i] == b[i]);
+                near((double)a[i] * by, (double)b[i]);
+            }
+            if (by < 1) near(norm_of(limited, l, h), p);
+            by < 1 ? scaled++ : kept++;
+        }
+    assert_true(scaled > 0);
+    assert_true(kept > 0 || model->state_heads[layer].count == 1);
+    for (int64_t t = 16; t < 80; t += t < 40 ? 1 : 20) {
+        free(logits_after(limited, t, t < 40 ? 1 : 20));
+        for (int64_t l = 0; l < model->hyper.layers; l++)
+            for (int64_t h = 0; h < model->state_heads[l].count; h++)
+                assert_true(norm_of(limited, l, h) <= p * (1 + 1e-6));
+    }
+    linnet_session_close(limited);
+    linnet_session_close(plain);
+    linnet_model_close(model);
+    linnet_context_close(context);
+}
+
+/* A limit that is measured: forked, saved, gone back and read again, with one thread or more, it gives the same bits;
+ * one that is never reached gives those of no limit. */
+static void test_growth(void **state) {
+    linnet_context *context = open_context();
+    linnet_model *model = open_model(context, *state);
+    fill(model, 13);
+    linnet_session *plain = open_session(model, 0, 0), *far = open_limited(model, 20, 1e6, 1e9),
+                   *one = open_limited(model, 20, 0.5, 0), *other = open_limited(model, 20, 0.5, 0), *fork;
+    float *of_plain = logits_after(plain, 0, 90);
+    free(logits_after(far, 0, 20)); /* where the pieces are cut */
+    linnet_session *cut = open_session(model, 0, 0);
+    free(logits_after(cut, 0, 20));
+    float *of_cut = logits_after(cut, 20, 70);
+    same(model, of_cut, logits_after(far, 20, 70));
+    free(logits_after(one, 0, 50));
+    linnet_layer_states s;
+    for (int64_t l = 0; l < model->hyper.layers; l++) {
+        CHECK(context, linnet_session_states(one, l, &s, NULL));
+        assert_true(s.growth <= 0.5 * (1 + 1e-6));
+    }
+    char path[] = "/tmp/linnet-states-XXXXXX";
+    close(mkstemp(path));
+    CHECK(context, linnet_session_save(one, path));
+    CHECK(context, linnet_session_fork(one, &fork));
+    float *limited = logits_after(one, 50, 40);
+    assert_memory_not_equal(limited, of_plain, (size_t)model->hyper.vocabulary * sizeof *limited);
+    same(model, limited, logits_after(fork, 50, 40));
+    CHECK(context, linnet_session_load(other, path));
+    same(model, limited, logits_after(other, 50, 40));
+    CHECK(context, linnet_session_rewind(other, 0));
+    free(logits_after(other, 0, 50));
+    same(model, limited, logits_after(other, 50, 40));
+    assert_int_equal(linnet_session_load(plain, path), LINNET_ERROR_FORMAT);
+    unlink(path);
+    linnet_context_settings single = linnet_context_settings_default();
+    single.threads = 1;
+    linnet_context *alone;
+    CHECK(NULL, linnet_context_open(&single, &alone));
+    linnet_model *again = open_model(alone, *state);
+    linnet_session *third = open_limited(again, 20, 0.5, 0);
+    free(logits_after(third, 0, 50));
+    same(model, limited, logits_after(third, 50, 40));
+    linnet_session_close(third);
+    linnet_model_close(again);
+    linnet_context_close(alone);
+    free(limited), free(of_cut), free(of_plain);
+    linnet_session *const all[] = {cut, fork, other, one, far, plain};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) linnet_session_close(all[i]);
+    linnet_model_close(model);
+    linnet_context_close(context);
+}
+
+static void test_limits_refused(void **state) {
+    linnet_context *context = open_context();
+    linnet_model *model = open_model(context, *state);
+    const struct {
+        int64_t reference;
+        double growth, limit;
+        linnet_status status;
+    } rows[] = {{0, 0, 1, LINNET_ERROR_UNSUPPORTED}, {9, 2, 0, LINNET_ERROR_UNSUPPORTED},
+                {0, 2, 0, LINNET_ERROR_ARGUMENT},    {-1, 0, 0, LINNET_ERROR_ARGUMENT},
+                {9, -1, 0, LINNET_ERROR_ARGUMENT},   {0, 0, (double)NAN, LINNET_ERROR_ARGUMENT}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        linnet_session_settings settings = linnet_session_settings_default();
+        settings.context = 64;
+        settings.state_reference = rows[i].reference;
+        settings.state_growth = rows[i].growth;
+        settings.state_limit = rows[i].limit;
+        linnet_plan plan;
+        assert_int_equal(linnet_plan_session(model, &settings, &plan), rows[i].status);
+    }
+    linnet_model_close(model);
+    linnet_context_close(context);
+}
+
 int main(void) {
 #define OF(test, model) \
     { #test " of " model, test, NULL, NULL, (void *)(uintptr_t)model }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_any_order), cmocka_unit_test(test_points), OF(test_interrupted, "lfm2"),
-        OF(test_interrupted, "rwkv7"),    OF(test_questions, "lfm2"),    OF(test_questions, "rwkv7"),
-        OF(test_interval, "lfm2"),        OF(test_interval, "rwkv7"),    OF(test_plan, "lfm2"),
-        OF(test_plan, "rwkv7"),           OF(test_policy, "lfm2"),       OF(test_no_attention, "rwkv7"),
+        cmocka_unit_test(test_any_order),
+        cmocka_unit_test(test_points),
+        OF(test_interrupted, "lfm2"),
+        OF(test_interrupted, "rwkv7"),
+        OF(test_questions, "lfm2"),
+        OF(test_questions, "rwkv7"),
+        OF(test_interval, "lfm2"),
+        OF(test_interval, "rwkv7"),
+        OF(test_plan, "lfm2"),
+        OF(test_plan, "rwkv7"),
+        OF(test_policy, "lfm2"),
+        OF(test_no_attention, "rwkv7"),
+        OF(test_norms, "mamba2"),
+        OF(test_norms, "rwkv6"),
+        OF(test_norms, "qwen3next"),
+        OF(test_norms, "minimax"),
+        OF(test_norms, "falcon-h1"),
+        OF(test_norms, "kimi-linear"),
+        OF(test_limit, "mamba2"),
+        OF(test_limit, "qwen3next"),
+        OF(test_limit, "minimax"),
+        OF(test_limit, "gla"),
+        OF(test_norms, "gla"),
+        OF(test_norms, "retnet"),
+        OF(test_limits_refused, "xlstm"),
+        OF(test_growth, "mamba2"),
+        OF(test_growth, "rwkv7"),
+        OF(test_growth, "granite-hybrid"),
+        OF(test_limits_refused, "llama-3"),
+        OF(test_limits_refused, "mamba"),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

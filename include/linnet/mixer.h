@@ -136,6 +136,16 @@ LINNET_API linnet_status linnet_mixer_forward(linnet_context *context, const lin
 /* One token of each sequence (tokens = sequences): reads and writes each state once. */
 LINNET_API linnet_status linnet_mixer_step(linnet_context *context, const linnet_mixer_settings *settings,
                                            const linnet_mixer_tensors *tensors, void *workspace);
+/* The state as if a sequence had begun r tokens ago (a sliding window by difference, arXiv 2410.07145):
+ *
+ *     window = now - e^decay before,   decay: the sum of the logarithms of the decays of the last r tokens
+ *
+ * now, before: states [sequences, state_floats] after the last token and r tokens earlier; window may be either. decay
+ * [sequences, heads, columns], columns being key_size in rows whose keys decay one by one, else 1; NULL: no decay. Of
+ * rows of the core "outer" that decay by tokens or keys alone and keep nothing but sums; else
+ * LINNET_ERROR_UNSUPPORTED. What was in both states cancels: the error is an ulp of e^decay before. */
+LINNET_API linnet_status linnet_mixer_window(linnet_context *context, const linnet_mixer_settings *settings,
+                                             const float *now, const float *before, const double *decay, float *window);
 /* Gradients of sum(output * output_gradient) + sum(state_out * state_out_gradient). Output and state_out are not
  * read. */
 LINNET_API linnet_status linnet_mixer_backward(linnet_context *context, const linnet_mixer_settings *settings,

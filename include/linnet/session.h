@@ -37,6 +37,13 @@ typedef struct linnet_session_settings {
      * each takes linnet_plan.states / (2 + snapshots) bytes. One is taken where a feed of several tokens begins,
      * at linnet_session_mark, and about every `snapshot_interval` tokens (0: never so). */
     int64_t snapshots, snapshot_interval;
+    /* Of models with matrix states (Mamba-2, delta rules, RWKV, GLA, retention, lightning attention), against states
+     * that grow beyond what the model was trained with (docs/memory.md); 0: off. After each piece, or token, a head's
+     * state S becomes S min(1, p / |S|), p = state_limit, or state_growth times what |S| was after `state_reference`
+     * tokens, or the smaller. state_reference alone only remembers, for linnet_session_states. Files of a session need
+     * the same state_reference. */
+    int64_t state_reference;
+    double state_growth, state_limit;
 } linnet_session_settings;
 
 LINNET_API linnet_session_settings linnet_session_settings_default(void);
@@ -106,6 +113,23 @@ typedef struct linnet_usage {
 } linnet_usage;
 
 LINNET_API linnet_usage linnet_session_usage(const linnet_session *session);
+
+/* Matrix states of a layer: |S| is the root of the sum of squares of a head's. */
+typedef struct linnet_layer_states {
+    size_t size;
+    int64_t heads, floats; /* and floats of each; heads 0: the layer has none */
+    double mean, largest;  /* the root of the mean of |S|^2 over the heads; the largest |S| */
+    int64_t largest_head;  /* that has it */
+    double early_mean;     /* `mean` after state_reference tokens; 0: not remembered, or not reached */
+    double growth;         /* the largest |S| now by |S| then; 0 likewise */
+    int64_t growth_head;   /* that has it */
+} linnet_layer_states;
+
+/* Reads the states of one layer where the session is now; costs nothing where it is not called. norms [heads], NULL:
+ * not wanted. A head whose |S| is several times what it was early in the text may be past what the model has learnt to
+ * read (arXiv 2410.07145). */
+LINNET_API linnet_status linnet_session_states(const linnet_session *session, int64_t layer,
+                                               linnet_layer_states *states, double *norms);
 
 /* Appends tokens and computes what follows them. Under a policy with prompt=draft many tokens at once are thinned out
  * first: those left are appended, one position after the other. LINNET_ERROR_FULL where they exceed the context:

@@ -8,6 +8,7 @@
  * are weighed; of those within the bounds and about as cheap as the cheapest (0.5 %; 2 % where there are no bounds to
  * be used) the one with the smallest workspace is taken. Everything a session ever allocates is in the total, so a plan
  * that fits is a promise: feeding allocates nothing. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -66,6 +67,25 @@ linnet_session_settings linnet_session_settings_default(void) {
     return (linnet_session_settings){.size = sizeof(linnet_session_settings), .precision = LINNET_TYPE_AUTO};
 }
 
+static linnet_status check_limits(const linnet_model *model, const linnet_session_settings *settled) {
+    const double growth = settled->state_growth, limit = settled->state_limit;
+    if (settled->state_reference < 0 || !(growth >= 0 && limit >= 0) || isinf(growth) || isinf(limit))
+        return ln_fail(model->context, LINNET_ERROR_ARGUMENT,
+                       "state_reference, state_growth and state_limit must be finite and not negative");
+    if (growth > 0 && !settled->state_reference)
+        return ln_fail(model->context, LINNET_ERROR_ARGUMENT,
+                       "state_growth needs state_reference: after how many tokens norms are taken");
+    if (!settled->state_reference && limit <= 0) return LINNET_OK;
+    for (int64_t i = 0; i < model->hyper.layers; i++)
+        if (model->state_heads[i].count) return LINNET_OK;
+    return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                   "the model has no matrix states that could be limited: leave state_reference and state_limit 0");
+}
+
+ln_state_limits ln_session_limits(const linnet_session_settings *settled) {
+    return (ln_state_limits){settled->state_reference, settled->state_growth, settled->state_limit};
+}
+
 linnet_status ln_session_settle(const linnet_model *model, const linnet_session_settings *settings,
                                 linnet_session_settings *settled) {
     linnet_context *context = model->context;
@@ -82,6 +102,8 @@ linnet_status ln_session_settle(const linnet_model *model, const linnet_session_
         return ln_fail(context, LINNET_ERROR_ARGUMENT,
                        "%lld snapshots are outside 0 to %d, or their interval is negative",
                        (long long)settled->snapshots, MOST_SNAPSHOTS);
+    const linnet_status limits = check_limits(model, settled);
+    if (limits != LINNET_OK) return limits;
     switch (settled->precision) {
     case LINNET_TYPE_AUTO:
     case LINNET_F32:
@@ -108,6 +130,7 @@ ln_memory_shape ln_session_shape(const linnet_model *model, int64_t context, int
                              .window = model->windows,
                              .attends = model->attends,
                              .state_floats = model->state_floats,
+                             .state_heads = model->state_heads,
                              .value_in_key = hyper->value_in_key,
                              .precision = precision,
                              .capacity = context + (policy && policy->probe ? piece : 0),
@@ -232,6 +255,7 @@ static void weigh(const linnet_model *model, const candidates *all, linnet_type 
     const linnet_session_settings *settings = all->settings;
     ln_memory_shape shape = ln_session_shape(model, settings->context, row->shape.piece, precision, all->policy, 0);
     shape.snapshots = settings->snapshots;
+    shape.limits = ln_session_limits(settings);
     ln_page_layout page = {0};
     if (hyper->attention_layers)
         ln_page_layout_of(all->policy ? all->policy->keys : precision, all->policy ? all->policy->values : precision,

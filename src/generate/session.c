@@ -4,6 +4,7 @@
  * follows the last of them. */
 #include "generate/session.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -20,6 +21,7 @@ static ln_memory_shape session_memory(const linnet_session *session) {
                                              *plan->policy ? &session->policy : NULL, plan->cache);
     shape.snapshots = session->snapshots;
     shape.interval = session->interval;
+    shape.limits = session->limits;
     return shape;
 }
 
@@ -64,6 +66,7 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     made->spare = ln_plan_spare(&plan, &settled);
     made->snapshots = settled.snapshots;
     made->interval = settled.snapshot_interval;
+    made->limits = ln_session_limits(&settled);
     if (*plan.policy) status = ln_policy_parse(model->context, plan.policy, &made->policy);
     if (status == LINNET_OK) status = ln_probing_open(made, &settled);
     if (status == LINNET_OK) status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
@@ -119,6 +122,39 @@ const float *linnet_session_logits(const linnet_session *session) {
     return session->has_logits ? session->logits : NULL;
 }
 
+linnet_status linnet_session_states(const linnet_session *session, int64_t layer, linnet_layer_states *states,
+                                    double *norms) {
+    linnet_context *context = session->model->context;
+    *states = (linnet_layer_states){.size = sizeof *states};
+    if (layer < 0 || layer >= session->model->hyper.layers)
+        return ln_fail(context, LINNET_ERROR_ARGUMENT, "there is no layer %lld among %lld", (long long)layer,
+                       (long long)session->model->hyper.layers);
+    const ln_states *all = ln_memory_states(session->memory);
+    if (all) states->heads = ln_states_heads(all, layer, &states->floats);
+    if (!states->heads) return LINNET_OK;
+    double *now = ln_allocate(context, 2 * (uint64_t)states->heads, sizeof *now, "norms of states");
+    if (!now) return LINNET_ERROR_MEMORY;
+    const double *early = now + states->heads;
+    ln_states_norms(all, layer, now, now + states->heads);
+    for (int64_t h = 0; h < states->heads; h++) {
+        states->mean += now[h] * now[h] / (double)states->heads;
+        states->early_mean += early[h] * early[h] / (double)states->heads;
+        if (now[h] > states->largest) {
+            states->largest = now[h];
+            states->largest_head = h;
+        }
+        if (early[h] > 0 && now[h] / early[h] > states->growth) {
+            states->growth = now[h] / early[h];
+            states->growth_head = h;
+        }
+        if (norms) norms[h] = now[h];
+    }
+    states->mean = sqrt(states->mean);
+    states->early_mean = sqrt(states->early_mean);
+    ln_release(context, now);
+    return LINNET_OK;
+}
+
 /* ---- feeding ---- */
 
 linnet_status ln_session_check(linnet_session *session, const int32_t *ids, int64_t count) {
@@ -148,6 +184,13 @@ static linnet_status feed_piece(linnet_session *session, const int32_t *ids, int
     return LINNET_OK;
 }
 
+/* How many of `left` tokens are read next. */
+static int64_t next_piece(const linnet_session *session, int64_t left) {
+    const ln_states *states = ln_memory_states(session->memory);
+    const int64_t piece = ln_probing_piece(session, left);
+    return states ? ln_states_room(states, session->position, piece) : piece;
+}
+
 static void keep_last_logits(linnet_session *session, int64_t piece) {
     ln_forward_logits(&session->workspace->forward, piece - 1, 1, 1, session->logits);
     session->has_logits = true;
@@ -160,7 +203,7 @@ linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, i
     if (status == LINNET_OK && count > 1) ln_memory_mark(session->memory);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
         if (count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
-        const int64_t piece = ln_probing_piece(session, count - done);
+        const int64_t piece = next_piece(session, count - done);
         status = feed_piece(session, ids + done, piece);
         if (status != LINNET_OK) break;
         done += piece;
@@ -208,7 +251,7 @@ linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t 
     int64_t capacity;
     float *rows = find_rows(session, &capacity);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
-        const int64_t piece = ln_probing_piece(session, count - done);
+        const int64_t piece = next_piece(session, count - done);
         status = feed_piece(session, ids + done, piece);
         if (status != LINNET_OK) break;
         status = give_logits(session, rows, capacity, done, piece, take, user);
@@ -262,6 +305,7 @@ linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork
     made->spare = session->spare;
     made->snapshots = session->snapshots;
     made->interval = session->interval;
+    made->limits = session->limits;
     made->workspace = session->workspace;
     made->workspace->users++;
     made->position = session->position;

@@ -26,7 +26,8 @@ struct linnet_session {
     bool has_logits;
     ln_probing *probing;         /* NULL: the policy has no probes */
     int64_t snapshots, interval; /* as the settings had them */
-    uint64_t spare;              /* bytes that the plan left of its bounds, for logits of many tokens */
+    ln_state_limits limits;
+    uint64_t spare; /* bytes that the plan left of its bounds, for logits of many tokens */
 };
 
 /* Whether `count` tokens are of the vocabulary and have room; else the sentence that says why not. */
@@ -34,6 +35,7 @@ linnet_status ln_session_check(linnet_session *session, const int32_t *ids, int6
 /* Fills what the settings leave open; LINNET_ERROR_ARGUMENT where they are impossible. */
 linnet_status ln_session_settle(const linnet_model *model, const linnet_session_settings *settings,
                                 linnet_session_settings *settled);
+ln_state_limits ln_session_limits(const linnet_session_settings *settled);
 /* What the plan leaves of the bounds that the settings give; UINT64_MAX: they give none. */
 uint64_t ln_plan_spare(const linnet_plan *plan, const linnet_session_settings *settings);
 /* policy NULL: none. cache: bytes for its lanes. */

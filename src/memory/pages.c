@@ -28,7 +28,12 @@ static bool any_attends(const ln_memory_shape *shape) {
 }
 
 static ln_states_shape states_of(const ln_memory_shape *shape) {
-    return (ln_states_shape){shape->layers, shape->state_floats, shape->snapshots, shape->interval};
+    return (ln_states_shape){.layers = shape->layers,
+                             .floats = shape->state_floats,
+                             .snapshots = shape->snapshots,
+                             .interval = shape->interval,
+                             .heads = shape->state_heads,
+                             .limits = shape->limits};
 }
 
 static int64_t slots_of(const ln_memory_shape *shape, int64_t layer) {
@@ -214,6 +219,7 @@ linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *sha
     if (status == LINNET_OK) {
         (*memory)->shape.folder = NULL;
         (*memory)->shape.state_floats = NULL; /* the states have copied them */
+        (*memory)->shape.state_heads = NULL;
         return LINNET_OK;
     }
     ln_memory_close(*memory);
@@ -389,6 +395,10 @@ const float *ln_memory_state(const ln_memory *memory, int64_t layer) {
 
 float *ln_memory_next_state(ln_memory *memory, int64_t layer) {
     return ln_states_next(memory->states, layer);
+}
+
+const ln_states *ln_memory_states(const ln_memory *memory) {
+    return memory->states;
 }
 
 void ln_memory_mark(ln_memory *memory) {

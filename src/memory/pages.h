@@ -14,7 +14,7 @@
 
 #include "kernel/attend.h"
 #include "memory/ragged.h"
-#include "memory/state_file.h"
+#include "memory/states.h"
 
 typedef struct ln_memory_shape {
     int64_t layers, key_value_heads, key_size, value_size;
@@ -29,9 +29,11 @@ typedef struct ln_memory_shape {
     float scale;
     const char *folder;  /* of the file of pages; read when opening */
     const bool *attends; /* [layers]: have keys and values; NULL: all. Where none has, sizes of heads are unread */
-    const int64_t *state_floats; /* [layers], multiples of 16: of the recurrent state; NULL: none has one */
-    int64_t snapshots, interval; /* of states (memory/states.h) */
-    const uint8_t *head_kinds;   /* [layers * key_value_heads] of layers that see everything, as in ln_ragged_shape */
+    const int64_t *state_floats;       /* [layers], multiples of 16: of the recurrent state; NULL: none has one */
+    int64_t snapshots, interval;       /* of states (memory/states.h) */
+    const ln_state_heads *state_heads; /* likewise [layers], or NULL */
+    ln_state_limits limits;
+    const uint8_t *head_kinds; /* [layers * key_value_heads] of layers that see everything, as in ln_ragged_shape */
 } ln_memory_shape;
 
 typedef struct ln_memory ln_memory;
@@ -63,6 +65,8 @@ linnet_status ln_memory_attend(ln_memory *memory, int64_t layer, const ln_ragged
  * be written, all of it, before the commit. */
 const float *ln_memory_state(const ln_memory *memory, int64_t layer);
 float *ln_memory_next_state(ln_memory *memory, int64_t layer);
+/* The states alone; NULL: no layer has one. */
+const ln_states *ln_memory_states(const ln_memory *memory);
 /* Keeps a snapshot of the states where they are now, if there are states and snapshots. */
 void ln_memory_mark(ln_memory *memory);
 /* Whether tokens appended since the last commit can be left uncommitted: a policy has given up others for them. */

@@ -138,6 +138,10 @@ static void finish_layer(linnet_model *model, int64_t i) {
         for (int p = 0; p < layer->block[b].parts; p++) {
             ln_part *part = &layer->block[b].part[p];
             part->state_offset = model->state_floats[i];
+            if (part->matrices.count) {
+                model->state_heads[i] = part->matrices;
+                model->state_heads[i].offset += part->state_offset;
+            }
             model->state_floats[i] += ln_stage(1, part->state_floats);
             if (p > 0) model->parallel = true;
             if (!part->kind->attends) continue;
@@ -299,8 +303,10 @@ static linnet_status open_model(linnet_model *model, const char *path) {
     model->layers = ln_allocate_zero(context, layers, sizeof *model->layers, "layers");
     model->windows = ln_allocate_zero(context, layers, sizeof *model->windows, "layers");
     model->state_floats = ln_allocate_zero(context, layers, sizeof *model->state_floats, "layers");
+    model->state_heads = ln_allocate_zero(context, layers, sizeof *model->state_heads, "layers");
     model->attends = ln_allocate_zero(context, layers, sizeof *model->attends, "layers");
-    if (!model->layers || !model->windows || !model->state_floats || !model->attends) return LINNET_ERROR_MEMORY;
+    if (!model->layers || !model->windows || !model->state_floats || !model->state_heads || !model->attends)
+        return LINNET_ERROR_MEMORY;
     if (model->architecture->open) LN_TRY(model->architecture->open(model));
     LN_TRY(take_weights(model));
     LN_TRY(refuse_the_rest(model));
@@ -346,6 +352,7 @@ void linnet_model_close(linnet_model *model) {
     ln_release(context, model->taken);
     ln_release(context, model->name);
     ln_release(context, model->attends);
+    ln_release(context, model->state_heads);
     ln_release(context, model->state_floats);
     ln_release(context, model->windows);
     ln_release(context, model->layers);

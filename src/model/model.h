@@ -42,13 +42,14 @@ struct linnet_model {
     ln_matrix embedding, head;
     ln_norm embedding_norm, output_norm;
     ln_layer *layers;
-    bool parallel;         /* some block has more than one part */
-    void *own;             /* the architecture's, from ln_file_own: what all layers share */
-    ln_gate *gate;         /* NULL: it has none */
-    int64_t *windows;      /* [layers] of what they attend to; 0: all, or nothing */
-    int64_t *state_floats; /* [layers] */
-    bool *attends;         /* [layers]: have keys and values */
-    bool *taken;           /* [tensors] while opening: which have found their place */
+    bool parallel;               /* some block has more than one part */
+    void *own;                   /* the architecture's, from ln_file_own: what all layers share */
+    ln_gate *gate;               /* NULL: it has none */
+    int64_t *windows;            /* [layers] of what they attend to; 0: all, or nothing */
+    int64_t *state_floats;       /* [layers] */
+    ln_state_heads *state_heads; /* [layers] */
+    bool *attends;               /* [layers]: have keys and values */
+    bool *taken;                 /* [tensors] while opening: which have found their place */
     linnet_tokenizer *tokenizer;
     char tokenizer_error[1024];
     char *name;

@@ -17,6 +17,7 @@
 
 #include "kernel/kernel.h"
 #include "linnet/model.h"
+#include "memory/states.h"
 
 struct ln_forward;
 struct ln_forward_shape;
@@ -69,10 +70,11 @@ struct ln_part {
     const ln_part_kind *kind;
     const void *weights; /* the kind's own structure */
     int64_t layer;
-    const float *bias;    /* [width] added to what it gives; NULL: none */
-    float scale;          /* of what it gives; 0 stands for 1 */
-    int64_t state_floats; /* a sequence, in this layer */
-    int64_t state_offset; /* in the layer's state; set when the layer is done */
+    const float *bias;       /* [width] added to what it gives; NULL: none */
+    float scale;             /* of what it gives; 0 stands for 1 */
+    int64_t state_floats;    /* a sequence, in this layer */
+    int64_t state_offset;    /* in the layer's state; set when the layer is done */
+    ln_state_heads matrices; /* in the part's state; at most one part of a layer has any */
 };
 
 /* RMS norm, or with a bias the mean is taken off before (LayerNorm). weight NULL: there is no norm. */

@@ -87,7 +87,9 @@ static linnet_status begin(linnet_model *model, int64_t i, const char *rule, ln_
 static void finish_take(weights *w, ln_part *part) {
     const linnet_mixer_settings c = convolution_of(w, 1), r = rule_of(w, 1);
     w->convolution_floats = ln_stage(1, ln_mixer_head_floats(w->convolution, &c) * c.heads);
-    part->state_floats = w->convolution_floats + ln_mixer_head_floats(w->rule, &r) * r.heads;
+    const int64_t floats = ln_mixer_head_floats(w->rule, &r);
+    part->state_floats = w->convolution_floats + floats * r.heads;
+    part->matrices = (ln_state_heads){w->convolution_floats, r.heads, floats};
 }
 
 linnet_status ln_delta_take(linnet_model *model, int64_t i, ln_part *part) {

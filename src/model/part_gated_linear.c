@@ -50,10 +50,9 @@ static linnet_status take(linnet_model *model, int64_t i, const char *mixer, ln_
     LN_TRY(ln_take_count(model, "linear.value_length", i, 1, SIZE_MOST, &w->value_size));
     const int64_t keys = w->heads * w->key_size, values = w->heads * w->value_size;
     const linnet_mixer_settings s = settings_of(w, 1);
-    *part = (ln_part){.kind = &gated_linear_part,
-                      .weights = w,
-                      .layer = i,
-                      .state_floats = w->heads * ln_mixer_head_floats(w->mixer, &s)};
+    const int64_t floats = ln_mixer_head_floats(w->mixer, &s);
+    *part = (ln_part){.kind = &gated_linear_part, .weights = w, .layer = i, .state_floats = w->heads * floats};
+    if (!w->cell) part->matrices = (ln_state_heads){0, w->heads, floats}; /* mLSTM divides by a maximum of its own */
     LN_TRY(ln_take_matrix(model, i, "attn_q.weight", keys, width, &w->query));
     LN_TRY(ln_take_matrix(model, i, "attn_k.weight", keys, width, &w->key));
     LN_TRY(ln_take_matrix(model, i, "attn_v.weight", values, width, &w->value));

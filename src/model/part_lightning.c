@@ -39,8 +39,12 @@ linnet_status ln_lightning_take(linnet_model *model, int64_t i, ln_part *part) {
     if (!w) return LINNET_ERROR_MEMORY;
     *w = (weights){.mixer = ln_mixer_find("lightning_attention"), .heads = h->heads, .size = h->key_size};
     for (int k = 0; k < 4; k++) w->inputs[k] = linnet_mixer_input_index(w->mixer->name, names[k]);
-    *part = (ln_part){
-        .kind = &lightning_part, .weights = w, .layer = i, .state_floats = h->heads * h->key_size * h->key_size};
+    const int64_t floats = h->key_size * h->key_size;
+    *part = (ln_part){.kind = &lightning_part,
+                      .weights = w,
+                      .layer = i,
+                      .state_floats = h->heads * floats,
+                      .matrices = {0, h->heads, floats}};
     LN_TRY(ln_take_matrix(model, i, "attn_qkv.weight", 3 * values, h->width, &w->mixed));
     LN_TRY(ln_take_matrix(model, i, "attn_gate.weight", values, h->width, &w->gate));
     LN_TRY(ln_take_matrix(model, i, "attn_output.weight", h->width, values, &w->output));

@@ -98,7 +98,8 @@ linnet_status ln_mamba2_take(linnet_model *model, int64_t i, ln_part *part) {
     *part = (ln_part){.kind = &ln_mamba2_part,
                       .weights = m,
                       .layer = i,
-                      .state_floats = m->convolution.state_floats + m->recurrence.state_floats};
+                      .state_floats = m->convolution.state_floats + m->recurrence.state_floats,
+                      .matrices = {m->convolution.state_floats, s->heads, m->recurrence.state_floats / s->heads}};
     return ln_take_vector(model, i, "ssm_out.bias", model->hyper.width, false, &part->bias);
 }
 

@@ -125,7 +125,10 @@ static linnet_status take_time(linnet_model *model, int64_t layer, const char *m
     LN_TRY(take_matrix(model, layer, "time_mix_value", width, width, &made->value));
     LN_TRY(take_matrix(model, layer, "time_mix_output", width, width, &made->output));
     LN_TRY(ln_take_norm(model, layer, "time_mix_ln", true, &made->norm));
-    *part = (ln_part){.weights = made, .layer = layer, .state_floats = width + width * made->size};
+    *part = (ln_part){.weights = made,
+                      .layer = layer,
+                      .state_floats = width + width * made->size,
+                      .matrices = {width, made->heads, made->size * made->size}};
     *weights = made;
     return LINNET_OK;
 }

@@ -3,7 +3,7 @@ import ctypes
 import ctypes.util
 import os
 import pathlib
-from ctypes import POINTER, Structure, c_bool, c_char, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_char, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 
 OK, FULL, INTERRUPTED = 0, -6, -7
 TYPE_AUTO = -1
@@ -26,7 +26,8 @@ class ModelInfo(Structure):
 class SessionSettings(Structure):
     _fields_ = [("size", c_size_t), ("context", c_int64), ("memory", c_uint64), ("precision", c_int), ("piece", c_int64),
                 ("compute", c_int), ("activations", c_uint64), ("policy", c_char_p), ("cache", c_uint64), ("folder", c_char_p),
-                ("draft", c_void_p), ("snapshots", c_int64), ("snapshot_interval", c_int64)]
+                ("draft", c_void_p), ("snapshots", c_int64), ("snapshot_interval", c_int64),
+                ("state_reference", c_int64), ("state_growth", c_double), ("state_limit", c_double)]
 
 
 class Plan(Structure):
