@@ -147,7 +147,7 @@ linnet_status cli_sampler_open(const cli_engine *engine, const cli_arguments *ar
 
 /* ---- sessions and their plan ---- */
 
-/* Growth that is told: states of trained lengths move by less (docs/memory.md). */
+/* Growth that is told; a choice (docs/memory.md). */
 static const double much = 4;
 
 void cli_note_states(const cli_engine *engine, int64_t reference) {
