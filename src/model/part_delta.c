@@ -8,14 +8,13 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "mixer/mixer.h"
-#include "model/forward.h"
+#include "model/part_mixer.h"
 #include "model/take.h"
 
 enum { TAPS_MOST = 8, HEADS_MOST = 1 << 14, SIZE_MOST = 1 << 12 };
 
 typedef struct weights {
-    const ln_mixer *rule, *convolution;
+    ln_part_mixer rule, convolution;
     int64_t key_heads, heads, key_size, value_size, taps;
     int64_t channels, values; /* floats of [q k v] and of z, a token */
     ln_matrix mixed, gate;    /* gate.rows 0: mixed has it, by key heads */
@@ -24,38 +23,12 @@ typedef struct weights {
     ln_matrix query, key, value;   /* mixed.rows 0 then */
     ln_matrix decays[2], gates[2]; /* of low rank */
     const float *filter, *rate, *bias, *norm;
-    int inputs[5];
     int64_t convolution_floats; /* of the state */
 } weights;
 
 static const ln_part_kind delta_part;
 
 /* ---- taking ---- */
-
-static linnet_mixer_settings convolution_of(const weights *w, int64_t tokens) {
-    linnet_mixer_settings s = linnet_mixer_settings_default(w->convolution->name);
-    s.key_size = 1;
-    s.value_size = w->channels;
-    s.slots = w->taps;
-    s.option[0] = 1; /* silu */
-    s.tokens = tokens;
-    const ln_mixer *mixer;
-    ln_mixer_complete(&s, &mixer);
-    return s;
-}
-
-static linnet_mixer_settings rule_of(const weights *w, int64_t tokens) {
-    linnet_mixer_settings s = linnet_mixer_settings_default(w->rule->name);
-    s.heads = w->heads;
-    s.key_heads = w->key_heads;
-    s.key_size = w->key_size;
-    s.value_size = w->value_size;
-    s.normalise_keys = true;
-    s.tokens = tokens;
-    const ln_mixer *mixer;
-    ln_mixer_complete(&s, &mixer);
-    return s;
-}
 
 static linnet_status take_sizes(linnet_model *model, int64_t i, weights *w) {
     int64_t inner = 0;
@@ -74,28 +47,38 @@ static linnet_status take_sizes(linnet_model *model, int64_t i, weights *w) {
     return LINNET_OK;
 }
 
-static linnet_status begin(linnet_model *model, int64_t i, const char *rule, ln_part *part, weights **made) {
-    static const char *const names[] = {"query", "key", "value", "decay", "beta"};
+static linnet_status begin(linnet_model *model, int64_t i, ln_part *part, weights **made) {
     weights *w = *made = ln_file_own(model->file, 1, sizeof *w, "layers");
     if (!w) return LINNET_ERROR_MEMORY;
-    *w = (weights){.rule = ln_mixer_find(rule), .convolution = ln_mixer_find("short_convolution")};
-    for (int k = 0; k < 5; k++) w->inputs[k] = linnet_mixer_input_index(rule, names[k]);
+    *w = (weights){0};
     *part = (ln_part){.kind = &delta_part, .weights = w, .layer = i};
     return LINNET_OK;
 }
 
-static void finish_take(weights *w, ln_part *part) {
-    const linnet_mixer_settings c = convolution_of(w, 1), r = rule_of(w, 1);
-    w->convolution_floats = ln_stage(1, ln_mixer_head_floats(w->convolution, &c) * c.heads);
-    const int64_t floats = ln_mixer_head_floats(w->rule, &r);
-    part->state_floats = w->convolution_floats + floats * r.heads;
-    part->matrices = (ln_state_heads){w->convolution_floats, r.heads, floats};
+static linnet_status finish_take(linnet_model *model, const char *rule, weights *w, ln_part *part) {
+    linnet_mixer_settings c = linnet_mixer_settings_default("short_convolution"),
+                          r = linnet_mixer_settings_default(rule);
+    c.key_size = 1;
+    c.value_size = w->channels;
+    c.slots = w->taps;
+    c.option[0] = 1; /* silu */
+    r.heads = w->heads;
+    r.key_heads = w->key_heads;
+    r.key_size = w->key_size;
+    r.value_size = w->value_size;
+    r.normalise_keys = true;
+    LN_TRY(ln_part_mixer_open(model, &c, &w->convolution));
+    LN_TRY(ln_part_mixer_open(model, &r, &w->rule));
+    w->convolution_floats = ln_stage(1, w->convolution.state_floats);
+    part->state_floats = w->convolution_floats + w->rule.state_floats;
+    part->matrices = (ln_state_heads){w->convolution_floats, w->heads, w->rule.state_floats / w->heads};
+    return LINNET_OK;
 }
 
 linnet_status ln_delta_take(linnet_model *model, int64_t i, ln_part *part) {
     const int64_t width = model->hyper.width;
     weights *w;
-    LN_TRY(begin(model, i, "gated_delta_rule", part, &w));
+    LN_TRY(begin(model, i, part, &w));
     LN_TRY(take_sizes(model, i, w));
     if (ln_take_find(model, i, "ssm_in.weight")) {
         LN_TRY(ln_take_matrix(model, i, "ssm_in.weight", w->channels + w->values, width, &w->mixed));
@@ -109,8 +92,7 @@ linnet_status ln_delta_take(linnet_model *model, int64_t i, ln_part *part) {
     LN_TRY(ln_take_vector(model, i, "ssm_a", w->heads, true, &w->rate));
     LN_TRY(ln_take_vector(model, i, "ssm_dt.bias", w->heads, true, &w->bias));
     LN_TRY(ln_take_vector(model, i, "ssm_norm.weight", w->value_size, true, &w->norm));
-    finish_take(w, part);
-    return LINNET_OK;
+    return finish_take(model, "gated_delta_rule", w, part);
 }
 
 /* The filters of queries, keys and values as one, [channels, taps]. */
@@ -133,7 +115,7 @@ static linnet_status take_filters(linnet_model *model, int64_t i, weights *w) {
 linnet_status ln_delta_channel_take(linnet_model *model, int64_t i, ln_part *part) {
     const int64_t width = model->hyper.width, heads = model->hyper.heads;
     weights *w;
-    LN_TRY(begin(model, i, "kda", part, &w));
+    LN_TRY(begin(model, i, part, &w));
     w->channel = true;
     LN_TRY(ln_take_count(model, "ssm.conv_kernel", i, 1, TAPS_MOST, &w->taps));
     LN_TRY(ln_take_count(model, "kda.head_dim", i, 1, SIZE_MOST, &w->key_size));
@@ -154,8 +136,7 @@ linnet_status ln_delta_channel_take(linnet_model *model, int64_t i, ln_part *par
     LN_TRY(ln_take_vector(model, i, "ssm_a", heads, true, &w->rate));
     LN_TRY(ln_take_vector(model, i, "ssm_dt.bias", w->values, true, &w->bias));
     LN_TRY(ln_take_vector(model, i, "ssm_norm.weight", w->value_size, true, &w->norm));
-    finish_take(w, part);
-    return LINNET_OK;
+    return finish_take(model, "kda", w, part);
 }
 
 /* ---- room and cost ---- */
@@ -200,16 +181,8 @@ static void find_room(linnet_model *model, const ln_part *part, const ln_forward
     list(w, products);
     for (int k = 0; products[k]; k++) ln_room_product(model, shape, products[k], products[k]->columns, room);
     ln_room_stage(room, place(w, NULL, shape->piece).floats);
-    const int threads = ln_team_size(model->context->team);
-    for (int64_t tokens = 1;; tokens = shape->piece) {
-        const linnet_mixer_form form = tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD;
-        const linnet_mixer_settings c = convolution_of(w, tokens), r = rule_of(w, tokens);
-        const uint64_t first = ln_mixer_workspace(w->convolution, &model->kernels, threads, &c, form),
-                       second = ln_mixer_workspace(w->rule, &model->kernels, threads, &r, form);
-        if (first > room->scratch) room->scratch = first;
-        if (second > room->scratch) room->scratch = second;
-        if (tokens == shape->piece) break;
-    }
+    ln_part_mixer_room(model, &w->convolution, shape, room);
+    ln_part_mixer_room(model, &w->rule, shape, room);
 }
 
 static void weigh(const linnet_model *model, const ln_part *part, const ln_forward_shape *shape, ln_cost *cost) {
@@ -289,29 +262,22 @@ static void finish_row(void *argument, int64_t token, int worker) {
 }
 
 static void convolve(ln_forward *forward, const weights *w, const ln_part_call *call, const places *at) {
-    const linnet_mixer_settings s = convolution_of(w, call->tokens);
-    linnet_mixer_tensors t = {
-        .size = sizeof t, .output.data = at->after, .state_in = call->state, .state_out = call->next};
-    t.input[linnet_mixer_input_index(s.name, "value")].data = at->before;
-    t.input[linnet_mixer_input_index(s.name, "weight")].data = (void *)(uintptr_t)w->filter;
-    ln_mixer_run(w->convolution, &forward->model->kernels, forward->model->context->team, &s, &t, forward->scratch,
-                 call->tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
+    linnet_mixer_tensors t = {.output.data = at->after};
+    ln_part_mixer_give(&w->convolution, &t, "value", at->before, 0, 0);
+    ln_part_mixer_give(&w->convolution, &t, "weight", w->filter, 0, 0);
+    ln_part_mixer_run(forward, &w->convolution, call->tokens, &t, call->state, call->next);
 }
 
 static void run_rule(ln_forward *forward, const weights *w, const ln_part_call *call, const places *at) {
-    const linnet_mixer_settings s = rule_of(w, call->tokens);
     const int64_t keys = w->key_heads * w->key_size;
-    linnet_mixer_tensors t = {.size = sizeof t,
-                              .output.data = at->before,
-                              .state_in = call->state + w->convolution_floats,
-                              .state_out = call->next + w->convolution_floats};
-    t.input[w->inputs[0]] = (linnet_tensor){at->after, w->channels, w->key_size};
-    t.input[w->inputs[1]] = (linnet_tensor){at->after + keys, w->channels, w->key_size};
-    t.input[w->inputs[2]] = (linnet_tensor){at->after + 2 * keys, w->channels, w->value_size};
-    t.input[w->inputs[3]].data = at->decay;
-    t.input[w->inputs[4]].data = at->beta;
-    ln_mixer_run(w->rule, &forward->model->kernels, forward->model->context->team, &s, &t, forward->scratch,
-                 call->tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
+    linnet_mixer_tensors t = {.output.data = at->before};
+    ln_part_mixer_give(&w->rule, &t, "query", at->after, w->channels, w->key_size);
+    ln_part_mixer_give(&w->rule, &t, "key", at->after + keys, w->channels, w->key_size);
+    ln_part_mixer_give(&w->rule, &t, "value", at->after + 2 * keys, w->channels, w->value_size);
+    ln_part_mixer_give(&w->rule, &t, "decay", at->decay, 0, 0);
+    ln_part_mixer_give(&w->rule, &t, "beta", at->beta, 0, 0);
+    ln_part_mixer_run(forward, &w->rule, call->tokens, &t, call->state + w->convolution_floats,
+                      call->next + w->convolution_floats);
 }
 
 /* What the rule reads, before the convolution. */

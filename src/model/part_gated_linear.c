@@ -2,17 +2,16 @@
 #include "model/part_gated_linear.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/checked.h"
-#include "mixer/mixer.h"
-#include "model/forward.h"
+#include "model/part_mixer.h"
 #include "model/take.h"
 
 enum { HEADS_MOST = 1 << 14, SIZE_MOST = 1 << 12, RANK_MOST = 1 << 14, PRODUCTS = 9 };
 
 typedef struct weights {
-    const ln_mixer *mixer;
-    int inputs[5]; /* query, key, value, decay, input_gate */
+    ln_part_mixer mixer;
     int64_t heads, key_size, value_size;
     ln_matrix query, key, value, gate, output;
     ln_matrix decays[2]; /* of low rank; rows 0: retention */
@@ -26,33 +25,23 @@ typedef struct weights {
 
 static const ln_part_kind gated_linear_part;
 
-static linnet_mixer_settings settings_of(const weights *w, int64_t tokens) {
-    linnet_mixer_settings s = linnet_mixer_settings_default(w->mixer->name);
-    s.heads = w->heads;
-    s.key_size = w->key_size;
-    s.value_size = w->value_size;
-    s.tokens = tokens;
-    const ln_mixer *mixer;
-    ln_mixer_complete(&s, &mixer);
-    return s;
-}
-
 static linnet_status take(linnet_model *model, int64_t i, const char *mixer, ln_part *part, weights **made) {
-    static const char *const names[] = {"query", "key", "value", "decay", "input_gate"};
     const int64_t width = model->hyper.width;
     weights *w = *made = ln_file_own(model->file, 1, sizeof *w, "layers");
     if (!w) return LINNET_ERROR_MEMORY;
-    *w = (weights){.mixer = ln_mixer_find(mixer), .normalizer = 16};
-    for (int k = 0; k < 5; k++) w->inputs[k] = linnet_mixer_input_index(mixer, names[k]);
-    w->cell = w->inputs[4] >= 0;
+    *w = (weights){.normalizer = 16, .cell = strcmp(mixer, "mlstm") == 0};
     LN_TRY(ln_take_count(model, "linear.head_count", i, 1, HEADS_MOST, &w->heads));
     LN_TRY(ln_take_count(model, "linear.key_length", i, 1, SIZE_MOST, &w->key_size));
     LN_TRY(ln_take_count(model, "linear.value_length", i, 1, SIZE_MOST, &w->value_size));
     const int64_t keys = w->heads * w->key_size, values = w->heads * w->value_size;
-    const linnet_mixer_settings s = settings_of(w, 1);
-    const int64_t floats = ln_mixer_head_floats(w->mixer, &s);
-    *part = (ln_part){.kind = &gated_linear_part, .weights = w, .layer = i, .state_floats = w->heads * floats};
-    if (!w->cell) part->matrices = (ln_state_heads){0, w->heads, floats}; /* mLSTM divides by a maximum of its own */
+    linnet_mixer_settings s = linnet_mixer_settings_default(mixer);
+    s.heads = w->heads;
+    s.key_size = w->key_size;
+    s.value_size = w->value_size;
+    LN_TRY(ln_part_mixer_open(model, &s, &w->mixer));
+    *part = (ln_part){.kind = &gated_linear_part, .weights = w, .layer = i, .state_floats = w->mixer.state_floats};
+    /* mLSTM divides by a maximum of its own. */
+    if (!w->cell) part->matrices = (ln_state_heads){0, w->heads, w->mixer.state_floats / w->heads};
     LN_TRY(ln_take_matrix(model, i, "attn_q.weight", keys, width, &w->query));
     LN_TRY(ln_take_matrix(model, i, "attn_k.weight", keys, width, &w->key));
     LN_TRY(ln_take_matrix(model, i, "attn_v.weight", values, width, &w->value));
@@ -131,16 +120,10 @@ static int list(const weights *w, const ln_matrix *products[PRODUCTS]) {
 static void find_room(linnet_model *model, const ln_part *part, const ln_forward_shape *shape, ln_room *room) {
     const weights *w = part->weights;
     const ln_matrix *products[PRODUCTS];
-    const int count = list(w, products), threads = ln_team_size(model->context->team);
+    const int count = list(w, products);
     for (int k = 0; k < count; k++) ln_room_product(model, shape, products[k], products[k]->columns, room);
     ln_room_stage(room, place(w, NULL, shape->piece).floats);
-    for (int64_t tokens = 1;; tokens = shape->piece) {
-        const linnet_mixer_settings s = settings_of(w, tokens);
-        const uint64_t bytes = ln_mixer_workspace(w->mixer, &model->kernels, threads, &s,
-                                                  tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
-        if (bytes > room->scratch) room->scratch = bytes;
-        if (tokens == shape->piece) break;
-    }
+    ln_part_mixer_room(model, &w->mixer, shape, room);
 }
 
 static void weigh(const linnet_model *model, const ln_part *part, const ln_forward_shape *shape, ln_cost *cost) {
@@ -240,14 +223,11 @@ static linnet_status run(ln_forward *forward, const ln_part *part, const ln_part
     ln_part_multiply(forward, products, w->cell ? 6 : low ? 5 : 4, forward->h, tokens);
     if (low) ln_part_multiply(forward, &decay, 1, r.at.low, tokens);
     ln_parallel(model->context->team, tokens, prepare_row, &r);
-    const linnet_mixer_settings s = settings_of(w, tokens);
-    linnet_mixer_tensors t = {
-        .size = sizeof t, .output.data = r.at.output, .state_in = call->state, .state_out = call->next};
+    linnet_mixer_tensors t = {.output.data = r.at.output};
+    static const char *const names[] = {"query", "key", "value", "decay", "input_gate"};
     float *const inputs[] = {r.at.query, r.at.key, r.at.value, r.at.decay, r.at.input};
-    for (int k = 0; k < 5; k++)
-        if (w->inputs[k] >= 0) t.input[w->inputs[k]].data = inputs[k];
-    ln_mixer_run(w->mixer, &model->kernels, model->context->team, &s, &t, forward->scratch,
-                 tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
+    for (int k = 0; k < (w->cell ? 5 : low ? 4 : 3); k++) ln_part_mixer_give(&w->mixer, &t, names[k], inputs[k], 0, 0);
+    ln_part_mixer_run(forward, &w->mixer, tokens, &t, call->state, call->next);
     ln_parallel(model->context->team, tokens, finish_row, &r);
     ln_part_multiply(forward, &output, 1, r.at.output, tokens);
     *given = forward->h;

@@ -5,13 +5,11 @@
 #include <math.h>
 
 #include "base/checked.h"
-#include "mixer/mixer.h"
-#include "model/forward.h"
+#include "model/part_mixer.h"
 #include "model/take.h"
 
 typedef struct weights {
-    const ln_mixer *mixer;
-    int inputs[4]; /* query, key, value, slope */
+    ln_part_mixer mixer;
     int64_t heads, size;
     ln_matrix mixed, gate, output;
     const float *norm;
@@ -21,30 +19,21 @@ typedef struct weights {
 static const float norm_epsilon = 1e-6F; /* whatever the model's other norms have */
 static const ln_part_kind lightning_part;
 
-static linnet_mixer_settings settings_of(const weights *w, int64_t tokens) {
-    linnet_mixer_settings s = linnet_mixer_settings_default(w->mixer->name);
-    s.heads = w->heads;
-    s.key_size = w->size;
-    s.tokens = tokens;
-    const ln_mixer *mixer;
-    ln_mixer_complete(&s, &mixer);
-    return s;
-}
-
 linnet_status ln_lightning_take(linnet_model *model, int64_t i, ln_part *part) {
-    static const char *const names[] = {"query", "key", "value", "slope"};
     const ln_hyperparameters *h = &model->hyper;
     const int64_t values = h->heads * h->key_size;
     weights *w = ln_file_own(model->file, 1, sizeof *w, "layers");
     if (!w) return LINNET_ERROR_MEMORY;
-    *w = (weights){.mixer = ln_mixer_find("lightning_attention"), .heads = h->heads, .size = h->key_size};
-    for (int k = 0; k < 4; k++) w->inputs[k] = linnet_mixer_input_index(w->mixer->name, names[k]);
-    const int64_t floats = h->key_size * h->key_size;
+    *w = (weights){.heads = h->heads, .size = h->key_size};
+    linnet_mixer_settings s = linnet_mixer_settings_default("lightning_attention");
+    s.heads = w->heads;
+    s.key_size = w->size;
+    LN_TRY(ln_part_mixer_open(model, &s, &w->mixer));
     *part = (ln_part){.kind = &lightning_part,
                       .weights = w,
                       .layer = i,
-                      .state_floats = h->heads * floats,
-                      .matrices = {0, h->heads, floats}};
+                      .state_floats = w->mixer.state_floats,
+                      .matrices = {0, h->heads, w->mixer.state_floats / h->heads}};
     LN_TRY(ln_take_matrix(model, i, "attn_qkv.weight", 3 * values, h->width, &w->mixed));
     LN_TRY(ln_take_matrix(model, i, "attn_gate.weight", values, h->width, &w->gate));
     LN_TRY(ln_take_matrix(model, i, "attn_output.weight", h->width, values, &w->output));
@@ -66,14 +55,7 @@ static void find_room(linnet_model *model, const ln_part *part, const ln_forward
     const ln_matrix *const all[] = {&w->mixed, &w->gate, &w->output};
     for (int k = 0; k < 3; k++) ln_room_product(model, shape, all[k], all[k]->columns, room);
     ln_room_stage(room, ln_stage(shape->piece, 3 * values_of(w)) + 2 * ln_stage(shape->piece, values_of(w)));
-    const int threads = ln_team_size(model->context->team);
-    for (int64_t tokens = 1;; tokens = shape->piece) {
-        const linnet_mixer_settings s = settings_of(w, tokens);
-        const uint64_t bytes = ln_mixer_workspace(w->mixer, &model->kernels, threads, &s,
-                                                  tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
-        if (bytes > room->scratch) room->scratch = bytes;
-        if (tokens == shape->piece) break;
-    }
+    ln_part_mixer_room(model, &w->mixer, shape, room);
 }
 
 static void weigh(const linnet_model *model, const ln_part *part, const ln_forward_shape *shape, ln_cost *cost) {
@@ -118,13 +100,12 @@ static linnet_status run(ln_forward *forward, const ln_part *part, const ln_part
     const ln_product products[] = {{&w->mixed, r.mixed, 3 * values}, {&w->gate, r.gate, values}};
     ln_part_multiply(forward, products, 2, forward->h, tokens);
     ln_parallel(team, tokens, activate_row, &r);
-    const linnet_mixer_settings s = settings_of(w, tokens);
-    linnet_mixer_tensors t = {
-        .size = sizeof t, .output.data = r.output, .state_in = call->state, .state_out = call->next};
-    for (int k = 0; k < 3; k++) t.input[w->inputs[k]] = (linnet_tensor){r.mixed + k * w->size, 3 * values, 3 * w->size};
-    t.input[w->inputs[3]].data = w->slopes;
-    ln_mixer_run(w->mixer, &forward->model->kernels, team, &s, &t, forward->scratch,
-                 tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
+    linnet_mixer_tensors t = {.output.data = r.output};
+    static const char *const names[] = {"query", "key", "value"};
+    for (int k = 0; k < 3; k++)
+        ln_part_mixer_give(&w->mixer, &t, names[k], r.mixed + k * w->size, 3 * values, 3 * w->size);
+    ln_part_mixer_give(&w->mixer, &t, "slope", w->slopes, 0, 0);
+    ln_part_mixer_run(forward, &w->mixer, tokens, &t, call->state, call->next);
     ln_parallel(team, tokens, finish_row, &r);
     const ln_product output = {&w->output, forward->h, forward->model->hyper.width};
     ln_part_multiply(forward, &output, 1, r.output, tokens);

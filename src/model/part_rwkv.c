@@ -9,8 +9,7 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "mixer/mixer.h"
-#include "model/forward.h"
+#include "model/part_mixer.h"
 #include "model/take.h"
 
 enum { LERPS = 6, RANK_MOST = 1 << 14, HEAD_MOST = 1024 };
@@ -24,8 +23,7 @@ typedef struct low_rank {
 } low_rank;
 
 typedef struct time_weights {
-    const ln_mixer *mixer;
-    int inputs[6]; /* of the mixer: r k v decay, then bonus, or a b */
+    ln_part_mixer mixer;
     int64_t heads, size;
     ln_norm norm; /* of each head */
     ln_matrix receptance, key, value, output;
@@ -107,19 +105,22 @@ static linnet_status take_stacked(linnet_model *model, int64_t layer, const char
     return LINNET_OK;
 }
 
-static linnet_status take_time(linnet_model *model, int64_t layer, const char *mixer, const char *const *inputs,
-                               ln_part *part, time_weights **weights) {
+static linnet_status take_time(linnet_model *model, int64_t layer, const char *mixer, ln_part *part,
+                               time_weights **weights) {
     const int64_t width = model->hyper.width;
     time_weights *made = ln_file_own(model->file, 1, sizeof *made, "layers");
     if (!made) return LINNET_ERROR_MEMORY;
-    *made = (time_weights){.mixer = ln_mixer_find(mixer)};
-    for (int i = 0; inputs[i]; i++) made->inputs[i] = linnet_mixer_input_index(mixer, inputs[i]);
-    made->size = 64;
+    *made = (time_weights){.size = 64};
     LN_TRY(ln_take_count(model, "wkv.head_size", layer, 1, HEAD_MOST, &made->size));
     if (width % made->size != 0)
         return ln_fail(model->context, LINNET_ERROR_FORMAT, "%s: heads of %lld do not divide a width of %lld",
                        model->file->path, (long long)made->size, (long long)width);
     made->heads = width / made->size;
+    linnet_mixer_settings s = linnet_mixer_settings_default(mixer);
+    s.heads = made->heads;
+    s.key_size = made->size;
+    s.scale = 1;
+    LN_TRY(ln_part_mixer_open(model, &s, &made->mixer));
     LN_TRY(take_matrix(model, layer, "time_mix_receptance", width, width, &made->receptance));
     LN_TRY(take_matrix(model, layer, "time_mix_key", width, width, &made->key));
     LN_TRY(take_matrix(model, layer, "time_mix_value", width, width, &made->value));
@@ -127,17 +128,16 @@ static linnet_status take_time(linnet_model *model, int64_t layer, const char *m
     LN_TRY(ln_take_norm(model, layer, "time_mix_ln", true, &made->norm));
     *part = (ln_part){.weights = made,
                       .layer = layer,
-                      .state_floats = width + width * made->size,
+                      .state_floats = width + made->mixer.state_floats,
                       .matrices = {width, made->heads, made->size * made->size}};
     *weights = made;
     return LINNET_OK;
 }
 
 linnet_status ln_rwkv6_time_take(linnet_model *model, int64_t layer, ln_part *part) {
-    static const char *const inputs[] = {"query", "key", "value", "decay", "bonus", NULL};
     const int64_t width = model->hyper.width;
     time_weights *made;
-    LN_TRY(take_time(model, layer, "rwkv6", inputs, part, &made));
+    LN_TRY(take_time(model, layer, "rwkv6", part, &made));
     part->kind = &time6_part;
     LN_TRY(take_lerps(model, layer, "wkvrg", made));
     LN_TRY(take_values(model, layer, "time_mix_lerp_x", 1, width, true, &made->lerp_x));
@@ -153,11 +153,9 @@ linnet_status ln_rwkv6_time_take(linnet_model *model, int64_t layer, ln_part *pa
 }
 
 linnet_status ln_rwkv7_time_take(linnet_model *model, int64_t layer, ln_part *part) {
-    static const char *const inputs[] = {"query", "key", "value", "decay", "a", "b"};
-    const char *const named[] = {inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], NULL};
     const int64_t width = model->hyper.width;
     time_weights *made;
-    LN_TRY(take_time(model, layer, "rwkv7", named, part, &made));
+    LN_TRY(take_time(model, layer, "rwkv7", part, &made));
     part->kind = &time7_part;
     LN_TRY(take_lerps(model, layer, lerp_names, made));
     LN_TRY(take_low_rank(model, layer, "time_mix_w1", "time_mix_w2", "time_mix_w0", &made->decay));
@@ -352,27 +350,12 @@ static void run_low_rank(pass *p, const low_rank *w, const float *lerp, activati
     activate(p, outer, y, w->out.rows, w->bias);
 }
 
-static linnet_mixer_settings settings_of(const time_weights *w, int64_t tokens) {
-    linnet_mixer_settings s = linnet_mixer_settings_default(w->mixer->name);
-    s.heads = w->heads;
-    s.key_size = w->size;
-    s.tokens = tokens;
-    s.scale = 1;
-    const ln_mixer *mixer;
-    ln_mixer_complete(&s, &mixer);
-    return s;
-}
-
-static void run_mixer(pass *p, const time_weights *w, float *const *inputs, const float *bonus, float *output) {
+static void run_mixer(pass *p, const time_weights *w, const float *const *inputs, const char *const *names,
+                      float *output) {
     const int64_t width = p->model->hyper.width;
-    const linnet_mixer_settings s = settings_of(w, p->call->tokens);
-    linnet_mixer_tensors t = {.size = sizeof t, .output.data = output};
-    for (int i = 0; inputs[i]; i++) t.input[w->inputs[i]].data = inputs[i];
-    if (bonus) t.input[w->inputs[4]].data = (void *)(uintptr_t)bonus;
-    t.state_in = p->call->state + width;
-    t.state_out = p->call->next + width;
-    ln_mixer_run(w->mixer, &p->model->kernels, p->model->context->team, &s, &t, p->forward->scratch,
-                 p->call->tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
+    linnet_mixer_tensors t = {.output.data = output};
+    for (int i = 0; names[i]; i++) ln_part_mixer_give(&w->mixer, &t, names[i], inputs[i], 0, 0);
+    ln_part_mixer_run(p->forward, &w->mixer, p->call->tokens, &t, p->call->state + width, p->call->next + width);
 }
 
 static pass begin(ln_forward *forward, const ln_part_call *call, float *mixed, float *low) {
@@ -429,8 +412,9 @@ static linnet_status run_time6(ln_forward *forward, const ln_part *part, const l
         }
     }
     activate(&p, SILU, at[GATE], forward->model->hyper.width, NULL);
-    float *const inputs[] = {at[RECEPTANCE], at[KEY], at[VALUE], at[DECAY], NULL};
-    run_mixer(&p, w, inputs, w->bonus, at[MIXED]);
+    static const char *const names[] = {"query", "key", "value", "decay", "bonus", NULL};
+    const float *const inputs[] = {at[RECEPTANCE], at[KEY], at[VALUE], at[DECAY], w->bonus};
+    run_mixer(&p, w, inputs, names, at[MIXED]);
     const rows r = {.model = forward->model, .w = w, .y = at[MIXED], .more = at[GATE]};
     finish(&p, w, &r);
     *given = forward->h;
@@ -467,8 +451,9 @@ static linnet_status run_time7(ln_forward *forward, const ln_part *part, const l
               .minus = at[MINUS],
               .plus = at[RATE]};
     run_rows(&r, tokens, direct_row);
-    float *const inputs[] = {at[RECEPTANCE], at[KEY], at[VALUE], at[DECAY], at[MINUS], at[RATE], NULL};
-    run_mixer(&p, w, inputs, NULL, at[MIXED]);
+    static const char *const names[] = {"query", "key", "value", "decay", "a", "b", NULL};
+    const float *const inputs[] = {at[RECEPTANCE], at[KEY], at[VALUE], at[DECAY], at[MINUS], at[RATE]};
+    run_mixer(&p, w, inputs, names, at[MIXED]);
     r.y = at[MIXED];
     r.more = at[GATE];
     r.receptance = at[RECEPTANCE];
@@ -544,16 +529,7 @@ static void room_time(linnet_model *model, const ln_part *part, const ln_forward
     const low_rank *const all[] = {&w->decay, &w->rate, &w->first, &w->gates};
     for (int i = 0; i < 4; i++) rank = ln_max_i64(rank, all[i]->in.rows);
     room_of(model, shape, list, 9, ln_stage(shape->piece, rank) + ln_stage(shape->piece, w->lerp_in.rows), room);
-    const linnet_mixer_settings s = settings_of(w, shape->piece);
-    const int threads = ln_team_size(model->context->team);
-    for (int64_t tokens = 1;; tokens = shape->piece) {
-        linnet_mixer_settings these = s;
-        these.tokens = tokens;
-        const uint64_t bytes = ln_mixer_workspace(w->mixer, &model->kernels, threads, &these,
-                                                  tokens == 1 ? LINNET_MIXER_STEP : LINNET_MIXER_FORWARD);
-        if (bytes > room->scratch) room->scratch = bytes;
-        if (tokens == shape->piece) break;
-    }
+    ln_part_mixer_room(model, &w->mixer, shape, room);
     room->shared = ln_max_i64(room->shared, shape->piece * model->hyper.width);
 }
 
