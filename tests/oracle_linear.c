@@ -146,6 +146,42 @@ static void nalaformer(const oracle_call *c) {
     run(c, &(linear){2 * c->settings->key_size, 1e-6, nalaformer_map, false});
 }
 
+/* Weights of all pairs, as the paper has them. Of tokens before the first only sums are known: features of their
+ * positions, read by those of the query's. */
+static void cosformer(const oracle_call *c) {
+    const int64_t K = c->settings->key_size, V = c->settings->value_size, T = c->tokens;
+    const double half = 3.14159265358979323846 / 2, M = c->settings->option[0], scale = (double)c->settings->scale;
+    for (int64_t h = 0; h < c->settings->heads; h++) {
+        const double *S0 = c->state_in + h * c->head_floats, *z0 = S0 + 2 * K * V;
+        double *S = c->state_out + h * c->head_floats, *z = S + 2 * K * V, *position = S + c->head_floats - 1;
+        const double before = *position;
+        for (int64_t t = 0; t < T; t++) {
+            const double *q = oracle_input(c, 0, t, h), *own_k = oracle_input(c, 1, t, h);
+            const double *own_v = oracle_input(c, 2, t, h), at = fmin(before + (double)t, M);
+            double *o = oracle_output(c, t, h), sum = 1e-6;
+            for (int64_t j = 0; j < V; j++) o[j] = 0;
+            for (int64_t i = 0; i < 2 * K; i++) {
+                const double turned = i < K ? cos(half * at / M) : sin(half * at / M);
+                const double f = scale * fmax(q[i % K], 0) * turned, g = fmax(own_k[i % K], 0) * turned;
+                if (c->settings->normalise) sum += f * z0[i];
+                if (c->settings->normalise) z[i] += g;
+                for (int64_t j = 0; j < V; j++) o[j] += f * S0[i * V + j];
+                for (int64_t j = 0; j < V; j++) S[i * V + j] += g * own_v[j];
+            }
+            for (int64_t past = 0; past <= t; past++) {
+                const double *k = oracle_input(c, 1, past, h), *v = oracle_input(c, 2, past, h);
+                double weight = 0;
+                for (int64_t i = 0; i < K; i++) weight += scale * fmax(q[i], 0) * fmax(k[i], 0);
+                weight *= cos(half * (at - fmin(before + (double)past, M)) / M);
+                sum += weight;
+                for (int64_t j = 0; j < V; j++) o[j] += weight * v[j];
+            }
+            for (int64_t j = 0; c->settings->normalise && j < V; j++) o[j] /= sum;
+        }
+        *position += (double)T;
+    }
+}
+
 /* Sums of weights that came before are positive, as they are of positive features. */
 static bool positive(const linnet_mixer_settings *s, const char *input, double *values, int64_t count,
                      int64_t features) {
@@ -163,6 +199,18 @@ static bool fill_twice(const linnet_mixer_settings *s, const char *input, double
     (void)extreme;
     return positive(s, input, values, count, 2 * s->key_size);
 }
+/* Five tokens came before. */
+static bool fill_cosformer(const linnet_mixer_settings *s, const char *input, double *values, int64_t count,
+                           int extreme) {
+    (void)extreme;
+    if (strcmp(input, "state") != 0) return false;
+    const int64_t sums = 2 * s->key_size * s->value_size, head = sums + (s->normalise ? 2 * s->key_size : 0) + 1;
+    for (int64_t i = 0; i < count; i++) {
+        if (i % head >= sums) values[i] = 0.5 + fabs(values[i]);
+        if (i % head == head - 1) values[i] = 5;
+    }
+    return true;
+}
 static bool fill_slots(const linnet_mixer_settings *s, const char *input, double *values, int64_t count, int extreme) {
     (void)extreme;
     return positive(s, input, values, count, s->slots);
@@ -179,6 +227,11 @@ static bool fill_rebased(const linnet_mixer_settings *s, const char *input, doub
 }
 static void vary_normalise(linnet_mixer_settings *s, int variant) {
     s->normalise = variant == 0;
+}
+/* Long enough, or with an end among the tokens, none of which is at the kink. */
+static void vary_cosformer(linnet_mixer_settings *s, int variant) {
+    s->normalise = variant != 1;
+    s->option[0] = variant ? 40.5 : 300;
 }
 static void vary_products(linnet_mixer_settings *s, int variant) {
     s->normalise = variant == 0;
@@ -203,6 +256,7 @@ const mixer_oracle oracle_linear[] = {
     /* exponents are about 10 in size, so e^x is known to 10 u */
     {.name = "performer", .run = performer, .forward = 5e-6, .variants = 1, .vary = vary_performer, .fill = fill_slots},
     {.name = "nalaformer", .run = nalaformer, .variants = 1, .vary = vary_normalise, .fill = fill_twice},
+    {.name = "cosformer", .run = cosformer, .variants = 2, .vary = vary_cosformer, .fill = fill_cosformer},
     {.name = "norm_attention", .run = norm_attention},
     {0},
 };

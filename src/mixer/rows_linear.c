@@ -3,6 +3,8 @@
  *     S[t] = S[t-1] + phi(k) v^T, z[t] = z[t-1] + phi(k)
  *     out = S^T phi(q)                      divided by (z . phi(q) + epsilon), or by its own root mean square
  *
+ * cosformer turns the features by an angle that grows with the position, which is carried beside the state.
+ *
  * scale multiplies both sums, or is that of q . k where the map has one. */
 #include <math.h>
 #include <string.h>
@@ -108,6 +110,74 @@ static void gradient(ln_outer_tile *t) {
     ln_outer_add(t, VALUE, t->value_gradient, t->value_stride);
 }
 
+/* ---- phi(x) = [r cos a, r sin a], r = max(x, 0), a = pi/2 min(p / M, 1), p the position, M = option[0]: the weight of
+ * a pair is r(q) . r(k) cos(a[i] - a[j]). Angles stay within a right one, so no weight is negative. ---- */
+
+static const double RIGHT_ANGLE = 1.57079632679489662;
+
+static int64_t turned_side(const linnet_mixer_settings *s) {
+    (void)s;
+    return 1;
+}
+/* raw_rows, and the position of each token. */
+static int64_t turned_scratch(const linnet_mixer_settings *s) {
+    return raw_rows(s) + 1;
+}
+static float *positions(const ln_outer_tile *t) {
+    return t->scratch + t->count * raw_rows(t->call->settings);
+}
+
+typedef struct turn {
+    float cosine, sine, slope; /* slope: of the angle by the position */
+} turn;
+
+/* In double: where the cosine is small, its relative error is that of the weights and of their sum. */
+static turn turn_at(const ln_outer_tile *t, float position) {
+    const double length = t->call->settings->option[0], angle = RIGHT_ANGLE * fmin((double)position / length, 1);
+    return (turn){(float)cos(angle), (float)sin(angle), (double)position < length ? (float)(RIGHT_ANGLE / length) : 0};
+}
+
+static void turn_row(float *phi, int64_t n, const turn *at) {
+    for (int64_t i = 0; i < n; i++) {
+        phi[n + i] = phi[i] * at->sine;
+        phi[i] *= at->cosine;
+    }
+}
+
+/* Counts stop at 2^24 in float32, where the angle has stopped before. */
+static void load_turned(ln_outer_tile *t) {
+    const int64_t n = t->call->settings->key_size;
+    load(t);
+    for (int64_t i = 0; i < t->count; i++) {
+        const turn at = turn_at(t, positions(t)[i] = *t->side);
+        turn_row(t->query + i * t->key_stride, n, &at);
+        turn_row(t->key + i * t->key_stride, n, &at);
+        *t->side += 1;
+    }
+}
+
+/* The gradient of r takes the place of that of r cos a; returns that of the angle. */
+static float turn_row_gradient(const float *phi, float *gradient, int64_t n, const turn *at) {
+    float along = 0;
+    for (int64_t i = 0; i < n; i++) {
+        along += phi[i] * gradient[n + i] - phi[n + i] * gradient[i];
+        gradient[i] = at->cosine * gradient[i] + at->sine * gradient[n + i];
+    }
+    return along;
+}
+
+static void gradient_turned(ln_outer_tile *t) {
+    const int64_t n = t->call->settings->key_size;
+    for (int64_t i = 0; i < t->count; i++) {
+        const int64_t row = i * t->key_stride;
+        const turn at = turn_at(t, positions(t)[i]);
+        const float of_query = turn_row_gradient(t->query + row, t->query_gradient + row, n, &at),
+                    of_key = turn_row_gradient(t->key + row, t->key_gradient + row, n, &at);
+        *t->side_gradient += at.slope * (of_query + of_key);
+    }
+    gradient(t);
+}
+
 /* ---- out = sums / (mean of squares + epsilon)^1/2 ---- */
 
 static float root_mean_square(const ln_outer_tile *t, const float *sums) {
@@ -158,6 +228,12 @@ static const ln_mixer_input random_inputs[] = {
 
 /* Every map has its own axis of features, which axes of settings do not name: the core says the state's size. */
 static const ln_mixer_state states[] = {{.name = "state"}, {.name = "normaliser"}, {0}};
+static const ln_mixer_state turned_states[] = {
+    {.name = "state", .rows = LN_AXIS_KEY, .columns = LN_AXIS_VALUE, .times = 2},
+    {.name = "normaliser", .columns = LN_AXIS_KEY, .times = 2},
+    {.name = "position"},
+    {0},
+};
 
 static const char *refuse_scale(const linnet_mixer_settings *s) {
     return s->scale > 0 ? NULL : "the scale of q . k must be positive";
@@ -176,6 +252,9 @@ static const char *refuse_random(const linnet_mixer_settings *s) {
 }
 static const char *refuse_power(const linnet_mixer_settings *s) {
     return s->option[0] > 0 ? NULL : "option[0], the exponent, must be positive";
+}
+static const char *refuse_length(const linnet_mixer_settings *s) {
+    return s->option[0] >= 1 && s->option[0] <= 0x1p24 ? NULL : "option[0], the length, must be from 1 to 2^24";
 }
 
 /* ---- random features draw their projections where none are given ---- */
@@ -243,6 +322,16 @@ static const linear_row
     nalaformer = {.outer = {DIVIDED, .features = ln_features_twice},
                   .feature = &ln_feature_norm_aware,
                   .epsilon = 1e-6f},
+    cosformer = {.outer = {.features = ln_features_twice,
+                           .extra = extra_sum,
+                           .side = turned_side,
+                           .scratch = turned_scratch,
+                           .load = load_turned,
+                           .gradient = gradient_turned,
+                           .finish = finish,
+                           .finish_gradient = finish_gradient},
+                 .feature = &ln_feature_relu,
+                 .epsilon = 1e-6f},
     norm_attention = {.outer = {MAPPED, .finish = finish_norm, .finish_gradient = finish_norm_gradient, .whole = true},
                       .feature = &ln_feature_elu,
                       .epsilon = 1e-6f};
@@ -292,6 +381,12 @@ const ln_mixer ln_rows_linear[] = {
      .formula =
          "d = x/|x|, phi = |d|^p [cos, sin](pi/4 (1 + d)), p = a (1/2 + tanh |q|); of keys |k|^a; then as linear_elu",
      .normalise = true, .can_normalise = true, .option = {2}, .options = {"exponent a"}, .refuse = refuse_power},
+    {LN_OUTER_CORE(&cosformer), .name = "cosformer", .paper = "Qin et al. 2022, arXiv 2202.08791", .inputs = inputs,
+     .states = turned_states, .output = LN_AXIS_VALUE,
+     .formula =
+         "weight relu(q_i) . relu(k_j) cos(pi/2 (i - j) / M), positions past M count as M; divided as linear_elu",
+     .scale = 1, .normalise = true, .can_normalise = true, .option = {4096},
+     .options = {"length M: of the longest text whose order counts"}, .refuse = refuse_length},
     {LINEAR(norm_attention), .name = "norm_attention", .scale = 1,
      .paper = "Qin et al. 2022 (The Devil in Linear Transformer), arXiv 2210.10340",
      .formula = "S += phi(k) v^T; out = x / (mean x^2 + 1e-6)^1/2, x = scale S^T phi(q), phi = elu + 1"},
