@@ -14,8 +14,8 @@
 
 #include "base/checked.h"
 #include "base/random.h"
-#include "memory/pages.h"
 #include "counter.h"
+#include "memory/pages.h"
 
 enum { LAYERS = 3, HEADS = 2, KEY = 24, VALUE = 40, CAPACITY = 400, PIECE = 50, MEMORIES = 4 };
 static const int64_t windows[LAYERS] = {0, 40, 64};

@@ -17,7 +17,8 @@ CORES = {
     "outer": "Diagonal decay and outer product (I)",
     "delta": "Delta rules (II)",
     "scan": "Elementwise scans, state spaces, short convolution",
-    "cell": "Nonlinear cells and memories that learn at test time",
+    "cell": "Nonlinear cells",
+    "learner": "Memories that learn at test time",
     "wave": "Long convolutions and transforms",
 }
 
@@ -75,6 +76,8 @@ def main(program, measured, page="docs/mixers.md"):
     path = pathlib.Path(page)
     before, rest = path.read_text().split("<!-- table -->\n", 1)
     after = rest.split("<!-- end -->\n", 1)[1]
+    strange = {row["core"] for row in rows} - set(CORES)
+    assert not strange, f"CORES has no title for {strange}"
     lines = table(rows, figures(pathlib.Path(measured).read_text().splitlines()))
     path.write_text(before + "<!-- table -->\n" + "\n".join(lines) + "<!-- end -->\n" + after)
 

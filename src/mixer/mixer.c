@@ -336,20 +336,36 @@ int64_t linnet_mixer_state_floats(const linnet_mixer_settings *settings) {
     return ln_mixer_complete(&s, &m) ? 0 : ln_mixer_head_floats(m, &s) * s.heads;
 }
 
+/* Whether the parts that the list gives make up a head's state. */
+static bool listed(const ln_mixer *m, const linnet_mixer_settings *s) {
+    int64_t sum = 0;
+    for (const ln_mixer_state *part = m->states; part->name; part++) {
+        if (sum == ln_mixer_head_floats(m, s)) break; /* the rest are parts that other settings have */
+        sum += extent(part->rows, part->columns, part->times, part->more, s);
+    }
+    return sum == ln_mixer_head_floats(m, s);
+}
+
 bool linnet_mixer_state_of(const linnet_mixer_settings *settings, int index, linnet_mixer_state *state) {
     linnet_mixer_settings s = *settings;
     const ln_mixer *m;
     if (index < 0 || ln_mixer_complete(&s, &m) || !m->states) return false;
+    if (!m->state_extent && !listed(m, &s)) { /* told as one */
+        *state = (linnet_mixer_state){sizeof *state, m->states[0].name, 0, 1, ln_mixer_head_floats(m, &s)};
+        return index == 0;
+    }
     int64_t offset = 0;
     for (const ln_mixer_state *part = m->states; part->name; part++) {
-        const int64_t floats = extent(part->rows, part->columns, part->times, part->more, &s);
-        if (offset + floats > ln_mixer_head_floats(m, &s)) return false; /* a part that other settings have */
+        int64_t rows = part->more ? 1 : ln_axis_of(part->rows, &s),
+                columns = extent(part->rows, part->columns, part->times, part->more, &s) / rows;
+        if (m->state_extent) m->state_extent(&s, (int)(part - m->states), &rows, &columns);
+        /* A part that other settings have. */
+        if (columns == 0 || offset + rows * columns > ln_mixer_head_floats(m, &s)) return false;
         if (index-- == 0) {
-            const int64_t rows = part->more ? 1 : ln_axis_of(part->rows, &s);
-            *state = (linnet_mixer_state){sizeof *state, part->name, offset, rows, floats / rows};
+            *state = (linnet_mixer_state){sizeof *state, part->name, offset, rows, columns};
             return true;
         }
-        offset += floats;
+        offset += rows * columns;
     }
     return false;
 }

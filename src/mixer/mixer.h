@@ -74,6 +74,9 @@ struct ln_mixer {
     const char *(*refuse)(const linnet_mixer_settings *settings);
     /* Floats of a head's state where the lists cannot say it (rows whose state depends on more than axes). */
     int64_t (*head_floats)(const linnet_mixer_settings *settings);
+    /* Rows and columns of part `index` of a head's state, where the list has names alone; columns 0: there is no such
+     * part under these settings. */
+    void (*state_extent)(const linnet_mixer_settings *settings, int index, int64_t *rows, int64_t *columns);
     /* Bytes; `threads` workers. UINT64_MAX: too many to be counted. */
     uint64_t (*workspace)(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                           const linnet_mixer_settings *settings, linnet_mixer_form form);

@@ -56,6 +56,13 @@ int64_t ln_outer_head_floats(const linnet_mixer_settings *s) {
            size_of(row->side, s, 0);
 }
 
+void ln_outer_state_extent(const linnet_mixer_settings *s, int index, int64_t *rows, int64_t *columns) {
+    const ln_outer_row *row = ln_outer_row_of(ln_mixer_find(s->name));
+    const int64_t features = size_of(row->features, s, s->key_size);
+    *rows = index == 0 ? features : 1;
+    *columns = index == 0 ? size_of(row->columns, s, s->value_size) : size_of(row->extra, s, 0) * features;
+}
+
 uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_mixer_settings *s,
                          linnet_mixer_form form, unsigned char *base) {
     ln_carver carver = {.base = base};

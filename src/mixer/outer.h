@@ -28,7 +28,7 @@
  *
  * In logarithms nothing overflows: all factors that are formed are of decays over some time, so at most 1. Gates of a
  * token are summed in double, gates of channels only forward and backward within blocks of 16 tokens, never subtracted,
- * and blocks are joined by products (operators.md 1.3 has sums relative to a block's first row, whose differences lose
+ * and blocks are joined by products (sums relative to a block's first row lose
  * digits after a gate of -88, and are NaN after -inf). */
 #ifndef LN_MIXER_OUTER_H
 #define LN_MIXER_OUTER_H
@@ -87,6 +87,8 @@ float *ln_outer_parameter(const ln_outer_tile *tile, int input);
 uint64_t ln_outer_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                             const linnet_mixer_settings *settings, linnet_mixer_form form);
 int64_t ln_outer_head_floats(const linnet_mixer_settings *settings);
+/* For ln_mixer.state_extent of rows with features of their own: the matrix, then the sums of the extra columns. */
+void ln_outer_state_extent(const linnet_mixer_settings *settings, int index, int64_t *rows, int64_t *columns);
 void ln_outer_forward(const ln_mixer_call *call);
 void ln_outer_step(const ln_mixer_call *call);
 void ln_outer_backward(const ln_mixer_call *call);

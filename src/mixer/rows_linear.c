@@ -336,7 +336,9 @@ static const linear_row
                       .feature = &ln_feature_elu,
                       .epsilon = 1e-6f};
 
-#define LINEAR(row_) LN_OUTER_CORE(&row_), .inputs = inputs, .states = states, .output = LN_AXIS_VALUE
+#define LINEAR(row_)                                                                                 \
+    LN_OUTER_CORE(&row_), .inputs = inputs, .states = states, .state_extent = ln_outer_state_extent, \
+                          .output = LN_AXIS_VALUE
 
 const ln_mixer ln_rows_linear[] = {
     {LINEAR(elu), .name = "linear_elu", .scale = 1, .paper = "Katharopoulos et al. 2020, arXiv 2006.16236",
@@ -359,6 +361,7 @@ const ln_mixer ln_rows_linear[] = {
      .core = "outer",
      .core_row = &performer,
      .states = states,
+     .state_extent = ln_outer_state_extent,
      .output = LN_AXIS_VALUE,
      .head_floats = ln_outer_head_floats,
      .reverse = true,

@@ -1,6 +1,6 @@
 /* Any number of rows of integers and pages of low bits, for attend_low_*.c alone: the includer has score_channels,
- * score_tokens and add_pages for 1 to GROUP rows, which are constants there. Gives scores_q2 .. scores_q5 and outputs_q2 ..
- * outputs_q5. */
+ * score_tokens and add_pages for 1 to GROUP rows, which are constants there. Gives scores_q2 .. scores_q5 and
+ * outputs_q2 .. outputs_q5. */
 
 #define BY_ROWS(rows, CALL) \
     switch (rows) {         \
