@@ -204,6 +204,9 @@ static int measure(work *w, const linnet_peaks *peaks, int64_t length, int64_t s
     s->key_heads = w->arguments->key_heads ? w->arguments->key_heads : s->heads;
     s->tokens = length;
     if (!choose_sizes(w, size)) return CLI_OK;
+    /* A run of the dearest mixers is shortened to some seconds. */
+    while (s->tokens > 64 && linnet_mixer_flops(w->context, s, w->form) * (double)(s->tokens * s->heads) > 4e11)
+        s->tokens /= 2;
     if (step) s->tokens = s->sequences = w->arguments->sequences;
     if (!linnet_mixer_workspace(w->context, s, w->form)) return CLI_OK;
     int status = make(w);
