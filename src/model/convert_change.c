@@ -212,6 +212,20 @@ static void add(const linnet_file *file, unsigned traits, ln_changes *changes, c
     add_one(file, traits, changes, tensor);
 }
 
+/* Others ask for the first layer's maps of values of RWKV-7, which nobody uses: those of rates stand in. */
+static void add_unused(const linnet_file *file, unsigned traits, ln_changes *changes) {
+    for (int i = 0; i < 3; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "blk.0.time_mix_a%d.weight", i);
+        const linnet_tensor_info *rate = ln_file_find(file, name);
+        snprintf(name, sizeof name, "time_mix_v%d.weight", i);
+        if (!rate) return;
+        linnet_tensor_info value = *rate;
+        value.name = name_of(changes, rate->name, (int)strlen("blk.0."), name);
+        if (!ln_file_find(file, value.name)) add_one(file, traits, changes, &value);
+    }
+}
+
 linnet_status ln_changes_open(linnet_context *context, const linnet_file *file, const ln_architecture *architecture,
                               ln_changes *changes) {
     const unsigned traits = file->huggingface && architecture ? architecture->traits : 0;
@@ -224,6 +238,7 @@ linnet_status ln_changes_open(linnet_context *context, const linnet_file *file, 
     if (!changes->list || !changes->names || !changes->stacked || !changes->taken) return LINNET_ERROR_MEMORY;
     for (int64_t i = 0; file->huggingface && i < file->tensor_count; i++) find_stack(file, changes, &file->tensors[i]);
     for (int64_t i = 0; i < file->tensor_count; i++) add(file, traits, changes, &file->tensors[i]);
+    if (file->huggingface) add_unused(file, traits, changes);
     /* One matrix cannot hold the embedding's factor and the head's. */
     const linnet_tensor_info *embedding = ln_file_find(file, "token_embd.weight");
     if (!changes->multiplied || !embedding || ln_file_find(file, "output.weight")) return LINNET_OK;
