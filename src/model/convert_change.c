@@ -215,7 +215,7 @@ static void add(const linnet_file *file, unsigned traits, ln_changes *changes, c
 /* Others ask for the first layer's maps of values of RWKV-7, which nobody uses: those of rates stand in. */
 static void add_unused(const linnet_file *file, unsigned traits, ln_changes *changes) {
     for (int i = 0; i < 3; i++) {
-        char name[32];
+        char name[48];
         snprintf(name, sizeof name, "blk.0.time_mix_a%d.weight", i);
         const linnet_tensor_info *rate = ln_file_find(file, name);
         snprintf(name, sizeof name, "time_mix_v%d.weight", i);
