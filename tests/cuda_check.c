@@ -521,7 +521,7 @@ static void check_plans(void) {
     attention.key_offsets = offsets;
     attention.scale = -1;
     EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "scale: %s", plan.why);
-    for (int row = 0; ln_cuda_attention_kernels(row)->function; row++) {
+    for (int row = 0; ln_cuda_attention_kernels(row)->start; row++) {
         const ln_cuda_kernel *kernel = ln_cuda_attention_kernels(row);
         EXPECT(kernel->shared_bytes <= (kernel->major == 9 ? 232448 : 101376), "%s: %d bytes of shared memory",
                kernel->name, kernel->shared_bytes);
@@ -563,7 +563,7 @@ static void bench_work(const work *w, const ln_cuda_device *device, const char *
     void *workspace[KERNELS_MOST];
     float *times = malloc((size_t)rounds * KERNELS_MOST * sizeof *times);
     int kernels = 0;
-    for (int row = 0; ln_cuda_attention_kernels(row)->function && kernels < KERNELS_MOST; row++) {
+    for (int row = 0; ln_cuda_attention_kernels(row)->start && kernels < KERNELS_MOST; row++) {
         const ln_cuda_kernel *kernel = ln_cuda_attention_kernels(row);
         if (wanted && !strstr(kernel->name, wanted)) continue;
         if (!w->window && kernel->options)
@@ -650,7 +650,7 @@ int main(int count, char **words) {
             }
             problem p;
             problem_open(&p, &WORKS[i]);
-            for (int row = 0; ln_cuda_attention_kernels(row)->function; row++)
+            for (int row = 0; ln_cuda_attention_kernels(row)->start; row++)
                 if (!wanted || strstr(ln_cuda_attention_kernels(row)->name, wanted))
                     check_kernel(&p, &device, ln_cuda_attention_kernels(row));
             problem_close(&p);

@@ -14,48 +14,6 @@
 
 enum { COUNTER_BYTES = 256 }; /* in front of the tasks of a workspace */
 
-static ln_cuda_code code_of(cudaError_t error) {
-    switch (error) {
-    case cudaSuccess:
-        return LN_CUDA_OK;
-    case cudaErrorNoDevice:
-    case cudaErrorInvalidDevice:
-    case cudaErrorStubLibrary:
-        return LN_CUDA_NO_DEVICE;
-    case cudaErrorInsufficientDriver:
-        return LN_CUDA_OLD_DRIVER;
-    case cudaErrorMemoryAllocation:
-        return LN_CUDA_OUT_OF_MEMORY;
-    case cudaErrorNoKernelImageForDevice:
-        return LN_CUDA_UNSUPPORTED;
-    default:
-        return LN_CUDA_FAILED;
-    }
-}
-
-ln_cuda_code ln_cuda_device_read(int index, ln_cuda_device *device) {
-    const struct {
-        cudaDeviceAttr attribute;
-        int64_t value;
-    } wanted[] = {{cudaDevAttrComputeCapabilityMajor, 0},
-                  {cudaDevAttrComputeCapabilityMinor, 0},
-                  {cudaDevAttrMultiProcessorCount, 0},
-                  {cudaDevAttrMaxSharedMemoryPerBlockOptin, 0},
-                  {cudaDevAttrL2CacheSize, 0}};
-    int value[5], count = 0;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error == cudaSuccess && (index < 0 || index >= count)) return LN_CUDA_NO_DEVICE;
-    for (int i = 0; i < 5 && error == cudaSuccess; i++)
-        error = cudaDeviceGetAttribute(&value[i], wanted[i].attribute, index);
-    if (error != cudaSuccess) {
-        int driver = 0; /* 0: there is none, which the runtime too calls too old */
-        cudaGetLastError();
-        return cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0 ? LN_CUDA_NO_DEVICE : code_of(error);
-    }
-    *device = {index, value[0], value[1], value[2], value[3], value[4]};
-    return LN_CUDA_OK;
-}
-
 const ln_cuda_kernel *ln_cuda_attention_kernels(int row) {
     static const ln_cuda_kernel none = {};
     if (row < 0) return &none;
@@ -114,7 +72,7 @@ ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, con
     const ln_cuda_kernel *best = NULL;
     for (int row = 0; !best || best->short_rows != wants_short(attention); row++) {
         const ln_cuda_kernel *next = ln_cuda_attention_kernels(row);
-        if (!next->function) break;
+        if (!next->start) break;
         if (kernel && next != kernel) continue;
         const char *why = refusal(attention, device, next);
         if (next->major == 9 && next->key_size == attention->key_size && next->value_size == attention->value_size)
@@ -209,16 +167,10 @@ ln_cuda_code ln_cuda_attention_prepare(const ln_cuda_attention_plan *plan, const
         error = cudaMemcpyAsync((char *)workspace + COUNTER_BYTES, tasks, (size_t)plan->tasks * sizeof *tasks,
                                 cudaMemcpyHostToDevice, on);
     if (error == cudaSuccess) error = cudaStreamSynchronize(on);
-    return code_of(error);
+    return ln_cuda_code_of(error);
 }
 
 /* ---- launch ---- */
-
-static bool tensor_right(const ln_cuda_tensor *tensor, int64_t element) {
-    const int64_t unit = 16 / element;
-    return tensor->data && (uintptr_t)tensor->data % 16 == 0 && tensor->token_stride % unit == 0 &&
-           tensor->head_stride % unit == 0 && tensor->token_stride >= 0 && tensor->head_stride >= 0;
-}
 
 /* Boxes of one panel of one head, `rows` tokens high. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
@@ -227,7 +179,7 @@ static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess) return code_of(error);
+    if (error != cudaSuccess) return ln_cuda_code_of(error);
     if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
     const bool wide = size % 64 == 0;
     const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
@@ -265,9 +217,11 @@ ln_cuda_code ln_cuda_attention_forward(const ln_cuda_attention *attention, const
     if (!kernel) return LN_CUDA_UNSUPPORTED;
     if (plan->tasks == 0) return LN_CUDA_OK;
     const bool keyless = attention->key_offsets[attention->sequences] == 0;
-    if (!tensor_right(&tensors->query, 2) || !tensor_right(&tensors->output, attention->output_float32 ? 4 : 2))
+    if (!ln_cuda_tensor_right(&tensors->query, 2) ||
+        !ln_cuda_tensor_right(&tensors->output, attention->output_float32 ? 4 : 2))
         return LN_CUDA_ARGUMENT;
-    if (!keyless && (!tensor_right(&tensors->key, 2) || !tensor_right(&tensors->value, 2))) return LN_CUDA_ARGUMENT;
+    if (!keyless && (!ln_cuda_tensor_right(&tensors->key, 2) || !ln_cuda_tensor_right(&tensors->value, 2)))
+        return LN_CUDA_ARGUMENT;
     if (!workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
 
     ln::attention_run run = run_of(attention, plan, tensors, workspace);
@@ -287,12 +241,5 @@ ln_cuda_code ln_cuda_attention_forward(const ln_cuda_attention *attention, const
         if (code) return code;
         if (grid > plan->device.multiprocessors) grid = plan->device.multiprocessors;
     }
-    cudaError_t error =
-        cudaFuncSetAttribute(kernel->function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel->shared_bytes);
-    if (error == cudaSuccess)
-        error = cudaLaunchKernel(kernel->function, dim3((unsigned)grid), dim3((unsigned)kernel->threads),
-                                 kernel->major == 9 ? arguments : arguments + 3, (size_t)kernel->shared_bytes,
-                                 (cudaStream_t)stream);
-    if (error != cudaSuccess) cudaGetLastError();
-    return code_of(error);
+    return kernel->start(kernel->major == 9 ? arguments : arguments + 3, grid, stream);
 }

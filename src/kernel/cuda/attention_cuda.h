@@ -1,6 +1,4 @@
-/* Exact attention on an NVIDIA GPU: what the CUDA side offers to C. Plain C; streams are `void *` (a cudaStream_t),
- * tensors lie on the device, and nothing here prints, exits, allocates device memory or waits for the device, except
- * ln_cuda_attention_prepare where it says so.
+/* Exact attention on an NVIDIA GPU.
  *
  *     score[i][j] = cap(scale * query[i] . key[j]) for the keys j that query i sees,
  *     output[i] = sum_j exp(score[i][j] - lse[i]) value[j],   lse[i] = log(sum_j exp(score[i][j])).
@@ -11,31 +9,11 @@
 #ifndef LN_KERNEL_CUDA_ATTENTION_H
 #define LN_KERNEL_CUDA_ATTENTION_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "kernel/cuda/device_cuda.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef enum ln_cuda_code {
-    LN_CUDA_OK,
-    LN_CUDA_NO_DEVICE,   /* none, or none that the driver can use */
-    LN_CUDA_OLD_DRIVER,  /* older than the runtime that this was built with */
-    LN_CUDA_UNSUPPORTED, /* no kernel for this shape or device: plan.why says which */
-    LN_CUDA_ARGUMENT,
-    LN_CUDA_OUT_OF_MEMORY,
-    LN_CUDA_FAILED /* the device reported an error */
-} ln_cuda_code;
-
-/* What a device can do, read once. */
-typedef struct ln_cuda_device {
-    int index, major, minor, multiprocessors;
-    int64_t block_shared_bytes, cache_bytes;
-} ln_cuda_device;
-
-ln_cuda_code ln_cuda_device_read(int index, ln_cuda_device *device);
 
 typedef struct ln_cuda_attention {
     int64_t heads, key_value_heads; /* query head h reads key-value head h / (heads / key_value_heads) */
@@ -63,17 +41,19 @@ typedef struct ln_cuda_kernel {
     int options, threads, shared_bytes;
     int major;       /* 9: sm_90a alone; 8: sm_80 and newer */
     bool short_rows; /* preferred for short sequences and narrow windows */
-    const void *function;
+    /* Starts it; `arguments` are the descriptions for the copy engine (of 9) and the run. NULL: the end of the table.
+     */
+    ln_cuda_code (*start)(void *const *arguments, int blocks, void *stream);
 } ln_cuda_kernel;
 
 typedef struct ln_cuda_attention_plan {
     ln_cuda_device device;
     const ln_cuda_kernel *kernel;
     int64_t tasks, workspace; /* bytes, aligned to 256 */
-    char why[320];            /* which kernel, and why not a faster one */
+    char why[LN_CUDA_WHY];
 } ln_cuda_attention_plan;
 
-/* The table of kernels, best first, ended by a row without a function. */
+/* The table of kernels, best first, ended by a row that cannot start. */
 const ln_cuda_kernel *ln_cuda_attention_kernels(int row);
 
 /* Chooses a kernel; `kernel` not NULL: takes that one or fails. */
@@ -86,13 +66,6 @@ void ln_cuda_attention_tasks(const ln_cuda_attention *attention, const ln_cuda_a
  * as it was. Two runs may not use one workspace at the same time. */
 ln_cuda_code ln_cuda_attention_prepare(const ln_cuda_attention_plan *plan, const ln_cuda_task *tasks, void *workspace,
                                        void *stream);
-
-/* Elements at token * token_stride + head * head_stride + i; strides in elements, multiples of 8; data aligned to 16.
- */
-typedef struct ln_cuda_tensor {
-    void *data;
-    int64_t token_stride, head_stride;
-} ln_cuda_tensor;
 
 typedef struct ln_cuda_attention_tensors {
     ln_cuda_tensor query, key, value; /* bf16 */

@@ -16,6 +16,7 @@
 
 #include "kernel/cuda/attention_rows.cuh"
 #include "kernel/cuda/hopper.cuh"
+#include "kernel/cuda/launch.cuh"
 
 namespace ln {
 
@@ -275,7 +276,7 @@ static __global__ void __launch_bounds__(128 * (GROUPS + 1), 1)
                      const __grid_constant__ CUtensorMap value_map, const __grid_constant__ attention_run run) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     typedef hopper_tile<KEY_SIZE, VALUE_SIZE, KEYS, GROUPS> tile;
-    extern __shared__ __align__(1024) char shared[];
+    char *shared = block_memory();
     hopper_control *control = (hopper_control *)(shared + tile::control_at);
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
@@ -312,6 +313,15 @@ static __global__ void __launch_bounds__(128 * (GROUPS + 1), 1)
 #endif
 }
 
+template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS>
+static ln_cuda_code hopper_start(void *const *arguments, int blocks, void *stream) {
+    typedef hopper_tile<KEY_SIZE, VALUE_SIZE, KEYS, GROUPS> tile;
+    return launch(attention_hopper<KEY_SIZE, VALUE_SIZE, KEYS, GROUPS, OPTIONS>, dim3((unsigned)blocks),
+                  dim3(tile::threads), tile::control_at + (int)sizeof(hopper_control), stream,
+                  *(const CUtensorMap *)arguments[0], *(const CUtensorMap *)arguments[1],
+                  *(const CUtensorMap *)arguments[2], *(const attention_run *)arguments[3]);
+}
+
 /* A row of the table of kernels. */
 template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS>
 static ln_cuda_kernel hopper_kernel(const char *name, bool short_rows) {
@@ -326,7 +336,7 @@ static ln_cuda_kernel hopper_kernel(const char *name, bool short_rows) {
             tile::control_at + (int)sizeof(hopper_control),
             9,
             short_rows,
-            (const void *)attention_hopper<KEY_SIZE, VALUE_SIZE, KEYS, GROUPS, OPTIONS>};
+            hopper_start<KEY_SIZE, VALUE_SIZE, KEYS, GROUPS, OPTIONS>};
 }
 
 } // namespace ln

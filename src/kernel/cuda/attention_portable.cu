@@ -8,6 +8,7 @@
  * eight of them meet all banks. Rows outside the sequence are filled with zeros. */
 #include "kernel/cuda/attention_rows.cuh"
 #include "kernel/cuda/attention_table.h"
+#include "kernel/cuda/launch.cuh"
 
 namespace ln {
 
@@ -21,47 +22,22 @@ static __device__ __forceinline__ void copy_rows(__nv_bfloat16 *to, const ln_cud
     for (int i = threadIdx.x; i < ROWS * SIZE / 8; i += THREADS) {
         const int row = i / (SIZE / 8), column = i % (SIZE / 8) * 8;
         const bool inside = row < rows;
-        const uint32_t at = (uint32_t)__cvta_generic_to_shared(to + row * padded<SIZE>::row + column);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at),
-                     "l"(base + (inside ? row * from.token_stride + column : 0)), "r"(inside ? 16 : 0)
-                     : "memory");
+        copy_piece(to + row * padded<SIZE>::row + column, base + (inside ? row * from.token_stride + column : 0),
+                   inside);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    copies_commit();
 }
-static __device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+static __device__ __forceinline__ void copies_meet() {
+    copies_wait<0>();
     __syncthreads();
-}
-
-template <bool TURN>
-static __device__ __forceinline__ void load_matrices(uint32_t (&part)[4], const __nv_bfloat16 *from) {
-    const uint32_t at = (uint32_t)__cvta_generic_to_shared(from);
-    if (TURN)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
-                     : "r"(at)
-                     : "memory");
-    else
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
-                     : "r"(at)
-                     : "memory");
-}
-/* sums (16 x 8) += left (16 x 16) * right (16 x 8) */
-static __device__ __forceinline__ void add_product(float *sum, const uint32_t *left, const uint32_t *right) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
-        "%1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
 
 template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int WARPS, int OPTIONS>
 static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __grid_constant__ attention_run run) {
     constexpr int rows = 16 * WARPS, threads = 32 * WARPS;
     constexpr int key_row = padded<KEY_SIZE>::row, value_row = padded<VALUE_SIZE>::row;
-    extern __shared__ __align__(128) __nv_bfloat16 tiles[];
-    __nv_bfloat16 *query = tiles, *key = query + rows * key_row, *value = key + KEYS * key_row;
+    __nv_bfloat16 *query = (__nv_bfloat16 *)block_memory(), *key = query + rows * key_row,
+                  *value = key + KEYS * key_row;
     const ln_cuda_task task = run.tasks[blockIdx.x];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp * 16 + lane / 4;
     const int shared_head = task.head / run.group;
@@ -82,7 +58,7 @@ static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __
         copy_rows<KEY_SIZE, KEYS, threads>(key, run.key, shared_head, task.key + begin, task.keys - begin);
     }
     for (int block = task.end_block - 1; block >= task.first_block; block--) {
-        copies_wait();
+        copies_meet();
         copy_rows<VALUE_SIZE, KEYS, threads>(value, run.value, shared_head, task.key + block * KEYS,
                                              task.keys - block * KEYS);
         float score[KEYS / 2] = {};
@@ -106,7 +82,7 @@ static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __
         uint32_t weight[KEYS / 4];
         if (weights.template step<false>(score, run.scale, factor)) softmax<KEYS>::rescale(output, factor);
         softmax<KEYS>::convert(score, weight);
-        copies_wait();
+        copies_meet();
         if (block > task.first_block)
             copy_rows<KEY_SIZE, KEYS, threads>(key, run.key, shared_head, task.key + (block - 1) * KEYS, KEYS);
 #pragma unroll
@@ -124,9 +100,19 @@ static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __
     store_rows<VALUE_SIZE>(run, task, row, output, inverse, lse);
 }
 
+template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int WARPS>
+static constexpr int portable_bytes = 2 *
+                                      ((16 * WARPS + KEYS) * padded<KEY_SIZE>::row + KEYS * padded<VALUE_SIZE>::row);
+
+template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int WARPS, int OPTIONS>
+static ln_cuda_code portable_start(void *const *arguments, int blocks, void *stream) {
+    return launch(attention_portable<KEY_SIZE, VALUE_SIZE, KEYS, WARPS, OPTIONS>, dim3((unsigned)blocks),
+                  dim3(32 * WARPS), portable_bytes<KEY_SIZE, VALUE_SIZE, KEYS, WARPS>, stream,
+                  *(const attention_run *)arguments[0]);
+}
+
 template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int WARPS, int OPTIONS>
 static ln_cuda_kernel portable_kernel(const char *name) {
-    const int shared = 2 * ((16 * WARPS + KEYS) * padded<KEY_SIZE>::row + KEYS * padded<VALUE_SIZE>::row);
     return {name,
             KEY_SIZE,
             VALUE_SIZE,
@@ -134,10 +120,10 @@ static ln_cuda_kernel portable_kernel(const char *name) {
             KEYS,
             OPTIONS,
             32 * WARPS,
-            shared,
+            portable_bytes<KEY_SIZE, VALUE_SIZE, KEYS, WARPS>,
             8,
             true,
-            (const void *)attention_portable<KEY_SIZE, VALUE_SIZE, KEYS, WARPS, OPTIONS>};
+            portable_start<KEY_SIZE, VALUE_SIZE, KEYS, WARPS, OPTIONS>};
 }
 
 } // namespace ln

@@ -10,10 +10,8 @@
 #ifndef LN_KERNEL_CUDA_ATTENTION_ROWS_CUH
 #define LN_KERNEL_CUDA_ATTENTION_ROWS_CUH
 
-#include <cuda_bf16.h>
-#include <math_constants.h>
-
 #include "kernel/cuda/attention_cuda.h"
+#include "kernel/cuda/instructions.cuh"
 
 namespace ln {
 
@@ -30,23 +28,11 @@ struct attention_run {
     int output_float32;
 };
 
-static __device__ __forceinline__ float exponential(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 /* 1 - 2 / (1 + 2^x) = tanh(x ln(2) / 2), within 2^-21 of 1; the instruction for it is wrong by up to 2^-11, which a cap
  * of 30 would make half a percent of a weight and more. */
 static __device__ __forceinline__ float tangent(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + exponential(x)));
-    return fmaf(-2.0f, y, 1.0f);
+    return fmaf(-2.0f, reciprocal(1.0f + exponential(x)), 1.0f);
 }
-static __device__ __forceinline__ uint32_t pack(float low, float high) {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-    return *(const uint32_t *)&both;
-}
-
 /* Keys low .. high - 1 are those that the query at this position sees. */
 struct sight {
     int low, high;

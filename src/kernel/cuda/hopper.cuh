@@ -12,16 +12,13 @@
 #define LN_KERNEL_CUDA_HOPPER_CUH
 
 #include <cuda.h>
-#include <cuda_bf16.h>
-#include <stdint.h>
+
+#include "kernel/cuda/instructions.cuh"
 
 namespace ln {
 
 /* ---- barriers ---- */
 
-static __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
-    return (uint32_t)__cvta_generic_to_shared(pointer);
-}
 static __device__ __forceinline__ void barrier_open(uint64_t *barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }

@@ -1,0 +1,113 @@
+/* The instructions of compute capability 8.0 and newer that the C++ of CUDA does not have: asynchronous copies of 16
+ * bytes, operands of matrix products from shared memory, products of 16 x 8 x 16, fast exponentials.
+ *
+ * Accumulators of a 16 x 8 product: lane l of the warp holds rows l / 4 + 8 r, r = 0, 1, and columns 2 (l % 4) + c,
+ * c = 0, 1, as element 2 r + c. */
+#ifndef LN_KERNEL_CUDA_INSTRUCTIONS_CUH
+#define LN_KERNEL_CUDA_INSTRUCTIONS_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <math_constants.h>
+#include <stdint.h>
+
+namespace ln {
+
+/* The block's dynamic shared memory, aligned to 1024 bytes. */
+static __device__ __forceinline__ char *block_memory() {
+    extern __shared__ __align__(1024) char memory[];
+    return memory;
+}
+static __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
+    return (uint32_t)__cvta_generic_to_shared(pointer);
+}
+
+/* 2^x, within 2^-22; numbers below 2^-126 are 0. */
+static __device__ __forceinline__ float exponential(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+static __device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+/* Two numbers as bf16 (f16) of one word, the first in the low half. */
+static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *(const uint32_t *)&both;
+}
+static __device__ __forceinline__ uint32_t pack_half(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *(const uint32_t *)&both;
+}
+
+/* 16 bytes to shared memory, zeros where not inside; `from` must be readable all the same. */
+static __device__ __forceinline__ void copy_piece(void *to, const void *from, bool inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+}
+static __device__ __forceinline__ void copies_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/* This thread's copies are done, but for its last LEFT commits. */
+template <int LEFT> static __device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+/* Four 8 x 8 matrices of 2-byte elements: lane l gives the address of row l % 8 of matrix l / 8, and gets of each
+ * matrix the elements (l / 4, 2 (l % 4) + 0, 1), or with TURN (2 (l % 4) + 0, 1; l / 4). */
+template <bool TURN> static __device__ __forceinline__ void load_matrices(uint32_t (&part)[4], const void *from) {
+    const uint32_t at = shared_address(from);
+    if (TURN)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+                     : "r"(at)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+                     : "r"(at)
+                     : "memory");
+}
+/* The reverse: four matrices go to the rows whose addresses the lanes give. Needs compute capability 9.0. */
+template <bool TURN> static __device__ __forceinline__ void store_matrices(void *to, const uint32_t (&part)[4]) {
+    const uint32_t at = shared_address(to);
+    if (TURN)
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(part[0]),
+                     "r"(part[1]), "r"(part[2]), "r"(part[3])
+                     : "memory");
+    else
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(part[0]),
+                     "r"(part[1]), "r"(part[2]), "r"(part[3])
+                     : "memory");
+}
+
+/* sums (16 x 8) += left (16 x 16) * right (16 x 8), bf16 and f16. */
+static __device__ __forceinline__ void add_product(float *sum, const uint32_t *left, const uint32_t *right) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+        "%1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+}
+static __device__ __forceinline__ void add_product_half(float *sum, const uint32_t *left, const uint32_t *right) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+                 "%1, %2, %3};"
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+}
+/* sums (16 x 8) += left (16 x 8) * right (8 x 8), tf32: elements (l / 4 + 8 r, l % 4 + 4 c) as left[r + 2 c], and
+ * (l % 4 + 4 c, l / 4) as right[c]. */
+static __device__ __forceinline__ void add_product_tf32(float *sum, const uint32_t *left, const uint32_t *right) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+}
+
+} // namespace ln
+
+#endif
