@@ -1,0 +1,422 @@
+/* Attention against float64. */
+#include "check.h"
+
+#include "kernel/cuda/attention_cuda.h"
+
+enum { SEQUENCES = 8 };
+
+typedef struct work {
+    const char *name;
+    int heads, key_value_heads, key_size, value_size;
+    int queries[SEQUENCES], keys[SEQUENCES]; /* ended by a query and key count of 0 */
+    bool causal;
+    int window;
+    float cap, stretch; /* stretch: scores are larger by it; 0: 1 */
+    int layout;
+    bool float32, infinite; /* infinite: values of odd sequences are infinite */
+} work;
+
+static const work WORKS[] = {
+    {"one token", 2, 2, 128, 128, {1}, {1}, .float32 = true},
+    {"63 full", 4, 4, 128, 128, {63}, {63}, .float32 = true},
+    {"127 causal", 4, 4, 128, 128, {127}, {127}, .causal = true},
+    {"129 causal, groups", 8, 2, 128, 128, {129}, {129}, .causal = true},
+    {"1000 causal", 4, 4, 128, 128, {1000}, {1000}, .causal = true, .layout = PADDED},
+    {"1000 full", 4, 1, 128, 128, {1000}, {1000}, .layout = HEAD_MAJOR},
+    {"2048 full", 4, 4, 128, 128, {2048}, {2048}, .causal = false},
+    {"4096 causal", 8, 8, 128, 128, {4096}, {4096}, .causal = true},
+    {"4099 full, large scores", 2, 2, 128, 128, {4099}, {4099}, .stretch = 8},
+    {"3001 causal, large scores", 2, 2, 128, 128, {3001}, {3001}, .causal = true, .stretch = 8},
+    {"ragged causal", 4, 2, 128, 128, {1, 77, 512, 129, 1000}, {1, 77, 512, 129, 1000}, .causal = true},
+    {"ragged full, infinite neighbours",
+     4,
+     2,
+     128,
+     128,
+     {33, 70, 200, 5, 300},
+     {200, 90, 70, 333, 300},
+     .infinite = true},
+    {"queries at the end", 4, 2, 128, 128, {17, 128, 300}, {900, 128, 1111}, .causal = true},
+    {"more queries than keys", 4, 2, 128, 128, {300, 10}, {100, 200}, .causal = true, .float32 = true},
+    {"no keys", 4, 2, 128, 128, {50, 70}, {0, 100}, .float32 = true},
+    {"window causal", 4, 2, 128, 128, {1500}, {1500}, .causal = true, .window = 200},
+    {"window 1", 2, 2, 128, 128, {300}, {300}, .causal = true, .window = 1},
+    {"window both sides", 4, 2, 128, 128, {1500, 100}, {1500, 400}, .causal = false, .window = 130},
+    {"cap", 4, 2, 128, 128, {700}, {700}, .causal = true, .cap = 30, .stretch = 8},
+    {"cap and window", 4, 2, 128, 128, {700}, {900}, .causal = true, .window = 300, .cap = 5, .stretch = 3},
+    {"d64 1000 causal", 6, 2, 64, 64, {1000}, {1000}, .causal = true},
+    {"d64 ragged full", 6, 2, 64, 64, {191, 193, 65, 1}, {191, 193, 65, 400}, .layout = PADDED, .infinite = true},
+    {"d64 4096 full", 4, 4, 64, 64, {4096}, {4096}, .float32 = true},
+    {"d64 window", 4, 4, 64, 64, {1300}, {1300}, .causal = true, .window = 333},
+    {"d64 cap", 4, 4, 64, 64, {777}, {777}, .causal = false, .cap = 20, .stretch = 4},
+    {"d256 1000 causal", 4, 2, 256, 256, {1000}, {1000}, .causal = true},
+    {"d256 2000 full", 2, 2, 256, 256, {2000}, {2000}, .causal = false},
+    {"d256 window cap", 2, 2, 256, 256, {700}, {700}, .causal = true, .window = 150, .cap = 25},
+    {"d96 1000 causal", 4, 2, 96, 96, {1000}, {1000}, .causal = true},
+    {"d96 2000 full", 2, 2, 96, 96, {2000}, {2000}, .layout = HEAD_MAJOR},
+    {"d96 ragged window", 2, 1, 96, 96, {500, 129}, {500, 300}, .causal = true, .window = 100},
+    {"d192/128 1000 causal", 4, 4, 192, 128, {1000}, {1000}, .causal = true},
+    {"d192/128 ragged full", 4, 4, 192, 128, {300, 80}, {300, 500}, .causal = false},
+    {"d192 1000 causal", 4, 2, 192, 192, {1000}, {1000}, .causal = true},
+    {"d192 cap", 2, 2, 192, 192, {500}, {500}, .causal = false, .cap = 30},
+};
+enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0] };
+
+static const work BENCH[] = {
+    {"d128 full 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = false},
+    {"d128 causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true},
+    {"d128 causal 8k x 2", 16, 16, 128, 128, {8192, 8192}, {8192, 8192}, .causal = true},
+    {"d128 causal 4k x 4", 16, 16, 128, 128, {4096, 4096, 4096, 4096}, {4096, 4096, 4096, 4096}, .causal = true},
+    {"d128 causal 2k x 8",
+     16,
+     16,
+     128,
+     128,
+     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
+     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
+     .causal = true},
+    {"d128 full 2k x 8",
+     16,
+     16,
+     128,
+     128,
+     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
+     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
+     .causal = false},
+    {"d64 full 16k", 32, 32, 64, 64, {16384}, {16384}, .causal = false},
+    {"d64 causal 16k", 32, 32, 64, 64, {16384}, {16384}, .causal = true},
+    {"d256 full 16k", 8, 8, 256, 256, {16384}, {16384}, .causal = false},
+    {"d256 causal 16k", 8, 8, 256, 256, {16384}, {16384}, .causal = true},
+    {"d96 full 16k", 16, 16, 96, 96, {16384}, {16384}, .causal = false},
+    {"d192 causal 8k x 2", 16, 16, 192, 192, {8192, 8192}, {8192, 8192}, .causal = true},
+    {"d64 causal 2k x 8",
+     32,
+     32,
+     64,
+     64,
+     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
+     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
+     .causal = true},
+    {"d192/128 causal 8k x 2", 16, 16, 192, 128, {8192, 8192}, {8192, 8192}, .causal = true},
+    {"d128 causal 16k, 64/8 heads", 64, 8, 128, 128, {16384}, {16384}, .causal = true},
+    {"d128 window 1024 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .window = 1024},
+    {"d128 cap causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .cap = 30},
+};
+enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0], KERNELS_MOST = 64 };
+
+/* ---- a case ---- */
+
+typedef struct problem {
+    const work *of;
+    int64_t query_offsets[SEQUENCES + 1], key_offsets[SEQUENCES + 1];
+    ln_cuda_attention attention;
+    tensor query, key, value, output;
+    tensor log_sum_exp; /* [token][head] */
+    const ln_cuda_attention_plan *plan;
+    void *workspace;
+} problem;
+
+static int sequences_of(const work *w) {
+    int count = 0;
+    while (count < SEQUENCES && (w->queries[count] || w->keys[count])) count++;
+    return count;
+}
+
+static void problem_open(problem *p, const work *w) {
+    memset(p, 0, sizeof *p);
+    p->of = w;
+    const int sequences = sequences_of(w);
+    for (int s = 0; s < sequences; s++) {
+        p->query_offsets[s + 1] = p->query_offsets[s] + w->queries[s];
+        p->key_offsets[s + 1] = p->key_offsets[s] + w->keys[s];
+    }
+    p->attention = (ln_cuda_attention){.heads = w->heads,
+                                       .key_value_heads = w->key_value_heads,
+                                       .key_size = w->key_size,
+                                       .value_size = w->value_size,
+                                       .sequences = sequences,
+                                       .query_offsets = p->query_offsets,
+                                       .key_offsets = p->key_offsets,
+                                       .scale = 1 / sqrtf((float)w->key_size),
+                                       .soft_cap = w->cap,
+                                       .causal = w->causal,
+                                       .window = w->window,
+                                       .output_float32 = w->float32};
+    const int64_t queries = p->query_offsets[sequences], keys = p->key_offsets[sequences];
+    const element output = w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16;
+    p->query = tensor_random(queries, w->heads, w->key_size, w->layout, ELEMENT_BF16, w->stretch > 0 ? w->stretch : 1);
+    p->key = tensor_random(keys, w->key_value_heads, w->key_size, w->layout, ELEMENT_BF16, 1);
+    p->value = tensor_random(keys, w->key_value_heads, w->value_size, w->layout, ELEMENT_BF16, 1);
+    p->output = tensor_open(queries, w->heads, w->value_size, w->layout, output);
+    p->log_sum_exp = tensor_open(queries, 1, w->heads, PACKED, ELEMENT_FLOAT32);
+    if (w->infinite)
+        for (int s = 1; s < sequences; s += 2)
+            for (int64_t t = p->key_offsets[s]; t < p->key_offsets[s + 1]; t++)
+                for (int64_t h = 0; h < w->key_value_heads; h++) tensor_set(&p->value, t, h, 0, INFINITY);
+    tensor_send(&p->value);
+}
+
+static void problem_close(problem *p) {
+    tensor_close(&p->query);
+    tensor_close(&p->key);
+    tensor_close(&p->value);
+    tensor_close(&p->output);
+    tensor_close(&p->log_sum_exp);
+}
+
+static ln_cuda_code forward(void *context, void *stream) {
+    const problem *p = context;
+    const ln_cuda_attention_tensors tensors = {.query = p->query.device,
+                                               .key = p->key.device,
+                                               .value = p->value.device,
+                                               .output = p->output.device,
+                                               .log_sum_exp = p->log_sum_exp.device.data};
+    return ln_cuda_attention_forward(&p->attention, p->plan, &tensors, p->workspace, stream);
+}
+
+/* ---- float64 ---- */
+
+/* Query `row` of the sequence. Returns lse. */
+static double oracle_row(const problem *p, int sequence, int64_t row, int64_t head, double *output) {
+    const work *w = p->of;
+    const int64_t n = w->queries[sequence], m = w->keys[sequence], position = row + m - n;
+    const int64_t shared = head / (w->heads / w->key_value_heads);
+    const uint16_t *query =
+        (const uint16_t *)p->query.host + tensor_place(&p->query, p->query_offsets[sequence] + row, head);
+    double *score = malloc((size_t)(m + 1) * sizeof *score), most = -INFINITY, sum = 0;
+    for (int64_t j = 0; j < m; j++) {
+        const bool seen = (!w->causal || j <= position) &&
+                          (!w->window || (position - j < w->window && (w->causal || j - position < w->window)));
+        score[j] = -INFINITY;
+        if (!seen) continue;
+        const uint16_t *key =
+            (const uint16_t *)p->key.host + tensor_place(&p->key, p->key_offsets[sequence] + j, shared);
+        double dot = 0;
+        for (int i = 0; i < w->key_size; i++) dot += (double)of_bf16(query[i]) * (double)of_bf16(key[i]);
+        dot *= (double)p->attention.scale;
+        score[j] = w->cap > 0 ? (double)w->cap * tanh(dot / (double)w->cap) : dot;
+        if (score[j] > most) most = score[j];
+    }
+    for (int i = 0; i < w->value_size; i++) output[i] = 0;
+    for (int64_t j = 0; j < m && most > -INFINITY; j++) {
+        if (score[j] == -INFINITY) continue;
+        const double weight = exp(score[j] - most);
+        const uint16_t *value =
+            (const uint16_t *)p->value.host + tensor_place(&p->value, p->key_offsets[sequence] + j, shared);
+        sum += weight;
+        for (int i = 0; i < w->value_size; i++) output[i] += weight * (double)of_bf16(value[i]);
+    }
+    for (int i = 0; i < w->value_size && sum > 0; i++) output[i] /= sum;
+    free(score);
+    return sum > 0 ? most + log(sum) : -INFINITY;
+}
+
+/* The worst relative error of sampled rows; lse within 1e-4 of its size. */
+static double compare(const problem *p, const char *kernel) {
+    const work *w = p->of;
+    double worst = 0, *wanted = malloc(2 * (size_t)w->value_size * sizeof *wanted), *got = wanted + w->value_size;
+    for (int s = 0; s < p->attention.sequences; s++) {
+        if (w->infinite && s % 2) continue;
+        const int64_t n = w->queries[s], samples = n < 40 ? n : 40;
+        for (int64_t i = 0; i < samples; i++) {
+            int64_t row = n <= 40 ? i : (int64_t)(random_next() >> 1) % n;
+            if (n > 40 && i < 2) row = i ? n - 1 : 0;
+            const int64_t head = (int64_t)(random_next() >> 1) % w->heads, token = p->query_offsets[s] + row;
+            const double lse = oracle_row(p, s, row, head, wanted);
+            for (int e = 0; e < w->value_size; e++) got[e] = tensor_at(&p->output, token, head, e);
+            worst = fmax(worst, relative_error(got, wanted, w->value_size));
+            const double sum = tensor_at(&p->log_sum_exp, token, 0, head);
+            EXPECT(lse == -INFINITY ? sum == lse : fabs(sum - lse) <= 1e-4 * (1 + fabs(lse)),
+                   "%s, %s: lse of query %lld of sequence %d, head %lld is %g, not %g", w->name, kernel, (long long)row,
+                   s, (long long)head, sum, lse);
+        }
+    }
+    free(wanted);
+    return worst;
+}
+
+/* ---- runs ---- */
+
+static bool workspace_open(const problem *p, const ln_cuda_attention_plan *plan, void **workspace) {
+    ln_cuda_task *tasks = malloc((size_t)(plan->tasks + 1) * sizeof *tasks);
+    ln_cuda_attention_tasks(&p->attention, plan, tasks);
+    *workspace = device_open(plan->workspace);
+    const ln_cuda_code code = ln_cuda_attention_prepare(plan, tasks, *workspace, NULL);
+    free(tasks);
+    EXPECT(code == LN_CUDA_OK, "%s: prepare gave %d", p->of->name, code);
+    return code == LN_CUDA_OK;
+}
+
+static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda_kernel *kernel) {
+    const char *name = p->of->name;
+    ln_cuda_attention_plan plan;
+    if (ln_cuda_attention_plan_make(&p->attention, device, kernel, &plan) != LN_CUDA_OK) return;
+    if (!workspace_open(p, &plan, &p->workspace)) return;
+    p->plan = &plan;
+    tensor_poison(&p->output);
+    tensor_poison(&p->log_sum_exp);
+    run_now(forward, p, name, kernel->name);
+    tensor_fetch(&p->output);
+    tensor_fetch(&p->log_sum_exp);
+    tensor_expect_written(&p->output, name, kernel->name);
+    const double worst = compare(p, kernel->name);
+    EXPECT(worst < 6e-3, "%s, %s: relative error %.2e", name, kernel->name, worst);
+    cudaGraphExec_t graph = run_capture(forward, p, name, kernel->name);
+    tensor_poison(&p->output);
+    tensor_poison(&p->log_sum_exp);
+    run_graph(graph, name, kernel->name);
+    tensor_expect_same(&p->output, name, kernel->name, "output");
+    tensor_expect_same(&p->log_sum_exp, name, kernel->name, "sums");
+    printf("  %-34s %-28s %.2e\n", name, kernel->name, worst);
+    cudaGraphExecDestroy(graph);
+    device_close(p->workspace);
+}
+
+/* ---- without a GPU ---- */
+
+/* Every query, key block and head is in the tasks once, and those left out are not seen. */
+static void check_tasks(const work *w, const ln_cuda_kernel *kernel, const ln_cuda_device *device) {
+    problem p = {.of = w};
+    const int sequences = sequences_of(w);
+    for (int s = 0; s < sequences; s++) {
+        p.query_offsets[s + 1] = p.query_offsets[s] + w->queries[s];
+        p.key_offsets[s + 1] = p.key_offsets[s] + w->keys[s];
+    }
+    const ln_cuda_attention attention = {w->heads,  w->key_value_heads, w->key_size,   w->value_size,
+                                         sequences, p.query_offsets,    p.key_offsets, 1,
+                                         w->cap,    w->causal,          w->window,     w->float32};
+    ln_cuda_attention_plan plan;
+    if (ln_cuda_attention_plan_make(&attention, device, kernel, &plan) != LN_CUDA_OK) return;
+    ln_cuda_task *tasks = malloc((size_t)(plan.tasks + 1) * sizeof *tasks);
+    ln_cuda_attention_tasks(&attention, &plan, tasks);
+    int64_t rows = 0, seen = 0, wanted = 0;
+    for (int64_t t = 0; t < plan.tasks; t++) {
+        rows += tasks[t].rows;
+        for (int row = 0; row < tasks[t].rows; row++)
+            for (int64_t j = (int64_t)tasks[t].first_block * kernel->keys;
+                 j < (int64_t)tasks[t].end_block * kernel->keys; j++) {
+                const int64_t position = tasks[t].position + row;
+                seen += j < tasks[t].keys && (!w->causal || j <= position) &&
+                        (!w->window || (position - j < w->window && (w->causal || j - position < w->window)));
+            }
+    }
+    for (int s = 0; s < sequences; s++)
+        for (int64_t i = 0; i < w->queries[s]; i++)
+            for (int64_t j = 0; j < w->keys[s]; j++) {
+                const int64_t position = i + w->keys[s] - w->queries[s];
+                wanted +=
+                    w->heads * ((!w->causal || j <= position) &&
+                                (!w->window || (position - j < w->window && (w->causal || j - position < w->window))));
+            }
+    EXPECT(rows == p.query_offsets[sequences] * w->heads, "%s, %s: %lld rows in tasks", w->name, kernel->name,
+           (long long)rows);
+    EXPECT(seen == wanted, "%s, %s: tasks see %lld pairs of %lld", w->name, kernel->name, (long long)seen,
+           (long long)wanted);
+    free(tasks);
+}
+
+static void check_plans(void) {
+    const ln_cuda_device hopper = {0, 9, 0, 132, 232448, 50 << 20}, ampere = {0, 8, 6, 84, 101376, 6 << 20};
+    const int64_t offsets[2] = {0, 1000}, wrong[2] = {0, -1};
+    ln_cuda_attention attention = {8, 2, 128, 128, 1, offsets, offsets, 0.1f, 0, true, 0, false};
+    ln_cuda_attention_plan plan;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->major == 9,
+           "plan: %s", plan.why);
+    EXPECT(ln_cuda_attention_plan_make(&attention, &ampere, NULL, &plan) == LN_CUDA_OK && plan.kernel->major == 8,
+           "plan: %s", plan.why);
+    const int64_t far[2] = {0, 16384};
+    attention.query_offsets = attention.key_offsets = far;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_OK && !plan.kernel->short_rows,
+           "plan: %s", plan.why);
+    attention.window = 1000;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->short_rows &&
+               (plan.kernel->options & LN_CUDA_WINDOW),
+           "plan: %s", plan.why);
+    attention.window = 0;
+    attention.query_offsets = attention.key_offsets = offsets;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->short_rows,
+           "plan: %s", plan.why);
+    attention.key_size = 40;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0],
+           "size 40: %s", plan.why);
+    attention.key_size = 128;
+    attention.heads = 7;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "7 heads: %s", plan.why);
+    attention.heads = 8;
+    attention.key_offsets = wrong;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "offsets: %s", plan.why);
+    attention.key_offsets = offsets;
+    attention.scale = -1;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "scale: %s", plan.why);
+    for (int row = 0; ln_cuda_attention_kernels(row)->start; row++) {
+        const ln_cuda_kernel *kernel = ln_cuda_attention_kernels(row);
+        EXPECT(kernel->shared_bytes <= (kernel->major == 9 ? 232448 : 101376), "%s: %d bytes of shared memory",
+               kernel->name, kernel->shared_bytes);
+        for (int i = 0; i < WORK_COUNT; i++)
+            if (WORKS[i].queries[0] <= 1500) check_tasks(&WORKS[i], kernel, kernel->major == 9 ? &hopper : &ampere);
+    }
+}
+
+static double pairs_of(const work *w) {
+    double pairs = 0;
+    for (int s = 0; s < sequences_of(w); s++) {
+        const double n = w->queries[s], m = w->keys[s];
+        pairs += w->window && w->causal && w->window < n ? w->window * n - 0.5 * w->window * w->window
+                 : w->causal                             ? n * m / 2
+                                                         : n * m;
+    }
+    return pairs * w->heads;
+}
+
+static void bench_work(const work *w, const ln_cuda_device *device, const check_options *options, bool burst) {
+    problem p[KERNELS_MOST];
+    void *contexts[KERNELS_MOST];
+    ln_cuda_attention_plan plan[KERNELS_MOST];
+    timing times[KERNELS_MOST];
+    int kernels = 0;
+    problem_open(&p[0], w);
+    for (int row = 0; ln_cuda_attention_kernels(row)->start && kernels < KERNELS_MOST; row++) {
+        const ln_cuda_kernel *kernel = ln_cuda_attention_kernels(row);
+        if (!kernel_wanted(options, kernel->name)) continue;
+        if (!w->window && kernel->options && !(w->cap > 0)) continue;
+        if (ln_cuda_attention_plan_make(&p[0].attention, device, kernel, &plan[kernels]) != LN_CUDA_OK) continue;
+        p[kernels] = p[0];
+        p[kernels].plan = &plan[kernels];
+        contexts[kernels] = &p[kernels];
+        kernels += workspace_open(&p[0], &plan[kernels], &p[kernels].workspace);
+    }
+    time_in_turns(forward, contexts, kernels, options->rounds, times);
+    const double flops = 2 * (double)(w->key_size + w->value_size) * pairs_of(w);
+    for (int k = 0; k < kernels; k++)
+        printf("%-30s %-28s %8.3f ms %7.1f TFLOP/s (best %.1f)\n", w->name, plan[k].kernel->name, times[k].median,
+               flops / times[k].median * 1e-9, flops / times[k].least * 1e-9);
+    if (burst && kernels) {
+        const double each = time_burst(forward, &p[0], 300);
+        printf("%-30s %-28s %8.3f ms %7.1f TFLOP/s back to back\n", w->name, plan[0].kernel->name, each,
+               flops / each * 1e-9);
+    }
+    fflush(stdout);
+    for (int k = 0; k < kernels; k++) device_close(p[k].workspace);
+    problem_close(&p[0]);
+}
+
+static void check(const ln_cuda_device *device, const check_options *options) {
+    for (int i = 0; i < WORK_COUNT; i++) {
+        const work *w = &WORKS[i];
+        if (!work_wanted(options, w->name, pairs_of(w) * (w->key_size + w->value_size))) continue;
+        problem p;
+        problem_open(&p, w);
+        for (int row = 0; ln_cuda_attention_kernels(row)->start; row++)
+            if (kernel_wanted(options, ln_cuda_attention_kernels(row)->name))
+                check_kernel(&p, device, ln_cuda_attention_kernels(row));
+        problem_close(&p);
+        fflush(stdout);
+    }
+}
+
+static void bench(const ln_cuda_device *device, const check_options *options) {
+    for (int i = 0; i < BENCH_COUNT; i++)
+        if (strstr(BENCH[i].name, options->works)) bench_work(&BENCH[i], device, options, i < 2);
+}
+
+const suite cuda_suite_attention = {"attention", WORK_COUNT, check_plans, check, bench};
