@@ -795,9 +795,32 @@ static void every_row_has_an_oracle(void **state) {
         }
 }
 
+/* What is refused or too large to be counted has no workspace; nothing overflows on the way. */
+static void sizes_are_checked(void **state) {
+    (void)state;
+    static const int64_t most[] = {1, 3, (int64_t)1 << 12, (int64_t)1 << 20, (int64_t)1 << 24, INT64_MAX};
+    enum { MOST = sizeof most / sizeof *most };
+    linnet_context *context = test_context(3, 1);
+    const char *name;
+    for (int i = 0; (name = linnet_mixer_name(i)); i++)
+        for (int z = 0; z < MOST * MOST * MOST; z++) {
+            linnet_mixer_settings s = linnet_mixer_settings_default(name);
+            s.heads = most[z % MOST];
+            s.key_size = s.value_size = most[z / MOST % MOST];
+            s.slots = most[z / MOST / MOST];
+            s.tokens = z % 2 ? (int64_t)1 << 40 : 1 << 20;
+            assert_true(linnet_mixer_state_floats(&s) >= 0);
+            for (int form = LINNET_MIXER_FORWARD; form <= LINNET_MIXER_BACKWARD; form++) {
+                const uint64_t bytes = linnet_mixer_workspace(context, &s, (linnet_mixer_form)form);
+                assert_true(bytes == 0 || (bytes >= 64 && bytes <= UINT64_MAX / 2));
+            }
+        }
+}
+
 int main(int argc, char **argv) {
     only_part = argc > 1 ? argv[1] : NULL;
     only_row = getenv("LINNET_ROW");
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_has_an_oracle), cmocka_unit_test(rows_are_right)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_has_an_oracle), cmocka_unit_test(sizes_are_checked),
+                                       cmocka_unit_test(rows_are_right)};
     return cmocka_run_group_tests(tests, NULL, close_contexts);
 }

@@ -23,4 +23,10 @@ static inline void *ln_carve(ln_carver *carver, uint64_t count, uint64_t size) {
     return place;
 }
 
+/* Bytes of `count` blocks like it; UINT64_MAX: too many to be counted. */
+static inline uint64_t ln_carved(const ln_carver *carver, int count) {
+    uint64_t bytes;
+    return !carver->overflow && ln_multiply_u64(carver->used, (uint64_t)count, &bytes) ? bytes : UINT64_MAX;
+}
+
 #endif

@@ -89,9 +89,8 @@ uint64_t ln_cell_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int
     (void)kernels;
     const extents e = extents_of(mixer, settings, form, threads);
     ln_carver carver = {0};
-    uint64_t bytes;
     lay_out(&carver, &e, form);
-    return !carver.overflow && ln_multiply_u64(carver.used, (uint64_t)threads, &bytes) ? bytes : UINT64_MAX / 2;
+    return ln_carved(&carver, threads);
 }
 
 typedef struct group {

@@ -74,9 +74,8 @@ uint64_t ln_leaky_workspace(const ln_mixer *mixer, const ln_kernels *kernels, in
     (void)kernels;
     job j = describe(mixer, settings);
     ln_carver carver = {0};
-    uint64_t bytes;
     lay_out(&carver, mixer, &j, form);
-    return !carver.overflow && ln_multiply_u64(carver.used, (uint64_t)threads, &bytes) ? bytes : UINT64_MAX / 2;
+    return ln_carved(&carver, threads);
 }
 
 static job open_job(const ln_mixer_call *call, linnet_mixer_form form, int worker, int64_t head) {

@@ -39,7 +39,7 @@ static way choose_sparse(const linnet_mixer_settings *s) {
 }
 
 static way choose(const linnet_mixer_settings *s, bool state, bool backward) {
-    const int64_t tokens = ln_wave_longest(s);
+    const int64_t tokens = ln_mixer_longest(s);
     const bool keep = s->option[LN_CONVOLUTION_KEEP] > 0;
     way w = {.taps = state || keep || s->slots < tokens ? s->slots : tokens};
     if (w.taps < 1) w.taps = 1;
@@ -79,7 +79,7 @@ static void lay_out(convolution *c, ln_carver *carver, const ln_kernels *kernels
     c->channels = c->s->heads * c->s->value_size;
     c->groups = (c->channels + LANES - 1) / LANES;
     if (c->way.direct) {
-        c->room_floats = direct_floats(&c->way, ln_wave_longest(c->s));
+        c->room_floats = direct_floats(&c->way, ln_mixer_longest(c->s));
         c->rooms = threads;
     } else {
         c->alone = c->way.levels <= LN_WAVE_ALONE;
@@ -102,7 +102,7 @@ uint64_t ln_convolution_workspace(const ln_mixer *mixer, const ln_kernels *kerne
                                                   : choose(settings, state, form == LINNET_MIXER_BACKWARD)};
         ln_carver carver = {0};
         lay_out(&c, &carver, kernels, NULL, threads, form);
-        if (carver.overflow) return UINT64_MAX / 2;
+        if (carver.overflow) return UINT64_MAX;
         if (carver.used > most) most = carver.used;
     }
     return most;
@@ -656,7 +656,7 @@ const char *ln_convolution_refuse_sparse(const linnet_mixer_settings *s) {
     const double combs = s->option[LN_CONVOLUTION_COMBS];
     if (!(combs >= 1) || combs > COMBS || combs != floor(combs))
         return "option[3], combs of frequencies that are kept, is a whole number from 1 to 64";
-    if (ln_wave_longest(s) > s->slots) return "sequences must not be longer than the filter's slots";
+    if (ln_mixer_longest(s) > s->slots) return "sequences must not be longer than the filter's slots";
     return ln_convolution_refuse(s);
 }
 
@@ -668,5 +668,5 @@ double ln_convolution_flops(const linnet_mixer_settings *s, linnet_mixer_form fo
     const double points = ldexp(1, w.levels), fresh = 2 * points - (double)(w.taps - 1);
     const double transforms = form == LINNET_MIXER_BACKWARD ? 4 : 2;
     const double block = points * (5 * w.levels * transforms + 6);
-    return columns * block * ceil((double)ln_wave_longest(s) / fresh) / (double)ln_wave_longest(s);
+    return columns * block * ceil((double)ln_mixer_longest(s) / fresh) / (double)ln_mixer_longest(s);
 }

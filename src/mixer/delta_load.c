@@ -11,17 +11,6 @@ static int64_t padded(int64_t extent) {
     return ln_ceil_div(extent, BLOCK) * BLOCK;
 }
 
-static int64_t longest(const linnet_mixer_settings *s) {
-    int64_t most = 0;
-    for (int64_t i = 0; i < s->sequences; i++) {
-        int64_t first, count;
-        ln_mixer_span(s, i, &first, &count);
-        most = ln_max_i64(most, count);
-        if (!s->offsets) break;
-    }
-    return most;
-}
-
 ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                                  const linnet_mixer_settings *settings, linnet_mixer_form form) {
     const ln_delta_row *row = mixer->core_row;
@@ -31,7 +20,7 @@ ln_delta_shape ln_delta_shape_of(const ln_mixer *mixer, const ln_kernels *kernel
                         .value = padded(settings->value_size),
                         .slices = 1};
     s.channel = row->decay && mixer->inputs[row->decay - 1].columns == LN_AXIS_KEY;
-    s.longest = longest(settings);
+    s.longest = ln_mixer_longest(settings);
     s.half = form != LINNET_MIXER_BACKWARD && kernels->tile.bf16.name && settings->type == LINNET_BF16 &&
              !settings->exact && s.longest * s.micro >= LN_DELTA_CHUNK_BF16;
     s.plain = s.half && !s.channel && !row->a;

@@ -200,29 +200,23 @@ static void carve_room(const laplace *c, room *r, ln_carver *carver, bool backwa
     r->other = ln_carve(carver, 2 * tokens, sizeof(entry));
 }
 
-static laplace open_call(const linnet_mixer_settings *s, bool backward, uint64_t *bytes) {
-    laplace c = {.s = s, .dimensions = (int)s->key_size, .width = s->value_size + 1};
-    for (int64_t i = 0; i < s->sequences; i++) {
-        int64_t first, count;
-        ln_mixer_span(s, i, &first, &count);
-        if (count > c.most) c.most = count;
-        if (!s->offsets) break;
-    }
+static laplace open_call(const linnet_mixer_settings *s, bool backward, ln_carver *room_bytes) {
+    laplace c = {.s = s, .dimensions = (int)s->key_size, .width = s->value_size + 1, .most = ln_mixer_longest(s)};
     room r;
     ln_carver carver = {0};
     carve_room(&c, &r, &carver, backward);
-    *bytes = carver.overflow ? UINT64_MAX / 1024 : carver.used;
-    c.room_floats = (int64_t)(*bytes / sizeof(float));
+    *room_bytes = carver;
+    c.room_floats = (int64_t)(carver.used / sizeof(float));
     return c;
 }
 
 uint64_t ln_laplace_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                               const linnet_mixer_settings *settings, linnet_mixer_form form) {
-    uint64_t bytes;
+    ln_carver carver;
     (void)mixer;
     (void)kernels;
-    open_call(settings, form == LINNET_MIXER_BACKWARD, &bytes);
-    return (uint64_t)threads * bytes;
+    open_call(settings, form == LINNET_MIXER_BACKWARD, &carver);
+    return ln_carved(&carver, threads);
 }
 
 static room room_of(const laplace *c, int worker, bool backward) {
@@ -264,8 +258,8 @@ static void forward_task(void *argument, int64_t task, int worker) {
 }
 
 void ln_laplace_forward(const ln_mixer_call *call) {
-    uint64_t bytes;
-    laplace c = open_call(call->settings, false, &bytes);
+    ln_carver carver;
+    laplace c = open_call(call->settings, false, &carver);
     c.call = call;
     ln_parallel(call->team, c.s->sequences * c.s->heads, forward_task, &c);
 }
@@ -327,8 +321,8 @@ static void backward_task(void *argument, int64_t task, int worker) {
 }
 
 void ln_laplace_backward(const ln_mixer_call *call) {
-    uint64_t bytes;
-    laplace c = open_call(call->settings, true, &bytes);
+    ln_carver carver;
+    laplace c = open_call(call->settings, true, &carver);
     c.call = call;
     ln_parallel(call->team, c.s->sequences * c.s->key_heads, backward_task, &c);
 }

@@ -56,9 +56,8 @@ uint64_t ln_mesa_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int
     (void)kernels;
     job j = describe(mixer, settings);
     ln_carver carver = {0};
-    uint64_t bytes;
     lay_out(&carver, &j, form);
-    return !carver.overflow && ln_multiply_u64(carver.used, (uint64_t)threads, &bytes) ? bytes : UINT64_MAX / 2;
+    return ln_carved(&carver, threads);
 }
 
 static job open_job(const ln_mixer_call *call, linnet_mixer_form form, int worker) {

@@ -15,7 +15,8 @@ static const ln_mixer *const families[] = {ln_rows_outer,  ln_rows_linear,  ln_r
                                            ln_rows_cell,   ln_rows_learner, ln_rows_wave};
 
 enum { FAMILIES = sizeof families / sizeof *families, CHUNK_UNIT = 16, CHUNK_MOST = 256 };
-static const int64_t EXTENT_MOST = (int64_t)1 << 24, TOKENS_MOST = (int64_t)1 << 40;
+static const int64_t HEADS_MOST = (int64_t)1 << 20, SIZE_MOST = (int64_t)1 << 20, SLOTS_MOST = (int64_t)1 << 24,
+                     TOGETHER_MOST = (int64_t)1 << 50, TOKENS_MOST = (int64_t)1 << 40, STATE_MOST = (int64_t)1 << 56;
 
 static const ln_mixer *row(int index) {
     for (int f = 0; f < FAMILIES; f++)
@@ -70,10 +71,17 @@ int64_t ln_axis_of(ln_axis axis, const linnet_mixer_settings *settings) {
     return 1;
 }
 
-/* Extents are at most 2^24: three of them and a factor do not overflow. */
+/* Together the extents are at most 2^50 (complete_shape): with a factor they do not overflow. */
 static int64_t extent(ln_axis rows, ln_axis columns, int64_t times, int64_t more,
                       const linnet_mixer_settings *settings) {
     return ln_axis_of(rows, settings) * ln_axis_of(columns, settings) * (times ? times : 1) + more;
+}
+
+int64_t ln_mixer_longest(const linnet_mixer_settings *s) {
+    int64_t longest = s->offsets ? 0 : s->tokens / s->sequences;
+    for (int64_t q = 0; s->offsets && q < s->sequences; q++)
+        longest = ln_max_i64(longest, s->offsets[q + 1] - s->offsets[q]);
+    return longest;
 }
 
 int64_t ln_mixer_columns(const ln_mixer_input *input, const linnet_mixer_settings *settings) {
@@ -97,11 +105,12 @@ static const char *complete_shape(linnet_mixer_settings *s, const ln_mixer *m) {
     if (s->value_size == 0) s->value_size = s->key_size;
     if (s->sequences == 0) s->sequences = 1;
     if (s->slots == 0) s->slots = m->slots ? m->slots : 1;
-    if (s->heads < 1 || s->heads > EXTENT_MOST || s->key_heads < 1 || s->heads % s->key_heads != 0)
-        return "heads must be from 1 to 2^24, and key_heads divide them";
-    if (s->key_size < 1 || s->key_size > EXTENT_MOST || s->value_size < 1 || s->value_size > EXTENT_MOST ||
-        s->slots < 1 || s->slots > EXTENT_MOST)
-        return "key_size, value_size and slots must be from 1 to 2^24";
+    if (s->heads < 1 || s->heads > HEADS_MOST || s->key_heads < 1 || s->heads % s->key_heads != 0)
+        return "heads must be from 1 to 2^20, and key_heads divide them";
+    if (s->key_size < 1 || s->key_size > SIZE_MOST || s->value_size < 1 || s->value_size > SIZE_MOST)
+        return "key_size and value_size must be from 1 to 2^20";
+    if (s->slots < 1 || s->slots > SLOTS_MOST || s->slots > TOGETHER_MOST / (s->key_size * s->value_size))
+        return "slots must be from 1 to 2^24, and 2^50 together with key_size and value_size";
     if (s->tokens < 0 || s->tokens > TOKENS_MOST || s->sequences < 0 || s->sequences > TOKENS_MOST)
         return "tokens and sequences must be from 0 to 2^40";
     if (!s->offsets && s->tokens % s->sequences != 0)
@@ -128,7 +137,9 @@ const char *ln_mixer_complete(linnet_mixer_settings *s, const ln_mixer **mixer) 
     if (s->normalise_keys != m->normalise_keys && !m->can_normalise_keys)
         return "this mixer cannot change `normalise_keys`";
     if (s->reverse && !m->reverse) return "this mixer does not run in reverse";
-    return m->refuse ? m->refuse(s) : NULL;
+    wrong = m->refuse ? m->refuse(s) : NULL;
+    if (wrong) return wrong;
+    return ln_mixer_head_floats(m, s) > STATE_MOST / s->heads ? "the state of a sequence would be too large" : NULL;
 }
 
 /* ---- where things lie ---- */

@@ -112,6 +112,8 @@ static inline void ln_mixer_span(const linnet_mixer_settings *s, int64_t sequenc
     *first = s->offsets ? s->offsets[sequence] : sequence * each;
     *count = s->offsets ? s->offsets[sequence + 1] - *first : each;
 }
+/* Tokens of the longest sequence. */
+int64_t ln_mixer_longest(const linnet_mixer_settings *settings);
 /* The head of queries and keys that a head of values reads. */
 static inline int64_t ln_mixer_key_head(const linnet_mixer_settings *s, int64_t head) {
     return s->tiled_heads ? head % s->key_heads : head / (s->heads / s->key_heads);

@@ -28,18 +28,8 @@ static int64_t round16(int64_t count) {
     return (count + 15) / 16 * 16;
 }
 
-int64_t ln_outer_longest(const linnet_mixer_settings *s) {
-    int64_t longest = 0;
-    for (int64_t i = 0; i < (s->offsets ? s->sequences : 1); i++) {
-        int64_t first, count;
-        ln_mixer_span(s, i, &first, &count);
-        longest = ln_max_i64(longest, count);
-    }
-    return longest;
-}
-
 int64_t ln_outer_chunk(const linnet_mixer_settings *s) {
-    return ln_min_i64(s->chunk ? s->chunk : CHUNK, round16(ln_max_i64(1, ln_outer_longest(s))));
+    return ln_min_i64(s->chunk ? s->chunk : CHUNK, round16(ln_max_i64(1, ln_mixer_longest(s))));
 }
 
 int64_t ln_outer_parameters(const ln_mixer *mixer, const linnet_mixer_settings *settings) {
@@ -123,7 +113,7 @@ uint64_t ln_outer_layout(ln_outer_work *w, const ln_mixer *mixer, const linnet_m
         h->value = TAKE(h->tokens / 2 * t->value_stride);
     }
     if (backward) {
-        const int64_t chunks = ln_ceil_div(ln_outer_longest(s), n), floats = t->features * t->value_stride + t->sides;
+        const int64_t chunks = ln_ceil_div(ln_mixer_longest(s), n), floats = t->features * t->value_stride + t->sides;
         w->group = chunks <= GROUP ? GROUP : (int64_t)sqrt((double)chunks) + 1;
         t->query_gradient = TAKE(keys);
         t->key_gradient = TAKE(keys);

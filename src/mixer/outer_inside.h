@@ -51,8 +51,6 @@ static inline const ln_outer_row *ln_outer_row_of(const ln_mixer *mixer) {
 }
 /* Tokens of a chunk. */
 int64_t ln_outer_chunk(const linnet_mixer_settings *settings);
-/* Tokens of the longest sequence. */
-int64_t ln_outer_longest(const linnet_mixer_settings *settings);
 /* Floats of the parameters of a head together. */
 int64_t ln_outer_parameters(const ln_mixer *mixer, const linnet_mixer_settings *settings);
 /* Lays out worker's room from `base` on; base NULL: only its size, in bytes. */

@@ -4,13 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-int64_t ln_mixer_longest(const linnet_mixer_settings *s) {
-    int64_t longest = s->offsets ? 0 : s->tokens / s->sequences;
-    for (int64_t q = 0; s->offsets && q < s->sequences; q++)
-        longest = ln_max_i64(longest, s->offsets[q + 1] - s->offsets[q]);
-    return longest;
-}
-
 static void copy_or_clear(float *to, const float *from, int64_t floats) {
     if (from)
         memmove(to, from, (size_t)floats * sizeof *to);

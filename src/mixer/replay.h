@@ -30,7 +30,4 @@ void ln_mixer_read_state(const ln_mixer_call *call, int64_t sequence, int64_t he
 /* The gradient of the state after its last token. */
 void ln_mixer_read_gradient(const ln_mixer_call *call, int64_t sequence, int64_t head, float *gradient);
 
-/* Tokens of the longest sequence. */
-int64_t ln_mixer_longest(const linnet_mixer_settings *settings);
-
 #endif

@@ -27,16 +27,6 @@ typedef struct room {
     float *states; /* [chunks][3 V], then of a chunk [CHUNK][3 V] */
 } room;
 
-static int64_t longest(const linnet_mixer_settings *s) {
-    int64_t most = 0;
-    for (int64_t q = 0; q < s->sequences; q++) {
-        int64_t first, count;
-        ln_mixer_span(s, q, &first, &count);
-        most = ln_max_i64(most, count);
-    }
-    return most;
-}
-
 static uint64_t lay_out(room *r, const linnet_mixer_settings *s, bool backward, unsigned char *base) {
     ln_carver carver = {.base = base};
     const uint64_t n = (uint64_t)s->value_size;
@@ -46,7 +36,7 @@ static uint64_t lay_out(room *r, const linnet_mixer_settings *s, bool backward, 
     r->e = ln_carve(&carver, n, EXPONENTIALS * sizeof(float));
     r->next = ln_carve(&carver, n, sizeof(float));
     if (backward) {
-        const int64_t chunks = ln_ceil_div(longest(s), CHUNK) + CHUNK;
+        const int64_t chunks = ln_ceil_div(ln_mixer_longest(s), CHUNK) + CHUNK;
         r->states = ln_carve(&carver, (uint64_t)chunks, 3 * n * sizeof(float));
     }
     return carver.overflow ? UINT64_MAX : carver.used;
@@ -211,7 +201,7 @@ static void backward_task(void *argument, int64_t task, int worker) {
         for (int64_t c = 0; c < n; c++) gradients[i][c] = of ? of[i * n + c] : 0;
     memset(r.ddecay, 0, (size_t)n * sizeof(float));
     memset(r.dbonus, 0, (size_t)n * sizeof(float));
-    float *within = r.states + ln_ceil_div(longest(s), CHUNK) * 3 * n;
+    float *within = r.states + ln_ceil_div(ln_mixer_longest(s), CHUNK) * 3 * n;
     for (int64_t at = 0; at < count; at += CHUNK, chunk++) {
         keep_state(&r, n, r.states + chunk * 3 * n, false);
         for (int64_t t = at; t < ln_min_i64(at + CHUNK, count); t++) {

@@ -227,14 +227,15 @@ static ln_scan_task task_of(const ln_mixer_call *call, bool backward, int64_t bl
                           .padded = padded_slots(call->kernels, s)};
 }
 
-static uint64_t worker_bytes(const ln_mixer *mixer, const ln_kernels *kernels, const linnet_mixer_settings *settings,
+/* Of one worker. */
+static ln_carver worker_room(const ln_mixer *mixer, const ln_kernels *kernels, const linnet_mixer_settings *settings,
                              int threads, bool backward) {
     const ln_mixer_call call = {.mixer = mixer, .kernels = kernels, .settings = settings};
     ln_scan_task task =
         task_of(&call, backward, 0, width_of(mixer->core_row, settings, threads, backward)); /* no other is larger */
     ln_carver carver = {0};
     lay_out(&task, &carver);
-    return carver.overflow ? UINT64_MAX / 4096 : carver.used;
+    return carver;
 }
 
 static uint64_t shared_bytes(const ln_mixer *mixer, const ln_kernels *kernels, const linnet_mixer_settings *settings,
@@ -248,8 +249,10 @@ static uint64_t shared_bytes(const ln_mixer *mixer, const ln_kernels *kernels, c
 uint64_t ln_scan_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
                            const linnet_mixer_settings *settings, linnet_mixer_form form) {
     const bool backward = form == LINNET_MIXER_BACKWARD;
-    return (uint64_t)threads * worker_bytes(mixer, kernels, settings, threads, backward) +
-           shared_bytes(mixer, kernels, settings, backward);
+    const ln_carver room = worker_room(mixer, kernels, settings, threads, backward);
+    uint64_t bytes;
+    return ln_add_u64(ln_carved(&room, threads), shared_bytes(mixer, kernels, settings, backward), &bytes) ? bytes
+                                                                                                           : UINT64_MAX;
 }
 
 /* Where the states that come out may be worked on in place: they lie as the task would keep them. */
@@ -318,7 +321,7 @@ static void run(const ln_mixer_call *call, bool backward) {
              .backward = backward,
              .each_sequence = !backward && units < 2 * threads,
              .width = width,
-             .worker_bytes = worker_bytes(call->mixer, call->kernels, s, threads, backward),
+             .worker_bytes = worker_room(call->mixer, call->kernels, s, threads, backward).used,
              .workers = (unsigned char *)call->workspace + shared,
              .shared = call->workspace};
     ln_parallel(call->team, units * (j.each_sequence ? s->sequences : 1), run_task, &j);

@@ -9,23 +9,13 @@
 
 enum { PIECE_MOST = 512, PIECE_LEAST = 64, PIECE_TOKENS = 2048, SPAN = 64 };
 
-static int64_t longest(const linnet_mixer_settings *s) {
-    int64_t most = 0;
-    for (int64_t q = 0; q < s->sequences; q++) {
-        int64_t first, count;
-        ln_mixer_span(s, q, &first, &count);
-        if (count > most) most = count;
-    }
-    return most;
-}
-
 /* Time steps of each sequence in a piece. */
 static int64_t piece_steps(const ln_staged *staged, const linnet_mixer_settings *s) {
     int64_t steps = PIECE_TOKENS / s->sequences;
     if (steps > PIECE_MOST) steps = PIECE_MOST;
     if (steps < PIECE_LEAST) steps = PIECE_LEAST;
     if (s->chunk) steps = 2 * s->chunk;
-    const int64_t most = longest(s);
+    const int64_t most = ln_mixer_longest(s);
     return staged->whole || steps > most ? most : steps;
 }
 
@@ -81,7 +71,7 @@ static layout lay_out(const ln_mixer_call *call, linnet_mixer_form form, int thr
     ln_stage *stage = &l.stage;
     if (staged->blocks) staged->blocks(s, stage->block);
     l.stage.steps = piece_steps(staged, s);
-    l.pieces = l.stage.steps ? ln_ceil_div(longest(s), l.stage.steps) : 0;
+    l.pieces = l.stage.steps ? ln_ceil_div(ln_mixer_longest(s), l.stage.steps) : 0;
     int64_t rooms[LN_ROOMS] = {0}, floats = 0;
     staged->rooms(s, form, ln_min_i64(l.stage.steps * s->sequences, s->tokens), rooms);
     ln_carver carver = {.base = call->workspace};

@@ -64,7 +64,7 @@ static void carve_room(const toeplitz *c, room *r, ln_carver *carver, bool backw
 static void lay_out(toeplitz *c, ln_carver *carver, const ln_kernels *kernels, ln_team *team, int threads, bool state,
                     linnet_mixer_form form) {
     const linnet_mixer_settings *s = c->s;
-    const int64_t tokens = ln_wave_longest(s);
+    const int64_t tokens = ln_mixer_longest(s);
     c->map = (int)s->option[0];
     c->keys = s->key_size;
     c->values = s->value_size;
@@ -101,7 +101,7 @@ uint64_t ln_toeplitz_workspace(const ln_mixer *mixer, const ln_kernels *kernels,
         toeplitz c = {.s = settings, .both = mixer->not_causal};
         ln_carver carver = {0};
         lay_out(&c, &carver, kernels, NULL, threads, state, form);
-        if (carver.overflow) return UINT64_MAX / 2;
+        if (carver.overflow) return UINT64_MAX;
         if (carver.used > most) most = carver.used;
     }
     return most;
@@ -582,7 +582,7 @@ double ln_toeplitz_flops(const linnet_mixer_settings *s, linnet_mixer_form form)
     ln_carver carver = {0};
     if (s->tokens == 0) return 0;
     lay_out(&c, &carver, NULL, NULL, 1, false, form);
-    const double transforms = form == LINNET_MIXER_BACKWARD ? 6 : 2, tokens = (double)ln_wave_longest(s);
+    const double transforms = form == LINNET_MIXER_BACKWARD ? 6 : 2, tokens = (double)ln_mixer_longest(s);
     const double blocks = ceil(tokens / (double)(c.positions - c.history));
     return keys * columns * blocks * (double)c.wave.points * (5 * c.wave.levels * transforms + 12) / tokens;
 }

@@ -8,17 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-int64_t ln_wave_longest(const linnet_mixer_settings *settings) {
-    int64_t most = 0;
-    for (int64_t i = 0; i < settings->sequences; i++) {
-        int64_t first, count;
-        ln_mixer_span(settings, i, &first, &count);
-        if (count > most) most = count;
-        if (!settings->offsets) break;
-    }
-    return most;
-}
-
 /* As measured on one processor; only ratios matter. */
 static double block_cycles(int levels) {
     return ldexp(2.8 * levels + (levels > LN_WAVE_ALONE ? 120 : 40), levels);

@@ -25,8 +25,6 @@ typedef struct ln_wave {
 
 enum { LN_WAVE_ALONE = 12 }; /* levels up to which there is one column */
 
-/* Tokens of the longest sequence. */
-int64_t ln_wave_longest(const linnet_mixer_settings *settings);
 /* Levels that make a convolution of so many tokens with so many taps cheapest, where every block of 2M positions begins
  * with taps - 1 that came before; and about what it costs, in cycles for 16 channels. */
 int ln_wave_levels(int64_t tokens, int64_t taps, double *cycles);
