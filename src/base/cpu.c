@@ -115,9 +115,14 @@ void ln_cpu_text(unsigned flags, char *text, size_t capacity) {
 }
 
 size_t ln_cpu_cache_bytes(void) {
-    long bytes = 0;
+    static _Atomic size_t known; /* asking takes a microsecond */
+    size_t bytes = known;
+    if (bytes > 0) return bytes;
+    bytes = (size_t)1 << 20;
 #ifdef _SC_LEVEL2_CACHE_SIZE
-    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    const long told = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (told > 0) bytes = (size_t)told;
 #endif
-    return bytes > 0 ? (size_t)bytes : (size_t)1 << 20;
+    known = bytes;
+    return bytes;
 }

@@ -334,11 +334,14 @@ bool linnet_mixer_input_of(const linnet_mixer_settings *settings, int index, lin
     return true;
 }
 
-int linnet_mixer_input_index(const char *mixer, const char *name) {
-    const ln_mixer *m = ln_mixer_find(mixer);
-    for (int k = 0; m && m->inputs[k].name; k++)
-        if (strcmp(m->inputs[k].name, name) == 0) return k;
+int ln_mixer_input_index(const ln_mixer *mixer, const char *name) {
+    for (int k = 0; mixer && mixer->inputs[k].name; k++)
+        if (strcmp(mixer->inputs[k].name, name) == 0) return k;
     return -1;
+}
+
+int linnet_mixer_input_index(const char *mixer, const char *name) {
+    return ln_mixer_input_index(ln_mixer_find(mixer), name);
 }
 
 int64_t linnet_mixer_state_floats(const linnet_mixer_settings *settings) {

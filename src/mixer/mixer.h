@@ -94,6 +94,8 @@ extern const ln_mixer ln_rows_outer[], ln_rows_linear[], ln_rows_gated[], ln_row
 /* ---- for the floors above: settings completed once, nothing checked when running ---- */
 
 const ln_mixer *ln_mixer_find(const char *name);
+/* Of an input of the row; -1: the row (which may be NULL) has none of the name. */
+int ln_mixer_input_index(const ln_mixer *mixer, const char *name);
 /* Completes settings in place; NULL, or what is wrong with them, for people. */
 const char *ln_mixer_complete(linnet_mixer_settings *settings, const ln_mixer **mixer);
 /* Of complete settings. */

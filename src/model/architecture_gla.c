@@ -45,11 +45,11 @@ static linnet_status write_keys(const ln_config *c, ln_key_writer *keys, double 
     ln_config_number(c, "expand_v", &value);
     ln_config_number(c, "hidden_ratio", &ratio);
     if (heads < 1) return LINNET_OK;
-    ln_config_whole(c, keys, "linear.key_length", (int64_t)(width * key / heads));
-    ln_config_whole(c, keys, "linear.value_length", (int64_t)(width * value / heads));
+    ln_config_size(c, keys, "linear.key_length", width * key / heads);
+    ln_config_size(c, keys, "linear.value_length", width * value / heads);
     /* Two thirds of the ratio, rounded up to 256, where the size is not said. */
     if (!ln_config_number(c, "intermediate_size", &columns)) columns = ceil(floor(width * ratio * 2 / 3) / 256) * 256;
-    ln_config_whole(c, keys, "feed_forward_length", (int64_t)columns);
+    ln_config_size(c, keys, "feed_forward_length", columns);
     return LINNET_OK;
 }
 
@@ -148,9 +148,9 @@ static linnet_status write_xlstm(const ln_config *c, ln_key_writer *keys) {
     ln_config_number(c, "ffn_proj_factor", &factor);
     ln_config_number(c, "ffn_round_up_to_multiple_of", &unit);
     if (!(heads >= 1) || !(unit >= 1)) return LINNET_OK;
-    ln_config_whole(c, keys, "linear.key_length", (int64_t)(floor(width * key) / heads));
-    ln_config_whole(c, keys, "linear.value_length", (int64_t)(floor(width * value) / heads));
-    ln_config_whole(c, keys, "feed_forward_length", (int64_t)(ceil(floor(width * factor) / unit) * unit));
+    ln_config_size(c, keys, "linear.key_length", floor(width * key) / heads);
+    ln_config_size(c, keys, "linear.value_length", floor(width * value) / heads);
+    ln_config_size(c, keys, "feed_forward_length", ceil(floor(width * factor) / unit) * unit);
     return LINNET_OK;
 }
 

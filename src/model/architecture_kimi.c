@@ -90,11 +90,11 @@ static linnet_status write_keys(const ln_config *c, ln_key_writer *keys) {
     ln_config_number(c, "qk_nope_head_dim", &plain);
     ln_config_number(c, "qk_rope_head_dim", &shared);
     ln_config_number(c, "kv_lora_rank", &rank);
-    ln_config_whole(c, keys, "kda.head_dim", (int64_t)number(own, "head_dim", size));
-    ln_config_whole(c, keys, "ssm.conv_kernel", (int64_t)number(own, "short_conv_kernel_size", taps));
-    ln_config_whole(c, keys, "attention.key_length_mla", (int64_t)(plain + shared));
-    ln_config_whole(c, keys, "attention.key_length", (int64_t)(rank + shared));
-    ln_config_whole(c, keys, "attention.value_length", (int64_t)rank);
+    ln_config_size(c, keys, "kda.head_dim", number(own, "head_dim", size));
+    ln_config_size(c, keys, "ssm.conv_kernel", number(own, "short_conv_kernel_size", taps));
+    ln_config_size(c, keys, "attention.key_length_mla", plain + shared);
+    ln_config_size(c, keys, "attention.key_length", rank + shared);
+    ln_config_size(c, keys, "attention.value_length", rank);
     ln_config_whole(c, keys, "expert_gating_func", 2);
     if (!(layers >= 1) || layers > LN_LAYERS_MOST) return LINNET_OK;
     int32_t heads[LN_LAYERS_MOST];

@@ -28,7 +28,7 @@ static int64_t write_common(const ln_config *config, ln_key_writer *keys) {
     ln_state_space_count(config, keys, "attention.head_count", 0);
     if (width >= 1 && width < 1 << 20 && expand > 0 && expand <= 64)
         ln_state_space_count(config, keys, "ssm.inner_size", (int64_t)(width * expand));
-    return (int64_t)width;
+    return width >= 1 && width < 1 << 20 ? (int64_t)width : 0;
 }
 
 static linnet_status write_mamba(const ln_config *config, ln_key_writer *keys) {

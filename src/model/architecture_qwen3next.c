@@ -44,14 +44,14 @@ static linnet_status write_keys(const ln_config *c, ln_key_writer *keys) {
     ln_config_number(c, "linear_num_value_heads", &heads);
     ln_config_number(c, "linear_value_head_dim", &size);
     ln_config_number(c, "num_hidden_layers", &layers);
-    ln_config_whole(c, keys, "ssm.inner_size", (int64_t)(heads * size));
+    ln_config_size(c, keys, "ssm.inner_size", heads * size);
     const json_t *rope = json_object_get(c->text, "rope_parameters");
     const json_t *said = json_object_get(rope, "partial_rotary_factor");
     if (json_is_number(said))
         factor = json_number_value(said);
     else
         ln_config_number(c, "partial_rotary_factor", &factor);
-    ln_config_whole(c, keys, "rope.dimension_count", (int64_t)(factor * (double)ln_config_head_size(c)));
+    ln_config_size(c, keys, "rope.dimension_count", factor * (double)ln_config_head_size(c));
     if (!ln_config_layer_type(c, 0) || !(layers >= 1) || layers > LN_LAYERS_MOST) return LINNET_OK;
     int32_t recurrent[LN_LAYERS_MOST];
     for (int64_t i = 0; i < (int64_t)layers; i++) {

@@ -73,7 +73,7 @@ static linnet_status write_keys6(const ln_config *c, ln_key_writer *keys) {
     double width = 0, columns = 0;
     ln_config_number(c, "hidden_size", &width);
     if (!ln_config_number(c, "intermediate_size", &columns)) columns = floor(width * 3.5 / 32) * 32;
-    ln_config_whole(c, keys, "feed_forward_length", (int64_t)columns);
+    ln_config_size(c, keys, "feed_forward_length", columns);
     /* The ranks, which the format names but the tensors say. */
     ln_config_whole(c, keys, "time_mix_extra_dim", width >= 4096 ? 64 : 32);
     ln_config_whole(c, keys, "time_decay_extra_dim", width >= 4096 ? 128 : 64);
@@ -145,7 +145,7 @@ static linnet_status write_keys7(const ln_config *c, ln_key_writer *keys) {
     double width = 0, columns = 0;
     ln_config_number(c, "hidden_size", &width);
     if (!ln_config_number(c, "intermediate_size", &columns)) columns = 4 * width;
-    ln_config_whole(c, keys, "feed_forward_length", (int64_t)columns);
+    ln_config_size(c, keys, "feed_forward_length", columns);
     ln_config_whole(c, keys, "context_length", 1 << 20);
     write_counts(c, keys);
     return LINNET_OK;

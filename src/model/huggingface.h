@@ -61,6 +61,8 @@ int64_t ln_config_head_size(const ln_config *config);
 const char *ln_config_name(const ln_config *config, const char *suffix, char *name);
 /* Writes that key, if the count is positive. */
 void ln_config_whole(const ln_config *config, ln_key_writer *keys, const char *suffix, int64_t count);
+/* The same of the whole part of what was computed from numbers of the file, which may be anything. */
+void ln_config_size(const ln_config *config, ln_key_writer *keys, const char *suffix, double size);
 void ln_config_float(const ln_config *config, ln_key_writer *keys, const char *suffix, double value);
 
 /* ---- names ---- */

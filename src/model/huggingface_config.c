@@ -119,6 +119,10 @@ void ln_config_whole(const ln_config *config, ln_key_writer *keys, const char *s
     if (count > 0) ln_write_integer(keys, ln_config_name(config, suffix, name), LN_U32, count);
 }
 
+void ln_config_size(const ln_config *config, ln_key_writer *keys, const char *suffix, double size) {
+    if (size >= 1 && size <= LARGEST_SIZE) ln_config_whole(config, keys, suffix, (int64_t)size);
+}
+
 void ln_config_float(const ln_config *config, ln_key_writer *keys, const char *suffix, double value) {
     char name[256];
     ln_write_float(keys, ln_config_name(config, suffix, name), value);

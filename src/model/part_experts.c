@@ -64,28 +64,11 @@ static linnet_status take_stack(linnet_model *model, int64_t i, const char *stem
                                 int64_t total, int64_t columns, int64_t count, ln_matrix *made) {
     char name[64];
     snprintf(name, sizeof name, "%.20s_exps.weight", stem);
-    const linnet_tensor_info *tensor = ln_take_find(model, i, name);
-    if (!tensor) {
-        for (int64_t e = 0; e < count; e++) {
-            snprintf(name, sizeof name, "%.20s.%lld.weight", stem, (long long)e);
-            LN_TRY(ln_take_rows(model, i, name, first, rows, total, columns, &made[e]));
-        }
-        return LINNET_OK;
+    if (ln_take_find(model, i, name)) return ln_take_stack(model, i, name, count, first, rows, total, columns, made);
+    for (int64_t e = 0; e < count; e++) {
+        snprintf(name, sizeof name, "%.20s.%lld.weight", stem, (long long)e);
+        LN_TRY(ln_take_rows(model, i, name, first, rows, total, columns, &made[e]));
     }
-    const uint64_t row_bytes = ln_format_bytes(tensor->type, columns);
-    if (tensor->dimensions > 3 || tensor->size[0] != columns || tensor->size[1] != total || tensor->size[2] != count ||
-        row_bytes == 0)
-        return ln_fail(model->context, LINNET_ERROR_FORMAT,
-                       "%s: tensor %s is [%lld, %lld, %lld] where the model's keys ask for [%lld, %lld, %lld]",
-                       model->file->path, tensor->name, (long long)tensor->size[2], (long long)tensor->size[1],
-                       (long long)tensor->size[0], (long long)count, (long long)total, (long long)columns);
-    if ((uintptr_t)tensor->data % (tensor->type == LINNET_F32 ? 4 : 2) != 0)
-        return ln_fail(model->context, LINNET_ERROR_FORMAT,
-                       "%s: tensor %s starts at an odd byte; convert the model to GGUF", model->file->path,
-                       tensor->name);
-    for (int64_t e = 0; e < count; e++)
-        made[e] = (ln_matrix){tensor->type, rows, columns,
-                              (const char *)tensor->data + (uint64_t)(e * total + first) * row_bytes};
     return LINNET_OK;
 }
 

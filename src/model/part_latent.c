@@ -56,21 +56,6 @@ linnet_status ln_latent_open(linnet_model *model) {
     return LINNET_OK;
 }
 
-/* A matrix of each head: `rows` rows of one tensor [heads, rows, columns]. */
-static linnet_status take_heads(linnet_model *model, int64_t i, const char *name, int64_t rows, int64_t columns,
-                                ln_matrix *made) {
-    const linnet_tensor_info *tensor = ln_take_find(model, i, name);
-    if (!tensor) return ln_take_missing(model, i, name);
-    const int64_t heads = model->hyper.heads;
-    const uint64_t bytes = ln_format_bytes(tensor->type, columns) * (uint64_t)rows;
-    if (tensor->dimensions > 3 || tensor->size[0] != columns || tensor->size[1] != rows || tensor->size[2] != heads ||
-        bytes == 0)
-        return ln_take_wrong(model, tensor, heads * rows, columns);
-    for (int64_t head = 0; head < heads; head++)
-        made[head] = (ln_matrix){tensor->type, rows, columns, (const char *)tensor->data + (uint64_t)head * bytes};
-    return LINNET_OK;
-}
-
 /* K and V of each head in turn in one matrix: K is transposed into a copy. */
 static linnet_status take_together(linnet_model *model, int64_t i, weights *w) {
     const sizes *s = w->size;
@@ -117,8 +102,8 @@ linnet_status ln_latent_take(linnet_model *model, int64_t i, ln_part *part) {
     LN_TRY(ln_take_vector(model, i, "attn_kv_a_norm.weight", s->rank, true, &w->norm));
     LN_TRY(ln_take_matrix(model, i, "attn_output.weight", h->width, h->heads * s->value, &w->output));
     if (ln_take_find(model, i, "attn_kv_b.weight")) return take_together(model, i, w);
-    LN_TRY(take_heads(model, i, "attn_k_b.weight", s->rank, s->plain, w->key));
-    return take_heads(model, i, "attn_v_b.weight", s->value, s->rank, w->value);
+    LN_TRY(ln_take_stack(model, i, "attn_k_b.weight", h->heads, 0, s->rank, s->rank, s->plain, w->key));
+    return ln_take_stack(model, i, "attn_v_b.weight", h->heads, 0, s->value, s->value, s->rank, w->value);
 }
 
 /* ---- room and cost ---- */

@@ -30,7 +30,7 @@ void ln_part_mixer_room(linnet_model *model, const ln_part_mixer *mixer, const l
 
 void ln_part_mixer_give(const ln_part_mixer *mixer, linnet_mixer_tensors *tensors, const char *name, const float *data,
                         int64_t stride, int64_t head_stride) {
-    const int input = linnet_mixer_input_index(mixer->mixer->name, name);
+    const int input = ln_mixer_input_index(mixer->mixer, name);
     if (input >= 0) tensors->input[input] = (linnet_tensor){(void *)(uintptr_t)data, stride, head_stride};
 }
 

@@ -90,21 +90,6 @@ static linnet_status take_low_rank(linnet_model *model, int64_t layer, const cha
     return bias ? take_values(model, layer, bias, 1, width, true, &made->bias) : LINNET_OK;
 }
 
-/* `count` matrices of one tensor [count, width, rank]. */
-static linnet_status take_stacked(linnet_model *model, int64_t layer, const char *name, int64_t count, int64_t rank,
-                                  ln_matrix *matrices) {
-    const int64_t width = model->hyper.width;
-    const linnet_tensor_info *tensor = ln_take_find(model, layer, name);
-    if (!tensor) return ln_take_missing(model, layer, name);
-    const uint64_t bytes = ln_format_bytes(tensor->type, rank) * (uint64_t)width;
-    if (tensor->dimensions != 3 || tensor->size[0] != rank || tensor->size[1] != width || tensor->size[2] != count ||
-        bytes == 0)
-        return ln_take_wrong(model, tensor, count * width, rank);
-    for (int64_t j = 0; j < count; j++)
-        matrices[j] = (ln_matrix){tensor->type, width, rank, (const char *)tensor->data + (uint64_t)j * bytes};
-    return LINNET_OK;
-}
-
 static linnet_status take_time(linnet_model *model, int64_t layer, const char *mixer, ln_part *part,
                                time_weights **weights) {
     const int64_t width = model->hyper.width;
@@ -146,7 +131,7 @@ linnet_status ln_rwkv6_time_take(linnet_model *model, int64_t layer, ln_part *pa
     const int64_t rank = in->dimensions == 2 ? in->size[1] / 5 : 0;
     if (rank < 1 || rank > RANK_MOST) return ln_take_wrong(model, in, 5 * rank, width);
     LN_TRY(take_matrix(model, layer, "time_mix_w1", 5 * rank, width, &made->lerp_in));
-    LN_TRY(take_stacked(model, layer, "time_mix_w2.weight", 5, rank, made->lerp_out));
+    LN_TRY(ln_take_stack(model, layer, "time_mix_w2.weight", 5, 0, width, width, rank, made->lerp_out));
     LN_TRY(take_matrix(model, layer, "time_mix_gate", width, width, &made->gate));
     LN_TRY(take_values(model, layer, "time_mix_first", made->heads, made->size, true, &made->bonus));
     return take_low_rank(model, layer, "time_mix_decay_w1", "time_mix_decay_w2", "time_mix_decay", &made->decay);

@@ -70,20 +70,32 @@ linnet_status ln_take_vector(linnet_model *model, int64_t layer, const char *nam
     return ln_take_values(model, layer, name, 1, n, required, vector);
 }
 
-linnet_status ln_take_rows(linnet_model *model, int64_t layer, const char *name, int64_t first, int64_t rows,
-                           int64_t total, int64_t columns, ln_matrix *matrix) {
+linnet_status ln_take_stack(linnet_model *model, int64_t layer, const char *name, int64_t count, int64_t first,
+                            int64_t rows, int64_t total, int64_t columns, ln_matrix *matrices) {
     const linnet_tensor_info *tensor = ln_take_find(model, layer, name);
     if (!tensor) return ln_take_missing(model, layer, name);
-    if (tensor->dimensions != 2 || tensor->size[0] != columns || tensor->size[1] != total)
-        return ln_take_wrong(model, tensor, total, columns);
     const uint64_t row_bytes = ln_format_bytes(tensor->type, columns);
-    if (row_bytes == 0) return ln_take_wrong(model, tensor, total, columns);
+    if (tensor->dimensions > 3 || tensor->size[0] != columns || tensor->size[1] != total || tensor->size[2] != count ||
+        row_bytes == 0) {
+        if (count == 1) return ln_take_wrong(model, tensor, total, columns);
+        return ln_fail(model->context, LINNET_ERROR_FORMAT,
+                       "%s: tensor %s is [%lld, %lld, %lld] where the model's keys ask for [%lld, %lld, %lld]",
+                       model->file->path, tensor->name, (long long)tensor->size[2], (long long)tensor->size[1],
+                       (long long)tensor->size[0], (long long)count, (long long)total, (long long)columns);
+    }
     if ((uintptr_t)tensor->data % (tensor->type == LINNET_F32 ? 4 : 2) != 0)
         return ln_fail(model->context, LINNET_ERROR_FORMAT,
                        "%s: tensor %s starts at an odd byte; convert the model to GGUF", model->file->path,
                        tensor->name);
-    *matrix = (ln_matrix){tensor->type, rows, columns, (const char *)tensor->data + (uint64_t)first * row_bytes};
+    for (int64_t i = 0; i < count; i++)
+        matrices[i] = (ln_matrix){tensor->type, rows, columns,
+                                  (const char *)tensor->data + (uint64_t)(i * total + first) * row_bytes};
     return LINNET_OK;
+}
+
+linnet_status ln_take_rows(linnet_model *model, int64_t layer, const char *name, int64_t first, int64_t rows,
+                           int64_t total, int64_t columns, ln_matrix *matrix) {
+    return ln_take_stack(model, layer, name, 1, first, rows, total, columns, matrix);
 }
 
 linnet_status ln_take_matrix(linnet_model *model, int64_t layer, const char *name, int64_t rows, int64_t columns,

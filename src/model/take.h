@@ -28,6 +28,9 @@ linnet_status ln_take_matrix(linnet_model *model, int64_t layer, const char *nam
 /* Rows first .. first + rows - 1 of a matrix that has `total` rows. */
 linnet_status ln_take_rows(linnet_model *model, int64_t layer, const char *name, int64_t first, int64_t rows,
                            int64_t total, int64_t columns, ln_matrix *matrix);
+/* The same of each of `count` matrices in one tensor. */
+linnet_status ln_take_stack(linnet_model *model, int64_t layer, const char *name, int64_t count, int64_t first,
+                            int64_t rows, int64_t total, int64_t columns, ln_matrix *matrices);
 /* NAME.weight, or NAME alone, [width of the model] and, where the file has it, NAME.bias, with which the mean is taken
  * off. */
 linnet_status ln_take_norm(linnet_model *model, int64_t layer, const char *name, bool required, ln_norm *norm);
