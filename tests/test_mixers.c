@@ -485,8 +485,9 @@ static void check_ragged(const mixer_oracle *oracle) {
         solve_case(&c);
         check(&c, 3, 2, 0);
         close_case(&c);
-        break;
+        return;
     }
+    fail_msg("%s: no shape of the oracle takes ragged sequences", oracle->name);
 }
 
 static void check_pool(const mixer_oracle *oracle) {
@@ -536,6 +537,7 @@ static void check_reverse(const mixer_oracle *oracle) {
 }
 
 static void check_bf16(const mixer_oracle *oracle) {
+    int runs = 0;
     for (int which = 0; which < 2; which++) {
         instance c;
         linnet_mixer_settings s;
@@ -549,7 +551,9 @@ static void check_bf16(const mixer_oracle *oracle) {
         solve_case(&c);
         check(&c, 3, 2, which ? 4 : 0);
         close_case(&c);
+        runs++;
     }
+    assert_true(runs > 0);
 }
 
 /* A NaN in one token of one head of the values changes no other head and no other sequence. */
@@ -579,6 +583,7 @@ static void check_lanes(const mixer_oracle *oracle) {
         close_case(&c);
         return;
     }
+    fail_msg("%s: no shape of the oracle has two heads and two sequences", oracle->name);
 }
 
 /* Three tokens 2^31 elements apart. */
@@ -712,6 +717,7 @@ static void check_gradients_of(instance *c) {
 
 static void check_gradients(const mixer_oracle *oracle) {
     static const int64_t offsets[] = {0, 22, 22, 23, 60};
+    int runs = 0;
     for (int which = 0; which < 3; which++)
         for (int variant = 0; variant <= oracle->variants; variant++) {
             if (oracle->surrogate && variant >= oracle->surrogate) continue;
@@ -725,7 +731,9 @@ static void check_gradients(const mixer_oracle *oracle) {
             if (!open_case(oracle, s, which == 2 ? HARD_GATES : GENTLE, true, (uint64_t)(81 + which), &c)) continue;
             if (c.mixer->backward) check_gradients_of(&c);
             close_case(&c);
+            runs++;
         }
+    assert_true(runs > 0);
 }
 
 /* Every input that may be left out, left out. */
