@@ -17,8 +17,10 @@ static const suite *const SUITES[] = {CHECK_SUITES NULL};
 
 #ifdef LN_CUDA_EMULATED
 static const double LARGEST = 3e7;
+static const char SKIPPED[] = " as too large for the emulator";
 #else
 static const double LARGEST = INFINITY;
+static const char SKIPPED[] = " for want of a GPU";
 #endif
 
 static int usage(void) {
@@ -84,6 +86,6 @@ int main(int count, char **words) {
     printf("seed %llu\n", (unsigned long long)check_seed);
     run_suites(suites, bench, &options);
     printf("%d checks, %d failed, %d GPU cases skipped%s\n", check_count, check_failures, check_skipped,
-           check_skipped ? " for want of a GPU" : "");
+           check_skipped ? SKIPPED : "");
     return check_failures ? 1 : 0;
 }

@@ -108,6 +108,22 @@ static __device__ __forceinline__ void add_product_tf32(float *sum, const uint32
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
 
+/* ---- between blocks ---- */
+
+/* A flag or ticket in device memory: what was written before the release is seen after the acquire that reads it. */
+static __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
+    unsigned value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+static __device__ __forceinline__ void store_release(unsigned *to, unsigned value) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+/* In every loop that polls memory: lets others run. */
+static __device__ __forceinline__ void spin_pause() {
+    __nanosleep(32);
+}
+
 } // namespace ln
 
 #endif

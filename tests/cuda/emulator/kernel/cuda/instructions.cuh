@@ -1,0 +1,76 @@
+/* The instructions of src/kernel/cuda/instructions.cuh, emulated. */
+#ifndef LN_KERNEL_CUDA_INSTRUCTIONS_CUH
+#define LN_KERNEL_CUDA_INSTRUCTIONS_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <math_constants.h>
+#include <stdint.h>
+
+namespace ln {
+
+static inline char *block_memory() {
+    return ln_emulator::block_memory();
+}
+static inline uint32_t shared_address(const void *pointer) {
+    return ln_emulator::shared_address(pointer);
+}
+
+static inline float flushed(float x) {
+    return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
+}
+static inline float exponential(float x) {
+    return flushed(exp2f(flushed(x)));
+}
+static inline float reciprocal(float x) {
+    return flushed(1 / flushed(x));
+}
+static inline uint32_t pack(float low, float high) {
+    return ln_emulator::bf16_of(low) | (uint32_t)ln_emulator::bf16_of(high) << 16;
+}
+static inline uint32_t pack_half(float low, float high) {
+    return ln_emulator::f16_of(low) | (uint32_t)ln_emulator::f16_of(high) << 16;
+}
+
+static inline void copy_piece(void *to, const void *from, bool inside) {
+    ln_emulator::copy_piece(to, from, 16, inside ? 16 : 0);
+}
+static inline void copies_commit() {
+    ln_emulator::copies_commit();
+}
+template <int LEFT> static inline void copies_wait() {
+    ln_emulator::copies_wait(LEFT);
+}
+
+template <bool TURN> static inline void load_matrices(uint32_t (&part)[4], const void *from) {
+    ln_emulator::load_matrices(part, 4, from, TURN);
+}
+template <bool TURN> static inline void store_matrices(void *to, const uint32_t (&part)[4]) {
+    ln_emulator::store_matrices(to, part, 4, TURN);
+}
+
+static inline void add_product(float *sum, const uint32_t *left, const uint32_t *right) {
+    ln_emulator::add_product(sum, left, right, ln_emulator::BF16);
+}
+static inline void add_product_half(float *sum, const uint32_t *left, const uint32_t *right) {
+    ln_emulator::add_product(sum, left, right, ln_emulator::F16);
+}
+static inline void add_product_tf32(float *sum, const uint32_t *left, const uint32_t *right) {
+    ln_emulator::add_product(sum, left, right, ln_emulator::TF32);
+}
+
+static inline unsigned load_acquire(const unsigned *from) {
+    ln_emulator::maybe_yield();
+    return *(const volatile unsigned *)from;
+}
+static inline void store_release(unsigned *to, unsigned value) {
+    *(volatile unsigned *)to = value;
+    ln_emulator::maybe_yield();
+}
+static inline void spin_pause() {
+    ln_emulator::spin();
+}
+
+} // namespace ln
+
+#endif
