@@ -89,6 +89,7 @@ CUresult encode_tiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t ran
 enum element_kind { BF16, F16, TF32 };
 void load_matrices(uint32_t *part, int count, const void *from, bool turn);
 void store_matrices(void *to, const uint32_t *part, int count, bool turn);
+uint32_t transpose_matrix(uint32_t part);
 /* sums (16 x 8) += left (16 x 16; tf32: 16 x 8) * right. */
 void add_product(float *sum, const uint32_t *left, const uint32_t *right, element_kind kind);
 

@@ -107,6 +107,22 @@ void store_matrices(void *to, const uint32_t *part, int count, bool turn) {
     warp_meet(~0u, "store_matrices", &m, store_all);
 }
 
+uint32_t transpose_matrix(uint32_t part) {
+    uint32_t turned, *both[2] = {&part, &turned};
+    warp_meet(~0u, "transpose_matrix", both, [](void *const *brought, uint32_t) {
+        for (int lane = 0; lane < 32; lane++) {
+            uint32_t word = 0;
+            for (int c = 0; c < 2; c++) {
+                const int row = lane / 4, column = lane % 4 * 2 + c; /* of the result */
+                const uint32_t *from = ((uint32_t *const *)brought[column * 4 + row / 2])[0];
+                word |= (*from >> row % 2 * 16 & 0xffff) << 16 * c;
+            }
+            *((uint32_t *const *)brought[lane])[1] = word;
+        }
+    });
+    return turned;
+}
+
 /* ---- products of a warp ---- */
 
 struct warp_product {

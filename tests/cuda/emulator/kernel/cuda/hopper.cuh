@@ -50,6 +50,24 @@ static inline void copy_box(void *to, const CUtensorMap *map, uint64_t *barrier,
     ln_emulator::engine_load(to, map, barrier, coordinates, 3);
 }
 
+static inline void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
+    ln_emulator::engine_load_bytes(to, from, bytes, barrier);
+}
+
+/* ---- sums that several blocks add to in a fixed order ---- */
+
+static inline void add_four(float *to, float4 more) {
+    if ((uintptr_t)to % 16) ln_emulator::fail("add_four at %p", (void *)to);
+    to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
+}
+static inline void turn_await(const int *counter, int value) {
+    while (*(const volatile int *)counter != value) ln_emulator::spin();
+}
+static inline void turn_set(int *counter, int value) {
+    *(volatile int *)counter = value;
+    ln_emulator::maybe_yield();
+}
+
 /* ---- products of a warp group ---- */
 
 template <int COLUMNS> struct panel { static constexpr int columns = COLUMNS % 64 == 0 ? 64 : 32; };
@@ -83,14 +101,19 @@ static inline void load_left(uint32_t (&left)[COLUMNS / 4], const void *tile, in
 template <int N> static inline void hold(float (&)[N]) {}
 template <int N> static inline void hold(uint32_t (&)[N]) {}
 
-template <int N> struct product {
+template <int N, bool HALF = false> struct product {
     static_assert(N % 8 == 0 && N >= 8 && N <= 256, "the instruction has no such width");
+    static constexpr ln_emulator::element_kind kind = HALF ? ln_emulator::F16 : ln_emulator::BF16;
     template <bool ADD> static inline void shared(float (&s)[N / 2], uint64_t left, uint64_t right) {
-        ln_emulator::products_start({s, NULL, left, right, N, ln_emulator::BF16, ADD, false, false});
+        ln_emulator::products_start({s, NULL, left, right, N, kind, ADD, false, false});
+    }
+    template <bool ADD, bool LEFT_TURNED, bool RIGHT_TURNED>
+    static inline void turned(float (&s)[N / 2], uint64_t left, uint64_t right) {
+        ln_emulator::products_start({s, NULL, left, right, N, kind, ADD, LEFT_TURNED, RIGHT_TURNED});
     }
     template <bool ADD, bool TURNED>
     static inline void registers(float (&s)[N / 2], const uint32_t *left, uint64_t right) {
-        ln_emulator::products_start({s, left, 0, right, N, ln_emulator::BF16, ADD, false, TURNED});
+        ln_emulator::products_start({s, left, 0, right, N, kind, ADD, false, TURNED});
     }
 };
 

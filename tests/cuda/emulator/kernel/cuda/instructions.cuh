@@ -31,9 +31,19 @@ static inline uint32_t pack(float low, float high) {
 static inline uint32_t pack_half(float low, float high) {
     return ln_emulator::f16_of(low) | (uint32_t)ln_emulator::f16_of(high) << 16;
 }
+template <bool HALF> static inline uint32_t pack_as(float low, float high) {
+    return HALF ? pack_half(low, high) : pack(low, high);
+}
+static inline uint32_t tf32_of(float x) {
+    const uint32_t bits = __float_as_uint(x);
+    return isfinite(x) ? (bits + 0x1000) & ~UINT32_C(0x1fff) : bits;
+}
 
 static inline void copy_piece(void *to, const void *from, bool inside) {
     ln_emulator::copy_piece(to, from, 16, inside ? 16 : 0);
+}
+static inline void copy_half_piece(void *to, const void *from, bool inside) {
+    ln_emulator::copy_piece(to, from, 8, inside ? 8 : 0);
 }
 static inline void copies_commit() {
     ln_emulator::copies_commit();
@@ -49,6 +59,10 @@ template <bool TURN> static inline void store_matrices(void *to, const uint32_t 
     ln_emulator::store_matrices(to, part, 4, TURN);
 }
 
+static inline uint32_t transpose_matrix(uint32_t part) {
+    return ln_emulator::transpose_matrix(part);
+}
+
 static inline void add_product(float *sum, const uint32_t *left, const uint32_t *right) {
     ln_emulator::add_product(sum, left, right, ln_emulator::BF16);
 }
@@ -57,6 +71,10 @@ static inline void add_product_half(float *sum, const uint32_t *left, const uint
 }
 static inline void add_product_tf32(float *sum, const uint32_t *left, const uint32_t *right) {
     ln_emulator::add_product(sum, left, right, ln_emulator::TF32);
+}
+
+template <bool HALF> static inline void add_product_as(float *sum, const uint32_t *left, const uint32_t *right) {
+    ln_emulator::add_product(sum, left, right, HALF ? ln_emulator::F16 : ln_emulator::BF16);
 }
 
 static inline unsigned load_acquire(const unsigned *from) {
