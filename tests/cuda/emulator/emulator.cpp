@@ -2,6 +2,7 @@
 #include "emulator.h"
 
 #include <condition_variable>
+#include <link.h>
 #include <mutex>
 #include <signal.h>
 #include <stdarg.h>
@@ -24,6 +25,9 @@
 #if __has_feature(address_sanitizer)
 #define LN_ADDRESS_SANITIZER 1
 #endif
+#endif
+#if defined(LN_ADDRESS_SANITIZER) || defined(__SANITIZE_THREAD__)
+#define LN_SANITIZED 1
 #endif
 #ifdef LN_ADDRESS_SANITIZER
 #include <sanitizer/asan_interface.h>
@@ -144,14 +148,16 @@ enum { GUARD = 4096 * 16 };
 struct slot {
     char *stacks;
     int stack_count;
-    char *memory; /* MEMORY_MOST bytes and a page */
+    char *memory, *seen; /* MEMORY_MOST bytes and a page */
     std::thread thread;
     std::condition_variable turn;
     bool finished;
 };
 
-static std::vector<slot *> slots;
+static std::vector<slot *> &slots = *new std::vector<slot *>(); /* never destroyed: reachable at the end */
 static __thread block *here;
+static __thread slot *own_slot;
+static __thread uint64_t fruitless; /* turns of threads that poll */
 static __thread void *scheduler_stack;
 #ifdef LN_ADDRESS_SANITIZER
 static __thread void *scheduler_fake;
@@ -167,7 +173,8 @@ static char *stack_of(slot *s, int index) {
 static void slot_fit(slot *s, int threads) {
     if (!s->memory) {
         s->memory = (char *)mmap(NULL, 256 << 10, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (s->memory == MAP_FAILED) fail("no memory for a block");
+        s->seen = (char *)malloc(256 << 10);
+        if (s->memory == MAP_FAILED || !s->seen) fail("no memory for a block");
     }
     if (s->stack_count >= threads) return;
     if (s->stacks) munmap(s->stacks, (size_t)s->stack_count * (STACK + GUARD));
@@ -432,6 +439,27 @@ block *running_block() {
 
 /* ---- a block ---- */
 
+/* __shared__ variables are thread-local ones of this program, which the emulator's own lie among. */
+static int poison_module(struct dl_phdr_info *module, size_t, void *) {
+    for (int i = 0; i < module->dlpi_phnum; i++)
+        if (module->dlpi_phdr[i].p_type == PT_TLS && module->dlpi_tls_data)
+            memset(module->dlpi_tls_data, 0xff, module->dlpi_phdr[i].p_memsz);
+    return 1; /* the first module is the program */
+}
+static void poison_variables() {
+#ifndef LN_SANITIZED
+    const uint3 index = block_index;
+    block *const b = here;
+    slot *const s = own_slot;
+    dl_iterate_phdr(poison_module, NULL);
+    block_index = index;
+    here = b;
+    own_slot = s;
+    running = NULL;
+    fruitless = 0;
+#endif
+}
+
 static void block_open(block *b, slot *s, const std::function<void()> *thread, int shared_bytes) {
     const int threads = (int)(block_size.x * block_size.y * block_size.z);
     slot_fit(s, threads);
@@ -439,14 +467,17 @@ static void block_open(block *b, slot *s, const std::function<void()> *thread, i
     b->thread = thread;
     b->threads = b->live = threads;
     b->memory = s->memory;
+    b->seen = s->seen;
     b->shared_bytes = shared_bytes;
 #ifdef LN_ADDRESS_SANITIZER
     __asan_unpoison_memory_region(s->memory, MEMORY_MOST + 4096);
 #endif
     memset(b->memory, 0xff, MEMORY_MOST + 4096);
+    memset(b->seen, 0xff, MEMORY_MOST + 4096);
 #ifdef LN_ADDRESS_SANITIZER
     __asan_poison_memory_region(s->memory + shared_bytes, (size_t)(MEMORY_MOST + 4096 - shared_bytes));
 #endif
+    poison_variables();
     b->fibers.resize((size_t)threads);
     for (int i = 0; i < threads; i++) {
         thread_state *t = &b->fibers[(size_t)i];
@@ -484,7 +515,7 @@ static int random_bit(uint32_t set) {
 
 /* Of one warp until it waits, mostly: then of another. */
 static thread_state *choose(int *warp, int *turn) {
-    if (!(here->ready_warps >> *warp & 1) || random_next() % 256 == 0) {
+    if (!(here->ready_warps >> *warp & 1) || random_next() % 64 == 0) {
         *warp = random_bit(here->ready_warps);
         *turn = (int)(random_next() % 32);
     }
@@ -493,7 +524,6 @@ static thread_state *choose(int *warp, int *turn) {
 }
 
 static bool pass_turn(); /* to another block; false: there is none */
-static __thread uint64_t fruitless;
 
 static void run_block() {
     int warp = 0, turn = 0;
@@ -537,7 +567,6 @@ struct grid_state {
     slot *holder;
 };
 static grid_state grid;
-static __thread slot *own_slot;
 
 static void slot_main(slot *s);
 
