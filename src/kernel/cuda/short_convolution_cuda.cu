@@ -8,7 +8,7 @@
 
 #include "kernel/cuda/short_convolution_table.h"
 
-enum { ALIGN = 256, TIME_MOST = 64, TIME_LEAST = 8, GRADIENT_TIME = 256, THREADS_WANTED = 1024 };
+static const int64_t ALIGN = 256, TIME_MOST = 64, TIME_LEAST = 8, GRADIENT_TIME = 256, THREADS_WANTED = 1024;
 
 /* ---- plan ---- */
 

@@ -92,7 +92,7 @@ static __device__ __forceinline__ void keep_state(const convolution_run &run, co
 }
 
 template <int TAPS>
-static __global__ void __launch_bounds__(CONVOLUTION_THREADS)
+static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS <= 4 ? 4 : 2)
     short_convolution_forward(const __grid_constant__ convolution_run run) {
     constexpr int tokens = CONVOLUTION_TOKENS;
     lane_of_channels<TAPS, 8> lane;
@@ -179,7 +179,7 @@ static __device__ __forceinline__ float silu_slope(float sum, const float (&weig
 }
 
 template <int TAPS>
-static __global__ void __launch_bounds__(CONVOLUTION_THREADS)
+static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS <= 4 ? 4 : 2)
     short_convolution_backward(const __grid_constant__ convolution_run run) {
     constexpr int tokens = CONVOLUTION_TOKENS;
     lane_of_channels<TAPS, 4> lane;
