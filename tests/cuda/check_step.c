@@ -118,7 +118,7 @@ static void problem_open(problem *p, const work *w, tensor_make *make) {
     }
     if (w->strange) {
         tensor_set(&p->input[VALUE], 0, 1, 3, NAN);
-        tensor_set(&p->state_in, 1, 0, 5, INFINITY);
+        tensor_set(&p->state_in, 1, 0, 5, NAN);
         tensor_send(&p->input[VALUE]);
         tensor_send(&p->state_in);
     }
