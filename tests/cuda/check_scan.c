@@ -80,7 +80,7 @@ static void problem_open(problem *p, const work *w, tensor_make *make) {
             ((float *)rate->host)[i] = -16 * (float)(random_uniform() * random_uniform() * random_uniform());
         if (w->strange) {
             tensor_set(&p->input[VALUE], p->batch.offsets[1] + 3, 0, 3, NAN);
-            tensor_set(&p->input[VALUE], p->batch.offsets[1] + 9, 0, 17, INFINITY);
+            tensor_set(&p->input[VALUE], p->batch.offsets[1] + 9, 0, 17, NAN);
             tensor_send(&p->input[VALUE]);
         }
         tensor_send(step);

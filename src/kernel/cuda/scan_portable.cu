@@ -14,12 +14,14 @@ namespace ln {
 
 using scan_run = ln_cuda_scan_run;
 
-enum { SCAN_THREADS = 128 };
-static constexpr float LOG2_E = 1.442695041f;
+enum { SCAN_THREADS = 128, SCAN_TOKENS = 8 };
+static constexpr float LOG2_E = 1.442695041f, LN_2 = 0.6931471806f;
 
-/* log(1 + e^x) without overflow, and with all digits where e^x is small. */
+/* log(1 + e^x) without overflow. Where e^x is small a logarithm would lose digits: five terms of its series do not. */
 static __device__ __forceinline__ float softplus(float x) {
-    return fmaxf(x, 0.0f) + log1pf(exponential(-LOG2_E * fabsf(x)));
+    const float small = exponential(-LOG2_E * fabsf(x));
+    const float series = small * (1 + small * (-0.5f + small * (0.33333333f + small * (-0.25f + small * 0.2f))));
+    return fmaxf(x, 0.0f) + (small < 0.06f ? series : LN_2 * __log2f(1 + small));
 }
 
 static __device__ __forceinline__ int64_t scan_slot(const scan_run &run, int sequence) {
@@ -50,7 +52,8 @@ static __device__ __forceinline__ int64_t scan_place(const scan_run &run, const 
 }
 
 template <int STATES, int LANES> struct scan_tile {
-    static constexpr int slots = STATES * LANES, channels = SCAN_THREADS / LANES, time = 8 * SCAN_THREADS / channels;
+    static constexpr int slots = STATES * LANES, channels = SCAN_THREADS / LANES,
+                         time = channels > 32 ? 32 : 1024 / channels;
     static constexpr int pieces = 2 * time * slots / 8, rounds = (pieces + SCAN_THREADS - 1) / SCAN_THREADS;
 
     /* In shared memory. */
@@ -58,22 +61,26 @@ template <int STATES, int LANES> struct scan_tile {
         float2 input[time][channels + 2]; /* step log2(e), step value; then the output and no more */
         float read[2][time][slots];       /* keys, queries */
     };
-    /* What a thread loads: eight channels of a token, and pieces of eight keys or queries. */
-    float step[8];
-    uint4 value, read[rounds];
+    static constexpr int shares = time * channels / 8 / SCAN_THREADS;
+    /* What a thread loads: shares of eight channels of a token, and pieces of eight keys or queries. */
+    float step[shares][8];
+    uint4 value[shares], read[rounds];
 
-    static __device__ __forceinline__ int row() { return threadIdx.x / (channels / 8); }
+    /* Of a share. */
+    static __device__ __forceinline__ int row(int i) { return (threadIdx.x + i * SCAN_THREADS) / (channels / 8); }
     static __device__ __forceinline__ int column() { return threadIdx.x % (channels / 8) * 8; }
     __device__ __forceinline__ void load(const scan_run &run, const scan_channels &at, int begin) {
         const ln_cuda_scan_tensors &t = run.tensors;
-        value = make_uint4(0, 0, 0, 0);
 #pragma unroll
-        for (int c = 0; c < 8; c++) step[c] = 0;
-        if (begin + row() < at.sequence.count && column() < at.count) {
-            const int64_t token = at.sequence.token + begin + row();
+        for (int i = 0; i < shares; i++) {
+            value[i] = make_uint4(0, 0, 0, 0);
+#pragma unroll
+            for (int c = 0; c < 8; c++) step[i][c] = 0;
+            if (begin + row(i) >= at.sequence.count || column() >= at.count) continue;
+            const int64_t token = at.sequence.token + begin + row(i);
             const int channel = at.first + column();
-            value = *(const uint4 *)((const __nv_bfloat16 *)t.value.data + scan_place(run, t.value, token, channel));
-            load_floats(step, (const float *)t.step.data + scan_place(run, t.step, token, channel));
+            value[i] = *(const uint4 *)((const __nv_bfloat16 *)t.value.data + scan_place(run, t.value, token, channel));
+            load_floats(step[i], (const float *)t.step.data + scan_place(run, t.step, token, channel));
         }
 #pragma unroll
         for (int i = 0; i < rounds; i++) {
@@ -88,11 +95,15 @@ template <int STATES, int LANES> struct scan_tile {
     }
     __device__ __forceinline__ void put(memory &to, bool smooth) const {
         float x[8];
-        widen(x, value);
 #pragma unroll
-        for (int c = 0; c < 8; c += 2) {
-            const float one = smooth ? softplus(step[c]) : step[c], two = smooth ? softplus(step[c + 1]) : step[c + 1];
-            *(float4 *)&to.input[row()][column() + c] = make_float4(one, one * x[c], two, two * x[c + 1]);
+        for (int i = 0; i < shares; i++) {
+            widen(x, value[i]);
+#pragma unroll
+            for (int c = 0; c < 8; c += 2) {
+                const float one = smooth ? softplus(step[i][c]) : step[i][c],
+                            two = smooth ? softplus(step[i][c + 1]) : step[i][c + 1];
+                *(float4 *)&to.input[row(i)][column() + c] = make_float4(one, one * x[c], two, two * x[c + 1]);
+            }
         }
 #pragma unroll
         for (int i = 0; i < rounds; i++) {
@@ -113,26 +124,9 @@ template <int COUNT> static __device__ __forceinline__ void load_states(float (&
     }
 }
 
-/* LANES tokens from `t` on; those from `end` on leave the states as they are. */
-template <int STATES, int LANES, bool WHOLE>
-static __device__ __forceinline__ void scan_tokens(typename scan_tile<STATES, LANES>::memory &memory, int t, int end,
-                                                   const float (&rate)[STATES], float (&state)[STATES]) {
-    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES;
-    float sum[LANES];
-#pragma unroll
-    for (int j = 0; j < LANES; j++) {
-        sum[j] = 0;
-        if (!WHOLE && t + j >= end) continue;
-        const float2 input = memory.input[t + j][channel];
-        float key[STATES], query[STATES];
-        load_states(key, &memory.read[0][t + j][lane * STATES]);
-        load_states(query, &memory.read[1][t + j][lane * STATES]);
-#pragma unroll
-        for (int n = 0; n < STATES; n++) {
-            state[n] = exponential(input.x * rate[n]) * state[n] + input.y * key[n];
-            sum[j] += query[n] * state[n];
-        }
-    }
+/* Sums of LANES tokens over the lanes of a channel; a lane ends with that of the token of its number. */
+template <int LANES> static __device__ __forceinline__ float add_lanes(float (&sum)[LANES]) {
+    const int lane = threadIdx.x % LANES;
 #pragma unroll
     for (int half = LANES / 2; half; half /= 2) {
         const bool upper = lane & half;
@@ -142,23 +136,54 @@ static __device__ __forceinline__ void scan_tokens(typename scan_tile<STATES, LA
             sum[j] = mine + __shfl_xor_sync(0xffffffffu, other, half);
         }
     }
-    memory.input[t + lane][channel].x = sum[0]; /* all lanes of the channel have read what lay there: they are summed */
+    return sum[0];
+}
+
+/* SCAN_TOKENS tokens from `t` on; those from `end` on leave the states as they are. */
+template <int STATES, int LANES, bool WHOLE>
+static __device__ __forceinline__ void scan_tokens(typename scan_tile<STATES, LANES>::memory &memory, int t, int end,
+                                                   const float (&rate)[STATES], float (&state)[STATES]) {
+    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES;
+#pragma unroll
+    for (int first = 0; first < SCAN_TOKENS; first += LANES) {
+        float sum[LANES];
+#pragma unroll
+        for (int j = 0; j < LANES; j++) {
+            float part[2] = {};
+            const int token = t + first + j;
+            if (WHOLE || token < end) {
+                const float2 input = memory.input[token][channel];
+                float key[STATES], query[STATES];
+                load_states(key, &memory.read[0][token][lane * STATES]);
+                load_states(query, &memory.read[1][token][lane * STATES]);
+#pragma unroll
+                for (int n = 0; n < STATES; n++) {
+                    state[n] = exponential(input.x * rate[n]) * state[n] + input.y * key[n];
+                    part[n % 2] += query[n] * state[n];
+                }
+            }
+            sum[j] = part[0] + part[1];
+        }
+        /* All lanes of the channel have read what lay there: their sums are here. */
+        const float output = add_lanes<LANES>(sum);
+        memory.input[t + first + lane][channel].x = output;
+    }
 }
 
 /* Outputs of a tile from shared memory. */
 template <int STATES, int LANES>
 static __device__ __forceinline__ void store_tile(const typename scan_tile<STATES, LANES>::memory &memory,
-                                                  const scan_run &run, const scan_channels &at, int begin,
+                                                  const scan_run &run, const scan_channels &at, int begin, int share,
                                                   const uint4 &value) {
     using tile = scan_tile<STATES, LANES>;
     const ln_cuda_scan_tensors &t = run.tensors;
-    if (begin + tile::row() >= at.sequence.count || tile::column() >= at.count) return;
-    const int64_t token = at.sequence.token + begin + tile::row();
+    if (begin + tile::row(share) >= at.sequence.count || tile::column() >= at.count) return;
+    const int64_t token = at.sequence.token + begin + tile::row(share);
     const int channel = at.first + tile::column();
     float output[8], x[8];
     widen(x, value);
 #pragma unroll
-    for (int c = 0; c < 8; c++) output[c] = memory.input[tile::row()][tile::column() + c].x;
+    for (int c = 0; c < 8; c++) output[c] = memory.input[tile::row(share)][tile::column() + c].x;
     if (t.skip) {
         float skip[8];
         load_floats(skip, t.skip + channel);
@@ -178,7 +203,8 @@ static __device__ __forceinline__ void store_tile(const typename scan_tile<STATE
 }
 
 template <int STATES, int LANES>
-static __global__ void __launch_bounds__(SCAN_THREADS, 4) scan_portable(const __grid_constant__ scan_run run) {
+static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 4)
+    scan_portable(const __grid_constant__ scan_run run) {
     using tile = scan_tile<STATES, LANES>;
     __shared__ __align__(16) typename tile::memory memory;
     const scan_channels at = channels_of<tile::channels>(run, blockIdx.x);
@@ -197,17 +223,20 @@ static __global__ void __launch_bounds__(SCAN_THREADS, 4) scan_portable(const __
     tile next;
     next.load(run, at, 0);
     for (int begin = 0; begin < at.sequence.count; begin += tile::time) {
-        const uint4 value = next.value;
+        uint4 value[tile::shares];
+#pragma unroll
+        for (int i = 0; i < tile::shares; i++) value[i] = next.value[i];
         __syncthreads();
         next.put(memory, run.softplus);
         __syncthreads();
         next.load(run, at, begin + tile::time);
         const int left = at.sequence.count - begin, end = left < tile::time ? left : tile::time;
         int t = 0;
-        for (; t + LANES <= end; t += LANES) scan_tokens<STATES, LANES, true>(memory, t, end, rate, state);
+        for (; t + SCAN_TOKENS <= end; t += SCAN_TOKENS) scan_tokens<STATES, LANES, true>(memory, t, end, rate, state);
         if (t < end) scan_tokens<STATES, LANES, false>(memory, t, end, rate, state);
         __syncthreads();
-        store_tile<STATES, LANES>(memory, run, at, begin, value);
+#pragma unroll
+        for (int i = 0; i < tile::shares; i++) store_tile<STATES, LANES>(memory, run, at, begin, i, value[i]);
     }
     if (!inside || !run.tensors.state_out) return;
 #pragma unroll
