@@ -79,7 +79,7 @@ static __device__ __forceinline__ bool tiles_from_middle(dplr_tiles<KEY, VALUE> 
                                                          const dplr_place &at, float *decay) {
     const ln_cuda_dplr_tensors &t = run.tensors;
     bool fits = true;
-#pragma unroll
+#pragma unroll 1
     for (int part = 0; part < KEY / 64; part++) {
         const int channel = part * 64 + (int)threadIdx.x % 32 * 2;
         float2 sum[17]; /* binary logarithms of the decays before a token */

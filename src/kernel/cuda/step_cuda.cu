@@ -30,7 +30,7 @@ static const char *wrong(const ln_cuda_step *s) {
     if (s->rule < 0 || s->rule >= LN_CUDA_STEP_RULES) return "there is no such rule";
     if (s->sequences < 1 || s->heads < 1 || s->key_heads < 1 || s->heads % s->key_heads)
         return "key_heads must divide heads, and there must be sequences";
-    if (s->key_size < 1 || s->value_size < 1 || s->value_size > INT_MAX / 2) return "key_size and value_size are wrong";
+    if (s->key_size < 1 || s->value_size < 1 || s->value_size > INT_MAX / 1024) return "key_size and value_size are wrong";
     if (s->heads > INT_MAX / s->value_size || s->sequences > INT_MAX / s->heads) return "there are too many heads";
     if (isnan(s->scale) || isinf(s->scale)) return "scale must be a number";
     if (s->normalise_keys && ln_cuda_step_rules[s->rule].kind == LN_CUDA_STEP_OUTER)
@@ -47,17 +47,19 @@ static int64_t state_of(const ln_cuda_step *s) {
 static const char *refusal(const ln_cuda_step *s, const ln_cuda_step_kernel *kernel, bool aligned) {
     if (kernel->kind != ln_cuda_step_rules[s->rule].kind) return "made for another kind of rule";
     if (s->key_size > kernel->key_size) return "made for fewer rows";
-    if (kernel->width > 1 && !aligned) return "made for sizes and strides of the state that are multiples of 4";
+    if (kernel->aligned && !aligned) return "made for sizes and strides of the state that are multiples of 4";
     return NULL;
 }
 
 /* Whole rows in a block read longest runs of memory; narrow blocks are more, and begin sooner where heads are few. */
 static bool better(const ln_cuda_step *s, const ln_cuda_device *device, const ln_cuda_step_kernel *one,
                    const ln_cuda_step_kernel *best) {
-    if (one->width != best->width) return one->width > best->width;
+    if (one->aligned != best->aligned) return one->aligned;
     if (one->key_size != best->key_size) return one->key_size < best->key_size;
-    const bool many = s->sequences * s->heads >= 4 * (int64_t)device->multiprocessors && s->value_size >= 128;
-    return many ? one->columns > best->columns : one->columns < best->columns;
+    const int64_t most = s->sequences * s->heads >= 4 * (int64_t)device->multiprocessors ? s->value_size : 32;
+    const bool one_fits = one->columns <= most, best_fits = best->columns <= most;
+    if (one_fits != best_fits) return one_fits;
+    return one_fits ? one->columns > best->columns : one->columns < best->columns;
 }
 
 ln_cuda_code ln_cuda_step_plan_make(const ln_cuda_step *step, const ln_cuda_device *device,
@@ -88,9 +90,9 @@ ln_cuda_code ln_cuda_step_plan_make(const ln_cuda_step *step, const ln_cuda_devi
     }
     plan->kernel = best;
     snprintf(plan->why, sizeof plan->why, "%s",
-             !best              ? why
-             : best->width == 1 ? "states are read a number at a time: sizes or strides of 4 would be faster"
-                                : best->name);
+             !best           ? why
+             : best->aligned ? best->name
+                             : "states are read a number at a time: sizes or strides of 4 would be faster");
     return best ? LN_CUDA_OK : LN_CUDA_UNSUPPORTED;
 }
 
@@ -98,7 +100,7 @@ ln_cuda_code ln_cuda_step_plan_make(const ln_cuda_step *step, const ln_cuda_devi
 
 static bool tensors_right(const ln_cuda_step *s, const ln_cuda_step_plan *plan, const ln_cuda_step_tensors *t) {
     const ln_cuda_step_parts *parts = &ln_cuda_step_rules[s->rule];
-    const uintptr_t unit = plan->kernel->width > 1 ? 16 : 4;
+    const uintptr_t unit = plan->kernel->aligned ? 16 : 4;
     if (!ln_cuda_tensor_right(&t->query, 2) || !ln_cuda_tensor_right(&t->key, 2) || !ln_cuda_tensor_right(&t->value, 2))
         return false;
     if (!ln_cuda_tensor_right(&t->output, s->output_float32 ? 4 : 2)) return false;

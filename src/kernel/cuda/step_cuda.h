@@ -63,7 +63,8 @@ typedef struct ln_cuda_step {
 
 typedef struct ln_cuda_step_kernel {
     const char *name;
-    int kind, key_size, columns, threads, width; /* key_size: at most; columns: of a block; width: floats at once */
+    int kind, key_size, columns, threads; /* key_size: at most; columns: of a block */
+    bool aligned;                         /* four floats of a state at once */
     ln_cuda_code (*start)(const void *run, int64_t blocks, void *stream);
 } ln_cuda_step_kernel;
 

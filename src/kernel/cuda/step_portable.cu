@@ -1,6 +1,6 @@
 /* One token of each sequence on a pool of states, for compute capability 8.0 and newer. Bound by memory: columns of a
  * state do not see one another, so a block takes a few of them, all rows, and holds them in registers between the one
- * read and the one write:
+ * read and the one write (a rule that reads nothing before it writes: 128 rows at a time):
  *
  *     load S ; coefficients of the rows from query, key, decay ... ; sums over rows of query decay S and of read S ;
  *     y ; store S' = decay S + key y^T + write_key value^T ; output.
@@ -77,7 +77,7 @@ template <int KEY, int COLUMNS, int WARPS> struct step_memory {
     float4 line[KEY];     /* decay, query decay, read, key of a row */
     float write_key[KEY]; /* of LOW_RANK */
     float sum[WARPS][STEP_SUMS];
-    float part[WARPS][2][COLUMNS];
+    float part[2][WARPS][COLUMNS];
 };
 
 /* The rows' coefficients. mlstm: its normaliser too, which the block owns. */
@@ -127,182 +127,254 @@ static __device__ __forceinline__ void make_lines(step_memory<KEY, COLUMNS, WARP
     }
 }
 
-template <int WIDTH> static __device__ __forceinline__ void load_part(float (&to)[WIDTH], const float *from) {
-    if constexpr (WIDTH == 4)
-        load_floats(to, from);
-    else
-        to[0] = *from;
-}
-template <int WIDTH> static __device__ __forceinline__ void store_part(float *to, const float (&from)[WIDTH]) {
-    if constexpr (WIDTH == 4)
-        store_floats(to, from);
-    else
-        *to = from[0];
-}
+/* Four columns of a thread, and where they lie in a row: neighbours, or where rows are not aligned COLUMNS / 4 apart,
+ * so that a warp's single numbers are neighbours. `left`: columns from the first one to the end of the row. */
+template <int COLUMNS, bool ALIGNED> struct step_columns {
+    static constexpr int lanes = COLUMNS / 4, apart = ALIGNED ? 1 : lanes;
 
-/* A thread's part of a state: rows first, first + pass, ... of WIDTH columns. */
-template <int KEY, int COLUMNS, int WARPS, int WIDTH> struct step_part {
-    static constexpr int column_lanes = COLUMNS / WIDTH, row_lanes = 32 / column_lanes, pass = WARPS * row_lanes,
-                         rows = KEY / pass;
-    float at[rows][WIDTH];
-
-    static __device__ __forceinline__ int row_of(int i) { return i * pass + (int)threadIdx.x / column_lanes; }
-    /* From where this thread's columns of the state begin; NULL: zeros. */
-    __device__ __forceinline__ void load(const float *from, int key_size, int stride) {
+    static __device__ __forceinline__ int first() { return (int)threadIdx.x % lanes * (ALIGNED ? 4 : 1); }
+    static __device__ __forceinline__ void load(float (&to)[4], const float *from, int left) {
 #pragma unroll
-        for (int i = 0; i < rows; i++) {
+        for (int c = 0; c < 4; c++) to[c] = 0;
+        if constexpr (ALIGNED) {
+            if (left > 0) load_floats(to, from);
+        } else {
 #pragma unroll
-            for (int c = 0; c < WIDTH; c++) at[i][c] = 0;
-            if (from && row_of(i) < key_size) load_part(at[i], from + (int64_t)row_of(i) * stride);
+            for (int c = 0; c < 4; c++)
+                if (c * apart < left) to[c] = from[c * apart];
         }
     }
-    __device__ __forceinline__ void store(float *to, int key_size, int stride) const {
+    static __device__ __forceinline__ void store(float *to, const float (&from)[4], int left) {
+        if constexpr (ALIGNED) {
+            if (left > 0) store_floats(to, from);
+        } else {
 #pragma unroll
-        for (int i = 0; i < rows; i++)
-            if (to && row_of(i) < key_size) store_part(to + (int64_t)row_of(i) * stride, at[i]);
+            for (int c = 0; c < 4; c++)
+                if (c * apart < left) to[c * apart] = from[c];
+        }
     }
 };
 
-template <int KIND, int KEY, int COLUMNS, int WARPS, int WIDTH>
-static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) step_portable(const __grid_constant__ step_run run) {
-    using part = step_part<KEY, COLUMNS, WARPS, WIDTH>;
-    constexpr int column_lanes = part::column_lanes;
+/* A thread's part of ROWS rows of a state. */
+template <int ROWS, int COLUMNS, int WARPS, bool ALIGNED> struct step_part {
+    using columns = step_columns<COLUMNS, ALIGNED>;
+    static constexpr int pass = WARPS * 32 / columns::lanes, rows = ROWS / pass;
+    float at[rows][4];
+
+    static __device__ __forceinline__ int row_of(int i) { return i * pass + (int)threadIdx.x / columns::lanes; }
+    /* `from`, `to`: this thread's first column of the first row; NULL: there is no state. */
+    __device__ __forceinline__ void load(const float *from, int key_size, int stride, int left) {
+        from += from ? (int64_t)row_of(0) * stride : 0;
+#pragma unroll
+        for (int i = 0; i < rows; i++)
+            columns::load(at[i], from + i * pass * stride, from && row_of(i) < key_size ? left : 0);
+    }
+    __device__ __forceinline__ void store(float *to, int key_size, int stride, int left) const {
+        if (!to) return;
+        to += (int64_t)row_of(0) * stride;
+#pragma unroll
+        for (int i = 0; i < rows; i++)
+            if (row_of(i) < key_size) columns::store(to + i * pass * stride, at[i], left);
+    }
+    /* sums += coefficients of the rows times the rows. */
+    template <bool READ>
+    __device__ __forceinline__ void add(float (&query)[4], float (&read)[4], const float4 *line) const {
+#pragma unroll
+        for (int i = 0; i < rows; i++) {
+            const float4 by = line[row_of(i)];
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                query[c] += by.y * at[i][c];
+                if constexpr (READ) read[c] += by.z * at[i][c];
+            }
+        }
+    }
+    /* at = decay at + key y^T ( + write_key value^T ) */
+    template <bool SECOND>
+    __device__ __forceinline__ void move(const float4 *line, const float *write_key, const float (&y)[4],
+                                         const float (&value)[4]) {
+#pragma unroll
+        for (int i = 0; i < rows; i++) {
+            const float4 by = line[row_of(i)];
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                at[i][c] = by.x * at[i][c] + by.w * y[c];
+                if constexpr (SECOND) at[i][c] += write_key[row_of(i)] * value[c];
+            }
+        }
+    }
+};
+
+/* Sums of the threads that share columns, over the block. */
+template <int COLUMNS, int WARPS, bool ALIGNED>
+static __device__ __forceinline__ void add_warps(float (&sum)[4], float (&part)[WARPS][COLUMNS]) {
+    using columns = step_columns<COLUMNS, ALIGNED>;
+    const int warp = threadIdx.x / 32, first = columns::first();
+#pragma unroll
+    for (int c = 0; c < 4; c++)
+#pragma unroll
+        for (int across = columns::lanes; across < 32; across *= 2)
+            sum[c] += __shfl_xor_sync(0xffffffffu, sum[c], across);
+    if (threadIdx.x % 32 < columns::lanes) columns::store(&part[warp][first], sum, COLUMNS);
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < 4; c++) sum[c] = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        float more[4];
+        columns::load(more, &part[w][first], COLUMNS);
+#pragma unroll
+        for (int c = 0; c < 4; c++) sum[c] += more[c];
+    }
+}
+
+/* What queries and keys want to be multiplied by, and the sums of the whole head. */
+struct step_scales {
+    float sum[STEP_SUMS], query, key, output;
+};
+
+template <int KEY, int COLUMNS, int WARPS>
+static __device__ __forceinline__ step_scales scales_of(const step_memory<KEY, COLUMNS, WARPS> &memory,
+                                                        const step_run &run, const step_factors &factors) {
+    step_scales s = {};
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+#pragma unroll
+        for (int i = 0; i < STEP_SUMS; i++) s.sum[i] += memory.sum[w][i];
+    s.query = run.scale * (run.normalise_keys ? rsqrtf(s.sum[QUERY_SQUARE] + 1e-6f) : 1);
+    s.key = run.normalise_keys ? rsqrtf(s.sum[KEY_SQUARE] + 1e-6f) : 1;
+    s.output = s.query;
+    if (run.parts.strength == LN_CUDA_STEP_GATE) {
+        const float weight = fabsf(s.query * s.sum[QUERY_WRITE]), least = exponential(-LOG2_E * factors.maximum);
+        s.output /= fmaxf(weight, least) + 1e-6f;
+    }
+    return s;
+}
+
+template <int COLUMNS, bool ALIGNED>
+static __device__ __forceinline__ void store_output(const step_run &run, const step_place &at, int column, int left,
+                                                    const float (&output)[4]) {
+    using columns = step_columns<COLUMNS, ALIGNED>;
+    const ln_cuda_tensor &to = run.tensors.output;
+    const int64_t place = at.sequence * to.token_stride + at.head * to.head_stride + column;
+    if (threadIdx.x >= columns::lanes) return;
+    if (run.output_float32)
+        columns::store((float *)to.data + place, output, left);
+    else if (ALIGNED && left > 0)
+        store_bf16((__nv_bfloat16 *)to.data + place, output);
+    else if (!ALIGNED)
+#pragma unroll
+        for (int c = 0; c < 4; c++)
+            if (c * columns::apart < left)
+                ((__nv_bfloat16 *)to.data)[place + c * columns::apart] = __float2bfloat16(output[c]);
+}
+
+/* Rows that a block holds at once, the floats of a thread, and blocks for which a multiprocessor has registers. */
+template <int KIND, int KEY, int COLUMNS, int WARPS> struct step_shape {
+    static constexpr int rows = KIND != LN_CUDA_STEP_OUTER || KEY < 128 ? KEY : 128,
+                         floats = rows * COLUMNS / (32 * WARPS),
+                         blocks = (floats > 32   ? 16
+                                   : floats > 16 ? 20
+                                                 : 24) /
+                                  WARPS;
+};
+
+template <int KIND, int KEY, int COLUMNS, int WARPS, bool ALIGNED>
+static __global__ void __launch_bounds__(32 * WARPS, step_shape<KIND, KEY, COLUMNS, WARPS>::blocks)
+    step_portable(const __grid_constant__ step_run run) {
+    constexpr bool reads = KIND != LN_CUDA_STEP_OUTER, second = KIND == LN_CUDA_STEP_LOW_RANK;
+    constexpr int rows = step_shape<KIND, KEY, COLUMNS, WARPS>::rows;
+    using columns = step_columns<COLUMNS, ALIGNED>;
     __shared__ step_memory<KEY, COLUMNS, WARPS> memory;
     const ln_cuda_step_tensors &t = run.tensors;
     const step_place at = place_of(run, blockIdx.x);
     if (at.state < 0) return;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = lane % column_lanes * WIDTH;
-    const float *from = t.state_in ? t.state_in + at.state : nullptr;
-    float *to = t.state_out ? t.state_out + at.state : nullptr;
-    const bool stabilised = KIND == LN_CUDA_STEP_OUTER && run.parts.strength == LN_CUDA_STEP_GATE;
 
-    int tile = (int)(blockIdx.x % run.blocks_of_head), column = tile * COLUMNS + own;
-    part state;
-    state.load(from && column < run.value_size ? from + column : nullptr, run.key_size, run.value_size);
+    int tile = (int)(blockIdx.x % run.blocks_of_head), column = tile * COLUMNS + columns::first();
+    const float *from = t.state_in ? t.state_in + at.state + column : nullptr;
+    float *to = t.state_out ? t.state_out + at.state + column : nullptr;
+    step_part<rows, COLUMNS, WARPS, ALIGNED> state;
+    state.load(from, run.key_size, run.value_size, run.value_size - column);
     const step_factors factors = factors_of(run, at);
     make_lines<KIND>(memory, run, at, factors);
     __syncthreads();
-
-    float sum[STEP_SUMS] = {};
-#pragma unroll
-    for (int w = 0; w < WARPS; w++)
-#pragma unroll
-        for (int i = 0; i < STEP_SUMS; i++) sum[i] += memory.sum[w][i];
-    const float query_factor = run.scale * (run.normalise_keys ? rsqrtf(sum[QUERY_SQUARE] + 1e-6f) : 1);
-    const float key_factor = run.normalise_keys ? rsqrtf(sum[KEY_SQUARE] + 1e-6f) : 1;
-    float output_factor = query_factor;
-    if (stabilised) {
-        const float weight = fabsf(query_factor * sum[QUERY_WRITE]), least = exponential(-LOG2_E * factors.maximum);
-        output_factor /= fmaxf(weight, least) + 1e-6f;
-        if (threadIdx.x == 0 && to) to[(int64_t)run.key_size * (run.value_size + 1)] = factors.maximum;
-    }
-    const float skip = t.skip ? t.skip[at.head] : 0;
+    const step_scales scales = scales_of(memory, run, factors);
+    if (run.parts.strength == LN_CUDA_STEP_GATE && t.state_out && threadIdx.x == 0)
+        t.state_out[at.state + (int64_t)run.key_size * (run.value_size + 1)] = factors.maximum;
 
     for (;;) {
-        const bool inside = column < run.value_size;
-        float value[WIDTH], query_state[WIDTH] = {}, read_state[WIDTH] = {};
+        const int left = run.value_size - column;
+        float value[4], written[4], y[4], query[4] = {}, read[4] = {};
 #pragma unroll
-        for (int c = 0; c < WIDTH; c++) value[c] = inside ? bf16_at(t.value, at.sequence, at.head, column + c) : 0;
-#pragma unroll
-        for (int i = 0; i < part::rows; i++) {
-            const float4 line = memory.line[part::row_of(i)];
-#pragma unroll
-            for (int c = 0; c < WIDTH; c++) {
-                query_state[c] += line.y * state.at[i][c];
-                if constexpr (KIND != LN_CUDA_STEP_OUTER) read_state[c] += line.z * state.at[i][c];
-            }
+        for (int c = 0; c < 4; c++) {
+            value[c] = 0;
+            if (c * columns::apart < left)
+                value[c] = bf16_at(t.value, at.sequence, at.head, column + c * columns::apart);
+            y[c] = factors.gain * value[c];
+            written[c] = scales.key * value[c];
         }
-#pragma unroll
-        for (int c = 0; c < WIDTH; c++)
-#pragma unroll
-            for (int across = column_lanes; across < 32; across *= 2) {
-                query_state[c] += __shfl_xor_sync(0xffffffffu, query_state[c], across);
-                if constexpr (KIND != LN_CUDA_STEP_OUTER)
-                    read_state[c] += __shfl_xor_sync(0xffffffffu, read_state[c], across);
-            }
-        if (lane < column_lanes) {
-            store_part(&memory.part[warp][0][own], query_state);
-            store_part(&memory.part[warp][1][own], read_state);
+#pragma unroll 1
+        for (int row = 0;;) {
+            state.template add<reads>(query, read, memory.line + row);
+            if (reads) break;
+            state.template move<false>(memory.line + row, nullptr, y, value);
+            state.store(to ? to + (int64_t)row * run.value_size : nullptr, run.key_size - row, run.value_size, left);
+            row += rows;
+            if (row >= KEY) break;
+            state.load(from ? from + (int64_t)row * run.value_size : nullptr, run.key_size - row, run.value_size, left);
         }
-        __syncthreads();
-        float y[WIDTH], output[WIDTH];
+        if (reads) add_warps<COLUMNS, WARPS, ALIGNED>(read, memory.part[1]);
 #pragma unroll
-        for (int c = 0; c < WIDTH; c++) query_state[c] = read_state[c] = 0;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            float more[WIDTH];
-            load_part(more, &memory.part[w][0][own]);
-#pragma unroll
-            for (int c = 0; c < WIDTH; c++) query_state[c] += more[c];
-            if constexpr (KIND != LN_CUDA_STEP_OUTER) {
-                load_part(more, &memory.part[w][1][own]);
-#pragma unroll
-                for (int c = 0; c < WIDTH; c++) read_state[c] += more[c];
-            }
+        for (int c = 0; c < 4 && reads; c++)
+            y[c] = second ? read[c] : scales.key * factors.gain * (value[c] - scales.key * read[c]);
+        if (reads) {
+            state.template move<second>(memory.line, memory.write_key, y, written);
+            state.store(to, run.key_size, run.value_size, left);
         }
+        add_warps<COLUMNS, WARPS, ALIGNED>(query, memory.part[0]);
+        const float skip = t.skip ? t.skip[at.head] : 0;
+        float output[4];
 #pragma unroll
-        for (int c = 0; c < WIDTH; c++) {
-            if constexpr (KIND == LN_CUDA_STEP_OUTER) y[c] = factors.gain * value[c];
-            if constexpr (KIND == LN_CUDA_STEP_DELTA)
-                y[c] = key_factor * factors.gain * (value[c] - key_factor * read_state[c]);
-            if constexpr (KIND == LN_CUDA_STEP_LOW_RANK) y[c] = read_state[c];
-            output[c] = query_state[c] + sum[QUERY_KEY] * y[c];
-            if constexpr (KIND == LN_CUDA_STEP_LOW_RANK) {
-                output[c] += sum[QUERY_WRITE] * key_factor * value[c];
-                read_state[c] = key_factor * value[c];
-            }
-            output[c] = output_factor * output[c] + skip * value[c];
+        for (int c = 0; c < 4; c++) {
+            output[c] = query[c] + scales.sum[QUERY_KEY] * y[c];
+            if (second) output[c] += scales.sum[QUERY_WRITE] * written[c];
+            output[c] = scales.output * output[c] + skip * value[c];
         }
-#pragma unroll
-        for (int i = 0; i < part::rows; i++) {
-            const float4 line = memory.line[part::row_of(i)];
-#pragma unroll
-            for (int c = 0; c < WIDTH; c++) {
-                state.at[i][c] = line.x * state.at[i][c] + line.w * y[c];
-                if constexpr (KIND == LN_CUDA_STEP_LOW_RANK)
-                    state.at[i][c] += memory.write_key[part::row_of(i)] * read_state[c];
-            }
-        }
-        state.store(to && inside ? to + column : nullptr, run.key_size, run.value_size);
-        if (threadIdx.x < column_lanes && inside) {
-            const int64_t place = at.sequence * t.output.token_stride + at.head * t.output.head_stride + column;
-            if (run.output_float32)
-                store_part((float *)t.output.data + place, output);
-            else if constexpr (WIDTH == 4)
-                store_bf16((__nv_bfloat16 *)t.output.data + place, output);
-            else
-                ((__nv_bfloat16 *)t.output.data)[place] = __float2bfloat16(output[0]);
-        }
+        store_output<COLUMNS, ALIGNED>(run, at, column, left, output);
         tile += run.blocks_of_head;
         if (tile >= run.tiles) return;
-        column = tile * COLUMNS + own;
-        state.load(from && column < run.value_size ? from + column : nullptr, run.key_size, run.value_size);
+        column += run.blocks_of_head * COLUMNS;
+        from += from ? run.blocks_of_head * COLUMNS : 0;
+        to += to ? run.blocks_of_head * COLUMNS : 0;
+        state.load(from, run.key_size, run.value_size, run.value_size - column);
         __syncthreads(); /* all have read the parts */
     }
 }
 
-template <int KIND, int KEY, int COLUMNS, int WARPS, int WIDTH>
+template <int KIND, int KEY, int COLUMNS, int WARPS, bool ALIGNED>
 static ln_cuda_code step_start(const void *run, int64_t blocks, void *stream) {
-    return launch(step_portable<KIND, KEY, COLUMNS, WARPS, WIDTH>, dim3((unsigned)blocks), dim3(32 * WARPS), 0, stream,
-                  *(const step_run *)run);
+    return launch(step_portable<KIND, KEY, COLUMNS, WARPS, ALIGNED>, dim3((unsigned)blocks), dim3(32 * WARPS), 0,
+                  stream, *(const step_run *)run);
 }
 
 } // namespace ln
 
 using namespace ln;
 
-#define LN_STEP(kind, key, columns, warps, width, name) \
-    { name, kind, key, columns, 32 * warps, width, step_start<kind, key, columns, warps, width> }
-#define LN_STEPS(kind, name)                                                                            \
-    LN_STEP(kind, 128, 128, 8, 4, name " 128 x 128"), LN_STEP(kind, 64, 32, 4, 4, name " 64 x 32"),     \
-        LN_STEP(kind, 128, 32, 4, 4, name " 128 x 32"), LN_STEP(kind, 256, 32, 8, 4, name " 256 x 32"), \
-        LN_STEP(kind, 64, 32, 4, 1, name " 64 x 32 unaligned"),                                         \
-        LN_STEP(kind, 128, 32, 4, 1, name " 128 x 32 unaligned"),                                       \
-        LN_STEP(kind, 256, 32, 8, 1, name " 256 x 32 unaligned")
+#define LN_STEP(kind, key, columns, warps, aligned, name) \
+    { name, kind, key, columns, 32 * warps, aligned, step_start<kind, key, columns, warps, aligned> }
+/* More warps: the second product wants registers too. */
+#define LN_STEPS(kind, more, widest, name)                                                                         \
+    LN_STEP(kind, 128, 128, 8 * more, true, name " 128 x 128"), LN_STEP(kind, 64, 64, 4, true, name " 64 x 64"),   \
+        LN_STEP(kind, 128, 64, 4 * more, true, name " 128 x 64"),                                                  \
+        LN_STEP(kind, 128, 32, 4 * more, true, name " 128 x 32"), LN_STEP(kind, 64, 32, 4, true, name " 64 x 32"), \
+        LN_STEP(kind, 256, widest, 8, true, name " 256"),                                                          \
+        LN_STEP(kind, 128, 128, 8 * more, false, name " 128 x 128 unaligned"),                                     \
+        LN_STEP(kind, 256, widest, 8, false, name " 256 unaligned")
 
 const ln_cuda_step_kernel ln_cuda_portable_steps[] = {
-    LN_STEPS(LN_CUDA_STEP_OUTER, "outer"),
-    LN_STEPS(LN_CUDA_STEP_DELTA, "delta"),
-    LN_STEPS(LN_CUDA_STEP_LOW_RANK, "low rank"),
+    LN_STEPS(LN_CUDA_STEP_OUTER, 1, 128, "outer"),
+    LN_STEPS(LN_CUDA_STEP_DELTA, 1, 32, "delta"),
+    LN_STEPS(LN_CUDA_STEP_LOW_RANK, 2, 32, "low rank"),
 };
 const int ln_cuda_portable_step_count = sizeof ln_cuda_portable_steps / sizeof ln_cuda_portable_steps[0];
