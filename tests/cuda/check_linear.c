@@ -430,8 +430,8 @@ static void check(const ln_cuda_device *device, const check_options *options) {
         const work *w = &WORKS[i];
         int64_t offsets[SEQUENCES + 1];
         offsets_of(w, offsets);
-        const double work = (double)offsets[sequences_of(w)] * w->heads * w->key_size * w->value_size;
-        if (!work_wanted(options, w->name, work)) continue;
+        const double adds = (double)offsets[sequences_of(w)] * w->heads * w->key_size * w->value_size;
+        if (!work_wanted(options, w->name, adds)) continue;
         problem p;
         problem_open(&p, w);
         for (int row = 0; ln_cuda_linear_kernels(row)->start; row++)

@@ -1,7 +1,7 @@
 /* The host's side of linear attention on a GPU: which kernel, how many segments, which tasks, and the launches.
  *
  * A task costs as many rows of tensors as it reads and writes. The last pass moves four a token (query, key, value,
- * output), the first one two; it is not needed for a sequence's last segment, nor where there is one segment. Among
+ * output), the first one two, both two more for decays of channels; the first is not needed for a sequence's last segment, nor where there is one segment. Among
  * lengths of segments the plan takes that whose rounds of tasks over the device move the fewest rows. */
 #include "kernel/cuda/linear_cuda.h"
 
@@ -81,6 +81,7 @@ static double rows_of(const ln_cuda_linear *l, const ln_cuda_linear_plan *plan, 
 static void choose_segment(const ln_cuda_linear *l, ln_cuda_linear_plan *plan) {
     int64_t longest = 1, best = 0;
     double least = INFINITY;
+    const int more = l->decay == LN_CUDA_LINEAR_TOKEN ? 0 : 2;
     for (int64_t s = 0; s < l->sequences; s++) {
         const int64_t tokens = l->offsets[s + 1] - l->offsets[s];
         if (tokens > longest) longest = tokens;
@@ -88,9 +89,9 @@ static void choose_segment(const ln_cuda_linear *l, ln_cuda_linear_plan *plan) {
     for (int64_t segments = 1; segments <= SEGMENTS_MOST; segments++) {
         plan->segment = ((longest + segments - 1) / segments + ln::CHUNK - 1) / ln::CHUNK * ln::CHUNK;
         count_tasks(l, plan);
-        double rows = 4 * rows_of(l, plan, plan->tasks, longest);
+        double rows = (4 + more) * rows_of(l, plan, plan->tasks, longest);
         if (plan->first_tasks)
-            rows += 2 * rows_of(l, plan, plan->first_tasks, longest) * (double)(segments - 1) / (double)segments +
+            rows += (2 + more) * rows_of(l, plan, plan->first_tasks, longest) * (double)(segments - 1) / (double)segments +
                     ROWS_OF_A_PASS;
         if (rows < least) {
             least = rows;
@@ -239,9 +240,9 @@ ln_cuda_code ln_cuda_linear_prepare(const ln_cuda_linear *linear, const ln_cuda_
 
 /* ---- launch ---- */
 
-/* Boxes of 64 columns of one head, a chunk high. */
+/* Boxes of 64 columns of one head, a chunk high; of decays all columns. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
-                             int64_t tokens) {
+                             int64_t tokens, bool decays) {
     cudaDriverEntryPointQueryResult found;
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     cudaError_t error =
@@ -249,10 +250,12 @@ static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int
     if (error != cudaSuccess) return ln_cuda_code_of(error);
     if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
     const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
-    const cuuint64_t strides[2] = {(cuuint64_t)tensor->head_stride * 2, (cuuint64_t)tensor->token_stride * 2};
-    const cuuint32_t box[3] = {64, 1, ln::CHUNK}, steps[3] = {1, 1, 1};
-    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor->data, extents, strides, box, steps,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    const cuuint64_t element = decays ? 4 : 2, strides[2] = {(cuuint64_t)tensor->head_stride * element,
+                                                             (cuuint64_t)tensor->token_stride * element};
+    const cuuint32_t box[3] = {decays ? (cuuint32_t)size : 64, 1, ln::CHUNK}, steps[3] = {1, 1, 1};
+    const CUresult result = encode(map, decays ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
+                                   tensor->data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                   decays ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B,
                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
 }
@@ -296,14 +299,17 @@ ln_cuda_code ln_cuda_linear_forward(const ln_cuda_linear *linear, const ln_cuda_
     if (!workspace || (uintptr_t)workspace % 256 || !tensors_right(linear, tensors)) return LN_CUDA_ARGUMENT;
     ln::linear_run run = run_of(linear, plan, tensors, workspace);
     const int64_t tokens = linear->offsets[linear->sequences], heads = linear->heads, shared = linear->key_heads;
-    CUtensorMap maps[3] = {};
-    void *arguments[5] = {&maps[0], &maps[1], &maps[2], NULL, &run};
+    CUtensorMap maps[4] = {};
+    void *arguments[5] = {&maps[0], &maps[1], &maps[2], &maps[3], &run};
     ln_cuda_code code = LN_CUDA_OK;
     if (kernel->major == 9 && tokens > 0) {
-        code = describe(&maps[0], &tensors->query, linear->key_size, linear->query_whole ? heads : shared, tokens);
-        if (!code) code = describe(&maps[1], &tensors->key, linear->key_size, linear->key_whole ? heads : shared, tokens);
-        if (!code)
-            code = describe(&maps[2], &tensors->value, linear->value_size, linear->value_shared ? shared : heads, tokens);
+        const int64_t queries = linear->query_whole ? heads : shared, keys = linear->key_whole ? heads : shared,
+                      values = linear->value_shared ? shared : heads;
+        code = describe(&maps[0], &tensors->query, linear->key_size, queries, tokens, false);
+        if (!code) code = describe(&maps[1], &tensors->key, linear->key_size, keys, tokens, false);
+        if (!code) code = describe(&maps[2], &tensors->value, linear->value_size, values, tokens, false);
+        if (!code && linear->decay == LN_CUDA_LINEAR_KEY)
+            code = describe(&maps[3], &tensors->decay, linear->key_size, heads, tokens, true);
     }
     void *const *given = kernel->major == 9 ? arguments : arguments + 4;
     if (!code && plan->first_tasks) {

@@ -1,4 +1,4 @@
-/* Linear attention with decays of tokens for compute capability 9.0.
+/* Linear attention with decays of tokens or of key channels for compute capability 9.0.
  *
  * One block a task, which walks the chunks of its segment. Its first warp group feeds a ring of stages: one thread keeps
  * the copy engine busy with queries, keys and values, one warp makes the gates of a chunk from decays that it loaded
@@ -11,7 +11,11 @@
  *
  * The state is the left operand of one product and the sum of another, so it never leaves registers. Invariant: weights
  * lie in two buffers by turns, so that a group that writes those of a chunk, having met the others in the chunk before,
- * knows that they have read those of two chunks before. */
+ * knows that they have read those of two chunks before.
+ *
+ * Decays of keys: the groups first put query 2^c and key 2^-c in place of queries and keys, where no channel decays by
+ * more than 2^-40 in the chunk; else they make the weights one by one, then put key 2^(c[last] - c) there (see
+ * linear_portable.cu). */
 #ifndef LN_KERNEL_CUDA_LINEAR_HOPPER_CUH
 #define LN_KERNEL_CUDA_LINEAR_HOPPER_CUH
 
@@ -22,23 +26,26 @@
 namespace ln {
 
 /* SHAPE of a kernel: sizes, groups of 64 value columns, stages of the last pass and of the first. */
-template <int KEY_SIZE, int GROUPS_, int STAGES_LAST, int STAGES_FIRST, bool LAST> struct hopper_linear {
-    static constexpr bool last = LAST;
+template <int KEY_SIZE, int GROUPS_, int STAGES_LAST, int STAGES_FIRST, bool KEYS, bool LAST> struct hopper_linear {
+    static constexpr bool last = LAST, keys = KEYS;
     static constexpr int key = KEY_SIZE, groups = GROUPS_, stages = LAST ? STAGES_LAST : STAGES_FIRST;
     static constexpr int columns = 64 * groups, threads = 128 * (groups + 1), blocks = groups == 1 ? 2 : 1;
     static constexpr int key_bytes = CHUNK * key * 2, value_bytes = CHUNK * columns * 2;
-    static constexpr int key_at = LAST ? key_bytes : 0, value_at = key_at + key_bytes,
-                         stage_bytes = value_at + value_bytes;
+    static constexpr int key_at = LAST ? key_bytes : 0, value_at = key_at + key_bytes, decay_at = value_at + value_bytes,
+                         stage_bytes = decay_at + (KEYS ? CHUNK * key * 4 : 0);
     static constexpr int weight_bytes = CHUNK * CHUNK * 2, row_bytes = 2048; /* of a warp's outputs */
     static constexpr int weight_at = stages * stage_bytes, rows_at = weight_at + (LAST ? 2 * weight_bytes : 0),
                          control_at = rows_at + (LAST ? groups * 4 * row_bytes : 0);
     static constexpr int copy_registers = 40, group_registers = groups == 1 ? 216 : 232;
 };
 
-template <int STAGES> struct linear_control {
-    uint64_t full[STAGES], free[STAGES];
-    float last[STAGES];
-    token_gates gates[STAGES];
+enum { PARTS = 4 }; /* PARTS: of a chunk's time, whose channels different threads sum */
+template <class SHAPE> struct linear_control {
+    uint64_t full[SHAPE::stages], free[SHAPE::stages];
+    float last[SHAPE::stages];
+    token_gates gates[SHAPE::keys ? 1 : SHAPE::stages];
+    float2 part[SHAPE::keys ? PARTS : 1][SHAPE::key / 2]; /* sums of decays of a part, of pairs of channels */
+    float2 fade[SHAPE::key / 2];                          /* 2^c[last] */
 };
 
 struct linear_ring {
@@ -65,9 +72,9 @@ static __device__ __forceinline__ int chunk_at(const linear_run &run, int chunks
 
 template <class SHAPE>
 static __device__ __forceinline__ void copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map,
-                                                   const CUtensorMap *value_map, const linear_run &run,
-                                                   const ln_cuda_linear_task &task, char *shared,
-                                                   linear_control<SHAPE::stages> *control) {
+                                                   const CUtensorMap *value_map, const CUtensorMap *decay_map,
+                                                   const linear_run &run, const ln_cuda_linear_task &task, char *shared,
+                                                   linear_control<SHAPE> *control) {
     const int chunks = chunks_of(task), query_head = head_of(run, task.head, run.query_shared),
               key_head = head_of(run, task.head, run.key_shared),
               value_head = head_of(run, task.head, run.value_shared);
@@ -82,13 +89,14 @@ static __device__ __forceinline__ void copy_chunks(const CUtensorMap *query_map,
         if (SHAPE::last) copy_chunk<SHAPE::key>(stage, query_map, full, 0, query_head, token);
         copy_chunk<SHAPE::key>(stage + SHAPE::key_at, key_map, full, 0, key_head, token);
         copy_chunk<SHAPE::columns>(stage + SHAPE::value_at, value_map, full, task.column, value_head, token);
+        if (SHAPE::keys) copy_box(stage + SHAPE::decay_at, decay_map, full, 0, task.head, token + (run.reverse ? 1 : 0));
         at.template next<SHAPE::stages>();
     }
 }
 
 template <class SHAPE>
 static __device__ __forceinline__ void make_gates(const linear_run &run, const ln_cuda_linear_task &task,
-                                                  linear_control<SHAPE::stages> *control) {
+                                                  linear_control<SHAPE> *control) {
     const int chunks = chunks_of(task);
     linear_ring at = {0, 1};
     float decay[2], write[2];
@@ -118,13 +126,13 @@ template <class SHAPE> struct hopper_columns {
     static constexpr int key = SHAPE::key, share = CHUNK / SHAPE::groups; /* columns of the weights */
     const linear_run &run;
     const ln_cuda_linear_task &task;
-    linear_control<SHAPE::stages> *control;
+    linear_control<SHAPE> *control;
     char *shared;
     int group, warp, lane; /* warp: of the group */
     linear_ring at;
     int rows, turn;
     int64_t token;
-    float total;
+    float2 total; /* of all decays so far: of tokens, or of this thread's pair of channels */
     float state[key / 2];
     float output[CHUNK / 2];
     float score[share / 2];
@@ -135,7 +143,7 @@ template <class SHAPE> struct hopper_columns {
         return shared + at.stage * SHAPE::stage_bytes;
     }
     __device__ __forceinline__ const token_gates &gates() {
-        return control->gates[at.stage];
+        return control->gates[SHAPE::keys ? 0 : at.stage];
     }
     __device__ __forceinline__ bool sees(int i, int j) {
         return run.reverse ? j >= i : j <= i;
@@ -149,12 +157,119 @@ template <class SHAPE> struct hopper_columns {
      * not. */
     __device__ __forceinline__ void clear_tail() {
         char *from = stage() + SHAPE::key_at;
-        for (int i = threadIdx.x - 128; i < (key + SHAPE::columns) / 8 * (CHUNK - rows); i += 128 * SHAPE::groups) {
+        for (int i = (int)threadIdx.x - 128; i < (key + SHAPE::columns) / 8 * (CHUNK - rows);
+             i += 128 * SHAPE::groups) {
             const int piece = i % ((key + SHAPE::columns) / 8), row = rows + i / ((key + SHAPE::columns) / 8);
             *(uint4 *)(from + piece / 8 * CHUNK * 128 + row * 128 + piece % 8 * 16) = {0, 0, 0, 0};
         }
         stores_to_async();
         meet();
+    }
+
+    /* ---- decays of keys ---- */
+
+    /* This thread's pair of channels and sixteen rows in order of time. */
+    __device__ __forceinline__ int row_of(int step) {
+        const int at = (threadIdx.x - 128) / 64 * 16 + step;
+        return run.reverse ? CHUNK - 1 - at : at;
+    }
+    __device__ __forceinline__ uint32_t *pair_at(char *tile, int row, int pair) {
+        return (uint32_t *)(tile + pair / 32 * CHUNK * 128 + row * 128 + (pair / 4 % 8 ^ row % 8) * 16 + pair % 4 * 4);
+    }
+    __device__ __forceinline__ void sum_decays(float2 (&sum)[16], int pair) {
+        const float2 *decays = (const float2 *)(stage() + SHAPE::decay_at);
+        const int64_t left = task.end - token - (run.reverse ? 1 : 0); /* tokens that have decays */
+        float2 all = {0, 0};
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const int row = row_of(i);
+            const bool inside = row < rows && row < left;
+            const float2 own = decays[row * (key / 2) + pair];
+            all.x += inside ? decay_log(own.x) : 0;
+            all.y += inside ? decay_log(own.y) : 0;
+            sum[i] = all;
+        }
+        control->part[(threadIdx.x - 128) / 64][pair] = all;
+        meet();
+    }
+    /* Makes sums of the whole chunk; returns those of its last row, of another pair too. */
+    __device__ __forceinline__ float2 join_decays(float2 (&sum)[16], int pair, float2 &other) {
+        float2 before = {0, 0}, all = {0, 0};
+        other = all;
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) {
+            const float2 part = control->part[i][pair], beside = control->part[i][pair ^ 32];
+            if (i < (int)(threadIdx.x - 128) / 64) before = {before.x + part.x, before.y + part.y};
+            all = {all.x + part.x, all.y + part.y};
+            other = {other.x + beside.x, other.y + beside.y};
+        }
+#pragma unroll
+        for (int i = 0; i < 16; i++) sum[i] = {sum[i].x + before.x, sum[i].y + before.y};
+        return all;
+    }
+    __device__ __forceinline__ void raise_pair(char *tile, int row, int pair, float2 by) {
+        uint32_t *at = pair_at(tile, row, pair);
+        const float2 x = unpack(*at);
+        *at = pack(x.x * exponential(by.x), x.y * exponential(by.y));
+    }
+    /* Sums of decays go where the decays were; weights are made from them, each element by one thread. */
+    __device__ __forceinline__ void steep_weights(const float2 (&sum)[16], int pair) {
+        float2 *sums = (float2 *)(stage() + SHAPE::decay_at);
+#pragma unroll
+        for (int i = 0; i < 16; i++) sums[row_of(i) * (key / 2) + pair] = sum[i];
+        meet();
+        char *tile = shared + SHAPE::weight_at + turn * SHAPE::weight_bytes;
+        for (int i = threadIdx.x - 128; i < CHUNK * CHUNK; i += 256) {
+            const int row = i / CHUNK, column = i % CHUNK;
+            float weight = 0;
+            if (sees(row, column))
+#pragma unroll 4
+                for (int k = 0; k < key / 2; k++) {
+                    const int at = (k + lane) % (key / 2);
+                    const float2 a = unpack(*pair_at(stage(), row, at)), c = sums[row * (key / 2) + at],
+                                 b = unpack(*pair_at(stage() + SHAPE::key_at, column, at)),
+                                 d = sums[column * (key / 2) + at];
+                    weight = fmaf(a.x * b.x, exponential(c.x - d.x), weight);
+                    weight = fmaf(a.y * b.y, exponential(c.y - d.y), weight);
+                }
+            *(__nv_bfloat16 *)(tile + row * 128 + (column / 8 ^ row % 8) * 16 + column % 8 * 2) =
+                __float2bfloat16(weight * run.scale);
+        }
+        meet();
+    }
+    /* Queries and keys take the decays up. Returns whether these are gentle. */
+    __device__ __forceinline__ bool raise_keys() {
+        const int pair = threadIdx.x % 64;
+        float2 sum[16], other;
+        sum_decays(sum, pair);
+        const float2 all = join_decays(sum, pair, other);
+        const float least = fminf(fminf(all.x, all.y), fminf(other.x, other.y)),
+                    zero = all.x + all.y + other.x + other.y; /* not a number where one is not */
+        const bool gentle = __all_sync(~0u, least > STEEPEST && zero == zero);
+        total = {total.x + all.x, total.y + all.y};
+        if (threadIdx.x < 128 + 64) control->fade[pair] = {exponential(all.x), exponential(all.y)};
+        if (SHAPE::last && !gentle) steep_weights(sum, pair);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const int row = row_of(i);
+            if (SHAPE::last) raise_pair(stage(), row, pair, sum[i]);
+            const float2 by = {(gentle ? 0 : all.x) - sum[i].x, (gentle ? 0 : all.y) - sum[i].y};
+            raise_pair(stage() + SHAPE::key_at, row, pair, by);
+        }
+        stores_to_async();
+        meet();
+        return gentle;
+    }
+    __device__ __forceinline__ void fade_keys() {
+#pragma unroll
+        for (int j = 0; j < key / 8; j++) {
+            const float2 fade = control->fade[4 * j + lane % 4];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                state[4 * j + 2 * r] *= fade.x;
+                state[4 * j + 2 * r + 1] *= fade.y;
+            }
+        }
     }
 
     /* ---- products ---- */
@@ -202,14 +317,14 @@ template <class SHAPE> struct hopper_columns {
         products_commit();
         hold(output);
     }
-    __device__ __forceinline__ void start_state() {
+    __device__ __forceinline__ void start_state(uint32_t (&left)[CHUNK / 4]) {
         const uint64_t keys = tile_descriptor<key, CHUNK>(stage() + SHAPE::key_at);
         hold(state);
-        hold(faded);
+        hold(left);
         products_open();
 #pragma unroll
         for (int k = 0; k < CHUNK / 16; k++)
-            product<key>::template registers<true, true>(state, faded + 4 * k, keys + k * (16 * 128 / 16));
+            product<key>::template registers<true, true>(state, left + 4 * k, keys + k * (16 * 128 / 16));
         products_commit();
         hold(state);
     }
@@ -248,12 +363,19 @@ template <class SHAPE> struct hopper_columns {
     }
     __device__ __forceinline__ void fade_state() {
         const float sum = control->last[at.stage], factor = exponential(sum);
-        total += sum;
+        total.x += sum;
 #pragma unroll
         for (int i = 0; i < key / 2; i++) state[i] *= factor;
     }
-    __device__ __forceinline__ void weigh() {
-        char *tile = shared + SHAPE::weight_at + turn * SHAPE::weight_bytes;
+    __device__ __forceinline__ void mask_score() {
+        const int row = warp * 16 + lane / 4;
+#pragma unroll
+        for (int i = 0; i < share / 2; i++) {
+            const int column = group * share + i / 4 * 8 + 2 * (lane % 4) + i % 2;
+            score[i] = sees(row + i / 2 % 2 * 8, column) ? score[i] * run.scale : 0;
+        }
+    }
+    __device__ __forceinline__ void decay_score() {
         const int row = warp * 16 + lane / 4;
         const float sums[2] = {gates().sum[row], gates().sum[row + 8]};
 #pragma unroll
@@ -267,6 +389,9 @@ template <class SHAPE> struct hopper_columns {
                 x[1] = sees(row + 8 * r, column + 1) ? x[1] * (write.y * exponential(sums[r] - sum.y)) : 0;
             }
         }
+    }
+    __device__ __forceinline__ void store_score() {
+        char *tile = shared + SHAPE::weight_at + turn * SHAPE::weight_bytes;
         const int to_row = warp * 16 + lane % 16;
 #pragma unroll
         for (int j = 0; j < share / 8; j += 2) {
@@ -335,64 +460,103 @@ template <class SHAPE> struct hopper_columns {
 
     /* ---- a chunk, and all of them ---- */
 
+    __device__ __forceinline__ void make_weights() {
+        if constexpr (SHAPE::keys)
+            mask_score();
+        else
+            decay_score();
+        store_score();
+    }
+    /* The output but for this chunk's values, which are about to be added. */
+    __device__ __forceinline__ void start_outputs(bool gentle) {
+        convert_state();
+        start_score();
+        start_output();
+        load_values();
+        products_wait<1>();
+        hold(score);
+        if (gentle) make_weights();
+        products_wait<0>();
+        hold(output);
+        hold(left);
+        raise_output();
+        meet();
+        start_values();
+    }
+    __device__ __forceinline__ void finish_outputs() {
+        products_wait<1>();
+        hold(output);
+        hold(values);
+        if (!SHAPE::keys && run.tensors.skip) skip_values();
+        store_output();
+        turn ^= 1;
+    }
     __device__ __forceinline__ void step(int chunk) {
+        bool gentle = true;
         rows = chunk_rows(task, chunk);
         token = task.first + (int64_t)chunk * CHUNK;
         barrier_wait(&control->full[at.stage], at.phase);
         if (rows < CHUNK) clear_tail();
-        if constexpr (SHAPE::last) {
-            convert_state();
-            start_score();
-            start_output();
+        if constexpr (SHAPE::keys) gentle = raise_keys();
+        if constexpr (SHAPE::last)
+            start_outputs(gentle);
+        else
+            load_values();
+        if constexpr (SHAPE::keys) {
+            if (!gentle) fade_keys();
+            start_state(values);
+        } else {
+            fade_values();
+            fade_state();
+            start_state(faded);
         }
-        load_values();
-        if constexpr (SHAPE::last) {
-            products_wait<1>();
-            hold(score);
-            weigh();
-            products_wait<0>();
-            hold(output);
-            hold(left);
-            raise_output();
-            meet();
-            start_values();
-        }
-        fade_values();
-        fade_state();
-        start_state();
-        if constexpr (SHAPE::last) {
-            products_wait<1>();
-            hold(output);
-            hold(values);
-            if (run.tensors.skip) skip_values();
-            store_output();
-            turn ^= 1;
-        }
+        if constexpr (SHAPE::last) finish_outputs();
         products_wait<0>();
         hold(state);
-        hold(faded);
+        if constexpr (SHAPE::keys) {
+            hold(values);
+            if (gentle) fade_keys();
+        } else
+            hold(faded);
         __syncwarp();
         if (lane == 0) barrier_arrive(&control->free[at.stage]);
         at.template next<SHAPE::stages>();
+    }
+    __device__ __forceinline__ void leave(int value) {
+        store_slot<key>(slot_of(run, task.to), value, state);
+        const int pair = threadIdx.x - 128;
+        if (task.column > 0 || pair >= (SHAPE::keys ? key / 2 : 1)) return;
+        if (SHAPE::keys)
+            ((float2 *)slot_decay(run, task.to))[pair] = total;
+        else
+            slot_decay(run, task.to)[0] = total.x;
+    }
+    /* Reversed time has one decay behind its last step. */
+    __device__ __forceinline__ void fade_reversed() {
+        if constexpr (SHAPE::keys) {
+            const ln_cuda_tensor &from = run.tensors.decay;
+            const float *first = (const float *)from.data + task.first * from.token_stride + task.head * from.head_stride;
+#pragma unroll
+            for (int i = 0; i < key / 2; i++)
+                state[i] *= exponential(decay_log(first[i / 4 * 8 + 2 * (lane % 4) + i % 2]));
+        } else {
+            const float factor = exponential(token_decay(run, task, task.first - 1, 0, 1));
+#pragma unroll
+            for (int i = 0; i < key / 2; i++) state[i] *= factor;
+        }
     }
     __device__ __forceinline__ void run_task() {
         const int value = task.column + group * 64 + warp * 16 + lane / 4, chunks = chunks_of(task);
         at = {0, 0};
         turn = 0;
-        total = 0;
+        total = {0, 0};
         load_state<key>(run, task, value, state);
         if (!SHAPE::last && task.from == LN_CUDA_STATE_GIVEN) store_slot<key>(slot_of(run, task.to - 1), value, state);
 #pragma unroll 1
         for (int i = 0; i < chunks; i++) step(chunk_at(run, chunks, i));
-        if (task.to >= 0) {
-            store_slot<key>(slot_of(run, task.to), value, state);
-            if (task.column == 0 && threadIdx.x == 128) slot_decay(run, task.to)[0] = total;
-        } else if (task.to == LN_CUDA_STATE_GIVEN && run.tensors.state_out) {
-            if (run.reverse && task.tokens) {
-                const float factor = exponential(token_decay(run, task, task.first - 1, 0, 1));
-#pragma unroll
-                for (int i = 0; i < key / 2; i++) state[i] *= factor;
-            }
+        if (task.to >= 0) leave(value);
+        if (task.to == LN_CUDA_STATE_GIVEN && run.tensors.state_out) {
+            if (run.reverse && task.tokens) fade_reversed();
             store_state<key>(run, task, value, state);
         }
     }
@@ -401,68 +565,73 @@ template <class SHAPE> struct hopper_columns {
 template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::blocks)
     linear_hopper(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
-                  const __grid_constant__ CUtensorMap value_map, const __grid_constant__ linear_run run) {
+                  const __grid_constant__ CUtensorMap value_map, const __grid_constant__ CUtensorMap decay_map,
+                  const __grid_constant__ linear_run run) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     char *shared = block_memory();
-    linear_control<SHAPE::stages> *control = (linear_control<SHAPE::stages> *)(shared + SHAPE::control_at);
+    linear_control<SHAPE> *control = (linear_control<SHAPE> *)(shared + SHAPE::control_at);
     const ln_cuda_linear_task task = run.tasks[blockIdx.x];
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < SHAPE::stages; stage++) {
-            barrier_open(&control->full[stage], 2);
+            barrier_open(&control->full[stage], SHAPE::keys ? 1 : 2);
             barrier_open(&control->free[stage], 4 * SHAPE::groups);
         }
         barriers_opened();
         map_prefetch(&query_map);
         map_prefetch(&key_map);
         map_prefetch(&value_map);
+        if (SHAPE::keys) map_prefetch(&decay_map);
     }
     __syncthreads();
     if (group == 0) {
         registers_less<SHAPE::copy_registers>();
-        if (threadIdx.x == 0) copy_chunks<SHAPE>(&query_map, &key_map, &value_map, run, task, shared, control);
-        if (threadIdx.x / 32 == 1) make_gates<SHAPE>(run, task, control);
+        if (threadIdx.x == 0) 
+            copy_chunks<SHAPE>(&query_map, &key_map, &value_map, &decay_map, run, task, shared, control);
+        if (!SHAPE::keys && threadIdx.x / 32 == 1) make_gates<SHAPE>(run, task, control);
     } else {
         registers_more<SHAPE::group_registers>();
         hopper_columns<SHAPE> columns = {run, task, control, shared};
         columns.group = group - 1;
         columns.warp = threadIdx.x / 32 % 4;
         columns.lane = threadIdx.x % 32;
+        if (SHAPE::keys && threadIdx.x < 128 + CHUNK) control->gates[0].rise[threadIdx.x - 128] = run.scale;
         columns.run_task();
     }
 #endif
 }
 
+template <class SHAPE> static constexpr int hopper_bytes = SHAPE::control_at + (int)sizeof(linear_control<SHAPE>);
+
 template <class SHAPE> static ln_cuda_code hopper_pass(void *const *arguments, int tasks, void *stream) {
-    return launch(linear_hopper<SHAPE>, dim3((unsigned)tasks), dim3(SHAPE::threads),
-                  SHAPE::control_at + (int)sizeof(linear_control<SHAPE::stages>), stream,
+    return launch(linear_hopper<SHAPE>, dim3((unsigned)tasks), dim3(SHAPE::threads), hopper_bytes<SHAPE>, stream,
                   *(const CUtensorMap *)arguments[0], *(const CUtensorMap *)arguments[1],
-                  *(const CUtensorMap *)arguments[2], *(const linear_run *)arguments[4]);
+                  *(const CUtensorMap *)arguments[2], *(const CUtensorMap *)arguments[3],
+                  *(const linear_run *)arguments[4]);
 }
-template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST>
+template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST, bool KEYS>
 static ln_cuda_code hopper_start(void *const *arguments, bool last, int tasks, void *stream) {
-    return last ? hopper_pass<hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, true>>(arguments, tasks, stream)
-                : hopper_pass<hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, false>>(arguments, tasks, stream);
+    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, true> last_shape;
+    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, false> first_shape;
+    return last ? hopper_pass<last_shape>(arguments, tasks, stream) : hopper_pass<first_shape>(arguments, tasks, stream);
 }
 
 /* A row of the table of kernels. */
-template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST>
+template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST, bool KEYS = false>
 static ln_cuda_linear_kernel hopper_kernel(const char *name) {
-    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, true> last;
-    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, false> first;
-    constexpr int last_bytes = last::control_at + (int)sizeof(linear_control<last::stages>),
-                  first_bytes = first::control_at + (int)sizeof(linear_control<first::stages>);
+    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, true> last;
+    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, false> first;
     return {name,
             KEY,
             last::columns,
-            LN_CUDA_LINEAR_TOKEN,
+            KEYS ? LN_CUDA_LINEAR_KEY : LN_CUDA_LINEAR_TOKEN,
             false,
             1,
             last::threads,
-            last_bytes > first_bytes ? last_bytes : first_bytes,
+            hopper_bytes<last> > hopper_bytes<first> ? hopper_bytes<last> : hopper_bytes<first>,
             9,
             last::blocks,
-            hopper_start<KEY, GROUPS, STAGES_LAST, STAGES_FIRST>};
+            hopper_start<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS>};
 }
 
 } // namespace ln

@@ -21,15 +21,13 @@ namespace ln {
 
 enum { COLUMNS = 64, THREADS = 128, NORMALISED = 3 }; /* beside the kinds of decays: by tokens, with a normaliser */
 
-static constexpr float STEEPEST = -40; /* of a decay that is taken apart */
-
 template <int KEY, int KIND> struct portable_tile {
     static constexpr bool keys = KIND == LN_CUDA_LINEAR_KEY, values = KIND == LN_CUDA_LINEAR_VALUE,
                           tokens = !keys && !values, normalised = KIND == NORMALISED;
     static constexpr int key_row = KEY + 8, value_row = COLUMNS + 8, channels = keys ? KEY : COLUMNS;
     static constexpr int key_at = CHUNK * key_row * 2, value_at = 2 * key_at, weight_at = value_at + CHUNK * value_row * 2,
                          gates_at = weight_at + CHUNK * value_row * 2, last_at = gates_at + (int)sizeof(token_gates),
-                         sums_at = last_at + 4 * (keys || values ? channels : 4);
+                         sums_at = last_at + 4 * (keys || values ? 2 * channels : 4);
     /* Sums of the chunk's channels, then outputs of the chunk; of the normaliser: n, its part of the weights. */
     static constexpr int more = normalised ? 4 * (KEY + CHUNK)
                                 : keys     ? 4 * CHUNK * channels
@@ -64,7 +62,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     float state[KEY / 2];
     int lane, warp, rows;
     int64_t token;
-    float total; /* of the task's decays, of tokens; of channels in `total_at` */
+    float total; /* of the task's decays, of tokens; those of channels lie behind `last` */
     bool gentle; /* no channel decays by more than STEEPEST in this chunk */
 
     __device__ __forceinline__ int row_of(int step) {
@@ -77,10 +75,10 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     /* ---- gates ---- */
 
     __device__ __forceinline__ void open_gates() {
-        if (tile::tokens) return;
-        if (threadIdx.x < CHUNK) {
-            gates->rise[threadIdx.x] = gates->write[threadIdx.x] = run.scale;
-            gates->fade[threadIdx.x] = 1;
+        if (!tile::tokens) {
+            for (int channel = threadIdx.x; channel < tile::channels; channel += THREADS)
+                last[tile::channels + channel] = 0;
+            if (threadIdx.x < CHUNK) gates->rise[threadIdx.x] = gates->write[threadIdx.x] = run.scale;
         }
     }
     __device__ __forceinline__ float channel_decay(int row, int channel) {
@@ -100,6 +98,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
                 sums[row_of(step) * tile::channels + channel] = sum;
             }
             last[channel] = sum;
+            last[tile::channels + channel] += sum;
             flat = flat && sum > STEEPEST;
         }
         gentle = __syncthreads_and(flat);
@@ -425,7 +424,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
         if (tile::normalised && task.column == 0)
             for (int k = threadIdx.x; k < KEY; k += THREADS) to[run.value_size * KEY + k] = sums[k];
     }
-    /* The decay of the whole segment, again from memory: a channel is a thread's. */
+    /* The decay of the whole segment. */
     __device__ __forceinline__ void leave_decay() {
         float *to = slot_decay(run, task.to);
         if (tile::tokens) {
@@ -433,15 +432,8 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
             return;
         }
         if (tile::keys && task.column > 0) return;
-        for (int channel = threadIdx.x; channel < tile::channels; channel += THREADS) {
-            float sum = 0;
-            rows = CHUNK;
-            for (int row = 0; row < task.tokens; row++) {
-                token = task.first + row;
-                sum += channel_decay(0, channel);
-            }
-            to[(tile::values ? task.column : 0) + channel] = sum;
-        }
+        for (int channel = threadIdx.x; channel < tile::channels; channel += THREADS)
+            to[(tile::values ? task.column : 0) + channel] = last[tile::channels + channel];
     }
     /* Reversed time has one decay behind its last step. */
     __device__ __forceinline__ void fade_reversed() {

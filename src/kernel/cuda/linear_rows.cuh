@@ -22,6 +22,7 @@
 namespace ln {
 
 enum { CHUNK = 64 };
+static constexpr float STEEPEST = -40; /* of a channel's decay over a chunk that is taken apart */
 
 /* What a kernel is given beside its tasks; the same for all of them. */
 struct linear_run {

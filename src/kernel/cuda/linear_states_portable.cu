@@ -95,7 +95,7 @@ static __global__ void __launch_bounds__(GATE_THREADS) mlstm_gates(const __grid_
             run.decay_out[at] = old >= input ? 0 : old - input;
             run.write_out[at] = exponential(1.4426950408889634f * (input - maximum));
         }
-        before = maxima[end - chunk < GATE_THREADS ? end - chunk : GATE_THREADS];
+        before = maxima[end - chunk < GATE_THREADS ? (int)(end - chunk) : (int)GATE_THREADS];
     }
     if (threadIdx.x == 0 && run.state_out) run.state_out[place] = before;
 }
