@@ -34,7 +34,7 @@ int64_t ln_cuda_linear_state_floats(const ln_cuda_linear *linear) {
 static bool arguments_right(const ln_cuda_linear *l) {
     if (l->heads < 1 || l->key_heads < 1 || l->heads % l->key_heads || l->heads > 65535) return false;
     if (l->key_size < 1 || l->value_size < 1 || l->sequences < 1 || !l->offsets || !isfinite(l->scale)) return false;
-    if (l->normalise && (l->decay != LN_CUDA_LINEAR_TOKEN || l->reverse)) return false;
+    if (l->normalise && (l->decay != LN_CUDA_LINEAR_TOKEN || l->reverse || l->state_kept)) return false;
     if (l->decay < LN_CUDA_LINEAR_TOKEN || l->decay > LN_CUDA_LINEAR_VALUE || l->offsets[0] != 0) return false;
     for (int64_t s = 0; s < l->sequences; s++)
         if (l->offsets[s + 1] < l->offsets[s]) return false;
@@ -55,6 +55,13 @@ static int64_t segments_of(int64_t tokens, int64_t segment) {
     return tokens > segment ? (tokens + segment - 1) / segment : 1;
 }
 
+/* The segments that the first pass walks, and the slots. */
+static int64_t left_of(const ln_cuda_linear *l, int64_t segments) {
+    return l->state_kept ? segments : segments - 1;
+}
+static int64_t slots_of(const ln_cuda_linear *l, int64_t segments) {
+    return left_of(l, segments) ? left_of(l, segments) + 1 : 0;
+}
 /* Tasks of both passes, slots. */
 static void count_tasks(const ln_cuda_linear *l, ln_cuda_linear_plan *plan) {
     const int64_t parts = l->value_size / plan->kernel->columns;
@@ -62,8 +69,8 @@ static void count_tasks(const ln_cuda_linear *l, ln_cuda_linear_plan *plan) {
     for (int64_t s = 0; s < l->sequences; s++) {
         const int64_t segments = segments_of(l->offsets[s + 1] - l->offsets[s], plan->segment);
         plan->tasks += segments * l->heads * parts;
-        plan->first_tasks += (segments - 1) * l->heads * parts;
-        plan->slots += segments > 1 ? segments * l->heads : 0;
+        plan->first_tasks += left_of(l, segments) * l->heads * parts;
+        plan->slots += slots_of(l, segments) * l->heads;
     }
 }
 
@@ -186,7 +193,7 @@ static ln_cuda_linear_task task_of(const ln_cuda_linear *l, const ln_cuda_linear
     if (!last) {
         if (n > 0) task.from = LN_CUDA_STATE_NONE;
         task.to = (int32_t)(slot + n + 1);
-    } else if (segments > 1) {
+    } else if (slots_of(l, segments)) {
         task.from = (int32_t)(slot + n);
         if (n < segments - 1) task.to = LN_CUDA_STATE_NONE;
     }
@@ -200,10 +207,10 @@ void ln_cuda_linear_tasks(const ln_cuda_linear *linear, const ln_cuda_linear_pla
         for (int64_t head = 0; head < linear->heads; head++) {
             for (int64_t n = 0; n < segments; n++)
                 for (int64_t column = 0; column < linear->value_size; column += plan->kernel->columns) {
-                    if (n < segments - 1) tasks[first++] = task_of(linear, plan, s, head, column, n, slot, false);
+                    if (n < left_of(linear, segments)) tasks[first++] = task_of(linear, plan, s, head, column, n, slot, false);
                     tasks[last++] = task_of(linear, plan, s, head, column, n, slot, true);
                 }
-            if (segments > 1) slot += segments;
+            slot += slots_of(linear, segments);
         }
     }
     qsort(tasks, (size_t)plan->first_tasks, sizeof *tasks, before);
@@ -213,9 +220,9 @@ void ln_cuda_linear_tasks(const ln_cuda_linear *linear, const ln_cuda_linear_pla
 static int64_t chains_of(const ln_cuda_linear *l, const ln_cuda_linear_plan *plan, ln_cuda_linear_chain *chains) {
     int64_t count = 0, slot = 0;
     for (int64_t s = 0; s < l->sequences; s++) {
-        const int64_t segments = segments_of(l->offsets[s + 1] - l->offsets[s], plan->segment);
-        for (int64_t head = 0; segments > 1 && head < l->heads; head++, slot += segments) {
-            if (chains) chains[count] = {(int32_t)slot, (int32_t)segments};
+        const int64_t slots = slots_of(l, segments_of(l->offsets[s + 1] - l->offsets[s], plan->segment));
+        for (int64_t head = 0; slots && head < l->heads; head++, slot += slots) {
+            if (chains) chains[count] = {(int32_t)slot, (int32_t)slots};
             count++;
         }
     }
@@ -280,15 +287,26 @@ static ln::linear_run run_of(const ln_cuda_linear *l, const ln_cuda_linear_plan 
     run.scale = l->scale;
     run.reverse = l->reverse;
     run.output_float32 = l->output_float32;
+    run.state_key_stride = l->state_turned ? 1 : l->value_size;
+    run.state_value_stride = l->state_turned ? l->key_size : 1;
+    run.state_store = l->state_divisor != 0 ? l->state_divisor : 1;
+    run.state_load = 1 / run.state_store;
     return run;
+}
+
+ln_cuda_linear_slots ln_cuda_linear_kept(const ln_cuda_linear *linear, const ln_cuda_linear_plan *plan,
+                                         const void *workspace) {
+    const char *chains = (const char *)workspace + task_bytes(plan);
+    return {(const float *)(chains + chain_bytes(plan)), slot_floats(linear), (const int32_t(*)[2])chains};
 }
 
 static bool tensors_right(const ln_cuda_linear *l, const ln_cuda_linear_tensors *t) {
     if (l->normalise && l->offsets[l->sequences] > 0 && !t->maximum.data) return false;
     if (l->offsets[l->sequences] == 0) return true;
     if (!ln_cuda_tensor_right(&t->query, 2) || !ln_cuda_tensor_right(&t->key, 2) ||
-        !ln_cuda_tensor_right(&t->value, 2) || !ln_cuda_tensor_right(&t->output, l->output_float32 ? 4 : 2))
+        !ln_cuda_tensor_right(&t->value, 2))
         return false;
+    if (!(l->state_kept && !t->output.data) && !ln_cuda_tensor_right(&t->output, l->output_float32 ? 4 : 2)) return false;
     return l->decay == LN_CUDA_LINEAR_TOKEN || ln_cuda_tensor_right(&t->decay, 4);
 }
 
@@ -319,6 +337,7 @@ ln_cuda_code ln_cuda_linear_forward(const ln_cuda_linear *linear, const ln_cuda_
             code = ln_cuda_linear_scan(&run, linear->decay, linear->normalise, chains,
                                        (int)chains_of(linear, plan, NULL), stream);
     }
+    if (linear->state_kept && !tensors->output.data) return code;
     run.tasks += plan->first_tasks;
     return code ? code : kernel->start(given, true, (int)plan->tasks, stream);
 }

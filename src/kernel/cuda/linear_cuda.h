@@ -41,9 +41,11 @@ typedef struct ln_cuda_linear {
     bool normalise;      /* divides by the normaliser; decay by tokens alone */
     bool reverse;        /* time runs from the last token to the first; not with normalise */
     bool output_float32; /* output is float32, else bf16 */
-    /* Which of the inputs have as many heads as values though they stand for queries or keys, or the reverse: the walks
-     * of a gradient. All false: query and key have key_heads, value has heads. */
-    bool query_whole, key_whole, value_shared;
+    /* The walks of a gradient (linear_backward_cuda.h); zeros otherwise. Which of the inputs have as many heads as values
+     * though they stand for queries or keys, or the reverse. Whether states outside are [value][key]. Whether the states
+     * between all segments, and behind the last, stay in the workspace. What the states outside are divided by. */
+    bool query_whole, key_whole, value_shared, state_turned, state_kept;
+    float state_divisor; /* 0: 1 */
 } ln_cuda_linear;
 
 /* Tokens first .. first + tokens - 1 (rows of the tensors) of one head, value columns column .. */
@@ -106,9 +108,20 @@ typedef struct ln_cuda_linear_tensors {
     float *state_out;            /* NULL: not wanted; may be state_in */
 } ln_cuda_linear_tensors;
 
-/* Starts the work on the stream of the current device; may be captured in a graph. */
+/* Starts the work on the stream of the current device; may be captured in a graph. With state_kept no output data: the
+ * states alone. */
 ln_cuda_code ln_cuda_linear_forward(const ln_cuda_linear *linear, const ln_cuda_linear_plan *plan,
                                     const ln_cuda_linear_tensors *tensors, void *workspace, void *stream);
+
+/* The states that state_kept leaves: slot n of a head is the one at the beginning of its n-th segment in time, [value][key]
+ * of `floats` numbers; that of sequence s and head h begins at slot chain[s * heads + h][0]. */
+typedef struct ln_cuda_linear_slots {
+    const float *data;
+    int64_t floats;
+    const int32_t (*chains)[2]; /* first slot and count, on the device */
+} ln_cuda_linear_slots;
+ln_cuda_linear_slots ln_cuda_linear_kept(const ln_cuda_linear *linear, const ln_cuda_linear_plan *plan,
+                                         const void *workspace);
 
 /* Floats of the state of one head. */
 int64_t ln_cuda_linear_state_floats(const ln_cuda_linear *linear);

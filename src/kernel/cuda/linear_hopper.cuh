@@ -1,9 +1,9 @@
 /* Linear attention with decays of tokens or of key channels for compute capability 9.0.
  *
  * One block a task, which walks the chunks of its segment. Its first warp group feeds a ring of stages: one thread keeps
- * the copy engine busy with queries, keys and values, one warp makes the gates of a chunk from decays that it loaded
- * while the chunk before was waited for. Every other warp group owns 64 value columns and their state, turned, as
- * accumulators S^T (64 x key_size), and makes its share of the weights' columns:
+ * the copy engine busy with queries, keys and values, two or three warps by turns make the gates of a chunk. Every other
+ * warp group owns 64 value columns and their state, turned, as accumulators S^T (64 x key_size), and makes its share of
+ * the weights' columns:
  *
  *     start score = query key^T ; start output^T = bf16(S)^T query^T ; load value^T ; wait for score ;
  *     weight = mask and decay of score, to shared memory ; wait for output ; output, S and value^T decay ;
@@ -36,6 +36,8 @@ template <int KEY_SIZE, int GROUPS_, int STAGES_LAST, int STAGES_FIRST, bool KEY
     static constexpr int weight_bytes = CHUNK * CHUNK * 2, row_bytes = 2048; /* of a warp's outputs */
     static constexpr int weight_at = stages * stage_bytes, rows_at = weight_at + (LAST ? 2 * weight_bytes : 0),
                          control_at = rows_at + (LAST ? groups * 4 * row_bytes : 0);
+    static constexpr int gate_warps = stages % 3 == 0 ? 3 : 2;
+    static_assert(stages % gate_warps == 0, "a stage belongs to one warp");
     static constexpr int copy_registers = 40, group_registers = groups == 1 ? 216 : 232;
 };
 
@@ -94,24 +96,27 @@ static __device__ __forceinline__ void copy_chunks(const CUtensorMap *query_map,
     }
 }
 
+/* Warps 1 to gate_warps of the copying group, in turns: what a warp loads for its next chunk has as many chunks' time to
+ * arrive. Each has stages of its own, so that it sees every phase of their barriers. */
 template <class SHAPE>
 static __device__ __forceinline__ void make_gates(const linear_run &run, const ln_cuda_linear_task &task,
                                                   linear_control<SHAPE> *control) {
-    const int chunks = chunks_of(task);
+    const int chunks = chunks_of(task), own = threadIdx.x / 32 - 1;
     linear_ring at = {0, 1};
     float decay[2], write[2];
+    for (int i = 0; i < own; i++) at.template next<SHAPE::stages>();
 #pragma unroll 1
-    for (int step = -1; step < chunks; step++) {
+    for (int step = own - SHAPE::gate_warps; step < chunks; step += SHAPE::gate_warps) {
         if (step >= 0) {
             barrier_wait(&control->free[at.stage], at.phase);
             const float last = fill_gates(run, control->gates[at.stage], decay, write);
             if (threadIdx.x % 32 == 0) control->last[at.stage] = last;
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(&control->full[at.stage]);
-            at.template next<SHAPE::stages>();
+            for (int i = 0; i < SHAPE::gate_warps; i++) at.template next<SHAPE::stages>();
         }
-        if (step + 1 < chunks) {
-            const int chunk = chunk_at(run, chunks, step + 1);
+        if (step + SHAPE::gate_warps < chunks) {
+            const int chunk = chunk_at(run, chunks, step + SHAPE::gate_warps);
             load_gates(run, task, task.first + (int64_t)chunk * CHUNK, chunk_rows(task, chunk), decay, write);
         }
     }
@@ -588,7 +593,8 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::blocks)
         registers_less<SHAPE::copy_registers>();
         if (threadIdx.x == 0) 
             copy_chunks<SHAPE>(&query_map, &key_map, &value_map, &decay_map, run, task, shared, control);
-        if (!SHAPE::keys && threadIdx.x / 32 == 1) make_gates<SHAPE>(run, task, control);
+        if (!SHAPE::keys && threadIdx.x >= 32 && threadIdx.x < 32 + 32 * SHAPE::gate_warps)
+            make_gates<SHAPE>(run, task, control);
     } else {
         registers_more<SHAPE::group_registers>();
         hopper_columns<SHAPE> columns = {run, task, control, shared};

@@ -35,6 +35,8 @@ struct linear_run {
     int key_size, value_size;
     float scale;
     int reverse, output_float32;
+    int64_t state_key_stride, state_value_stride; /* of states outside */
+    float state_load, state_store;                /* factors */
 };
 
 static __device__ __forceinline__ int head_of(const linear_run &run, int head, int shared) {
@@ -78,7 +80,7 @@ static __device__ __forceinline__ float sum_before(float x) {
 }
 
 /* The gates of a chunk's rows: sum is c; rise, scale 2^c; write, scale write; fade, 2^(c[last] - c) write. */
-struct token_gates {
+struct __align__(16) token_gates {
     float sum[CHUNK], rise[CHUNK], write[CHUNK], fade[CHUNK];
 };
 /* By one warp, of decays and writes that its lanes hold for the steps lane and lane + 32 of time. Returns c[last]. */
@@ -138,7 +140,8 @@ static __device__ __forceinline__ void load_state(const linear_run &run, const l
             if (task.from >= 0)
                 pair = *(const float2 *)(slot_of(run, task.from) + row * KEY + key);
             else if (given)
-                pair = {given[key * run.value_size + row], given[(key + 1) * run.value_size + row]};
+                pair = {given[key * run.state_key_stride + row * run.state_value_stride] * run.state_load,
+                        given[(key + 1) * run.state_key_stride + row * run.state_value_stride] * run.state_load};
             state[4 * j + 2 * r] = pair.x;
             state[4 * j + 2 * r + 1] = pair.y;
         }
@@ -164,7 +167,8 @@ static __device__ __forceinline__ void store_state(const linear_run &run, const 
         for (int r = 0; r < 2; r++)
 #pragma unroll
             for (int c = 0; c < 2; c++)
-                to[(8 * j + 2 * lane + c) * run.value_size + value + 8 * r] = state[4 * j + 2 * r + c];
+                to[(8 * j + 2 * lane + c) * run.state_key_stride + (value + 8 * r) * run.state_value_stride] =
+                    state[4 * j + 2 * r + c] * run.state_store;
 }
 
 } // namespace ln
