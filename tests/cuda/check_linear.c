@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include "kernel/cuda/linear_cuda.h"
+#include "oracle_linear.h"
 
 enum { SEQUENCES = 8, KERNELS_MOST = 16, MOST_VALUES = 256 };
 
@@ -388,7 +389,8 @@ static double input_of(range of) {
 static void check_gates(void) {
     const int64_t offsets[] = {0, 1500, 1500, 1501, 3000};
     enum { HEADS = 3, COUNT = 4 };
-    gates_problem g = {.linear = {.heads = HEADS, .key_heads = 1, .key_size = 64, .value_size = 64, .sequences = COUNT}};
+    gates_problem g = {
+        .linear = {.heads = HEADS, .key_heads = 1, .key_size = 64, .value_size = 64, .sequences = COUNT}};
     g.linear.offsets = offsets;
     g.linear.normalise = true;
     const int64_t floats = ln_cuda_linear_state_floats(&g.linear), tokens = offsets[COUNT];
@@ -439,6 +441,7 @@ static void check(const ln_cuda_device *device, const check_options *options) {
                 check_kernel(&p, device, ln_cuda_linear_kernels(row));
         problem_close(&p);
     }
+    linear_gradients_check(device, options);
 }
 
 /* ---- without a GPU ---- */
@@ -505,6 +508,7 @@ static void check_plans(void) {
         for (int i = 0; i < WORK_COUNT; i++) check_tasks(&WORKS[i], kernel->major == 9 ? &hopper : &ampere, kernel);
         for (int i = 0; i < BENCH_COUNT; i++) check_tasks(&BENCH[i], kernel->major == 9 ? &hopper : &ampere, kernel);
     }
+    linear_gradients_plans();
 }
 
 /* ---- speed ---- */
@@ -524,7 +528,8 @@ static tensor bench_tensor(int64_t tokens, int64_t heads, int64_t size, element 
         else
             ((float *)t.host)[i] = kind == NEVER ? 1 : (float)decay_of(kind);
     for (int64_t at = 0; at < t.elements; at += piece)
-        device_send((char *)t.device.data + at * bytes, t.host, (t.elements - at < piece ? t.elements - at : piece) * bytes);
+        device_send((char *)t.device.data + at * bytes, t.host,
+                    (t.elements - at < piece ? t.elements - at : piece) * bytes);
     return t;
 }
 
@@ -582,6 +587,7 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
 static void bench(const ln_cuda_device *device, const check_options *options) {
     for (int i = 0; i < BENCH_COUNT; i++)
         if (strstr(BENCH[i].name, options->works)) bench_work(&BENCH[i], device, options);
+    linear_gradients_bench(device, options);
 }
 
-const suite cuda_suite_linear = {"linear", WORK_COUNT + 1, check_plans, check, bench};
+const suite cuda_suite_linear = {"linear", WORK_COUNT + 1 + LINEAR_GRADIENT_CASES, check_plans, check, bench};

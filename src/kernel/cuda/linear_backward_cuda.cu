@@ -53,9 +53,10 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
                              linear->state_turned || linear->state_kept || linear->state_divisor != 0;
     if (walk_itself || linear->normalise || linear->decay == LN_CUDA_LINEAR_VALUE || !(fabsf(linear->scale) > 0) ||
         linear->key_size > 256) {
-        snprintf(plan->why, sizeof plan->why,
-                 "no gradient of reversed time, of a normaliser, of decays of values, of a scale of 0 or of keys of more "
-                 "than 256 elements");
+        snprintf(
+            plan->why, sizeof plan->why,
+            "no gradient of reversed time, of a normaliser, of decays of values, of a scale of 0 or of keys of more "
+            "than 256 elements");
         return LN_CUDA_UNSUPPORTED;
     }
     walks_of(linear, plan);

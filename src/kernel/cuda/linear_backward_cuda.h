@@ -28,8 +28,9 @@ typedef struct ln_cuda_linear_gradient_plan {
     ln_cuda_linear_plan states_plan, query_plan, key_plan, value_plan;
     /* In the workspace: of the walks, then float32 gradients of each head [tokens][heads][size], then numbers of each
      * token and head. */
-    int64_t states_at, query_at, key_at, value_at, tasks_at, query_rows_at, key_rows_at, value_rows_at, along_at, skip_at;
-    int64_t tasks; /* segments of all heads */
+    int64_t states_at, query_at, key_at, value_at, tasks_at, query_rows_at, key_rows_at, value_rows_at, along_at,
+        skip_at;
+    int64_t tasks;     /* segments of all heads */
     int64_t workspace; /* bytes, aligned to 256 */
     char why[LN_CUDA_WHY];
 } ln_cuda_linear_gradient_plan;
@@ -42,13 +43,13 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
 ln_cuda_code ln_cuda_linear_gradient_prepare(const ln_cuda_linear_gradient_plan *plan, void *workspace, void *stream);
 
 typedef struct ln_cuda_linear_gradients {
-    ln_cuda_tensor output;          /* given, bf16 */
-    const float *state_out;         /* given, [sequence][head][key][value]; NULL: zeros */
+    ln_cuda_tensor output;  /* given, bf16 */
+    const float *state_out; /* given, [sequence][head][key][value]; NULL: zeros */
     ln_cuda_tensor query, key, value;
-    ln_cuda_tensor decay;           /* float32 [token, head, key_size], of decays of keys */
-    float *token_decay, *write;     /* [tokens][heads]; NULL: not wanted. That of a head is their sum over tokens */
-    float *skip;                    /* [heads]; NULL: not wanted */
-    float *state_in;                /* NULL: not wanted */
+    ln_cuda_tensor decay;       /* float32 [token, head, key_size], of decays of keys */
+    float *token_decay, *write; /* [tokens][heads]; NULL: not wanted. That of a head is their sum over tokens */
+    float *skip;                /* [heads]; NULL: not wanted */
+    float *state_in;            /* NULL: not wanted */
 } ln_cuda_linear_gradients;
 
 /* `tensors` are those of the forward run; their output and state_out are not read. */

@@ -1,6 +1,6 @@
-/* What is left of a gradient of linear attention when its walks are done (linear_backward_cuda.h): heads that share a key
- * head are summed in their order, writes and skips are taken up, and the gradients of decays are summed backward over
- * each segment. All sums have a fixed order. */
+/* What is left of a gradient of linear attention when its walks are done (linear_backward_cuda.h): heads that share a
+ * key head are summed in their order, writes and skips are taken up, and the gradients of decays are summed backward
+ * over each segment. All sums have a fixed order. */
 #include "kernel/cuda/launch.cuh"
 #include "kernel/cuda/linear_backward_table.h"
 #include "kernel/cuda/linear_rows.cuh"
@@ -15,7 +15,8 @@ static __device__ __forceinline__ float sum_warp(float x) {
     return x;
 }
 static __device__ __forceinline__ float bf16_at(const ln_cuda_tensor &from, int64_t token, int head, int i) {
-    return __bfloat162float(((const __nv_bfloat16 *)from.data)[token * from.token_stride + head * from.head_stride + i]);
+    return __bfloat162float(
+        ((const __nv_bfloat16 *)from.data)[token * from.token_stride + head * from.head_stride + i]);
 }
 static __device__ __forceinline__ void gradient_set(const ln_cuda_linear_finish &f, const ln_cuda_tensor &to,
                                                     int64_t token, int head, int i, float x) {
@@ -46,7 +47,8 @@ static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_c
         for (int i = 0; i < 8; i++) {
             const int channel = i * 32 + lane;
             if (channel >= f.key_size) break;
-            const float dq = f.query_rows[at * f.key_size + channel], dk = write * f.key_rows[at * f.key_size + channel];
+            const float dq = f.query_rows[at * f.key_size + channel],
+                        dk = write * f.key_rows[at * f.key_size + channel];
             along += bf16_at(f.tensors.query, token, shared, channel) * dq -
                      bf16_at(f.tensors.key, token, shared, channel) * dk;
             query[i] += dq;
@@ -183,8 +185,8 @@ ln_cuda_code ln_cuda_linear_finish_rows(const ln_cuda_linear_finish *finish, voi
 ln_cuda_code ln_cuda_linear_finish_decays(const ln_cuda_linear_finish *finish, const ln_cuda_linear_task *tasks,
                                           int task_count, bool of_keys, void *stream) {
     if (of_keys)
-        return launch(finish_key_decays, dim3((unsigned)task_count), dim3((unsigned)finish->key_size), 0, stream, *finish,
-                      tasks);
+        return launch(finish_key_decays, dim3((unsigned)task_count), dim3((unsigned)finish->key_size), 0, stream,
+                      *finish, tasks);
     return launch(finish_token_decays, dim3((unsigned)task_count), dim3(DECAY_THREADS), DECAY_THREADS / 32 * 4, stream,
                   *finish, tasks);
 }

@@ -8,9 +8,9 @@
 typedef struct ln_cuda_linear_finish {
     ln_cuda_linear_tensors tensors;
     ln_cuda_linear_gradients gradients;
-    const float *query_rows, *key_rows, *value_rows; 
-    float *along, *skip;                             /* [tokens][heads] */
-    ln_cuda_linear_slots before, after;              /* states, and their gradients divided by the scale */
+    const float *query_rows, *key_rows, *value_rows;
+    float *along, *skip;                /* [tokens][heads] */
+    ln_cuda_linear_slots before, after; /* states, and their gradients divided by the scale */
     int64_t tokens;
     int heads, key_heads, group, tiled, key_size, value_size, output_float32;
     float scale;

@@ -1,8 +1,9 @@
 /* The host's side of linear attention on a GPU: which kernel, how many segments, which tasks, and the launches.
  *
  * A task costs as many rows of tensors as it reads and writes. The last pass moves four a token (query, key, value,
- * output), the first one two, both two more for decays of channels; the first is not needed for a sequence's last segment, nor where there is one segment. Among
- * lengths of segments the plan takes that whose rounds of tasks over the device move the fewest rows. */
+ * output), the first one two, both two more for decays of channels; the first is not needed for a sequence's last
+ * segment, nor where there is one segment. Among lengths of segments the plan takes that whose rounds of tasks over the
+ * device move the fewest rows. */
 #include "kernel/cuda/linear_cuda.h"
 
 #include <cudaTypedefs.h>
@@ -80,8 +81,8 @@ static double rows_of(const ln_cuda_linear *l, const ln_cuda_linear_plan *plan, 
     const double part = (double)(plan->segment < longest ? plan->segment : longest);
     const bool alike = l->offsets[l->sequences] == longest * l->sequences && longest % plan->segment == 0;
     if (alike) return (double)((tasks + at_once - 1) / at_once) * part;
-    const double mean = (double)l->offsets[l->sequences] * (double)(l->heads * l->value_size / plan->kernel->columns) /
-                        (double)at_once;
+    const double mean =
+        (double)l->offsets[l->sequences] * (double)(l->heads * l->value_size / plan->kernel->columns) / (double)at_once;
     return mean > part ? mean + part / 2 : part;
 }
 
@@ -98,8 +99,9 @@ static void choose_segment(const ln_cuda_linear *l, ln_cuda_linear_plan *plan) {
         count_tasks(l, plan);
         double rows = (4 + more) * rows_of(l, plan, plan->tasks, longest);
         if (plan->first_tasks)
-            rows += (2 + more) * rows_of(l, plan, plan->first_tasks, longest) * (double)(segments - 1) / (double)segments +
-                    ROWS_OF_A_PASS;
+            rows +=
+                (2 + more) * rows_of(l, plan, plan->first_tasks, longest) * (double)(segments - 1) / (double)segments +
+                ROWS_OF_A_PASS;
         if (rows < least) {
             least = rows;
             best = plan->segment;
@@ -182,14 +184,10 @@ static ln_cuda_linear_task task_of(const ln_cuda_linear *l, const ln_cuda_linear
     const int64_t first = l->offsets[sequence], end = l->offsets[sequence + 1];
     const int64_t segments = segments_of(end - first, plan->segment), part = l->reverse ? segments - 1 - n : n;
     const int64_t from = first + part * plan->segment, left = end - from;
-    ln_cuda_linear_task task = {(int32_t)from,
-                                (int32_t)(left < plan->segment ? left : plan->segment),
-                                (int32_t)end,
-                                (int32_t)head,
-                                (int32_t)column,
-                                (int32_t)sequence,
-                                LN_CUDA_STATE_GIVEN,
-                                LN_CUDA_STATE_GIVEN};
+    ln_cuda_linear_task task = {(int32_t)from,       (int32_t)(left < plan->segment ? left : plan->segment),
+                                (int32_t)end,        (int32_t)head,
+                                (int32_t)column,     (int32_t)sequence,
+                                LN_CUDA_STATE_GIVEN, LN_CUDA_STATE_GIVEN};
     if (!last) {
         if (n > 0) task.from = LN_CUDA_STATE_NONE;
         task.to = (int32_t)(slot + n + 1);
@@ -207,7 +205,8 @@ void ln_cuda_linear_tasks(const ln_cuda_linear *linear, const ln_cuda_linear_pla
         for (int64_t head = 0; head < linear->heads; head++) {
             for (int64_t n = 0; n < segments; n++)
                 for (int64_t column = 0; column < linear->value_size; column += plan->kernel->columns) {
-                    if (n < left_of(linear, segments)) tasks[first++] = task_of(linear, plan, s, head, column, n, slot, false);
+                    if (n < left_of(linear, segments))
+                        tasks[first++] = task_of(linear, plan, s, head, column, n, slot, false);
                     tasks[last++] = task_of(linear, plan, s, head, column, n, slot, true);
                 }
             slot += slots_of(linear, segments);
@@ -303,10 +302,10 @@ ln_cuda_linear_slots ln_cuda_linear_kept(const ln_cuda_linear *linear, const ln_
 static bool tensors_right(const ln_cuda_linear *l, const ln_cuda_linear_tensors *t) {
     if (l->normalise && l->offsets[l->sequences] > 0 && !t->maximum.data) return false;
     if (l->offsets[l->sequences] == 0) return true;
-    if (!ln_cuda_tensor_right(&t->query, 2) || !ln_cuda_tensor_right(&t->key, 2) ||
-        !ln_cuda_tensor_right(&t->value, 2))
+    if (!ln_cuda_tensor_right(&t->query, 2) || !ln_cuda_tensor_right(&t->key, 2) || !ln_cuda_tensor_right(&t->value, 2))
         return false;
-    if (!(l->state_kept && !t->output.data) && !ln_cuda_tensor_right(&t->output, l->output_float32 ? 4 : 2)) return false;
+    if (!(l->state_kept && !t->output.data) && !ln_cuda_tensor_right(&t->output, l->output_float32 ? 4 : 2))
+        return false;
     return l->decay == LN_CUDA_LINEAR_TOKEN || ln_cuda_tensor_right(&t->decay, 4);
 }
 

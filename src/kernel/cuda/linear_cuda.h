@@ -2,16 +2,18 @@
  *
  *     S[t] = decay[t] S[t-1] + write[t] key[t] value[t]^T,    output[t] = scale S[t]^T query[t] + skip value[t],
  *
- * decay being e^g of a head, of a token and head, of each key channel or of each value channel (GLA, 2312.06635; Mamba-2,
- * 2405.21060; lightning attention, 2401.04658; retention, 2307.08621). With the input gates and the normaliser of mLSTM
- * (2405.04517) ln_cuda_mlstm_gates makes decay, write and maximum first, and
+ * decay being e^g of a head, of a token and head, of each key channel or of each value channel (GLA, 2312.06635;
+ * Mamba-2, 2405.21060; lightning attention, 2401.04658; retention, 2307.08621). With the input gates and the normaliser
+ * of mLSTM (2405.04517) ln_cuda_mlstm_gates makes decay, write and maximum first, and
  *
- *     n[t] = decay[t] n[t-1] + write[t] key[t],   output[t] = scale S[t]^T q / (max(|scale n[t] . q|, e^-maximum[t]) + 1e-6).
+ *     n[t] = decay[t] n[t-1] + write[t] key[t],   output[t] = scale S[t]^T q / (max(|scale n[t] . q|, e^-maximum[t]) +
+ * 1e-6).
  *
  * The work is done by chunks of 64 tokens. A sequence is cut into segments where there are fewer heads than the device
  * has room for: a first pass leaves what each segment adds to the state, a scan joins them, a last pass, which starts
  * from the right states, writes the outputs. Reversed time is the same walk from a sequence's last token to its first,
- * in which the decay between tokens i and i + 1 is that of token i + 1: what gradients need, see linear_backward_cuda.h.
+ * in which the decay between tokens i and i + 1 is that of token i + 1: what gradients need, see
+ * linear_backward_cuda.h.
  *
  * States are float32, [sequence][head][key][value], of mLSTM followed by [key] of n and one maximum: the rows of
  * linnet/mixer.h have the same layout. */
@@ -41,9 +43,10 @@ typedef struct ln_cuda_linear {
     bool normalise;      /* divides by the normaliser; decay by tokens alone */
     bool reverse;        /* time runs from the last token to the first; not with normalise */
     bool output_float32; /* output is float32, else bf16 */
-    /* The walks of a gradient (linear_backward_cuda.h); zeros otherwise. Which of the inputs have as many heads as values
-     * though they stand for queries or keys, or the reverse. Whether states outside are [value][key]. Whether the states
-     * between all segments, and behind the last, stay in the workspace. What the states outside are divided by. */
+    /* The walks of a gradient (linear_backward_cuda.h); zeros otherwise. Which of the inputs have as many heads as
+     * values though they stand for queries or keys, or the reverse. Whether states outside are [value][key]. Whether
+     * the states between all segments, and behind the last, stay in the workspace. What the states outside are divided
+     * by. */
     bool query_whole, key_whole, value_shared, state_turned, state_kept;
     float state_divisor; /* 0: 1 */
 } ln_cuda_linear;
@@ -113,8 +116,8 @@ typedef struct ln_cuda_linear_tensors {
 ln_cuda_code ln_cuda_linear_forward(const ln_cuda_linear *linear, const ln_cuda_linear_plan *plan,
                                     const ln_cuda_linear_tensors *tensors, void *workspace, void *stream);
 
-/* The states that state_kept leaves: slot n of a head is the one at the beginning of its n-th segment in time, [value][key]
- * of `floats` numbers; that of sequence s and head h begins at slot chain[s * heads + h][0]. */
+/* The states that state_kept leaves: slot n of a head is the one at the beginning of its n-th segment in time,
+ * [value][key] of `floats` numbers; that of sequence s and head h begins at slot chain[s * heads + h][0]. */
 typedef struct ln_cuda_linear_slots {
     const float *data;
     int64_t floats;

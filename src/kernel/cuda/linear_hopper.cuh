@@ -1,9 +1,9 @@
 /* Linear attention with decays of tokens or of key channels for compute capability 9.0.
  *
- * One block a task, which walks the chunks of its segment. Its first warp group feeds a ring of stages: one thread keeps
- * the copy engine busy with queries, keys and values, two or three warps by turns make the gates of a chunk. Every other
- * warp group owns 64 value columns and their state, turned, as accumulators S^T (64 x key_size), and makes its share of
- * the weights' columns:
+ * One block a task, which walks the chunks of its segment. Its first warp group feeds a ring of stages: one thread
+ * keeps the copy engine busy with queries, keys and values, two or three warps by turns make the gates of a chunk.
+ * Every other warp group owns 64 value columns and their state, turned, as accumulators S^T (64 x key_size), and makes
+ * its share of the weights' columns:
  *
  *     start score = query key^T ; start output^T = bf16(S)^T query^T ; load value^T ; wait for score ;
  *     weight = mask and decay of score, to shared memory ; wait for output ; output, S and value^T decay ;
@@ -31,8 +31,8 @@ template <int KEY_SIZE, int GROUPS_, int STAGES_LAST, int STAGES_FIRST, bool KEY
     static constexpr int key = KEY_SIZE, groups = GROUPS_, stages = LAST ? STAGES_LAST : STAGES_FIRST;
     static constexpr int columns = 64 * groups, threads = 128 * (groups + 1), blocks = groups == 1 ? 2 : 1;
     static constexpr int key_bytes = CHUNK * key * 2, value_bytes = CHUNK * columns * 2;
-    static constexpr int key_at = LAST ? key_bytes : 0, value_at = key_at + key_bytes, decay_at = value_at + value_bytes,
-                         stage_bytes = decay_at + (KEYS ? CHUNK * key * 4 : 0);
+    static constexpr int key_at = LAST ? key_bytes : 0, value_at = key_at + key_bytes,
+                         decay_at = value_at + value_bytes, stage_bytes = decay_at + (KEYS ? CHUNK * key * 4 : 0);
     static constexpr int weight_bytes = CHUNK * CHUNK * 2, row_bytes = 2048; /* of a warp's outputs */
     static constexpr int weight_at = stages * stage_bytes, rows_at = weight_at + (LAST ? 2 * weight_bytes : 0),
                          control_at = rows_at + (LAST ? groups * 4 * row_bytes : 0);
@@ -91,13 +91,14 @@ static __device__ __forceinline__ void copy_chunks(const CUtensorMap *query_map,
         if (SHAPE::last) copy_chunk<SHAPE::key>(stage, query_map, full, 0, query_head, token);
         copy_chunk<SHAPE::key>(stage + SHAPE::key_at, key_map, full, 0, key_head, token);
         copy_chunk<SHAPE::columns>(stage + SHAPE::value_at, value_map, full, task.column, value_head, token);
-        if (SHAPE::keys) copy_box(stage + SHAPE::decay_at, decay_map, full, 0, task.head, token + (run.reverse ? 1 : 0));
+        if (SHAPE::keys)
+            copy_box(stage + SHAPE::decay_at, decay_map, full, 0, task.head, token + (run.reverse ? 1 : 0));
         at.template next<SHAPE::stages>();
     }
 }
 
-/* Warps 1 to gate_warps of the copying group, in turns: what a warp loads for its next chunk has as many chunks' time to
- * arrive. Each has stages of its own, so that it sees every phase of their barriers. */
+/* Warps 1 to gate_warps of the copying group, in turns: what a warp loads for its next chunk has as many chunks' time
+ * to arrive. Each has stages of its own, so that it sees every phase of their barriers. */
 template <class SHAPE>
 static __device__ __forceinline__ void make_gates(const linear_run &run, const ln_cuda_linear_task &task,
                                                   linear_control<SHAPE> *control) {
@@ -144,19 +145,11 @@ template <class SHAPE> struct hopper_columns {
     uint32_t left[key / 4];
     uint32_t values[CHUNK / 4], faded[CHUNK / 4];
 
-    __device__ __forceinline__ char *stage() {
-        return shared + at.stage * SHAPE::stage_bytes;
-    }
-    __device__ __forceinline__ const token_gates &gates() {
-        return control->gates[SHAPE::keys ? 0 : at.stage];
-    }
-    __device__ __forceinline__ bool sees(int i, int j) {
-        return run.reverse ? j >= i : j <= i;
-    }
+    __device__ __forceinline__ char *stage() { return shared + at.stage * SHAPE::stage_bytes; }
+    __device__ __forceinline__ const token_gates &gates() { return control->gates[SHAPE::keys ? 0 : at.stage]; }
+    __device__ __forceinline__ bool sees(int i, int j) { return run.reverse ? j >= i : j <= i; }
     /* Of all groups of columns. */
-    __device__ __forceinline__ void meet() {
-        named_wait(1, 128 * SHAPE::groups);
-    }
+    __device__ __forceinline__ void meet() { named_wait(1, 128 * SHAPE::groups); }
 
     /* Rows of keys and values behind the last token belong to another sequence: they count 0, but 0 times infinity does
      * not. */
@@ -386,7 +379,8 @@ template <class SHAPE> struct hopper_columns {
 #pragma unroll
         for (int j = 0; j < share / 8; j++) {
             const int column = group * share + 8 * j + 2 * (lane % 4);
-            const float2 sum = *(const float2 *)(gates().sum + column), write = *(const float2 *)(gates().write + column);
+            const float2 sum = *(const float2 *)(gates().sum + column),
+                         write = *(const float2 *)(gates().write + column);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 float *x = score + 4 * j + 2 * r;
@@ -434,7 +428,8 @@ template <class SHAPE> struct hopper_columns {
     /* Through this warp's own rows of 16 columns, where they are turned back. */
     __device__ __forceinline__ void store_output() {
         const ln_cuda_tensor &to = run.tensors.output;
-        const int64_t from = token * to.token_stride + task.head * to.head_stride + task.column + group * 64 + warp * 16;
+        const int64_t from =
+            token * to.token_stride + task.head * to.head_stride + task.column + group * 64 + warp * 16;
         if (run.output_float32) {
 #pragma unroll
             for (int i = 0; i < CHUNK / 2; i++) {
@@ -448,9 +443,9 @@ template <class SHAPE> struct hopper_columns {
 #pragma unroll
         for (int j = 0; j < CHUNK / 8; j += 2) {
             const int row = 8 * j + lane / 16 * 8 + lane % 8, piece = lane / 8 % 2;
-            const uint32_t part[4] = {pack(output[4 * j], output[4 * j + 1]), pack(output[4 * j + 2], output[4 * j + 3]),
-                                      pack(output[4 * j + 4], output[4 * j + 5]),
-                                      pack(output[4 * j + 6], output[4 * j + 7])};
+            const uint32_t part[4] = {
+                pack(output[4 * j], output[4 * j + 1]), pack(output[4 * j + 2], output[4 * j + 3]),
+                pack(output[4 * j + 4], output[4 * j + 5]), pack(output[4 * j + 6], output[4 * j + 7])};
             store_matrices<true>(own + row * 32 + (piece ^ row / 4 % 2) * 16, part);
         }
         __syncwarp();
@@ -540,7 +535,8 @@ template <class SHAPE> struct hopper_columns {
     __device__ __forceinline__ void fade_reversed() {
         if constexpr (SHAPE::keys) {
             const ln_cuda_tensor &from = run.tensors.decay;
-            const float *first = (const float *)from.data + task.first * from.token_stride + task.head * from.head_stride;
+            const float *first =
+                (const float *)from.data + task.first * from.token_stride + task.head * from.head_stride;
 #pragma unroll
             for (int i = 0; i < key / 2; i++)
                 state[i] *= exponential(decay_log(first[i / 4 * 8 + 2 * (lane % 4) + i % 2]));
@@ -591,7 +587,7 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::blocks)
     __syncthreads();
     if (group == 0) {
         registers_less<SHAPE::copy_registers>();
-        if (threadIdx.x == 0) 
+        if (threadIdx.x == 0)
             copy_chunks<SHAPE>(&query_map, &key_map, &value_map, &decay_map, run, task, shared, control);
         if (!SHAPE::keys && threadIdx.x >= 32 && threadIdx.x < 32 + 32 * SHAPE::gate_warps)
             make_gates<SHAPE>(run, task, control);
@@ -619,7 +615,8 @@ template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST, bool KEYS>
 static ln_cuda_code hopper_start(void *const *arguments, bool last, int tasks, void *stream) {
     typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, true> last_shape;
     typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, false> first_shape;
-    return last ? hopper_pass<last_shape>(arguments, tasks, stream) : hopper_pass<first_shape>(arguments, tasks, stream);
+    return last ? hopper_pass<last_shape>(arguments, tasks, stream)
+                : hopper_pass<first_shape>(arguments, tasks, stream);
 }
 
 /* A row of the table of kernels. */

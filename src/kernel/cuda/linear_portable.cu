@@ -1,5 +1,5 @@
-/* Linear attention for compute capability 8.0 and newer: one block a task of 64 value columns, which walks the chunks of
- * its segment; a warp owns 16 of the columns and their state, turned, as accumulators S^T (16 x key_size):
+/* Linear attention for compute capability 8.0 and newer: one block a task of 64 value columns, which walks the chunks
+ * of its segment; a warp owns 16 of the columns and their state, turned, as accumulators S^T (16 x key_size):
  *
  *     weight = mask(query key^T) ; output^T = S^T query^T + value^T weight^T ; S^T = decay S^T + value^T key.
  *
@@ -25,8 +25,9 @@ template <int KEY, int KIND> struct portable_tile {
     static constexpr bool keys = KIND == LN_CUDA_LINEAR_KEY, values = KIND == LN_CUDA_LINEAR_VALUE,
                           tokens = !keys && !values, normalised = KIND == NORMALISED;
     static constexpr int key_row = KEY + 8, value_row = COLUMNS + 8, channels = keys ? KEY : COLUMNS;
-    static constexpr int key_at = CHUNK * key_row * 2, value_at = 2 * key_at, weight_at = value_at + CHUNK * value_row * 2,
-                         gates_at = weight_at + CHUNK * value_row * 2, last_at = gates_at + (int)sizeof(token_gates),
+    static constexpr int key_at = CHUNK * key_row * 2, value_at = 2 * key_at,
+                         weight_at = value_at + CHUNK * value_row * 2, gates_at = weight_at + CHUNK * value_row * 2,
+                         last_at = gates_at + (int)sizeof(token_gates),
                          sums_at = last_at + 4 * (keys || values ? 2 * channels : 4);
     /* Sums of the chunk's channels, then outputs of the chunk; of the normaliser: n, its part of the weights. */
     static constexpr int more = normalised ? 4 * (KEY + CHUNK)
@@ -65,12 +66,8 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     float total; /* of the task's decays, of tokens; those of channels lie behind `last` */
     bool gentle; /* no channel decays by more than STEEPEST in this chunk */
 
-    __device__ __forceinline__ int row_of(int step) {
-        return run.reverse ? CHUNK - 1 - step : step;
-    }
-    __device__ __forceinline__ bool sees(int i, int j) {
-        return run.reverse ? j >= i : j <= i;
-    }
+    __device__ __forceinline__ int row_of(int step) { return run.reverse ? CHUNK - 1 - step : step; }
+    __device__ __forceinline__ bool sees(int i, int j) { return run.reverse ? j >= i : j <= i; }
 
     /* ---- gates ---- */
 
@@ -103,7 +100,8 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
         }
         gentle = __syncthreads_and(flat);
     }
-    /* Multiplies a tile by 2^(c factor + last): of queries 1, of keys and values -1 and, where not gentle, with last. */
+    /* Multiplies a tile by 2^(c factor + last): of queries 1, of keys and values -1 and, where not gentle, with last.
+     */
     __device__ __forceinline__ void raise(__nv_bfloat16 *rows_of, int row_stride, float factor, bool with_last) {
         for (int i = threadIdx.x; i < CHUNK * tile::channels; i += THREADS) {
             const int row = i / tile::channels, channel = i % tile::channels;
@@ -331,8 +329,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
         rows = chunk_rows(task, index);
         token = task.first + (int64_t)index * CHUNK;
         __syncthreads();
-        if (LAST)
-            copy_rows<KEY>(query, run.tensors.query, head_of(run, task.head, run.query_shared), token, 0, rows);
+        if (LAST) copy_rows<KEY>(query, run.tensors.query, head_of(run, task.head, run.query_shared), token, 0, rows);
         copy_rows<KEY>(key, run.tensors.key, head_of(run, task.head, run.key_shared), token, 0, rows);
         copy_rows<COLUMNS>(value, run.tensors.value, head_of(run, task.head, run.value_shared), token, task.column,
                            rows);
@@ -487,7 +484,8 @@ static __global__ void __launch_bounds__(THREADS) linear_portable(const __grid_c
     block.close();
 }
 
-template <int KEY, int KIND> static ln_cuda_code portable_start(void *const *arguments, bool last, int tasks, void *stream) {
+template <int KEY, int KIND>
+static ln_cuda_code portable_start(void *const *arguments, bool last, int tasks, void *stream) {
     const linear_run &run = *(const linear_run *)arguments[0];
     constexpr int bytes = portable_tile<KEY, KIND>::bytes;
     return last ? launch(linear_portable<KEY, KIND, true>, dim3((unsigned)tasks), dim3(THREADS), bytes, stream, run)
@@ -505,7 +503,10 @@ template <int KEY, int KIND> static ln_cuda_linear_kernel portable_kernel(const 
             THREADS,
             bytes,
             8,
-            bytes > 112 * 1024 ? 1 : bytes > 74 * 1024 ? 2 : bytes > 56 * 1024 ? 3 : 4,
+            bytes > 112 * 1024  ? 1
+            : bytes > 74 * 1024 ? 2
+            : bytes > 56 * 1024 ? 3
+                                : 4,
             portable_start<KEY, KIND>};
 }
 

@@ -1,15 +1,15 @@
 /* What all kernels of linear attention share: what they are given, the gates of a chunk of 64 tokens, and where the
  * state of a head lies outside of a block.
  *
- * In logarithms to the base 2 let g[t] be the decay of token t and c[t] the sum of those from the chunk's first token to
- * t. With the state S at the chunk's beginning
+ * In logarithms to the base 2 let g[t] be the decay of token t and c[t] the sum of those from the chunk's first token
+ * to t. With the state S at the chunk's beginning
  *
  *     output[i] = scale (2^c[i] S^T q[i] + sum_{j<=i} (q[i] . k[j]) 2^(c[i]-c[j]) write[j] v[j]),
  *     S         = 2^c[last] S + sum_j 2^(c[last]-c[j]) write[j] k[j] v[j]^T
  *
  * (sections 3 of 2405.21060 and 4 of 2312.06635). Invariant: only sums over some time are raised to powers, so that
- * every factor is at most 1. A logarithm below -150 is -150, for which every factor is 0 in float32; -inf would give NaN
- * in differences.
+ * every factor is at most 1. A logarithm below -150 is -150, for which every factor is 0 in float32; -inf would give
+ * NaN in differences.
  *
  * Reversed time keeps the rows of a chunk where they are; its sums run from the last row, in which row r has the decay
  * of token r + 1, and j >= i. */

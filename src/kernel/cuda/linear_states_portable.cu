@@ -119,8 +119,10 @@ ln_cuda_code ln_cuda_mlstm_gates(const ln_cuda_linear *linear, const int64_t *of
     if (linear->offsets[linear->sequences] > 0 &&
         (!input.data || !decay.data || !decay_out || !write_out || !maximum_out))
         return LN_CUDA_ARGUMENT;
-    const gates_run run = {offsets,  input,     decay, decay_out, write_out, maximum_out,
-                           state_in, state_out, ln_cuda_linear_state_floats(linear), (int)linear->heads};
+    const gates_run run = {offsets,           input,     decay,
+                           decay_out,         write_out, maximum_out,
+                           state_in,          state_out, ln_cuda_linear_state_floats(linear),
+                           (int)linear->heads};
     return launch(mlstm_gates, dim3((unsigned)linear->heads, (unsigned)linear->sequences), dim3(GATE_THREADS),
                   (int)(32 * sizeof(maximum_map) + (GATE_THREADS + 1) * sizeof(float)), stream, run);
 }
