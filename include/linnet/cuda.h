@@ -66,6 +66,27 @@ LINNET_API linnet_status linnet_cuda_attention_forward(const linnet_cuda_attenti
                                                        const linnet_attention_tensors *tensors, void *workspace,
                                                        void *stream);
 
+/* ---- mixers in linear time ---- */
+
+typedef struct linnet_cuda_mixer linnet_cuda_mixer;
+
+/* Rows that GPUs have, with settings.type LINNET_BF16:
+ *   forward   retention, lightning_attention, linear_attention, simple_gla, gla, ssd, mlstm, delta_rule,
+ *             gated_delta_rule, kda, dplr, rwkv7, selective_scan, short_convolution;
+ *   step      the same and mlstm_sigmoid: one token of each sequence, tokens = sequences;
+ *   backward  linear_attention, simple_gla, gla, delta_rule, gated_delta_rule, kda, short_convolution.
+ * States are float32 in the layout that they have on the processor, so that they may move between the two. state_slots
+ * are on the device; linear attention has none in its forward form. LINNET_ERROR_UNSUPPORTED names the row, the size or
+ * the option that there is no kernel for. */
+LINNET_API linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_settings *settings,
+                                                linnet_mixer_form form, linnet_cuda_mixer **mixer);
+LINNET_API void linnet_cuda_mixer_close(linnet_cuda_mixer *mixer);
+LINNET_API uint64_t linnet_cuda_mixer_workspace(const linnet_cuda_mixer *mixer);
+LINNET_API size_t linnet_cuda_mixer_text(const linnet_cuda_mixer *mixer, char *text, size_t bytes);
+LINNET_API linnet_status linnet_cuda_mixer_prepare(const linnet_cuda_mixer *mixer, void *workspace, void *stream);
+LINNET_API linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors,
+                                               void *workspace, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

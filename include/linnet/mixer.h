@@ -49,6 +49,7 @@ typedef struct linnet_mixer_settings {
     bool exact;             /* products of float32 even where bf16 inputs could go through matrix units */
     int64_t chunk;          /* tokens at once: 16 to 256, a multiple of 16; 0: chosen */
     double option[4];       /* meaning and defaults are the row's */
+    linnet_type output;     /* LINNET_F32, the default; on a device (cuda.h) also LINNET_BF16 */
 } linnet_mixer_settings;
 
 /* The defaults of a row; those of no row (size 0) where the name is unknown. */

@@ -238,7 +238,7 @@ static void settle(linnet_tensor *tensor, int64_t heads, int64_t columns) {
     if (tensor->token_stride == 0) tensor->token_stride = heads * columns;
 }
 
-static void settle_strides(const ln_mixer *mixer, const linnet_mixer_settings *settings, linnet_mixer_tensors *t) {
+void ln_mixer_settle_strides(const ln_mixer *mixer, const linnet_mixer_settings *settings, linnet_mixer_tensors *t) {
     for (int k = 0; mixer->inputs[k].name; k++) {
         const int64_t heads = ln_mixer_heads(&mixer->inputs[k], settings),
                       columns = ln_mixer_columns(&mixer->inputs[k], settings);
@@ -269,7 +269,7 @@ void ln_mixer_run(const ln_mixer *mixer, const ln_kernels *kernels, ln_team *tea
                   const linnet_mixer_settings *settings, const linnet_mixer_tensors *tensors, void *workspace,
                   linnet_mixer_form form) {
     linnet_mixer_tensors settled = *tensors;
-    settle_strides(mixer, settings, &settled);
+    ln_mixer_settle_strides(mixer, settings, &settled);
     const ln_mixer_call call = {.mixer = mixer,
                                 .kernels = kernels,
                                 .team = team,
@@ -398,7 +398,7 @@ double linnet_mixer_flops(const linnet_context *context, const linnet_mixer_sett
     return ln_mixer_complete(&s, &m) ? 0 : m->flops(&s, form);
 }
 
-static bool has_form(const ln_mixer *mixer, linnet_mixer_form form) {
+bool ln_mixer_has_form(const ln_mixer *mixer, linnet_mixer_form form) {
     return form == LINNET_MIXER_BACKWARD ? mixer->backward != NULL : form != LINNET_MIXER_STEP || mixer->states != NULL;
 }
 
@@ -406,14 +406,14 @@ uint64_t linnet_mixer_workspace(const linnet_context *context, const linnet_mixe
                                 linnet_mixer_form form) {
     linnet_mixer_settings s = *settings;
     const ln_mixer *m;
-    if (ln_mixer_complete(&s, &m) || !has_form(m, form)) return 0;
+    if (ln_mixer_complete(&s, &m) || !ln_mixer_has_form(m, form)) return 0;
     ln_kernels kernels;
     ln_kernels_choose(context->cpu, &kernels);
     return ln_mixer_workspace(m, &kernels, ln_team_size(context->team), &s, form);
 }
 
-static linnet_status check_tensors(linnet_context *context, const ln_mixer *m, const linnet_mixer_settings *s,
-                                   const linnet_mixer_tensors *t, linnet_mixer_form form) {
+linnet_status ln_mixer_check_tensors(linnet_context *context, const ln_mixer *m, const linnet_mixer_settings *s,
+                                     const linnet_mixer_tensors *t, linnet_mixer_form form) {
     if (t->size != sizeof *t)
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "tensors.size must be sizeof(linnet_mixer_tensors)");
     for (int k = 0; m->inputs[k].name; k++)
@@ -428,9 +428,6 @@ static linnet_status check_tensors(linnet_context *context, const ln_mixer *m, c
                        "a step takes one token of each sequence: tokens = sequences, no offsets");
     if (!m->states && (t->state_in || t->state_out))
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "%s keeps no state", m->name);
-    for (int64_t i = 0; t->state_slots && i < s->sequences; i++)
-        if (t->state_slots[i] < 0)
-            return ln_fail(context, LINNET_ERROR_ARGUMENT, "state_slots[%lld] is negative", (long long)i);
     return LINNET_OK;
 }
 
@@ -441,11 +438,16 @@ static linnet_status run(linnet_context *context, const linnet_mixer_settings *s
     const char *wrong = ln_mixer_complete(&s, &m);
     if (wrong)
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "mixer '%s': %s", settings->name ? settings->name : "", wrong);
-    if (!has_form(m, form))
+    if (!ln_mixer_has_form(m, form))
         return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s has no %s form", m->name,
                        form == LINNET_MIXER_STEP ? "step" : "backward");
-    const linnet_status status = check_tensors(context, m, &s, tensors, form);
+    const linnet_status status = ln_mixer_check_tensors(context, m, &s, tensors, form);
     if (status != LINNET_OK) return status;
+    if (s.output != LINNET_F32)
+        return ln_fail(context, LINNET_ERROR_ARGUMENT, "the output of a mixer on this processor is f32");
+    for (int64_t i = 0; tensors->state_slots && i < s.sequences; i++)
+        if (tensors->state_slots[i] < 0)
+            return ln_fail(context, LINNET_ERROR_ARGUMENT, "state_slots[%lld] is negative", (long long)i);
     if (!workspace)
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "%s needs a workspace (linnet_mixer_workspace)", m->name);
     ln_kernels kernels;

@@ -98,6 +98,14 @@ const ln_mixer *ln_mixer_find(const char *name);
 int ln_mixer_input_index(const ln_mixer *mixer, const char *name);
 /* Completes settings in place; NULL, or what is wrong with them, for people. */
 const char *ln_mixer_complete(linnet_mixer_settings *settings, const ln_mixer **mixer);
+/* Of complete settings: every stride becomes explicit; what is missing or does not go together is told, but for
+ * state_slots; whether the row has the form. */
+void ln_mixer_settle_strides(const ln_mixer *mixer, const linnet_mixer_settings *settings,
+                             linnet_mixer_tensors *tensors);
+linnet_status ln_mixer_check_tensors(linnet_context *context, const ln_mixer *mixer,
+                                     const linnet_mixer_settings *settings, const linnet_mixer_tensors *tensors,
+                                     linnet_mixer_form form);
+bool ln_mixer_has_form(const ln_mixer *mixer, linnet_mixer_form form);
 /* Of complete settings. */
 int64_t ln_mixer_head_floats(const ln_mixer *mixer, const linnet_mixer_settings *settings);
 uint64_t ln_mixer_workspace(const ln_mixer *mixer, const ln_kernels *kernels, int threads,
