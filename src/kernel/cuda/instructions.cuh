@@ -99,6 +99,12 @@ static __device__ __forceinline__ void add_product_half(float *sum, const uint32
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
+/* To the nearest number that tf32 has. */
+static __device__ __forceinline__ uint32_t tf32_of(float x) {
+    uint32_t y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
+}
 /* sums (16 x 8) += left (16 x 8) * right (8 x 8), tf32: elements (l / 4 + 8 r, l % 4 + 4 c) as left[r + 2 c], and
  * (l % 4 + 4 c, l / 4) as right[c]. */
 static __device__ __forceinline__ void add_product_tf32(float *sum, const uint32_t *left, const uint32_t *right) {
