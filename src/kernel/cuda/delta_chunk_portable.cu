@@ -175,7 +175,10 @@ static __device__ __forceinline__ void store_factors(float *to, const delta_run 
         to[FACTOR_READ + t] = key_norm * exponential(gate);
         to[FACTOR_QUERY + t] = run.scale * shared->query_norm[t] * exponential(gate);
         to[FACTOR_WRITE + t] = key_norm * exponential(last - gate);
-        to[FACTOR_LAST + t] = exponential(last);
+        to[FACTOR_GATE + t] = gate;
+        to[FACTOR_KEY_NORM + t] = key_norm;
+        to[FACTOR_QUERY_NORM + t] = run.scale * shared->query_norm[t];
+        if (t == 0) to[FACTOR_LAST] = exponential(last);
     }
 }
 

@@ -1,0 +1,358 @@
+/* The walk of the delta rules for compute capability 9.0.
+ *
+ * A block has 64 columns of values (or 128: GROUPS of 64) of one head and sequence. One thread copies what chunks need,
+ * STAGES ahead. Each group of four warps keeps the state of its 64 columns, transposed, as accumulators of products,
+ * and steps from chunk to chunk (delta_chunk.cuh):
+ *
+ *     start answer = S K^T and output = S Q^T ; difference = V - answer ; start sum = difference T^T ;
+ *     start S += written K and output += written P^T ; S in bf16 for the next chunk.
+ *
+ * Every left operand is an accumulator rounded to bf16, which already lies where products want it, so that nothing of
+ * the chain of three products passes through memory; the products with queries fill the gaps in it. With SCORES in the
+ * records P comes with them; else another group makes it from the tiles while the others are one chunk behind. */
+#ifndef LN_KERNEL_CUDA_DELTA_HOPPER_CUH
+#define LN_KERNEL_CUDA_DELTA_HOPPER_CUH
+
+#include "kernel/cuda/delta_chunk.cuh"
+#include "kernel/cuda/hopper.cuh"
+#include "kernel/cuda/launch.cuh"
+
+namespace ln {
+
+enum { DELTA_STAGES_MOST = 4 };
+
+struct delta_control {
+    uint64_t full[DELTA_STAGES_MOST], free[DELTA_STAGES_MOST], scores[DELTA_STAGES_MOST];
+};
+
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES> struct delta_shape {
+    typedef delta_record<KEY_SIZE, BY_KEY> record;
+    static constexpr int threads = 128 * (GROUPS + (SCORES ? 1 : 2)), columns = 64 * GROUPS;
+    static constexpr int value = record::bytes, key = value + CHUNK * columns * 2, query = key + record::tile,
+                         stage = BY_KEY ? key : query + record::tile;
+    static constexpr int read = BY_KEY ? (int)record::read : key, write = BY_KEY ? (int)record::write : key,
+                         queries = BY_KEY ? (int)record::query : query;
+    static constexpr int scratch = STAGES * stage, control = scratch + GROUPS * 8192,
+                         bytes = control + (int)sizeof(delta_control);
+    /* Registers of a thread that copies, that makes scores, that walks. */
+    static constexpr int copy_registers = SCORES && GROUPS == 1 ? 40 : 24, score_registers = GROUPS == 1 ? 168 : 96,
+                         walk_registers = SCORES        ? 240
+                                          : GROUPS == 2 ? 192
+                                                        : 232;
+};
+
+/* Which stage the n-th chunk lies in, and the phase of its barriers. */
+template <int STAGES> struct delta_ring {
+    int stage, phase;
+    __device__ __forceinline__ void next() {
+        stage++;
+        if (stage == STAGES) stage = 0, phase ^= 1;
+    }
+};
+
+/* sum = (or +=) left rows^T, `right` a tile of CHUNK rows; k-steps FROM .. TO - 1. */
+template <int FROM, int TO, bool ADD>
+static __device__ __forceinline__ void start_rows(float (&sum)[CHUNK / 2], const uint32_t *left, uint64_t right) {
+#pragma unroll
+    for (int k = FROM; k < TO; k++) {
+        const uint64_t at = right + (uint64_t)(k / 4 * (CHUNK * 128 / 16) + k % 4 * 2);
+        if (k > 0 || ADD)
+            product<CHUNK>::registers<true, false>(sum, left + 4 * k, at);
+        else
+            product<CHUNK>::registers<false, false>(sum, left, at);
+    }
+}
+
+template <class SHAPE, int KEY_SIZE, bool BY_KEY, bool SCORES, int STAGES>
+static __device__ __forceinline__ void
+copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUtensorMap *value_map,
+            const delta_run &run, const delta_text &text, int head, int column, char *shared, delta_control *control) {
+    typedef typename SHAPE::record record;
+    delta_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
+    const int key_head = key_head_of(run, head), skip = SCORES ? 0 : (int)record::transform;
+    const char *from = run.records + ((int64_t)text.first_piece * run.heads + head) * record::bytes;
+    constexpr int tiles = BY_KEY ? 0 : 2 * record::tile, values = CHUNK * SHAPE::columns * 2;
+#pragma unroll 1
+    for (int at = 0; at < text.tokens; at += CHUNK) {
+        char *stage = shared + ring.stage * SHAPE::stage;
+        uint64_t *full = &control->full[ring.stage];
+        barrier_wait(&control->free[ring.stage], ring.phase);
+        barrier_expect(full, record::bytes - skip + tiles + values);
+        if (!BY_KEY) {
+#pragma unroll 1
+            for (int panel = 0; panel < KEY_SIZE / 64; panel++) {
+                copy_box(stage + SHAPE::key + panel * CHUNK * 128, key_map, full, panel * 64, key_head,
+                         text.token + at);
+                copy_box(stage + SHAPE::query + panel * CHUNK * 128, query_map, full, panel * 64, key_head,
+                         text.token + at);
+            }
+        }
+        copy_row(stage + skip, from + skip, full, record::bytes - skip);
+#pragma unroll 1
+        for (int panel = 0; panel < SHAPE::columns / 64; panel++)
+            copy_box(stage + SHAPE::value + panel * CHUNK * 128, value_map, full, column + panel * 64, head,
+                     text.token + at);
+        from += (int64_t)run.heads * record::bytes;
+        ring.next();
+    }
+}
+
+/* The group that makes P where records have none. */
+template <class SHAPE, int KEY_SIZE, int STAGES>
+static __device__ __forceinline__ void make_scores(const delta_text &text, char *shared, delta_control *control) {
+    typedef typename SHAPE::record record;
+    delta_ring<STAGES> ring = {0, 0};
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+#pragma unroll 1
+    for (int at = 0; at < text.tokens; at += CHUNK) {
+        char *stage = shared + ring.stage * SHAPE::stage;
+        const float *factors = (const float *)(stage + record::factors);
+        const uint64_t query = tile_descriptor<KEY_SIZE, CHUNK>(stage + SHAPE::query),
+                       key = tile_descriptor<KEY_SIZE, CHUNK>(stage + SHAPE::key);
+        float score[CHUNK / 2];
+        barrier_wait(&control->full[ring.stage], ring.phase);
+        hold(score);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < KEY_SIZE / 16; k++) {
+            const uint64_t step = (uint64_t)(k / 4 * (CHUNK * 128 / 16) + k % 4 * 2);
+            if (k == 0)
+                product<CHUNK>::shared<false>(score, query, key);
+            else
+                product<CHUNK>::shared<true>(score, query + step, key + step);
+        }
+        products_commit();
+        hold(score);
+        const int row = 16 * warp + lane / 4;
+        float gate[2], by[2];
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            gate[r] = factors[FACTOR_GATE + row + 8 * r], by[r] = factors[FACTOR_QUERY_NORM + row + 8 * r];
+        products_wait<0>();
+        hold(score);
+        uint32_t packed[CHUNK / 4];
+#pragma unroll
+        for (int n = 0; n < CHUNK / 8; n++) {
+            const int column = 8 * n + lane % 4 * 2;
+            const float2 there = *(const float2 *)(factors + FACTOR_GATE + column),
+                         times = *(const float2 *)(factors + FACTOR_KEY_NORM + column);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float *x = score + 4 * n + 2 * r;
+                const float one = x[0] * by[r] * times.x * exponential(gate[r] - there.x),
+                            two = x[1] * by[r] * times.y * exponential(gate[r] - there.y);
+                packed[2 * n + r] = pack(column <= row + 8 * r ? one : 0, column + 1 <= row + 8 * r ? two : 0);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < CHUNK / 16; n++) {
+            const uint32_t part[4] = {packed[4 * n], packed[4 * n + 1], packed[4 * n + 2], packed[4 * n + 3]};
+            store_matrices<false>(stage + record::scores + piece_at(16 * warp + lane % 16, 2 * n + lane / 16), part);
+        }
+        stores_to_async();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(&control->scores[ring.stage]);
+        ring.next();
+    }
+}
+
+/* One group's walk. */
+template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES, int EARLY> struct delta_walk {
+    typedef typename SHAPE::record record;
+    const delta_run &run;
+    const delta_text &text;
+    char *shared;
+    delta_control *control;
+    int head, column, group; /* column: of values, the group's first */
+    delta_ring<STAGES> ring;
+    float state[KEY_SIZE / 2], output[CHUNK / 2];
+    uint32_t left[KEY_SIZE / 4], finished[CHUNK / 4];
+
+    __device__ __forceinline__ char *stage() { return shared + ring.stage * SHAPE::stage; }
+    __device__ __forceinline__ char *scratch() {
+        return shared + SHAPE::scratch + group * 8192 + threadIdx.x / 32 % 4 * 2048;
+    }
+    __device__ __forceinline__ int within() { return threadIdx.x / 32 % 4 * 16; }
+
+    /* Rows after the last token belong to others: they weigh nothing, but nothing times infinity is not nothing. */
+    __device__ __forceinline__ void clear_rows(int rows) {
+        char *at = stage();
+        const int thread = (int)threadIdx.x - 128;
+        for (int i = thread; i < (CHUNK - rows) * SHAPE::columns / 8; i += GROUPS * 128)
+            *(uint4 *)(at + SHAPE::value +
+                       piece_at(rows + i / (SHAPE::columns / 8), i % (SHAPE::columns / 8))) = {0, 0, 0, 0};
+        if (!BY_KEY)
+            for (int i = thread; i < (CHUNK - rows) * KEY_SIZE / 8; i += GROUPS * 128)
+                *(uint4 *)(at + SHAPE::key + piece_at(rows + i / (KEY_SIZE / 8), i % (KEY_SIZE / 8))) = {0, 0, 0, 0};
+        stores_to_async();
+        named_wait(1, GROUPS * 128);
+    }
+
+    __device__ __forceinline__ void store(int token, int rows) {
+        const int lane = threadIdx.x % 32;
+        char *to = scratch();
+#pragma unroll
+        for (int n = 0; n < CHUNK / 16; n++) {
+            const uint32_t part[4] = {finished[4 * n], finished[4 * n + 1], finished[4 * n + 2], finished[4 * n + 3]};
+            store_matrices<true>(to + scratch_at(16 * n + lane % 8 + lane / 16 * 8, lane / 8 % 2), part);
+        }
+        __syncwarp();
+        store_scratch(run, to, token, rows, head, column + within());
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void step(int at, int rows) {
+        constexpr int steps = KEY_SIZE / 16;
+        const char *tiles = stage();
+        const float *factors = (const float *)(tiles + record::factors);
+        const uint64_t read = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::read),
+                       query = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::queries),
+                       write = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::write),
+                       transform = tile_descriptor<64, CHUNK>(tiles + record::transform),
+                       scores = tile_descriptor<64, CHUNK>(tiles + record::scores);
+        float answer[CHUNK / 2], sum[CHUNK / 2];
+        uint32_t value[CHUNK / 4], difference[CHUNK / 4], plain[CHUNK / 4];
+
+        hold(left), hold(answer), hold(output);
+        products_open();
+        start_rows<0, steps, false>(answer, left, read);
+        products_commit();
+        start_rows<0, EARLY, false>(output, left, query);
+        products_commit();
+        hold(answer), hold(output);
+        if (at > 0 && !run.float32) store(text.token + at - CHUNK, CHUNK);
+        load_values(value, tiles + SHAPE::value, group * 64 + within());
+        products_wait<1>();
+        hold(answer);
+        differ<BY_KEY>(difference, value, answer, factors);
+
+        hold(difference), hold(sum);
+        products_open();
+        start_rows<0, CHUNK / 16, false>(sum, difference, transform);
+        products_commit();
+        start_rows<EARLY, steps, false>(output, left, query);
+        products_commit();
+        hold(sum), hold(output), hold(left);
+        decay_state<KEY_SIZE, BY_KEY>(state, factors);
+        products_wait<1>();
+        hold(sum), hold(difference);
+        written<BY_KEY>(plain, difference, sum, factors);
+        if (BY_KEY)
+#pragma unroll
+            for (int i = 0; i < CHUNK / 4; i++) difference[i] = plain[i];
+
+        hold(difference), hold(state), hold(plain);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < CHUNK / 16; k++)
+            product<KEY_SIZE>::template registers<true, true>(state, difference + 4 * k,
+                                                              write + (uint64_t)(k * (16 * 128 / 16)));
+        products_commit();
+        hold(state);
+        products_wait<1>();
+        hold(output);
+        if (!BY_KEY) scale_output(output, factors);
+        if (!SCORES) barrier_wait(&control->scores[ring.stage], ring.phase);
+        hold(output);
+        products_open();
+        start_rows<0, CHUNK / 16, true>(output, plain, scores);
+        products_commit();
+        hold(output);
+        products_wait<1>();
+        hold(state), hold(difference);
+        pack_all(left, state);
+        products_wait<0>();
+        hold(output), hold(plain);
+        if (threadIdx.x % 32 == 0) barrier_arrive(&control->free[ring.stage]);
+        if (run.float32)
+            store_float32(output, run, text.token + at, rows, head, column + within());
+        else
+            pack_all(finished, output);
+    }
+
+    __device__ __forceinline__ void walk() {
+        const int64_t place = state_at(run, text, head);
+        int rows = 0, at = 0;
+        load_state<KEY_SIZE>(state, run, place, column + within());
+        pack_all(left, state);
+        ring = {0, 0};
+#pragma unroll 1
+        for (; at < text.tokens; at += CHUNK) {
+            rows = min((int)CHUNK, text.tokens - at);
+            barrier_wait(&control->full[ring.stage], ring.phase);
+            if (rows < CHUNK) clear_rows(rows);
+            step(at, rows);
+            ring.next();
+        }
+        if (at > 0 && !run.float32) store(text.token + at - CHUNK, rows);
+        store_state<KEY_SIZE>(state, run, place, column + within());
+    }
+};
+
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES, int EARLY>
+static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
+    delta_hopper(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
+                 const __grid_constant__ CUtensorMap value_map, const __grid_constant__ delta_run run) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    char *shared = block_memory();
+    delta_control *control = (delta_control *)(shared + shape::control);
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int slice = blockIdx.x % run.slices, head = blockIdx.x / run.slices % run.heads;
+    const delta_text text = run.texts[blockIdx.x / run.slices / run.heads];
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; stage++) {
+            barrier_open(&control->full[stage], 1);
+            barrier_open(&control->free[stage], 4 * GROUPS);
+            barrier_open(&control->scores[stage], 4);
+        }
+        barriers_opened();
+    }
+    __syncthreads();
+    if (group == 0) {
+        registers_less<shape::copy_registers>();
+        if (threadIdx.x == 0)
+            copy_chunks<shape, KEY_SIZE, BY_KEY, SCORES, STAGES>(&query_map, &key_map, &value_map, run, text, head,
+                                                                 slice * shape::columns, shared, control);
+    } else if (SCORES || group <= GROUPS) {
+        registers_more<shape::walk_registers>();
+        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES, EARLY> walk = {run, text, shared, control};
+        walk.head = head, walk.group = group - 1, walk.column = slice * shape::columns + (group - 1) * 64;
+        walk.walk();
+    } else {
+        if constexpr (!SCORES) {
+            if (shape::score_registers < 168) registers_less<shape::score_registers>();
+            make_scores<shape, KEY_SIZE, STAGES>(text, shared, control);
+        }
+    }
+#endif
+}
+
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES, int EARLY>
+static ln_cuda_code delta_hopper_start(void *const *arguments, int64_t blocks, void *stream) {
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES, EARLY>, dim3((unsigned)blocks),
+                  dim3(shape::threads), shape::bytes, stream, *(const CUtensorMap *)arguments[0],
+                  *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
+                  *(const delta_run *)arguments[3]);
+}
+
+/* A row of the table of kernels. */
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES, int EARLY>
+static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    return {name,
+            KEY_SIZE,
+            shape::columns,
+            BY_KEY ? LN_CUDA_DECAY_KEY : LN_CUDA_DECAY_HEAD,
+            shape::threads,
+            shape::bytes,
+            9,
+            SCORES,
+            GROUPS == 2,
+            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES, EARLY>};
+}
+
+} // namespace ln
+
+#endif
