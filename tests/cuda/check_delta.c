@@ -31,11 +31,11 @@ static const double BOUND = 5e-3;
 static const work WORKS[] = {
     {"delta one token", 2, 1, 128, 128, {1, -1}, LN_CUDA_DECAY_HEAD, MILD},
     {"delta one chunk", 2, 1, 128, 128, {64, -1}, LN_CUDA_DECAY_HEAD, MILD},
-    {"delta 130 gated", 2, 1, 128, 128, {130, -1}, LN_CUDA_DECAY_HEAD, .normalise = true},
-    {"delta 130 no decay, strength 2", 2, 2, 128, 128, {130, -1}, .strength = 2, .normalise = true, .float32 = true},
+    {"delta 130 gated", 1, 1, 128, 128, {130, -1}, LN_CUDA_DECAY_HEAD, .normalise = true},
+    {"delta 130 no decay, strength 2", 1, 1, 128, 128, {130, -1}, .strength = 2, .normalise = true, .float32 = true},
     {"delta 100 steep", 2, 1, 128, 128, {100, -1}, LN_CUDA_DECAY_HEAD, STEEP, .layout = PADDED},
-    {"delta ragged", 2, 2, 128, 128, {40, 0, 1, 65, -1}, LN_CUDA_DECAY_HEAD, .pool = true},
-    {"delta infinite neighbours", 2, 1, 128, 128, {30, 70, 10, 1, 5, -1}, LN_CUDA_DECAY_HEAD, .infinite = true},
+    {"delta ragged", 1, 1, 128, 128, {40, 0, 1, 65, -1}, LN_CUDA_DECAY_HEAD, .pool = true},
+    {"delta infinite neighbours", 1, 1, 128, 128, {30, 20, 10, 1, 5, -1}, LN_CUDA_DECAY_HEAD, .infinite = true},
     {"delta tiled heads", 4, 2, 64, 64, {150, -1}, LN_CUDA_DECAY_HEAD, NEAR, .tiled = true, .normalise = true},
     {"delta d64 five heads a key", 5, 1, 64, 64, {90, -1}, LN_CUDA_DECAY_HEAD, .layout = HEAD_MAJOR},
     {"delta d64 ragged, float32",
@@ -51,11 +51,11 @@ static const work WORKS[] = {
     {"delta d128/64", 2, 1, 128, 64, {70, -1}, .strength = 2, .normalise = true},
     {"delta no tokens", 2, 1, 128, 128, {0, 0, -1}, LN_CUDA_DECAY_HEAD, MILD},
     {"kda one token", 2, 2, 128, 128, {1, -1}, LN_CUDA_DECAY_KEY, MILD},
-    {"kda 130", 2, 2, 128, 128, {130, -1}, LN_CUDA_DECAY_KEY, .normalise = true},
+    {"kda 130", 1, 1, 128, 128, {130, -1}, LN_CUDA_DECAY_KEY, .normalise = true},
     {"kda 100 steep", 2, 1, 128, 128, {100, -1}, LN_CUDA_DECAY_KEY, STEEP, .normalise = true, .layout = PADDED},
     {"kda 100 brisk", 2, 2, 128, 128, {100, -1}, LN_CUDA_DECAY_KEY, BRISK, .strength = 2, .normalise = true},
-    {"kda ragged", 2, 2, 128, 128, {40, 0, 1, 65, -1}, LN_CUDA_DECAY_KEY, .pool = true, .float32 = true},
-    {"kda infinite neighbours", 2, 1, 64, 64, {30, 70, 10, 1, 5, -1}, LN_CUDA_DECAY_KEY, .infinite = true},
+    {"kda ragged", 1, 1, 128, 128, {40, 0, 1, 65, -1}, LN_CUDA_DECAY_KEY, .pool = true, .float32 = true},
+    {"kda infinite neighbours", 2, 1, 64, 64, {30, 20, 10, 1, 5, -1}, LN_CUDA_DECAY_KEY, .infinite = true},
     {"kda d64/128 near 1", 4, 2, 64, 128, {140, -1}, LN_CUDA_DECAY_KEY, NEAR, .normalise = true, .tiled = true},
     {"delta 1000 gated", 8, 2, 128, 128, {1000, 333, -1}, LN_CUDA_DECAY_HEAD, .normalise = true},
     {"delta 4096 near 1", 8, 2, 128, 128, {4096, -1}, LN_CUDA_DECAY_HEAD, NEAR, .normalise = true, .sampled = 2},
@@ -105,6 +105,9 @@ typedef struct problem {
     float *device_in, *device_out;
     int64_t *device_slots;
     ln_cuda_delta_tensors tensors;
+    int compared;         /* heads */
+    int64_t which[8];     /* they are */
+    double *want, *ended; /* of float64: outputs [compared][token][value], states [compared][sequence][key][value] */
     const ln_cuda_delta_plan *plan;
     void *workspace;
 } problem;
@@ -219,6 +222,8 @@ static void problem_open(problem *p, const work *w) {
 static void problem_close(problem *p) {
     tensor *const all[] = {&p->query, &p->key, &p->value, &p->output, &p->beta, &p->decay};
     for (int i = 0; i < 6; i++) tensor_close(all[i]);
+    free(p->want);
+    free(p->ended);
     free(p->state_in);
     free(p->state_out);
     device_close(p->device_in);
@@ -285,34 +290,48 @@ static void take_state(const problem *p, const float *states, int sequence, int6
     for (int64_t i = 0; i < size; i++) to[i] = states && !p->of->stateless ? (double)from[i] : 0;
 }
 
-static errors compare(const problem *p) {
+/* What float64 makes of all sequences and the heads compared. */
+static void solve(problem *p) {
     const work *w = p->of;
-    const int64_t size = (int64_t)w->key_size * w->value_size;
-    double *want = malloc((size_t)size * sizeof *want), *got = malloc((size_t)size * sizeof *got);
+    const int64_t size = (int64_t)w->key_size * w->value_size, tokens = p->offsets[p->sequences];
+    p->compared = w->sampled ? w->sampled : w->heads;
+    p->want = malloc((size_t)(p->compared * tokens * w->value_size + 1) * sizeof *p->want);
+    p->ended = malloc((size_t)(p->compared * p->sequences * size) * sizeof *p->ended);
+    for (int i = 0; i < p->compared; i++) {
+        p->which[i] = w->sampled ? (int64_t)(random_next() % (uint64_t)w->heads) : i;
+        for (int s = 0; s < p->sequences; s++) {
+            double *state = p->ended + (i * p->sequences + s) * size;
+            take_state(p, p->state_in, s, p->which[i], state);
+            if (w->infinite && s % 2) continue;
+            oracle(p, p->offsets[s], p->offsets[s + 1], p->which[i], state,
+                   p->want + (i * tokens + p->offsets[s]) * w->value_size);
+        }
+    }
+}
+
+/* The worst of the first sequences. */
+static errors compare(const problem *p, int sequences) {
+    const work *w = p->of;
+    const int64_t size = (int64_t)w->key_size * w->value_size, tokens = p->offsets[p->sequences];
+    double *state = malloc((size_t)size * sizeof *state);
+    double *seen = malloc((size_t)(tokens * w->value_size + 1) * sizeof *seen);
     errors worst = {0, 0};
-    for (int s = 0; s < p->sequences; s++) {
-        if (w->infinite && s % 2) continue;
-        const int64_t first = p->offsets[s], count = (p->offsets[s + 1] - first) * w->value_size;
-        double *output = malloc((size_t)(count + 1) * sizeof *output),
-               *seen = malloc((size_t)(count + 1) * sizeof *seen);
-        for (int i = 0; i < (w->sampled ? w->sampled : w->heads); i++) {
-            const int64_t head = w->sampled ? (int64_t)(random_next() % (uint64_t)w->heads) : i;
-            take_state(p, p->state_in, s, head, want);
-            oracle(p, first, p->offsets[s + 1], head, want, output);
+    for (int i = 0; i < p->compared; i++)
+        for (int s = 0; s < sequences; s++) {
+            if (w->infinite && s % 2) continue;
+            const int64_t first = p->offsets[s], count = (p->offsets[s + 1] - first) * w->value_size;
             for (int64_t j = 0; j < count; j++)
-                seen[j] = tensor_at(&p->output, first + j / w->value_size, head, j % w->value_size);
-            const double of_output = count ? relative_error(seen, output, count) : 0;
+                seen[j] = tensor_at(&p->output, first + j / w->value_size, p->which[i], j % w->value_size);
+            const double of_output =
+                count ? relative_error(seen, p->want + (i * tokens + first) * w->value_size, count) : 0;
             if (!(of_output <= worst.output)) worst.output = of_output;
             if (w->stateless) continue;
-            take_state(p, p->state_out, s, head, got);
-            const double of_state = relative_error(got, want, size);
+            take_state(p, p->state_out, s, p->which[i], state);
+            const double of_state = relative_error(state, p->ended + (i * p->sequences + s) * size, size);
             if (!(of_state <= worst.state)) worst.state = of_state;
         }
-        free(output);
-        free(seen);
-    }
-    free(want);
-    free(got);
+    free(state);
+    free(seen);
     return worst;
 }
 
@@ -325,10 +344,10 @@ static void poison(problem *p) {
     device_poison(p->device_out, p->slot_count * p->state_floats * 4);
 }
 
-static void expect_right(const problem *p, const char *kernel, const char *what) {
+static void expect_right(const problem *p, int sequences, const char *kernel, const char *what) {
     const work *w = p->of;
     const double bound = w->bound > 0 ? w->bound : BOUND;
-    const errors worst = compare(p);
+    const errors worst = compare(p, sequences);
     EXPECT(worst.output <= bound && worst.state <= bound, "%s, %s%s: errors %.2e of outputs, %.2e of states", w->name,
            kernel, what, worst.output, worst.state);
     if (!*what) printf("%-34s %-48s outputs %.2e states %.2e\n", w->name, kernel, worst.output, worst.state);
@@ -379,10 +398,7 @@ static void check_split(problem *p, const ln_cuda_device *device, const ln_cuda_
         device_close(piece.workspace);
     }
     fetch(p);
-    const int sequences = p->sequences;
-    p->sequences = 1;
-    expect_right(p, kernel->name, ", in two pieces");
-    p->sequences = sequences;
+    expect_right(p, 1, kernel->name, ", in two pieces");
 }
 
 static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda_delta_kernel *kernel) {
@@ -395,7 +411,7 @@ static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda
     run_now(forward, p, w->name, kernel->name);
     fetch(p);
     if (!w->infinite) tensor_expect_written(&p->output, w->name, kernel->name);
-    expect_right(p, kernel->name, "");
+    expect_right(p, p->sequences, kernel->name, "");
     if (w->pool) expect_pool_kept(p, kernel->name);
 
     float *again = malloc((size_t)(p->slot_count * p->state_floats) * 4);
@@ -481,6 +497,7 @@ static void check(const ln_cuda_device *device, const check_options *options) {
         if (!work_wanted(options, w->name, multiply_adds(w))) continue;
         problem p;
         problem_open(&p, w);
+        solve(&p);
         for (int row = 0; ln_cuda_delta_kernels(row)->start; row++)
             if (kernel_wanted(options, ln_cuda_delta_kernels(row)->name))
                 check_kernel(&p, device, ln_cuda_delta_kernels(row));

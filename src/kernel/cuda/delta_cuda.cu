@@ -168,11 +168,12 @@ static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int
 }
 
 static bool tensors_right(const ln_cuda_delta *d, const ln_cuda_delta_tensors *t) {
+    const uintptr_t unit = d->decay == LN_CUDA_DECAY_KEY ? 16 : 4;
     if (!d->offsets[d->sequences]) return true;
     return ln_cuda_tensor_right(&t->query, 2) && ln_cuda_tensor_right(&t->key, 2) &&
            ln_cuda_tensor_right(&t->value, 2) && ln_cuda_tensor_right(&t->output, d->output_float32 ? 4 : 2) &&
-           t->beta && (uintptr_t)t->beta % 4 == 0 && (uintptr_t)t->decay % 16 == 0 &&
-           (d->decay == LN_CUDA_DECAY_NONE || t->decay);
+           t->beta && (uintptr_t)t->beta % 4 == 0 &&
+           (d->decay == LN_CUDA_DECAY_NONE || (t->decay && (uintptr_t)t->decay % unit == 0));
 }
 
 static ln::delta_run run_of(const ln_cuda_delta *d, const ln_cuda_delta_plan *plan, const ln_cuda_delta_tensors *t,

@@ -42,7 +42,7 @@ typedef struct ln_cuda_delta_tensors {
     ln_cuda_tensor query, key;  /* bf16, [tokens, key_heads, key_size] */
     ln_cuda_tensor value;       /* bf16, [tokens, heads, value_size] */
     const float *beta;          /* [tokens, heads], without gaps; 0 .. 2 */
-    const float *decay;         /* without gaps; NULL where there is none */
+    const float *decay;         /* without gaps, those of keys aligned to 16; NULL where there is none */
     ln_cuda_tensor output;      /* [tokens, heads, value_size] */
     const float *state_in;      /* [slot, heads, key_size, value_size]; NULL: zeros */
     float *state_out;           /* likewise; NULL: not wanted; may be state_in */

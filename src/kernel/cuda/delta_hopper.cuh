@@ -130,6 +130,7 @@ static __device__ __forceinline__ void make_scores(const delta_text &text, char 
             gate[r] = factors[FACTOR_GATE + row + 8 * r], by[r] = factors[FACTOR_QUERY_NORM + row + 8 * r];
         products_wait<0>();
         hold(score);
+        if (at + CHUNK > text.tokens) named_arrive(2, SHAPE::columns * 2 + 128); /* the others clear rows of keys */
         uint32_t packed[CHUNK / 4];
 #pragma unroll
         for (int n = 0; n < CHUNK / 8; n++) {
@@ -178,6 +179,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
     __device__ __forceinline__ void clear_rows(int rows) {
         char *at = stage();
         const int thread = (int)threadIdx.x - 128;
+        if (!SCORES) named_wait(2, GROUPS * 128 + 128);
         for (int i = thread; i < (CHUNK - rows) * SHAPE::columns / 8; i += GROUPS * 128)
             *(uint4 *)(at + SHAPE::value +
                        piece_at(rows + i / (SHAPE::columns / 8), i % (SHAPE::columns / 8))) = {0, 0, 0, 0};
