@@ -29,8 +29,8 @@ typedef struct work {
 static const double BOUND = 5e-3;
 
 static const work WORKS[] = {
-    {"delta one token", 2, 1, 128, 128, {1, -1}, LN_CUDA_DECAY_HEAD, MILD},
-    {"delta one chunk", 2, 1, 128, 128, {64, -1}, LN_CUDA_DECAY_HEAD, MILD},
+    {"delta one token", 2, 1, 128, 128, {1, -1}, LN_CUDA_DECAY_HEAD, .gates = MILD},
+    {"delta one chunk", 2, 1, 128, 128, {64, -1}, LN_CUDA_DECAY_HEAD, .gates = MILD},
     {"delta 130 gated", 1, 1, 128, 128, {130, -1}, LN_CUDA_DECAY_HEAD, .normalise = true},
     {"delta 130 no decay, strength 2", 1, 1, 128, 128, {130, -1}, .strength = 2, .normalise = true, .float32 = true},
     {"delta 100 steep", 2, 1, 128, 128, {100, -1}, LN_CUDA_DECAY_HEAD, STEEP, .layout = PADDED},
@@ -49,8 +49,8 @@ static const work WORKS[] = {
      .layout = PADDED},
     {"delta d128/256", 1, 1, 128, 256, {70, -1}, LN_CUDA_DECAY_HEAD, .stateless = true},
     {"delta d128/64", 2, 1, 128, 64, {70, -1}, .strength = 2, .normalise = true},
-    {"delta no tokens", 2, 1, 128, 128, {0, 0, -1}, LN_CUDA_DECAY_HEAD, MILD},
-    {"kda one token", 2, 2, 128, 128, {1, -1}, LN_CUDA_DECAY_KEY, MILD},
+    {"delta no tokens", 2, 1, 128, 128, {0, 0, -1}, LN_CUDA_DECAY_HEAD, .gates = MILD},
+    {"kda one token", 2, 2, 128, 128, {1, -1}, LN_CUDA_DECAY_KEY, .gates = MILD},
     {"kda 130", 1, 1, 128, 128, {130, -1}, LN_CUDA_DECAY_KEY, .normalise = true},
     {"kda 100 steep", 2, 1, 128, 128, {100, -1}, LN_CUDA_DECAY_KEY, STEEP, .normalise = true, .layout = PADDED},
     {"kda 100 brisk", 2, 2, 128, 128, {100, -1}, LN_CUDA_DECAY_KEY, BRISK, .strength = 2, .normalise = true},
