@@ -183,7 +183,7 @@ static __device__ __forceinline__ void store_factors(float *to, const delta_run 
 }
 
 template <int KEY_SIZE, bool SCORES>
-static __global__ void __launch_bounds__(CHUNK_THREADS) delta_chunks(const __grid_constant__ delta_run run) {
+static __global__ void __launch_bounds__(CHUNK_THREADS, 3) delta_chunks(const __grid_constant__ delta_run run) {
     typedef delta_record<KEY_SIZE, false> record;
     delta_chunk_shared<KEY_SIZE> *shared = (delta_chunk_shared<KEY_SIZE> *)block_memory();
     const int warp = threadIdx.x / 32;
