@@ -117,6 +117,12 @@ template <int N> static __device__ __forceinline__ void pack_all(uint32_t (&to)[
     for (int i = 0; i < N / 2; i++) to[i] = pack(from[2 * i], from[2 * i + 1]);
 }
 
+static __device__ __forceinline__ float low_of(uint32_t both) {
+    return __uint_as_float(both << 16);
+}
+static __device__ __forceinline__ float high_of(uint32_t both) {
+    return __uint_as_float(both & 0xffff0000);
+}
 /* Values of the chunk, transposed: columns column .. column + 15 of the tile. */
 static __device__ __forceinline__ void load_values(uint32_t (&value)[CHUNK / 4], const char *tile, int column) {
     const int lane = threadIdx.x % 32;
@@ -128,51 +134,37 @@ static __device__ __forceinline__ void load_values(uint32_t (&value)[CHUNK / 4],
         for (int i = 0; i < 4; i++) value[4 * n + i] = part[i];
     }
 }
-static __device__ __forceinline__ float low_of(uint32_t both) {
-    return __uint_as_float(both << 16);
+/* Factors of the tokens that this lane's columns are. */
+static __device__ __forceinline__ void load_factors(float (&by)[CHUNK / 4], const float *factors) {
+#pragma unroll
+    for (int n = 0; n < CHUNK / 8; n++) {
+        const float2 two = *(const float2 *)(factors + 8 * n + threadIdx.x % 4 * 2);
+        by[2 * n] = two.x, by[2 * n + 1] = two.y;
+    }
 }
-static __device__ __forceinline__ float high_of(uint32_t both) {
-    return __uint_as_float(both & 0xffff0000);
-}
-/* value - read factor * what the state answered, in bf16 */
-template <bool BY_KEY>
+/* value - by * what the state answered, in bf16; without factors by is 1 */
+template <bool FACTORS>
 static __device__ __forceinline__ void differ(uint32_t (&left)[CHUNK / 4], const uint32_t (&value)[CHUNK / 4],
-                                              const float (&answer)[CHUNK / 2], const float *factors) {
+                                              const float (&answer)[CHUNK / 2], const float (&by)[CHUNK / 4]) {
 #pragma unroll
-    for (int n = 0; n < CHUNK / 8; n++) {
-        float2 by = {1, 1};
-        if (!BY_KEY) by = *(const float2 *)(factors + FACTOR_READ + 8 * n + threadIdx.x % 4 * 2);
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const uint32_t both = value[2 * n + r];
-            left[2 * n + r] =
-                pack(low_of(both) - by.x * answer[4 * n + 2 * r], high_of(both) - by.y * answer[4 * n + 2 * r + 1]);
-        }
+    for (int i = 0; i < CHUNK / 4; i++) {
+        const int n = i / 2 * 2;
+        const float one = FACTORS ? by[n] * answer[2 * i] : answer[2 * i],
+                    two = FACTORS ? by[n + 1] * answer[2 * i + 1] : answer[2 * i + 1];
+        left[i] = pack(low_of(value[i]) - one, high_of(value[i]) - two);
     }
 }
-/* What is written, in bf16, as outputs want it and times the write factor. */
-template <bool BY_KEY>
-static __device__ __forceinline__ void written(uint32_t (&plain)[CHUNK / 4], uint32_t (&decayed)[CHUNK / 4],
-                                               const float (&sum)[CHUNK / 2], const float *factors) {
+static __device__ __forceinline__ void pack_times(uint32_t (&to)[CHUNK / 4], const float (&from)[CHUNK / 2],
+                                                  const float (&by)[CHUNK / 4]) {
 #pragma unroll
-    for (int n = 0; n < CHUNK / 8; n++) {
-        float2 by = {1, 1};
-        if (!BY_KEY) by = *(const float2 *)(factors + FACTOR_WRITE + 8 * n + threadIdx.x % 4 * 2);
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const float one = sum[4 * n + 2 * r], two = sum[4 * n + 2 * r + 1];
-            plain[2 * n + r] = pack(one, two);
-            if (!BY_KEY) decayed[2 * n + r] = pack(one * by.x, two * by.y);
-        }
+    for (int i = 0; i < CHUNK / 4; i++) {
+        const int n = i / 2 * 2;
+        to[i] = pack(from[2 * i] * by[n], from[2 * i + 1] * by[n + 1]);
     }
 }
-static __device__ __forceinline__ void scale_output(float (&output)[CHUNK / 2], const float *factors) {
+static __device__ __forceinline__ void multiply(float (&x)[CHUNK / 2], const float (&by)[CHUNK / 4]) {
 #pragma unroll
-    for (int n = 0; n < CHUNK / 8; n++) {
-        const float2 by = *(const float2 *)(factors + FACTOR_QUERY + 8 * n + threadIdx.x % 4 * 2);
-#pragma unroll
-        for (int r = 0; r < 2; r++) output[4 * n + 2 * r] *= by.x, output[4 * n + 2 * r + 1] *= by.y;
-    }
+    for (int i = 0; i < CHUNK / 2; i++) x[i] *= by[i / 4 * 2 + i % 2];
 }
 template <int KEY_SIZE, bool BY_KEY>
 static __device__ __forceinline__ void decay_state(float (&state)[KEY_SIZE / 2], const float *factors) {

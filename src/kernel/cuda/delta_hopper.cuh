@@ -4,8 +4,8 @@
  * STAGES ahead. Each group of four warps keeps the state of its 64 columns, transposed, as accumulators of products,
  * and steps from chunk to chunk (delta_chunk.cuh):
  *
- *     start answer = S K^T and output = S Q^T ; difference = V - answer ; start sum = difference T^T ;
- *     start S += written K and output += written P^T ; S in bf16 for the next chunk.
+ *     start sum = difference T^T and output = S Q^T ; start S += written K ; S in bf16 ;
+ *     start answer = S K^T of the next chunk and output += written P^T ; difference = V - answer.
  *
  * Every left operand is an accumulator rounded to bf16, which already lies where products want it, so that nothing of
  * the chain of three products passes through memory; the products with queries fill the gaps in it. With SCORES in the
@@ -157,9 +157,10 @@ static __device__ __forceinline__ void make_scores(const delta_text &text, char 
     }
 }
 
-/* One group's walk. */
-template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES, int EARLY> struct delta_walk {
+/* One group's walk. At the end of a step no product runs: the compiler follows them through no loop. */
+template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES> struct delta_walk {
     typedef typename SHAPE::record record;
+    enum { STEPS = KEY_SIZE / 16 };
     const delta_run &run;
     const delta_text &text;
     char *shared;
@@ -167,12 +168,10 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
     int head, column, group; /* column: of values, the group's first */
     delta_ring<STAGES> ring;
     float state[KEY_SIZE / 2], output[CHUNK / 2];
-    uint32_t left[KEY_SIZE / 4], finished[CHUNK / 4];
+    uint32_t left[KEY_SIZE / 4];                         /* the state in bf16 */
+    uint32_t difference[CHUNK / 4], finished[CHUNK / 4]; /* of the chunk to come; outputs of the one before */
 
     __device__ __forceinline__ char *stage() { return shared + ring.stage * SHAPE::stage; }
-    __device__ __forceinline__ char *scratch() {
-        return shared + SHAPE::scratch + group * 8192 + threadIdx.x / 32 % 4 * 2048;
-    }
     __device__ __forceinline__ int within() { return threadIdx.x / 32 % 4 * 16; }
 
     /* Rows after the last token belong to others: they weigh nothing, but nothing times infinity is not nothing. */
@@ -192,7 +191,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
 
     __device__ __forceinline__ void store(int token, int rows) {
         const int lane = threadIdx.x % 32;
-        char *to = scratch();
+        char *to = shared + SHAPE::scratch + group * 8192 + within() * 128;
 #pragma unroll
         for (int n = 0; n < CHUNK / 16; n++) {
             const uint32_t part[4] = {finished[4 * n], finished[4 * n + 1], finished[4 * n + 2], finished[4 * n + 3]};
@@ -203,95 +202,132 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
         __syncwarp();
     }
 
-    __device__ __forceinline__ void step(int at, int rows) {
-        constexpr int steps = KEY_SIZE / 16;
-        const char *tiles = stage();
-        const float *factors = (const float *)(tiles + record::factors);
-        const uint64_t read = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::read),
-                       query = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::queries),
-                       write = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::write),
-                       transform = tile_descriptor<64, CHUNK>(tiles + record::transform),
-                       scores = tile_descriptor<64, CHUNK>(tiles + record::scores);
-        float answer[CHUNK / 2], sum[CHUNK / 2];
-        uint32_t value[CHUNK / 4], difference[CHUNK / 4], plain[CHUNK / 4];
-
-        hold(left), hold(answer), hold(output);
+    __device__ __forceinline__ void start_answer(float (&answer)[CHUNK / 2], const char *tiles) {
+        hold(left), hold(answer);
         products_open();
-        start_rows<0, steps, false>(answer, left, read);
+        start_rows<0, STEPS, false>(answer, left, tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::read));
         products_commit();
-        start_rows<0, EARLY, false>(output, left, query);
-        products_commit();
-        hold(answer), hold(output);
-        if (at > 0 && !run.float32) store(text.token + at - CHUNK, CHUNK);
-        load_values(value, tiles + SHAPE::value, group * 64 + within());
-        products_wait<1>();
         hold(answer);
-        differ<BY_KEY>(difference, value, answer, factors);
-
+    }
+    __device__ __forceinline__ void start_queries(const char *tiles) {
+        hold(left), hold(output);
+        products_open();
+        start_rows<0, STEPS, false>(output, left, tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::queries));
+        products_commit();
+        hold(output);
+    }
+    __device__ __forceinline__ void start_sum(float (&sum)[CHUNK / 2], const char *tiles) {
         hold(difference), hold(sum);
         products_open();
-        start_rows<0, CHUNK / 16, false>(sum, difference, transform);
+        start_rows<0, CHUNK / 16, false>(sum, difference, tile_descriptor<64, CHUNK>(tiles + record::transform));
         products_commit();
-        start_rows<EARLY, steps, false>(output, left, query);
-        products_commit();
-        hold(sum), hold(output), hold(left);
-        decay_state<KEY_SIZE, BY_KEY>(state, factors);
-        products_wait<1>();
-        hold(sum), hold(difference);
-        written<BY_KEY>(plain, difference, sum, factors);
-        if (BY_KEY)
-#pragma unroll
-            for (int i = 0; i < CHUNK / 4; i++) difference[i] = plain[i];
-
-        hold(difference), hold(state), hold(plain);
+        hold(sum);
+    }
+    __device__ __forceinline__ void start_state(uint32_t (&written)[CHUNK / 4], const char *tiles) {
+        const uint64_t write = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::write);
+        hold(written), hold(state);
         products_open();
 #pragma unroll
         for (int k = 0; k < CHUNK / 16; k++)
-            product<KEY_SIZE>::template registers<true, true>(state, difference + 4 * k,
+            product<KEY_SIZE>::template registers<true, true>(state, written + 4 * k,
                                                               write + (uint64_t)(k * (16 * 128 / 16)));
         products_commit();
         hold(state);
-        products_wait<1>();
-        hold(output);
-        if (!BY_KEY) scale_output(output, factors);
-        if (!SCORES) barrier_wait(&control->scores[ring.stage], ring.phase);
-        hold(output);
+    }
+    __device__ __forceinline__ void start_output(uint32_t (&written)[CHUNK / 4], const char *tiles) {
+        hold(output), hold(written);
         products_open();
-        start_rows<0, CHUNK / 16, true>(output, plain, scores);
+        start_rows<0, CHUNK / 16, true>(output, written, tile_descriptor<64, CHUNK>(tiles + record::scores));
         products_commit();
         hold(output);
+    }
+
+    /* Waits for the chunk of this stage, which starts at token `at` of the text. */
+    __device__ __forceinline__ void meet(int at) {
+        barrier_wait(&control->full[ring.stage], ring.phase);
+        if (at + CHUNK > text.tokens) clear_rows(text.tokens - at);
+    }
+    /* What the state has answered to the keys of the chunk makes the differences. */
+    __device__ __forceinline__ void take(uint32_t (&value)[CHUNK / 4], float (&by)[CHUNK / 4], const char *tiles) {
+        load_values(value, tiles + SHAPE::value, group * 64 + within());
+        if (!BY_KEY) load_factors(by, (const float *)(tiles + record::factors) + FACTOR_READ);
+    }
+
+    /* The chunk that starts at token `at`, up to the differences of the next. */
+    __device__ __forceinline__ void step(int at) {
+        const char *tiles = stage();
+        const float *factors = (const float *)(tiles + record::factors);
+        float answer[CHUNK / 2], sum[CHUNK / 2], by[CHUNK / 4] = {};
+        uint32_t value[CHUNK / 4], written[CHUNK / 4], plain[CHUNK / 4];
+
+        start_sum(sum, tiles);
+        start_queries(tiles);
+        decay_state<KEY_SIZE, BY_KEY>(state, factors);
+        if (!BY_KEY) load_factors(by, factors + FACTOR_WRITE);
         products_wait<1>();
-        hold(state), hold(difference);
+        hold(sum), hold(difference);
+        if (BY_KEY)
+            pack_all(written, sum);
+        else
+            pack_times(written, sum, by);
+
+        start_state(written, tiles);
+        pack_all(plain, sum);
+        if (at > 0 && !run.float32) store(text.token + at - CHUNK, CHUNK);
+        products_wait<1>();
+        hold(output), hold(left);
+        if (!BY_KEY) load_factors(by, factors + FACTOR_QUERY), multiply(output, by);
+        uint64_t *scores = &control->scores[ring.stage], *free = &control->free[ring.stage];
+        const int phase = ring.phase;
+        if (at + CHUNK < text.tokens) {
+            ring.next();
+            meet(at + CHUNK);
+        } /* else the last tile of keys once more, for nothing */
+        const char *next = stage();
+        products_wait<0>();
+        hold(state), hold(written);
         pack_all(left, state);
+
+        start_answer(answer, next);
+        if (!SCORES) barrier_wait(scores, phase);
+        start_output(plain, tiles);
+        take(value, by, next);
+        products_wait<1>();
+        hold(answer), hold(left);
+        differ<!BY_KEY>(difference, value, answer, by);
         products_wait<0>();
         hold(output), hold(plain);
-        if (threadIdx.x % 32 == 0) barrier_arrive(&control->free[ring.stage]);
+        if (threadIdx.x % 32 == 0) barrier_arrive(free);
         if (run.float32)
-            store_float32(output, run, text.token + at, rows, head, column + within());
+            store_float32(output, run, text.token + at, min((int)CHUNK, text.tokens - at), head, column + within());
         else
             pack_all(finished, output);
     }
 
     __device__ __forceinline__ void walk() {
         const int64_t place = state_at(run, text, head);
-        int rows = 0, at = 0;
         load_state<KEY_SIZE>(state, run, place, column + within());
-        pack_all(left, state);
         ring = {0, 0};
+        if (text.tokens > 0) {
+            float answer[CHUNK / 2], by[CHUNK / 4] = {};
+            uint32_t value[CHUNK / 4];
+            meet(0);
+            pack_all(left, state);
+            start_answer(answer, stage());
+            take(value, by, stage());
+            products_wait<0>();
+            hold(answer), hold(left);
+            differ<!BY_KEY>(difference, value, answer, by);
+            int at = 0;
 #pragma unroll 1
-        for (; at < text.tokens; at += CHUNK) {
-            rows = min((int)CHUNK, text.tokens - at);
-            barrier_wait(&control->full[ring.stage], ring.phase);
-            if (rows < CHUNK) clear_rows(rows);
-            step(at, rows);
-            ring.next();
+            for (; at < text.tokens; at += CHUNK) step(at);
+            if (!run.float32) store(text.token + at - CHUNK, text.tokens - at + CHUNK);
         }
-        if (at > 0 && !run.float32) store(text.token + at - CHUNK, rows);
         store_state<KEY_SIZE>(state, run, place, column + within());
     }
 };
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES, int EARLY>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES>
 static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
     delta_hopper(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
                  const __grid_constant__ CUtensorMap value_map, const __grid_constant__ delta_run run) {
@@ -318,7 +354,7 @@ static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
                                                                  slice * shape::columns, shared, control);
     } else if (SCORES || group <= GROUPS) {
         registers_more<shape::walk_registers>();
-        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES, EARLY> walk = {run, text, shared, control};
+        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> walk = {run, text, shared, control};
         walk.head = head, walk.group = group - 1, walk.column = slice * shape::columns + (group - 1) * 64;
         walk.walk();
     } else {
@@ -330,17 +366,16 @@ static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
 #endif
 }
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES, int EARLY>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES>
 static ln_cuda_code delta_hopper_start(void *const *arguments, int64_t blocks, void *stream) {
     typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
-    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES, EARLY>, dim3((unsigned)blocks),
-                  dim3(shape::threads), shape::bytes, stream, *(const CUtensorMap *)arguments[0],
-                  *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
-                  *(const delta_run *)arguments[3]);
+    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES>, dim3((unsigned)blocks), dim3(shape::threads),
+                  shape::bytes, stream, *(const CUtensorMap *)arguments[0], *(const CUtensorMap *)arguments[1],
+                  *(const CUtensorMap *)arguments[2], *(const delta_run *)arguments[3]);
 }
 
 /* A row of the table of kernels. */
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES, int EARLY>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES>
 static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
     typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
     return {name,
@@ -352,7 +387,7 @@ static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
             9,
             SCORES,
             GROUPS == 2,
-            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES, EARLY>};
+            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES>};
 }
 
 } // namespace ln

@@ -51,20 +51,27 @@ static __device__ __forceinline__ void walk_chunk(float (&state)[KEY_SIZE / 2], 
                                                   const char *shared, int column) {
     typedef delta_stage<KEY_SIZE, BY_KEY> stage;
     const float *factors = (const float *)(shared + stage::record::factors);
-    uint32_t left[KEY_SIZE / 4], value[CHUNK / 4], plain[CHUNK / 4];
+    uint32_t left[KEY_SIZE / 4], value[CHUNK / 4], difference[CHUNK / 4], plain[CHUNK / 4];
+    float sum[CHUNK / 2] = {}, by[CHUNK / 4] = {};
     pack_all(left, state);
-    float sum[CHUNK / 2] = {};
     add_rows<CHUNK, KEY_SIZE>(sum, left, shared + stage::read);
     add_rows<CHUNK, KEY_SIZE>(output, left, shared + stage::queries);
-    if (!BY_KEY) scale_output(output, factors);
+    if (!BY_KEY) {
+        load_factors(by, factors + FACTOR_QUERY);
+        multiply(output, by);
+        load_factors(by, factors + FACTOR_READ);
+    }
     load_values(value, shared + stage::value, column);
-    uint32_t difference[CHUNK / 4];
-    differ<BY_KEY>(difference, value, sum, factors);
+    differ<!BY_KEY>(difference, value, sum, by);
 #pragma unroll
     for (int i = 0; i < CHUNK / 2; i++) sum[i] = 0;
     add_rows<CHUNK, CHUNK>(sum, difference, shared + stage::record::transform);
-    written<BY_KEY>(plain, difference, sum, factors);
+    pack_all(plain, sum);
     add_rows<CHUNK, CHUNK>(output, plain, shared + stage::record::scores);
+    if (!BY_KEY) {
+        load_factors(by, factors + FACTOR_WRITE);
+        pack_times(difference, sum, by);
+    }
     decay_state<KEY_SIZE, BY_KEY>(state, factors);
     add_columns<KEY_SIZE>(state, BY_KEY ? plain : difference, shared + stage::write);
 }
