@@ -1,8 +1,8 @@
 /* The first kernel of the delta rules: records of all chunks and heads (delta_chunk.cuh), none depending on another.
  *
- * One decay a head: a block has one chunk of one key head, whose tiles its warps share; a warp makes the record of one
- * value head after the other. Both matrices of products come from the tensor cores as blocks of 16 x 16, on which
- * decays are put, and the inverse is taken where they lie (delta_invert.cuh). */
+ * One decay a head: a block has one chunk of one key head. Its warps share in the products of keys with keys and
+ * queries, blocks of 16 x 16 from the tensor cores; then each makes the record of one value head after the other: puts
+ * decays on the blocks and takes the inverse where they lie (delta_invert.cuh). */
 #include "kernel/cuda/delta_chunk.cuh"
 #include "kernel/cuda/delta_invert.cuh"
 #include "kernel/cuda/delta_table.h"
@@ -18,12 +18,18 @@ static constexpr float LOG2_E = 1.44269504f;
 struct delta_tokens {
     float gate[CHUNK];     /* G, base 2 */
     float strength[CHUNK]; /* beta, 0 after the last token */
-    float row[CHUNK];      /* times the factor that makes the key's length 1 */
+    /* Factors of rows of A and P, from the beginning of their block of 16 on, and of columns, to the end of theirs. */
+    float row[CHUNK], query[CHUNK], column[CHUNK];
 };
 
 template <int KEY_SIZE> struct delta_chunk_shared {
-    char key[CHUNK * KEY_SIZE * 2], query[CHUNK * KEY_SIZE * 2];
-    char tile[CHUNK_WARPS][CHUNK * 128]; /* a result on its way; scratch of the inverse before */
+    union {
+        struct {
+            char key[CHUNK * KEY_SIZE * 2], query[CHUNK * KEY_SIZE * 2];
+        };
+        char tile[CHUNK_WARPS][CHUNK * 128]; /* later: scratch of the inverse, results on their way */
+    };
+    float product[20][256]; /* blocks of keys with keys, and of queries with keys, each lane's four by four */
     delta_tokens tokens[CHUNK_WARPS];
     float key_norm[CHUNK], query_norm[CHUNK]; /* factors */
 };
@@ -61,8 +67,9 @@ static __device__ __forceinline__ float gate_of(float decay) {
 }
 
 /* By one warp: lane l has tokens 2 l and 2 l + 1. */
+template <int KEY_SIZE>
 static __device__ __forceinline__ void load_tokens(delta_tokens &to, const delta_run &run, const delta_piece &piece,
-                                                   int head, const float *key_norm) {
+                                                   int head, const delta_chunk_shared<KEY_SIZE> *shared) {
     const int lane = threadIdx.x % 32;
     float gate[2], strength[2];
 #pragma unroll
@@ -79,92 +86,156 @@ static __device__ __forceinline__ void load_tokens(delta_tokens &to, const delta
         const float other = __shfl_up_sync(~0u, sum, step);
         if (lane >= step) sum += other;
     }
-    const float before = __shfl_up_sync(~0u, sum, 1);
-    if (lane > 0) gate[0] += before;
-    *(float2 *)(to.gate + 2 * lane) = {gate[0], sum};
-    *(float2 *)(to.strength + 2 * lane) = {strength[0], strength[1]};
-    *(float2 *)(to.row + 2 * lane) = {strength[0] * key_norm[2 * lane], strength[1] * key_norm[2 * lane + 1]};
+    float before = __shfl_up_sync(~0u, sum, 1);
+    if (lane == 0) before = 0;
+    gate[0] += before, gate[1] = sum;
+    const float begin = __shfl_sync(~0u, before, lane & 24), end = __shfl_sync(~0u, sum, lane | 7);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int t = 2 * lane + i;
+        const float since = exponential(gate[i] - begin), key_norm = shared->key_norm[t];
+        to.gate[t] = gate[i];
+        to.strength[t] = strength[i];
+        to.row[t] = strength[i] * key_norm * since;
+        to.query[t] = run.scale * shared->query_norm[t] * since;
+        to.column[t] = key_norm * exponential(end - gate[i]);
+    }
     __syncwarp();
 }
 
-/* block[lower(i, j)] = rows of left times rows of right, transposed. */
-template <int KEY_SIZE>
-static __device__ __forceinline__ void multiply_lower(float (&block)[10][8], const char *left, const char *right) {
+/* A block of 16 x 16 as lanes keep it, in shared memory. */
+static __device__ __forceinline__ void put_lane(float *to, const float (&block)[8]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int b = 0; b < 10; b++)
+    for (int e = 0; e < 8; e += 4)
+        *(float4 *)(to + e * 32 + lane * 4) = {block[e], block[e + 1], block[e + 2], block[e + 3]};
+}
+static __device__ __forceinline__ void get_lane(float (&block)[8], const float *from) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-        for (int e = 0; e < 8; e++) block[b][e] = 0;
-#pragma unroll 2
-    for (int k = 0; k < KEY_SIZE / 16; k++) {
-        uint32_t one[4][4], two[4][4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int at = piece_at(16 * i + lane % 16, 2 * k + lane / 16);
-            load_matrices<false>(two[i], right + at);
-            if (left != right) load_matrices<false>(one[i], left + at);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-            for (int j = 0; j <= i; j++) {
-                const uint32_t first[2] = {two[j][0], two[j][2]}, second[2] = {two[j][1], two[j][3]};
-                const uint32_t(&from)[4] = left != right ? one[i] : two[i];
-                add_product(block[lower(i, j)], from, first);
-                add_product(block[lower(i, j)] + 4, from, second);
-            }
+    for (int e = 0; e < 8; e += 4) {
+        const float4 four = *(const float4 *)(from + e * 32 + lane * 4);
+        block[e] = four.x, block[e + 1] = four.y, block[e + 2] = four.z, block[e + 3] = four.w;
     }
 }
 
-/* Each element times row[i] column[j] e^(G[i] - G[j]); 0 above the diagonal, and on it where STRICT. */
-template <bool STRICT>
-static __device__ __forceinline__ void put_decays(float (&block)[10][8], const float *gate, const float *row,
-                                                  const float *column, float scale) {
+/* Factors that give the rows of a block on the diagonal the length 1: of the squares there. */
+static __device__ __forceinline__ void take_norms(float *norm, const float (&block)[8], bool normalise) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int t = 16 * i + 8 * r + lane / 4;
-            const float here = gate[t], by = row[t] * scale;
-#pragma unroll
-            for (int j = 0; j <= i; j++)
-#pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    const int from = 16 * j + 8 * n + lane % 4 * 2;
-                    const float2 there = *(const float2 *)(gate + from), times = *(const float2 *)(column + from);
-                    float *x = block[lower(i, j)] + 4 * n + 2 * r;
-                    const bool one = i > j || from + STRICT <= t, two = i > j || from + 1 + STRICT <= t;
-                    x[0] = one ? x[0] * by * times.x * exponential(here - there.x) : 0;
-                    x[1] = two ? x[1] * by * times.y * exponential(here - there.y) : 0;
-                }
-        }
+    for (int i = 0; i < 4; i++) { /* elements (lane / 4 + 8 r, lane % 4 * 2 + c + 8 r) */
+        const int r = i / 2, c = i % 2;
+        if (lane / 4 == lane % 4 * 2 + c) norm[lane / 4 + 8 * r] = normalise ? rsqrtf(block[6 * r + c] + 1e-6f) : 1;
+    }
 }
 
-/* The blocks times column[j], as bf16 through the warp's tile to memory. */
-static __device__ __forceinline__ void store_lower(char *to, char *tile, const float (&block)[10][8],
-                                                   const float *column) {
+static __device__ __forceinline__ void add_tiles(float (&sum)[8], const uint32_t (&left)[4],
+                                                 const uint32_t (&right)[4]) {
+    const uint32_t first[2] = {right[0], right[2]}, second[2] = {right[1], right[3]};
+    add_product(sum, left, first);
+    add_product(sum + 4, left, second);
+}
+
+/* Warp w: the row w of blocks of keys, the row 3 - w of queries, so that all have as much to do. */
+template <int KEY_SIZE, bool SCORES>
+static __device__ __forceinline__ void make_products(delta_chunk_shared<KEY_SIZE> *shared, bool normalise) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, other = SCORES ? 3 - warp : -1;
+    float key[4][8] = {}, query[4][8] = {}, self[8] = {};
+#pragma unroll 2
+    for (int k = 0; k < KEY_SIZE / 16; k++) {
+        const int column = 2 * k + lane / 16;
+        uint32_t own[4], asks[4], right[4];
+        load_matrices<false>(own, shared->key + piece_at(16 * warp + lane % 16, column));
+        if (SCORES) load_matrices<false>(asks, shared->query + piece_at(16 * other + lane % 16, column));
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if (j > warp && j > other) continue;
+            load_matrices<false>(right, shared->key + piece_at(16 * j + lane % 16, column));
+            if (j <= warp) add_tiles(key[j], own, right);
+            if (j <= other) add_tiles(query[j], asks, right);
+        }
+        if (normalise) {
+            load_matrices<false>(right, shared->query + piece_at(16 * warp + lane % 16, column));
+            add_tiles(self, right, right);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        if (j <= warp) put_lane(shared->product[lower(warp, j)], key[j]);
+        if (j <= other) put_lane(shared->product[10 + lower(other, j)], query[j]);
+        if (j == warp) take_norms(shared->key_norm + 16 * warp, key[j], normalise);
+    }
+    take_norms(shared->query_norm + 16 * warp, self, normalise);
+}
+
+/* Block (i, j) times its decays: of A with `query` not set, of P with it. 0 above the diagonal. */
+template <int KEY_SIZE>
+static __device__ __forceinline__ void decay_block(float (&block)[8], const delta_chunk_shared<KEY_SIZE> *shared,
+                                                   const delta_tokens &tokens, float scale, bool query, int i, int j) {
+    const int lane = threadIdx.x % 32, row = 16 * i + lane / 4, column = 16 * j + lane % 4 * 2;
+    float by[2], here[2];
+    const float between = i > j + 1 ? exponential(tokens.gate[16 * i - 1] - tokens.gate[16 * j + 15]) : 1;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int t = row + 8 * r;
+        here[r] = tokens.gate[t];
+        by[r] = i > j   ? (query ? tokens.query[t] : tokens.row[t]) * between
+                : query ? scale * shared->query_norm[t]
+                        : tokens.strength[t] * shared->key_norm[t];
+    }
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const float2 times = *(const float2 *)((i > j ? tokens.column : shared->key_norm) + column + 8 * n),
+                     there = *(const float2 *)(tokens.gate + column + 8 * n);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float *x = block + 4 * n + 2 * r;
+            x[0] *= by[r] * times.x, x[1] *= by[r] * times.y;
+            if (i == j) {
+                const int least = row + 8 * r - column - 8 * n - !query; /* >= 0: below the diagonal */
+                x[0] = least >= 0 ? x[0] * exponential(here[r] - there.x) : 0;
+                x[1] = least >= 1 ? x[1] * exponential(here[r] - there.y) : 0;
+            }
+        }
+    }
+}
+
+/* A block in bf16, each column times `by`, to a tile. */
+static __device__ __forceinline__ void put_tile(char *tile, const float (&block)[8], const float *by, int i, int j) {
     const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const int column = 16 * j + 8 * n + lane % 4 * 2;
+        float2 times = {1, 1};
+        if (by) times = *(const float2 *)(by + column);
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            *(uint32_t *)(tile + word_at(16 * i + 8 * r + lane / 4, column)) =
+                pack(block[4 * n + 2 * r] * times.x, block[4 * n + 2 * r + 1] * times.y);
+    }
+}
+static __device__ __forceinline__ void clear_upper(char *tile) {
+    const float none[8] = {};
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                const int from = 16 * j + 8 * n + lane % 4 * 2;
-                float2 by = {1, 1};
-                if (column && j <= i) by = *(const float2 *)(column + from);
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const float *x = block[j <= i ? lower(i, j) : 0] + 4 * n + 2 * r;
-                    *(uint32_t *)(tile + word_at(16 * i + 8 * r + lane / 4, from)) =
-                        j <= i ? pack(x[0] * by.x, x[1] * by.y) : 0;
-                }
-            }
+        for (int j = i + 1; j < 4; j++) put_tile(tile, none, NULL, i, j);
+}
+/* A tile of this warp to memory. */
+static __device__ __forceinline__ void send_tile(char *to, const char *tile) {
     __syncwarp();
 #pragma unroll 4
-    for (int i = lane; i < CHUNK * 8; i += 32) ((uint4 *)to)[i] = ((const uint4 *)tile)[i];
+    for (int i = threadIdx.x % 32; i < CHUNK * 8; i += 32) ((uint4 *)to)[i] = ((const uint4 *)tile)[i];
     __syncwarp();
+}
+static __device__ __forceinline__ void send_transform(char *to, char *tile, const float (&block)[10][8],
+                                                      const float *strength) {
+    clear_upper(tile);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j <= i; j++) put_tile(tile, block[lower(i, j)], strength, i, j);
+    send_tile(to, tile);
 }
 
 template <int KEY_SIZE>
@@ -182,43 +253,62 @@ static __device__ __forceinline__ void store_factors(float *to, const delta_run 
     }
 }
 
+/* The record of one head, by one warp. */
+template <int KEY_SIZE, bool SCORES>
+static __device__ __forceinline__ void make_record(char *to, char *tile, const delta_chunk_shared<KEY_SIZE> *shared,
+                                                   const delta_tokens &tokens, float scale) {
+    typedef delta_record<KEY_SIZE, false> record;
+    float block[10][8];
+    if (SCORES) {
+        clear_upper(tile);
+#pragma unroll 1
+        for (int i = 0; i < 4; i++)
+#pragma unroll 1
+            for (int j = 0; j <= i; j++) {
+                float score[8];
+                get_lane(score, shared->product[10 + lower(i, j)]);
+                decay_block(score, shared, tokens, scale, true, i, j);
+                put_tile(tile, score, NULL, i, j);
+            }
+        send_tile(to + record::scores, tile);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int j = 0; j <= i; j++) {
+            get_lane(block[lower(i, j)], shared->product[lower(i, j)]);
+            decay_block(block[lower(i, j)], shared, tokens, 1, false, i, j);
+        }
+        put_block((float *)tile + i * INVERT_BLOCK, block[lower(i, i)]);
+        __syncwarp(); /* registers are short: nothing is loaded before */
+    }
+    invert(block, (float *)tile);
+    send_transform(to + record::transform, tile, block, tokens.strength);
+}
+
 template <int KEY_SIZE, bool SCORES>
 static __global__ void __launch_bounds__(CHUNK_THREADS, 3) delta_chunks(const __grid_constant__ delta_run run) {
     typedef delta_record<KEY_SIZE, false> record;
     delta_chunk_shared<KEY_SIZE> *shared = (delta_chunk_shared<KEY_SIZE> *)block_memory();
     const int warp = threadIdx.x / 32;
-    const int64_t piece_index = blockIdx.x / run.key_heads;
-    const int key_head = blockIdx.x % run.key_heads;
+    const int parts = (run.group + CHUNK_WARPS - 1) / CHUNK_WARPS, part = blockIdx.x % parts;
+    const int64_t piece_index = blockIdx.x / parts / run.key_heads;
+    const int key_head = blockIdx.x / parts % run.key_heads, member = part * CHUNK_WARPS + warp;
     const delta_piece piece = run.pieces[piece_index];
     copy_rows<KEY_SIZE>(shared->key, run.key, key_head, piece, CHUNK_THREADS);
     if (SCORES || run.normalise) copy_rows<KEY_SIZE>(shared->query, run.query, key_head, piece, CHUNK_THREADS);
     copies_commit();
     copies_wait<0>();
     __syncthreads();
-    const int token = threadIdx.x % CHUNK;
-    if (threadIdx.x < CHUNK)
-        shared->key_norm[token] = norm_of<KEY_SIZE>(shared->key, token, run.normalise);
-    else
-        shared->query_norm[token] = norm_of<KEY_SIZE>(shared->query, token, run.normalise);
+    make_products<KEY_SIZE, SCORES>(shared, run.normalise);
     __syncthreads();
-    char *tile = shared->tile[warp];
+    if (member >= run.group) return;
     delta_tokens &tokens = shared->tokens[warp];
-    for (int member = warp; member < run.group; member += CHUNK_WARPS) {
-        const int head = run.tiled ? member * run.key_heads + key_head : key_head * run.group + member;
-        char *to = run.records + (piece_index * run.heads + head) * record::bytes;
-        float block[10][8];
-        load_tokens(tokens, run, piece, head, shared->key_norm);
-        store_factors<KEY_SIZE>((float *)(to + record::factors), run, tokens, shared);
-        if (SCORES) {
-            multiply_lower<KEY_SIZE>(block, shared->query, shared->key);
-            put_decays<false>(block, tokens.gate, shared->query_norm, shared->key_norm, run.scale);
-            store_lower(to + record::scores, tile, block, NULL);
-        }
-        multiply_lower<KEY_SIZE>(block, shared->key, shared->key);
-        put_decays<true>(block, tokens.gate, tokens.row, shared->key_norm, 1);
-        invert(block, (float *)tile);
-        store_lower(to + record::transform, tile, block, tokens.strength);
-    }
+    const int head = run.tiled ? member * run.key_heads + key_head : key_head * run.group + member;
+    char *to = run.records + (piece_index * run.heads + head) * record::bytes;
+    load_tokens<KEY_SIZE>(tokens, run, piece, head, shared);
+    store_factors<KEY_SIZE>((float *)(to + record::factors), run, tokens, shared);
+    make_record<KEY_SIZE, SCORES>(to, shared->tile[warp], shared, tokens, run.scale);
 }
 
 /* ---- decays of keys ---- */
@@ -276,42 +366,65 @@ static __device__ __forceinline__ void unpack_eight(float (&x)[8], const uint4 &
     for (int i = 0; i < 4; i++) x[2 * i] = low_of(word[i]), x[2 * i + 1] = high_of(word[i]);
 }
 
-/* Eight columns of one token: the tiles of the block, and what the walk reads, to memory. */
+static __device__ __forceinline__ void load_eight(float (&x)[8], const float *from) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        const float4 four = *(const float4 *)(from + i);
+        x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
+    }
+}
+
+/* Eight columns of one token: the tiles of the block, and what the walk reads, to memory. decay: of the four blocks. */
 template <int KEY_SIZE>
 static __device__ __forceinline__ void decay_piece(delta_key_shared<KEY_SIZE> *shared, char *to, int row, int column,
-                                                   float scale) {
+                                                   float scale, const float (&decay)[4][8]) {
     typedef delta_record<KEY_SIZE, true> record;
-    const int at = piece_at(row, column), block = row / 16, first = column * 8;
-    float key[8], query[8], made[8];
+    const int at = piece_at(row, column), block = row / 16;
+    float key[8], query[8], gate[8], total[8], after[8];
     unpack_eight(key, *(uint4 *)(shared->key + at));
     unpack_eight(query, *(uint4 *)(shared->query + at));
+    load_eight(gate, &shared->gate[row][column * 8]);
+    load_eight(total, &shared->gate[16 * block + 15][column * 8]);
     const float key_norm = shared->key_norm[row], query_norm = shared->query_norm[row] * scale;
     bool large = false;
-    float before[8], after[8], upto[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        const float gate = shared->gate[row][first + i], total = shared->gate[16 * block + 15][first + i];
         key[i] *= key_norm, query[i] *= query_norm;
         large = large || !(fabsf(key[i]) < LARGE && fabsf(query[i]) < LARGE);
-        upto[i] = exponential(gate);
-        after[i] = key[i] * exponential(total - gate);
-        before[i] = 1;
-        for (int b = 0; b < block; b++) before[i] *= shared->decay[b][first + i];
+        after[i] = key[i] * exponential(total[i] - gate[i]);
+        gate[i] = exponential(gate[i]);
+        key[i] *= gate[i], query[i] *= gate[i];
     }
     if (large) shared->exact[block] = 1;
     *(uint4 *)(shared->write + at) = pack_eight(after);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        for (int b = block + 1; b < 4; b++) after[i] *= shared->decay[b][first + i];
-        key[i] *= upto[i], query[i] *= upto[i];
-    }
-    *(uint4 *)(to + record::write + at) = pack_eight(after);
     *(uint4 *)(shared->key + at) = pack_eight(key);
     *(uint4 *)(shared->query + at) = pack_eight(query);
 #pragma unroll
-    for (int i = 0; i < 8; i++) made[i] = key[i] * before[i], query[i] *= before[i];
-    *(uint4 *)(to + record::read + at) = pack_eight(made);
+    for (int b = 0; b < 4; b++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (b > block) after[i] *= decay[b][i];
+            if (b < block) key[i] *= decay[b][i], query[i] *= decay[b][i];
+        }
+    *(uint4 *)(to + record::write + at) = pack_eight(after);
+    *(uint4 *)(to + record::read + at) = pack_eight(key);
     *(uint4 *)(to + record::query + at) = pack_eight(query);
+}
+
+template <int KEY_SIZE>
+static __device__ __forceinline__ void decay_tiles(delta_key_shared<KEY_SIZE> *shared, char *to, float scale) {
+    typedef delta_record<KEY_SIZE, true> record;
+    const int column = threadIdx.x % (KEY_SIZE / 8);
+    float decay[4][8];
+#pragma unroll
+    for (int b = 0; b < 4; b++) load_eight(decay[b], &shared->decay[b][column * 8]);
+#pragma unroll 2
+    for (int row = threadIdx.x / (KEY_SIZE / 8); row < CHUNK; row += KEY_THREADS / (KEY_SIZE / 8))
+        decay_piece<KEY_SIZE>(shared, to, row, column, scale, decay);
+    if (threadIdx.x < KEY_SIZE / 8)
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            ((float *)(to + record::factors))[column * 8 + i] = decay[0][i] * decay[1][i] * decay[2][i] * decay[3][i];
 }
 
 /* Left operand times F. */
@@ -352,10 +465,10 @@ static __device__ __forceinline__ void multiply_block(float (&block)[8], const d
 
 /* A block on the diagonal, pair by pair. */
 template <int KEY_SIZE>
-static __device__ __noinline__ void multiply_exact(float (&block)[8], const delta_key_shared<KEY_SIZE> *shared,
-                                                   const ln_cuda_tensor &left, const float *left_norm, float scale,
-                                                   const ln_cuda_tensor &key, int key_head, const delta_piece &piece,
-                                                   int i) {
+static __device__ __forceinline__ void multiply_exact(float (&block)[8], const delta_key_shared<KEY_SIZE> *shared,
+                                                      const ln_cuda_tensor &left, const float *left_norm, float scale,
+                                                      const ln_cuda_tensor &key, int key_head, const delta_piece &piece,
+                                                      int i) {
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
     for (int e = 0; e < 8; e++) {
@@ -405,27 +518,16 @@ static __device__ __forceinline__ void make_row(delta_key_shared<KEY_SIZE> *shar
         } else if (j == i)
             put_block(shared->diagonal + i * INVERT_BLOCK, block);
         else if (j < i)
-#pragma unroll
-            for (int e = 0; e < 8; e += 4)
-                *(float4 *)(shared->below[i * (i - 1) / 2 + j] + e * 32 + lane * 4) = {block[e], block[e + 1],
-                                                                                       block[e + 2], block[e + 3]};
+            put_lane(shared->below[i * (i - 1) / 2 + j], block);
     }
 }
 
 template <int KEY_SIZE>
 static __device__ __forceinline__ void take_blocks(float (&block)[10][8], const delta_key_shared<KEY_SIZE> *shared) {
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        get_block(block[lower(i, i)], shared->diagonal + i * INVERT_BLOCK);
 #pragma unroll
-        for (int j = 0; j < i; j++)
-#pragma unroll
-            for (int e = 0; e < 8; e += 4) {
-                const float4 four = *(const float4 *)(shared->below[i * (i - 1) / 2 + j] + e * 32 + lane * 4);
-                float *x = block[lower(i, j)] + e;
-                x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
-            }
+        for (int j = 0; j < i; j++) get_lane(block[lower(i, j)], shared->below[i * (i - 1) / 2 + j]);
     }
 }
 
@@ -453,11 +555,7 @@ static __global__ void __launch_bounds__(KEY_THREADS) delta_key_chunks(const __g
         shared->query_norm[threadIdx.x - CHUNK] = norm_of<KEY_SIZE>(shared->query, threadIdx.x - CHUNK, run.normalise);
     sum_gates<KEY_SIZE>(shared);
     __syncthreads();
-    for (int i = threadIdx.x; i < CHUNK * KEY_SIZE / 8; i += KEY_THREADS)
-        decay_piece<KEY_SIZE>(shared, to, i / (KEY_SIZE / 8), i % (KEY_SIZE / 8), run.scale);
-    for (int c = threadIdx.x; c < KEY_SIZE; c += KEY_THREADS)
-        ((float *)(to + record::factors))[c] =
-            shared->decay[0][c] * shared->decay[1][c] * shared->decay[2][c] * shared->decay[3][c];
+    decay_tiles<KEY_SIZE>(shared, to, run.scale);
     __syncthreads();
     make_row<KEY_SIZE>(shared, run, piece, key_head, to + record::scores, warp >= 4, warp % 4);
     __syncthreads();
@@ -466,14 +564,15 @@ static __global__ void __launch_bounds__(KEY_THREADS) delta_key_chunks(const __g
         take_blocks<KEY_SIZE>(block, shared);
         __syncwarp();
         invert(block, shared->diagonal);
-        store_lower(to + record::transform, (char *)shared->gate, block, shared->strength);
+        send_transform(to + record::transform, (char *)shared->gate, block, shared->strength);
     }
 }
 
 /* ---- start ---- */
 
 template <int KEY_SIZE> static ln_cuda_code start_chunks(const delta_run &run, bool by_key, bool scores, void *stream) {
-    const int64_t blocks = (int64_t)run.piece_count * (by_key ? run.heads : run.key_heads);
+    const int64_t parts = by_key ? run.group : (run.group + CHUNK_WARPS - 1) / CHUNK_WARPS;
+    const int64_t blocks = run.piece_count * run.key_heads * parts;
     const dim3 grid((unsigned)blocks);
     if (by_key)
         return launch(delta_key_chunks<KEY_SIZE>, grid, dim3(KEY_THREADS), (int)sizeof(delta_key_shared<KEY_SIZE>),

@@ -88,10 +88,8 @@ static __device__ __forceinline__ void get_turned(float (&block)[8], const float
         block[i] = from[(i / 4 * 8 + lane % 4 * 2 + i % 2) * INVERT_ROW + lane / 4 + i / 2 % 2 * 8];
 }
 
-/* block[lower(i, j)]: A before, (I + A)^-1 after. scratch: INVERT_FLOATS of this warp. */
+/* block[lower(i, j)], i > j, and in scratch the blocks on the diagonal: A before; block: (I + A)^-1 after. */
 static __device__ __forceinline__ void invert(float (&block)[10][8], float *scratch) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) put_block(scratch + i * INVERT_BLOCK, block[lower(i, i)]);
     __syncwarp();
     invert_diagonal(scratch);
 #pragma unroll
