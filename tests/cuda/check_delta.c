@@ -22,6 +22,7 @@ typedef struct work {
     bool normalise, tiled, float32, stateless, pool;
     bool infinite; /* keys and values of odd sequences are infinite or no numbers */
     int layout;
+    int segment; /* chunks; 0: chosen */
     int sampled; /* heads compared with float64; 0: all */
 } work;
 
@@ -51,6 +52,18 @@ static const work WORKS[] = {
     {"delta d128/256", 1, 1, 128, 256, {70, -1}, LN_CUDA_DECAY_HEAD, .stateless = true},
     {"delta d128/64", 2, 1, 128, 64, {70, -1}, .strength = 2, .normalise = true},
     {"delta no tokens", 2, 1, 128, 128, {0, 0, -1}, LN_CUDA_DECAY_HEAD, .gates = MILD},
+    {"delta segments of one chunk", 1, 1, 128, 128, {250, -1}, LN_CUDA_DECAY_HEAD, .segment = 1, .normalise = true},
+    {"delta segments, ragged",
+     1,
+     1,
+     128,
+     128,
+     {129, 0, 64, 3, -1},
+     LN_CUDA_DECAY_HEAD,
+     NEAR,
+     .segment = 1,
+     .pool = true},
+    {"kda segments", 1, 1, 128, 128, {200, -1}, LN_CUDA_DECAY_KEY, .segment = 2, .normalise = true, .float32 = true},
     {"kda one token", 2, 2, 128, 128, {1, -1}, LN_CUDA_DECAY_KEY, .gates = MILD},
     {"kda 130", 1, 1, 128, 128, {130, -1}, LN_CUDA_DECAY_KEY, .normalise = true},
     {"kda 100 steep", 2, 1, 128, 128, {100, -1}, LN_CUDA_DECAY_KEY, STEEP, .normalise = true, .layout = PADDED},
@@ -73,6 +86,15 @@ static const work WORKS[] = {
      .sampled = 1},
     {"kda 1000", 4, 4, 128, 128, {1000, 333, -1}, LN_CUDA_DECAY_KEY, .normalise = true},
     {"kda 8192", 64, 64, 128, 128, {8192, -1}, LN_CUDA_DECAY_KEY, NEAR, .normalise = true, .sampled = 1},
+    {"delta 32768 written little",
+     4,
+     2,
+     128,
+     128,
+     {32768, -1},
+     .strength = 0.02,
+     .normalise = true,
+     .sampled = 1},
     {"kda 32768 near 1", 4, 4, 128, 128, {32768, -1}, LN_CUDA_DECAY_KEY, NEAR, .normalise = true, .sampled = 1},
 };
 enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0], KERNELS_MOST = 32 };
@@ -196,7 +218,8 @@ static void problem_open(problem *p, const work *w) {
                                .scale = 1 / sqrtf((float)w->key_size),
                                .decay = w->decay,
                                .normalise_keys = w->normalise,
-                               .output_float32 = w->float32};
+                               .output_float32 = w->float32,
+                               .segment = w->segment};
     const int64_t tokens = p->offsets[p->sequences];
     const float length = w->normalise ? 2 : 1 / sqrtf((float)w->key_size);
     p->query = numbers(tokens, w->key_heads, w->key_size, w->layout, 1);

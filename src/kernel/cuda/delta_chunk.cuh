@@ -29,8 +29,13 @@ static constexpr float FAINT = -160;
 struct delta_piece { /* a chunk */
     int32_t token, rows;
 };
-struct delta_text { /* a sequence */
+struct delta_text { /* a sequence, or a segment of one */
     int32_t token, tokens, first_piece, number;
+    int32_t start; /* segments begin with this one of run.starts; -1: with state_in */
+    int32_t last;  /* the state after it is state_out */
+};
+struct delta_join { /* a sequence in segments */
+    int32_t number, first, segments;
 };
 
 struct delta_run {
@@ -41,6 +46,10 @@ struct delta_run {
     const delta_piece *pieces;
     const delta_text *texts; /* the longest first */
     char *records;           /* [piece][head] */
+    /* Of segments (delta_segments.cuh): those that have one after them; [start][head]: what they make of states. */
+    const delta_text *parts;
+    const delta_join *joins;
+    float *summaries, *starts;
     int32_t piece_count, heads, key_heads, group, key_size, value_size, slices;
     float scale;
     bool tiled, normalise, float32;
@@ -180,30 +189,50 @@ static __device__ __forceinline__ void decay_state(float (&state)[KEY_SIZE / 2],
 
 /* ---- states and outputs in memory ---- */
 
-static __device__ __forceinline__ int64_t state_at(const delta_run &run, const delta_text &text, int head) {
-    const int64_t slot = run.state_slots ? run.state_slots[text.number] : text.number;
+static __device__ __forceinline__ int64_t state_at(const delta_run &run, int number, int head) {
+    const int64_t slot = run.state_slots ? run.state_slots[number] : number;
     return (slot * run.heads + head) * run.key_size * run.value_size;
 }
+/* Columns column .. column + 15 of a matrix [KEY_SIZE][stride]; NULL: zeros. */
 template <int KEY_SIZE>
-static __device__ __forceinline__ void load_state(float (&state)[KEY_SIZE / 2], const delta_run &run, int64_t at,
-                                                  int column) {
+static __device__ __forceinline__ void load_matrix(float (&state)[KEY_SIZE / 2], const float *from, int stride,
+                                                   int column) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < KEY_SIZE / 2; i++) {
         const int key = i / 4 * 8 + lane % 4 * 2 + i % 2, row = column + lane / 4 + i / 2 % 2 * 8;
-        state[i] = run.state_in ? run.state_in[at + (int64_t)key * run.value_size + row] : 0;
+        state[i] = from ? from[(int64_t)key * stride + row] : 0;
     }
 }
 template <int KEY_SIZE>
-static __device__ __forceinline__ void store_state(const float (&state)[KEY_SIZE / 2], const delta_run &run, int64_t at,
-                                                   int column) {
+static __device__ __forceinline__ void store_matrix(const float (&state)[KEY_SIZE / 2], float *to, int stride,
+                                                    int column) {
     const int lane = threadIdx.x % 32;
-    if (!run.state_out) return;
 #pragma unroll
     for (int i = 0; i < KEY_SIZE / 2; i++) {
         const int key = i / 4 * 8 + lane % 4 * 2 + i % 2, row = column + lane / 4 + i / 2 % 2 * 8;
-        run.state_out[at + (int64_t)key * run.value_size + row] = state[i];
+        to[(int64_t)key * stride + row] = state[i];
     }
+}
+template <int KEY_SIZE>
+static __device__ __forceinline__ void load_state(float (&state)[KEY_SIZE / 2], const delta_run &run,
+                                                  const delta_text &text, int head, int column) {
+    const float *from = text.start >= 0
+                            ? run.starts + ((int64_t)text.start * run.heads + head) * KEY_SIZE * run.value_size
+                        : run.state_in ? run.state_in + state_at(run, text.number, head)
+                                       : NULL;
+    load_matrix<KEY_SIZE>(state, from, run.value_size, column);
+}
+template <int KEY_SIZE>
+static __device__ __forceinline__ void store_state(const float (&state)[KEY_SIZE / 2], const delta_run &run,
+                                                   const delta_text &text, int head, int column) {
+    if (text.last && run.state_out)
+        store_matrix<KEY_SIZE>(state, run.state_out + state_at(run, text.number, head), run.value_size, column);
+}
+/* What a segment makes of states: first [KEY_SIZE][value_size], from zeros; then [KEY_SIZE][KEY_SIZE], the product of
+ * its transitions. */
+static __device__ __forceinline__ float *summary_at(const delta_run &run, int start, int head) {
+    return run.summaries + ((int64_t)start * run.heads + head) * run.key_size * (run.value_size + run.key_size);
 }
 /* Outputs of one chunk that are float32. */
 static __device__ __forceinline__ void store_float32(const float (&output)[CHUNK / 2], const delta_run &run, int token,

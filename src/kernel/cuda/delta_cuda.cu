@@ -23,7 +23,8 @@ const ln_cuda_delta_kernel *ln_cuda_delta_kernels(int row) {
 static bool arguments_right(const ln_cuda_delta *d) {
     if (d->heads < 1 || d->key_heads < 1 || d->heads % d->key_heads || d->heads > 65535) return false;
     if (d->sequences < 1 || d->sequences > INT_MAX / 2 || !d->offsets || d->offsets[0]) return false;
-    if (d->key_size < 1 || d->value_size < 1 || !isfinite(d->scale)) return false;
+    if (d->key_size < 1 || d->value_size < 1 || !isfinite(d->scale) || d->segment > INT_MAX / LN_CUDA_DELTA_CHUNK)
+        return false;
     if (d->decay < LN_CUDA_DECAY_NONE || d->decay > LN_CUDA_DECAY_KEY) return false;
     for (int64_t s = 0; s < d->sequences; s++)
         if (d->offsets[s + 1] < d->offsets[s]) return false;
@@ -52,21 +53,55 @@ static bool wants_many(const ln_cuda_delta *d, const ln_cuda_device *device) {
     return d->sequences * d->heads * (d->value_size / 128) >= 2 * (int64_t)device->multiprocessors;
 }
 
+enum { LEAST_SEGMENT = 16 }; /* chunks */
+
 static int64_t rounded(int64_t bytes) {
     return (bytes + 255) / 256 * 256;
 }
 
+/* Chunks of a segment, or 0: cut where that many walks at once take less than one after the other, with the work of
+ * finding what segments begin with, which is a third more than that of a walk. */
+static int64_t segment_of(const ln_cuda_delta *d, const ln_cuda_device *device, const ln_cuda_delta_kernel *kernel) {
+    const int64_t blocks = d->sequences * d->heads * (d->value_size / kernel->columns);
+    int64_t longest = 0;
+    for (int64_t s = 0; s < d->sequences; s++)
+        if (d->offsets[s + 1] - d->offsets[s] > longest) longest = d->offsets[s + 1] - d->offsets[s];
+    const int64_t chunks = (longest + LN_CUDA_DELTA_CHUNK - 1) / LN_CUDA_DELTA_CHUNK;
+    const int64_t fit = device->multiprocessors / blocks, most = chunks / LEAST_SEGMENT;
+    const int64_t segments = fit < most ? fit : most;
+    if (!kernel->summarise || d->value_size % 128 || d->segment < 0) return 0;
+    if (d->segment > 0) return d->segment;
+    if (segments < 3) return 0;
+    return (chunks + segments - 1) / segments;
+}
+
+/* Fills in what depends on the segments. */
+static void count_segments(const ln_cuda_delta *d, ln_cuda_delta_plan *plan) {
+    const int64_t tokens = plan->segment * LN_CUDA_DELTA_CHUNK;
+    plan->texts = d->sequences;
+    for (int64_t s = 0; s < d->sequences && tokens; s++) {
+        const int64_t more = (d->offsets[s + 1] - d->offsets[s] - 1) / tokens;
+        if (more < 1) continue;
+        plan->texts += more, plan->parts += more, plan->joins++;
+    }
+}
+
 typedef struct places { /* in the workspace */
-    int64_t pieces, texts, records, bytes;
+    int64_t pieces, texts, parts, joins, summaries, starts, records, bytes;
 } places;
 
-static places places_of(const ln_cuda_delta *d, int64_t chunks) {
+static places places_of(const ln_cuda_delta *d, const ln_cuda_delta_plan *plan) {
     const int64_t tile = LN_CUDA_DELTA_CHUNK * d->key_size * 2;
     const int64_t record = ln::delta_record<64, false>::small + (d->decay == LN_CUDA_DECAY_KEY ? 3 * tile : 0);
+    const int64_t states = (plan->parts + plan->joins) * d->heads * d->key_size * 4;
     places at = {};
-    at.texts = rounded(chunks * (int64_t)sizeof(ln::delta_piece));
-    at.records = at.texts + rounded(d->sequences * (int64_t)sizeof(ln::delta_text));
-    at.bytes = at.records + chunks * d->heads * record;
+    at.texts = rounded(plan->chunks * (int64_t)sizeof(ln::delta_piece));
+    at.parts = at.texts + rounded(plan->texts * (int64_t)sizeof(ln::delta_text));
+    at.joins = at.parts + rounded(plan->parts * (int64_t)sizeof(ln::delta_text));
+    at.summaries = at.joins + rounded(plan->joins * (int64_t)sizeof(ln::delta_join));
+    at.starts = at.summaries + states * (d->value_size + d->key_size);
+    at.records = at.starts + states * d->value_size;
+    at.bytes = at.records + plan->chunks * d->heads * record;
     return at;
 }
 
@@ -104,9 +139,11 @@ ln_cuda_code ln_cuda_delta_plan_make(const ln_cuda_delta *delta, const ln_cuda_d
     }
     plan->kernel = best;
     plan->chunks = chunks;
-    plan->workspace = rounded(places_of(delta, chunks).bytes);
-    snprintf(plan->why, sizeof plan->why, "%s: %lld blocks of %d columns, %lld chunks%s%s", best->name,
-             (long long)blocks, best->columns, (long long)chunks,
+    plan->segment = segment_of(delta, device, best);
+    count_segments(delta, plan);
+    plan->workspace = rounded(places_of(delta, plan).bytes);
+    snprintf(plan->why, sizeof plan->why, "%s: %lld walks of %d columns, %lld chunks%s%s", best->name,
+             (long long)(blocks / delta->sequences * plan->texts), best->columns, (long long)chunks,
              best->major == 9 ? "" : "; copy engine and warp group products: ", best->major == 9 ? "" : fast);
     return LN_CUDA_OK;
 }
@@ -117,33 +154,55 @@ ln_cuda_code ln_cuda_delta_plan_make(const ln_cuda_delta *delta, const ln_cuda_d
 static int longer(const void *one, const void *two) {
     const ln::delta_text *a = (const ln::delta_text *)one, *b = (const ln::delta_text *)two;
     if (a->tokens != b->tokens) return a->tokens > b->tokens ? -1 : 1;
-    return a->number < b->number ? -1 : a->number > b->number;
+    return a->token < b->token ? -1 : a->token > b->token ? 1 : a->number - b->number;
 }
 
-static void fill(const ln_cuda_delta *d, ln::delta_piece *pieces, ln::delta_text *texts) {
-    int32_t piece = 0;
+typedef struct tables {
+    ln::delta_piece *pieces;
+    ln::delta_text *texts, *parts;
+    ln::delta_join *joins;
+} tables;
+
+static void fill(const ln_cuda_delta *d, const ln_cuda_delta_plan *plan, const tables *to) {
+    const int64_t segment = plan->segment ? plan->segment * LN_CUDA_DELTA_CHUNK : INT_MAX;
+    int32_t piece = 0, start = 0, texts = 0, parts = 0, joins = 0;
     for (int64_t s = 0; s < d->sequences; s++) {
         const int64_t first = d->offsets[s], tokens = d->offsets[s + 1] - first;
-        texts[s] = {(int32_t)first, (int32_t)tokens, piece, (int32_t)s};
+        const bool cut = tokens > segment;
+        if (cut) to->joins[joins++] = {(int32_t)s, start, (int32_t)((tokens + segment - 1) / segment)};
+        for (int64_t t = 0; t < tokens || t == 0; t += segment) {
+            const int64_t left = tokens - t;
+            const bool last = left <= segment;
+            const ln::delta_text text = {(int32_t)(first + t),
+                                         (int32_t)(last ? left : segment),
+                                         piece + (int32_t)(t / LN_CUDA_DELTA_CHUNK),
+                                         (int32_t)s,
+                                         cut ? start++ : -1,
+                                         last};
+            to->texts[texts++] = text;
+            if (!last) to->parts[parts++] = text;
+        }
         for (int64_t t = 0; t < tokens; t += LN_CUDA_DELTA_CHUNK) {
             const int64_t left = tokens - t;
-            pieces[piece++] = {(int32_t)(first + t),
-                               (int32_t)(left < LN_CUDA_DELTA_CHUNK ? left : (int64_t)LN_CUDA_DELTA_CHUNK)};
+            to->pieces[piece++] = {(int32_t)(first + t),
+                                   (int32_t)(left < LN_CUDA_DELTA_CHUNK ? left : (int64_t)LN_CUDA_DELTA_CHUNK)};
         }
     }
-    qsort(texts, (size_t)d->sequences, sizeof *texts, longer);
+    qsort(to->texts, (size_t)texts, sizeof *to->texts, longer);
 }
 
 ln_cuda_code ln_cuda_delta_prepare(const ln_cuda_delta *delta, const ln_cuda_delta_plan *plan, void *workspace,
                                    void *stream) {
-    const places at = places_of(delta, plan->chunks);
-    char *tables = (char *)calloc((size_t)at.records, 1);
-    if (!tables) return LN_CUDA_OUT_OF_MEMORY;
-    fill(delta, (ln::delta_piece *)(tables + at.pieces), (ln::delta_text *)(tables + at.texts));
+    const places at = places_of(delta, plan);
+    char *memory = (char *)calloc((size_t)at.summaries, 1);
+    if (!memory) return LN_CUDA_OUT_OF_MEMORY;
+    const tables all = {(ln::delta_piece *)(memory + at.pieces), (ln::delta_text *)(memory + at.texts),
+                        (ln::delta_text *)(memory + at.parts), (ln::delta_join *)(memory + at.joins)};
+    fill(delta, plan, &all);
     cudaStream_t on = (cudaStream_t)stream;
-    cudaError_t error = cudaMemcpyAsync(workspace, tables, (size_t)at.records, cudaMemcpyHostToDevice, on);
+    cudaError_t error = cudaMemcpyAsync(workspace, memory, (size_t)at.summaries, cudaMemcpyHostToDevice, on);
     const cudaError_t waited = cudaStreamSynchronize(on);
-    free(tables);
+    free(memory);
     return ln_cuda_code_of(error == cudaSuccess ? waited : error);
 }
 
@@ -178,13 +237,17 @@ static bool tensors_right(const ln_cuda_delta *d, const ln_cuda_delta_tensors *t
 
 static ln::delta_run run_of(const ln_cuda_delta *d, const ln_cuda_delta_plan *plan, const ln_cuda_delta_tensors *t,
                             void *workspace) {
-    const places at = places_of(d, plan->chunks);
+    const places at = places_of(d, plan);
     ln::delta_run run = {};
     run.query = t->query, run.key = t->key, run.value = t->value, run.output = t->output;
     run.beta = t->beta, run.decay = d->decay == LN_CUDA_DECAY_NONE ? NULL : t->decay;
     run.state_in = t->state_in, run.state_out = t->state_out, run.state_slots = t->state_slots;
     run.pieces = (const ln::delta_piece *)((char *)workspace + at.pieces);
     run.texts = (const ln::delta_text *)((char *)workspace + at.texts);
+    run.parts = (const ln::delta_text *)((char *)workspace + at.parts);
+    run.joins = (const ln::delta_join *)((char *)workspace + at.joins);
+    run.summaries = (float *)((char *)workspace + at.summaries);
+    run.starts = (float *)((char *)workspace + at.starts);
     run.records = (char *)workspace + at.records;
     run.piece_count = (int32_t)plan->chunks;
     run.heads = (int32_t)d->heads, run.key_heads = (int32_t)d->key_heads;
@@ -223,6 +286,10 @@ ln_cuda_code ln_cuda_delta_forward(const ln_cuda_delta *delta, const ln_cuda_del
         const ln_cuda_code code = ln_cuda_delta_chunks(run, delta->decay == LN_CUDA_DECAY_KEY, kernel->scores, stream);
         if (code) return code;
     }
-    return kernel->start(kernel->major == 9 ? arguments : arguments + 3, delta->sequences * delta->heads * run.slices,
+    if (plan->parts) {
+        const ln_cuda_code code = kernel->summarise(arguments, plan->parts, plan->joins, stream);
+        if (code) return code;
+    }
+    return kernel->start(kernel->major == 9 ? arguments : arguments + 3, plan->texts * delta->heads * run.slices,
                          stream);
 }

@@ -63,33 +63,39 @@ static __device__ __forceinline__ void start_rows(float (&sum)[CHUNK / 2], const
     }
 }
 
-template <class SHAPE, int KEY_SIZE, bool BY_KEY, bool SCORES, int STAGES>
+template <class SHAPE, int KEY_SIZE, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
 static __device__ __forceinline__ void
 copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUtensorMap *value_map,
             const delta_run &run, const delta_text &text, int head, int column, char *shared, delta_control *control) {
     typedef typename SHAPE::record record;
     delta_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
-    const int key_head = key_head_of(run, head), skip = SCORES ? 0 : (int)record::transform;
+    const int key_head = key_head_of(run, head);
     const char *from = run.records + ((int64_t)text.first_piece * run.heads + head) * record::bytes;
-    constexpr int tiles = BY_KEY ? 0 : 2 * record::tile, values = CHUNK * SHAPE::columns * 2;
+    /* Of the record: without scores, and to find states alone without queries. */
+    constexpr int first = SCORES && !SUMMARY ? 0 : (int)record::transform;
+    constexpr int end = SUMMARY && BY_KEY ? (int)record::query : (int)record::bytes, again = SUMMARY && BY_KEY;
+    constexpr int tiles = BY_KEY ? again * record::tile : (SUMMARY ? 1 : 2) * record::tile;
+    const int panels = column < run.value_size ? SHAPE::columns / 64 : 0; /* past the values: none */
 #pragma unroll 1
     for (int at = 0; at < text.tokens; at += CHUNK) {
         char *stage = shared + ring.stage * SHAPE::stage;
         uint64_t *full = &control->full[ring.stage];
         barrier_wait(&control->free[ring.stage], ring.phase);
-        barrier_expect(full, record::bytes - skip + tiles + values);
+        barrier_expect(full, end - first + tiles + panels * CHUNK * 128);
         if (!BY_KEY) {
 #pragma unroll 1
             for (int panel = 0; panel < KEY_SIZE / 64; panel++) {
                 copy_box(stage + SHAPE::key + panel * CHUNK * 128, key_map, full, panel * 64, key_head,
                          text.token + at);
-                copy_box(stage + SHAPE::query + panel * CHUNK * 128, query_map, full, panel * 64, key_head,
-                         text.token + at);
+                if (!SUMMARY)
+                    copy_box(stage + SHAPE::query + panel * CHUNK * 128, query_map, full, panel * 64, key_head,
+                             text.token + at);
             }
         }
-        copy_row(stage + skip, from + skip, full, record::bytes - skip);
+        copy_row(stage + first, from + first, full, end - first);
+        if (again) copy_row(stage + SHAPE::write, from + SHAPE::write, full, record::tile);
 #pragma unroll 1
-        for (int panel = 0; panel < SHAPE::columns / 64; panel++)
+        for (int panel = 0; panel < panels; panel++)
             copy_box(stage + SHAPE::value + panel * CHUNK * 128, value_map, full, column + panel * 64, head,
                      text.token + at);
         from += (int64_t)run.heads * record::bytes;
@@ -158,11 +164,12 @@ static __device__ __forceinline__ void make_scores(const delta_text &text, char 
 }
 
 /* One group's walk. At the end of a step no product runs: the compiler follows them through no loop. */
-template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES> struct delta_walk {
+template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES> struct delta_walk {
     typedef typename SHAPE::record record;
     enum { STEPS = KEY_SIZE / 16 };
     const delta_run &run;
-    const delta_text &text;
+    const delta_text *text; /* in memory: registers are short */
+    int token, tokens;      /* its own */
     char *shared;
     delta_control *control;
     int head, column, group; /* column: of values, the group's first */
@@ -245,11 +252,19 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
     /* Waits for the chunk of this stage, which starts at token `at` of the text. */
     __device__ __forceinline__ void meet(int at) {
         barrier_wait(&control->full[ring.stage], ring.phase);
-        if (at + CHUNK > text.tokens) clear_rows(text.tokens - at);
+        if (at + CHUNK > tokens) clear_rows(tokens - at);
     }
-    /* What the state has answered to the keys of the chunk makes the differences. */
+    /* Past the values a summary has columns of the identity, which nothing is written to. */
+    __device__ __forceinline__ bool beyond() {
+        return SUMMARY && column >= run.value_size;
+    }
+    /* What makes the differences, with the state's answer. */
     __device__ __forceinline__ void take(uint32_t (&value)[CHUNK / 4], float (&by)[CHUNK / 4], const char *tiles) {
-        load_values(value, tiles + SHAPE::value, group * 64 + within());
+        if (beyond())
+#pragma unroll
+            for (int i = 0; i < CHUNK / 4; i++) value[i] = 0;
+        else
+            load_values(value, tiles + SHAPE::value, group * 64 + within());
         if (!BY_KEY) load_factors(by, (const float *)(tiles + record::factors) + FACTOR_READ);
     }
 
@@ -261,10 +276,10 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
         uint32_t value[CHUNK / 4], written[CHUNK / 4], plain[CHUNK / 4];
 
         start_sum(sum, tiles);
-        start_queries(tiles);
+        if constexpr (!SUMMARY) start_queries(tiles);
         decay_state<KEY_SIZE, BY_KEY>(state, factors);
         if (!BY_KEY) load_factors(by, factors + FACTOR_WRITE);
-        products_wait<1>();
+        products_wait<SUMMARY ? 0 : 1>();
         hold(sum), hold(difference);
         if (BY_KEY)
             pack_all(written, sum);
@@ -272,14 +287,16 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
             pack_times(written, sum, by);
 
         start_state(written, tiles);
-        pack_all(plain, sum);
-        if (at > 0 && !run.float32) store(text.token + at - CHUNK, CHUNK);
-        products_wait<1>();
-        hold(output), hold(left);
-        if (!BY_KEY) load_factors(by, factors + FACTOR_QUERY), multiply(output, by);
+        if constexpr (!SUMMARY) {
+            pack_all(plain, sum);
+            if (at > 0 && !run.float32) store(token + at - CHUNK, CHUNK);
+            products_wait<1>();
+            hold(output), hold(left);
+            if (!BY_KEY) load_factors(by, factors + FACTOR_QUERY), multiply(output, by);
+        }
         uint64_t *scores = &control->scores[ring.stage], *free = &control->free[ring.stage];
         const int phase = ring.phase;
-        if (at + CHUNK < text.tokens) {
+        if (at + CHUNK < tokens) {
             ring.next();
             meet(at + CHUNK);
         } /* else the last tile of keys once more, for nothing */
@@ -289,26 +306,53 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
         pack_all(left, state);
 
         start_answer(answer, next);
-        if (!SCORES) barrier_wait(scores, phase);
-        start_output(plain, tiles);
+        if constexpr (!SUMMARY) {
+            if (!SCORES) barrier_wait(scores, phase);
+            start_output(plain, tiles);
+        }
         take(value, by, next);
-        products_wait<1>();
+        products_wait<SUMMARY ? 0 : 1>();
         hold(answer), hold(left);
         differ<!BY_KEY>(difference, value, answer, by);
-        products_wait<0>();
-        hold(output), hold(plain);
+        if constexpr (!SUMMARY) {
+            products_wait<0>();
+            hold(output), hold(plain);
+        }
         if (threadIdx.x % 32 == 0) barrier_arrive(free);
-        if (run.float32)
-            store_float32(output, run, text.token + at, min((int)CHUNK, text.tokens - at), head, column + within());
-        else
-            pack_all(finished, output);
+        if constexpr (!SUMMARY) {
+            if (run.float32)
+                store_float32(output, run, token + at, min((int)CHUNK, tokens - at), head, column + within());
+            else
+                pack_all(finished, output);
+        }
+    }
+
+    __device__ __forceinline__ void begin() {
+        const int lane = threadIdx.x % 32;
+        if constexpr (!SUMMARY) load_state<KEY_SIZE>(state, run, *text, head, column + within());
+        if constexpr (SUMMARY)
+#pragma unroll
+            for (int i = 0; i < KEY_SIZE / 2; i++) {
+                const int key = i / 4 * 8 + lane % 4 * 2 + i % 2, row = within() + lane / 4 + i / 2 % 2 * 8;
+                state[i] = key == column + row - run.value_size;
+            }
+    }
+    __device__ __forceinline__ void end() {
+        if constexpr (!SUMMARY) store_state<KEY_SIZE>(state, run, *text, head, column + within());
+        if constexpr (SUMMARY) {
+            float *to = summary_at(run, text->start, head);
+            if (beyond())
+                store_matrix<KEY_SIZE>(state, to + KEY_SIZE * run.value_size, KEY_SIZE,
+                                       column - run.value_size + within());
+            else
+                store_matrix<KEY_SIZE>(state, to, run.value_size, column + within());
+        }
     }
 
     __device__ __forceinline__ void walk() {
-        const int64_t place = state_at(run, text, head);
-        load_state<KEY_SIZE>(state, run, place, column + within());
+        begin();
         ring = {0, 0};
-        if (text.tokens > 0) {
+        if (tokens > 0) {
             float answer[CHUNK / 2], by[CHUNK / 4] = {};
             uint32_t value[CHUNK / 4];
             meet(0);
@@ -320,14 +364,14 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int S
             differ<!BY_KEY>(difference, value, answer, by);
             int at = 0;
 #pragma unroll 1
-            for (; at < text.tokens; at += CHUNK) step(at);
-            if (!run.float32) store(text.token + at - CHUNK, text.tokens - at + CHUNK);
+            for (; at < tokens; at += CHUNK) step(at);
+            if (!SUMMARY && !run.float32) store(token + at - CHUNK, tokens - at + CHUNK);
         }
-        store_state<KEY_SIZE>(state, run, place, column + within());
+        end();
     }
 };
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
 static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
     delta_hopper(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
                  const __grid_constant__ CUtensorMap value_map, const __grid_constant__ delta_run run) {
@@ -336,8 +380,9 @@ static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
     char *shared = block_memory();
     delta_control *control = (delta_control *)(shared + shape::control);
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int slice = blockIdx.x % run.slices, head = blockIdx.x / run.slices % run.heads;
-    const delta_text text = run.texts[blockIdx.x / run.slices / run.heads];
+    const int slices = SUMMARY ? (run.value_size + KEY_SIZE) / shape::columns : run.slices;
+    const int slice = blockIdx.x % slices, head = blockIdx.x / slices % run.heads;
+    const delta_text *text = (SUMMARY ? run.parts : run.texts) + blockIdx.x / slices / run.heads;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_open(&control->full[stage], 1);
@@ -350,34 +395,90 @@ static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
     if (group == 0) {
         registers_less<shape::copy_registers>();
         if (threadIdx.x == 0)
-            copy_chunks<shape, KEY_SIZE, BY_KEY, SCORES, STAGES>(&query_map, &key_map, &value_map, run, text, head,
-                                                                 slice * shape::columns, shared, control);
+            copy_chunks<shape, KEY_SIZE, BY_KEY, SCORES, SUMMARY, STAGES>(
+                &query_map, &key_map, &value_map, run, *text, head, slice * shape::columns, shared, control);
     } else if (SCORES || group <= GROUPS) {
         registers_more<shape::walk_registers>();
-        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> walk = {run, text, shared, control};
+        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SCORES, SUMMARY, STAGES> walk = {run,          text,   text->token,
+                                                                                     text->tokens, shared, control};
         walk.head = head, walk.group = group - 1, walk.column = slice * shape::columns + (group - 1) * 64;
         walk.walk();
     } else {
         if constexpr (!SCORES) {
             if (shape::score_registers < 168) registers_less<shape::score_registers>();
-            make_scores<shape, KEY_SIZE, STAGES>(text, shared, control);
+            make_scores<shape, KEY_SIZE, STAGES>(*text, shared, control);
         }
     }
 #endif
 }
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
 static ln_cuda_code delta_hopper_start(void *const *arguments, int64_t blocks, void *stream) {
     typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
-    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES>, dim3((unsigned)blocks), dim3(shape::threads),
-                  shape::bytes, stream, *(const CUtensorMap *)arguments[0], *(const CUtensorMap *)arguments[1],
-                  *(const CUtensorMap *)arguments[2], *(const delta_run *)arguments[3]);
+    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SCORES, SUMMARY, STAGES>, dim3((unsigned)blocks),
+                  dim3(shape::threads), shape::bytes, stream, *(const CUtensorMap *)arguments[0],
+                  *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
+                  *(const delta_run *)arguments[3]);
+}
+
+/* ---- segments ---- */
+
+enum { JOIN_COLUMNS = 16, JOIN_THREADS = 256, JOIN_SLAB = 32 };
+
+/* The states that segments begin with, one after the other, 16 columns of one sequence and head: the first is state_in,
+ * S[n + 1] = A[n] S[n] + B[n]. In float32. */
+template <int KEY_SIZE>
+static __global__ void __launch_bounds__(JOIN_THREADS) delta_join_segments(const __grid_constant__ delta_run run) {
+    __shared__ float state[KEY_SIZE][JOIN_COLUMNS], slab[KEY_SIZE][JOIN_SLAB + 1];
+    constexpr int each = KEY_SIZE * JOIN_COLUMNS / JOIN_THREADS; /* elements of a thread: neighbours in a row */
+    const int slices = run.value_size / JOIN_COLUMNS, column = (int)blockIdx.x % slices * JOIN_COLUMNS;
+    const int head = blockIdx.x / slices % run.heads;
+    const delta_join join = run.joins[blockIdx.x / slices / run.heads];
+    const int row = threadIdx.x * each / JOIN_COLUMNS, part = threadIdx.x * each % JOIN_COLUMNS;
+    const float *from = run.state_in ? run.state_in + state_at(run, join.number, head) : NULL;
+    float sum[each];
+#pragma unroll
+    for (int i = 0; i < each; i++) sum[i] = from ? from[(int64_t)row * run.value_size + column + part + i] : 0;
+    for (int n = 0; n < join.segments; n++) {
+        float *to = run.starts + ((int64_t)(join.first + n) * run.heads + head) * KEY_SIZE * run.value_size +
+                    row * run.value_size + column + part;
+#pragma unroll
+        for (int i = 0; i < each; i++) to[i] = state[row][part + i] = sum[i];
+        if (n + 1 == join.segments) break;
+        const float *add = summary_at(run, join.first + n, head), *turn = add + KEY_SIZE * run.value_size;
+#pragma unroll
+        for (int i = 0; i < each; i++) sum[i] = add[row * run.value_size + column + part + i];
+        for (int first = 0; first < KEY_SIZE; first += JOIN_SLAB) {
+            __syncthreads();
+            for (int i = threadIdx.x; i < KEY_SIZE * JOIN_SLAB; i += JOIN_THREADS)
+                slab[i / JOIN_SLAB][i % JOIN_SLAB] = turn[i / JOIN_SLAB * KEY_SIZE + first + i % JOIN_SLAB];
+            __syncthreads();
+#pragma unroll 8
+            for (int c = 0; c < JOIN_SLAB; c++)
+#pragma unroll
+                for (int i = 0; i < each; i++) sum[i] += slab[row][c] * state[first + c][part + i];
+        }
+        __syncthreads();
+    }
+}
+
+template <int KEY_SIZE, bool BY_KEY, int STAGES>
+static ln_cuda_code delta_summarise(void *const *arguments, int64_t parts, int64_t joins, void *stream) {
+    const delta_run &run = *(const delta_run *)arguments[3];
+    const int64_t slices = (run.value_size + KEY_SIZE) / 128;
+    const ln_cuda_code code =
+        delta_hopper_start<KEY_SIZE, 2, BY_KEY, true, true, STAGES>(arguments, parts * run.heads * slices, stream);
+    if (code) return code;
+    return launch(delta_join_segments<KEY_SIZE>, dim3((unsigned)(joins * run.heads * run.value_size / JOIN_COLUMNS)),
+                  dim3(JOIN_THREADS), 0, stream, run);
 }
 
 /* A row of the table of kernels. */
 template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES>
 static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
     typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    ln_cuda_code (*summarise)(void *const *, int64_t, int64_t, void *) = NULL;
+    if constexpr (KEY_SIZE == 128 && GROUPS == 1) summarise = delta_summarise<KEY_SIZE, BY_KEY, STAGES>;
     return {name,
             KEY_SIZE,
             shape::columns,
@@ -387,7 +488,8 @@ static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
             9,
             SCORES,
             GROUPS == 2,
-            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES>};
+            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, SCORES, false, STAGES>,
+            summarise};
 }
 
 } // namespace ln

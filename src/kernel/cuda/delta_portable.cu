@@ -101,9 +101,8 @@ static __global__ void __launch_bounds__(PORTABLE_THREADS) delta_portable(const 
     const int slice = blockIdx.x % run.slices, head = blockIdx.x / run.slices % run.heads;
     const delta_text text = run.texts[blockIdx.x / run.slices / run.heads];
     const int first = slice * PORTABLE_COLUMNS, within = threadIdx.x / 32 * 16;
-    const int64_t at = state_at(run, text, head);
     float state[KEY_SIZE / 2];
-    load_state<KEY_SIZE>(state, run, at, first + within);
+    load_state<KEY_SIZE>(state, run, text, head, first + within);
     for (int chunk = 0; chunk * CHUNK < text.tokens; chunk++) {
         const int token = text.token + chunk * CHUNK, rows = min((int)CHUNK, text.tokens - chunk * CHUNK);
         const char *record =
@@ -116,7 +115,7 @@ static __global__ void __launch_bounds__(PORTABLE_THREADS) delta_portable(const 
         store_output(run, shared + within * 128, output, token, rows, head, first + within);
         __syncthreads();
     }
-    store_state<KEY_SIZE>(state, run, at, first + within);
+    store_state<KEY_SIZE>(state, run, text, head, first + within);
 }
 
 template <int KEY_SIZE, bool BY_KEY>
@@ -136,7 +135,8 @@ template <int KEY_SIZE, bool BY_KEY> static ln_cuda_delta_kernel portable_kernel
             8,
             true,
             false,
-            portable_start<KEY_SIZE, BY_KEY>};
+            portable_start<KEY_SIZE, BY_KEY>,
+            NULL};
 }
 
 } // namespace ln
