@@ -175,8 +175,8 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
     int head, column, group; /* column: of values, the group's first */
     delta_ring<STAGES> ring;
     float state[KEY_SIZE / 2], output[CHUNK / 2];
-    uint32_t left[KEY_SIZE / 4];                         /* the state in bf16 */
-    uint32_t difference[CHUNK / 4], finished[CHUNK / 4]; /* of the chunk to come; outputs of the one before */
+    uint32_t left[KEY_SIZE / 4];    /* the state in bf16 */
+    uint32_t difference[CHUNK / 4]; /* of the chunk to come */
 
     __device__ __forceinline__ char *stage() { return shared + ring.stage * SHAPE::stage; }
     __device__ __forceinline__ int within() { return threadIdx.x / 32 % 4 * 16; }
@@ -196,16 +196,21 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
         named_wait(1, GROUPS * 128);
     }
 
-    __device__ __forceinline__ void store(int token, int rows) {
+    __device__ __forceinline__ char *scratch() { return shared + SHAPE::scratch + group * 8192 + within() * 128; }
+    /* The output of a chunk to the warp's scratch, from where it goes to memory while the next is under way. */
+    __device__ __forceinline__ void leave() {
         const int lane = threadIdx.x % 32;
-        char *to = shared + SHAPE::scratch + group * 8192 + within() * 128;
+        uint32_t finished[CHUNK / 4];
+        pack_all(finished, output);
 #pragma unroll
         for (int n = 0; n < CHUNK / 16; n++) {
             const uint32_t part[4] = {finished[4 * n], finished[4 * n + 1], finished[4 * n + 2], finished[4 * n + 3]};
-            store_matrices<true>(to + scratch_at(16 * n + lane % 8 + lane / 16 * 8, lane / 8 % 2), part);
+            store_matrices<true>(scratch() + scratch_at(16 * n + lane % 8 + lane / 16 * 8, lane / 8 % 2), part);
         }
         __syncwarp();
-        store_scratch(run, to, token, rows, head, column + within());
+    }
+    __device__ __forceinline__ void store(int at) {
+        store_scratch(run, scratch(), token + at, min((int)CHUNK, tokens - at), head, column + within());
         __syncwarp();
     }
 
@@ -289,13 +294,12 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
         start_state(written, tiles);
         if constexpr (!SUMMARY) {
             pack_all(plain, sum);
-            if (at > 0 && !run.float32) store(token + at - CHUNK, CHUNK);
+            if (at > 0 && !run.float32) store(at - CHUNK);
             products_wait<1>();
             hold(output), hold(left);
             if (!BY_KEY) load_factors(by, factors + FACTOR_QUERY), multiply(output, by);
         }
-        uint64_t *scores = &control->scores[ring.stage], *free = &control->free[ring.stage];
-        const int phase = ring.phase;
+        const int here = ring.stage, phase = ring.phase;
         if (at + CHUNK < tokens) {
             ring.next();
             meet(at + CHUNK);
@@ -307,7 +311,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
 
         start_answer(answer, next);
         if constexpr (!SUMMARY) {
-            if (!SCORES) barrier_wait(scores, phase);
+            if (!SCORES) barrier_wait(&control->scores[here], phase);
             start_output(plain, tiles);
         }
         take(value, by, next);
@@ -318,12 +322,12 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
             products_wait<0>();
             hold(output), hold(plain);
         }
-        if (threadIdx.x % 32 == 0) barrier_arrive(free);
+        if (threadIdx.x % 32 == 0) barrier_arrive(&control->free[here]);
         if constexpr (!SUMMARY) {
             if (run.float32)
                 store_float32(output, run, token + at, min((int)CHUNK, tokens - at), head, column + within());
             else
-                pack_all(finished, output);
+                leave();
         }
     }
 
@@ -365,7 +369,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
             int at = 0;
 #pragma unroll 1
             for (; at < tokens; at += CHUNK) step(at);
-            if (!SUMMARY && !run.float32) store(token + at - CHUNK, tokens - at + CHUNK);
+            if (!SUMMARY && !run.float32) store(at - CHUNK);
         }
         end();
     }
