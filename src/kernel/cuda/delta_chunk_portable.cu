@@ -18,6 +18,7 @@ static constexpr float LOG2_E = 1.44269504f;
 struct delta_tokens {
     float gate[CHUNK];     /* G, base 2 */
     float strength[CHUNK]; /* beta, 0 after the last token */
+    float plain[CHUNK];    /* times what makes the key's length 1 */
     /* Factors of rows of A and P, from the beginning of their block of 16 on, and of columns, to the end of theirs. */
     float row[CHUNK], query[CHUNK], column[CHUNK];
 };
@@ -45,19 +46,6 @@ static __device__ __forceinline__ void copy_rows(char *tile, const ln_cuda_tenso
         const bool inside = row < piece.rows;
         copy_piece(tile + piece_at(row, column), rows + (inside ? row * from.token_stride : 0) + column * 8, inside);
     }
-}
-
-/* 1 / |row of the tile|, or 1. */
-template <int KEY_SIZE> static __device__ __forceinline__ float norm_of(const char *tile, int row, bool normalise) {
-    float sum = 0;
-    if (!normalise) return 1;
-    for (int column = 0; column < KEY_SIZE / 8; column++) {
-        const uint4 piece = *(const uint4 *)(tile + piece_at(row, column));
-        const uint32_t word[4] = {piece.x, piece.y, piece.z, piece.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum += low_of(word[i]) * low_of(word[i]) + high_of(word[i]) * high_of(word[i]);
-    }
-    return rsqrtf(sum + 1e-6f);
 }
 
 /* A logarithm of base 2, no smaller than FAINT; what is not a number stays so. */
@@ -96,6 +84,7 @@ static __device__ __forceinline__ void load_tokens(delta_tokens &to, const delta
         const float since = exponential(gate[i] - begin), key_norm = shared->key_norm[t];
         to.gate[t] = gate[i];
         to.strength[t] = strength[i];
+        to.plain[t] = strength[i] * key_norm;
         to.row[t] = strength[i] * key_norm * since;
         to.query[t] = run.scale * shared->query_norm[t] * since;
         to.column[t] = key_norm * exponential(end - gate[i]);
@@ -168,74 +157,67 @@ static __device__ __forceinline__ void make_products(delta_chunk_shared<KEY_SIZE
     take_norms(shared->query_norm + 16 * warp, self, normalise);
 }
 
-/* Block (i, j) times its decays: of A with `query` not set, of P with it. 0 above the diagonal. */
-template <int KEY_SIZE>
-static __device__ __forceinline__ void decay_block(float (&block)[8], const delta_chunk_shared<KEY_SIZE> *shared,
-                                                   const delta_tokens &tokens, float scale, bool query, int i, int j) {
-    const int lane = threadIdx.x % 32, row = 16 * i + lane / 4, column = 16 * j + lane % 4 * 2;
-    float by[2], here[2];
-    const float between = i > j + 1 ? exponential(tokens.gate[16 * i - 1] - tokens.gate[16 * j + 15]) : 1;
+/* Below the diagonal: rows times row, columns times column. */
+static __device__ __forceinline__ void decay_below(float (&block)[8], const float (&row)[2], const float (&column)[4]) {
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int t = row + 8 * r;
-        here[r] = tokens.gate[t];
-        by[r] = i > j   ? (query ? tokens.query[t] : tokens.row[t]) * between
-                : query ? scale * shared->query_norm[t]
-                        : tokens.strength[t] * shared->key_norm[t];
+    for (int e = 0; e < 8; e++) block[e] *= row[e / 2 % 2] * column[e / 4 * 2 + e % 2];
+}
+/* On the diagonal: 0 above it, and on it where STRICT. pair: the decays of its elements. */
+template <bool STRICT>
+static __device__ __forceinline__ void decay_diagonal(float (&block)[8], const float (&row)[2],
+                                                      const float (&column)[4], const float (&pair)[8]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const int below = lane / 4 + e / 2 % 2 * 8 - e / 4 * 8 - lane % 4 * 2 - e % 2;
+        const float x = block[e] * (row[e / 2 % 2] * column[e / 4 * 2 + e % 2]) * pair[e];
+        block[e] = below >= STRICT ? x : 0;
     }
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-        const float2 times = *(const float2 *)((i > j ? tokens.column : shared->key_norm) + column + 8 * n),
-                     there = *(const float2 *)(tokens.gate + column + 8 * n);
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float *x = block + 4 * n + 2 * r;
-            x[0] *= by[r] * times.x, x[1] *= by[r] * times.y;
-            if (i == j) {
-                const int least = row + 8 * r - column - 8 * n - !query; /* >= 0: below the diagonal */
-                x[0] = least >= 0 ? x[0] * exponential(here[r] - there.x) : 0;
-                x[1] = least >= 1 ? x[1] * exponential(here[r] - there.y) : 0;
-            }
-        }
-    }
+}
+/* Elements of a row of a block, and of its columns. */
+static __device__ __forceinline__ void load_rows(float (&row)[2], const float *from) {
+    row[0] = from[threadIdx.x % 32 / 4], row[1] = from[threadIdx.x % 32 / 4 + 8];
+}
+static __device__ __forceinline__ void load_columns(float (&column)[4], const float *from) {
+    const float2 one = *(const float2 *)(from + threadIdx.x % 4 * 2),
+                 two = *(const float2 *)(from + threadIdx.x % 4 * 2 + 8);
+    column[0] = one.x, column[1] = one.y, column[2] = two.x, column[3] = two.y;
 }
 
 /* A block in bf16, each column times `by`, to a tile. */
-static __device__ __forceinline__ void put_tile(char *tile, const float (&block)[8], const float *by, int i, int j) {
+static __device__ __forceinline__ void put_tile(char *tile, const float (&block)[8], const float (&by)[4], int i,
+                                                int j) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-        const int column = 16 * j + 8 * n + lane % 4 * 2;
-        float2 times = {1, 1};
-        if (by) times = *(const float2 *)(by + column);
+    for (int n = 0; n < 2; n++)
 #pragma unroll
         for (int r = 0; r < 2; r++)
-            *(uint32_t *)(tile + word_at(16 * i + 8 * r + lane / 4, column)) =
-                pack(block[4 * n + 2 * r] * times.x, block[4 * n + 2 * r + 1] * times.y);
-    }
+            *(uint32_t *)(tile + word_at(16 * i + 8 * r + lane / 4, 16 * j + 8 * n + lane % 4 * 2)) =
+                pack(block[4 * n + 2 * r] * by[2 * n], block[4 * n + 2 * r + 1] * by[2 * n + 1]);
 }
-static __device__ __forceinline__ void clear_upper(char *tile) {
-    const float none[8] = {};
+/* The blocks on and below the diagonal of this warp's tile to memory, where the others are zeros for ever. */
+static __device__ __forceinline__ void send_lower(char *to, const char *tile) {
+    const int lane = threadIdx.x % 32;
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int j = i + 1; j < 4; j++) put_tile(tile, none, NULL, i, j);
-}
-/* A tile of this warp to memory. */
-static __device__ __forceinline__ void send_tile(char *to, const char *tile) {
-    __syncwarp();
-#pragma unroll 4
-    for (int i = threadIdx.x % 32; i < CHUNK * 8; i += 32) ((uint4 *)to)[i] = ((const uint4 *)tile)[i];
+        for (int j = 0; j <= i; j++) {
+            const int at = piece_at(16 * i + lane / 2, 2 * j + lane % 2);
+            *(uint4 *)(to + at) = *(const uint4 *)(tile + at);
+        }
     __syncwarp();
 }
 static __device__ __forceinline__ void send_transform(char *to, char *tile, const float (&block)[10][8],
                                                       const float *strength) {
-    clear_upper(tile);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) {
+        float by[4];
+        load_columns(by, strength + 16 * j);
 #pragma unroll
-        for (int j = 0; j <= i; j++) put_tile(tile, block[lower(i, j)], strength, i, j);
-    send_tile(to, tile);
+        for (int i = j; i < 4; i++) put_tile(tile, block[lower(i, j)], by, i, j);
+    }
+    send_lower(to, tile);
 }
 
 template <int KEY_SIZE>
@@ -253,35 +235,63 @@ static __device__ __forceinline__ void store_factors(float *to, const delta_run 
     }
 }
 
+/* Row i of blocks of P, to the warp's tile, and of A. */
+template <int KEY_SIZE, bool SCORES, int ROW>
+static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *tile,
+                                                 const delta_chunk_shared<KEY_SIZE> *shared, const delta_tokens &tokens,
+                                                 const float (&column)[4][4], float scale) {
+    const float one[4] = {1, 1, 1, 1};
+    float row[2], query[2], score[8], norm[4], there[4], here[2], pair[8];
+    load_rows(row, tokens.row + 16 * ROW);
+    if (SCORES) load_rows(query, tokens.query + 16 * ROW);
+#pragma unroll
+    for (int j = ROW - 1; j >= 0; j--) {
+        if (j + 1 < ROW) { /* the blocks between are no longer to the next block's end, but to that of this */
+            const float between = exponential(tokens.gate[16 * j + 31] - tokens.gate[16 * j + 15]);
+            row[0] *= between, row[1] *= between;
+            if (SCORES) query[0] *= between, query[1] *= between;
+        }
+        get_lane(block[lower(ROW, j)], shared->product[lower(ROW, j)]);
+        decay_below(block[lower(ROW, j)], row, column[j]);
+        if (SCORES) {
+            get_lane(score, shared->product[10 + lower(ROW, j)]);
+            decay_below(score, query, column[j]);
+            put_tile(tile, score, one, ROW, j);
+        }
+    }
+    load_rows(here, tokens.gate + 16 * ROW);
+    load_columns(there, tokens.gate + 16 * ROW);
+    load_columns(norm, shared->key_norm + 16 * ROW);
+    load_rows(row, tokens.plain + 16 * ROW);
+#pragma unroll
+    for (int e = 0; e < 8; e++) pair[e] = exponential(here[e / 2 % 2] - there[e / 4 * 2 + e % 2]);
+    get_lane(block[lower(ROW, ROW)], shared->product[lower(ROW, ROW)]);
+    decay_diagonal<true>(block[lower(ROW, ROW)], row, norm, pair);
+    if (SCORES) {
+        load_rows(query, shared->query_norm + 16 * ROW);
+        query[0] *= scale, query[1] *= scale;
+        get_lane(score, shared->product[10 + lower(ROW, ROW)]);
+        decay_diagonal<false>(score, query, norm, pair);
+        put_tile(tile, score, one, ROW, ROW);
+    }
+    __syncwarp(); /* registers are short: nothing is loaded before */
+}
+
 /* The record of one head, by one warp. */
 template <int KEY_SIZE, bool SCORES>
 static __device__ __forceinline__ void make_record(char *to, char *tile, const delta_chunk_shared<KEY_SIZE> *shared,
                                                    const delta_tokens &tokens, float scale) {
     typedef delta_record<KEY_SIZE, false> record;
-    float block[10][8];
-    if (SCORES) {
-        clear_upper(tile);
-#pragma unroll 1
-        for (int i = 0; i < 4; i++)
-#pragma unroll 1
-            for (int j = 0; j <= i; j++) {
-                float score[8];
-                get_lane(score, shared->product[10 + lower(i, j)]);
-                decay_block(score, shared, tokens, scale, true, i, j);
-                put_tile(tile, score, NULL, i, j);
-            }
-        send_tile(to + record::scores, tile);
-    }
+    float block[10][8], column[4][4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int j = 0; j < 4; j++) load_columns(column[j], tokens.column + 16 * j);
+    decay_row<KEY_SIZE, SCORES, 0>(block, tile, shared, tokens, column, scale);
+    decay_row<KEY_SIZE, SCORES, 1>(block, tile, shared, tokens, column, scale);
+    decay_row<KEY_SIZE, SCORES, 2>(block, tile, shared, tokens, column, scale);
+    decay_row<KEY_SIZE, SCORES, 3>(block, tile, shared, tokens, column, scale);
+    if (SCORES) send_lower(to + record::scores, tile);
 #pragma unroll
-        for (int j = 0; j <= i; j++) {
-            get_lane(block[lower(i, j)], shared->product[lower(i, j)]);
-            decay_block(block[lower(i, j)], shared, tokens, 1, false, i, j);
-        }
-        put_block((float *)tile + i * INVERT_BLOCK, block[lower(i, i)]);
-        __syncwarp(); /* registers are short: nothing is loaded before */
-    }
+    for (int i = 0; i < 4; i++) put_block((float *)tile + i * INVERT_BLOCK, block[lower(i, i)]);
     invert(block, (float *)tile);
     send_transform(to + record::transform, tile, block, tokens.strength);
 }
@@ -355,6 +365,24 @@ template <int KEY_SIZE> static __device__ __forceinline__ void sum_gates(delta_k
         shared->inverse[block][column] = exponential(-sum);
         if (!(sum >= -STEEP)) shared->exact[block] = 1;
     }
+}
+
+/* Factors that give queries and keys the length 1, two threads a row. */
+template <int KEY_SIZE>
+static __device__ __forceinline__ void norm_rows(delta_key_shared<KEY_SIZE> *shared, bool normalise) {
+    const int row = threadIdx.x / 2 % CHUNK, half = threadIdx.x % 2;
+    const bool query = threadIdx.x >= KEY_THREADS / 2;
+    const char *tile = query ? shared->query : shared->key;
+    float sum = 0;
+#pragma unroll 2
+    for (int column = half; column < KEY_SIZE / 8 && normalise; column += 2) {
+        const uint4 piece = *(const uint4 *)(tile + piece_at(row, column));
+        const uint32_t word[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum += low_of(word[i]) * low_of(word[i]) + high_of(word[i]) * high_of(word[i]);
+    }
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    if (half == 0) (query ? shared->query_norm : shared->key_norm)[row] = normalise ? rsqrtf(sum + 1e-6f) : 1;
 }
 
 static __device__ __forceinline__ uint4 pack_eight(const float (&x)[8]) {
@@ -490,35 +518,42 @@ static __device__ __forceinline__ void multiply_exact(float (&block)[8], const d
     }
 }
 
-/* Row block i of P, or of A, by one warp. */
+/* Block (i, j) of P, or of A, by one warp. */
 template <int KEY_SIZE>
-static __device__ __forceinline__ void make_row(delta_key_shared<KEY_SIZE> *shared, const delta_run &run,
-                                                const delta_piece &piece, int key_head, char *scores, bool query,
-                                                int i) {
+static __device__ __forceinline__ void make_block(delta_key_shared<KEY_SIZE> *shared, const delta_run &run,
+                                                  const delta_piece &piece, int key_head, char *scores, bool query,
+                                                  int i, int j) {
     const int lane = threadIdx.x % 32;
+    float block[8] = {};
+    if (j == i && shared->exact[i])
+        multiply_exact<KEY_SIZE>(block, shared, query ? run.query : run.key,
+                                 query ? shared->query_norm : shared->key_norm, query ? run.scale : 1, run.key,
+                                 key_head, piece, i);
+    else
+        multiply_block<KEY_SIZE>(block, shared, query ? shared->query : shared->key, i, j);
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const int row = 16 * i + lane / 4 + e / 2 % 2 * 8, column = 16 * j + e / 4 * 8 + lane % 4 * 2 + e % 2;
+        block[e] = column + !query <= row ? block[e] * (query ? 1 : shared->strength[row]) : 0;
+    }
+    if (query) {
+#pragma unroll
+        for (int e = 0; e < 8; e += 2)
+            *(uint32_t *)(scores + word_at(16 * i + lane / 4 + e / 2 % 2 * 8, 16 * j + e / 4 * 8 + lane % 4 * 2)) =
+                pack(block[e], block[e + 1]);
+    } else if (j == i)
+        put_block(shared->diagonal + i * INVERT_BLOCK, block);
+    else
+        put_lane(shared->below[i * (i - 1) / 2 + j], block);
+}
+/* All blocks of both, so that each warp has two or three. */
+template <int KEY_SIZE>
+static __device__ __forceinline__ void make_blocks(delta_key_shared<KEY_SIZE> *shared, const delta_run &run,
+                                                   const delta_piece &piece, int key_head, char *scores) {
 #pragma unroll 1
-    for (int j = 0; j < 4; j++) {
-        float block[8] = {};
-        if (j == i && shared->exact[i])
-            multiply_exact<KEY_SIZE>(block, shared, query ? run.query : run.key,
-                                     query ? shared->query_norm : shared->key_norm, query ? run.scale : 1, run.key,
-                                     key_head, piece, i);
-        else if (j <= i)
-            multiply_block<KEY_SIZE>(block, shared, query ? shared->query : shared->key, i, j);
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-            const int row = 16 * i + lane / 4 + e / 2 % 2 * 8, column = 16 * j + e / 4 * 8 + lane % 4 * 2 + e % 2;
-            block[e] = column + !query <= row ? block[e] * (query ? 1 : shared->strength[row]) : 0;
-        }
-        if (query) {
-#pragma unroll
-            for (int e = 0; e < 8; e += 2)
-                *(uint32_t *)(scores + word_at(16 * i + lane / 4 + e / 2 % 2 * 8, 16 * j + e / 4 * 8 + lane % 4 * 2)) =
-                    pack(block[e], block[e + 1]);
-        } else if (j == i)
-            put_block(shared->diagonal + i * INVERT_BLOCK, block);
-        else if (j < i)
-            put_lane(shared->below[i * (i - 1) / 2 + j], block);
+    for (int task = threadIdx.x / 32; task < 20; task += KEY_THREADS / 32) {
+        const int place = task / 2, i = (place > 0) + (place > 2) + (place > 5), j = place - i * (i + 1) / 2;
+        make_block<KEY_SIZE>(shared, run, piece, key_head, scores, task % 2, i, j);
     }
 }
 
@@ -549,15 +584,12 @@ static __global__ void __launch_bounds__(KEY_THREADS) delta_key_chunks(const __g
     if (threadIdx.x < 4) shared->exact[threadIdx.x] = 0;
     copies_wait<0>();
     __syncthreads();
-    if (threadIdx.x < CHUNK)
-        shared->key_norm[threadIdx.x] = norm_of<KEY_SIZE>(shared->key, threadIdx.x, run.normalise);
-    else if (threadIdx.x < 2 * CHUNK)
-        shared->query_norm[threadIdx.x - CHUNK] = norm_of<KEY_SIZE>(shared->query, threadIdx.x - CHUNK, run.normalise);
+    norm_rows<KEY_SIZE>(shared, run.normalise);
     sum_gates<KEY_SIZE>(shared);
     __syncthreads();
     decay_tiles<KEY_SIZE>(shared, to, run.scale);
     __syncthreads();
-    make_row<KEY_SIZE>(shared, run, piece, key_head, to + record::scores, warp >= 4, warp % 4);
+    make_blocks<KEY_SIZE>(shared, run, piece, key_head, to + record::scores);
     __syncthreads();
     if (warp == 0) {
         float block[10][8];

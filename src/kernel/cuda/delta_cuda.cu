@@ -201,6 +201,9 @@ ln_cuda_code ln_cuda_delta_prepare(const ln_cuda_delta *delta, const ln_cuda_del
     fill(delta, plan, &all);
     cudaStream_t on = (cudaStream_t)stream;
     cudaError_t error = cudaMemcpyAsync(workspace, memory, (size_t)at.summaries, cudaMemcpyHostToDevice, on);
+    /* What is above the diagonals of T and P is never written. */
+    if (error == cudaSuccess)
+        error = cudaMemsetAsync((char *)workspace + at.records, 0, (size_t)(at.bytes - at.records), on);
     const cudaError_t waited = cudaStreamSynchronize(on);
     free(memory);
     return ln_cuda_code_of(error == cudaSuccess ? waited : error);
