@@ -109,6 +109,12 @@ static __device__ __forceinline__ void add_product_as(float *sum, const uint32_t
     else
         add_product(sum, left, right);
 }
+/* To the nearest number that tf32 has. */
+static __device__ __forceinline__ uint32_t tf32_of(float x) {
+    uint32_t y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
+}
 /* sums (16 x 8) += left (16 x 8) * right (8 x 8), tf32: elements (l / 4 + 8 r, l % 4 + 4 c) as left[r + 2 c], and
  * (l % 4 + 4 c, l / 4) as right[c]. */
 static __device__ __forceinline__ void add_product_tf32(float *sum, const uint32_t *left, const uint32_t *right) {

@@ -1,0 +1,501 @@
+/* The walk of the delta rules for compute capability 9.0.
+ *
+ * A block has 64 columns of values (or 128: GROUPS of 64) of one head and sequence. One thread copies what chunks need,
+ * STAGES ahead. Each group of four warps keeps the state of its 64 columns, transposed, as accumulators of products,
+ * and steps from chunk to chunk (delta_chunk.cuh):
+ *
+ *     start sum = difference T^T and output = S Q^T ; start S += written K ; S in bf16 ;
+ *     start answer = S K^T of the next chunk and output += written P^T ; difference = V - answer.
+ *
+ * Every left operand is an accumulator rounded to bf16, which already lies where products want it, so that nothing of
+ * the chain of three products passes through memory; the products with queries fill the gaps in it. With SCORES in the
+ * records P comes with them; else another group makes it from the tiles while the others are one chunk behind. */
+#ifndef LN_KERNEL_CUDA_DELTA_HOPPER_CUH
+#define LN_KERNEL_CUDA_DELTA_HOPPER_CUH
+
+#include "kernel/cuda/delta_chunk.cuh"
+#include "kernel/cuda/hopper.cuh"
+#include "kernel/cuda/launch.cuh"
+
+namespace ln {
+
+enum { DELTA_STAGES_MOST = 4 };
+
+struct delta_control {
+    uint64_t full[DELTA_STAGES_MOST], free[DELTA_STAGES_MOST], scores[DELTA_STAGES_MOST];
+};
+
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES> struct delta_shape {
+    typedef delta_record<KEY_SIZE, BY_KEY> record;
+    static constexpr int threads = 128 * (GROUPS + (SCORES ? 1 : 2)), columns = 64 * GROUPS;
+    static constexpr int value = record::bytes, key = value + CHUNK * columns * 2, query = key + record::tile,
+                         stage = BY_KEY ? key : query + record::tile;
+    static constexpr int read = BY_KEY ? (int)record::read : key, write = BY_KEY ? (int)record::write : key,
+                         queries = BY_KEY ? (int)record::query : query;
+    static constexpr int scratch = STAGES * stage, control = scratch + GROUPS * 8192,
+                         bytes = control + (int)sizeof(delta_control);
+    /* Registers of a thread that copies, that makes scores, that walks. */
+    static constexpr int copy_registers = SCORES && GROUPS == 1 ? 40 : 24, score_registers = GROUPS == 1 ? 168 : 96,
+                         walk_registers = SCORES        ? 240
+                                          : GROUPS == 2 ? 192
+                                                        : 232;
+};
+
+/* Which stage the n-th chunk lies in, and the phase of its barriers. */
+template <int STAGES> struct delta_ring {
+    int stage, phase;
+    __device__ __forceinline__ void next() {
+        stage++;
+        if (stage == STAGES) stage = 0, phase ^= 1;
+    }
+};
+
+/* sum = (or +=) left rows^T, `right` a tile of CHUNK rows; k-steps FROM .. TO - 1. */
+template <int FROM, int TO, bool ADD>
+static __device__ __forceinline__ void start_rows(float (&sum)[CHUNK / 2], const uint32_t *left, uint64_t right) {
+#pragma unroll
+    for (int k = FROM; k < TO; k++) {
+        const uint64_t at = right + (uint64_t)(k / 4 * (CHUNK * 128 / 16) + k % 4 * 2);
+        if (k > 0 || ADD)
+            product<CHUNK>::registers<true, false>(sum, left + 4 * k, at);
+        else
+            product<CHUNK>::registers<false, false>(sum, left, at);
+    }
+}
+
+template <class SHAPE, int KEY_SIZE, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
+static __device__ __forceinline__ void
+copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUtensorMap *value_map,
+            const delta_run &run, const delta_text &text, int head, int column, char *shared, delta_control *control) {
+    typedef typename SHAPE::record record;
+    delta_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
+    const int key_head = key_head_of(run, head);
+    const char *from = run.records + ((int64_t)text.first_piece * run.heads + head) * record::bytes;
+    /* Of the record: without scores, and to find states alone without queries. */
+    constexpr int first = SCORES && !SUMMARY ? 0 : (int)record::transform;
+    constexpr int end = SUMMARY && BY_KEY ? (int)record::query : (int)record::bytes, again = SUMMARY && BY_KEY;
+    constexpr int tiles = BY_KEY ? again * record::tile : (SUMMARY ? 1 : 2) * record::tile;
+    const int panels = column < run.value_size ? SHAPE::columns / 64 : 0; /* past the values: none */
+#pragma unroll 1
+    for (int at = 0; at < text.tokens; at += CHUNK) {
+        char *stage = shared + ring.stage * SHAPE::stage;
+        uint64_t *full = &control->full[ring.stage];
+        barrier_wait(&control->free[ring.stage], ring.phase);
+        barrier_expect(full, end - first + tiles + panels * CHUNK * 128);
+        if (!BY_KEY) {
+#pragma unroll 1
+            for (int panel = 0; panel < KEY_SIZE / 64; panel++) {
+                copy_box(stage + SHAPE::key + panel * CHUNK * 128, key_map, full, panel * 64, key_head,
+                         text.token + at);
+                if (!SUMMARY)
+                    copy_box(stage + SHAPE::query + panel * CHUNK * 128, query_map, full, panel * 64, key_head,
+                             text.token + at);
+            }
+        }
+        copy_row(stage + first, from + first, full, end - first);
+        if (again) copy_row(stage + SHAPE::write, from + SHAPE::write, full, record::tile);
+#pragma unroll 1
+        for (int panel = 0; panel < panels; panel++)
+            copy_box(stage + SHAPE::value + panel * CHUNK * 128, value_map, full, column + panel * 64, head,
+                     text.token + at);
+        from += (int64_t)run.heads * record::bytes;
+        ring.next();
+    }
+}
+
+/* The group that makes P where records have none. */
+template <class SHAPE, int KEY_SIZE, int STAGES>
+static __device__ __forceinline__ void make_scores(const delta_text &text, char *shared, delta_control *control) {
+    typedef typename SHAPE::record record;
+    delta_ring<STAGES> ring = {0, 0};
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+#pragma unroll 1
+    for (int at = 0; at < text.tokens; at += CHUNK) {
+        char *stage = shared + ring.stage * SHAPE::stage;
+        const float *factors = (const float *)(stage + record::factors);
+        const uint64_t query = tile_descriptor<KEY_SIZE, CHUNK>(stage + SHAPE::query),
+                       key = tile_descriptor<KEY_SIZE, CHUNK>(stage + SHAPE::key);
+        float score[CHUNK / 2];
+        barrier_wait(&control->full[ring.stage], ring.phase);
+        hold(score);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < KEY_SIZE / 16; k++) {
+            const uint64_t step = (uint64_t)(k / 4 * (CHUNK * 128 / 16) + k % 4 * 2);
+            if (k == 0)
+                product<CHUNK>::shared<false>(score, query, key);
+            else
+                product<CHUNK>::shared<true>(score, query + step, key + step);
+        }
+        products_commit();
+        hold(score);
+        const int row = 16 * warp + lane / 4;
+        float gate[2], by[2];
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            gate[r] = factors[FACTOR_GATE + row + 8 * r], by[r] = factors[FACTOR_QUERY_NORM + row + 8 * r];
+        products_wait<0>();
+        hold(score);
+        if (at + CHUNK > text.tokens) named_arrive(2, SHAPE::columns * 2 + 128); /* the others clear rows of keys */
+        uint32_t packed[CHUNK / 4];
+#pragma unroll
+        for (int n = 0; n < CHUNK / 8; n++) {
+            const int column = 8 * n + lane % 4 * 2;
+            const float2 there = *(const float2 *)(factors + FACTOR_GATE + column),
+                         times = *(const float2 *)(factors + FACTOR_KEY_NORM + column);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float *x = score + 4 * n + 2 * r;
+                const float one = x[0] * by[r] * times.x * exponential(gate[r] - there.x),
+                            two = x[1] * by[r] * times.y * exponential(gate[r] - there.y);
+                packed[2 * n + r] = pack(column <= row + 8 * r ? one : 0, column + 1 <= row + 8 * r ? two : 0);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < CHUNK / 16; n++) {
+            const uint32_t part[4] = {packed[4 * n], packed[4 * n + 1], packed[4 * n + 2], packed[4 * n + 3]};
+            store_matrices<false>(stage + record::scores + piece_at(16 * warp + lane % 16, 2 * n + lane / 16), part);
+        }
+        stores_to_async();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(&control->scores[ring.stage]);
+        ring.next();
+    }
+}
+
+/* One group's walk. At the end of a step no product runs: the compiler follows them through no loop. */
+template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES> struct delta_walk {
+    typedef typename SHAPE::record record;
+    enum { STEPS = KEY_SIZE / 16 };
+    const delta_run &run;
+    const delta_text *text; /* in memory: registers are short */
+    int token, tokens;      /* its own */
+    char *shared;
+    delta_control *control;
+    int head, column, group; /* column: of values, the group's first */
+    delta_ring<STAGES> ring;
+    float state[KEY_SIZE / 2], output[CHUNK / 2];
+    uint32_t left[KEY_SIZE / 4];    /* the state in bf16 */
+    uint32_t difference[CHUNK / 4]; /* of the chunk to come */
+
+    __device__ __forceinline__ char *stage() { return shared + ring.stage * SHAPE::stage; }
+    __device__ __forceinline__ int within() { return threadIdx.x / 32 % 4 * 16; }
+
+    /* Rows after the last token belong to others: they weigh nothing, but nothing times infinity is not nothing. */
+    __device__ __forceinline__ void clear_rows(int rows) {
+        char *at = stage();
+        const int thread = (int)threadIdx.x - 128;
+        if (!SCORES) named_wait(2, GROUPS * 128 + 128);
+        for (int i = thread; i < (CHUNK - rows) * SHAPE::columns / 8; i += GROUPS * 128)
+            *(uint4 *)(at + SHAPE::value +
+                       piece_at(rows + i / (SHAPE::columns / 8), i % (SHAPE::columns / 8))) = {0, 0, 0, 0};
+        if (!BY_KEY)
+            for (int i = thread; i < (CHUNK - rows) * KEY_SIZE / 8; i += GROUPS * 128)
+                *(uint4 *)(at + SHAPE::key + piece_at(rows + i / (KEY_SIZE / 8), i % (KEY_SIZE / 8))) = {0, 0, 0, 0};
+        stores_to_async();
+        named_wait(1, GROUPS * 128);
+    }
+
+    __device__ __forceinline__ char *scratch() { return shared + SHAPE::scratch + group * 8192 + within() * 128; }
+    /* The output of a chunk to the warp's scratch, from where it goes to memory while the next is under way. */
+    __device__ __forceinline__ void leave() {
+        const int lane = threadIdx.x % 32;
+        uint32_t finished[CHUNK / 4];
+        pack_all(finished, output);
+#pragma unroll
+        for (int n = 0; n < CHUNK / 16; n++) {
+            const uint32_t part[4] = {finished[4 * n], finished[4 * n + 1], finished[4 * n + 2], finished[4 * n + 3]};
+            store_matrices<true>(scratch() + scratch_at(16 * n + lane % 8 + lane / 16 * 8, lane / 8 % 2), part);
+        }
+        __syncwarp();
+    }
+    __device__ __forceinline__ void store(int at) {
+        store_scratch(run, scratch(), token + at, min((int)CHUNK, tokens - at), head, column + within());
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void start_answer(float (&answer)[CHUNK / 2], const char *tiles) {
+        hold(left), hold(answer);
+        products_open();
+        start_rows<0, STEPS, false>(answer, left, tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::read));
+        products_commit();
+        hold(answer);
+    }
+    __device__ __forceinline__ void start_queries(const char *tiles) {
+        hold(left), hold(output);
+        products_open();
+        start_rows<0, STEPS, false>(output, left, tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::queries));
+        products_commit();
+        hold(output);
+    }
+    __device__ __forceinline__ void start_sum(float (&sum)[CHUNK / 2], const char *tiles) {
+        hold(difference), hold(sum);
+        products_open();
+        start_rows<0, CHUNK / 16, false>(sum, difference, tile_descriptor<64, CHUNK>(tiles + record::transform));
+        products_commit();
+        hold(sum);
+    }
+    __device__ __forceinline__ void start_state(uint32_t (&written)[CHUNK / 4], const char *tiles) {
+        const uint64_t write = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::write);
+        hold(written), hold(state);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < CHUNK / 16; k++)
+            product<KEY_SIZE>::template registers<true, true>(state, written + 4 * k,
+                                                              write + (uint64_t)(k * (16 * 128 / 16)));
+        products_commit();
+        hold(state);
+    }
+    __device__ __forceinline__ void start_output(uint32_t (&written)[CHUNK / 4], const char *tiles) {
+        hold(output), hold(written);
+        products_open();
+        start_rows<0, CHUNK / 16, true>(output, written, tile_descriptor<64, CHUNK>(tiles + record::scores));
+        products_commit();
+        hold(output);
+    }
+
+    /* Waits for the chunk of this stage, which starts at token `at` of the text. */
+    __device__ __forceinline__ void meet(int at) {
+        barrier_wait(&control->full[ring.stage], ring.phase);
+        if (at + CHUNK > tokens) clear_rows(tokens - at);
+    }
+    /* Past the values a summary has columns of the identity, which nothing is written to. */
+    __device__ __forceinline__ bool beyond() {
+        return SUMMARY && column >= run.value_size;
+    }
+    /* What makes the differences, with the state's answer. */
+    __device__ __forceinline__ void take(uint32_t (&value)[CHUNK / 4], float (&by)[CHUNK / 4], const char *tiles) {
+        if (beyond())
+#pragma unroll
+            for (int i = 0; i < CHUNK / 4; i++) value[i] = 0;
+        else
+            load_values(value, tiles + SHAPE::value, group * 64 + within());
+        if (!BY_KEY) load_factors(by, (const float *)(tiles + record::factors) + FACTOR_READ);
+    }
+
+    /* The chunk that starts at token `at`, up to the differences of the next. */
+    __device__ __forceinline__ void step(int at) {
+        const char *tiles = stage();
+        const float *factors = (const float *)(tiles + record::factors);
+        float answer[CHUNK / 2], sum[CHUNK / 2], by[CHUNK / 4] = {};
+        uint32_t value[CHUNK / 4], written[CHUNK / 4], plain[CHUNK / 4];
+
+        start_sum(sum, tiles);
+        if constexpr (!SUMMARY) start_queries(tiles);
+        decay_state<KEY_SIZE, BY_KEY>(state, factors);
+        if (!BY_KEY) load_factors(by, factors + FACTOR_WRITE);
+        products_wait<SUMMARY ? 0 : 1>();
+        hold(sum), hold(difference);
+        if (BY_KEY)
+            pack_all(written, sum);
+        else
+            pack_times(written, sum, by);
+
+        start_state(written, tiles);
+        if constexpr (!SUMMARY) {
+            pack_all(plain, sum);
+            if (at > 0 && !run.float32) store(at - CHUNK);
+            products_wait<1>();
+            hold(output), hold(left);
+            if (!BY_KEY) load_factors(by, factors + FACTOR_QUERY), multiply(output, by);
+        }
+        const int here = ring.stage, phase = ring.phase;
+        if (at + CHUNK < tokens) {
+            ring.next();
+            meet(at + CHUNK);
+        } /* else the last tile of keys once more, for nothing */
+        const char *next = stage();
+        products_wait<0>();
+        hold(state), hold(written);
+        pack_all(left, state);
+
+        start_answer(answer, next);
+        if constexpr (!SUMMARY) {
+            if (!SCORES) barrier_wait(&control->scores[here], phase);
+            start_output(plain, tiles);
+        }
+        take(value, by, next);
+        products_wait<SUMMARY ? 0 : 1>();
+        hold(answer), hold(left);
+        differ<!BY_KEY>(difference, value, answer, by);
+        if constexpr (!SUMMARY) {
+            products_wait<0>();
+            hold(output), hold(plain);
+        }
+        if (threadIdx.x % 32 == 0) barrier_arrive(&control->free[here]);
+        if constexpr (!SUMMARY) {
+            if (run.float32)
+                store_float32(output, run, token + at, min((int)CHUNK, tokens - at), head, column + within());
+            else
+                leave();
+        }
+    }
+
+    __device__ __forceinline__ void begin() {
+        const int lane = threadIdx.x % 32;
+        if constexpr (!SUMMARY) load_state<KEY_SIZE>(state, run, *text, head, column + within());
+        if constexpr (SUMMARY)
+#pragma unroll
+            for (int i = 0; i < KEY_SIZE / 2; i++) {
+                const int key = i / 4 * 8 + lane % 4 * 2 + i % 2, row = within() + lane / 4 + i / 2 % 2 * 8;
+                state[i] = key == column + row - run.value_size;
+            }
+    }
+    __device__ __forceinline__ void end() {
+        if constexpr (!SUMMARY) store_state<KEY_SIZE>(state, run, *text, head, column + within());
+        if constexpr (SUMMARY) {
+            float *to = summary_at(run, text->start, head);
+            if (beyond())
+                store_matrix<KEY_SIZE>(state, to + KEY_SIZE * run.value_size, KEY_SIZE,
+                                       column - run.value_size + within());
+            else
+                store_matrix<KEY_SIZE>(state, to, run.value_size, column + within());
+        }
+    }
+
+    __device__ __forceinline__ void walk() {
+        begin();
+        ring = {0, 0};
+        if (tokens > 0) {
+            float answer[CHUNK / 2], by[CHUNK / 4] = {};
+            uint32_t value[CHUNK / 4];
+            meet(0);
+            pack_all(left, state);
+            start_answer(answer, stage());
+            take(value, by, stage());
+            products_wait<0>();
+            hold(answer), hold(left);
+            differ<!BY_KEY>(difference, value, answer, by);
+            int at = 0;
+#pragma unroll 1
+            for (; at < tokens; at += CHUNK) step(at);
+            if (!SUMMARY && !run.float32) store(at - CHUNK);
+        }
+        end();
+    }
+};
+
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
+static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
+    delta_hopper(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
+                 const __grid_constant__ CUtensorMap value_map, const __grid_constant__ delta_run run) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    char *shared = block_memory();
+    delta_control *control = (delta_control *)(shared + shape::control);
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int slices = SUMMARY ? (run.value_size + KEY_SIZE) / shape::columns : run.slices;
+    const int slice = blockIdx.x % slices, head = blockIdx.x / slices % run.heads;
+    const delta_text *text = (SUMMARY ? run.parts : run.texts) + blockIdx.x / slices / run.heads;
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; stage++) {
+            barrier_open(&control->full[stage], 1);
+            barrier_open(&control->free[stage], 4 * GROUPS);
+            barrier_open(&control->scores[stage], 4);
+        }
+        barriers_opened();
+    }
+    __syncthreads();
+    if (group == 0) {
+        registers_less<shape::copy_registers>();
+        if (threadIdx.x == 0)
+            copy_chunks<shape, KEY_SIZE, BY_KEY, SCORES, SUMMARY, STAGES>(
+                &query_map, &key_map, &value_map, run, *text, head, slice * shape::columns, shared, control);
+    } else if (SCORES || group <= GROUPS) {
+        registers_more<shape::walk_registers>();
+        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SCORES, SUMMARY, STAGES> walk = {run,          text,   text->token,
+                                                                                     text->tokens, shared, control};
+        walk.head = head, walk.group = group - 1, walk.column = slice * shape::columns + (group - 1) * 64;
+        walk.walk();
+    } else {
+        if constexpr (!SCORES) {
+            if (shape::score_registers < 168) registers_less<shape::score_registers>();
+            make_scores<shape, KEY_SIZE, STAGES>(*text, shared, control);
+        }
+    }
+#endif
+}
+
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
+static ln_cuda_code delta_hopper_start(void *const *arguments, int64_t blocks, void *stream) {
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SCORES, SUMMARY, STAGES>, dim3((unsigned)blocks),
+                  dim3(shape::threads), shape::bytes, stream, *(const CUtensorMap *)arguments[0],
+                  *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
+                  *(const delta_run *)arguments[3]);
+}
+
+/* ---- segments ---- */
+
+enum { JOIN_COLUMNS = 16, JOIN_THREADS = 256, JOIN_SLAB = 32 };
+
+/* The states that segments begin with, one after the other, 16 columns of one sequence and head: the first is state_in,
+ * S[n + 1] = A[n] S[n] + B[n]. In float32. */
+template <int KEY_SIZE>
+static __global__ void __launch_bounds__(JOIN_THREADS) delta_join_segments(const __grid_constant__ delta_run run) {
+    __shared__ float state[KEY_SIZE][JOIN_COLUMNS], slab[KEY_SIZE][JOIN_SLAB + 1];
+    constexpr int each = KEY_SIZE * JOIN_COLUMNS / JOIN_THREADS; /* elements of a thread: neighbours in a row */
+    const int slices = run.value_size / JOIN_COLUMNS, column = (int)blockIdx.x % slices * JOIN_COLUMNS;
+    const int head = blockIdx.x / slices % run.heads;
+    const delta_join join = run.joins[blockIdx.x / slices / run.heads];
+    const int row = threadIdx.x * each / JOIN_COLUMNS, part = threadIdx.x * each % JOIN_COLUMNS;
+    const float *from = run.state_in ? run.state_in + state_at(run, join.number, head) : NULL;
+    float sum[each];
+#pragma unroll
+    for (int i = 0; i < each; i++) sum[i] = from ? from[(int64_t)row * run.value_size + column + part + i] : 0;
+    for (int n = 0; n < join.segments; n++) {
+        float *to = run.starts + ((int64_t)(join.first + n) * run.heads + head) * KEY_SIZE * run.value_size +
+                    row * run.value_size + column + part;
+#pragma unroll
+        for (int i = 0; i < each; i++) to[i] = state[row][part + i] = sum[i];
+        if (n + 1 == join.segments) break;
+        const float *add = summary_at(run, join.first + n, head), *turn = add + KEY_SIZE * run.value_size;
+#pragma unroll
+        for (int i = 0; i < each; i++) sum[i] = add[row * run.value_size + column + part + i];
+        for (int first = 0; first < KEY_SIZE; first += JOIN_SLAB) {
+            __syncthreads();
+            for (int i = threadIdx.x; i < KEY_SIZE * JOIN_SLAB; i += JOIN_THREADS)
+                slab[i / JOIN_SLAB][i % JOIN_SLAB] = turn[i / JOIN_SLAB * KEY_SIZE + first + i % JOIN_SLAB];
+            __syncthreads();
+#pragma unroll 8
+            for (int c = 0; c < JOIN_SLAB; c++)
+#pragma unroll
+                for (int i = 0; i < each; i++) sum[i] += slab[row][c] * state[first + c][part + i];
+        }
+        __syncthreads();
+    }
+}
+
+template <int KEY_SIZE, bool BY_KEY, int STAGES>
+static ln_cuda_code delta_summarise(void *const *arguments, int64_t parts, int64_t joins, void *stream) {
+    const delta_run &run = *(const delta_run *)arguments[3];
+    const int64_t slices = (run.value_size + KEY_SIZE) / 128;
+    const ln_cuda_code code =
+        delta_hopper_start<KEY_SIZE, 2, BY_KEY, true, true, STAGES>(arguments, parts * run.heads * slices, stream);
+    if (code) return code;
+    return launch(delta_join_segments<KEY_SIZE>, dim3((unsigned)(joins * run.heads * run.value_size / JOIN_COLUMNS)),
+                  dim3(JOIN_THREADS), 0, stream, run);
+}
+
+/* A row of the table of kernels. */
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES>
+static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    ln_cuda_code (*summarise)(void *const *, int64_t, int64_t, void *) = NULL;
+    if constexpr (KEY_SIZE == 128 && GROUPS == 1) summarise = delta_summarise<KEY_SIZE, BY_KEY, STAGES>;
+    return {name,
+            KEY_SIZE,
+            shape::columns,
+            BY_KEY ? LN_CUDA_DECAY_KEY : LN_CUDA_DECAY_HEAD,
+            shape::threads,
+            shape::bytes,
+            9,
+            SCORES,
+            GROUPS == 2,
+            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, SCORES, false, STAGES>,
+            summarise};
+}
+
+} // namespace ln
+
+#endif

@@ -1,0 +1,13 @@
+/* The tables of the walking kernels of the delta rules, and the start of the first kernel. */
+#ifndef LN_KERNEL_CUDA_DELTA_TABLE_H
+#define LN_KERNEL_CUDA_DELTA_TABLE_H
+
+#include "kernel/cuda/delta_chunk.cuh"
+
+extern const ln_cuda_delta_kernel ln_cuda_delta_hopper_kernels[], ln_cuda_delta_portable_kernels[];
+extern const int ln_cuda_delta_hopper_count, ln_cuda_delta_portable_count;
+
+/* Makes the records of all chunks; without `scores` those of one decay a head have no P. */
+ln_cuda_code ln_cuda_delta_chunks(const ln::delta_run &run, bool by_key, bool scores, void *stream);
+
+#endif
