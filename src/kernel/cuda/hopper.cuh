@@ -122,6 +122,7 @@ template <int N> static __device__ __forceinline__ void hold(uint32_t (&register
 }
 
 /* product<N>::shared: sums = (or +=) left (64 x 16, rows in shared memory) * right^T (N x 16, likewise).
+ * product<N>::turned: the same with left 16 x 64 or right 16 x N in shared memory where said.
  * product<N>::registers: the same with left in registers; TURNED: right is 16 x N, rows in shared memory.
  * HALF: operands are f16, else bf16. */
 template <int N, bool HALF = false> struct product;
@@ -141,6 +142,7 @@ template <int N, bool HALF = false> struct product;
 #define LN_N16                                                                            \
     LN_N12 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
            ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define LN_L2 LN_F8(0), LN_F8(8)
 #define LN_L4 LN_F8(0), LN_F8(8), LN_F8(16), LN_F8(24)
 #define LN_L5 LN_L4, LN_F8(32)
 #define LN_L6 LN_L5, LN_F8(40)
@@ -160,6 +162,15 @@ template <int N, bool HALF = false> struct product;
                          : LN_L##m                                                                                  \
                          : "l"(left), "l"(right), "n"(ADD ? 1 : 0));                                                \
         }                                                                                                           \
+        template <bool ADD, bool LEFT_TURNED, bool RIGHT_TURNED>                                                    \
+        static __device__ __forceinline__ void turned(float (&s)[n / 2], uint64_t left, uint64_t right) {           \
+            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" c ", 0;\n"                                        \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" LN_N##m               \
+                         "}, %" a ", %" b ", add, 1, 1, %" d ", %" e ";\n}"                                         \
+                         : LN_L##m                                                                                  \
+                         : "l"(left), "l"(right), "n"(ADD ? 1 : 0), "n"(LEFT_TURNED ? 1 : 0),                       \
+                           "n"(RIGHT_TURNED ? 1 : 0));                                                              \
+        }                                                                                                           \
         template <bool ADD, bool TURNED>                                                                            \
         static __device__ __forceinline__ void registers(float (&s)[n / 2], const uint32_t *left, uint64_t right) { \
             asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" f ", 0;\n"                                        \
@@ -175,6 +186,7 @@ template <int N, bool HALF = false> struct product;
     LN_PRODUCT_OF(n, m, false, "bf16", __VA_ARGS__) \
     LN_PRODUCT_OF(n, m, true, "f16", __VA_ARGS__)
 
+LN_PRODUCT(32, 2, "16", "17", "18", "19", "20", "21", "22")
 LN_PRODUCT(64, 4, "32", "33", "34", "35", "36", "37", "38")
 LN_PRODUCT(80, 5, "40", "41", "42", "43", "44", "45", "46")
 LN_PRODUCT(96, 6, "48", "49", "50", "51", "52", "53", "54")
