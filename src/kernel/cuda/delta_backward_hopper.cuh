@@ -1,0 +1,115 @@
+/* Products of a warp group for the delta rule's backward: left operands in registers, right ones in panels that the
+ * tensor cores read as they lie. Starting one returns at once; products end in the order in which they started. */
+#ifndef LN_KERNEL_CUDA_DELTA_BACKWARD_HOPPER_CUH
+#define LN_KERNEL_CUDA_DELTA_BACKWARD_HOPPER_CUH
+
+#include "kernel/cuda/delta_backward.cuh"
+#include "kernel/cuda/hopper.cuh"
+
+namespace ln {
+
+struct group_products {
+    template <int N, int STEPS, bool ADD>
+    static __device__ __forceinline__ void by_rows(float (&sums)[N / 2], uint32_t (&left)[4 * STEPS],
+                                                   const char *right) {
+        const uint64_t tile = tile_descriptor<64, 64>(right);
+        hold(sums);
+        hold(left);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const uint64_t step = tile + (uint64_t)(k / 4 * (PANEL / 16) + k % 4 * 2);
+            if (ADD || k > 0)
+                product<N>::template registers<true, false>(sums, left + 4 * k, step);
+            else
+                product<N>::template registers<false, false>(sums, left + 4 * k, step);
+        }
+        products_commit();
+        hold(sums);
+    }
+    template <int N, int STEPS, bool ADD, bool PENDING = false>
+    static __device__ __forceinline__ void by_columns(float (&sums)[N / 2], uint32_t (&left)[4 * STEPS],
+                                                      const char *right) {
+        const uint64_t tile = tile_descriptor<N, 64>(right);
+        if (!PENDING) hold(sums);
+        hold(left);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const uint64_t step = tile + (uint64_t)(k * (16 * 128 / 16));
+            if (ADD || k > 0)
+                product<N>::template registers<true, true>(sums, left + 4 * k, step);
+            else
+                product<N>::template registers<false, true>(sums, left + 4 * k, step);
+        }
+        products_commit();
+        hold(sums);
+    }
+    /* Copies of what lies in a row are started by one thread and end at a barrier. */
+    static __device__ __forceinline__ void open(uint64_t *full, int stages) {
+        if (threadIdx.x == 0) {
+            for (int stage = 0; stage < stages; stage++) barrier_open(full + stage, 1);
+            barriers_opened();
+        }
+        __syncthreads();
+    }
+    static __device__ __forceinline__ void expect(uint64_t *full, int bytes, int thread) {
+        if (thread == 0) barrier_expect(full, bytes);
+    }
+    template <int THREADS>
+    static __device__ __forceinline__ void copy(char *to, const void *from, int bytes, uint64_t *full, int thread) {
+        if (thread == 0) copy_row(to, from, full, bytes);
+    }
+    static __device__ __forceinline__ void await(uint64_t *full, int phase) {
+        barrier_wait(full, phase);
+    }
+
+    /* The same with left operands from the first 64 rows of a tile. */
+    template <int N, int STEPS>
+    static __device__ __forceinline__ void tiles_by_rows(float (&sums)[N / 2], bool add, const char *left,
+                                                         const char *right) {
+        const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<64, 64>(right);
+        if (!add) clear(sums);
+        hold(sums);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const uint64_t step = (uint64_t)(k / 4 * (PANEL / 16) + k % 4 * 2);
+            product<N>::template shared<true>(sums, one + step, two + step);
+        }
+        products_commit();
+        hold(sums);
+    }
+    template <int N, bool PENDING = false>
+    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], const char *left, const char *right) {
+        const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<N, 64>(right);
+        if (!PENDING) hold(sums);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            product<N>::template turned<true, false, true>(sums, one + (uint64_t)(k * 2),
+                                                           two + (uint64_t)(k * (16 * 128 / 16)));
+        products_commit();
+        hold(sums);
+    }
+    template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...parts) {
+        products_wait<LEFT>();
+        (hold(parts), ...);
+    }
+    static __device__ __forceinline__ void publish() {
+        stores_to_async();
+    }
+    static __device__ __forceinline__ void store_step(char *tile, int step, const uint32_t (&part)[4]) {
+        const int lane = threadIdx.x % 32;
+        store_matrices<false>(tile + tile_at(first_row() + lane / 8 % 2 * 8 + lane % 8, 2 * step + lane / 16), part);
+    }
+    static __device__ __forceinline__ void store_turned(char *panel, int step, const uint32_t (&part)[4]) {
+        const int lane = threadIdx.x % 32;
+        store_matrices<true>(panel + tile_at(16 * step + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2),
+                             part);
+    }
+};
+
+} // namespace ln
+
+#endif
