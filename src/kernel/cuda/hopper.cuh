@@ -75,6 +75,23 @@ static __device__ __forceinline__ void copy_box(void *to, const CUtensorMap *map
                  : "memory");
 }
 
+/* The same of what nobody will read again: the second cache gives it up first. */
+static __device__ __forceinline__ void copy_box_once(void *to, const CUtensorMap *map, uint64_t *barrier, int column,
+                                                     int head, int token) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(token), "l"(0x12f0000000000000ull)
+                 : "memory");
+}
+
+/* `bytes` (a multiple of 16) that lie in a row. */
+static __device__ __forceinline__ void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
 /* ---- products of a warp group ---- */
 
 template <int COLUMNS> struct panel { static constexpr int columns = COLUMNS % 64 == 0 ? 64 : 32; };
@@ -141,6 +158,7 @@ template <int N, bool HALF = false> struct product;
 #define LN_N16                                                                            \
     LN_N12 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
            ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define LN_L2 LN_F8(0), LN_F8(8)
 #define LN_L4 LN_F8(0), LN_F8(8), LN_F8(16), LN_F8(24)
 #define LN_L5 LN_L4, LN_F8(32)
 #define LN_L6 LN_L5, LN_F8(40)
@@ -175,6 +193,7 @@ template <int N, bool HALF = false> struct product;
     LN_PRODUCT_OF(n, m, false, "bf16", __VA_ARGS__) \
     LN_PRODUCT_OF(n, m, true, "f16", __VA_ARGS__)
 
+LN_PRODUCT(32, 2, "16", "17", "18", "19", "20", "21", "22")
 LN_PRODUCT(64, 4, "32", "33", "34", "35", "36", "37", "38")
 LN_PRODUCT(80, 5, "40", "41", "42", "43", "44", "45", "46")
 LN_PRODUCT(96, 6, "48", "49", "50", "51", "52", "53", "54")
