@@ -1,0 +1,512 @@
+/* Gradients of exact attention for compute capability 9.0.
+ *
+ * One block a multiprocessor, which takes task after task: a tile of 128 keys, whose gradients stay in registers while
+ * the tiles of queries that see it come by. One thread of the first warp group keeps the copy engine busy; two warp
+ * groups own 64 keys each (scores are transposed, so that weights and slopes are left operands as they are):
+ *
+ *     start change(n) = value * output_gradient(n)^T ; weight(n) = exp(score(n) - lse) meanwhile ;
+ *     start value_gradient += weight(n) * output_gradient(n) ; slope(n) = weight(n) (change(n) - part) meanwhile ;
+ *     start score(n+1) = key * query(n+1)^T ; meet: the slopes of both groups lie in shared memory ;
+ *     start query_gradient = slope(n)^T * key, of half the columns ; start key_gradient += slope(n) * query(n) ;
+ *     wait for the former and add it to the sums in device memory.
+ *
+ * Sums of query gradients are those of several blocks. Each tile of queries counts the tiles of keys that were added,
+ * a warp's part by itself; a warp waits until the count is its task's turn (turn_of), so that the order is fixed, and
+ * sets the next when its additions are seen. Tasks visit queries in an order in which turns come up as time goes (see
+ * attention_backward_cuda.cu). Invariant: the task whose turn it is has been taken, or will be by a block that waits for
+ * nobody behind it. */
+#ifndef LN_KERNEL_CUDA_ATTENTION_BACKWARD_HOPPER_CUH
+#define LN_KERNEL_CUDA_ATTENTION_BACKWARD_HOPPER_CUH
+
+#include "kernel/cuda/attention_backward_rows.cuh"
+#include "kernel/cuda/hopper.cuh"
+#include "kernel/cuda/launch.cuh"
+
+namespace ln {
+
+enum { BACKWARD_GROUPS = 2, BACKWARD_WARPS = 8, UNORDERED = 64 }; /* UNORDERED: for measurements alone */
+
+template <int STAGES> struct backward_control {
+    uint64_t key_full, value_full, keys_free;
+    uint64_t query_full[STAGES], query_free[STAGES], gradient_full[STAGES], gradient_free[STAGES];
+    uint64_t task_full[2], task_free[2];
+    ln_cuda_backward_task task[2];
+    struct {
+        int place, position, rows, turn; /* place: of head and tile */
+    } step[STAGES];
+};
+
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES> struct backward_tile {
+    static constexpr int keys = 128, threads = 384;
+    static constexpr int key_bytes = keys * KEY_SIZE * 2, value_bytes = keys * VALUE_SIZE * 2,
+                         query_bytes = QUERIES * KEY_SIZE * 2, gradient_bytes = QUERIES * VALUE_SIZE * 2,
+                         slope_bytes = QUERIES * keys * 2, row_bytes = QUERIES * 2 * 4;
+    static constexpr int value_at = key_bytes, query_at = value_at + value_bytes,
+                         gradient_at = query_at + STAGES * query_bytes,
+                         slope_at = gradient_at + STAGES * gradient_bytes, row_at = slope_at + 2 * slope_bytes,
+                         control_at = row_at + STAGES * row_bytes;
+    static constexpr int bytes = control_at + (int)sizeof(backward_control<STAGES>);
+};
+
+/* Which stage the n-th tile of queries lies in, and the phase of its barriers. */
+template <int STAGES> struct backward_ring {
+    int stage, phase;
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+};
+
+template <int SIZE, int ROWS>
+static __device__ __forceinline__ void copy_panels(char *to, const CUtensorMap *map, uint64_t *barrier, int head,
+                                                   int token) {
+#pragma unroll 1
+    for (int column = 0; column < SIZE; column += 64)
+        copy_box(to + column * ROWS * 2, map, barrier, column, head, token);
+}
+
+struct backward_maps {
+    const CUtensorMap *query, *key, *value, *output_gradient;
+};
+
+template <class TILE, int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES>
+static __device__ __forceinline__ void copy_steps(const backward_maps &maps, const backward_run &run, char *shared,
+                                                  backward_control<STAGES> *control, const ln_cuda_backward_task &task,
+                                                  backward_ring<STAGES> &ring) {
+    const int count = task.end - task.first;
+#pragma unroll 1
+    for (int head = task.head * run.group; head < (task.head + 1) * run.group; head++)
+#pragma unroll 1
+        for (int n = 0; n < count; n++) {
+            int tile = task.first + n;
+            if (task.order == LN_CUDA_DOWN) tile = task.end - 1 - n;
+            if (task.order == LN_CUDA_ROUND) tile = task.start + n < task.end ? task.start + n : task.start + n - count;
+            const ln_cuda_backward_rows rows = run.tiles[tile];
+            const int place = head * run.tile_count + tile;
+            barrier_wait(&control->query_free[ring.stage], ring.phase);
+            control->step[ring.stage] = {place, rows.position, rows.rows, turn_of(task, rows, tile)};
+            barrier_expect(&control->query_full[ring.stage], TILE::query_bytes);
+            copy_panels<KEY_SIZE, QUERIES>(shared + TILE::query_at + ring.stage * TILE::query_bytes, maps.query,
+                                           &control->query_full[ring.stage], head, rows.query);
+            barrier_wait(&control->gradient_free[ring.stage], ring.phase);
+            barrier_expect(&control->gradient_full[ring.stage], TILE::gradient_bytes + TILE::row_bytes);
+            copy_row(shared + TILE::row_at + ring.stage * TILE::row_bytes, run.rows + (int64_t)place * 2 * QUERIES,
+                     &control->gradient_full[ring.stage], TILE::row_bytes);
+            copy_panels<VALUE_SIZE, QUERIES>(shared + TILE::gradient_at + ring.stage * TILE::gradient_bytes,
+                                             maps.output_gradient, &control->gradient_full[ring.stage], head,
+                                             rows.query);
+            ring.next();
+        }
+}
+
+template <class TILE, int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES>
+static __device__ __forceinline__ void copy_backward_tasks(const backward_maps &maps, const backward_run &run,
+                                                           char *shared, backward_control<STAGES> *control) {
+    backward_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
+    backward_ring<2> tasks = {0, 1};
+    int keys_phase = 1;
+    int index = blockIdx.x;
+    for (;;) {
+        ln_cuda_backward_task task = {};
+        task.head = -1;
+        if (index < run.task_count) task = run.tasks[index];
+        barrier_wait(&control->task_free[tasks.stage], tasks.phase);
+        ln_cuda_backward_task &kept = control->task[tasks.stage]; /* registers are short */
+        kept = task;
+        barrier_arrive(&control->task_full[tasks.stage]);
+        tasks.next();
+        if (index >= run.task_count) break;
+        index = gridDim.x + atomicInc(run.next, run.task_count - 1); /* back to 0 after as many as there are tasks */
+        if (kept.first >= kept.end) continue;
+        barrier_wait(&control->keys_free, keys_phase);
+        keys_phase ^= 1;
+        barrier_expect(&control->key_full, TILE::key_bytes);
+        copy_panels<KEY_SIZE, TILE::keys>(shared, maps.key, &control->key_full, kept.head, kept.key);
+        barrier_expect(&control->value_full, TILE::value_bytes);
+        copy_panels<VALUE_SIZE, TILE::keys>(shared + TILE::value_at, maps.value, &control->value_full, kept.head,
+                                            kept.key);
+        copy_steps<TILE, KEY_SIZE, VALUE_SIZE, QUERIES, STAGES>(maps, run, shared, control, kept, ring);
+    }
+}
+
+/* One warp group's part of the tasks. */
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> struct backward_keys {
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    const backward_run &run;
+    backward_control<STAGES> *control;
+    char *shared;
+    int group, warp, lane;
+    uint64_t key_left, value_left, key_right, query_rows, gradient_rows, slope_left;
+    backward_ring<STAGES> now;
+    int buffer;    /* of slopes */
+    int *counter;  /* that this warp is to set, and to what; NULL: none */
+    int following;
+    float key_gradient[KEY_SIZE / 2], value_gradient[VALUE_SIZE / 2];
+    float score[QUERIES / 2];
+    uint32_t weight[QUERIES / 4], slope[QUERIES / 4];
+    uint32_t steep[(OPTIONS & LN_CUDA_CAP) != 0 ? QUERIES / 4 : 1]; /* weights by the derivative of the cap */
+
+    __device__ __forceinline__ void leave(uint64_t *barrier) {
+        if (lane == 0) barrier_arrive(barrier);
+    }
+    /* sum = left (64 x SIZE) * right^T (QUERIES x SIZE); both in panels of 64 columns. */
+    template <int SIZE>
+    __device__ __forceinline__ void start_square(float (&sum)[QUERIES / 2], uint64_t left, uint64_t right) {
+        hold(sum);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < SIZE / 16; k++) {
+            const uint64_t step = k % 4 * 2, from = left + (k / 4 * (tile::keys * 8) + step),
+                           to = right + (k / 4 * (QUERIES * 8) + step);
+            if (k == 0)
+                product<QUERIES>::template shared<false>(sum, from, to);
+            else
+                product<QUERIES>::template shared<true>(sum, from, to);
+        }
+        products_commit();
+        hold(sum);
+    }
+    /* sum += left (64 x QUERIES) * rows (QUERIES x SIZE) */
+    template <int SIZE>
+    __device__ __forceinline__ void start_sum(float (&sum)[SIZE / 2], uint32_t (&left)[QUERIES / 4], uint64_t rows) {
+        hold(sum);
+        hold(left);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < QUERIES / 16; k++)
+            product<SIZE>::template registers<true, true>(sum, left + 4 * k, rows + (uint64_t)(k * (16 * 128 / 16)));
+        products_commit();
+        hold(sum);
+    }
+    __device__ __forceinline__ void start_score(float (&sum)[QUERIES / 2], int stage) {
+        start_square<KEY_SIZE>(sum, key_left, query_rows + (uint64_t)(stage * (tile::query_bytes / 16)));
+    }
+    /* 64 x 64 of slope^T * key: of 64 queries these 64 columns, of 128 these rows. */
+    __device__ __forceinline__ void start_query(float (&query_gradient)[32]) {
+        const uint64_t left = slope_left + (uint64_t)(buffer * (tile::slope_bytes / 16));
+        hold(query_gradient);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < tile::keys / 16; k++) {
+            const uint64_t from = left + (k / 4 * (QUERIES * 8) + k % 4 * 2), to = key_right + k * 128;
+            if (k == 0)
+                product<64>::template turned<false, false, true>(query_gradient, from, to);
+            else
+                product<64>::template turned<true, false, true>(query_gradient, from, to);
+        }
+        products_commit();
+        hold(query_gradient);
+    }
+
+    /* Scores become weights. */
+    template <bool MASKED> __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, const float *lse) {
+        int low[2] = {}, high[2] = {};
+        if (MASKED)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const sight seen =
+                    key_sight(run, task.tile * tile::keys + group * 64 + warp * 16 + lane / 4 + 8 * half, task.keys,
+                              control->step[now.stage].position);
+                low[half] = seen.low - 2 * (lane % 4);
+                high[half] = seen.high - 2 * (lane % 4);
+            }
+#pragma unroll
+        for (int k = 0; k < QUERIES / 16; k++) {
+            const float4 four = *(const float4 *)(lse + 16 * k + 4 * (lane % 4));
+            const float base[2][2] = {{four.x, four.y}, {four.z, four.w}};
+            float capped[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int column = 16 * k + i / 4 * 8 + i % 2;
+                float &x = score[8 * k + i], exponent;
+                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) x = tangent(x * run.cap_scale);
+                exponent = fmaf(x, run.scale, -base[i / 4][i % 2]);
+                if (MASKED && (column < low[i / 2 % 2] || column >= high[i / 2 % 2])) exponent = -CUDART_INF_F;
+                x = (OPTIONS & LN_CUDA_CAP) != 0 ? fmaf(-x, x, 1.0f) : x;
+                const float slope_of_cap = x;
+                x = exponential(exponent);
+                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) capped[i] = x * slope_of_cap;
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                weight[4 * k + i] = pack(score[8 * k + 2 * i], score[8 * k + 2 * i + 1]);
+                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0)
+                    steep[4 * k + i] = pack(capped[2 * i], capped[2 * i + 1]);
+            }
+        }
+    }
+    static __device__ __forceinline__ float unpack(uint32_t both, int which) {
+        return __uint_as_float(which ? both & 0xffff0000u : both << 16);
+    }
+
+    /* Changes become slopes, in registers and, turned, in shared memory. */
+    __device__ __forceinline__ void incline(const float (&change)[QUERIES / 2], const float *part) {
+#pragma unroll
+        for (int k = 0; k < QUERIES / 16; k++) {
+            const float4 four = *(const float4 *)(part + 16 * k + 4 * (lane % 4));
+            const float base[2][2] = {{four.x, four.y}, {four.z, four.w}};
+            float out[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int e = 8 * k + i;
+                const float moved = change[e] - base[i / 4][i % 2];
+                out[i] = unpack((OPTIONS & LN_CUDA_CAP) != 0 ? steep[e / 2] : weight[e / 2], e % 2) * moved;
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) slope[4 * k + i] = pack(out[2 * i], out[2 * i + 1]);
+        }
+        char *to = shared + tile::slope_at + buffer * tile::slope_bytes + group * (QUERIES * 128);
+        const int query = lane / 16 * 8 + lane % 8, piece = 2 * warp + lane / 8 % 2;
+#pragma unroll
+        for (int k = 0; k < QUERIES / 16; k++) {
+            const uint32_t four[4] = {slope[4 * k], slope[4 * k + 1], slope[4 * k + 2], slope[4 * k + 3]};
+            store_matrices<true>(to + (16 * k + query) * 128 + (piece ^ query % 8) * 16, four);
+        }
+    }
+
+    __device__ __forceinline__ void add_query(const float (&query_gradient)[32], int place, int turn) {
+        constexpr int blocks = QUERIES / 64 * (KEY_SIZE / 64);
+        float *to = run.sums + ((int64_t)place * blocks + group) * 4096 + threadIdx.x % 128 * 4;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float4 four = {query_gradient[4 * j], query_gradient[4 * j + 1], query_gradient[4 * j + 2],
+                                 query_gradient[4 * j + 3]};
+            if (turn)
+                add_four(to + j * 512, four);
+            else
+                *(float4 *)(to + j * 512) = four;
+        }
+        counter = run.turns + place * TURN_WARPS + group * 4 + warp;
+        following = turn + 1;
+    }
+    __device__ __forceinline__ void pass_turn() {
+        if ((OPTIONS & UNORDERED) == 0 && counter) {
+            __syncwarp();
+            if (lane == 0) turn_set(counter, following);
+        }
+        counter = NULL;
+    }
+
+    /* Rows of a tile after the last of the sequence belong to another one: their weights are 0, but 0 times infinity is
+     * not. */
+    template <int SIZE, int ROWS> __device__ __forceinline__ void clear_rows(char *at, int from) {
+#pragma unroll 1
+        for (int panel = 0; panel < SIZE / 64; panel++)
+#pragma unroll 1
+            for (int i = from * 128 + ((int)threadIdx.x - 128) * 16; i < ROWS * 128; i += 256 * 16)
+                *(uint4 *)(at + panel * ROWS * 128 + i) = {0, 0, 0, 0};
+    }
+    __device__ __forceinline__ void clear_keys(int rows, int phase) {
+        if (rows >= tile::keys) return;
+        barrier_wait(&control->value_full, phase);
+        clear_rows<KEY_SIZE, tile::keys>(shared, rows);
+        clear_rows<VALUE_SIZE, tile::keys>(shared + tile::value_at, rows);
+        stores_to_async();
+        named_wait(3, 256);
+    }
+    __device__ __forceinline__ void await_queries(const backward_ring<STAGES> &ring) {
+        barrier_wait(&control->query_full[ring.stage], ring.phase);
+        const int rows = control->step[ring.stage].rows;
+        if (rows >= QUERIES) return;
+        barrier_wait(&control->gradient_full[ring.stage], ring.phase);
+        clear_rows<KEY_SIZE, QUERIES>(shared + tile::query_at + ring.stage * tile::query_bytes, rows);
+        clear_rows<VALUE_SIZE, QUERIES>(shared + tile::gradient_at + ring.stage * tile::gradient_bytes, rows);
+        stores_to_async();
+        named_wait(3, 256);
+    }
+
+    template <bool LAST> __device__ __forceinline__ void step(const ln_cuda_backward_task &task, bool first) {
+        const int stage = now.stage;
+        const int place = control->step[stage].place, turn = control->step[stage].turn;
+        const float *rows = (const float *)(shared + tile::row_at + stage * tile::row_bytes);
+        backward_ring<STAGES> after = now;
+        after.next();
+        barrier_wait(&control->gradient_full[stage], now.phase);
+        const uint64_t gradient = gradient_rows + (uint64_t)(stage * (tile::gradient_bytes / 16));
+        float change[QUERIES / 2] = {};
+        start_square<VALUE_SIZE>(change, value_left, gradient);
+        products_wait<1>(); /* this score, and the key gradient of the step before */
+        hold(score);
+        hold(key_gradient);
+        hold(slope);
+        if (!first) leave(&control->query_free[(stage + STAGES - 1) % STAGES]);
+        if (tiles_cut(run, task.tile * tile::keys, tile::keys, task.keys, control->step[stage].position, QUERIES))
+            weigh<true>(task, rows);
+        else
+            weigh<false>(task, rows);
+        start_sum<VALUE_SIZE>(value_gradient, weight, gradient);
+        pass_turn();
+        products_wait<1>();
+        hold(change);
+        incline(change, rows + QUERIES);
+        products_wait<0>();
+        hold(value_gradient);
+        hold(weight);
+        leave(&control->gradient_free[stage]);
+        float following_score[QUERIES / 2] = {};
+        if (!LAST) {
+            await_queries(after);
+            start_score(following_score, after.stage);
+        }
+        stores_to_async();
+        named_wait(2, 256);
+        float query_gradient[32] = {};
+        start_query(query_gradient);
+        start_sum<KEY_SIZE>(key_gradient, slope, query_rows + (uint64_t)(stage * (tile::query_bytes / 16)));
+        if ((OPTIONS & UNORDERED) == 0) {
+            if (lane == 0) turn_await(run.turns + place * TURN_WARPS + group * 4 + warp, turn);
+            __syncwarp();
+        }
+        products_wait<1>();
+        hold(query_gradient);
+        if constexpr (!LAST) {
+            hold(following_score);
+#pragma unroll
+            for (int i = 0; i < QUERIES / 2; i++) score[i] = following_score[i];
+        }
+        add_query(query_gradient, place, turn);
+        buffer ^= 1;
+        now = after;
+    }
+
+    __device__ __forceinline__ void walk(const ln_cuda_backward_task &task, int phase) {
+        const int count = (task.end - task.first) * run.group;
+        barrier_wait(&control->key_full, phase);
+        clear_keys(task.keys - task.tile * tile::keys, phase);
+        barrier_wait(&control->value_full, phase);
+        await_queries(now);
+        start_score(score, now.stage);
+        products_wait<0>();
+        hold(score);
+        for (int n = 0; n < count - 1; n++) step<false>(task, n == 0);
+        step<true>(task, count == 1);
+        products_wait<0>();
+        hold(key_gradient);
+        hold(value_gradient);
+        hold(slope);
+        leave(&control->query_free[(now.stage + STAGES - 1) % STAGES]);
+        leave(&control->keys_free);
+        pass_turn();
+    }
+
+    __device__ __forceinline__ void store(const ln_cuda_backward_task &task) {
+        const int row = group * 64 + warp * 16 + lane / 4, rows = task.keys - task.tile * tile::keys;
+        if (row - lane / 4 < rows) store_gradient<KEY_SIZE>(run.key_gradient, run.gradient_float32, task.key, task.head, row, rows, 0,
+                                 run.key_size, key_gradient, run.gradient_scale);
+        if (row - lane / 4 < rows) store_gradient<VALUE_SIZE>(run.value_gradient, run.gradient_float32, task.key, task.head, row, rows, 0,
+                                   run.value_size, value_gradient, 1.0f);
+    }
+
+    __device__ __forceinline__ void run_tasks() {
+        backward_ring<2> tasks = {0, 0};
+        int phase = 0;
+        now = {0, 0};
+        buffer = 0;
+        counter = NULL;
+        for (;;) {
+            barrier_wait(&control->task_full[tasks.stage], tasks.phase);
+            const ln_cuda_backward_task &task = control->task[tasks.stage];
+            if (task.head < 0) break;
+#pragma unroll
+            for (int i = 0; i < KEY_SIZE / 2; i++) key_gradient[i] = 0;
+#pragma unroll
+            for (int i = 0; i < VALUE_SIZE / 2; i++) value_gradient[i] = 0;
+            if (task.first < task.end) {
+                walk(task, phase);
+                phase ^= 1;
+            }
+            store(task);
+            __syncwarp();
+            leave(&control->task_free[tasks.stage]);
+            tasks.next();
+        }
+    }
+};
+
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
+static __global__ void __launch_bounds__(384, 1)
+    attention_backward_hopper(const __grid_constant__ CUtensorMap query_map,
+                              const __grid_constant__ CUtensorMap key_map,
+                              const __grid_constant__ CUtensorMap value_map,
+                              const __grid_constant__ CUtensorMap gradient_map,
+                              const __grid_constant__ backward_run run) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    char *shared = block_memory();
+    backward_control<STAGES> *control = (backward_control<STAGES> *)(shared + tile::control_at);
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    if (threadIdx.x == 0) {
+        barrier_open(&control->key_full, 1);
+        barrier_open(&control->value_full, 1);
+        barrier_open(&control->keys_free, BACKWARD_WARPS);
+        for (int stage = 0; stage < STAGES; stage++) {
+            barrier_open(&control->query_full[stage], 1);
+            barrier_open(&control->gradient_full[stage], 1);
+            barrier_open(&control->query_free[stage], BACKWARD_WARPS);
+            barrier_open(&control->gradient_free[stage], BACKWARD_WARPS);
+        }
+        for (int stage = 0; stage < 2; stage++) {
+            barrier_open(&control->task_full[stage], 1);
+            barrier_open(&control->task_free[stage], BACKWARD_WARPS);
+        }
+        barriers_opened();
+    }
+    __syncthreads();
+    if (group == 0) {
+        registers_less<24>();
+        const backward_maps maps = {&query_map, &key_map, &value_map, &gradient_map};
+        if (threadIdx.x == 0)
+            copy_backward_tasks<tile, KEY_SIZE, VALUE_SIZE, QUERIES, STAGES>(maps, run, shared, control);
+    } else {
+        registers_more<240>();
+        backward_keys<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> keys = {run, control, shared};
+        keys.group = group - 1;
+        keys.warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0);
+        keys.lane = threadIdx.x % 32;
+        const uint64_t own_rows = (uint64_t)(keys.group * (64 * 128 / 16));
+        keys.key_left = tile_descriptor<KEY_SIZE, tile::keys>(shared) + own_rows;
+        keys.value_left = tile_descriptor<VALUE_SIZE, tile::keys>(shared + tile::value_at) + own_rows;
+        keys.key_right = tile_descriptor<KEY_SIZE, tile::keys>(shared);
+        keys.query_rows = tile_descriptor<KEY_SIZE, QUERIES>(shared + tile::query_at);
+        keys.gradient_rows = tile_descriptor<VALUE_SIZE, QUERIES>(shared + tile::gradient_at);
+        keys.slope_left = tile_descriptor<tile::keys, QUERIES>(shared + tile::slope_at);
+        if constexpr (QUERIES == 128)
+            keys.slope_left += own_rows;
+        else
+            keys.key_right += (uint64_t)(keys.group * (tile::keys * 128 / 16));
+        keys.run_tasks();
+    }
+#endif
+}
+
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
+static ln_cuda_code backward_hopper_start(void *const *arguments, int blocks, void *stream) {
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    return launch(attention_backward_hopper<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS>, dim3((unsigned)blocks),
+                  dim3(tile::threads), tile::bytes, stream, *(const CUtensorMap *)arguments[0],
+                  *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
+                  *(const CUtensorMap *)arguments[3], *(const backward_run *)arguments[4]);
+}
+
+/* A row of the table of kernels; size: of heads, at most KEY_SIZE. */
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
+static ln_cuda_backward_kernel backward_hopper_kernel(const char *name, int size) {
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    return {name,
+            size,
+            size,
+            QUERIES,
+            tile::keys,
+            KEY_SIZE,
+            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | UNORDERED)),
+            tile::threads,
+            tile::bytes,
+            9,
+            backward_hopper_start<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS>};
+}
+
+} // namespace ln
+
+#endif
