@@ -1,8 +1,9 @@
 /* The host's side of the backward pass of attention: which kernel, the tables of a plan, and the launches.
  *
  * The order of tasks. Tiles of keys add to the same tiles of queries, and each tile of queries takes them in a fixed
- * order (turn_of), so that a task may have to wait for others. Tasks of one sequence and head, a set, visit so that they
- * need not: those that start together meet different tiles of queries, and follow each other at a distance of one tile.
+ * order (turn_of), so that a task may have to wait for others. Tasks of one sequence and head, a set, visit so that
+ * they need not: those that start together meet different tiles of queries, and follow each other at a distance of one
+ * tile.
  *
  *     up:    each visits upward from the first query that sees it; the last tile of keys comes first to a query.
  *     down:  each visits downward from the last query; the first tile of keys comes first.
@@ -68,7 +69,9 @@ typedef struct backward_places {
     int64_t tiles, tasks, turns, rows, sums, bytes;
 } backward_places;
 
-static int64_t whole(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+static int64_t whole(int64_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
 
 static backward_places places_of(const ln_cuda_attention *a, const ln_cuda_backward_plan *plan) {
     const int64_t places = a->heads * plan->tiles, queries = plan->kernel->queries;
@@ -125,8 +128,8 @@ ln_cuda_code ln_cuda_backward_plan_make(const ln_cuda_backward *backward, const 
 
 /* ---- tables ---- */
 
-static ln_cuda_backward_rows rows_of(const ln_cuda_attention *a, const ln_cuda_backward_kernel *kernel, int64_t sequence,
-                                     int64_t row) {
+static ln_cuda_backward_rows rows_of(const ln_cuda_attention *a, const ln_cuda_backward_kernel *kernel,
+                                     int64_t sequence, int64_t row) {
     const int64_t queries = a->query_offsets[sequence + 1] - a->query_offsets[sequence];
     const int64_t keys = a->key_offsets[sequence + 1] - a->key_offsets[sequence];
     const int64_t rows = queries - row < kernel->queries ? queries - row : kernel->queries;
@@ -163,21 +166,20 @@ static int64_t tasks_of(const ln_cuda_attention *a, const ln_cuda_backward_plan 
         if (high < low) high = low;
         while (high < end && tiles[high].first_tile <= j) high++;
         const int64_t before = j / company * company, members = count - before < company ? count - before : company;
-        tasks[up && !round ? count - 1 - j : j] = {
-            (int32_t)(a->key_offsets[sequence] + j * tile),
-            (int32_t)j,
-            (int32_t)keys,
-            (int32_t)head,
-            (int32_t)low,
-            (int32_t)high,
-            round ? LN_CUDA_ROUND
-            : up  ? LN_CUDA_UP
-                  : LN_CUDA_DOWN,
-            (int32_t)(low + (j - before) * (high - low) / members),
-            (int32_t)(j - before),
-            (int32_t)members,
-            (int32_t)before,
-            0};
+        tasks[up && !round ? count - 1 - j : j] = {(int32_t)(a->key_offsets[sequence] + j * tile),
+                                                   (int32_t)j,
+                                                   (int32_t)keys,
+                                                   (int32_t)head,
+                                                   (int32_t)low,
+                                                   (int32_t)high,
+                                                   round ? LN_CUDA_ROUND
+                                                   : up  ? LN_CUDA_UP
+                                                         : LN_CUDA_DOWN,
+                                                   (int32_t)(low + (j - before) * (high - low) / members),
+                                                   (int32_t)(j - before),
+                                                   (int32_t)members,
+                                                   (int32_t)before,
+                                                   0};
     }
     return count;
 }
@@ -271,9 +273,9 @@ static bool tensors_right(const ln_cuda_backward *backward, const ln_cuda_backwa
                         !ln_cuda_tensor_right(&t->output, backward->attention.output_float32 ? 4 : 2) ||
                         !ln_cuda_tensor_right(&t->query_gradient, element) || !t->log_sum_exp))
         return false;
-    if (plan->tasks && (!ln_cuda_tensor_right(&t->key, 2) || !ln_cuda_tensor_right(&t->value, 2) ||
-                        !ln_cuda_tensor_right(&t->key_gradient, element) ||
-                        !ln_cuda_tensor_right(&t->value_gradient, element)))
+    if (plan->tasks &&
+        (!ln_cuda_tensor_right(&t->key, 2) || !ln_cuda_tensor_right(&t->value, 2) ||
+         !ln_cuda_tensor_right(&t->key_gradient, element) || !ln_cuda_tensor_right(&t->value_gradient, element)))
         return false;
     return !t->sink_gradient || t->sinks;
 }
@@ -288,13 +290,12 @@ static ln_cuda_code start_kernel(const ln_cuda_attention *a, const ln_cuda_backw
     /* Without queries nothing is copied, but the kernel takes descriptions all the same: of the keys. */
     const bool none = queries == 0;
     const int64_t heads = none ? a->key_value_heads : a->heads, tokens = none ? keys : queries;
-    ln_cuda_code code =
-        describe(&maps[0], none ? &t->key : &t->query, a->key_size, heads, tokens, kernel->queries);
+    ln_cuda_code code = describe(&maps[0], none ? &t->key : &t->query, a->key_size, heads, tokens, kernel->queries);
     if (!code) code = describe(&maps[1], &t->key, a->key_size, a->key_value_heads, keys, kernel->keys);
     if (!code) code = describe(&maps[2], &t->value, a->value_size, a->key_value_heads, keys, kernel->keys);
     if (!code)
-        code = describe(&maps[3], none ? &t->value : &t->output_gradient, a->value_size, heads, tokens,
-                        kernel->queries);
+        code =
+            describe(&maps[3], none ? &t->value : &t->output_gradient, a->value_size, heads, tokens, kernel->queries);
     return code ? code : kernel->start(arguments, (int)plan->blocks, stream);
 }
 
@@ -311,8 +312,8 @@ ln_cuda_code ln_cuda_backward_run(const ln_cuda_backward *backward, const ln_cud
         if (plan->tiles)
             code = ln_cuda_backward_sinks(&run, stream);
         else
-            code = ln_cuda_code_of(cudaMemsetAsync(tensors->sink_gradient, 0, (size_t)run.heads * sizeof(float),
-                                                   (cudaStream_t)stream));
+            code = ln_cuda_code_of(
+                cudaMemsetAsync(tensors->sink_gradient, 0, (size_t)run.heads * sizeof(float), (cudaStream_t)stream));
     }
     return code;
 }

@@ -34,10 +34,10 @@ enum { LN_CUDA_UP, LN_CUDA_DOWN, LN_CUDA_ROUND };
  * tensors and which has `keys` keys. It visits query tiles first .. end - 1, numbered over the batch. */
 typedef struct ln_cuda_backward_task {
     int32_t key, tile, keys, head, first, end;
-    int32_t order;            /* LN_CUDA_UP: from first upward; _DOWN: from end - 1 downward; _ROUND: from start */
-    int32_t start;            /* _ROUND: the first visited; */
-    int32_t member, members;  /* this is tile `member` of a company of `members` tiles that visit together, */
-    int32_t before, filler;   /* and each query tile has had so many tiles of former companies */
+    int32_t order;           /* LN_CUDA_UP: from first upward; _DOWN: from end - 1 downward; _ROUND: from start */
+    int32_t start;           /* _ROUND: the first visited; */
+    int32_t member, members; /* this is tile `member` of a company of `members` tiles that visit together, */
+    int32_t before, filler;  /* and each query tile has had so many tiles of former companies */
 } ln_cuda_backward_task;
 
 /* One compiled kernel. */

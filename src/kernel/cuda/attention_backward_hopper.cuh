@@ -13,8 +13,8 @@
  * Sums of query gradients are those of several blocks. Each tile of queries counts the tiles of keys that were added,
  * a warp's part by itself; a warp waits until the count is its task's turn (turn_of), so that the order is fixed, and
  * sets the next when its additions are seen. Tasks visit queries in an order in which turns come up as time goes (see
- * attention_backward_cuda.cu). Invariant: the task whose turn it is has been taken, or will be by a block that waits for
- * nobody behind it. */
+ * attention_backward_cuda.cu). Invariant: the task whose turn it is has been taken, or will be by a block that waits
+ * for nobody behind it. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_BACKWARD_HOPPER_CUH
 #define LN_KERNEL_CUDA_ATTENTION_BACKWARD_HOPPER_CUH
 
@@ -140,8 +140,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
     int group, warp, lane;
     uint64_t key_left, value_left, key_right, query_rows, gradient_rows, slope_left;
     backward_ring<STAGES> now;
-    int buffer;    /* of slopes */
-    int *counter;  /* that this warp is to set, and to what; NULL: none */
+    int buffer;   /* of slopes */
+    int *counter; /* that this warp is to set, and to what; NULL: none */
     int following;
     float key_gradient[KEY_SIZE / 2], value_gradient[VALUE_SIZE / 2];
     float score[QUERIES / 2];
@@ -206,9 +206,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         if (MASKED)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const sight seen =
-                    key_sight(run, task.tile * tile::keys + group * 64 + warp * 16 + lane / 4 + 8 * half, task.keys,
-                              control->step[now.stage].position);
+                const sight seen = key_sight(run, task.tile * tile::keys + group * 64 + warp * 16 + lane / 4 + 8 * half,
+                                             task.keys, control->step[now.stage].position);
                 low[half] = seen.low - 2 * (lane % 4);
                 high[half] = seen.high - 2 * (lane % 4);
             }
@@ -232,8 +231,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 weight[4 * k + i] = pack(score[8 * k + 2 * i], score[8 * k + 2 * i + 1]);
-                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0)
-                    steep[4 * k + i] = pack(capped[2 * i], capped[2 * i + 1]);
+                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) steep[4 * k + i] = pack(capped[2 * i], capped[2 * i + 1]);
             }
         }
     }
@@ -393,10 +391,12 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
 
     __device__ __forceinline__ void store(const ln_cuda_backward_task &task) {
         const int row = group * 64 + warp * 16 + lane / 4, rows = task.keys - task.tile * tile::keys;
-        if (row - lane / 4 < rows) store_gradient<KEY_SIZE>(run.key_gradient, run.gradient_float32, task.key, task.head, row, rows, 0,
-                                 run.key_size, key_gradient, run.gradient_scale);
-        if (row - lane / 4 < rows) store_gradient<VALUE_SIZE>(run.value_gradient, run.gradient_float32, task.key, task.head, row, rows, 0,
-                                   run.value_size, value_gradient, 1.0f);
+        if (row - lane / 4 < rows)
+            store_gradient<KEY_SIZE>(run.key_gradient, run.gradient_float32, task.key, task.head, row, rows, 0,
+                                     run.key_size, key_gradient, run.gradient_scale);
+        if (row - lane / 4 < rows)
+            store_gradient<VALUE_SIZE>(run.value_gradient, run.gradient_float32, task.key, task.head, row, rows, 0,
+                                       run.value_size, value_gradient, 1.0f);
     }
 
     __device__ __forceinline__ void run_tasks() {

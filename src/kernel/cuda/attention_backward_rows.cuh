@@ -51,8 +51,8 @@ static __device__ __forceinline__ sight key_sight(const backward_run &run, int k
     return seen;
 }
 /* Whether some pair of the tiles is not seen. */
-static __device__ __forceinline__ bool tiles_cut(const backward_run &run, int key, int tile_keys, int keys, int position,
-                                                 int tile_queries) {
+static __device__ __forceinline__ bool tiles_cut(const backward_run &run, int key, int tile_keys, int keys,
+                                                 int position, int tile_queries) {
     const int last_key = key + tile_keys - 1, last = position + tile_queries - 1;
     if (last_key >= keys || (run.causal && last_key > position)) return true;
     return run.window && (last - key >= run.window || (!run.causal && last_key - position >= run.window));
