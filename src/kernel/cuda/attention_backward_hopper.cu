@@ -9,12 +9,13 @@ using namespace ln;
 const ln_cuda_backward_kernel ln_cuda_backward_hopper_kernels[] = {
     backward_hopper_kernel<128, 128, 64, 2, 0>("hopper 128: 64 x 128", 128),
     backward_hopper_kernel<128, 128, 64, 3, 0>("hopper 128: 64 x 128 three", 128),
-    backward_hopper_kernel<128, 128, 64, 2, UNORDERED>("hopper 128: unordered", 128),
-    backward_hopper_kernel<128, 128, 64, 2, LN_CUDA_CAP>("hopper 128: 64 x 128 cap", 128),
-    backward_hopper_kernel<64, 64, 128, 2, 0>("hopper 64: 128 x 128", 64),
-    backward_hopper_kernel<64, 64, 128, 2, LN_CUDA_CAP>("hopper 64: 128 x 128 cap", 64),
-    backward_hopper_kernel<128, 128, 64, 2, 0>("hopper 96: 64 x 128", 96),
-    backward_hopper_kernel<128, 128, 64, 2, LN_CUDA_CAP>("hopper 96: 64 x 128 cap", 96),
+    backward_hopper_kernel<128, 128, 64, 3, UNORDERED>("hopper 128: unordered", 128),
+    backward_hopper_kernel<128, 128, 64, 3, LATE>("hopper 128: 64 x 128 late", 128),
+    backward_hopper_kernel<128, 128, 64, 3, LN_CUDA_CAP | LATE>("hopper 128: 64 x 128 cap", 128),
+    backward_hopper_kernel<64, 64, 128, 3, LATE>("hopper 64: 128 x 128", 64),
+    backward_hopper_kernel<64, 64, 128, 3, LN_CUDA_CAP | LATE>("hopper 64: 128 x 128 cap", 64),
+    backward_hopper_kernel<128, 128, 64, 3, 0>("hopper 96: 64 x 128", 96),
+    backward_hopper_kernel<128, 128, 64, 3, LN_CUDA_CAP | LATE>("hopper 96: 64 x 128 cap", 96),
 };
 const int ln_cuda_backward_hopper_count =
     sizeof ln_cuda_backward_hopper_kernels / sizeof ln_cuda_backward_hopper_kernels[0];

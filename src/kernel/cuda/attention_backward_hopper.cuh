@@ -1,7 +1,7 @@
 /* Gradients of exact attention for compute capability 9.0.
  *
  * One block a multiprocessor, which takes task after task: a tile of 128 keys, whose gradients stay in registers while
- * the tiles of queries that see it come by. One thread of the first warp group keeps the copy engine busy; two warp
+ * the tiles of queries that see it come by. Two threads of the first warp group keep the copy engine busy; two warp
  * groups own 64 keys each (scores are transposed, so that weights and slopes are left operands as they are):
  *
  *     start change(n) = value * output_gradient(n)^T ; weight(n) = exp(score(n) - lse) meanwhile ;
@@ -24,7 +24,9 @@
 
 namespace ln {
 
-enum { BACKWARD_GROUPS = 2, BACKWARD_WARPS = 8, UNORDERED = 64 }; /* UNORDERED: for measurements alone */
+enum { BACKWARD_WARPS = 8 };
+enum { LATE = 32, UNORDERED = 64 }; /* beside LN_CUDA_CAP. LATE: changes start after the weights are made, which takes
+                                      fewer registers; UNORDERED: for measurements alone */
 
 template <int STAGES> struct backward_control {
     uint64_t key_full, value_full, keys_free;
@@ -67,67 +69,90 @@ static __device__ __forceinline__ void copy_panels(char *to, const CUtensorMap *
         copy_box(to + column * ROWS * 2, map, barrier, column, head, token);
 }
 
-struct backward_maps {
-    const CUtensorMap *query, *key, *value, *output_gradient;
-};
+/* The tile of queries that a task visits as its n-th of `count`. */
+static __device__ __forceinline__ int visited(const ln_cuda_backward_task &task, int n) {
+    if (task.order == LN_CUDA_UP) return task.first + n;
+    if (task.order == LN_CUDA_DOWN) return task.end - 1 - n;
+    return task.start + n < task.end ? task.start + n : task.start + n - (task.end - task.first);
+}
 
+/* The first copying thread: tasks, keys, values, queries. */
 template <class TILE, int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES>
-static __device__ __forceinline__ void copy_steps(const backward_maps &maps, const backward_run &run, char *shared,
-                                                  backward_control<STAGES> *control, const ln_cuda_backward_task &task,
-                                                  backward_ring<STAGES> &ring) {
-    const int count = task.end - task.first;
+static __device__ __forceinline__ void copy_queries(const CUtensorMap *map, const backward_run &run, char *shared,
+                                                    backward_control<STAGES> *control,
+                                                    const ln_cuda_backward_task &task, backward_ring<STAGES> &ring) {
 #pragma unroll 1
     for (int head = task.head * run.group; head < (task.head + 1) * run.group; head++)
 #pragma unroll 1
-        for (int n = 0; n < count; n++) {
-            int tile = task.first + n;
-            if (task.order == LN_CUDA_DOWN) tile = task.end - 1 - n;
-            if (task.order == LN_CUDA_ROUND) tile = task.start + n < task.end ? task.start + n : task.start + n - count;
+        for (int n = 0; n < task.end - task.first; n++) {
+            const int tile = visited(task, n);
             const ln_cuda_backward_rows rows = run.tiles[tile];
-            const int place = head * run.tile_count + tile;
             barrier_wait(&control->query_free[ring.stage], ring.phase);
-            control->step[ring.stage] = {place, rows.position, rows.rows, turn_of(task, rows, tile)};
+            control->step[ring.stage] = {head * run.tile_count + tile, rows.position, rows.rows,
+                                         turn_of(task, rows, tile)};
             barrier_expect(&control->query_full[ring.stage], TILE::query_bytes);
-            copy_panels<KEY_SIZE, QUERIES>(shared + TILE::query_at + ring.stage * TILE::query_bytes, maps.query,
+            copy_panels<KEY_SIZE, QUERIES>(shared + TILE::query_at + ring.stage * TILE::query_bytes, map,
                                            &control->query_full[ring.stage], head, rows.query);
-            barrier_wait(&control->gradient_free[ring.stage], ring.phase);
-            barrier_expect(&control->gradient_full[ring.stage], TILE::gradient_bytes + TILE::row_bytes);
-            copy_row(shared + TILE::row_at + ring.stage * TILE::row_bytes, run.rows + (int64_t)place * 2 * QUERIES,
-                     &control->gradient_full[ring.stage], TILE::row_bytes);
-            copy_panels<VALUE_SIZE, QUERIES>(shared + TILE::gradient_at + ring.stage * TILE::gradient_bytes,
-                                             maps.output_gradient, &control->gradient_full[ring.stage], head,
-                                             rows.query);
             ring.next();
         }
 }
-
 template <class TILE, int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES>
-static __device__ __forceinline__ void copy_backward_tasks(const backward_maps &maps, const backward_run &run,
-                                                           char *shared, backward_control<STAGES> *control) {
+static __device__ __forceinline__ void copy_tasks(const CUtensorMap *query_map, const CUtensorMap *key_map,
+                                                  const CUtensorMap *value_map, const backward_run &run, char *shared,
+                                                  backward_control<STAGES> *control) {
     backward_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
     backward_ring<2> tasks = {0, 1};
     int keys_phase = 1;
     int index = blockIdx.x;
     for (;;) {
-        ln_cuda_backward_task task = {};
-        task.head = -1;
-        if (index < run.task_count) task = run.tasks[index];
+        ln_cuda_backward_task &task = control->task[tasks.stage];
         barrier_wait(&control->task_free[tasks.stage], tasks.phase);
-        ln_cuda_backward_task &kept = control->task[tasks.stage]; /* registers are short */
-        kept = task;
+        if (index < run.task_count)
+            task = run.tasks[index];
+        else
+            task.head = -1;
         barrier_arrive(&control->task_full[tasks.stage]);
         tasks.next();
         if (index >= run.task_count) break;
         index = gridDim.x + atomicInc(run.next, run.task_count - 1); /* back to 0 after as many as there are tasks */
-        if (kept.first >= kept.end) continue;
+        if (task.first >= task.end) continue;
         barrier_wait(&control->keys_free, keys_phase);
         keys_phase ^= 1;
         barrier_expect(&control->key_full, TILE::key_bytes);
-        copy_panels<KEY_SIZE, TILE::keys>(shared, maps.key, &control->key_full, kept.head, kept.key);
+        copy_panels<KEY_SIZE, TILE::keys>(shared, key_map, &control->key_full, task.head, task.key);
         barrier_expect(&control->value_full, TILE::value_bytes);
-        copy_panels<VALUE_SIZE, TILE::keys>(shared + TILE::value_at, maps.value, &control->value_full, kept.head,
-                                            kept.key);
-        copy_steps<TILE, KEY_SIZE, VALUE_SIZE, QUERIES, STAGES>(maps, run, shared, control, kept, ring);
+        copy_panels<VALUE_SIZE, TILE::keys>(shared + TILE::value_at, value_map, &control->value_full, task.head,
+                                            task.key);
+        copy_queries<TILE, KEY_SIZE, VALUE_SIZE, QUERIES, STAGES>(query_map, run, shared, control, task, ring);
+    }
+}
+
+/* The second: gradients of outputs, and the numbers of their rows. */
+template <class TILE, int VALUE_SIZE, int QUERIES, int STAGES>
+static __device__ __forceinline__ void copy_gradients(const CUtensorMap *map, const backward_run &run, char *shared,
+                                                      backward_control<STAGES> *control) {
+    backward_ring<STAGES> ring = {0, 1};
+    backward_ring<2> tasks = {0, 0};
+    for (;;) {
+        const ln_cuda_backward_task &task = control->task[tasks.stage];
+        barrier_wait(&control->task_full[tasks.stage], tasks.phase);
+        if (task.head < 0) break;
+#pragma unroll 1
+        for (int head = task.head * run.group; head < (task.head + 1) * run.group; head++)
+#pragma unroll 1
+            for (int n = 0; n < task.end - task.first; n++) {
+                const int tile = visited(task, n), query = run.tiles[tile].query;
+                uint64_t *full = &control->gradient_full[ring.stage];
+                barrier_wait(&control->gradient_free[ring.stage], ring.phase);
+                barrier_expect(full, TILE::gradient_bytes + TILE::row_bytes);
+                copy_row(shared + TILE::row_at + ring.stage * TILE::row_bytes,
+                         run.rows + (int64_t)(head * run.tile_count + tile) * 2 * QUERIES, full, TILE::row_bytes);
+                copy_panels<VALUE_SIZE, QUERIES>(shared + TILE::gradient_at + ring.stage * TILE::gradient_bytes, map,
+                                                 full, head, query);
+                ring.next();
+            }
+        barrier_arrive(&control->task_free[tasks.stage]);
+        tasks.next();
     }
 }
 
@@ -138,11 +163,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
     backward_control<STAGES> *control;
     char *shared;
     int group, warp, lane;
-    uint64_t key_left, value_left, key_right, query_rows, gradient_rows, slope_left;
     backward_ring<STAGES> now;
-    int buffer;   /* of slopes */
-    int *counter; /* that this warp is to set, and to what; NULL: none */
-    int following;
+    int buffer;           /* of slopes */
+    int added, following; /* the place whose counter this warp is to set, and to what; -1: none */
     float key_gradient[KEY_SIZE / 2], value_gradient[VALUE_SIZE / 2];
     float score[QUERIES / 2];
     uint32_t weight[QUERIES / 4], slope[QUERIES / 4];
@@ -150,6 +173,29 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
 
     __device__ __forceinline__ void leave(uint64_t *barrier) {
         if (lane == 0) barrier_arrive(barrier);
+    }
+    __device__ __forceinline__ int *counter_of(int place) {
+        return run.turns + place * TURN_WARPS + group * 4 + warp;
+    }
+    /* Descriptors are made where they are needed: registers are short. */
+    __device__ __forceinline__ uint64_t key_left() {
+        return tile_descriptor<KEY_SIZE, tile::keys>(shared) + group * 512;
+    }
+    __device__ __forceinline__ uint64_t value_left() {
+        return tile_descriptor<VALUE_SIZE, tile::keys>(shared + tile::value_at) + group * 512;
+    }
+    __device__ __forceinline__ uint64_t key_right() { /* this group's columns, or all of 64 */
+        return tile_descriptor<KEY_SIZE, tile::keys>(shared) + (QUERIES == 64 ? group * (tile::keys * 8) : 0);
+    }
+    __device__ __forceinline__ uint64_t query_rows(int stage) {
+        return tile_descriptor<KEY_SIZE, QUERIES>(shared + tile::query_at) + stage * (tile::query_bytes / 16);
+    }
+    __device__ __forceinline__ uint64_t gradient_rows(int stage) {
+        return tile_descriptor<VALUE_SIZE, QUERIES>(shared + tile::gradient_at) + stage * (tile::gradient_bytes / 16);
+    }
+    __device__ __forceinline__ uint64_t slope_left() { /* all queries, or this group's of 128 */
+        return tile_descriptor<tile::keys, QUERIES>(shared + tile::slope_at) + buffer * (tile::slope_bytes / 16) +
+               (QUERIES == 128 ? group * 512 : 0);
     }
     /* sum = left (64 x SIZE) * right^T (QUERIES x SIZE); both in panels of 64 columns. */
     template <int SIZE>
@@ -181,16 +227,16 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         hold(sum);
     }
     __device__ __forceinline__ void start_score(float (&sum)[QUERIES / 2], int stage) {
-        start_square<KEY_SIZE>(sum, key_left, query_rows + (uint64_t)(stage * (tile::query_bytes / 16)));
+        start_square<KEY_SIZE>(sum, key_left(), query_rows(stage));
     }
     /* 64 x 64 of slope^T * key: of 64 queries these 64 columns, of 128 these rows. */
     __device__ __forceinline__ void start_query(float (&query_gradient)[32]) {
-        const uint64_t left = slope_left + (uint64_t)(buffer * (tile::slope_bytes / 16));
+        const uint64_t left = slope_left(), right = key_right();
         hold(query_gradient);
         products_open();
 #pragma unroll
         for (int k = 0; k < tile::keys / 16; k++) {
-            const uint64_t from = left + (k / 4 * (QUERIES * 8) + k % 4 * 2), to = key_right + k * 128;
+            const uint64_t from = left + (k / 4 * (QUERIES * 8) + k % 4 * 2), to = right + k * 128;
             if (k == 0)
                 product<64>::template turned<false, false, true>(query_gradient, from, to);
             else
@@ -267,24 +313,26 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
     __device__ __forceinline__ void add_query(const float (&query_gradient)[32], int place, int turn) {
         constexpr int blocks = QUERIES / 64 * (KEY_SIZE / 64);
         float *to = run.sums + ((int64_t)place * blocks + group) * 4096 + threadIdx.x % 128 * 4;
+        if (turn) {
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float4 four = {query_gradient[4 * j], query_gradient[4 * j + 1], query_gradient[4 * j + 2],
-                                 query_gradient[4 * j + 3]};
-            if (turn)
-                add_four(to + j * 512, four);
-            else
-                *(float4 *)(to + j * 512) = four;
+            for (int j = 0; j < 8; j++)
+                add_four(to + j * 512, {query_gradient[4 * j], query_gradient[4 * j + 1], query_gradient[4 * j + 2],
+                                        query_gradient[4 * j + 3]});
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                *(float4 *)(to + j * 512) = {query_gradient[4 * j], query_gradient[4 * j + 1],
+                                             query_gradient[4 * j + 2], query_gradient[4 * j + 3]};
         }
-        counter = run.turns + place * TURN_WARPS + group * 4 + warp;
+        added = place;
         following = turn + 1;
     }
     __device__ __forceinline__ void pass_turn() {
-        if ((OPTIONS & UNORDERED) == 0 && counter) {
+        if ((OPTIONS & UNORDERED) == 0 && added >= 0) {
             __syncwarp();
-            if (lane == 0) turn_set(counter, following);
+            if (lane == 0) turn_set(counter_of(added), following);
         }
-        counter = NULL;
+        added = -1;
     }
 
     /* Rows of a tile after the last of the sequence belong to another one: their weights are 0, but 0 times infinity is
@@ -315,26 +363,34 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         named_wait(3, 256);
     }
 
+    /* The key gradient of the step before, while one product started after it goes on (two where that is said). */
+    __device__ __forceinline__ void key_done(bool first) {
+        products_wait<1 + ((OPTIONS & LATE) != 0)>();
+        hold(score);
+        hold(key_gradient);
+        hold(slope);
+        if (!first) leave(&control->query_free[(now.stage + STAGES - 1) % STAGES]);
+    }
     template <bool LAST> __device__ __forceinline__ void step(const ln_cuda_backward_task &task, bool first) {
         const int stage = now.stage;
         const int place = control->step[stage].place, turn = control->step[stage].turn;
         const float *rows = (const float *)(shared + tile::row_at + stage * tile::row_bytes);
         backward_ring<STAGES> after = now;
         after.next();
-        barrier_wait(&control->gradient_full[stage], now.phase);
-        const uint64_t gradient = gradient_rows + (uint64_t)(stage * (tile::gradient_bytes / 16));
         float change[QUERIES / 2] = {};
-        start_square<VALUE_SIZE>(change, value_left, gradient);
-        products_wait<1>(); /* this score, and the key gradient of the step before */
-        hold(score);
-        hold(key_gradient);
-        hold(slope);
-        if (!first) leave(&control->query_free[(stage + STAGES - 1) % STAGES]);
+        if constexpr ((OPTIONS & LATE) == 0) {
+            barrier_wait(&control->gradient_full[stage], now.phase);
+            start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
+            key_done(first);
+        }
+        barrier_wait(&control->gradient_full[stage], now.phase);
         if (tiles_cut(run, task.tile * tile::keys, tile::keys, task.keys, control->step[stage].position, QUERIES))
             weigh<true>(task, rows);
         else
             weigh<false>(task, rows);
-        start_sum<VALUE_SIZE>(value_gradient, weight, gradient);
+        if constexpr ((OPTIONS & LATE) != 0) start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
+        start_sum<VALUE_SIZE>(value_gradient, weight, gradient_rows(stage));
+        if constexpr ((OPTIONS & LATE) != 0) key_done(first);
         pass_turn();
         products_wait<1>();
         hold(change);
@@ -352,9 +408,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         named_wait(2, 256);
         float query_gradient[32] = {};
         start_query(query_gradient);
-        start_sum<KEY_SIZE>(key_gradient, slope, query_rows + (uint64_t)(stage * (tile::query_bytes / 16)));
+        start_sum<KEY_SIZE>(key_gradient, slope, query_rows(stage));
         if ((OPTIONS & UNORDERED) == 0) {
-            if (lane == 0) turn_await(run.turns + place * TURN_WARPS + group * 4 + warp, turn);
+            if (lane == 0) turn_await(counter_of(place), turn);
             __syncwarp();
         }
         products_wait<1>();
@@ -404,7 +460,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         int phase = 0;
         now = {0, 0};
         buffer = 0;
-        counter = NULL;
+        added = -1;
         for (;;) {
             barrier_wait(&control->task_full[tasks.stage], tasks.phase);
             const ln_cuda_backward_task &task = control->task[tasks.stage];
@@ -449,33 +505,24 @@ static __global__ void __launch_bounds__(384, 1)
         }
         for (int stage = 0; stage < 2; stage++) {
             barrier_open(&control->task_full[stage], 1);
-            barrier_open(&control->task_free[stage], BACKWARD_WARPS);
+            barrier_open(&control->task_free[stage], BACKWARD_WARPS + 1);
         }
         barriers_opened();
     }
     __syncthreads();
     if (group == 0) {
         registers_less<24>();
-        const backward_maps maps = {&query_map, &key_map, &value_map, &gradient_map};
         if (threadIdx.x == 0)
-            copy_backward_tasks<tile, KEY_SIZE, VALUE_SIZE, QUERIES, STAGES>(maps, run, shared, control);
+            copy_tasks<tile, KEY_SIZE, VALUE_SIZE, QUERIES, STAGES>(&query_map, &key_map, &value_map, run, shared,
+                                                                    control);
+        if (threadIdx.x == 32)
+            copy_gradients<tile, VALUE_SIZE, QUERIES, STAGES>(&gradient_map, run, shared, control);
     } else {
         registers_more<240>();
         backward_keys<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> keys = {run, control, shared};
         keys.group = group - 1;
         keys.warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0);
         keys.lane = threadIdx.x % 32;
-        const uint64_t own_rows = (uint64_t)(keys.group * (64 * 128 / 16));
-        keys.key_left = tile_descriptor<KEY_SIZE, tile::keys>(shared) + own_rows;
-        keys.value_left = tile_descriptor<VALUE_SIZE, tile::keys>(shared + tile::value_at) + own_rows;
-        keys.key_right = tile_descriptor<KEY_SIZE, tile::keys>(shared);
-        keys.query_rows = tile_descriptor<KEY_SIZE, QUERIES>(shared + tile::query_at);
-        keys.gradient_rows = tile_descriptor<VALUE_SIZE, QUERIES>(shared + tile::gradient_at);
-        keys.slope_left = tile_descriptor<tile::keys, QUERIES>(shared + tile::slope_at);
-        if constexpr (QUERIES == 128)
-            keys.slope_left += own_rows;
-        else
-            keys.key_right += (uint64_t)(keys.group * (tile::keys * 128 / 16));
         keys.run_tasks();
     }
 #endif
