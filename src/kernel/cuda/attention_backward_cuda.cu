@@ -306,7 +306,8 @@ ln_cuda_code ln_cuda_backward_run(const ln_cuda_backward *backward, const ln_cud
     ln::backward_run run = run_of(backward, plan, tensors, workspace);
     ln_cuda_code code = LN_CUDA_OK;
     if (plan->tiles) code = ln_cuda_backward_open(&run, stream);
-    if (!code && (plan->tasks || plan->kernel->major != 9)) code = start_kernel(&backward->attention, plan, tensors, &run, stream);
+    if (!code && (plan->tasks || plan->kernel->major != 9))
+        code = start_kernel(&backward->attention, plan, tensors, &run, stream);
     if (!code && plan->tiles && plan->kernel->major == 9) code = ln_cuda_backward_close(&run, stream);
     if (!code && tensors->sink_gradient) {
         if (plan->tiles)

@@ -8,38 +8,16 @@
  *     start value_gradient += weight(n) * output_gradient(n) ; slope(n) = weight(n) (change(n) - part) meanwhile ;
  *     start score(n+1) = key * query(n+1)^T ; meet: the slopes of both groups lie in shared memory ;
  *     start query_gradient = slope(n)^T * key, of half the columns ; start key_gradient += slope(n) * query(n) ;
- *     wait for the former and add it to the sums in device memory.
- *
- * Sums of query gradients are those of several blocks. Each tile of queries counts the tiles of keys that were added,
- * a warp's part by itself; a warp waits until the count is its task's turn (turn_of), so that the order is fixed, and
- * sets the next when its additions are seen. Tasks visit queries in an order in which turns come up as time goes (see
- * attention_backward_cuda.cu). Invariant: the task whose turn it is has been taken, or will be by a block that waits
- * for nobody behind it. */
+ *     wait for the former and add it to the sums in device memory. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_BACKWARD_HOPPER_CUH
 #define LN_KERNEL_CUDA_ATTENTION_BACKWARD_HOPPER_CUH
 
-#include "kernel/cuda/attention_backward_rows.cuh"
-#include "kernel/cuda/hopper.cuh"
-#include "kernel/cuda/launch.cuh"
+#include "kernel/cuda/attention_backward_group.cuh"
 
 namespace ln {
 
-enum { BACKWARD_WARPS = 8 };
-enum { LATE = 32, UNORDERED = 64 }; /* beside LN_CUDA_CAP. LATE: changes start after the weights are made, which takes
-                                      fewer registers; UNORDERED: for measurements alone */
-
-template <int STAGES> struct backward_control {
-    uint64_t key_full, value_full, keys_free;
-    uint64_t query_full[STAGES], query_free[STAGES], gradient_full[STAGES], gradient_free[STAGES];
-    uint64_t task_full[2], task_free[2];
-    ln_cuda_backward_task task[2];
-    struct {
-        int place, position, rows, turn; /* place: of head and tile */
-    } step[STAGES];
-};
-
 template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES> struct backward_tile {
-    static constexpr int keys = 128, threads = 384;
+    static constexpr int key_size = KEY_SIZE, value_size = VALUE_SIZE, queries = QUERIES, keys = 128, threads = 384;
     static constexpr int key_bytes = keys * KEY_SIZE * 2, value_bytes = keys * VALUE_SIZE * 2,
                          query_bytes = QUERIES * KEY_SIZE * 2, gradient_bytes = QUERIES * VALUE_SIZE * 2,
                          slope_bytes = QUERIES * keys * 2, row_bytes = QUERIES * 2 * 4;
@@ -50,184 +28,36 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES> struct backward
     static constexpr int bytes = control_at + (int)sizeof(backward_control<STAGES>);
 };
 
-/* Which stage the n-th tile of queries lies in, and the phase of its barriers. */
-template <int STAGES> struct backward_ring {
-    int stage, phase;
-    __device__ __forceinline__ void next() {
-        if (++stage == STAGES) {
-            stage = 0;
-            phase ^= 1;
-        }
-    }
-};
-
-template <int SIZE, int ROWS>
-static __device__ __forceinline__ void copy_panels(char *to, const CUtensorMap *map, uint64_t *barrier, int head,
-                                                   int token) {
-#pragma unroll 1
-    for (int column = 0; column < SIZE; column += 64)
-        copy_box(to + column * ROWS * 2, map, barrier, column, head, token);
-}
-
-/* The tile of queries that a task visits as its n-th of `count`. */
-static __device__ __forceinline__ int visited(const ln_cuda_backward_task &task, int n) {
-    if (task.order == LN_CUDA_UP) return task.first + n;
-    if (task.order == LN_CUDA_DOWN) return task.end - 1 - n;
-    return task.start + n < task.end ? task.start + n : task.start + n - (task.end - task.first);
-}
-
-/* The first copying thread: tasks, keys, values, queries. */
-template <class TILE, int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES>
-static __device__ __forceinline__ void copy_queries(const CUtensorMap *map, const backward_run &run, char *shared,
-                                                    backward_control<STAGES> *control,
-                                                    const ln_cuda_backward_task &task, backward_ring<STAGES> &ring) {
-#pragma unroll 1
-    for (int head = task.head * run.group; head < (task.head + 1) * run.group; head++)
-#pragma unroll 1
-        for (int n = 0; n < task.end - task.first; n++) {
-            const int tile = visited(task, n);
-            const ln_cuda_backward_rows rows = run.tiles[tile];
-            barrier_wait(&control->query_free[ring.stage], ring.phase);
-            control->step[ring.stage] = {head * run.tile_count + tile, rows.position, rows.rows,
-                                         turn_of(task, rows, tile)};
-            barrier_expect(&control->query_full[ring.stage], TILE::query_bytes);
-            copy_panels<KEY_SIZE, QUERIES>(shared + TILE::query_at + ring.stage * TILE::query_bytes, map,
-                                           &control->query_full[ring.stage], head, rows.query);
-            ring.next();
-        }
-}
-template <class TILE, int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES>
-static __device__ __forceinline__ void copy_tasks(const CUtensorMap *query_map, const CUtensorMap *key_map,
-                                                  const CUtensorMap *value_map, const backward_run &run, char *shared,
-                                                  backward_control<STAGES> *control) {
-    backward_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
-    backward_ring<2> tasks = {0, 1};
-    int keys_phase = 1;
-    int index = blockIdx.x;
-    for (;;) {
-        ln_cuda_backward_task &task = control->task[tasks.stage];
-        barrier_wait(&control->task_free[tasks.stage], tasks.phase);
-        if (index < run.task_count)
-            task = run.tasks[index];
-        else
-            task.head = -1;
-        barrier_arrive(&control->task_full[tasks.stage]);
-        tasks.next();
-        if (index >= run.task_count) break;
-        index = gridDim.x + atomicInc(run.next, run.task_count - 1); /* back to 0 after as many as there are tasks */
-        if (task.first >= task.end) continue;
-        barrier_wait(&control->keys_free, keys_phase);
-        keys_phase ^= 1;
-        barrier_expect(&control->key_full, TILE::key_bytes);
-        copy_panels<KEY_SIZE, TILE::keys>(shared, key_map, &control->key_full, task.head, task.key);
-        barrier_expect(&control->value_full, TILE::value_bytes);
-        copy_panels<VALUE_SIZE, TILE::keys>(shared + TILE::value_at, value_map, &control->value_full, task.head,
-                                            task.key);
-        copy_queries<TILE, KEY_SIZE, VALUE_SIZE, QUERIES, STAGES>(query_map, run, shared, control, task, ring);
-    }
-}
-
-/* The second: gradients of outputs, and the numbers of their rows. */
-template <class TILE, int VALUE_SIZE, int QUERIES, int STAGES>
-static __device__ __forceinline__ void copy_gradients(const CUtensorMap *map, const backward_run &run, char *shared,
-                                                      backward_control<STAGES> *control) {
-    backward_ring<STAGES> ring = {0, 1};
-    backward_ring<2> tasks = {0, 0};
-    for (;;) {
-        const ln_cuda_backward_task &task = control->task[tasks.stage];
-        barrier_wait(&control->task_full[tasks.stage], tasks.phase);
-        if (task.head < 0) break;
-#pragma unroll 1
-        for (int head = task.head * run.group; head < (task.head + 1) * run.group; head++)
-#pragma unroll 1
-            for (int n = 0; n < task.end - task.first; n++) {
-                const int tile = visited(task, n), query = run.tiles[tile].query;
-                uint64_t *full = &control->gradient_full[ring.stage];
-                barrier_wait(&control->gradient_free[ring.stage], ring.phase);
-                barrier_expect(full, TILE::gradient_bytes + TILE::row_bytes);
-                copy_row(shared + TILE::row_at + ring.stage * TILE::row_bytes,
-                         run.rows + (int64_t)(head * run.tile_count + tile) * 2 * QUERIES, full, TILE::row_bytes);
-                copy_panels<VALUE_SIZE, QUERIES>(shared + TILE::gradient_at + ring.stage * TILE::gradient_bytes, map,
-                                                 full, head, query);
-                ring.next();
-            }
-        barrier_arrive(&control->task_free[tasks.stage]);
-        tasks.next();
-    }
-}
-
 /* One warp group's part of the tasks. */
 template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> struct backward_keys {
     typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
-    const backward_run &run;
-    backward_control<STAGES> *control;
-    char *shared;
-    int group, warp, lane;
-    backward_ring<STAGES> now;
-    int buffer;           /* of slopes */
-    int added, following; /* the place whose counter this warp is to set, and to what; -1: none */
+    backward_group<tile, STAGES, OPTIONS> of;
+    int buffer; /* of slopes */
     float key_gradient[KEY_SIZE / 2], value_gradient[VALUE_SIZE / 2];
-    float score[QUERIES / 2];
-    uint32_t weight[QUERIES / 4], slope[QUERIES / 4];
-    uint32_t steep[(OPTIONS & LN_CUDA_CAP) != 0 ? QUERIES / 4 : 1]; /* weights by the derivative of the cap */
 
-    __device__ __forceinline__ void leave(uint64_t *barrier) {
-        if (lane == 0) barrier_arrive(barrier);
-    }
-    __device__ __forceinline__ int *counter_of(int place) {
-        return run.turns + place * TURN_WARPS + group * 4 + warp;
-    }
     /* Descriptors are made where they are needed: registers are short. */
     __device__ __forceinline__ uint64_t key_left() {
-        return tile_descriptor<KEY_SIZE, tile::keys>(shared) + group * 512;
+        return tile_descriptor<KEY_SIZE, tile::keys>(of.shared) + of.group * 512;
     }
     __device__ __forceinline__ uint64_t value_left() {
-        return tile_descriptor<VALUE_SIZE, tile::keys>(shared + tile::value_at) + group * 512;
+        return tile_descriptor<VALUE_SIZE, tile::keys>(of.shared + tile::value_at) + of.group * 512;
     }
-    __device__ __forceinline__ uint64_t key_right() { /* this group's columns, or all of 64 */
-        return tile_descriptor<KEY_SIZE, tile::keys>(shared) + (QUERIES == 64 ? group * (tile::keys * 8) : 0);
+    __device__ __forceinline__ uint64_t key_right() { /* this of.group's columns, or all of 64 */
+        return tile_descriptor<KEY_SIZE, tile::keys>(of.shared) + (QUERIES == 64 ? of.group * (tile::keys * 8) : 0);
     }
     __device__ __forceinline__ uint64_t query_rows(int stage) {
-        return tile_descriptor<KEY_SIZE, QUERIES>(shared + tile::query_at) + stage * (tile::query_bytes / 16);
+        return tile_descriptor<KEY_SIZE, QUERIES>(of.shared + tile::query_at) + stage * (tile::query_bytes / 16);
     }
     __device__ __forceinline__ uint64_t gradient_rows(int stage) {
-        return tile_descriptor<VALUE_SIZE, QUERIES>(shared + tile::gradient_at) + stage * (tile::gradient_bytes / 16);
+        return tile_descriptor<VALUE_SIZE, QUERIES>(of.shared + tile::gradient_at) +
+               stage * (tile::gradient_bytes / 16);
     }
-    __device__ __forceinline__ uint64_t slope_left() { /* all queries, or this group's of 128 */
-        return tile_descriptor<tile::keys, QUERIES>(shared + tile::slope_at) + buffer * (tile::slope_bytes / 16) +
-               (QUERIES == 128 ? group * 512 : 0);
-    }
-    /* sum = left (64 x SIZE) * right^T (QUERIES x SIZE); both in panels of 64 columns. */
-    template <int SIZE>
-    __device__ __forceinline__ void start_square(float (&sum)[QUERIES / 2], uint64_t left, uint64_t right) {
-        hold(sum);
-        products_open();
-#pragma unroll
-        for (int k = 0; k < SIZE / 16; k++) {
-            const uint64_t step = k % 4 * 2, from = left + (k / 4 * (tile::keys * 8) + step),
-                           to = right + (k / 4 * (QUERIES * 8) + step);
-            if (k == 0)
-                product<QUERIES>::template shared<false>(sum, from, to);
-            else
-                product<QUERIES>::template shared<true>(sum, from, to);
-        }
-        products_commit();
-        hold(sum);
-    }
-    /* sum += left (64 x QUERIES) * rows (QUERIES x SIZE) */
-    template <int SIZE>
-    __device__ __forceinline__ void start_sum(float (&sum)[SIZE / 2], uint32_t (&left)[QUERIES / 4], uint64_t rows) {
-        hold(sum);
-        hold(left);
-        products_open();
-#pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++)
-            product<SIZE>::template registers<true, true>(sum, left + 4 * k, rows + (uint64_t)(k * (16 * 128 / 16)));
-        products_commit();
-        hold(sum);
+    __device__ __forceinline__ uint64_t slope_left() { /* all queries, or this of.group's of 128 */
+        return tile_descriptor<tile::keys, QUERIES>(of.shared + tile::slope_at) + buffer * (tile::slope_bytes / 16) +
+               (QUERIES == 128 ? of.group * 512 : 0);
     }
     __device__ __forceinline__ void start_score(float (&sum)[QUERIES / 2], int stage) {
-        start_square<KEY_SIZE>(sum, key_left(), query_rows(stage));
+        of.template start_square<KEY_SIZE>(sum, key_left(), query_rows(stage));
     }
     /* 64 x 64 of slope^T * key: of 64 queries these 64 columns, of 128 these rows. */
     __device__ __forceinline__ void start_query(float (&query_gradient)[32]) {
@@ -246,224 +76,105 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         hold(query_gradient);
     }
 
-    /* Scores become weights. */
-    template <bool MASKED> __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, const float *lse) {
-        int low[2] = {}, high[2] = {};
-        if (MASKED)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const sight seen = key_sight(run, task.tile * tile::keys + group * 64 + warp * 16 + lane / 4 + 8 * half,
-                                             task.keys, control->step[now.stage].position);
-                low[half] = seen.low - 2 * (lane % 4);
-                high[half] = seen.high - 2 * (lane % 4);
-            }
-#pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++) {
-            const float4 four = *(const float4 *)(lse + 16 * k + 4 * (lane % 4));
-            const float base[2][2] = {{four.x, four.y}, {four.z, four.w}};
-            float capped[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const int column = 16 * k + i / 4 * 8 + i % 2;
-                float &x = score[8 * k + i], exponent;
-                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) x = tangent(x * run.cap_scale);
-                exponent = fmaf(x, run.scale, -base[i / 4][i % 2]);
-                if (MASKED && (column < low[i / 2 % 2] || column >= high[i / 2 % 2])) exponent = -CUDART_INF_F;
-                x = (OPTIONS & LN_CUDA_CAP) != 0 ? fmaf(-x, x, 1.0f) : x;
-                const float slope_of_cap = x;
-                x = exponential(exponent);
-                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) capped[i] = x * slope_of_cap;
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                weight[4 * k + i] = pack(score[8 * k + 2 * i], score[8 * k + 2 * i + 1]);
-                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) steep[4 * k + i] = pack(capped[2 * i], capped[2 * i + 1]);
-            }
-        }
-    }
-    static __device__ __forceinline__ float unpack(uint32_t both, int which) {
-        return __uint_as_float(which ? both & 0xffff0000u : both << 16);
-    }
-
-    /* Changes become slopes, in registers and, turned, in shared memory. */
-    __device__ __forceinline__ void incline(const float (&change)[QUERIES / 2], const float *part) {
-#pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++) {
-            const float4 four = *(const float4 *)(part + 16 * k + 4 * (lane % 4));
-            const float base[2][2] = {{four.x, four.y}, {four.z, four.w}};
-            float out[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const int e = 8 * k + i;
-                const float moved = change[e] - base[i / 4][i % 2];
-                out[i] = unpack((OPTIONS & LN_CUDA_CAP) != 0 ? steep[e / 2] : weight[e / 2], e % 2) * moved;
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) slope[4 * k + i] = pack(out[2 * i], out[2 * i + 1]);
-        }
-        char *to = shared + tile::slope_at + buffer * tile::slope_bytes + group * (QUERIES * 128);
-        const int query = lane / 16 * 8 + lane % 8, piece = 2 * warp + lane / 8 % 2;
-#pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++) {
-            const uint32_t four[4] = {slope[4 * k], slope[4 * k + 1], slope[4 * k + 2], slope[4 * k + 3]};
-            store_matrices<true>(to + (16 * k + query) * 128 + (piece ^ query % 8) * 16, four);
-        }
-    }
-
-    __device__ __forceinline__ void add_query(const float (&query_gradient)[32], int place, int turn) {
-        constexpr int blocks = QUERIES / 64 * (KEY_SIZE / 64);
-        float *to = run.sums + ((int64_t)place * blocks + group) * 4096 + threadIdx.x % 128 * 4;
-        if (turn) {
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                add_four(to + j * 512, {query_gradient[4 * j], query_gradient[4 * j + 1], query_gradient[4 * j + 2],
-                                        query_gradient[4 * j + 3]});
-        } else {
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                *(float4 *)(to + j * 512) = {query_gradient[4 * j], query_gradient[4 * j + 1],
-                                             query_gradient[4 * j + 2], query_gradient[4 * j + 3]};
-        }
-        added = place;
-        following = turn + 1;
-    }
-    __device__ __forceinline__ void pass_turn() {
-        if ((OPTIONS & UNORDERED) == 0 && added >= 0) {
-            __syncwarp();
-            if (lane == 0) turn_set(counter_of(added), following);
-        }
-        added = -1;
-    }
-
-    /* Rows of a tile after the last of the sequence belong to another one: their weights are 0, but 0 times infinity is
-     * not. */
-    template <int SIZE, int ROWS> __device__ __forceinline__ void clear_rows(char *at, int from) {
-#pragma unroll 1
-        for (int panel = 0; panel < SIZE / 64; panel++)
-#pragma unroll 1
-            for (int i = from * 128 + ((int)threadIdx.x - 128) * 16; i < ROWS * 128; i += 256 * 16)
-                *(uint4 *)(at + panel * ROWS * 128 + i) = {0, 0, 0, 0};
-    }
-    __device__ __forceinline__ void clear_keys(int rows, int phase) {
-        if (rows >= tile::keys) return;
-        barrier_wait(&control->value_full, phase);
-        clear_rows<KEY_SIZE, tile::keys>(shared, rows);
-        clear_rows<VALUE_SIZE, tile::keys>(shared + tile::value_at, rows);
-        stores_to_async();
-        named_wait(3, 256);
-    }
-    __device__ __forceinline__ void await_queries(const backward_ring<STAGES> &ring) {
-        barrier_wait(&control->query_full[ring.stage], ring.phase);
-        const int rows = control->step[ring.stage].rows;
-        if (rows >= QUERIES) return;
-        barrier_wait(&control->gradient_full[ring.stage], ring.phase);
-        clear_rows<KEY_SIZE, QUERIES>(shared + tile::query_at + ring.stage * tile::query_bytes, rows);
-        clear_rows<VALUE_SIZE, QUERIES>(shared + tile::gradient_at + ring.stage * tile::gradient_bytes, rows);
-        stores_to_async();
-        named_wait(3, 256);
-    }
-
     /* The key gradient of the step before, while one product started after it goes on (two where that is said). */
     __device__ __forceinline__ void key_done(bool first) {
         products_wait<1 + ((OPTIONS & LATE) != 0)>();
-        hold(score);
+        hold(of.score);
         hold(key_gradient);
-        hold(slope);
-        if (!first) leave(&control->query_free[(now.stage + STAGES - 1) % STAGES]);
+        hold(of.slope);
+        if (!first) of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
     }
     template <bool LAST> __device__ __forceinline__ void step(const ln_cuda_backward_task &task, bool first) {
-        const int stage = now.stage;
-        const int place = control->step[stage].place, turn = control->step[stage].turn;
-        const float *rows = (const float *)(shared + tile::row_at + stage * tile::row_bytes);
-        backward_ring<STAGES> after = now;
+        const int stage = of.now.stage;
+        const int place = of.control->step[stage].place, turn = of.control->step[stage].turn;
+        const float *rows = (const float *)(of.shared + tile::row_at + stage * tile::row_bytes);
+        backward_ring<STAGES> after = of.now;
         after.next();
         float change[QUERIES / 2] = {};
         if constexpr ((OPTIONS & LATE) == 0) {
-            barrier_wait(&control->gradient_full[stage], now.phase);
-            start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
+            barrier_wait(&of.control->gradient_full[stage], of.now.phase);
+            of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
             key_done(first);
         }
-        barrier_wait(&control->gradient_full[stage], now.phase);
-        if (tiles_cut(run, task.tile * tile::keys, tile::keys, task.keys, control->step[stage].position, QUERIES))
-            weigh<true>(task, rows);
+        barrier_wait(&of.control->gradient_full[stage], of.now.phase);
+        if (tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, of.control->step[stage].position, QUERIES))
+            of.template weigh<true>(task, of.group * 64, rows);
         else
-            weigh<false>(task, rows);
-        if constexpr ((OPTIONS & LATE) != 0) start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
-        start_sum<VALUE_SIZE>(value_gradient, weight, gradient_rows(stage));
+            of.template weigh<false>(task, of.group * 64, rows);
+        if constexpr ((OPTIONS & LATE) != 0)
+            of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
+        of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
         if constexpr ((OPTIONS & LATE) != 0) key_done(first);
-        pass_turn();
+        of.pass_turn();
         products_wait<1>();
         hold(change);
-        incline(change, rows + QUERIES);
+        of.incline(change, rows + QUERIES, tile::slope_at + buffer * tile::slope_bytes + of.group * (QUERIES * 128));
         products_wait<0>();
         hold(value_gradient);
-        hold(weight);
-        leave(&control->gradient_free[stage]);
+        hold(of.weight);
+        of.leave(&of.control->gradient_free[stage]);
         float following_score[QUERIES / 2] = {};
         if (!LAST) {
-            await_queries(after);
+            of.await_queries(after);
             start_score(following_score, after.stage);
         }
         stores_to_async();
         named_wait(2, 256);
         float query_gradient[32] = {};
         start_query(query_gradient);
-        start_sum<KEY_SIZE>(key_gradient, slope, query_rows(stage));
-        if ((OPTIONS & UNORDERED) == 0) {
-            if (lane == 0) turn_await(counter_of(place), turn);
-            __syncwarp();
-        }
+        of.template start_sum<KEY_SIZE>(key_gradient, of.slope, query_rows(stage));
+        of.await_turn(place, turn);
         products_wait<1>();
         hold(query_gradient);
         if constexpr (!LAST) {
             hold(following_score);
 #pragma unroll
-            for (int i = 0; i < QUERIES / 2; i++) score[i] = following_score[i];
+            for (int i = 0; i < QUERIES / 2; i++) of.score[i] = following_score[i];
         }
-        add_query(query_gradient, place, turn);
+        of.add_query(query_gradient, place, of.group, turn);
         buffer ^= 1;
-        now = after;
+        of.now = after;
     }
 
     __device__ __forceinline__ void walk(const ln_cuda_backward_task &task, int phase) {
-        const int count = (task.end - task.first) * run.group;
-        barrier_wait(&control->key_full, phase);
-        clear_keys(task.keys - task.tile * tile::keys, phase);
-        barrier_wait(&control->value_full, phase);
-        await_queries(now);
-        start_score(score, now.stage);
+        const int count = (task.end - task.first) * of.run.group;
+        barrier_wait(&of.control->key_full, phase);
+        of.clear_keys(task.keys - task.tile * tile::keys, phase);
+        barrier_wait(&of.control->value_full, phase);
+        of.await_queries(of.now);
+        start_score(of.score, of.now.stage);
         products_wait<0>();
-        hold(score);
+        hold(of.score);
         for (int n = 0; n < count - 1; n++) step<false>(task, n == 0);
         step<true>(task, count == 1);
         products_wait<0>();
         hold(key_gradient);
         hold(value_gradient);
-        hold(slope);
-        leave(&control->query_free[(now.stage + STAGES - 1) % STAGES]);
-        leave(&control->keys_free);
-        pass_turn();
+        hold(of.slope);
+        of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
+        of.leave(&of.control->keys_free);
+        of.pass_turn();
     }
 
     __device__ __forceinline__ void store(const ln_cuda_backward_task &task) {
-        const int row = group * 64 + warp * 16 + lane / 4, rows = task.keys - task.tile * tile::keys;
-        if (row - lane / 4 < rows)
-            store_gradient<KEY_SIZE>(run.key_gradient, run.gradient_float32, task.key, task.head, row, rows, 0,
-                                     run.key_size, key_gradient, run.gradient_scale);
-        if (row - lane / 4 < rows)
-            store_gradient<VALUE_SIZE>(run.value_gradient, run.gradient_float32, task.key, task.head, row, rows, 0,
-                                       run.value_size, value_gradient, 1.0f);
+        const int row = of.group * 64 + of.warp * 16 + of.lane / 4, rows = task.keys - task.tile * tile::keys;
+        if (row - of.lane / 4 < rows)
+            store_gradient<KEY_SIZE>(of.run.key_gradient, of.run.gradient_float32, task.key, task.head, row, rows, 0,
+                                     of.run.key_size, key_gradient, of.run.gradient_scale);
+        if (row - of.lane / 4 < rows)
+            store_gradient<VALUE_SIZE>(of.run.value_gradient, of.run.gradient_float32, task.key, task.head, row, rows,
+                                       0, of.run.value_size, value_gradient, 1.0f);
     }
 
     __device__ __forceinline__ void run_tasks() {
         backward_ring<2> tasks = {0, 0};
         int phase = 0;
-        now = {0, 0};
+        of.now = {0, 0};
         buffer = 0;
-        added = -1;
+        of.added = -1;
         for (;;) {
-            barrier_wait(&control->task_full[tasks.stage], tasks.phase);
-            const ln_cuda_backward_task &task = control->task[tasks.stage];
+            barrier_wait(&of.control->task_full[tasks.stage], tasks.phase);
+            const ln_cuda_backward_task &task = of.control->task[tasks.stage];
             if (task.head < 0) break;
 #pragma unroll
             for (int i = 0; i < KEY_SIZE / 2; i++) key_gradient[i] = 0;
@@ -475,7 +186,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
             }
             store(task);
             __syncwarp();
-            leave(&control->task_free[tasks.stage]);
+            of.leave(&of.control->task_free[tasks.stage]);
             tasks.next();
         }
     }
@@ -493,36 +204,18 @@ static __global__ void __launch_bounds__(384, 1)
     char *shared = block_memory();
     backward_control<STAGES> *control = (backward_control<STAGES> *)(shared + tile::control_at);
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    if (threadIdx.x == 0) {
-        barrier_open(&control->key_full, 1);
-        barrier_open(&control->value_full, 1);
-        barrier_open(&control->keys_free, BACKWARD_WARPS);
-        for (int stage = 0; stage < STAGES; stage++) {
-            barrier_open(&control->query_full[stage], 1);
-            barrier_open(&control->gradient_full[stage], 1);
-            barrier_open(&control->query_free[stage], BACKWARD_WARPS);
-            barrier_open(&control->gradient_free[stage], BACKWARD_WARPS);
-        }
-        for (int stage = 0; stage < 2; stage++) {
-            barrier_open(&control->task_full[stage], 1);
-            barrier_open(&control->task_free[stage], BACKWARD_WARPS + 1);
-        }
-        barriers_opened();
-    }
+    if (threadIdx.x == 0) open_control(control);
     __syncthreads();
     if (group == 0) {
         registers_less<24>();
-        if (threadIdx.x == 0)
-            copy_tasks<tile, KEY_SIZE, VALUE_SIZE, QUERIES, STAGES>(&query_map, &key_map, &value_map, run, shared,
-                                                                    control);
-        if (threadIdx.x == 32)
-            copy_gradients<tile, VALUE_SIZE, QUERIES, STAGES>(&gradient_map, run, shared, control);
+        if (threadIdx.x == 0) copy_backward_tasks<tile, STAGES>(&query_map, &key_map, &value_map, run, shared, control);
+        if (threadIdx.x == 32) copy_gradients<tile, STAGES>(&gradient_map, run, shared, control);
     } else {
         registers_more<240>();
-        backward_keys<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> keys = {run, control, shared};
-        keys.group = group - 1;
-        keys.warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0);
-        keys.lane = threadIdx.x % 32;
+        backward_keys<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> keys = {{run, control, shared}};
+        keys.of.group = group - 1;
+        keys.of.warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0);
+        keys.of.lane = threadIdx.x % 32;
         keys.run_tasks();
     }
 #endif

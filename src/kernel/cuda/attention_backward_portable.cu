@@ -4,11 +4,11 @@
  *     score = own_1 other_1^T ; change = own_2 other_2^T ; weight = exp(score - lse) ; slope = weight (change - part) ;
  *     gradient_1 += slope other_1 ; and of keys and values gradient_2 += weight other_2.
  *
- * Own are the key and value of a tile of keys, others the query and the output's gradient of the queries that see it; or
- * the other way about. Scores are computed twice, 7 products instead of 5, and no block adds to what another one adds
- * to: the order of every sum is the order of the loop. With SPLIT, that many warps have the same rows and different
- * columns of the gradients. Rows in shared memory are 16 bytes longer than they need be, so that eight of them meet all
- * banks. Rows outside the sequence are filled with zeros. */
+ * Own are the key and value of a tile of keys, others the query and the output's gradient of the queries that see it;
+ * or the other way about. Scores are computed twice, 7 products instead of 5, and no block adds to what another one
+ * adds to: the order of every sum is the order of the loop. With SPLIT, that many warps have the same rows and
+ * different columns of the gradients. Rows in shared memory are 16 bytes longer than they need be, so that eight of
+ * them meet all banks. Rows outside the sequence are filled with zeros. */
 #include "kernel/cuda/attention_backward_rows.cuh"
 #include "kernel/cuda/attention_backward_table.h"
 #include "kernel/cuda/launch.cuh"
@@ -35,7 +35,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS, bool
     static constexpr int bytes = (BACKWARD_ROWS + OTHERS) * (key_row + value_row) * 2;
     const backward_run &run;
     __nv_bfloat16 *own_one, *own_two, *other_one, *other_two; /* one: query or key; two: output's gradient or value */
-    int lane, warp, half; /* of the rows; of the columns */
+    int lane, warp, half;                                     /* of the rows; of the columns */
     float one[KEY_SIZE / SPLIT / 2], two[OF_KEYS ? VALUE_SIZE / SPLIT / 2 : 2];
     float score[OTHERS / 2], change[OTHERS / 2];
     uint32_t weight[OTHERS / 4], slope[OTHERS / 4];
@@ -143,7 +143,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS, bool
 };
 
 template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS>
-static __global__ void __launch_bounds__(128 * SPLIT) backward_of_keys(const __grid_constant__ backward_run run) {
+static __global__ void __launch_bounds__(128 * SPLIT, 1) backward_of_keys(const __grid_constant__ backward_run run) {
     backward_part<KEY_SIZE, VALUE_SIZE, OTHERS, SPLIT, OPTIONS, true> part = {run};
     part.open();
     const ln_cuda_backward_task task = run.tasks[blockIdx.x];
@@ -179,7 +179,7 @@ static __device__ __forceinline__ sight query_sight(const backward_run &run, int
 }
 
 template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS>
-static __global__ void __launch_bounds__(128 * SPLIT) backward_of_queries(const __grid_constant__ backward_run run) {
+static __global__ void __launch_bounds__(128 * SPLIT, 1) backward_of_queries(const __grid_constant__ backward_run run) {
     backward_part<KEY_SIZE, VALUE_SIZE, OTHERS, SPLIT, OPTIONS, false> part = {run};
     part.open();
     const ln_cuda_backward_rows tile = run.tiles[blockIdx.x];
@@ -230,12 +230,12 @@ static ln_cuda_backward_kernel backward_portable_kernel(const char *name) {
 
 using namespace ln;
 
-#define LN_ROWS(key_size, value_size, others, split, name)                                \
-    backward_portable_kernel<key_size, value_size, others, split, 0>("portable " name),   \
+#define LN_ROWS(key_size, value_size, others, split, name)                              \
+    backward_portable_kernel<key_size, value_size, others, split, 0>("portable " name), \
         backward_portable_kernel<key_size, value_size, others, split, LN_CUDA_CAP>("portable " name " cap")
 
 const ln_cuda_backward_kernel ln_cuda_backward_portable_kernels[] = {
-    LN_ROWS(128, 128, 32, 1, "128"), LN_ROWS(64, 64, 64, 1, "64"),           LN_ROWS(96, 96, 64, 1, "96"),
+    LN_ROWS(128, 128, 32, 1, "128"), LN_ROWS(64, 64, 64, 1, "64"),        LN_ROWS(96, 96, 64, 1, "96"),
     LN_ROWS(192, 192, 32, 2, "192"), LN_ROWS(192, 128, 32, 2, "192/128"), LN_ROWS(256, 256, 32, 2, "256"),
 };
 const int ln_cuda_backward_portable_count =
