@@ -11,9 +11,9 @@
  *            at tile floor(k n / m) of n and goes round; the company before is done with a tile first.
  *
  * When causal, sets go up and down by turns: a block that had a short task of one set takes a long one of the next.
- * Invariant: a task of up or down waits for tasks in front of it in the list alone; one of round for those in front of
- * its company and for its company, which has no more members than there are blocks. Tasks are taken in the order of the
- * list, so that somebody can always go on. */
+ * Invariant: a task of up or down waits for tasks in front of it in the list alone; one of round for those of companies
+ * in front of its own, and for its company, whose members are on different blocks, since it has no more of them than
+ * there are blocks and block b takes tasks b, b + blocks, ... So the first task that is not done can always go on. */
 #include "kernel/cuda/attention_backward_cuda.h"
 
 #include <cudaTypedefs.h>

@@ -96,16 +96,19 @@ static __device__ __forceinline__ void copy_backward_tasks(const CUtensorMap *qu
         barrier_arrive(&control->task_full[tasks.stage]);
         tasks.next();
         if (index >= run.task_count) break;
-        index = gridDim.x + atomicInc(run.next, run.task_count - 1); /* back to 0 after as many as there are tasks */
-        if (task.first >= task.end) continue;
-        barrier_wait(&control->keys_free, keys_phase);
-        keys_phase ^= 1;
-        barrier_expect(&control->key_full, TILE::key_bytes);
-        copy_panels<TILE::key_size, TILE::keys>(shared, key_map, &control->key_full, task.head, task.key);
-        barrier_expect(&control->value_full, TILE::value_bytes);
-        copy_panels<TILE::value_size, TILE::keys>(shared + TILE::value_at, value_map, &control->value_full, task.head,
-                                                  task.key);
-        copy_queries<TILE, STAGES>(query_map, run, shared, control, task, ring);
+        if (task.first < task.end) {
+            barrier_wait(&control->keys_free, keys_phase);
+            keys_phase ^= 1;
+            barrier_expect(&control->key_full, TILE::key_bytes);
+            copy_panels<TILE::key_size, TILE::keys>(shared, key_map, &control->key_full, task.head, task.key);
+            barrier_expect(&control->value_full, TILE::value_bytes);
+            copy_panels<TILE::value_size, TILE::keys>(shared + TILE::value_at, value_map, &control->value_full,
+                                                      task.head, task.key);
+            copy_queries<TILE, STAGES>(query_map, run, shared, control, task, ring);
+        }
+        /* A company takes blocks that follow each other, so that none has two of its members; others take what comes
+         * next, when the copies of this task have started. Back to 0 after as many as there are tasks. */
+        index = task.order == LN_CUDA_ROUND ? index + gridDim.x : gridDim.x + atomicInc(run.next, run.task_count - 1);
     }
 }
 

@@ -8,8 +8,7 @@
 using namespace ln;
 
 const ln_cuda_backward_kernel ln_cuda_backward_hopper_kernels[] = {
-    backward_hopper_kernel<128, 128, 64, 2, 0>("hopper 128: 64 x 128", 128),
-    backward_hopper_kernel<128, 128, 64, 3, 0>("hopper 128: 64 x 128 three", 128),
+    backward_hopper_kernel<128, 128, 64, 3, 0>("hopper 128: 64 x 128", 128),
     backward_hopper_kernel<128, 128, 64, 3, UNORDERED>("hopper 128: unordered", 128),
     backward_hopper_kernel<128, 128, 64, 3, LATE>("hopper 128: 64 x 128 late", 128),
     backward_hopper_kernel<128, 128, 64, 3, LN_CUDA_CAP | LATE>("hopper 128: 64 x 128 cap", 128),
