@@ -651,7 +651,15 @@ static void check_plans(void) {
     const ln_cuda_device hopper = {0, 9, 0, 132, 232448, 50 << 20}, ampere = {0, 8, 6, 84, 101376, 6 << 20},
                          small = {0, 9, 0, 5, 232448, 50 << 20};
     const int64_t offsets[2] = {0, 1000}, wrong[2] = {0, -1};
-    ln_cuda_backward backward = {{8, 2, 128, 128, 1, offsets, offsets, 0.1f, 0, true, 0, false}, false};
+    ln_cuda_backward backward = {.attention = {.heads = 8,
+                                               .key_value_heads = 2,
+                                               .key_size = 128,
+                                               .value_size = 128,
+                                               .sequences = 1,
+                                               .query_offsets = offsets,
+                                               .key_offsets = offsets,
+                                               .scale = 0.1f,
+                                               .causal = true}};
     ln_cuda_backward_plan plan;
     EXPECT(ln_cuda_backward_plan_make(&backward, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->major == 9,
            "plan: %s", plan.why);

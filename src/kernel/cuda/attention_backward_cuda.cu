@@ -10,10 +10,11 @@
  *     round: every query sees every key. Companies of at most as many tasks as there are blocks, member k of m starts
  *            at tile floor(k n / m) of n and goes round; the company before is done with a tile first.
  *
- * When causal, sets go up and down by turns: a block that had a short task of one set takes a long one of the next.
- * Invariant: a task of up or down waits for tasks in front of it in the list alone; one of round for those of companies
- * in front of its own, and for its company, whose members are on different blocks, since it has no more of them than
- * there are blocks and block b takes tasks b, b + blocks, ... So the first task that is not done can always go on. */
+ * When causal, as many sets as have blocks for all of their tasks are a wave, and waves go up and down by turns: a
+ * block that had a short task of one wave takes a long one of the next. Invariant: a task of up or down waits for tasks
+ * in front of it in the list alone; one of round for those of companies in front of its own, and for its company, whose
+ * members are on different blocks, since it has no more of them than there are blocks and block b takes tasks b, b +
+ * blocks, ... So the first task that is not done can always go on. */
 #include "kernel/cuda/attention_backward_cuda.h"
 
 #include <cudaTypedefs.h>
@@ -21,6 +22,7 @@
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "kernel/cuda/attention_backward_rows.cuh"
 #include "kernel/cuda/attention_backward_table.h"
@@ -56,6 +58,7 @@ static int64_t tiles_of(const int64_t *offsets, int64_t sequences, int64_t tile)
 static const char *refusal(const ln_cuda_attention *a, const ln_cuda_device *device,
                            const ln_cuda_backward_kernel *kernel) {
     const int wanted = (a->window ? LN_CUDA_WINDOW : 0) | (a->soft_cap > 0 ? LN_CUDA_CAP : 0);
+    if (a->half || a->rank || a->query_tile) return "gradients are made of bf16 alone, without factors and lists";
     if (a->key_size != kernel->key_size || a->value_size != kernel->value_size) return "made for another size of heads";
     if ((wanted & ~kernel->options) || ((kernel->options & LN_CUDA_CAP) && a->soft_cap == 0))
         return "made for other options";
@@ -79,7 +82,7 @@ static backward_places places_of(const ln_cuda_attention *a, const ln_cuda_backw
     at.tiles = 256; /* after the counter of tasks */
     at.tasks = at.tiles + whole(plan->tiles * (int64_t)sizeof(ln_cuda_backward_rows));
     at.turns = at.tasks + whole(plan->tasks * (int64_t)sizeof(ln_cuda_backward_task));
-    at.rows = at.turns + whole(places * ln::TURN_WARPS * 4);
+    at.rows = at.turns + whole(places * 4);
     at.sums = at.rows + whole(places * queries * 2 * 4);
     at.bytes = at.sums + (plan->kernel->major == 9 ? whole(places * queries * plan->kernel->wide_key_size * 4) : 0);
     return at;
@@ -113,8 +116,8 @@ ln_cuda_code ln_cuda_backward_plan_make(const ln_cuda_backward *backward, const 
     const ln_cuda_backward_kernel *best = plan->kernel;
     plan->tiles = tiles_of(a->query_offsets, a->sequences, best->queries);
     plan->tasks = tiles_of(a->key_offsets, a->sequences, best->keys) * a->key_value_heads;
-    if (plan->tiles * a->heads > INT_MAX / ln::TURN_WARPS || plan->tasks > INT_MAX / 2) {
-        snprintf(plan->why, sizeof plan->why, "more than 2^28 tiles of queries or 2^30 tiles of keys");
+    if (plan->tiles * a->heads > INT_MAX / 2 || plan->tasks > INT_MAX / 2) {
+        snprintf(plan->why, sizeof plan->why, "more than 2^30 tiles of queries or of keys");
         return LN_CUDA_ARGUMENT;
     }
     plan->blocks = plan->tasks;
@@ -184,21 +187,44 @@ static int64_t tasks_of(const ln_cuda_attention *a, const ln_cuda_backward_plan 
     return count;
 }
 
+/* Those that end early first, so that the blocks which they leave come to the next wave one after the other; in a wave
+ * that goes down the other way about. Tasks of one set stay in their order. */
+static int shorter(const void *one, const void *two) {
+    const ln_cuda_backward_task *a = (const ln_cuda_backward_task *)one, *b = (const ln_cuda_backward_task *)two;
+    const int more = (a->end - a->first) - (b->end - b->first);
+    if (more) return a->order == LN_CUDA_UP ? more : -more;
+    return a->filler < b->filler ? -1 : a->filler > b->filler;
+}
+
+static void sort_wave(ln_cuda_backward_task *tasks, int64_t count) {
+    for (int64_t i = 0; i < count; i++) tasks[i].filler = (int32_t)i;
+    qsort(tasks, (size_t)count, sizeof *tasks, shorter);
+    for (int64_t i = 0; i < count; i++) tasks[i].filler = 0;
+}
+
 void ln_cuda_backward_tables(const ln_cuda_backward *backward, const ln_cuda_backward_plan *plan,
                              ln_cuda_backward_rows *tiles, ln_cuda_backward_task *tasks) {
     const ln_cuda_attention *a = &backward->attention;
-    int64_t count = 0, first = 0;
+    const bool waves = a->causal && !a->window;
+    int64_t count = 0, wave = 0, first = 0; /* wave: its first task */
     bool up = true;
     for (int64_t s = 0; s < a->sequences; s++) {
+        const int64_t keys = a->key_offsets[s + 1] - a->key_offsets[s];
+        const int64_t more = (keys + plan->kernel->keys - 1) / plan->kernel->keys;
         int64_t end = first;
         for (int64_t row = 0; row < a->query_offsets[s + 1] - a->query_offsets[s]; row += plan->kernel->queries)
             tiles[end++] = rows_of(a, plan->kernel, s, row);
         for (int64_t head = 0; head < a->key_value_heads; head++) {
+            if (waves && count > wave && count + more - wave > plan->blocks) {
+                sort_wave(tasks + wave, count - wave);
+                wave = count;
+                up = !up;
+            }
             count += tasks_of(a, plan, tiles, s, head, first, end, up, tasks + count);
-            if (a->causal && !a->window) up = !up;
         }
         first = end;
     }
+    if (waves && count > wave) sort_wave(tasks + wave, count - wave);
 }
 
 ln_cuda_code ln_cuda_backward_prepare(const ln_cuda_backward_plan *plan, const ln_cuda_backward_rows *tiles,

@@ -30,7 +30,7 @@ static __global__ void __launch_bounds__(OPEN_THREADS) backward_open(const __gri
     const int head = blockIdx.y, place = head * run.tile_count + blockIdx.x, lane = threadIdx.x % ROW_THREADS;
     const ln_cuda_backward_rows tile = run.tiles[blockIdx.x];
     float *lse = run.rows + (int64_t)place * 2 * run.tile_queries, *part = lse + run.tile_queries;
-    if (threadIdx.x < TURN_WARPS) run.turns[place * TURN_WARPS + threadIdx.x] = 0;
+    if (threadIdx.x == 0) run.turns[place] = 0;
     for (int row = threadIdx.x / ROW_THREADS; row < run.tile_queries; row += OPEN_THREADS / ROW_THREADS) {
         const int64_t token = tile.query + row;
         float sum = 0, base = CUDART_INF_F;
@@ -60,7 +60,7 @@ static __global__ void __launch_bounds__(1024) backward_close(const __grid_const
     const int head = blockIdx.y, place = head * run.tile_count + blockIdx.x;
     const int columns = run.wide_key_size / 64, blocks = run.tile_queries / 64 * columns;
     const ln_cuda_backward_rows tile = run.tiles[blockIdx.x];
-    const bool any = run.turns[place * TURN_WARPS] > 0;
+    const bool any = run.turns[place] > 0;
     const int block = threadIdx.x / 128, thread = threadIdx.x % 128;
     float sum[32];
 #pragma unroll

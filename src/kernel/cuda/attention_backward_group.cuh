@@ -1,11 +1,11 @@
 /* What the kernels of the backward pass for compute capability 9.0 share: the copying threads, and what a warp group
  * does with its accumulators.
  *
- * Sums of query gradients are those of several blocks. Each tile of queries counts the tiles of keys that were added,
- * a warp's part by itself; a warp waits until the count is its task's turn (turn_of), so that the order is fixed, and
- * sets the next when its additions are seen. Tasks visit queries in an order in which turns come up as time goes (see
- * attention_backward_cuda.cu). Invariant: the task whose turn it is has been taken, or will be by a block that waits
- * for nobody behind it. */
+ * Sums of query gradients are those of several blocks. Each tile of queries counts the tiles of keys that were added;
+ * a block adds when the count is its task's turn (turn_of), so that the order is fixed, and sets the next when its
+ * additions are seen. Two threads beside the groups do the waiting for both, ahead and behind. Tasks visit queries in
+ * an order in which turns come up as time goes (see attention_backward_cuda.cu). Invariant: the task whose turn it is
+ * has been taken, or will be by a block that waits for nobody behind it. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_BACKWARD_GROUP_CUH
 #define LN_KERNEL_CUDA_ATTENTION_BACKWARD_GROUP_CUH
 
@@ -25,6 +25,7 @@ enum {
 template <int STAGES> struct backward_control {
     uint64_t key_full, value_full, keys_free;
     uint64_t query_full[STAGES], query_free[STAGES], gradient_full[STAGES], gradient_free[STAGES];
+    uint64_t turn_come[STAGES], added[STAGES];
     uint64_t task_full[2], task_free[2];
     ln_cuda_backward_task task[2];
     struct {
@@ -141,6 +142,52 @@ static __device__ __forceinline__ void copy_gradients(const CUtensorMap *map, co
     }
 }
 
+/* The third: waits until it is the task's turn at a tile of queries, ahead of the groups where it can. */
+template <int STAGES, int OPTIONS>
+static __device__ __forceinline__ void await_turns(const backward_run &run, backward_control<STAGES> *control) {
+    backward_ring<STAGES> ring = {0, 0};
+    backward_ring<2> tasks = {0, 0};
+    for (;;) {
+        const ln_cuda_backward_task &task = control->task[tasks.stage];
+        barrier_wait(&control->task_full[tasks.stage], tasks.phase);
+        if (task.head < 0) break;
+        const int count = (task.end - task.first) * run.group;
+#pragma unroll 1
+        for (int n = 0; n < count; n++) {
+            barrier_wait(&control->query_full[ring.stage], ring.phase);
+            if ((OPTIONS & UNORDERED) == 0)
+                turn_await(run.turns + control->step[ring.stage].place, control->step[ring.stage].turn);
+            barrier_arrive(&control->turn_come[ring.stage]);
+            ring.next();
+        }
+        barrier_arrive(&control->task_free[tasks.stage]);
+        tasks.next();
+    }
+}
+/* The fourth: passes the turn on when the additions of all warps are seen; the groups do not wait for that. */
+template <int STAGES>
+static __device__ __forceinline__ void pass_turns(const backward_run &run, backward_control<STAGES> *control) {
+    backward_ring<STAGES> ring = {0, 0};
+    backward_ring<2> tasks = {0, 0};
+    for (;;) {
+        const ln_cuda_backward_task &task = control->task[tasks.stage];
+        barrier_wait(&control->task_full[tasks.stage], tasks.phase);
+        if (task.head < 0) break;
+        const int count = (task.end - task.first) * run.group;
+#pragma unroll 1
+        for (int n = 0; n < count; n++) {
+            barrier_wait(&control->query_full[ring.stage], ring.phase);
+            const int place = control->step[ring.stage].place, turn = control->step[ring.stage].turn;
+            barrier_wait(&control->added[ring.stage], ring.phase);
+            barrier_arrive(&control->query_free[ring.stage]);
+            turn_set(run.turns + place, turn + 1);
+            ring.next();
+        }
+        barrier_arrive(&control->task_free[tasks.stage]);
+        tasks.next();
+    }
+}
+
 /* What a warp group has and does, whatever its part. */
 template <class TILE, int STAGES, int OPTIONS> struct backward_group {
     static constexpr int KEY_SIZE = TILE::key_size, VALUE_SIZE = TILE::value_size, QUERIES = TILE::queries;
@@ -149,19 +196,12 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
     char *shared;
     int group, warp, lane;
     backward_ring<STAGES> now;
-    int added, following; /* the place whose counter this warp is to set, and to what; -1: none */
     float score[QUERIES / 2];
     uint32_t weight[QUERIES / 4], slope[QUERIES / 4];
     uint32_t steep[(OPTIONS & LN_CUDA_CAP) != 0 ? QUERIES / 4 : 1]; /* weights by the derivative of the cap */
 
     __device__ __forceinline__ void leave(uint64_t *barrier) {
         if (lane == 0) barrier_arrive(barrier);
-    }
-    __device__ __forceinline__ int *counter_of(int place) { return run.turns + place * TURN_WARPS + group * 4 + warp; }
-    __device__ __forceinline__ void await_turn(int place, int turn) {
-        if ((OPTIONS & UNORDERED) != 0) return;
-        if (lane == 0) turn_await(counter_of(place), turn);
-        __syncwarp();
     }
     /* sum = left (64 x SIZE) * right^T (QUERIES x SIZE); both in panels of 64 columns. */
     template <int SIZE>
@@ -272,15 +312,11 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
                 *(float4 *)(to + j * 512) = {query_gradient[4 * j], query_gradient[4 * j + 1],
                                              query_gradient[4 * j + 2], query_gradient[4 * j + 3]};
         }
-        added = place;
-        following = turn + 1;
     }
-    __device__ __forceinline__ void pass_turn() {
-        if ((OPTIONS & UNORDERED) == 0 && added >= 0) {
-            __syncwarp();
-            if (lane == 0) turn_set(counter_of(added), following);
-        }
-        added = -1;
+    /* This warp has added what it has of this stage. */
+    __device__ __forceinline__ void pass_turn(int stage) {
+        __syncwarp();
+        leave(&control->added[stage]);
     }
 
     /* Rows of a tile after the last of the sequence belong to another one: their weights are 0, but 0 times infinity is
@@ -320,12 +356,14 @@ template <int STAGES> static __device__ __forceinline__ void open_control(backwa
     for (int stage = 0; stage < STAGES; stage++) {
         barrier_open(&control->query_full[stage], 1);
         barrier_open(&control->gradient_full[stage], 1);
-        barrier_open(&control->query_free[stage], BACKWARD_WARPS);
+        barrier_open(&control->query_free[stage], BACKWARD_WARPS + 1);
+        barrier_open(&control->turn_come[stage], 1);
+        barrier_open(&control->added[stage], BACKWARD_WARPS);
         barrier_open(&control->gradient_free[stage], BACKWARD_WARPS);
     }
     for (int stage = 0; stage < 2; stage++) {
         barrier_open(&control->task_full[stage], 1);
-        barrier_open(&control->task_free[stage], BACKWARD_WARPS + 1);
+        barrier_open(&control->task_free[stage], BACKWARD_WARPS + 3);
     }
     barriers_opened();
 }

@@ -105,7 +105,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
             of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
         of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
         if constexpr ((OPTIONS & LATE) != 0) key_done(first);
-        of.pass_turn();
         products_wait<1>();
         hold(change);
         of.incline(change, rows + QUERIES, tile::slope_at + buffer * tile::slope_bytes + of.group * (QUERIES * 128));
@@ -123,7 +122,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         float query_gradient[32] = {};
         start_query(query_gradient);
         of.template start_sum<KEY_SIZE>(key_gradient, of.slope, query_rows(stage));
-        of.await_turn(place, turn);
         products_wait<1>();
         hold(query_gradient);
         if constexpr (!LAST) {
@@ -131,7 +129,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
 #pragma unroll
             for (int i = 0; i < QUERIES / 2; i++) of.score[i] = following_score[i];
         }
+        barrier_wait(&of.control->turn_come[stage], of.now.phase);
         of.add_query(query_gradient, place, of.group, turn);
+        of.pass_turn(stage);
         buffer ^= 1;
         of.now = after;
     }
@@ -153,7 +153,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         hold(of.slope);
         of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
         of.leave(&of.control->keys_free);
-        of.pass_turn();
     }
 
     __device__ __forceinline__ void store(const ln_cuda_backward_task &task) {
@@ -171,7 +170,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         int phase = 0;
         of.now = {0, 0};
         buffer = 0;
-        of.added = -1;
         for (;;) {
             barrier_wait(&of.control->task_full[tasks.stage], tasks.phase);
             const ln_cuda_backward_task &task = of.control->task[tasks.stage];
@@ -210,6 +208,8 @@ static __global__ void __launch_bounds__(384, 1)
         registers_less<24>();
         if (threadIdx.x == 0) copy_backward_tasks<tile, STAGES>(&query_map, &key_map, &value_map, run, shared, control);
         if (threadIdx.x == 32) copy_gradients<tile, STAGES>(&gradient_map, run, shared, control);
+        if (threadIdx.x == 64) await_turns<STAGES, OPTIONS>(run, control);
+        if (threadIdx.x == 96) pass_turns<STAGES>(run, control);
     } else {
         registers_more<240>();
         backward_keys<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> keys = {{run, control, shared}};

@@ -12,8 +12,6 @@
 
 namespace ln {
 
-enum { TURN_WARPS = 8 }; /* counters of a query tile: one for each warp that adds to it */
-
 /* What a kernel is given beside its tensors; the same for all of them. */
 struct backward_run {
     ln_cuda_tensor query, key, value, output, output_gradient, query_gradient, key_gradient, value_gradient;
@@ -23,7 +21,7 @@ struct backward_run {
     const ln_cuda_backward_task *tasks;
     float *rows;    /* [head][tile][lse, part][tile_queries]: lse by log2(e), infinite for a row that sees nothing */
     float *sums;    /* of query gradients, [head][tile][block of 64 x 64][j][thread][4], the places of accumulators */
-    int *turns;     /* [head][tile][TURN_WARPS]: how many tiles of keys were added; 0 before a run */
+    int *turns;     /* [head][tile]: how many tiles of keys were added; 0 before a run */
     unsigned *next; /* 0 before and after a run */
     int task_count, tile_count, tile_queries, tile_keys, heads, group, query_tokens;
     int key_size, value_size, wide_key_size;

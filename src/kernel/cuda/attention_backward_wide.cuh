@@ -107,7 +107,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         barrier_wait(&of.control->gradient_full[stage], of.now.phase);
         weigh(task, stage);
         of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
-        of.pass_turn();
         products_wait<0>();
         hold(value_gradient);
         hold(of.weight);
@@ -118,15 +117,16 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
             start_score(following_score, after.stage);
         }
         named_wait(SLOPES_MET, 256);
-        of.await_turn(place, turn);
 #pragma unroll
         for (int block = 0; block < tile::first_blocks; block++) {
             float query_gradient[32] = {};
             start_query(query_gradient, block);
             products_wait<0>();
             hold(query_gradient);
+            barrier_wait(&of.control->turn_come[stage], of.now.phase);
             of.add_query(query_gradient, place, block, turn);
         }
+        of.pass_turn(stage);
         if (!LAST) {
             hold(following_score);
             of.leave(&of.control->query_free[after.stage]);
@@ -151,7 +151,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         const int place = of.control->step[stage].place, turn = of.control->step[stage].turn;
         backward_ring<STAGES> after = of.now;
         after.next();
-        of.pass_turn();
         take_weights();
         of.incline(of.score, rows_of(stage) + 64, tile::slope_at);
         of.leave(&of.control->gradient_free[stage]);
@@ -159,15 +158,16 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         stores_to_async();
         named_wait(SLOPES_MET, 256);
         of.template start_sum<KEY_SIZE>(key_gradient, of.slope, query_rows(stage));
-        of.await_turn(place, turn);
 #pragma unroll
         for (int block = tile::first_blocks; block < KEY_SIZE / 64; block++) {
             float query_gradient[32] = {};
             start_query(query_gradient, block);
             products_wait<0>();
             hold(query_gradient);
+            barrier_wait(&of.control->turn_come[stage], of.now.phase);
             of.add_query(query_gradient, place, block, turn);
         }
+        of.pass_turn(stage);
         hold(key_gradient);
         hold(of.slope);
         of.leave(&of.control->query_free[stage]);
@@ -193,7 +193,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         backward_ring<2> tasks = {0, 0};
         int phase = 0;
         of.now = {0, 0};
-        of.added = -1;
         for (;;) {
             barrier_wait(&of.control->task_full[tasks.stage], tasks.phase);
             const ln_cuda_backward_task &task = of.control->task[tasks.stage];
@@ -212,7 +211,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
                 else
                     walk_second(count, gradient);
                 of.leave(&of.control->keys_free);
-                of.pass_turn();
                 phase ^= 1;
             }
             const int row = of.warp * 16 + of.lane / 4;
@@ -243,6 +241,8 @@ static __global__ void __launch_bounds__(384, 1)
         registers_less<24>();
         if (threadIdx.x == 0) copy_backward_tasks<tile, STAGES>(&query_map, &key_map, &value_map, run, shared, control);
         if (threadIdx.x == 32) copy_gradients<tile, STAGES>(&gradient_map, run, shared, control);
+        if (threadIdx.x == 64) await_turns<STAGES, OPTIONS>(run, control);
+        if (threadIdx.x == 96) pass_turns<STAGES>(run, control);
     } else {
         registers_more<240>();
         backward_wide<KEY_SIZE, VALUE_SIZE, STAGES, OPTIONS> part = {{run, control, shared}};
