@@ -17,7 +17,8 @@ typedef struct work {
     int window;
     float cap, stretch; /* stretch: scores are larger by it; 0: 1 */
     int layout;
-    bool float32, output_float32, sinks, infinite; /* infinite: inputs of odd sequences are infinite */
+    bool float32, output_float32, sinks, half;
+    bool infinite; /* inputs of odd sequences are infinite */
 } work;
 
 static const work WORKS[] = {
@@ -64,6 +65,11 @@ static const work WORKS[] = {
     {"d256 150 causal", 2, 1, 256, 256, {150}, {150}, .causal = true},
     {"d256 ragged full", 1, 1, 256, 256, {70, 30}, {130, 60}, .infinite = true},
     {"d256 cap window", 1, 1, 256, 256, {130}, {130}, .causal = true, .window = 70, .cap = 20, .stretch = 4},
+    {"f16 130 causal", 2, 1, 128, 128, {130}, {130}, .causal = true, .half = true},
+    {"f16 d96 cap, float32", 1, 1, 96, 96, {130}, {130}, .cap = 20, .stretch = 4, .float32 = true, .half = true},
+    {"f16 d64 ragged full", 2, 1, 64, 64, {129, 65, 1}, {129, 65, 140}, .half = true, .infinite = true},
+    {"f16 d192/128 causal", 1, 1, 192, 128, {100}, {100}, .causal = true, .half = true},
+    {"f16 d256 full", 1, 1, 256, 256, {70}, {130}, .output_float32 = true, .half = true},
     {"many tiles full", 3, 3, 128, 128, {200}, {2500}, .causal = false},
     {"1000 causal", 4, 2, 128, 128, {1000}, {1000}, .causal = true},
     {"3001 full", 3, 3, 128, 128, {3001}, {3001}, .float32 = true},
@@ -169,7 +175,8 @@ static ln_cuda_backward backward_of(const problem *p) {
                                             .soft_cap = w->cap,
                                             .causal = w->causal,
                                             .window = w->window,
-                                            .output_float32 = w->output_float32},
+                                            .output_float32 = w->output_float32,
+                                            .half = w->half},
                               .gradient_float32 = w->float32};
 }
 
@@ -188,12 +195,12 @@ static void problem_open(problem *p, const work *w) {
     p->backward = backward_of(p);
     const int sequences = sequences_of(w);
     const int64_t queries = p->query_offsets[sequences], keys = p->key_offsets[sequences];
-    const element gradient = w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16,
-                  output = w->output_float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16;
-    p->query = tensor_random(queries, w->heads, w->key_size, w->layout, ELEMENT_BF16, w->stretch > 0 ? w->stretch : 1);
-    p->key = tensor_random(keys, w->key_value_heads, w->key_size, w->layout, ELEMENT_BF16, 1);
-    p->value = tensor_random(keys, w->key_value_heads, w->value_size, w->layout, ELEMENT_BF16, 1);
-    p->output_gradient = tensor_random(queries, w->heads, w->value_size, w->layout, ELEMENT_BF16, 1);
+    const element input = w->half ? ELEMENT_F16 : ELEMENT_BF16, gradient = w->float32 ? ELEMENT_FLOAT32 : input,
+                  output = w->output_float32 ? ELEMENT_FLOAT32 : input;
+    p->query = tensor_random(queries, w->heads, w->key_size, w->layout, input, w->stretch > 0 ? w->stretch : 1);
+    p->key = tensor_random(keys, w->key_value_heads, w->key_size, w->layout, input, 1);
+    p->value = tensor_random(keys, w->key_value_heads, w->value_size, w->layout, input, 1);
+    p->output_gradient = tensor_random(queries, w->heads, w->value_size, w->layout, input, 1);
     p->sinks = tensor_random(1, 1, w->heads, PACKED, ELEMENT_FLOAT32, 2);
     p->output = tensor_open(queries, w->heads, w->value_size, w->layout, output);
     p->log_sum_exp = tensor_open(queries, 1, w->heads, PACKED, ELEMENT_FLOAT32);
@@ -241,14 +248,18 @@ static ln_cuda_code run(void *context, void *stream) {
 static const uint16_t *row_of(const tensor *t, int64_t token, int64_t head) {
     return (const uint16_t *)t->host + tensor_place(t, token, head);
 }
-static double dot(const uint16_t *one, const uint16_t *other, int size) {
+static double number(const problem *p, uint16_t x) {
+    return (double)(p->of->half ? of_f16(x) : of_bf16(x));
+}
+static double dot(const problem *p, const uint16_t *one, const uint16_t *other, int size) {
     double sum = 0;
-    for (int i = 0; i < size; i++) sum += (double)of_bf16(one[i]) * (double)of_bf16(other[i]);
+    for (int i = 0; i < size; i++) sum += number(p, one[i]) * number(p, other[i]);
     return sum;
 }
 /* The score, and its derivative by scale * query . key. */
 static double score_of(const problem *p, const uint16_t *query, const uint16_t *key, double *slope) {
-    const double x = dot(query, key, p->of->key_size) * (double)p->backward.attention.scale, cap = (double)p->of->cap;
+    const double x = dot(p, query, key, p->of->key_size) * (double)p->backward.attention.scale,
+                 cap = (double)p->of->cap;
     const double t = cap > 0 ? tanh(x / cap) : 0;
     *slope = 1 - t * t;
     return cap > 0 ? cap * t : x;
@@ -274,13 +285,13 @@ static void oracle_forward(problem *p, int sequence, int64_t row, int64_t head) 
         const uint16_t *value = row_of(&p->value, p->key_offsets[sequence] + j, shared);
         const double weight = exp(score[j] - most);
         sum += weight;
-        for (int i = 0; i < w->value_size; i++) output[i] += weight * (double)of_bf16(value[i]);
+        for (int i = 0; i < w->value_size; i++) output[i] += weight * number(p, value[i]);
     }
     const uint16_t *gradient = row_of(&p->output_gradient, token, head);
     for (int i = 0; i < w->value_size; i++) {
         if (sum > 0) output[i] /= sum;
         tensor_set(&p->output, token, head, i, output[i]);
-        part += output[i] * (double)of_bf16(gradient[i]);
+        part += output[i] * number(p, gradient[i]);
     }
     p->lse[token * w->heads + head] = sum > 0 ? most + log(sum) : -INFINITY;
     p->part[token * w->heads + head] = part;
@@ -349,11 +360,12 @@ static double pair_slope(const problem *p, int64_t query, int64_t key, int64_t h
     double of_cap;
     const double score = score_of(p, row_of(&p->query, query, head), row_of(&p->key, key, shared), &of_cap);
     *weight = exp(score - p->lse[at]);
-    const double change = dot(row_of(&p->output_gradient, query, head), row_of(&p->value, key, shared), w->value_size);
+    const double change =
+        dot(p, row_of(&p->output_gradient, query, head), row_of(&p->value, key, shared), w->value_size);
     return *weight * (change - p->part[at]) * of_cap * (double)p->backward.attention.scale;
 }
-static void add_row(double *to, const uint16_t *row, double by, int size) {
-    for (int i = 0; i < size; i++) to[i] += by * (double)of_bf16(row[i]);
+static void add_row(const problem *p, double *to, const uint16_t *row, double by, int size) {
+    for (int i = 0; i < size; i++) to[i] += by * number(p, row[i]);
 }
 
 static void oracle_query(const problem *p, int sequence, int64_t row, int64_t head, double *gradient) {
@@ -366,7 +378,7 @@ static void oracle_query(const problem *p, int sequence, int64_t row, int64_t he
         if (!seen(w, position, j)) continue;
         const int64_t key = p->key_offsets[sequence] + j;
         const double slope = pair_slope(p, p->query_offsets[sequence] + row, key, head, &weight);
-        add_row(gradient, row_of(&p->key, key, shared), slope, w->key_size);
+        add_row(p, gradient, row_of(&p->key, key, shared), slope, w->key_size);
     }
 }
 
@@ -382,8 +394,8 @@ static void oracle_key(const problem *p, int sequence, int64_t row, int64_t shar
             if (!seen(w, i + w->keys[sequence] - w->queries[sequence], row)) continue;
             const int64_t query = p->query_offsets[sequence] + i;
             const double slope = pair_slope(p, query, p->key_offsets[sequence] + row, head, &weight);
-            add_row(key_gradient, row_of(&p->query, query, head), slope, w->key_size);
-            add_row(value_gradient, row_of(&p->output_gradient, query, head), weight, w->value_size);
+            add_row(p, key_gradient, row_of(&p->query, query, head), slope, w->key_size);
+            add_row(p, value_gradient, row_of(&p->output_gradient, query, head), weight, w->value_size);
         }
 }
 

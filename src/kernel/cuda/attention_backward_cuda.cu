@@ -32,6 +32,8 @@ const ln_cuda_backward_kernel *ln_cuda_backward_kernels(int row) {
     if (row < 0) return &none;
     if (row < ln_cuda_backward_hopper_count) return &ln_cuda_backward_hopper_kernels[row];
     row -= ln_cuda_backward_hopper_count;
+    if (row < ln_cuda_backward_hopper_half_count) return &ln_cuda_backward_hopper_half_kernels[row];
+    row -= ln_cuda_backward_hopper_half_count;
     return row < ln_cuda_backward_portable_count ? &ln_cuda_backward_portable_kernels[row] : &none;
 }
 
@@ -57,10 +59,11 @@ static int64_t tiles_of(const int64_t *offsets, int64_t sequences, int64_t tile)
 /* NULL, or why this kernel cannot do this work. */
 static const char *refusal(const ln_cuda_attention *a, const ln_cuda_device *device,
                            const ln_cuda_backward_kernel *kernel) {
-    const int wanted = (a->window ? LN_CUDA_WINDOW : 0) | (a->soft_cap > 0 ? LN_CUDA_CAP : 0);
-    if (a->half || a->rank || a->query_tile) return "gradients are made of bf16 alone, without factors and lists";
+    const int wanted =
+        (a->window ? LN_CUDA_WINDOW : 0) | (a->soft_cap > 0 ? LN_CUDA_CAP : 0) | (a->half ? LN_CUDA_HALF : 0);
+    if (a->rank || a->query_tile) return "gradients are made without factors and lists";
     if (a->key_size != kernel->key_size || a->value_size != kernel->value_size) return "made for another size of heads";
-    if ((wanted & ~kernel->options) || ((kernel->options & LN_CUDA_CAP) && a->soft_cap == 0))
+    if ((wanted & ~kernel->options) || (kernel->options & ~wanted & (LN_CUDA_CAP | LN_CUDA_HALF)))
         return "made for other options";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
@@ -245,7 +248,7 @@ ln_cuda_code ln_cuda_backward_prepare(const ln_cuda_backward_plan *plan, const l
 
 /* Boxes of 64 columns of one head, `rows` tokens high; what lies outside the tensor is 0. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
-                             int64_t tokens, int rows) {
+                             int64_t tokens, int rows, bool half) {
     cudaDriverEntryPointQueryResult found;
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     cudaError_t error =
@@ -255,9 +258,10 @@ static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int
     const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
     const cuuint64_t strides[2] = {(cuuint64_t)tensor->head_stride * 2, (cuuint64_t)tensor->token_stride * 2};
     const cuuint32_t box[3] = {64, 1, (cuuint32_t)rows}, steps[3] = {1, 1, 1};
-    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor->data, extents, strides, box, steps,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult result =
+        encode(map, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor->data, extents,
+               strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
 }
 
@@ -289,6 +293,7 @@ static ln::backward_run run_of(const ln_cuda_backward *backward, const ln_cuda_b
     run.cap_scale = a->soft_cap > 0 ? (float)(2 * log2_e * a->scale / a->soft_cap) : 0;
     run.gradient_scale = a->scale;
     run.output_float32 = a->output_float32, run.gradient_float32 = backward->gradient_float32;
+    run.half = a->half;
     return run;
 }
 
@@ -316,12 +321,13 @@ static ln_cuda_code start_kernel(const ln_cuda_attention *a, const ln_cuda_backw
     /* Without queries nothing is copied, but the kernel takes descriptions all the same: of the keys. */
     const bool none = queries == 0;
     const int64_t heads = none ? a->key_value_heads : a->heads, tokens = none ? keys : queries;
-    ln_cuda_code code = describe(&maps[0], none ? &t->key : &t->query, a->key_size, heads, tokens, kernel->queries);
-    if (!code) code = describe(&maps[1], &t->key, a->key_size, a->key_value_heads, keys, kernel->keys);
-    if (!code) code = describe(&maps[2], &t->value, a->value_size, a->key_value_heads, keys, kernel->keys);
+    ln_cuda_code code =
+        describe(&maps[0], none ? &t->key : &t->query, a->key_size, heads, tokens, kernel->queries, a->half);
+    if (!code) code = describe(&maps[1], &t->key, a->key_size, a->key_value_heads, keys, kernel->keys, a->half);
+    if (!code) code = describe(&maps[2], &t->value, a->value_size, a->key_value_heads, keys, kernel->keys, a->half);
     if (!code)
-        code =
-            describe(&maps[3], none ? &t->value : &t->output_gradient, a->value_size, heads, tokens, kernel->queries);
+        code = describe(&maps[3], none ? &t->value : &t->output_gradient, a->value_size, heads, tokens, kernel->queries,
+                        a->half);
     return code ? code : kernel->start(arguments, (int)plan->blocks, stream);
 }
 

@@ -12,7 +12,8 @@ namespace ln {
 
 enum { OPEN_THREADS = 256, ROW_THREADS = 8, SINK_THREADS = 256 };
 
-static __device__ __forceinline__ void read_eight(float (&to)[8], const ln_cuda_tensor &from, int64_t at, int float32) {
+static __device__ __forceinline__ void read_eight(float (&to)[8], const ln_cuda_tensor &from, int64_t at, int float32,
+                                                  int half) {
     if (float32) {
         const float4 *four = (const float4 *)((const float *)from.data + at);
         const float4 low = four[0], high = four[1];
@@ -23,7 +24,8 @@ static __device__ __forceinline__ void read_eight(float (&to)[8], const ln_cuda_
     const uint4 eight = *(const uint4 *)((const __nv_bfloat16 *)from.data + at);
     const uint32_t word[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
-    for (int i = 0; i < 8; i++) to[i] = __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+    for (int i = 0; i < 8; i++)
+        to[i] = half ? unpack_as<true>(word[i / 2], i % 2) : unpack_as<false>(word[i / 2], i % 2);
 }
 
 static __global__ void __launch_bounds__(OPEN_THREADS) backward_open(const __grid_constant__ backward_run run) {
@@ -38,9 +40,10 @@ static __global__ void __launch_bounds__(OPEN_THREADS) backward_open(const __gri
             for (int i = 8 * lane; i < run.value_size; i += 8 * ROW_THREADS) {
                 float output[8], gradient[8];
                 read_eight(output, run.output, token * run.output.token_stride + head * run.output.head_stride + i,
-                           run.output_float32);
+                           run.output_float32, run.half);
                 read_eight(gradient, run.output_gradient,
-                           token * run.output_gradient.token_stride + head * run.output_gradient.head_stride + i, 0);
+                           token * run.output_gradient.token_stride + head * run.output_gradient.head_stride + i, 0,
+                           run.half);
 #pragma unroll
                 for (int k = 0; k < 8; k++) sum = fmaf(output[k], gradient[k], sum);
             }
@@ -70,8 +73,12 @@ static __global__ void __launch_bounds__(1024) backward_close(const __grid_const
         sum[4 * j] = four.x, sum[4 * j + 1] = four.y, sum[4 * j + 2] = four.z, sum[4 * j + 3] = four.w;
     }
     const int row = block / columns * 64 + thread / 32 * 16 + thread % 32 / 4;
-    store_gradient<64>(run.query_gradient, run.gradient_float32, tile.query, head, row, tile.rows, block % columns * 64,
-                       run.key_size, sum, run.gradient_scale);
+    if (run.half)
+        store_gradient<64, true>(run.query_gradient, run.gradient_float32, tile.query, head, row, tile.rows,
+                                 block % columns * 64, run.key_size, sum, run.gradient_scale);
+    else
+        store_gradient<64, false>(run.query_gradient, run.gradient_float32, tile.query, head, row, tile.rows,
+                                  block % columns * 64, run.key_size, sum, run.gradient_scale);
 }
 
 static __global__ void __launch_bounds__(SINK_THREADS) backward_sinks(const __grid_constant__ backward_run run) {

@@ -190,6 +190,7 @@ static __device__ __forceinline__ void pass_turns(const backward_run &run, backw
 
 /* What a warp group has and does, whatever its part. */
 template <class TILE, int STAGES, int OPTIONS> struct backward_group {
+    static constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     static constexpr int KEY_SIZE = TILE::key_size, VALUE_SIZE = TILE::value_size, QUERIES = TILE::queries;
     const backward_run &run;
     backward_control<STAGES> *control;
@@ -213,9 +214,9 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
             const uint64_t step = k % 4 * 2, from = left + (k / 4 * (TILE::keys * 8) + step),
                            to = right + (k / 4 * (QUERIES * 8) + step);
             if (k == 0)
-                product<QUERIES>::template shared<false>(sum, from, to);
+                product<QUERIES, HALF>::template shared<false>(sum, from, to);
             else
-                product<QUERIES>::template shared<true>(sum, from, to);
+                product<QUERIES, HALF>::template shared<true>(sum, from, to);
         }
         products_commit();
         hold(sum);
@@ -228,7 +229,8 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
         products_open();
 #pragma unroll
         for (int k = 0; k < QUERIES / 16; k++)
-            product<SIZE>::template registers<true, true>(sum, left + 4 * k, rows + (uint64_t)(k * (16 * 128 / 16)));
+            product<SIZE, HALF>::template registers<true, true>(sum, left + 4 * k,
+                                                                rows + (uint64_t)(k * (16 * 128 / 16)));
         products_commit();
         hold(sum);
     }
@@ -263,13 +265,11 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                weight[4 * k + i] = pack(score[8 * k + 2 * i], score[8 * k + 2 * i + 1]);
-                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) steep[4 * k + i] = pack(capped[2 * i], capped[2 * i + 1]);
+                weight[4 * k + i] = pack_as<HALF>(score[8 * k + 2 * i], score[8 * k + 2 * i + 1]);
+                if constexpr ((OPTIONS & LN_CUDA_CAP) != 0)
+                    steep[4 * k + i] = pack_as<HALF>(capped[2 * i], capped[2 * i + 1]);
             }
         }
-    }
-    static __device__ __forceinline__ float unpack(uint32_t both, int which) {
-        return __uint_as_float(which ? both & 0xffff0000u : both << 16);
     }
 
     /* Changes become slopes, in registers and, turned, in a panel of shared memory. */
@@ -283,10 +283,10 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
             for (int i = 0; i < 8; i++) {
                 const int e = 8 * k + i;
                 const float moved = change[e] - base[i / 4][i % 2];
-                out[i] = unpack((OPTIONS & LN_CUDA_CAP) != 0 ? steep[e / 2] : weight[e / 2], e % 2) * moved;
+                out[i] = unpack_as<HALF>((OPTIONS & LN_CUDA_CAP) != 0 ? steep[e / 2] : weight[e / 2], e % 2) * moved;
             }
 #pragma unroll
-            for (int i = 0; i < 4; i++) slope[4 * k + i] = pack(out[2 * i], out[2 * i + 1]);
+            for (int i = 0; i < 4; i++) slope[4 * k + i] = pack_as<HALF>(out[2 * i], out[2 * i + 1]);
         }
         char *to = shared + slopes;
         const int query = lane / 16 * 8 + lane % 8, piece = 2 * warp + lane / 8 % 2;

@@ -31,6 +31,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES> struct backward
 /* One warp group's part of the tasks. */
 template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> struct backward_keys {
     typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    static constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     backward_group<tile, STAGES, OPTIONS> of;
     int buffer; /* of slopes */
     float key_gradient[KEY_SIZE / 2], value_gradient[VALUE_SIZE / 2];
@@ -68,9 +69,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         for (int k = 0; k < tile::keys / 16; k++) {
             const uint64_t from = left + (k / 4 * (QUERIES * 8) + k % 4 * 2), to = right + k * 128;
             if (k == 0)
-                product<64>::template turned<false, false, true>(query_gradient, from, to);
+                product<64, HALF>::template turned<false, false, true>(query_gradient, from, to);
             else
-                product<64>::template turned<true, false, true>(query_gradient, from, to);
+                product<64, HALF>::template turned<true, false, true>(query_gradient, from, to);
         }
         products_commit();
         hold(query_gradient);
@@ -158,11 +159,11 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
     __device__ __forceinline__ void store(const ln_cuda_backward_task &task) {
         const int row = of.group * 64 + of.warp * 16 + of.lane / 4, rows = task.keys - task.tile * tile::keys;
         if (row - of.lane / 4 < rows)
-            store_gradient<KEY_SIZE>(of.run.key_gradient, of.run.gradient_float32, task.key, task.head, row, rows, 0,
-                                     of.run.key_size, key_gradient, of.run.gradient_scale);
+            store_gradient<KEY_SIZE, HALF>(of.run.key_gradient, of.run.gradient_float32, task.key, task.head, row, rows,
+                                           0, of.run.key_size, key_gradient, of.run.gradient_scale);
         if (row - of.lane / 4 < rows)
-            store_gradient<VALUE_SIZE>(of.run.value_gradient, of.run.gradient_float32, task.key, task.head, row, rows,
-                                       0, of.run.value_size, value_gradient, 1.0f);
+            store_gradient<VALUE_SIZE, HALF>(of.run.value_gradient, of.run.gradient_float32, task.key, task.head, row,
+                                             rows, 0, of.run.value_size, value_gradient, 1.0f);
     }
 
     __device__ __forceinline__ void run_tasks() {
@@ -240,7 +241,7 @@ static ln_cuda_backward_kernel backward_hopper_kernel(const char *name, int size
             QUERIES,
             tile::keys,
             KEY_SIZE,
-            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | UNORDERED)),
+            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF | UNORDERED)),
             tile::threads,
             tile::bytes,
             9,

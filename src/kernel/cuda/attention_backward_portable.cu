@@ -33,6 +33,7 @@ static __device__ __forceinline__ void copy_operand(__nv_bfloat16 *to, const ln_
 template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS, bool OF_KEYS> struct backward_part {
     static constexpr int threads = BACKWARD_ROWS / 16 * SPLIT * 32, key_row = KEY_SIZE + 8, value_row = VALUE_SIZE + 8;
     static constexpr int bytes = (BACKWARD_ROWS + OTHERS) * (key_row + value_row) * 2;
+    static constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     const backward_run &run;
     __nv_bfloat16 *own_one, *own_two, *other_one, *other_two; /* one: query or key; two: output's gradient or value */
     int lane, warp, half;                                     /* of the rows; of the columns */
@@ -56,8 +57,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS, bool
             for (int j = 0; j < OTHERS; j += 16) {
                 uint32_t right[4];
                 load_matrices<false>(right, to + j * (SIZE + 8) + k);
-                add_product(sum + j / 2, left, right);
-                add_product(sum + j / 2 + 4, left, right + 2);
+                add_product_as<HALF>(sum + j / 2, left, right);
+                add_product_as<HALF>(sum + j / 2 + 4, left, right + 2);
             }
         }
     }
@@ -71,8 +72,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS, bool
             for (int j = 0; j < SIZE / SPLIT; j += 16) {
                 uint32_t right[4];
                 load_matrices<true>(right, from + k * (SIZE + 8) + j);
-                add_product(sum + j / 2, left + k / 4, right);
-                add_product(sum + j / 2 + 4, left + k / 4, right + 2);
+                add_product_as<HALF>(sum + j / 2, left + k / 4, right);
+                add_product_as<HALF>(sum + j / 2 + 4, left + k / 4, right + 2);
             }
     }
 
@@ -104,8 +105,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS, bool
         }
 #pragma unroll
         for (int i = 0; i < OTHERS / 4; i++) {
-            weight[i] = pack(score[2 * i], score[2 * i + 1]);
-            slope[i] = pack(change[2 * i], change[2 * i + 1]);
+            weight[i] = pack_as<HALF>(score[2 * i], score[2 * i + 1]);
+            slope[i] = pack_as<HALF>(change[2 * i], change[2 * i + 1]);
         }
     }
 
@@ -161,10 +162,12 @@ static __global__ void __launch_bounds__(128 * SPLIT, 1) backward_of_keys(const 
                           lse + from, lse + BACKWARD_ROWS + from);
             }
         }
-    store_gradient<KEY_SIZE / SPLIT>(run.key_gradient, run.gradient_float32, task.key, task.head, row, rows,
-                                     part.half * (KEY_SIZE / SPLIT), KEY_SIZE, part.one, run.gradient_scale);
-    store_gradient<VALUE_SIZE / SPLIT>(run.value_gradient, run.gradient_float32, task.key, task.head, row, rows,
-                                       part.half * (VALUE_SIZE / SPLIT), VALUE_SIZE, part.two, 1.0f);
+    store_gradient<KEY_SIZE / SPLIT, (OPTIONS & LN_CUDA_HALF) != 0>(
+        run.key_gradient, run.gradient_float32, task.key, task.head, row, rows, part.half * (KEY_SIZE / SPLIT),
+        KEY_SIZE, part.one, run.gradient_scale);
+    store_gradient<VALUE_SIZE / SPLIT, (OPTIONS & LN_CUDA_HALF) != 0>(
+        run.value_gradient, run.gradient_float32, task.key, task.head, row, rows, part.half * (VALUE_SIZE / SPLIT),
+        VALUE_SIZE, part.two, 1.0f);
 }
 
 /* Columns, keys from `first` on, that a query at this position sees. */
@@ -192,8 +195,9 @@ static __global__ void __launch_bounds__(128 * SPLIT, 1) backward_of_queries(con
                                query_sight(run, tile.position + row + 8, tile.keys, key)};
         part.meet(run.key, run.value, shared_head, tile.key + key, tile.keys - key, seen, lse, lse + BACKWARD_ROWS);
     }
-    store_gradient<KEY_SIZE / SPLIT>(run.query_gradient, run.gradient_float32, tile.query, head, row, tile.rows,
-                                     part.half * (KEY_SIZE / SPLIT), KEY_SIZE, part.one, run.gradient_scale);
+    store_gradient<KEY_SIZE / SPLIT, (OPTIONS & LN_CUDA_HALF) != 0>(
+        run.query_gradient, run.gradient_float32, tile.query, head, row, tile.rows, part.half * (KEY_SIZE / SPLIT),
+        KEY_SIZE, part.one, run.gradient_scale);
 }
 
 template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS>
@@ -230,9 +234,12 @@ static ln_cuda_backward_kernel backward_portable_kernel(const char *name) {
 
 using namespace ln;
 
-#define LN_ROWS(key_size, value_size, others, split, name)                              \
-    backward_portable_kernel<key_size, value_size, others, split, 0>("portable " name), \
-        backward_portable_kernel<key_size, value_size, others, split, LN_CUDA_CAP>("portable " name " cap")
+#define LN_ROWS(key_size, value_size, others, split, name)                                                         \
+    backward_portable_kernel<key_size, value_size, others, split, 0>("portable " name),                            \
+        backward_portable_kernel<key_size, value_size, others, split, LN_CUDA_CAP>("portable " name " cap"),       \
+        backward_portable_kernel<key_size, value_size, others, split, LN_CUDA_HALF>("portable " name " f16"),      \
+        backward_portable_kernel<key_size, value_size, others, split, LN_CUDA_HALF | LN_CUDA_CAP>("portable " name \
+                                                                                                  " f16 cap")
 
 const ln_cuda_backward_kernel ln_cuda_backward_portable_kernels[] = {
     LN_ROWS(128, 128, 32, 1, "128"), LN_ROWS(64, 64, 64, 1, "64"),        LN_ROWS(96, 96, 64, 1, "96"),

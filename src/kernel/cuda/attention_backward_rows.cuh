@@ -29,9 +29,14 @@ struct backward_run {
     float scale;          /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
     float cap_scale;      /* 2 scale / cap, with log2(e) in it */
     float gradient_scale; /* of gradients of queries and keys */
-    int output_float32, gradient_float32;
+    int output_float32, gradient_float32, half;
 };
 
+/* One of two numbers of a word. */
+template <bool HALF> static __device__ __forceinline__ float unpack_as(uint32_t both, int which) {
+    if (HALF) return __half2float(__ushort_as_half((unsigned short)(which ? both >> 16 : both)));
+    return __uint_as_float(which ? both & 0xffff0000u : both << 16);
+}
 /* Where the number of a query of a tile lies. */
 static __device__ __forceinline__ int rows_place(int row) {
     return row / 16 * 16 + row % 8 / 2 * 4 + row % 16 / 8 * 2 + row % 2;
@@ -69,7 +74,7 @@ static __device__ __forceinline__ int turn_of(const ln_cuda_backward_task &task,
 }
 
 /* Rows `row` and `row + 8` of accumulators, 64 rows a warp group: element 4 j + 2 half + c. Columns from `first`. */
-template <int SIZE>
+template <int SIZE, bool HALF>
 static __device__ __forceinline__ void store_gradient(const ln_cuda_tensor &to, int float32, int64_t token, int head,
                                                       int row, int rows, int first, int size,
                                                       const float (&sum)[SIZE / 2], float scale) {
@@ -90,7 +95,8 @@ static __device__ __forceinline__ void store_gradient(const ln_cuda_tensor &to, 
                 uint32_t word[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    word[i] = pack(sum[4 * (j + i) + 2 * half] * scale, sum[4 * (j + i) + 2 * half + 1] * scale);
+                    word[i] =
+                        pack_as<HALF>(sum[4 * (j + i) + 2 * half] * scale, sum[4 * (j + i) + 2 * half + 1] * scale);
                 transpose_quad(word);
                 if (inside && first + 8 * (j + lane) < size)
                     *(uint4 *)((__nv_bfloat16 *)to.data + at + 8 * (j + lane)) = {word[0], word[1], word[2], word[3]};

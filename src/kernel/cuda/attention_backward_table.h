@@ -4,8 +4,9 @@
 
 #include "kernel/cuda/attention_backward_cuda.h"
 
-extern const ln_cuda_backward_kernel ln_cuda_backward_hopper_kernels[], ln_cuda_backward_portable_kernels[];
-extern const int ln_cuda_backward_hopper_count, ln_cuda_backward_portable_count;
+extern const ln_cuda_backward_kernel ln_cuda_backward_hopper_kernels[], ln_cuda_backward_hopper_half_kernels[],
+    ln_cuda_backward_portable_kernels[];
+extern const int ln_cuda_backward_hopper_count, ln_cuda_backward_hopper_half_count, ln_cuda_backward_portable_count;
 
 namespace ln {
 struct backward_run;

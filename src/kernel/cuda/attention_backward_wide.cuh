@@ -36,6 +36,7 @@ enum { WEIGHTS_PASSED = 1, SLOPES_MET = 2 }; /* named barriers */
 
 template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward_wide {
     typedef backward_wide_tile<KEY_SIZE, VALUE_SIZE, STAGES> tile;
+    static constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     backward_group<tile, STAGES, OPTIONS> of;
 
     __device__ __forceinline__ uint64_t query_rows(int stage) {
@@ -60,9 +61,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
 #pragma unroll
         for (int k = 0; k < 4; k++)
             if (k == 0)
-                product<64>::template turned<false, false, true>(query_gradient, left, right);
+                product<64, HALF>::template turned<false, false, true>(query_gradient, left, right);
             else
-                product<64>::template turned<true, false, true>(query_gradient, left + 2 * k, right + 128 * k);
+                product<64, HALF>::template turned<true, false, true>(query_gradient, left + 2 * k, right + 128 * k);
         products_commit();
         hold(query_gradient);
     }
@@ -214,9 +215,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
                 phase ^= 1;
             }
             const int row = of.warp * 16 + of.lane / 4;
-            store_gradient<SIZE>(FIRST ? of.run.value_gradient : of.run.key_gradient, of.run.gradient_float32, task.key,
-                                 task.head, row, task.keys - task.tile * 64, 0, SIZE, gradient,
-                                 FIRST ? 1.0f : of.run.gradient_scale);
+            store_gradient<SIZE, HALF>(FIRST ? of.run.value_gradient : of.run.key_gradient, of.run.gradient_float32,
+                                       task.key, task.head, row, task.keys - task.tile * 64, 0, SIZE, gradient,
+                                       FIRST ? 1.0f : of.run.gradient_scale);
             __syncwarp();
             of.leave(&of.control->task_free[tasks.stage]);
             tasks.next();
@@ -276,7 +277,7 @@ static ln_cuda_backward_kernel backward_wide_kernel(const char *name) {
             tile::queries,
             tile::keys,
             KEY_SIZE,
-            LN_CUDA_WINDOW | (OPTIONS & LN_CUDA_CAP),
+            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
             tile::threads,
             tile::bytes,
             9,
@@ -284,5 +285,24 @@ static ln_cuda_backward_kernel backward_wide_kernel(const char *name) {
 }
 
 } // namespace ln
+
+/* The rows of the table for bf16 (0, "") or f16 (LN_CUDA_HALF, " f16"). Heads of 96 run in tiles of 128 columns, of
+ * which the copy engine fills the last 32 with zeros. */
+#define LN_BACKWARD_ROWS(half, type)                                                                                  \
+    ln::backward_hopper_kernel<128, 128, 64, 3, (half)>("hopper 128: 64 x 128" type, 128),                            \
+        ln::backward_hopper_kernel<128, 128, 64, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 128: 64 x 128 cap" type, \
+                                                                                     128),                            \
+        ln::backward_hopper_kernel<64, 64, 128, 3, (half) | ln::LATE>("hopper 64: 128 x 128" type, 64),               \
+        ln::backward_hopper_kernel<64, 64, 128, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 64: 128 x 128 cap" type,  \
+                                                                                    64),                              \
+        ln::backward_hopper_kernel<128, 128, 64, 3, (half)>("hopper 96: 64 x 128" type, 96),                          \
+        ln::backward_hopper_kernel<128, 128, 64, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 96: 64 x 128 cap" type,  \
+                                                                                     96),                             \
+        ln::backward_wide_kernel<256, 256, 2, (half)>("hopper 256: 64 x 64" type),                                    \
+        ln::backward_wide_kernel<256, 256, 2, (half) | LN_CUDA_CAP>("hopper 256: 64 x 64 cap" type),                  \
+        ln::backward_wide_kernel<192, 192, 2, (half)>("hopper 192: 64 x 64" type),                                    \
+        ln::backward_wide_kernel<192, 192, 2, (half) | LN_CUDA_CAP>("hopper 192: 64 x 64 cap" type),                  \
+        ln::backward_wide_kernel<192, 128, 2, (half)>("hopper 192/128: 64 x 64" type),                                \
+        ln::backward_wide_kernel<192, 128, 2, (half) | LN_CUDA_CAP>("hopper 192/128: 64 x 64 cap" type)
 
 #endif
