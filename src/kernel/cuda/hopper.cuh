@@ -107,6 +107,33 @@ static __device__ __forceinline__ void copy_row(void *to, const void *from, uint
                  : "memory");
 }
 
+/* `bytes` (a multiple of 16) that lie in a row. */
+static __device__ __forceinline__ void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+/* ---- sums that several blocks add to in a fixed order ---- */
+
+/* to[0 .. 3] += more; to aligned to 16. The device's second cache adds; nothing is read here. */
+static __device__ __forceinline__ void add_four(float *to, float4 more) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(more.x), "f"(more.y), "f"(more.z),
+                 "f"(more.w)
+                 : "memory");
+}
+/* Until the counter has this value; what the block that set it wrote before is seen then. */
+static __device__ __forceinline__ void turn_await(const int *counter, int value) {
+    int now;
+    do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+    } while (now != value);
+}
+static __device__ __forceinline__ void turn_set(int *counter, int value) {
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
+}
+
 /* ---- products of a warp group ---- */
 
 template <int COLUMNS> struct panel { static constexpr int columns = COLUMNS % 64 == 0 ? 64 : 32; };
