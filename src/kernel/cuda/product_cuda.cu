@@ -3,7 +3,7 @@
 
 #include <stdio.h>
 
-#include "kernel/cuda/library_cuda.h"
+#include "kernel/cuda/product_library.h"
 #include "kernel/cuda/product_table.h"
 
 static int64_t round_up(int64_t value, int64_t unit) {

@@ -7,6 +7,8 @@
  * are added in their order. Fewer tokens than the operand has are repeated, and what they give is dropped.
  *
  * Many tokens: tiles of 128 tokens and 128 rows, 32 columns at a time in a ring of shared memory. */
+#include <string.h>
+
 #include "kernel/cuda/launch.cuh"
 #include "kernel/cuda/product_table.h"
 #include "kernel/cuda/weight.cuh"
@@ -69,9 +71,13 @@ template <> struct tile<LN_CUDA_WEIGHT_Q8_0> {
 
 /* Nibbles i and i + 4 of a word as bf16: 128 + nibble has the nibble as its last bits. */
 static __device__ __forceinline__ uint32_t nibbles_pair(uint32_t word, int i) {
-    const uint32_t both = (word >> 4 * i & 0x000f000fu) | 0x43004300u, middle = 0x43084308u;
-    const __nv_bfloat162 pair = __hsub2(*(const __nv_bfloat162 *)&both, *(const __nv_bfloat162 *)&middle);
-    return *(const uint32_t *)&pair;
+    const uint32_t both = (word >> 4 * i & 0x000f000fu) | 0x43004300u;
+    __nv_bfloat162 pair;
+    uint32_t bits;
+    memcpy(&pair, &both, 4);
+    pair = __hsub2(pair, __floats2bfloat162_rn(136, 136));
+    memcpy(&bits, &pair, 4);
+    return bits;
 }
 
 template <> struct tile<LN_CUDA_WEIGHT_Q4_0> {
@@ -92,7 +98,9 @@ template <> struct tile<LN_CUDA_WEIGHT_Q4_0> {
 };
 
 static __device__ __forceinline__ float2 scales_of(uint32_t both) {
-    return __half22float2(*(const __half2 *)&both);
+    __half2 pair;
+    memcpy(&pair, &both, 4);
+    return __half22float2(pair);
 }
 
 /* ---- few tokens ---- */

@@ -1,6 +1,6 @@
 /* How cuBLASLt is found and asked. Its first choice for a shape is taken and kept: nothing is tried out while a user
  * waits, and a shape always goes the same way. */
-#include "kernel/cuda/library_cuda.h"
+#include "kernel/cuda/product_library.h"
 
 #include <stdio.h>
 #include <stdlib.h>

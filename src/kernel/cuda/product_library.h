@@ -1,6 +1,6 @@
 /* cuBLASLt, loaded at run time: nothing is linked with it, and where it is not there our own kernels multiply. */
-#ifndef LN_KERNEL_CUDA_LIBRARY_H
-#define LN_KERNEL_CUDA_LIBRARY_H
+#ifndef LN_KERNEL_CUDA_PRODUCT_LIBRARY_H
+#define LN_KERNEL_CUDA_PRODUCT_LIBRARY_H
 
 #include "kernel/cuda/product_cuda.h"
 
