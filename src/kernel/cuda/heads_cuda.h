@@ -38,9 +38,12 @@ ln_cuda_code ln_cuda_heads_run(const ln_cuda_heads *heads, void *stream);
 /* Attention over plain pages (bf16, f16) for what has no kernel of its own: any sizes, any number of queries of one
  * sequence, a block for each query and head. decode->queries is not bound to LN_CUDA_QUERIES. */
 ln_cuda_code ln_cuda_attend_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors, void *stream);
-/* And what goes with it: rows into plain pages of any size. */
+/* And what goes with it, for plain pages of any size: rows into them, and tokens first .. first + tokens - 1 out of
+ * them as bf16. */
 ln_cuda_code ln_cuda_append_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors,
                                 const ln_cuda_decode_rows *keys, const ln_cuda_decode_rows *values, void *stream);
+ln_cuda_code ln_cuda_gather_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors, int64_t first,
+                                int64_t tokens, const ln_cuda_tensor *keys, const ln_cuda_tensor *values, void *stream);
 
 #ifdef __cplusplus
 }

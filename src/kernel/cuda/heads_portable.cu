@@ -161,6 +161,23 @@ static __global__ void append_any(const __grid_constant__ append_run run) {
     }
 }
 
+struct gather_run {
+    any_run any;
+    ln_cuda_tensor to[2]; /* keys, values */
+    int64_t first;
+};
+
+static __global__ void gather_any(const __grid_constant__ gather_run run) {
+    const ln_cuda_decode &of = run.any.of;
+    const int which = blockIdx.z;
+    const int64_t token = blockIdx.x, head = blockIdx.y;
+    const char *from = row_of(run.any, which ? run.any.on.value : run.any.on.key, run.first + token, head);
+    const ln_cuda_tensor &rows = run.to[which];
+    __nv_bfloat16 *to = (__nv_bfloat16 *)rows.data + token * rows.token_stride + head * rows.head_stride;
+    const int size = (int)(which ? of.value_size : of.key_size);
+    for (int i = threadIdx.x; i < size; i += blockDim.x) to[i] = __float2bfloat16(element(run.any, from, i));
+}
+
 } // namespace ln
 
 using namespace ln;
@@ -210,4 +227,14 @@ ln_cuda_code ln_cuda_append_any(const ln_cuda_decode *decode, const ln_cuda_deco
     const append_run run = {{*decode, *tensors}, {*keys, *values}};
     return launch(append_any, dim3((unsigned)decode->queries, (unsigned)decode->key_value_heads, 2), dim3(64), 0,
                   stream, run);
+}
+
+ln_cuda_code ln_cuda_gather_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors, int64_t first,
+                                int64_t tokens, const ln_cuda_tensor *keys, const ln_cuda_tensor *values,
+                                void *stream) {
+    const ln_cuda_code code = check_any(decode, tensors);
+    if (code || tokens == 0) return code;
+    if (!keys->data || !values->data || first < 0 || tokens < 0 || tokens > 1 << 30) return LN_CUDA_ARGUMENT;
+    const gather_run run = {{*decode, *tensors}, {*keys, *values}, first};
+    return launch(gather_any, dim3((unsigned)tokens, (unsigned)decode->key_value_heads, 2), dim3(64), 0, stream, run);
 }

@@ -144,17 +144,21 @@ static linnet_status weigh(linnet_model *model, const ln_device_shape *shape, ln
     return LINNET_OK;
 }
 
+static bool plain(const ln_cuda_class *class) {
+    return class->decode.format == LN_CUDA_PAGE_BF16 || class->decode.format == LN_CUDA_PAGE_F16;
+}
+
 static ln_cuda_page_part part_of(const ln_device_sequence *sequence, const ln_cuda_block *block, int part) {
     const ln_cuda_room *room = sequence->room;
     const ln_hyperparameters *h = &room->model->hyper;
     const ln_cuda_class *class = &room->classes[block->class];
     const int64_t size = part ? h->value_size : h->key_size, page = ln_cuda_page_bytes(room, part);
     const int64_t before = part ? class->slots * ln_cuda_page_bytes(room, 0) : 0;
-    const bool codes = class->decode.format != LN_CUDA_PAGE_BF16 && class->decode.format != LN_CUDA_PAGE_F16;
-    const int64_t head = codes ? LN_CUDA_PAGE_TOKENS / LN_CUDA_TILE * ln_cuda_tile_bytes(class->decode.format, size)
-                               : 2 * LN_CUDA_PAGE_TOKENS * size;
+    const int64_t head = plain(class)
+                             ? 2 * LN_CUDA_PAGE_TOKENS * size
+                             : LN_CUDA_PAGE_TOKENS / LN_CUDA_TILE * ln_cuda_tile_bytes(class->decode.format, size);
     return (ln_cuda_page_part){sequence->pages + sequence->offset[block->layer] + before, page, head,
-                               codes ? 0 : 2 * size};
+                               plain(class) ? 2 * size : 0};
 }
 
 /* ---- the pass ---- */
@@ -281,7 +285,7 @@ static linnet_status append(const pass *p, const ln_cuda_class *class, const ln_
     rows.queries = p->tokens;
     LN_CUDA_TRY(
         p->room->model->context,
-        (class->any ? ln_cuda_append_any : ln_cuda_decode_append)(&rows, tensors, &keys, &values, p->on->stream),
+        (plain(class) ? ln_cuda_append_any : ln_cuda_decode_append)(&rows, tensors, &keys, &values, p->on->stream),
         "keeping keys and values");
     return LINNET_OK;
 }
@@ -297,7 +301,9 @@ static linnet_status attend_prompt(const pass *p, ln_cuda_class *class, const ln
         .output = tensors->output};
     LN_CUDA_TRY(
         context,
-        ln_cuda_decode_unpack(&class->decode, tensors, 0, class->first, count, &of.key, &of.value, p->on->stream),
+        plain(class)
+            ? ln_cuda_gather_any(&class->decode, tensors, class->first, count, &of.key, &of.value, p->on->stream)
+            : ln_cuda_decode_unpack(&class->decode, tensors, 0, class->first, count, &of.key, &of.value, p->on->stream),
         "gathering keys and values");
     LN_CUDA_TRY(context,
                 ln_cuda_attention_forward(&class->attention, &class->attention_plan, &of, class->tasks, p->on->stream),
