@@ -1,6 +1,6 @@
 /* Owns: sessions on a device: feeding piece by piece, logits that are fetched when somebody asks for them, going back.
  *
- * A piece is started and not waited for; the next one, or whoever wants logits or a token, waits. */
+ * A piece is started and not waited for until the next one, or the end of the feed. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -42,9 +42,9 @@ linnet_status ln_device_session_feed(linnet_session *session, const int32_t *ids
         if (done == count && count > session->plan.piece && status == LINNET_OK)
             ln_progress(context, "reading the prompt", done, count);
     }
-    if (status == LINNET_OK && session->shares && session->has_logits && !ln_device_session_fetch(session))
-        return LINNET_ERROR_UNSUPPORTED;
-    return status;
+    if (status != LINNET_OK || !session->has_logits) return status;
+    if (session->shares) return ln_device_session_fetch(session) ? LINNET_OK : LINNET_ERROR_UNSUPPORTED;
+    return session->device->take(session->sequence, NULL, NULL);
 }
 
 linnet_status ln_device_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,

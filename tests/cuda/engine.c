@@ -6,8 +6,9 @@
  *
  * The processor computes exactly, with keys and values in bf16 or f16 as the device has them. The device rounds what
  * goes into products to bf16 (2^-9 each), and weights of prompts of Q8_0 and Q4_0 once more; the logits may differ by
- * TOLERANCE of their standard deviation. Random models have nearly equal logits, so that texts are compared token by
- * token, each after the processor's tokens, where it is sure of its choice. */
+ * TOLERANCE of their standard deviation, those of a token by ROW: of some tokens random models make much of little.
+ * Their logits are nearly equal too, so that texts are compared token by token, each after the processor's tokens,
+ * where it is sure of its choice. */
 #include <dirent.h>
 #include <math.h>
 #include <stdint.h>
@@ -19,7 +20,7 @@
 
 #include "linnet/linnet.h"
 
-static const double TOLERANCE = 6e-2;
+static const double TOLERANCE = 4e-2, ROW = 0.25;
 static int checks, failures;
 
 #define EXPECT(condition, ...)              \
@@ -104,7 +105,8 @@ typedef struct pair {
     linnet_session *host, *device;
     int64_t vocabulary;
     const char *name;
-    double worst;
+    double worst, squares; /* squares: of the distances, summed */
+    int64_t rows;
 } pair;
 
 static void compare(pair *p, const float *got, const float *want, int64_t rows, const char *what) {
@@ -115,7 +117,9 @@ static void compare(pair *p, const float *got, const float *want, int64_t rows, 
     for (int64_t i = 0; i < rows; i++) {
         const double away = distance(got + i * p->vocabulary, want + i * p->vocabulary, p->vocabulary);
         if (away > p->worst) p->worst = away;
-        EXPECT(away <= TOLERANCE, "%s, %s, row %lld: off by %.3g deviations", p->name, what, (long long)i, away);
+        p->squares += away * away;
+        p->rows++;
+        EXPECT(away <= ROW, "%s, %s, row %lld: off by %.3g deviations", p->name, what, (long long)i, away);
     }
 }
 
@@ -130,7 +134,7 @@ static void compare_choice(pair *p, const float *want) {
     must(p->context, linnet_sample(sampler, p->host, &here), "sampling");
     EXPECT(on_device >= 0 && on_device < p->vocabulary, "%s: the device chose token %d", p->name, on_device);
     const double margin = (double)want[here] - (double)want[on_device];
-    EXPECT(margin <= 2 * TOLERANCE * deviation_of(want, p->vocabulary),
+    EXPECT(margin <= 2 * ROW * deviation_of(want, p->vocabulary),
            "%s: the device chose token %d, the processor %d, by %.3g deviations", p->name, on_device, here,
            margin / deviation_of(want, p->vocabulary));
     /* Logits that were fetched must agree with the choice that was not. */
@@ -227,7 +231,9 @@ static bool check_file(linnet_context *context, const char *path, const char *na
         run_pair(&p, LINNET_BF16, 64);
         run_pair(&p, LINNET_F16, 13);
         check_budget(&p);
-        printf("%-28s off by %.2g deviations at most\n", name, p.worst);
+        const double mean = sqrt(p.squares / (double)p.rows);
+        EXPECT(mean <= TOLERANCE, "%s: off by %.3g deviations", name, mean);
+        printf("%-28s off by %.2g deviations, %.2g at most\n", name, mean, p.worst);
     } else {
         EXPECT(status == LINNET_ERROR_UNSUPPORTED, "%s: %s", name, linnet_last_error(context));
         settings.device = "cuda,cpu";
