@@ -110,13 +110,9 @@ typedef struct setting {
     const work *of;
     ln_cuda_decode decode;
     ln_cuda_decode_tensors tensors;
-    ln_cuda_decode_rows rows[2];
+    ln_cuda_heads heads; /* that write into pages */
 } setting;
 
-static ln_cuda_code start_append(void *context, void *stream) {
-    const setting *s = context;
-    return ln_cuda_append_any(&s->decode, &s->tensors, &s->rows[0], &s->rows[1], stream);
-}
 static ln_cuda_code start_attend(void *context, void *stream) {
     const setting *s = context;
     return ln_cuda_attend_any(&s->decode, &s->tensors, stream);
@@ -186,7 +182,7 @@ static void check_pages(const work *w, const part *p, uint16_t *pages, const uin
     free(got);
 }
 
-static void check_attention(const work *w, part *parts) {
+static void check_attention(const work *w, part *parts, const ln_cuda_heads *heads_run) {
     const int64_t pages = (w->length + PAGE - 1) / PAGE, heads = w->key_value_heads;
     const int64_t elements[2] = {pages * heads * PAGE * w->key_size, pages * heads * PAGE * w->value_size};
     const int64_t outputs = (int64_t)w->tokens * w->heads * w->value_size, queries = parts[0].count;
@@ -205,6 +201,7 @@ static void check_attention(const work *w, part *parts) {
     device_send(table_there, table, sizeof table);
     device_send(length_there, &length, 4);
     setting s = {.of = w,
+                 .heads = *heads_run,
                  .decode = {.sequences = 1,
                             .queries = w->tokens,
                             .heads = w->heads,
@@ -227,9 +224,9 @@ static void check_attention(const work *w, part *parts) {
                              .table_stride = 8,
                              .lengths = length_there}};
     for (int i = 0; i < 2; i++)
-        s.rows[i] = (ln_cuda_decode_rows){{parts[i + 1].rows.to, heads * parts[i + 1].size, parts[i + 1].size},
-                                          LN_CUDA_ELEMENT_FLOAT32};
-    run_now(start_append, &s, w->name, "append");
+        s.heads.part[i + 1].pages =
+            (ln_cuda_head_pages){i ? s.tensors.value : s.tensors.key, s.decode.format, PAGE, table_there, length_there};
+    run_now(start_heads, &s.heads, w->name, "heads into pages");
     for (int i = 0; i < 2; i++) {
         device_fetch(fetched[i], there[i], elements[i] * 2);
         check_pages(w, &parts[i + 1], held[i], fetched[i], pages, elements[i]);
@@ -281,7 +278,7 @@ static void check_work(const work *w) {
     compare(w, &parts[0], "queries");
     compare(w, &parts[1], "keys");
     compare(w, &parts[2], "values");
-    check_attention(w, parts);
+    check_attention(w, parts, &heads);
     for (int i = 0; i < 3; i++) close_part(&parts[i]);
     device_close((void *)(uintptr_t)heads.cosine);
     device_close((void *)(uintptr_t)heads.sine);

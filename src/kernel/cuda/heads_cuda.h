@@ -3,7 +3,7 @@
  *     rotate(norm(x + bias)) of each head of queries and keys, x + bias of values,
  *
  * where norm is RMS norm over a head, and pair i of a head turns by the angle whose cosine and sine ln_cuda_angles
- * made. Queries and keys come out as bf16, or float32. */
+ * made. They come out as bf16, as float32, or straight in plain pages. */
 #ifndef LN_KERNEL_CUDA_HEADS_H
 #define LN_KERNEL_CUDA_HEADS_H
 
@@ -12,6 +12,14 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* Plain pages of one sequence, for the last `tokens` of its length. */
+typedef struct ln_cuda_head_pages {
+    ln_cuda_page_part part; /* data NULL: none */
+    ln_cuda_page_format format;
+    int64_t page_tokens;
+    const int32_t *table, *length; /* on the device */
+} ln_cuda_head_pages;
 
 /* One of queries, keys and values. */
 typedef struct ln_cuda_head_rows {
@@ -22,6 +30,7 @@ typedef struct ln_cuda_head_rows {
     const float *bias; /* [heads * size]; NULL: none */
     const float *norm; /* [size]; NULL: none */
     bool rotated;
+    ln_cuda_head_pages pages; /* in the place of `to` */
 } ln_cuda_head_rows;
 
 typedef struct ln_cuda_heads {
@@ -38,10 +47,7 @@ ln_cuda_code ln_cuda_heads_run(const ln_cuda_heads *heads, void *stream);
 /* Attention over plain pages (bf16, f16) for what has no kernel of its own: any sizes, any number of queries of one
  * sequence, a block for each query and head. decode->queries is not bound to LN_CUDA_QUERIES. */
 ln_cuda_code ln_cuda_attend_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors, void *stream);
-/* And what goes with it, for plain pages of any size: rows into them, and tokens first .. first + tokens - 1 out of
- * them as bf16. */
-ln_cuda_code ln_cuda_append_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors,
-                                const ln_cuda_decode_rows *keys, const ln_cuda_decode_rows *values, void *stream);
+/* And what goes with it: tokens first .. first + tokens - 1 out of plain pages, as bf16. */
 ln_cuda_code ln_cuda_gather_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors, int64_t first,
                                 int64_t tokens, const ln_cuda_tensor *keys, const ln_cuda_tensor *values, void *stream);
 

@@ -28,6 +28,8 @@ static __global__ void __launch_bounds__(32 * HEAD_WARPS) prepare_heads(const __
     __shared__ float room[HEAD_WARPS][HEAD_MOST];
     const int lane = threadIdx.x % 32;
     float *head = room[threadIdx.x / 32];
+    let_next_start();
+    wait_for_previous();
     int64_t number = (int64_t)blockIdx.x * HEAD_WARPS + threadIdx.x / 32;
     int which = 0;
     while (which < 3 && number >= run.part[which].heads) number -= run.part[which++].heads;
@@ -48,9 +50,20 @@ static __global__ void __launch_bounds__(32 * HEAD_WARPS) prepare_heads(const __
     __syncwarp();
     const int64_t pairs = run.rotary_size / 2;
     const float *cosine = run.cosine + blockIdx.y * pairs, *sine = run.sine + blockIdx.y * pairs;
+    const ln_cuda_head_pages &pages = part.pages;
+    char *row = NULL;
+    if (pages.part.data) {
+        const int64_t token = *pages.length - run.tokens + blockIdx.y, page = pages.table[token / pages.page_tokens];
+        row = (char *)pages.part.data + page * pages.part.page_stride + number * pages.part.head_stride +
+              token % pages.page_tokens * pages.part.token_stride;
+    }
     for (int i = lane; i < size; i += 32) {
         const float x = part.rotated ? turned(head, cosine, sine, (int)run.rotary_size, run.half, i) : head[i];
-        if (part.float32)
+        if (row && pages.format == LN_CUDA_PAGE_F16)
+            ((__half *)row)[i] = __float2half(x);
+        else if (row)
+            ((__nv_bfloat16 *)row)[i] = __float2bfloat16(x);
+        else if (part.float32)
             ((float *)part.to)[at + i] = x;
         else
             ((__nv_bfloat16 *)part.to)[at + i] = __float2bfloat16(x);
@@ -78,6 +91,8 @@ static __device__ __forceinline__ float element(const any_run &run, const char *
 /* What a warp has of the softmax: largest score, sum, weighted values. */
 static __global__ void __launch_bounds__(32 * HEAD_WARPS) attend_any(const __grid_constant__ any_run run) {
     __shared__ float sums[HEAD_WARPS][HEAD_MOST], most[HEAD_WARPS], total[HEAD_WARPS];
+    let_next_start();
+    wait_for_previous();
     const ln_cuda_decode &of = run.of;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = blockIdx.x, query = blockIdx.y;
     const int key_size = (int)of.key_size, value_size = (int)of.value_size;
@@ -137,30 +152,6 @@ static __global__ void __launch_bounds__(32 * HEAD_WARPS) attend_any(const __gri
     }
 }
 
-struct append_run {
-    any_run any;
-    ln_cuda_decode_rows rows[2]; /* keys, values */
-};
-
-static __global__ void append_any(const __grid_constant__ append_run run) {
-    const ln_cuda_decode &of = run.any.of;
-    const int which = blockIdx.z;
-    const int64_t query = blockIdx.x, head = blockIdx.y, token = run.any.on.lengths[0] - of.queries + query;
-    const ln_cuda_decode_rows &rows = run.rows[which];
-    const int64_t from = query * rows.rows.token_stride + head * rows.rows.head_stride;
-    char *to = (char *)row_of(run.any, which ? run.any.on.value : run.any.on.key, token, head);
-    const int size = (int)(which ? of.value_size : of.key_size);
-    for (int i = threadIdx.x; i < size; i += blockDim.x) {
-        const float x = rows.element == LN_CUDA_ELEMENT_FLOAT32
-                            ? ((const float *)rows.rows.data)[from + i]
-                            : __bfloat162float(((const __nv_bfloat16 *)rows.rows.data)[from + i]);
-        if (of.format == LN_CUDA_PAGE_BF16)
-            ((__nv_bfloat16 *)to)[i] = __float2bfloat16(x);
-        else
-            ((__half *)to)[i] = __float2half(x);
-    }
-}
-
 struct gather_run {
     any_run any;
     ln_cuda_tensor to[2]; /* keys, values */
@@ -168,6 +159,8 @@ struct gather_run {
 };
 
 static __global__ void gather_any(const __grid_constant__ gather_run run) {
+    let_next_start();
+    wait_for_previous();
     const ln_cuda_decode &of = run.any.of;
     const int which = blockIdx.z;
     const int64_t token = blockIdx.x, head = blockIdx.y;
@@ -187,15 +180,19 @@ ln_cuda_code ln_cuda_heads_run(const ln_cuda_heads *heads, void *stream) {
     for (int i = 0; i < 3; i++) {
         const ln_cuda_head_rows *part = &heads->part[i];
         count += part->heads;
-        if (part->heads < 0 || part->heads > 65535 || (part->heads > 0 && (!part->from || !part->to || part->size < 1)))
+        if (part->heads < 0 || part->heads > 65535 ||
+            (part->heads > 0 && (!part->from || (!part->to && !part->pages.part.data) || part->size < 1)))
+            return LN_CUDA_ARGUMENT;
+        if (part->pages.part.data && (!part->pages.table || !part->pages.length || part->pages.page_tokens < 1 ||
+                                      part->pages.format > LN_CUDA_PAGE_F16))
             return LN_CUDA_ARGUMENT;
         if (part->size > HEAD_MOST) return LN_CUDA_UNSUPPORTED;
         if (part->rotated && (!heads->cosine || !heads->sine || heads->rotary_size > part->size))
             return LN_CUDA_ARGUMENT;
     }
     if (count < 1 || heads->tokens < 1 || heads->tokens > 65535) return LN_CUDA_ARGUMENT;
-    return launch(prepare_heads, dim3((unsigned)((count + HEAD_WARPS - 1) / HEAD_WARPS), (unsigned)heads->tokens),
-                  dim3(32 * HEAD_WARPS), 0, stream, *heads);
+    return launch_early(prepare_heads, dim3((unsigned)((count + HEAD_WARPS - 1) / HEAD_WARPS), (unsigned)heads->tokens),
+                        dim3(32 * HEAD_WARPS), 0, stream, *heads);
 }
 
 static ln_cuda_code check_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors) {
@@ -215,18 +212,8 @@ ln_cuda_code ln_cuda_attend_any(const ln_cuda_decode *decode, const ln_cuda_deco
     if (!tensors->query.data || !tensors->output.data || decode->query_element == LN_CUDA_ELEMENT_F16)
         return LN_CUDA_ARGUMENT;
     const any_run run = {*decode, *tensors};
-    return launch(attend_any, dim3((unsigned)decode->heads, (unsigned)decode->queries), dim3(32 * HEAD_WARPS), 0,
-                  stream, run);
-}
-
-ln_cuda_code ln_cuda_append_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors,
-                                const ln_cuda_decode_rows *keys, const ln_cuda_decode_rows *values, void *stream) {
-    const ln_cuda_code code = check_any(decode, tensors);
-    if (code) return code;
-    if (!keys->rows.data || !values->rows.data) return LN_CUDA_ARGUMENT;
-    const append_run run = {{*decode, *tensors}, {*keys, *values}};
-    return launch(append_any, dim3((unsigned)decode->queries, (unsigned)decode->key_value_heads, 2), dim3(64), 0,
-                  stream, run);
+    return launch_early(attend_any, dim3((unsigned)decode->heads, (unsigned)decode->queries), dim3(32 * HEAD_WARPS), 0,
+                        stream, run);
 }
 
 ln_cuda_code ln_cuda_gather_any(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors, int64_t first,
@@ -236,5 +223,6 @@ ln_cuda_code ln_cuda_gather_any(const ln_cuda_decode *decode, const ln_cuda_deco
     if (code || tokens == 0) return code;
     if (!keys->data || !values->data || first < 0 || tokens < 0 || tokens > 1 << 30) return LN_CUDA_ARGUMENT;
     const gather_run run = {{*decode, *tensors}, {*keys, *values}, first};
-    return launch(gather_any, dim3((unsigned)tokens, (unsigned)decode->key_value_heads, 2), dim3(64), 0, stream, run);
+    return launch_early(gather_any, dim3((unsigned)tokens, (unsigned)decode->key_value_heads, 2), dim3(64), 0, stream,
+                        run);
 }

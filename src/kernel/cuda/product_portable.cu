@@ -13,6 +13,12 @@
 #include "kernel/cuda/product_table.h"
 #include "kernel/cuda/weight.cuh"
 
+#ifndef LN_AHEAD
+#define LN_AHEAD 4
+#define LN_AHEAD16 2
+#define LN_WARPS 8
+#endif
+
 namespace ln {
 
 /* ---- weights of a tile, as operands ---- */
@@ -25,7 +31,7 @@ template <int KIND> struct tile;
 
 template <> struct tile<LN_CUDA_WEIGHT_BF16> {
     static constexpr bool scaled = false;
-    static constexpr int ahead = 2;
+    static constexpr int ahead = LN_AHEAD16; /* tiles under way in a warp */
     uint4 word[4];
     uint2 scale;
     __device__ __forceinline__ void load(const ln_cuda_weight &weight, int64_t row_tile, int tiles, int at, int lane) {
@@ -51,7 +57,7 @@ static __device__ __forceinline__ uint32_t bytes_pair(uint32_t turned, int i) {
 
 template <> struct tile<LN_CUDA_WEIGHT_Q8_0> {
     static constexpr bool scaled = true;
-    static constexpr int ahead = 4;
+    static constexpr int ahead = LN_AHEAD;
     uint4 word[2];
     uint2 scale;
     __device__ __forceinline__ void load(const ln_cuda_weight &weight, int64_t row_tile, int tiles, int at, int lane) {
@@ -82,7 +88,7 @@ static __device__ __forceinline__ uint32_t nibbles_pair(uint32_t word, int i) {
 
 template <> struct tile<LN_CUDA_WEIGHT_Q4_0> {
     static constexpr bool scaled = true;
-    static constexpr int ahead = 4;
+    static constexpr int ahead = LN_AHEAD;
     uint4 word;
     uint2 scale;
     __device__ __forceinline__ void load(const ln_cuda_weight &weight, int64_t row_tile, int tiles, int at, int lane) {
@@ -116,14 +122,52 @@ struct few_run {
     float gate_scale;
 };
 
-enum { FEW_WARPS = 8, FEW_THREADS = 32 * FEW_WARPS };
+enum { FEW_WARPS = LN_WARPS, FEW_THREADS = 32 * FEW_WARPS };
 
-/* sums += the columns that this warp has of a tile of rows. */
+/* sums += a tile of weights times its columns of x. */
 template <int KIND, int GROUPS>
-static __device__ __forceinline__ void add_columns(const few_run &run, const ln_cuda_weight &weight, int64_t row_tile,
-                                                   float (&sum)[GROUPS][4]) {
-    constexpr int ahead = GROUPS > 2 ? 2 : tile<KIND>::ahead;
+static __device__ __forceinline__ void add_half(const tile<KIND> &part, int half, const uint4 (&x)[GROUPS],
+                                                float (&sum)[GROUPS][4]) {
+    const operand left = part.get(half);
+    const float2 scale = tile<KIND>::scaled ? scales_of(half ? part.scale.y : part.scale.x) : make_float2(1, 1);
+#pragma unroll
+    for (int n = 0; n < GROUPS; n++) {
+        const uint32_t first[2] = {x[n].x, x[n].y}, second[2] = {x[n].z, x[n].w};
+        if (!tile<KIND>::scaled) {
+            add_product(sum[n], left.part[0], first);
+            add_product(sum[n], left.part[1], second);
+            continue;
+        }
+        float block[4] = {0, 0, 0, 0};
+        add_product(block, left.part[0], first);
+        add_product(block, left.part[1], second);
+        sum[n][0] += scale.x * block[0];
+        sum[n][1] += scale.x * block[1];
+        sum[n][2] += scale.y * block[2];
+        sum[n][3] += scale.y * block[3];
+    }
+}
+
+/* The columns that this warp has of a tile of rows of one matrix, or of two of one shape. A ring of tiles is under way:
+ * a place is filled again as soon as it was used. Weights are the same whatever ran before, so the first are asked for
+ * before x is waited for. */
+template <int KIND, int GROUPS, int MATRICES>
+static __device__ __forceinline__ void add_columns(const few_run &run, const ln_cuda_weight *weight, int64_t row_tile,
+                                                   float (&sum)[MATRICES][GROUPS][4]) {
+    constexpr int most = tile<KIND>::ahead / MATRICES,
+                  fitting = GROUPS == 1                         ? most
+                            : GROUPS == 2 || tile<KIND>::scaled ? 2
+                                                                : 1,
+                  ahead = most < fitting ? most : fitting;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    tile<KIND> part[ahead][MATRICES];
+#pragma unroll
+    for (int i = 0; i < ahead; i++)
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++)
+            if (warp + i * FEW_WARPS < run.tiles)
+                part[i][m].load(weight[m], row_tile, run.tiles, warp + i * FEW_WARPS, lane);
+    wait_for_previous();
     const __nv_bfloat16 *x[GROUPS];
 #pragma unroll
     for (int n = 0; n < GROUPS; n++) {
@@ -131,38 +175,21 @@ static __device__ __forceinline__ void add_columns(const few_run &run, const ln_
         x[n] = run.x + (token < run.tokens ? token : run.tokens - 1) * run.x_stride + lane % 4 * 8;
     }
     for (int begin = warp; begin < run.tiles; begin += FEW_WARPS * ahead) {
-        tile<KIND> part[ahead];
-#pragma unroll
-        for (int i = 0; i < ahead; i++)
-            if (begin + i * FEW_WARPS < run.tiles)
-                part[i].load(weight, row_tile, run.tiles, begin + i * FEW_WARPS, lane);
 #pragma unroll
         for (int i = 0; i < ahead; i++) {
-            const int at = begin + i * FEW_WARPS;
+            const int at = begin + i * FEW_WARPS, next = at + ahead * FEW_WARPS;
             if (at >= run.tiles) break;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const operand left = part[i].get(half);
-                const float2 scale =
-                    tile<KIND>::scaled ? scales_of(half ? part[i].scale.y : part[i].scale.x) : make_float2(1, 1);
+                uint4 columns[GROUPS];
 #pragma unroll
-                for (int n = 0; n < GROUPS; n++) {
-                    const uint4 right = *(const uint4 *)(x[n] + at * 64 + half * 32);
-                    const uint32_t first[2] = {right.x, right.y}, second[2] = {right.z, right.w};
-                    if (!tile<KIND>::scaled) {
-                        add_product(sum[n], left.part[0], first);
-                        add_product(sum[n], left.part[1], second);
-                        continue;
-                    }
-                    float block[4] = {0, 0, 0, 0};
-                    add_product(block, left.part[0], first);
-                    add_product(block, left.part[1], second);
-                    sum[n][0] += scale.x * block[0];
-                    sum[n][1] += scale.x * block[1];
-                    sum[n][2] += scale.y * block[2];
-                    sum[n][3] += scale.y * block[3];
-                }
+                for (int n = 0; n < GROUPS; n++) columns[n] = *(const uint4 *)(x[n] + at * 64 + half * 32);
+#pragma unroll
+                for (int m = 0; m < MATRICES; m++) add_half<KIND, GROUPS>(part[i][m], half, columns, sum[m]);
             }
+#pragma unroll
+            for (int m = 0; m < MATRICES; m++)
+                if (next < run.tiles) part[i][m].load(weight[m], row_tile, run.tiles, next, lane);
         }
     }
 }
@@ -193,27 +220,28 @@ template <int GROUPS> static __device__ __forceinline__ float total_of(const flo
     return total;
 }
 
-template <int KIND, int GROUPS>
+template <int KIND, int GROUPS, int MATRICES>
 static __global__ void __launch_bounds__(FEW_THREADS) product_few(const __grid_constant__ few_run run) {
     float *sums = (float *)block_memory();
+    constexpr int outputs = 8 * GROUPS * 16, stride = FEW_WARPS * outputs;
     int64_t row_tile = blockIdx.x;
     int matrix = 0;
-    if (!run.gated)
+    if (MATRICES == 1)
         while (row_tile >= run.row_tiles[matrix]) row_tile -= run.row_tiles[matrix++];
-    for (int m = 0; m < 1 + run.gated; m++) {
-        float sum[GROUPS][4] = {};
-        add_columns<KIND, GROUPS>(run, run.weight[matrix + m], row_tile, sum);
-        keep_sums<GROUPS>(sums + m * FEW_WARPS * 8 * GROUPS * 16, sum);
-    }
+    float sum[MATRICES][GROUPS][4] = {};
+    let_next_start();
+    add_columns<KIND, GROUPS, MATRICES>(run, &run.weight[matrix], row_tile, sum);
+#pragma unroll
+    for (int m = 0; m < MATRICES; m++) keep_sums<GROUPS>(sums + m * stride, sum[m]);
     __syncthreads();
-    const ln_cuda_weight &weight = run.weight[matrix];
-    for (int i = threadIdx.x; i < 8 * GROUPS * 16; i += FEW_THREADS) {
+    const int64_t rows = run.weight[matrix].rows;
+    for (int i = threadIdx.x; i < outputs; i += FEW_THREADS) {
         const int token = i / 16;
         const int64_t row = row_tile * 16 + i % 16;
-        if (token >= run.tokens || row >= weight.rows) continue;
+        if (token >= run.tokens || row >= rows) continue;
         const float total = total_of<GROUPS>(sums, i);
-        if (run.gated) {
-            const float up = total_of<GROUPS>(sums + FEW_WARPS * 8 * GROUPS * 16, i);
+        if (MATRICES == 2) {
+            const float up = total_of<GROUPS>(sums + stride, i);
             run.given[token * run.given_stride + row] =
                 __float2bfloat16(activate(run.activation, run.gate_scale * total) * up);
         } else {
@@ -222,13 +250,17 @@ static __global__ void __launch_bounds__(FEW_THREADS) product_few(const __grid_c
     }
 }
 
-template <int KIND> static ln_cuda_code start_few(const few_run &run, int blocks, void *stream) {
-    const int groups = run.tokens <= 8 ? 1 : run.tokens <= 16 ? 2 : 4;
-    const int bytes = (1 + run.gated) * FEW_WARPS * 8 * groups * 16 * (int)sizeof(float);
+template <int KIND, int GROUPS> static ln_cuda_code start_groups(const few_run &run, int blocks, void *stream) {
+    const int bytes = (1 + run.gated) * FEW_WARPS * 8 * GROUPS * 16 * (int)sizeof(float);
     const dim3 grid((unsigned)blocks), block(FEW_THREADS);
-    if (groups == 1) return launch(product_few<KIND, 1>, grid, block, bytes, stream, run);
-    if (groups == 2) return launch(product_few<KIND, 2>, grid, block, bytes, stream, run);
-    return launch(product_few<KIND, 4>, grid, block, bytes, stream, run);
+    if (run.gated) return launch_early(product_few<KIND, GROUPS, 2>, grid, block, bytes, stream, run);
+    return launch_early(product_few<KIND, GROUPS, 1>, grid, block, bytes, stream, run);
+}
+
+template <int KIND> static ln_cuda_code start_few(const few_run &run, int blocks, void *stream) {
+    return run.tokens <= 8    ? start_groups<KIND, 1>(run, blocks, stream)
+           : run.tokens <= 16 ? start_groups<KIND, 2>(run, blocks, stream)
+                              : start_groups<KIND, 4>(run, blocks, stream);
 }
 
 /* ---- many tokens ---- */

@@ -57,6 +57,8 @@ struct enter_run {
 static __global__ void __launch_bounds__(ROW_THREADS) enter_rows(const __grid_constant__ enter_run run) {
     __shared__ float room[ROW_THREADS / 32];
     float *row = (float *)block_memory();
+    let_next_start();
+    wait_for_previous();
     const int32_t id = run.rows.ids[blockIdx.x];
     for (int64_t i = threadIdx.x; i < run.rows.width; i += blockDim.x)
         row[i] = run.rows.embedding_scale * weight_at(run.embedding, id, i);
@@ -67,6 +69,8 @@ static __global__ void __launch_bounds__(ROW_THREADS) enter_rows(const __grid_co
 static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_constant__ ln_cuda_rows run) {
     __shared__ float room[ROW_THREADS / 32];
     float *row = (float *)block_memory();
+    let_next_start();
+    wait_for_previous();
     const int64_t token = blockIdx.x, width = run.width;
     const float *x = run.x + token * width, *given = run.given + token * width;
     for (int64_t i = threadIdx.x; i < width; i += blockDim.x)
@@ -85,6 +89,8 @@ struct angles_run {
 };
 
 static __global__ void turn_rows(const __grid_constant__ angles_run run) {
+    let_next_start();
+    wait_for_previous();
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (int64_t)run.tokens * run.pairs) return;
     const double angle = ((double)*run.position + (double)(i / run.pairs)) * run.inverse[i % run.pairs];
@@ -123,6 +129,8 @@ struct logits_run {
 
 static __global__ void __launch_bounds__(BEST_THREADS) settle_logits(const __grid_constant__ logits_run run) {
     __shared__ best room[BEST_THREADS / 32];
+    let_next_start();
+    wait_for_previous();
     float *row = run.logits + (int64_t)blockIdx.y * run.vocabulary;
     best mine = {-CUDART_INF_F, 0x7fffffff};
     for (int64_t i = (int64_t)blockIdx.x * BEST_THREADS + threadIdx.x; i < run.vocabulary;
@@ -139,6 +147,8 @@ static __global__ void __launch_bounds__(BEST_THREADS) settle_logits(const __gri
 
 static __global__ void __launch_bounds__(BEST_BLOCKS) choose_best(const best *parts, int32_t *to) {
     __shared__ best room[BEST_BLOCKS / 32];
+    let_next_start();
+    wait_for_previous();
     const best mine = block_best(parts[threadIdx.x], room);
     if (threadIdx.x == 0) *to = mine.id;
 }
@@ -160,14 +170,16 @@ ln_cuda_code ln_cuda_rows_enter(const ln_cuda_rows *rows, const ln_cuda_weight *
     if (code) return code;
     if (!rows->ids || embedding->columns != rows->width) return LN_CUDA_ARGUMENT;
     const enter_run run = {*rows, *embedding};
-    return launch(enter_rows, dim3((unsigned)rows->tokens), dim3(ROW_THREADS), (int)(rows->width * 4), stream, run);
+    return launch_early(enter_rows, dim3((unsigned)rows->tokens), dim3(ROW_THREADS), (int)(rows->width * 4), stream,
+                        run);
 }
 
 ln_cuda_code ln_cuda_rows_finish(const ln_cuda_rows *rows, void *stream) {
     const ln_cuda_code code = check(rows);
     if (code) return code;
     if (!rows->given) return LN_CUDA_ARGUMENT;
-    return launch(finish_rows, dim3((unsigned)rows->tokens), dim3(ROW_THREADS), (int)(rows->width * 4), stream, *rows);
+    return launch_early(finish_rows, dim3((unsigned)rows->tokens), dim3(ROW_THREADS), (int)(rows->width * 4), stream,
+                        *rows);
 }
 
 ln_cuda_code ln_cuda_angles(const int32_t *position, const double *inverse, double magnitude, int64_t pairs,
@@ -176,7 +188,7 @@ ln_cuda_code ln_cuda_angles(const int32_t *position, const double *inverse, doub
     if (pairs < 0 || pairs > 1 << 20 || tokens < 1 || tokens > 1 << 30 || !position || !inverse || !cosine || !sine)
         return LN_CUDA_ARGUMENT;
     const angles_run run = {position, inverse, magnitude, (int)pairs, (int)tokens, cosine, sine};
-    return launch(turn_rows, dim3((unsigned)((pairs * tokens + 127) / 128)), dim3(128), 0, stream, run);
+    return launch_early(turn_rows, dim3((unsigned)((pairs * tokens + 127) / 128)), dim3(128), 0, stream, run);
 }
 
 ln_cuda_code ln_cuda_logits(float *logits, int64_t tokens, int64_t vocabulary, int64_t named, float scale, float cap,
@@ -184,7 +196,7 @@ ln_cuda_code ln_cuda_logits(float *logits, int64_t tokens, int64_t vocabulary, i
     if (!logits || tokens < 1 || tokens > 65535 || vocabulary < 1 || !workspace) return LN_CUDA_ARGUMENT;
     const logits_run run = {logits, vocabulary, named, tokens - 1, scale, cap, (best *)workspace};
     const ln_cuda_code code =
-        launch(settle_logits, dim3(BEST_BLOCKS, (unsigned)tokens), dim3(BEST_THREADS), 0, stream, run);
+        launch_early(settle_logits, dim3(BEST_BLOCKS, (unsigned)tokens), dim3(BEST_THREADS), 0, stream, run);
     if (code || !to) return code;
-    return launch(choose_best, dim3(1), dim3(BEST_BLOCKS), 0, stream, (const best *)workspace, to);
+    return launch_early(choose_best, dim3(1), dim3(BEST_BLOCKS), 0, stream, (const best *)workspace, to);
 }

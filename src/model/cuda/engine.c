@@ -242,27 +242,6 @@ static linnet_status finish(const pass *p, const ln_cuda_block *block, const ln_
 
 /* ---- attention ---- */
 
-static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, float *const *from) {
-    const linnet_model *model = p->room->model;
-    const ln_hyperparameters *h = &model->hyper;
-    ln_cuda_room *room = p->room;
-    const ln_rotation rotation = block->attention->rotation;
-    const bool turns = rotation != LN_ROTATE_NOT;
-    const int local = rotation == LN_ROTATE_LOCAL;
-    const ln_cuda_heads heads = {
-        .tokens = p->tokens,
-        .part = {{h->heads, h->key_size, from[0], room->query, false, block->query_bias, block->query_norm, turns},
-                 {h->key_value_heads, h->key_size, from[1], room->key, true, block->key_bias, block->key_norm, turns},
-                 {h->key_value_heads, h->value_size, from[2], room->value, true, block->value_bias, NULL, false}},
-        .epsilon = h->norm_epsilon,
-        .cosine = room->cosine[local],
-        .sine = room->sine[local],
-        .rotary_size = model->rope.size,
-        .half = model->rope.half};
-    LN_CUDA_TRY(model->context, ln_cuda_heads_run(&heads, p->on->stream), "preparing heads");
-    return LINNET_OK;
-}
-
 static ln_cuda_decode_tensors tensors_of(const pass *p, const ln_cuda_block *block) {
     const ln_hyperparameters *h = &p->room->model->hyper;
     const ln_cuda_room *room = p->room;
@@ -275,6 +254,50 @@ static ln_cuda_decode_tensors tensors_of(const pass *p, const ln_cuda_block *blo
                                     .lengths = room->step + 1};
 }
 
+/* Plain pages take keys and values straight; the others as rows, which `append` rounds. */
+static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, const ln_cuda_decode_tensors *tensors,
+                                   float *const *from) {
+    const linnet_model *model = p->room->model;
+    const ln_hyperparameters *h = &model->hyper;
+    ln_cuda_room *room = p->room;
+    const ln_cuda_class *class = &room->classes[block->class];
+    const ln_rotation rotation = block->attention->rotation;
+    const bool turns = rotation != LN_ROTATE_NOT;
+    const int local = rotation == LN_ROTATE_LOCAL;
+    ln_cuda_heads heads = {.tokens = p->tokens,
+                           .part = {{.heads = h->heads,
+                                     .size = h->key_size,
+                                     .from = from[0],
+                                     .to = room->query,
+                                     .bias = block->query_bias,
+                                     .norm = block->query_norm,
+                                     .rotated = turns},
+                                    {.heads = h->key_value_heads,
+                                     .size = h->key_size,
+                                     .from = from[1],
+                                     .to = room->key,
+                                     .float32 = true,
+                                     .bias = block->key_bias,
+                                     .norm = block->key_norm,
+                                     .rotated = turns},
+                                    {.heads = h->key_value_heads,
+                                     .size = h->value_size,
+                                     .from = from[2],
+                                     .to = room->value,
+                                     .float32 = true,
+                                     .bias = block->value_bias}},
+                           .epsilon = h->norm_epsilon,
+                           .cosine = room->cosine[local],
+                           .sine = room->sine[local],
+                           .rotary_size = model->rope.size,
+                           .half = model->rope.half};
+    for (int i = 1; i < 3 && plain(class); i++)
+        heads.part[i].pages = (ln_cuda_head_pages){i == 1 ? tensors->key : tensors->value, class->decode.format,
+                                                   LN_CUDA_PAGE_TOKENS, class->table, tensors->lengths};
+    LN_CUDA_TRY(model->context, ln_cuda_heads_run(&heads, p->on->stream), "preparing heads");
+    return LINNET_OK;
+}
+
 static linnet_status append(const pass *p, const ln_cuda_class *class, const ln_cuda_decode_tensors *tensors) {
     const ln_hyperparameters *h = &p->room->model->hyper;
     const ln_cuda_decode_rows keys = {{p->room->key, h->key_value_heads * h->key_size, h->key_size},
@@ -282,11 +305,10 @@ static linnet_status append(const pass *p, const ln_cuda_class *class, const ln_
                               values = {{p->room->value, h->key_value_heads * h->value_size, h->value_size},
                                         LN_CUDA_ELEMENT_FLOAT32};
     ln_cuda_decode rows = class->decode;
+    if (plain(class)) return LINNET_OK;
     rows.queries = p->tokens;
-    LN_CUDA_TRY(
-        p->room->model->context,
-        (plain(class) ? ln_cuda_append_any : ln_cuda_decode_append)(&rows, tensors, &keys, &values, p->on->stream),
-        "keeping keys and values");
+    LN_CUDA_TRY(p->room->model->context, ln_cuda_decode_append(&rows, tensors, &keys, &values, p->on->stream),
+                "keeping keys and values");
     return LINNET_OK;
 }
 
@@ -311,10 +333,11 @@ static linnet_status attend_prompt(const pass *p, ln_cuda_class *class, const ln
     return LINNET_OK;
 }
 
-static linnet_status attend(const pass *p, const ln_cuda_block *block) {
+static linnet_status attend(const pass *p, const ln_cuda_block *block, float *const *from) {
     linnet_context *context = p->room->model->context;
     ln_cuda_class *class = &p->room->classes[block->class];
     const ln_cuda_decode_tensors tensors = tensors_of(p, block);
+    LN_TRY(prepare_heads(p, block, &tensors, from));
     ln_cuda_decode any = class->decode;
     any.queries = p->tokens;
     LN_TRY(append(p, class, &tensors));
@@ -333,8 +356,7 @@ static linnet_status run_attention(const pass *p, const ln_cuda_block *block) {
     float *from[3] = {stage, stage + p->tokens * h->heads * h->key_size};
     from[2] = from[1] + p->tokens * h->key_value_heads * h->key_size;
     LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens));
-    LN_TRY(prepare_heads(p, block, from));
-    LN_TRY(attend(p, block));
+    LN_TRY(attend(p, block, from));
     return multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens);
 }
 

@@ -93,9 +93,9 @@ static linnet_status plan_class(ln_cuda_room *room, const ln_cuda_device *device
                                            .soft_cap = h->score_cap,
                                            .causal = true,
                                            .window = window};
-    class->any_prompt = class->any || ln_cuda_attention_plan_make(&class->attention, device, NULL,
-                                                                  &class->attention_plan) != LN_CUDA_OK;
-    if (class->any_prompt && !plain(format))
+    class->any_prompt =
+        ln_cuda_attention_plan_make(&class->attention, device, NULL, &class->attention_plan) != LN_CUDA_OK;
+    if ((class->any || class->any_prompt) && !plain(format))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                        "keys of %lld and values of %lld cannot be kept as %s on a GPU, only as bf16 or f16",
                        (long long)h->key_size, (long long)h->value_size, linnet_type_name(shape->precision));
