@@ -14,7 +14,7 @@
 enum { QUICK_PIECE = 64 };
 
 static const int64_t pieces[] = {2048, 1024, 512, 256, 128, 64, 32, 16, 8};
-static const linnet_type types[] = {LINNET_F16, LINNET_Q8_0, LINNET_Q4_0};
+static const linnet_type types[] = {LINNET_BF16, LINNET_Q8_0, LINNET_Q4_0}; /* attention multiplies bf16 */
 enum { PIECES = sizeof pieces / sizeof *pieces, TYPES = sizeof types / sizeof *types };
 
 /* ---- which device ---- */

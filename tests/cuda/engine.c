@@ -291,7 +291,7 @@ typedef struct written {
 
 static written generate(linnet_context *context, linnet_model *model, const char *device, const int32_t *prompt,
                         int64_t count, int64_t tokens) {
-    linnet_session *session = open_session(context, model, device, LINNET_F16, count + tokens, 0);
+    linnet_session *session = open_session(context, model, device, LINNET_BF16, count + tokens, 0);
     linnet_sampler_settings settings = linnet_sampler_settings_default();
     linnet_sampler *sampler;
     written made = {malloc((size_t)tokens * sizeof(int32_t)), 0, 0, 0};
