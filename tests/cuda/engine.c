@@ -1,8 +1,10 @@
 /* Models on a device against the same models on the processor: logits of prompts and of single tokens, texts, going
  * back, forks, budgets, and what is refused.
  *
- *     cuda_engine_check FOLDER                     every golden model that a device runs, in three formats of weights
- *     cuda_engine_check MODEL [TOKENS [PROMPT]]    one model: the same text at temperature 0, and the time it takes
+ *     cuda_engine_check FOLDER [NAME]                      golden models that a device runs, in three formats
+ *     cuda_engine_check MODEL [TOKENS [PROMPT [alone]]]    the same text at temperature 0, and the time it takes
+ *     cuda_engine_check pages                              a random model, with keys and values in each precision
+ *     cuda_engine_check make FILE tiny|1b|8b q4_0|q8_0|bf16
  *
  * The processor computes exactly, with keys and values in bf16 or f16 as the device has them. The device rounds what
  * goes into products to bf16 (2^-9 each), and weights of prompts of Q8_0 and Q4_0 once more; the logits may differ by
@@ -19,6 +21,7 @@
 #include <unistd.h>
 
 #include "linnet/linnet.h"
+#include "random_model.h"
 
 static const double TOLERANCE = 4e-2, ROW = 0.25;
 static int checks, failures;
@@ -191,6 +194,12 @@ static void run_pair(pair *p, linnet_type precision, int64_t piece) {
     free(want);
 }
 
+static void tell(const pair *p) {
+    const double mean = sqrt(p->squares / (double)p->rows);
+    EXPECT(mean <= TOLERANCE, "%s: off by %.3g deviations", p->name, mean);
+    printf("%-28s off by %.2g deviations, %.2g at most\n", p->name, mean, p->worst);
+}
+
 static void check_budget(pair *p) {
     linnet_session_settings settings = linnet_session_settings_default();
     linnet_plan plan, tight;
@@ -231,9 +240,7 @@ static bool check_file(linnet_context *context, const char *path, const char *na
         run_pair(&p, LINNET_BF16, 64);
         run_pair(&p, LINNET_F16, 13);
         check_budget(&p);
-        const double mean = sqrt(p.squares / (double)p.rows);
-        EXPECT(mean <= TOLERANCE, "%s: off by %.3g deviations", name, mean);
-        printf("%-28s off by %.2g deviations, %.2g at most\n", name, mean, p.worst);
+        tell(&p);
     } else {
         EXPECT(status == LINNET_ERROR_UNSUPPORTED, "%s: %s", name, linnet_last_error(context));
         settings.device = "cuda,cpu";
@@ -344,6 +351,30 @@ static void check_text(linnet_context *context, const char *path, int64_t tokens
     linnet_model_close(model);
 }
 
+/* ---- each precision of pages ---- */
+
+/* Heads of 128, for which there are kernels of every format. */
+static void check_pages(linnet_context *context) {
+    static const linnet_type precisions[] = {LINNET_BF16, LINNET_F16, LINNET_Q8_0, LINNET_Q4_0};
+    char path[] = "/tmp/linnet-pages-XXXXXX", name[64];
+    const int file = mkstemp(path);
+    if (file < 0 || !write_random_model(path, "tiny", LINNET_Q8_0)) {
+        printf("FAILED: %s cannot be written\n", path);
+        exit(1);
+    }
+    close(file);
+    for (int i = 0; i < 4; i++) {
+        pair p = {.context = context, .name = name};
+        snprintf(name, sizeof name, "random, pages in %s", linnet_type_name(precisions[i]));
+        must(context, linnet_model_open(context, path, &p.model), path);
+        p.vocabulary = linnet_model_describe(p.model).vocabulary;
+        run_pair(&p, precisions[i], 48);
+        tell(&p);
+        linnet_model_close(p.model);
+    }
+    unlink(path);
+}
+
 static bool is_folder_of_models(const char *path) {
     char inside[600];
     snprintf(inside, sizeof inside, "%s/config.json", path);
@@ -356,14 +387,19 @@ int main(int count, char **words) {
     linnet_context_settings settings = linnet_context_settings_default();
     linnet_context *context;
     if (count < 2) {
-        fprintf(stderr, "usage: %s FOLDER [NAME] | MODEL [TOKENS [PROMPT [alone]]]\n", words[0]);
+        fprintf(stderr, "usage: %s FOLDER [NAME] | MODEL [TOKENS [PROMPT [alone]]] | pages | make FILE SHAPE TYPE\n",
+                words[0]);
         return 2;
     }
+    if (!strcmp(words[1], "make") && count == 5)
+        return !write_random_model(words[2], words[3], linnet_type_of_name(words[4]));
     const unsigned seed = (unsigned)time(NULL) ^ (unsigned)getpid();
     printf("seed %u\n", seed);
     srand(seed);
     if (linnet_context_open(&settings, &context) != LINNET_OK) return 1;
-    if (is_folder_of_models(words[1]))
+    if (!strcmp(words[1], "pages"))
+        check_pages(context);
+    else if (is_folder_of_models(words[1]))
         check_folder(context, words[1], count > 2 ? words[2] : NULL);
     else
         check_text(context, words[1], count > 2 ? atoll(words[2]) : 64, count > 3 ? atoll(words[3]) : 100, count > 4);

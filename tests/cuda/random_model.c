@@ -1,8 +1,7 @@
-/* Writes a llama with random weights, for timing: its shape and format count, its text does not.
- *
- *     random_model FILE 1b|8b|tiny q4_0|q8_0|bf16
- *
- * Norms are 1, matrices of deviation about 1 / sqrt(columns): the same few megabytes of codes again and again. */
+/* A llama with random weights, for timing: its shape and format count, its text does not. Norms are 1, matrices of
+ * deviation about 1 / sqrt(columns): the same few megabytes of codes again and again. */
+#include "random_model.h"
+
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +17,7 @@ typedef struct shape {
 } shape;
 
 static const shape SHAPES[] = {
-    {"1b", 16, 2048, 8192, 32, 8, 128256}, {"8b", 32, 4096, 14336, 32, 8, 128256}, {"tiny", 2, 256, 512, 4, 2, 1024}};
+    {"1b", 16, 2048, 8192, 32, 8, 128256}, {"8b", 32, 4096, 14336, 32, 8, 128256}, {"tiny", 2, 256, 512, 2, 1, 1024}};
 
 typedef struct model {
     FILE *file;
@@ -151,20 +150,13 @@ static void tensors(model *m, int pass) {
     }
 }
 
-int main(int count, char **words) {
-    model m = {0};
-    for (unsigned i = 0; count == 4 && i < sizeof SHAPES / sizeof SHAPES[0]; i++)
-        if (!strcmp(words[2], SHAPES[i].name)) m.of = &SHAPES[i];
-    m.type = count == 4 ? linnet_type_of_name(words[3]) : LINNET_TYPE_AUTO;
-    if (!m.of || (m.type != LINNET_Q4_0 && m.type != LINNET_Q8_0 && m.type != LINNET_BF16)) {
-        fprintf(stderr, "usage: %s FILE 1b|8b|tiny q4_0|q8_0|bf16\n", words[0]);
-        return 2;
-    }
-    m.file = fopen(words[1], "wb");
-    if (!m.file) {
-        perror(words[1]);
-        return 1;
-    }
+bool write_random_model(const char *path, const char *shape_name, linnet_type type) {
+    model m = {.type = type};
+    for (unsigned i = 0; i < sizeof SHAPES / sizeof SHAPES[0]; i++)
+        if (!strcmp(shape_name, SHAPES[i].name)) m.of = &SHAPES[i];
+    if (!m.of || (m.type != LINNET_Q4_0 && m.type != LINNET_Q8_0 && m.type != LINNET_BF16)) return false;
+    m.file = fopen(path, "wb");
+    if (!m.file) return false;
     tensors(&m, 0);
     put(&m, "GGUF", 4);
     put_32(&m, 3);
@@ -183,5 +175,5 @@ int main(int count, char **words) {
     tensors(&m, 1);
     for (long at = ftell(m.file); at % ALIGNMENT; at++) put(&m, "", 1);
     tensors(&m, 2);
-    return fclose(m.file) != 0;
+    return fclose(m.file) == 0;
 }

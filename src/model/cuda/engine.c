@@ -300,14 +300,12 @@ static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, co
 
 static linnet_status append(const pass *p, const ln_cuda_class *class, const ln_cuda_decode_tensors *tensors) {
     const ln_hyperparameters *h = &p->room->model->hyper;
-    const ln_cuda_decode_rows keys = {{p->room->key, h->key_value_heads * h->key_size, h->key_size},
-                                      LN_CUDA_ELEMENT_FLOAT32},
-                              values = {{p->room->value, h->key_value_heads * h->value_size, h->value_size},
-                                        LN_CUDA_ELEMENT_FLOAT32};
-    ln_cuda_decode rows = class->decode;
+    const ln_cuda_decode_rows rows = {.tokens = p->tokens,
+                                      .element = LN_CUDA_ELEMENT_FLOAT32,
+                                      .key = {p->room->key, h->key_value_heads * h->key_size, h->key_size},
+                                      .value = {p->room->value, h->key_value_heads * h->value_size, h->value_size}};
     if (plain(class)) return LINNET_OK;
-    rows.queries = p->tokens;
-    LN_CUDA_TRY(p->room->model->context, ln_cuda_decode_append(&rows, tensors, &keys, &values, p->on->stream),
+    LN_CUDA_TRY(p->room->model->context, ln_cuda_decode_append(&class->decode, tensors, &rows, p->on->stream),
                 "keeping keys and values");
     return LINNET_OK;
 }
