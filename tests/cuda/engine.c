@@ -109,6 +109,7 @@ typedef struct pair {
     int64_t vocabulary;
     const char *name;
     double worst, squares; /* squares: of the distances, summed */
+    double tolerance;      /* 0: TOLERANCE */
     int64_t rows;
 } pair;
 
@@ -196,7 +197,7 @@ static void run_pair(pair *p, linnet_type precision, int64_t piece) {
 
 static void tell(const pair *p) {
     const double mean = sqrt(p->squares / (double)p->rows);
-    EXPECT(mean <= TOLERANCE, "%s: off by %.3g deviations", p->name, mean);
+    EXPECT(mean <= (p->tolerance > 0 ? p->tolerance : TOLERANCE), "%s: off by %.3g deviations", p->name, mean);
     printf("%-28s off by %.2g deviations, %.2g at most\n", p->name, mean, p->worst);
 }
 
@@ -368,6 +369,8 @@ static void check_pages(linnet_context *context) {
         snprintf(name, sizeof name, "random, pages in %s", linnet_type_name(precisions[i]));
         must(context, linnet_model_open(context, path, &p.model), path);
         p.vocabulary = linnet_model_describe(p.model).vocabulary;
+        /* What lies near the edge between two codes goes either way. */
+        if (precisions[i] == LINNET_Q4_0) p.tolerance = 3 * TOLERANCE;
         run_pair(&p, precisions[i], 48);
         tell(&p);
         linnet_model_close(p.model);
