@@ -31,7 +31,7 @@ typedef struct cli_integers {
 /* Values of the options of all verbs; an option row says which member it fills. */
 typedef struct cli_arguments {
     const char *model, *file, *prompt, *system, *output, *ids, *format, *works, *policy, *draft, *predict, *folder,
-        *budgets, *results;
+        *budgets, *results, *device;
     const char *operands[4];
     int operand_count;
     cli_texts stops, keys, policies;
@@ -177,6 +177,8 @@ typedef struct cli_engine {
 
 /* Opens context, model and tokenizer (an error without one if `text`). ctrl-C interrupts this engine from now on. */
 int cli_engine_open(const cli_arguments *arguments, bool text, cli_engine *engine);
+/* Whether --device names another than the processor. */
+bool cli_on_device(const cli_arguments *arguments);
 int cli_context_open(const cli_arguments *arguments, linnet_context **context);
 void cli_engine_close(cli_engine *engine);
 /* Prints the context's error; returns CLI_FAILED, or CLI_INTERRUPTED. */

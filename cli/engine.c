@@ -41,10 +41,15 @@ void cli_interrupt_clear(const cli_engine *engine) {
 
 /* ---- opening ---- */
 
+bool cli_on_device(const cli_arguments *arguments) {
+    return arguments->device && *arguments->device && strcmp(arguments->device, "cpu") != 0;
+}
+
 int cli_context_open(const cli_arguments *arguments, linnet_context **context) {
     linnet_context_settings settings = linnet_context_settings_default();
     settings.threads = (int)arguments->threads;
-    settings.memory_limit = arguments->memory;
+    /* On a device the bound is of its bytes. */
+    settings.memory_limit = cli_on_device(arguments) ? 0 : arguments->memory;
     settings.log = cli_log;
     settings.progress = cli_progress;
     if (linnet_context_open(&settings, context) == LINNET_OK) {
@@ -183,6 +188,7 @@ linnet_session_settings cli_session_settings(const cli_arguments *arguments, int
     settings.state_reference = arguments->state_reference;
     settings.state_growth = arguments->state_growth;
     settings.state_limit = arguments->state_limit;
+    settings.device = arguments->device;
     settings.compute = arguments->exact ? LINNET_COMPUTE_EXACT : LINNET_COMPUTE_FAST;
     return settings;
 }
@@ -214,8 +220,13 @@ int cli_plan_session(const cli_engine *engine, const linnet_session_settings *se
 void cli_print_plan(const cli_engine *engine, const linnet_plan *plan, uint64_t memory, FILE *out) {
     fprintf(out, "memory plan of %s for %lld tokens\n",
             *engine->info.name ? engine->info.name : engine->info.architecture, (long long)plan->context);
-    fprintf(out, "  weights   %10s  mapped from the file, not part of the total\n", cli_size(plan->weights_mapped));
-    fprintf(out, "  model     %10s  vocabulary and tables\n", cli_size(plan->model));
+    if (*plan->device) {
+        fprintf(out, "  device    %s\n", plan->device);
+        fprintf(out, "  weights   %10s  on the device\n", cli_size(plan->model));
+    } else {
+        fprintf(out, "  weights   %10s  mapped from the file, not part of the total\n", cli_size(plan->weights_mapped));
+        fprintf(out, "  model     %10s  vocabulary and tables\n", cli_size(plan->model));
+    }
     if (*plan->policy)
         fprintf(out, "  pages     %10s  keys and values under %s\n", cli_size(plan->pages), plan->policy);
     else if (plan->bytes_per_token == 0)
@@ -230,7 +241,7 @@ void cli_print_plan(const cli_engine *engine, const linnet_plan *plan, uint64_t 
         fprintf(out, ", %lld of %lld feed-forward columns at a time", (long long)plan->slice,
                 (long long)plan->feed_forward);
     fprintf(out, "\n");
-    fprintf(out, "  overhead  %10s  of the program itself\n", cli_size(plan->overhead));
+    if (!*plan->device) fprintf(out, "  overhead  %10s  of the program itself\n", cli_size(plan->overhead));
     fprintf(out, "  total     %10s", cli_size(plan->total));
     if (memory) fprintf(out, "  of at most %s", cli_size(memory));
     fprintf(out, "\n");
@@ -241,6 +252,10 @@ int cli_session_open(cli_engine *engine, const linnet_session_settings *settings
     linnet_plan plan;
     const int status = cli_plan_session(engine, settings, kept, &plan);
     if (status != CLI_OK) return status;
+    /* The bound of a device holds here where the processor took its place. */
+    if (settings->device && !*plan.device && settings->memory &&
+        linnet_memory_limit(engine->context, settings->memory + kept) != LINNET_OK)
+        return cli_engine_fail(engine, LINNET_ERROR_MEMORY);
     linnet_session_settings drafted = *settings;
     drafted.draft = engine->draft;
     const linnet_status opened = linnet_session_open(engine->model, &drafted, &engine->session);

@@ -31,7 +31,7 @@ json_t *cli_json_text(const char *text, size_t bytes) {
 }
 
 json_t *cli_json_plan(const linnet_plan *plan) {
-    return json_pack("{sI sI sI sI sI sI ss sI sI sI sI sI sI sI sI sI ss}", "context", (json_int_t)plan->context,
+    return json_pack("{sI sI sI sI sI sI ss sI sI sI sI sI sI sI sI sI ss ss}", "context", (json_int_t)plan->context,
                      "piece", (json_int_t)plan->piece, "page_tokens", (json_int_t)plan->page_tokens, "feed_forward",
                      (json_int_t)plan->feed_forward, "slice", (json_int_t)plan->slice, "step", (json_int_t)plan->step,
                      "precision", linnet_type_name(plan->precision), "weights_mapped", (json_int_t)plan->weights_mapped,
@@ -39,7 +39,7 @@ json_t *cli_json_plan(const linnet_plan *plan) {
                      (json_int_t)plan->states, "workspace", (json_int_t)plan->workspace, "overhead",
                      (json_int_t)plan->overhead, "total", (json_int_t)plan->total, "smallest_workspace",
                      (json_int_t)plan->smallest_workspace, "bytes_per_token", (json_int_t)plan->bytes_per_token,
-                     "reason", plan->reason);
+                     "reason", plan->reason, "device", *plan->device ? plan->device : "cpu");
 }
 
 static int print(json_t *object, size_t flags) {

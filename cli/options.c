@@ -57,6 +57,10 @@ const cli_option cli_memory_options[] = {
                .fallback = "0", .highest = 1e6),
     CLI_OPTION(0, "exact", CLI_FLAG, exact, NULL,
                "keep activations float32: slower where the processor has shorter kinds"),
+    CLI_OPTION(0, "device", CLI_TEXT, device, "NAME",
+               "what runs the model: cpu; cuda, an NVIDIA GPU, whose bytes --memory, --cache and --activations then "
+               "bound; auto or cuda,cpu: the GPU where there is one that runs it",
+               .choices = "cpu cuda auto cuda,cpu"),
     {0}};
 
 const cli_option cli_sampling_options[] = {

@@ -210,7 +210,7 @@ static int run_question(cli_engine *engine, cli_arguments *arguments, question *
     int status = question_tokens(engine, arguments, q);
     int64_t context = 0;
     if (status == CLI_OK) status = choose_context(engine, arguments, q, &context);
-    if (status == CLI_OK && q->demonstration && !arguments->memory)
+    if (status == CLI_OK && q->demonstration && !arguments->memory && !cli_on_device(arguments))
         status = half_of_float32(engine, context, &arguments->memory);
     if (q->demonstration && arguments->temperature < 0) arguments->temperature = 0;
     if (status != CLI_OK) return status;

@@ -43,8 +43,16 @@ foreach(source IN LISTS LINNET_CUDA_SOURCES)
 endforeach()
 add_library(linnet_cuda STATIC ${LINNET_CUDA_SOURCES})
 target_include_directories(linnet_cuda PUBLIC src)
-target_compile_options(linnet_cuda PRIVATE -O3 -Xcompiler=-Wall,-Wextra)
+target_compile_options(linnet_cuda PRIVATE -O3 -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics)
 if(LINNET_WERROR)
   target_compile_options(linnet_cuda PRIVATE -Werror=all-warnings)
 endif()
 target_link_libraries(linnet_cuda PUBLIC CUDA::cudart_static)
+
+# The libraries hold the kernels themselves: who links one of them needs no other archive of ours. Their host code is
+# plain enough for the C linker.
+foreach(library linnet linnet_shared)
+  target_sources(${library} PRIVATE $<TARGET_OBJECTS:linnet_cuda>)
+  target_link_libraries(${library} PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
+  set_target_properties(${library} PROPERTIES LINKER_LANGUAGE C)
+endforeach()

@@ -44,6 +44,10 @@ typedef struct linnet_session_settings {
      * the same state_reference. */
     int64_t state_reference;
     double state_growth, state_limit;
+    /* What runs the model: NULL or "cpu"; "cuda": an NVIDIA GPU, with weights, keys and values on it, and `memory`,
+     * `cache` and `activations` bounds of its bytes (docs/devices.md); "cuda,cpu" or "auto": the GPU where there is one
+     * that runs this model, else the processor. */
+    const char *device;
 } linnet_session_settings;
 
 LINNET_API linnet_session_settings linnet_session_settings_default(void);
@@ -68,6 +72,8 @@ typedef struct linnet_plan {
     char policy[256]; /* as text, with all its parts; "": none, keys and values are kept whole */
     char reason[256]; /* why this precision, piece and slice, one sentence */
     uint64_t states;  /* recurrent states and their snapshots: whatever the context */
+    char device[96];  /* what runs the model, with its name; "": the processor. Else model is the weights there, and
+                         model, pages and workspace are bytes of the device */
 } linnet_plan;
 
 /* LINNET_ERROR_MEMORY where nothing fits: the error names, and plan->smallest and plan->smallest_workspace hold, the

@@ -528,6 +528,11 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
     const linnet_status status = ln_session_settle(model, settings, &settled);
     *plan = (linnet_plan){.size = sizeof *plan};
     if (status != LINNET_OK) return status;
+    const ln_device *device;
+    char about[sizeof plan->device];
+    const linnet_status found = ln_session_device(model, &settled, &device, about, sizeof about);
+    if (found != LINNET_OK) return found;
+    if (device) return ln_plan_device(model, &settled, device, about, plan);
     const bool open =
         settled.precision == LINNET_TYPE_AUTO && !ln_session_policy(&settled) && model->hyper.attention_layers;
     return open && (settled.memory || settled.cache) ? ln_plan_choose(model, &settled, plan)

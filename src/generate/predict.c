@@ -160,6 +160,8 @@ static linnet_status run_piece(prediction *p, const int32_t *ids, int64_t tokens
 
 static linnet_status check(linnet_session *session, linnet_session *helper, const int32_t *ids, int64_t count) {
     linnet_context *context = session->model->context;
+    if (session->device || helper->device)
+        return ln_device_session_refuse(session->device ? session : helper, "take part in KV Prediction");
     if (helper->model->context != context || helper->model->hyper.vocabulary != session->model->hyper.vocabulary)
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "session and helper must be of one context and one vocabulary");
     if (!ln_attention_alone(session->model) || !ln_attention_alone(helper->model))

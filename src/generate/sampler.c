@@ -168,8 +168,12 @@ static int32_t draw(linnet_sampler *sampler, int64_t n) {
 
 linnet_status linnet_sample(linnet_sampler *sampler, const linnet_session *session, int32_t *id) {
     const linnet_sampler_settings *s = &sampler->settings;
-    const float *logits = linnet_session_logits(session);
     const int64_t vocabulary = sampler->vocabulary;
+    if (session->device && session->has_logits && !session->fetched && s->temperature == 0 && s->repeat_penalty == 1 &&
+        session->model->hyper.vocabulary == vocabulary)
+        return ln_device_session_best(session, id);
+    const float *logits = linnet_session_logits(session);
+    if (!logits && session->device && session->has_logits) return LINNET_ERROR_UNSUPPORTED; /* it was recorded */
     if (!logits || session->model->hyper.vocabulary != vocabulary)
         return ln_fail(sampler->context, LINNET_ERROR_ARGUMENT, "the session has no logits: feed it a token first");
     for (int64_t i = 0; i < vocabulary; i++) /* a NaN would break every order */

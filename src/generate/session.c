@@ -67,6 +67,16 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     made->snapshots = settled.snapshots;
     made->interval = settled.snapshot_interval;
     made->limits = ln_session_limits(&settled);
+    if (*plan.device) {
+        const ln_device *device;
+        char about[sizeof plan.device];
+        status = ln_session_device(model, &settled, &device, about, sizeof about);
+        if (status == LINNET_OK && device) status = ln_device_session_open(made, device);
+        if (status == LINNET_OK && device) {
+            *session = made;
+            return LINNET_OK;
+        }
+    }
     if (*plan.policy) status = ln_policy_parse(model->context, plan.policy, &made->policy);
     if (status == LINNET_OK) status = ln_probing_open(made, &settled);
     if (status == LINNET_OK) status = open_workspace(made, settled.compute == LINNET_COMPUTE_EXACT);
@@ -90,6 +100,7 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
 void linnet_session_close(linnet_session *session) {
     if (!session) return;
     linnet_context *context = session->model->context;
+    if (session->sequence) session->device->close(session->sequence);
     ln_probing_close(session);
     ln_memory_close(session->memory);
     release_workspace(context, session->workspace);
@@ -102,6 +113,12 @@ linnet_plan linnet_session_plan(const linnet_session *session) {
     return session->plan;
 }
 linnet_usage linnet_session_usage(const linnet_session *session) {
+    if (session->device)
+        return (linnet_usage){.size = sizeof(linnet_usage),
+                              .pages = session->plan.pages,
+                              .pages_peak = session->plan.pages,
+                              .kept = session->position * session->model->hyper.attention_layers *
+                                      session->model->hyper.key_value_heads};
     const ln_ragged_usage usage = ln_memory_measure(session->memory);
     const uint64_t draft = ln_probing_pages(session);
     return (linnet_usage){.size = sizeof(linnet_usage),
@@ -119,6 +136,8 @@ const int32_t *linnet_session_tokens(const linnet_session *session) {
     return session->tokens;
 }
 const float *linnet_session_logits(const linnet_session *session) {
+    if (session->device && session->has_logits && !ln_device_session_fetch((linnet_session *)(uintptr_t)session))
+        return NULL;
     return session->has_logits ? session->logits : NULL;
 }
 
@@ -129,7 +148,7 @@ linnet_status linnet_session_states(const linnet_session *session, int64_t layer
     if (layer < 0 || layer >= session->model->hyper.layers)
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "there is no layer %lld among %lld", (long long)layer,
                        (long long)session->model->hyper.layers);
-    const ln_states *all = ln_memory_states(session->memory);
+    const ln_states *all = session->device ? NULL : ln_memory_states(session->memory);
     if (all) states->heads = ln_states_heads(all, layer, &states->floats);
     if (!states->heads) return LINNET_OK;
     double *now = ln_allocate(context, 2 * (uint64_t)states->heads, sizeof *now, "norms of states");
@@ -199,6 +218,7 @@ static void keep_last_logits(linnet_session *session, int64_t piece) {
 linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, int64_t count) {
     linnet_status status = ln_session_check(session, ids, count);
     linnet_context *context = session->model->context;
+    if (session->device) return status == LINNET_OK ? ln_device_session_feed(session, ids, count) : status;
     if (status == LINNET_OK) status = ln_probing_choose(session, &ids, &count);
     if (status == LINNET_OK && count > 1) ln_memory_mark(session->memory);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
@@ -248,6 +268,7 @@ linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t 
                                          linnet_take_logits take, void *user) {
     linnet_status status = ln_session_check(session, ids, count);
     if (status != LINNET_OK || count == 0) return status;
+    if (session->device) return ln_device_session_feed_logits(session, ids, count, take, user);
     int64_t capacity;
     float *rows = find_rows(session, &capacity);
     for (int64_t done = 0; done < count && status == LINNET_OK;) {
@@ -266,15 +287,20 @@ linnet_status linnet_session_feed_logits(linnet_session *session, const int32_t 
 /* ---- going back, going two ways ---- */
 
 int64_t linnet_session_rewind_limit(const linnet_session *session) {
-    return ln_memory_rewind_limit(session->memory);
+    return session->device ? session->device->rewind_limit(session->sequence, session->reached)
+                           : ln_memory_rewind_limit(session->memory);
 }
 
 void linnet_session_mark(linnet_session *session) {
-    ln_memory_mark(session->memory);
+    if (!session->device) ln_memory_mark(session->memory);
 }
 
 int64_t linnet_session_rewind_point(const linnet_session *session, int64_t position) {
     if (position <= 0) return 0;
+    if (session->device) {
+        const int64_t point = ln_min_i64(position, session->position);
+        return point == session->position || point >= linnet_session_rewind_limit(session) ? point : 0;
+    }
     return ln_memory_rewind_point(session->memory, ln_min_i64(position, session->position));
 }
 
@@ -284,7 +310,8 @@ linnet_status linnet_session_rewind(linnet_session *session, int64_t position) {
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "cannot rewind to token %lld of %lld", (long long)position,
                        (long long)session->position);
     if (position == session->position) return LINNET_OK;
-    const linnet_status status = ln_memory_rewind(session->memory, position);
+    const linnet_status status =
+        session->device ? ln_device_session_rewind(session, position) : ln_memory_rewind(session->memory, position);
     if (status != LINNET_OK) return status;
     session->position = position;
     session->has_logits = false;
@@ -296,8 +323,9 @@ linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork
     linnet_session *made = make_session(session->model, &session->plan);
     if (!made) return LINNET_ERROR_MEMORY;
     made->policy = session->policy;
-    linnet_status status = ln_memory_fork(session->memory, &made->memory);
-    if (status == LINNET_OK) status = ln_probing_fork(session, made);
+    linnet_status status =
+        session->device ? ln_device_session_fork(session, made) : ln_memory_fork(session->memory, &made->memory);
+    if (status == LINNET_OK && !session->device) status = ln_probing_fork(session, made);
     if (status != LINNET_OK) {
         linnet_session_close(made);
         return status;
@@ -307,7 +335,7 @@ linnet_status linnet_session_fork(linnet_session *session, linnet_session **fork
     made->interval = session->interval;
     made->limits = session->limits;
     made->workspace = session->workspace;
-    made->workspace->users++;
+    if (made->workspace) made->workspace->users++;
     made->position = session->position;
     made->has_logits = session->has_logits;
     memcpy(made->tokens, session->tokens, (size_t)session->position * sizeof *made->tokens);

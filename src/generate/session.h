@@ -3,6 +3,7 @@
 #define LN_GENERATE_SESSION_H
 
 #include "linnet/session.h"
+#include "model/device.h"
 #include "model/forward.h"
 
 /* The forward workspace, shared by a session and its forks: they run one after the other. */
@@ -27,7 +28,12 @@ struct linnet_session {
     ln_probing *probing;         /* NULL: the policy has no probes */
     int64_t snapshots, interval; /* as the settings had them */
     ln_state_limits limits;
-    uint64_t spare; /* bytes that the plan left of its bounds, for logits of many tokens */
+    const ln_device *device;      /* NULL: the processor, and else workspace, memory and probing are NULL */
+    ln_device_sequence *sequence; /* what it holds of this session */
+    int64_t reached;              /* the highest position so far, on a device */
+    bool fetched;                 /* from a device: `logits` are those that has_logits speaks of */
+    bool shares;                  /* forks may overwrite what the device has of logits: they are fetched at once */
+    uint64_t spare;               /* bytes that the plan left of its bounds, for logits of many tokens */
 };
 
 /* Whether `count` tokens are of the vocabulary and have room; else the sentence that says why not. */
@@ -73,5 +79,26 @@ linnet_status ln_probing_run(linnet_session *session);
 bool ln_session_policy(const linnet_session_settings *settings);
 /* Workspace of its lanes; 0: it has none. */
 uint64_t ln_session_lanes(const linnet_model *model, const ln_memory_shape *memory);
+
+/* ---- on a device (session_device.c, plan_device.c) ---- */
+
+/* What settled settings name: *device NULL is the processor; about [capacity]: its name. LINNET_ERROR_UNSUPPORTED where
+ * it cannot run the model and the processor is not named too. */
+linnet_status ln_session_device(linnet_model *model, const linnet_session_settings *settled, const ln_device **device,
+                                char *about, int64_t capacity);
+linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings *settled, const ln_device *device,
+                             const char *about, linnet_plan *plan);
+linnet_status ln_device_session_open(linnet_session *session, const ln_device *device);
+linnet_status ln_device_session_feed(linnet_session *session, const int32_t *ids, int64_t count);
+linnet_status ln_device_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,
+                                            linnet_take_logits take, void *user);
+linnet_status ln_device_session_rewind(linnet_session *session, int64_t position);
+linnet_status ln_device_session_fork(linnet_session *session, linnet_session *fork);
+/* What a session on a device cannot do yet. */
+linnet_status ln_device_session_refuse(const linnet_session *session, const char *what);
+/* Brings the logits to session->logits; false, recorded, where the device failed. */
+bool ln_device_session_fetch(linnet_session *session);
+/* The most likely token, as linnet_sample without a penalty has it. */
+linnet_status ln_device_session_best(const linnet_session *session, int32_t *id);
 
 #endif

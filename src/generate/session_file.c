@@ -13,6 +13,7 @@ static const char magic[8] = "SESSION1";
 linnet_status linnet_session_save(linnet_session *session, const char *path) {
     linnet_context *context = session->model->context;
     ln_state_writer writer;
+    if (session->device) return ln_device_session_refuse(session, "be saved");
     linnet_status status = ln_memory_check_write(session->memory);
     if (status == LINNET_OK) status = ln_state_create(context, path, &writer);
     if (status != LINNET_OK) return status;
@@ -92,6 +93,7 @@ static linnet_status load(linnet_session *session, ln_state_reader *reader) {
 }
 
 linnet_status linnet_session_load(linnet_session *session, const char *path) {
+    if (session->device) return ln_device_session_refuse(session, "be loaded");
     ln_state_reader reader;
     linnet_status status = ln_state_open(session->model->context, path, &reader);
     if (status != LINNET_OK) return status;

@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "kernel/attend.h"
+#include "model/device.h"
 #include "model/transformer.h"
 linnet_status ln_tokenizer_make(linnet_context *context, const linnet_file *file, linnet_tokenizer **tokenizer);
 
@@ -346,6 +347,7 @@ linnet_status linnet_model_open(linnet_context *context, const char *path, linne
 void linnet_model_close(linnet_model *model) {
     if (!model) return;
     linnet_context *context = model->context;
+    if (model->on_device) ln_device_cuda()->release(model);
     linnet_tokenizer_close(model->tokenizer);
     ln_gate_close(model->gate);
     linnet_file_close(model->file);

@@ -151,3 +151,17 @@ def test_the_demonstration(built_in):
     plan, tokens = told["memory"]["plan"], told["tokens"]["prompt"]
     assert told["memory"]["limit"] <= 1.1 * 8192 / 2 * plan["context"] and plan["context"] >= tokens
     assert told["memory"]["anonymous_resident"] <= told["memory"]["limit"]
+
+
+def test_devices(built_in):
+    """The same text wherever a model runs; where there is no GPU, one sentence says so, and `auto` takes the processor."""
+    short = [*STORY, "-m", built_in, "-n", "12"]
+    text = result(*short)["text"]
+    told = result(*short, "--device", "auto")
+    assert told["text"] == text
+    if told["memory"]["plan"]["device"] == "cpu":
+        assert "GPU" in one_sentence(linnet(*short, "--device", "cuda", status=1))
+    else:
+        assert result(*short, "--device", "cuda")["text"] == text
+        assert "policies" in one_sentence(linnet(*short, "--device", "cuda", "--policy", "h2o", status=1))
+    assert "abacus" in one_sentence(linnet(*short, "--device", "abacus", status=1))

@@ -153,6 +153,20 @@ static __device__ __forceinline__ void spin_pause() {
     __nanosleep(32);
 }
 
+/* Of kernels that launch_early starts (compute capability 9.0; before, they start in turn). The kernels before this one
+ * on the stream are done, and what they wrote is seen. */
+static __device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/* The next kernel may start where there is room, when all blocks of this one have said so or ended. */
+static __device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 } // namespace ln
 
 #endif

@@ -21,6 +21,29 @@ static ln_cuda_code launch(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block,
     return ln_cuda_code_of(error);
 }
 
+/* The same, but that the kernel may start while the one before it on the stream still runs: it must call
+ * wait_for_previous() before it reads or writes what that one, or one before it, touches. */
+template <class... PARAMETERS>
+static ln_cuda_code launch_early(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes, void *stream,
+                                 PARAMETERS... arguments) {
+    cudaError_t error =
+        cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    void *pointers[] = {(void *)&arguments...};
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t how = {};
+    how.gridDim = grid;
+    how.blockDim = block;
+    how.dynamicSmemBytes = (size_t)shared_bytes;
+    how.stream = (cudaStream_t)stream;
+    how.attrs = &early;
+    how.numAttrs = 1;
+    if (error == cudaSuccess) error = cudaLaunchKernelExC(&how, (const void *)kernel, pointers);
+    if (error != cudaSuccess) cudaGetLastError();
+    return ln_cuda_code_of(error);
+}
+
 } // namespace ln
 
 #endif

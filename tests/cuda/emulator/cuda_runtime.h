@@ -13,6 +13,7 @@
 #include "emulator.h"
 #include "vector_types.h"
 
+#define LN_EMULATED 1
 #define __CUDACC__ 1
 #define __CUDA_ARCH__ 900
 #define __CUDA_ARCH_FEAT_SM90_ALL 1

@@ -89,6 +89,9 @@ static inline void spin_pause() {
     ln_emulator::spin();
 }
 
+static inline void wait_for_previous() {}
+static inline void let_next_start() {}
+
 } // namespace ln
 
 #endif

@@ -1,0 +1,161 @@
+/* Owns: which device a session asks for, and its plan there:
+ *
+ *   total = weights + pages(context, piece, precision) + workspace(piece), all bytes of the device.
+ *
+ * The most exact precision is taken with which pieces of QUICK_PIECE tokens fit, and of these the longest; where none
+ * does, shorter pieces of the coarsest. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/context.h"
+#include "generate/session.h"
+
+enum { QUICK_PIECE = 64 };
+
+static const int64_t pieces[] = {2048, 1024, 512, 256, 128, 64, 32, 16, 8};
+static const linnet_type types[] = {LINNET_BF16, LINNET_Q8_0, LINNET_Q4_0}; /* attention multiplies bf16 */
+enum { PIECES = sizeof pieces / sizeof *pieces, TYPES = sizeof types / sizeof *types };
+
+/* ---- which device ---- */
+
+/* What a device cannot do whatever the model. */
+static linnet_status check_settings(linnet_model *model, const linnet_session_settings *settled) {
+    if (ln_session_policy(settled))
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "policies do not run on a GPU yet: it keeps all keys and values, as exactly as they fit");
+    if (settled->draft)
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED, "draft models are for policies, which need the CPU");
+    return LINNET_OK;
+}
+
+linnet_status ln_session_device(linnet_model *model, const linnet_session_settings *settled, const ln_device **device,
+                                char *about, int64_t capacity) {
+    const char *name = settled->device;
+    *device = NULL;
+    if (!name || !*name || !strcmp(name, "cpu")) return LINNET_OK;
+    const bool either = !strcmp(name, "auto") || !strcmp(name, "cuda,cpu");
+    if (!either && strcmp(name, "cuda") != 0)
+        return ln_fail(model->context, LINNET_ERROR_ARGUMENT,
+                       "there is no device '%s': cpu, cuda, and auto or cuda,cpu for either", name);
+    const ln_device *cuda = ln_device_cuda();
+    linnet_status status;
+    if (cuda) {
+        status = check_settings(model, settled);
+        if (status == LINNET_OK) status = cuda->check(model, about, capacity);
+    } else {
+        status = ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                         "this build has no kernels for GPUs: configure it with -DLINNET_CUDA=ON, or use --device cpu");
+    }
+    if (status == LINNET_OK) {
+        *device = cuda;
+        return LINNET_OK;
+    }
+    if (!either) return status;
+    ln_log(model->context, LINNET_LOG_INFO, "the CPU is used: %s", linnet_last_error(model->context));
+    return LINNET_OK;
+}
+
+/* ---- the plan ---- */
+
+typedef struct device_choice {
+    linnet_model *model;
+    const linnet_session_settings *settled;
+    const ln_device *device;
+    uint64_t available;
+} device_choice;
+
+static linnet_status weigh(device_choice *c, linnet_type precision, int64_t piece, linnet_plan *plan) {
+    const linnet_session_settings *settled = c->settled;
+    const ln_device_shape shape = {settled->context, piece, precision};
+    ln_device_bytes bytes;
+    const linnet_status status = c->device->weigh(c->model, &shape, &bytes);
+    if (status != LINNET_OK) return status;
+    c->available = bytes.available;
+    plan->piece = piece;
+    plan->precision = precision;
+    plan->model = bytes.weights;
+    plan->pages = bytes.pages;
+    plan->workspace = bytes.workspace;
+    plan->bytes_per_token = bytes.token;
+    plan->total = bytes.weights + bytes.pages + bytes.workspace;
+    return LINNET_OK;
+}
+
+static bool fits(const device_choice *c, const linnet_plan *plan) {
+    const linnet_session_settings *s = c->settled;
+    return plan->total <= c->available && (!s->memory || plan->total <= s->memory) &&
+           (!s->cache || plan->pages <= s->cache) && (!s->activations || plan->workspace <= s->activations);
+}
+
+/* The longest piece of at least `least` tokens with which this precision fits. */
+static linnet_status choose(device_choice *c, linnet_type precision, int64_t least, linnet_plan *plan, bool *found) {
+    const int64_t context = c->settled->context;
+    *found = false;
+    for (int i = 0; i < PIECES && !*found; i++) {
+        const int64_t piece = ln_min_i64(c->settled->piece ? c->settled->piece : pieces[i], context);
+        if (piece < ln_min_i64(least, context) && !c->settled->piece) break;
+        const linnet_status status = weigh(c, precision, piece, plan);
+        if (status != LINNET_OK) return status;
+        *found = fits(c, plan);
+        if (c->settled->piece) break;
+    }
+    return LINNET_OK;
+}
+
+static linnet_status refuse(const device_choice *c, const linnet_plan *plan) {
+    const linnet_session_settings *s = c->settled;
+    const unsigned long long least = (unsigned long long)plan->total;
+    if (s->memory && plan->total > s->memory)
+        return ln_fail(c->model->context, LINNET_ERROR_MEMORY,
+                       "a budget of %llu bytes on the device is too small for %lld tokens: at least %llu are needed "
+                       "(weights take %llu, %s keys and values %llu, workspace %llu)",
+                       (unsigned long long)s->memory, (long long)s->context, least, (unsigned long long)plan->model,
+                       linnet_type_name(plan->precision), (unsigned long long)plan->pages,
+                       (unsigned long long)plan->workspace);
+    if (s->cache && plan->pages > s->cache)
+        return ln_fail(c->model->context, LINNET_ERROR_MEMORY,
+                       "%llu bytes are too little for the keys and values of %lld tokens: at least %llu are needed",
+                       (unsigned long long)s->cache, (long long)s->context, (unsigned long long)plan->pages);
+    if (s->activations && plan->workspace > s->activations)
+        return ln_fail(c->model->context, LINNET_ERROR_MEMORY,
+                       "%llu bytes are too little for activations: at least %llu are needed",
+                       (unsigned long long)s->activations, (unsigned long long)plan->workspace);
+    return ln_fail(c->model->context, LINNET_ERROR_MEMORY,
+                   "the device has %llu bytes left, and %lld tokens of this model need at least %llu",
+                   (unsigned long long)c->available, (long long)s->context, least);
+}
+
+linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings *settled, const ln_device *device,
+                             const char *about, linnet_plan *plan) {
+    device_choice c = {model, settled, device, 0};
+    *plan = (linnet_plan){.size = sizeof *plan,
+                          .context = settled->context,
+                          .page_tokens = LN_PAGE_TOKENS,
+                          .feed_forward = model->hyper.feed_forward,
+                          .slice = model->hyper.feed_forward,
+                          .step = model->hyper.feed_forward,
+                          .weights_mapped = model->weight_bytes};
+    snprintf(plan->device, sizeof plan->device, "%s: %.80s", device->name, about);
+    const bool open = settled->precision == LINNET_TYPE_AUTO;
+    const linnet_type *list = open ? types : &settled->precision;
+    const int count = open ? TYPES : 1;
+    bool found = false;
+    int known = 0; /* precisions that this model can have */
+    for (int round = 0; round < 2 && !found; round++)
+        for (int i = 0; i < (round ? known : count) && !found; i++) {
+            /* At the end, in the second round, the coarsest in any piece. */
+            const linnet_status status = choose(&c, list[round ? known - 1 : i], round ? 1 : QUICK_PIECE, plan, &found);
+            if (status == LINNET_ERROR_UNSUPPORTED && i > 0 && !round) break;
+            if (status != LINNET_OK) return status;
+            if (!round) known = i + 1;
+        }
+    plan->smallest_workspace = plan->workspace;
+    plan->smallest = plan->total;
+    if (!found) return refuse(&c, plan);
+    snprintf(plan->reason, sizeof plan->reason, "%s keys and values %s", linnet_type_name(plan->precision),
+             !open                         ? "as asked for"
+             : plan->precision == types[0] ? "on the device"
+                                           : "are the most exact that fit");
+    return LINNET_OK;
+}

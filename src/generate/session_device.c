@@ -1,0 +1,104 @@
+/* Owns: sessions on a device: feeding piece by piece, logits that are fetched when somebody asks for them, going back.
+ *
+ * A piece is started and not waited for until the next one, or the end of the feed. */
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/context.h"
+#include "generate/session.h"
+
+linnet_status ln_device_session_open(linnet_session *session, const ln_device *device) {
+    const linnet_plan *plan = &session->plan;
+    const ln_device_shape shape = {plan->context, plan->piece, plan->precision};
+    session->device = device;
+    return device->open(session->model, &shape, &session->sequence);
+}
+
+linnet_status ln_device_session_refuse(const linnet_session *session, const char *what) {
+    return ln_fail(session->model->context, LINNET_ERROR_UNSUPPORTED, "a session on a device cannot %s yet", what);
+}
+
+static linnet_status feed_piece(linnet_session *session, const int32_t *ids, int64_t count, bool last) {
+    linnet_context *context = session->model->context;
+    if (ln_interrupted(context)) return ln_fail(context, LINNET_INTERRUPTED, "interrupted");
+    const linnet_status status = session->device->run(session->sequence, ids, count, session->position, last);
+    if (status != LINNET_OK) return status;
+    memcpy(session->tokens + session->position, ids, (size_t)count * sizeof *ids);
+    session->position += count;
+    session->reached = ln_max_i64(session->reached, session->position);
+    session->has_logits = last;
+    session->fetched = false;
+    return LINNET_OK;
+}
+
+linnet_status ln_device_session_feed(linnet_session *session, const int32_t *ids, int64_t count) {
+    linnet_context *context = session->model->context;
+    linnet_status status = LINNET_OK;
+    for (int64_t done = 0; done < count && status == LINNET_OK;) {
+        if (count > session->plan.piece) ln_progress(context, "reading the prompt", done, count);
+        const int64_t piece = ln_min_i64(session->plan.piece, count - done);
+        status = feed_piece(session, ids + done, piece, done + piece == count);
+        done += piece;
+        if (done == count && count > session->plan.piece && status == LINNET_OK)
+            ln_progress(context, "reading the prompt", done, count);
+    }
+    if (status != LINNET_OK || !session->has_logits) return status;
+    if (session->shares) return ln_device_session_fetch(session) ? LINNET_OK : LINNET_ERROR_UNSUPPORTED;
+    return session->device->take(session->sequence, NULL, NULL);
+}
+
+linnet_status ln_device_session_feed_logits(linnet_session *session, const int32_t *ids, int64_t count,
+                                            linnet_take_logits take, void *user) {
+    linnet_context *context = session->model->context;
+    const int64_t vocabulary = session->model->hyper.vocabulary,
+                  capacity = ln_max_i64(1, ln_min_i64(session->plan.piece, (16 << 20) / vocabulary));
+    float *rows = ln_allocate(context, (uint64_t)(capacity * vocabulary), sizeof *rows, "logits of a piece");
+    linnet_status status = rows ? LINNET_OK : LINNET_ERROR_MEMORY;
+    for (int64_t done = 0; done < count && status == LINNET_OK;) {
+        const int64_t piece = ln_min_i64(session->plan.piece, count - done);
+        status = feed_piece(session, ids + done, piece, done + piece == count);
+        /* Before the rows, which take its place on the device. */
+        if (status == LINNET_OK && session->has_logits && !ln_device_session_fetch(session))
+            status = LINNET_ERROR_UNSUPPORTED;
+        for (int64_t given = 0; given < piece && status == LINNET_OK;) {
+            const int64_t some = ln_min_i64(capacity, piece - given);
+            status = session->device->rows(session->sequence, given, some, rows);
+            if (status == LINNET_OK) status = take(user, done + given, some, rows);
+            given += some;
+        }
+        done += piece;
+    }
+    ln_release(context, rows);
+    return status;
+}
+
+bool ln_device_session_fetch(linnet_session *session) {
+    if (!session->fetched)
+        session->fetched = session->device->take(session->sequence, session->logits, NULL) == LINNET_OK;
+    return session->fetched;
+}
+
+linnet_status ln_device_session_best(const linnet_session *session, int32_t *id) {
+    return session->device->take(session->sequence, NULL, id);
+}
+
+linnet_status ln_device_session_rewind(linnet_session *session, int64_t position) {
+    const int64_t limit = linnet_session_rewind_limit(session);
+    if (position > 0 && position < limit)
+        return ln_fail(session->model->context, LINNET_ERROR_UNSUPPORTED,
+                       "cannot rewind to position %lld: sliding layers are whole from %lld on; rewind to 0 and feed "
+                       "again",
+                       (long long)position, (long long)limit);
+    if (position == 0) session->reached = 0;
+    return LINNET_OK;
+}
+
+/* The fork's logits are fetched here: the device holds those of one sequence. */
+linnet_status ln_device_session_fork(linnet_session *session, linnet_session *fork) {
+    if (session->has_logits && !ln_device_session_fetch(session)) return LINNET_ERROR_UNSUPPORTED;
+    fork->device = session->device;
+    fork->shares = session->shares = true;
+    fork->reached = session->reached;
+    fork->fetched = session->fetched;
+    return session->device->fork(session->sequence, session->position, &fork->sequence);
+}

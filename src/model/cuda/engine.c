@@ -1,0 +1,596 @@
+/* Owns: the pass of a model on an NVIDIA GPU (equation in model/part.h), its pages, and the table ln_device_cuda.
+ *
+ *     enter: x = embedding, h = norm(x)
+ *     attention:    query, key, value = products of h; heads: bias, norm, rotation; append to the pages; attend; output
+ *     feed-forward: gated unit of two products of h; product
+ *     finish: x = keep x + add norm'(given), h = norm(x) of what follows
+ *
+ * A prompt's piece gathers the keys and values that it sees from the pages as bf16 and runs the attention kernels of
+ * prompts. One token runs the kernels of decode, all of whose arguments are the same at any position: what changes is
+ * in `step` on the device. So the second token is captured as one graph, from the copy of `step` to the copy of the
+ * most likely id, and every later token is one launch of it.
+ *
+ * Invariant: between `run` and `take` the host touches neither step_host nor best_host (`running`). */
+#include "model/cuda/engine.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/context.h"
+#include "model/take.h"
+
+/* Keys (0) and values (1) of a layer, at the same place in each sequence. */
+struct ln_device_sequence {
+    ln_cuda_room *room;
+    char *pages;
+    uint64_t bytes;
+    int64_t *offset; /* [layers] of its keys; the values follow */
+    int64_t alone;   /* tokens that came alone so far: the first is run as it is */
+    void *graph;
+};
+
+linnet_status ln_cuda_fail(linnet_context *context, ln_cuda_code code, const char *what) {
+    switch (code) {
+    case LN_CUDA_OK:
+        return LINNET_OK;
+    case LN_CUDA_NO_DEVICE:
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: there is no GPU that the driver can use", what);
+    case LN_CUDA_OLD_DRIVER:
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: the GPU's driver is older than this build needs", what);
+    case LN_CUDA_OUT_OF_MEMORY:
+        return ln_fail(context, LINNET_ERROR_MEMORY, "%s: the GPU has too little memory left", what);
+    case LN_CUDA_UNSUPPORTED:
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: there is no kernel for this on this GPU", what);
+    case LN_CUDA_ARGUMENT:
+        return ln_fail(context, LINNET_ERROR_ARGUMENT, "%s: a kernel was given what it cannot take", what);
+    case LN_CUDA_FAILED:
+        break;
+    }
+    return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: the GPU reported an error; it may need a restart", what);
+}
+
+/* ---- which models ---- */
+
+static linnet_status refuse_part(linnet_model *model, int64_t layer, const char *what) {
+    return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                   "layer %lld has %s, which does not run on a GPU yet: --device cpu runs it", (long long)layer, what);
+}
+
+static linnet_status check_model(linnet_model *model) {
+    const ln_hyperparameters *h = &model->hyper;
+    for (int64_t i = 0; i < h->layers; i++)
+        for (int b = 0; b < model->layers[i].count; b++) {
+            const ln_block *block = &model->layers[i].block[b];
+            const ln_part *part = &block->part[0];
+            char what[64];
+            snprintf(what, sizeof what, "a part of kind %s", part->kind->name);
+            if (block->parts != 1) return refuse_part(model, i, "parts side by side");
+            if (part->kind != &ln_attention_part && part->kind != &ln_feed_forward_part)
+                return refuse_part(model, i, what);
+            if (part->kind == &ln_attention_part && ((const ln_attention_weights *)part->weights)->gated)
+                return refuse_part(model, i, "gated attention");
+            if (part->kind == &ln_feed_forward_part &&
+                ((const ln_feed_forward_weights *)part->weights)->activation == LN_RELU_SQUARED)
+                return refuse_part(model, i, "a feed-forward part with squared units");
+        }
+    if (h->value_in_key) return refuse_part(model, 0, "latent attention");
+    if (h->width > 40960)
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED, "a width of %lld is more than a GPU block holds",
+                       (long long)h->width);
+    return LINNET_OK;
+}
+
+static linnet_status find_device(linnet_context *context, ln_cuda_device *device) {
+    const ln_cuda_code code = ln_cuda_device_read(0, device);
+    int driver, runtime;
+    if (code == LN_CUDA_OK && device->major >= 8) return LINNET_OK;
+    if (code == LN_CUDA_OK)
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "the GPU has compute capability %d.%d; 8.0 or newer is needed", device->major, device->minor);
+    if (code == LN_CUDA_NO_DEVICE)
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "no NVIDIA GPU was found that the driver can use; --device cpu runs without one");
+    ln_cuda_versions(&driver, &runtime);
+    if (code == LN_CUDA_OLD_DRIVER)
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "the GPU's driver knows CUDA %d.%d, this build needs %d.%d: update the driver, or --device cpu",
+                       driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    return ln_cuda_fail(context, code, "looking for a GPU");
+}
+
+static linnet_status check(linnet_model *model, char *about, int64_t capacity) {
+    ln_cuda_device device;
+    LN_TRY(find_device(model->context, &device));
+    LN_TRY(check_model(model));
+    ln_cuda_device_name(device.index, about, (int)capacity);
+    return LINNET_OK;
+}
+
+/* ---- pages ---- */
+
+static int64_t count_pages(const ln_cuda_room *room, int64_t layer) {
+    const linnet_model *model = room->model;
+    if (!model->attends[layer]) return 0;
+    return room->classes[model->windows[layer] > 0].slots;
+}
+
+/* Bytes of all layers; offset NULL: not wanted. */
+static uint64_t place_pages(const ln_cuda_room *room, int64_t *offset) {
+    const int64_t page = ln_cuda_page_bytes(room, 0) + ln_cuda_page_bytes(room, 1);
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < room->model->hyper.layers; i++) {
+        if (offset) offset[i] = bytes;
+        bytes += count_pages(room, i) * page;
+    }
+    return (uint64_t)bytes;
+}
+
+static linnet_status weigh(linnet_model *model, const ln_device_shape *shape, ln_device_bytes *bytes) {
+    ln_cuda_device device;
+    ln_cuda_room room;
+    uint64_t all;
+    LN_TRY(find_device(model->context, &device));
+    LN_TRY(ln_cuda_room_plan(model, &device, shape, &room));
+    *bytes = (ln_device_bytes){
+        .weights = ln_cuda_weights_bytes(model), .pages = place_pages(&room, NULL), .workspace = room.bytes};
+    for (int64_t i = 0; i < model->hyper.layers; i++)
+        if (model->attends[i] && !model->windows[i])
+            bytes->token +=
+                (uint64_t)(ln_cuda_page_bytes(&room, 0) + ln_cuda_page_bytes(&room, 1)) / LN_CUDA_PAGE_TOKENS;
+    LN_CUDA_TRY(model->context, ln_cuda_use(device.index), "choosing the GPU");
+    LN_CUDA_TRY(model->context, ln_cuda_memory(&bytes->available, &all), "asking the GPU for its memory");
+    if (model->on_device) bytes->available += ((const ln_cuda_model *)model->on_device)->bytes;
+    return LINNET_OK;
+}
+
+static bool plain(const ln_cuda_class *class) {
+    return class->decode.format == LN_CUDA_PAGE_BF16 || class->decode.format == LN_CUDA_PAGE_F16;
+}
+
+static ln_cuda_page_part part_of(const ln_device_sequence *sequence, const ln_cuda_block *block, int part) {
+    const ln_cuda_room *room = sequence->room;
+    const ln_hyperparameters *h = &room->model->hyper;
+    const ln_cuda_class *class = &room->classes[block->class];
+    const int64_t size = part ? h->value_size : h->key_size, page = ln_cuda_page_bytes(room, part);
+    const int64_t before = part ? class->slots * ln_cuda_page_bytes(room, 0) : 0;
+    const int64_t head = plain(class)
+                             ? 2 * LN_CUDA_PAGE_TOKENS * size
+                             : LN_CUDA_PAGE_TOKENS / LN_CUDA_TILE * ln_cuda_tile_bytes(class->decode.format, size);
+    return (ln_cuda_page_part){sequence->pages + sequence->offset[block->layer] + before, page, head,
+                               plain(class) ? 2 * size : 0};
+}
+
+/* ---- the pass ---- */
+
+typedef struct pass {
+    ln_device_sequence *sequence;
+    ln_cuda_room *room;
+    ln_cuda_model *on;
+    int64_t tokens, position;
+    bool alone; /* one token, by the kernels of decode */
+} pass;
+
+/* Matrices of one kind go together. */
+static linnet_status multiply(const pass *p, const ln_cuda_weight *weights, float *const *y, int count, const void *x,
+                              int64_t tokens) {
+    linnet_context *context = p->room->model->context;
+    for (int i = 0; i < count;) {
+        ln_cuda_product product = {.x = x, .x_stride = ln_cuda_padded(weights[i].columns), .tokens = tokens};
+        ln_cuda_product_plan plan;
+        const ln_cuda_weight_kind kind = weights[i].kind;
+        for (; i < count && weights[i].kind == kind; i++) {
+            product.weight[product.count] = weights[i];
+            product.stride[product.count] = weights[i].rows;
+            product.y[product.count++] = y[i];
+        }
+        LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
+                    "planning a product");
+        LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
+                    "a product");
+    }
+    return LINNET_OK;
+}
+
+static ln_cuda_rows rows_of(const pass *p, const ln_cuda_block *next) {
+    const ln_hyperparameters *h = &p->room->model->hyper;
+    return (ln_cuda_rows){.tokens = p->tokens,
+                          .width = h->width,
+                          .epsilon = h->norm_epsilon,
+                          .x = p->room->x,
+                          .h = p->room->h,
+                          .h_stride = ln_cuda_padded(h->width),
+                          .next = next ? next->norm : p->on->output_norm,
+                          .from_norm = next && next->of->from_norm,
+                          .scale = 1,
+                          .keep = 1,
+                          .add = 1};
+}
+
+static linnet_status enter(const pass *p) {
+    const linnet_model *model = p->room->model;
+    ln_cuda_room *room = p->room;
+    const int64_t pairs = model->rope.size / 2;
+    ln_cuda_rows rows = rows_of(p, &p->on->blocks[0]);
+    rows.ids = room->step + 2;
+    rows.embedding_scale = model->hyper.embedding_scale;
+    rows.embedding_norm = p->on->embedding_norm;
+    LN_CUDA_TRY(model->context, ln_cuda_rows_enter(&rows, &p->on->embedding, p->on->stream), "embedding tokens");
+    for (int local = 0; local < 2; local++)
+        LN_CUDA_TRY(model->context,
+                    ln_cuda_angles(room->step, room->inverse[local], room->magnitude[local], pairs, p->tokens,
+                                   room->cosine[local], room->sine[local], p->on->stream),
+                    "turning");
+    return LINNET_OK;
+}
+
+static float or_one(float factor) {
+    return factor == 0 ? 1 : factor;
+}
+
+static linnet_status finish(const pass *p, const ln_cuda_block *block, const ln_cuda_block *next) {
+    ln_cuda_rows rows = rows_of(p, next);
+    rows.given = p->room->given;
+    rows.bias = block->bias;
+    rows.scale = or_one(block->of->part[0].scale);
+    rows.keep = or_one(block->of->keep);
+    rows.add = or_one(block->of->add);
+    rows.post = block->post;
+    LN_CUDA_TRY(p->room->model->context, ln_cuda_rows_finish(&rows, p->on->stream), "adding a part");
+    return LINNET_OK;
+}
+
+/* ---- attention ---- */
+
+static ln_cuda_decode_tensors tensors_of(const pass *p, const ln_cuda_block *block) {
+    const ln_hyperparameters *h = &p->room->model->hyper;
+    const ln_cuda_room *room = p->room;
+    return (ln_cuda_decode_tensors){.query = {room->query, h->heads * h->key_size, h->key_size},
+                                    .output = {room->mixed, ln_cuda_padded(h->heads * h->value_size), h->value_size},
+                                    .key = part_of(p->sequence, block, 0),
+                                    .value = part_of(p->sequence, block, 1),
+                                    .page_table = room->classes[block->class].table,
+                                    .table_stride = ln_ceil_div(room->shape.context, LN_CUDA_PAGE_TOKENS),
+                                    .lengths = room->step + 1};
+}
+
+/* Plain pages take keys and values straight; the others as rows, which `append` rounds. */
+static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, const ln_cuda_decode_tensors *tensors,
+                                   float *const *from) {
+    const linnet_model *model = p->room->model;
+    const ln_hyperparameters *h = &model->hyper;
+    ln_cuda_room *room = p->room;
+    const ln_cuda_class *class = &room->classes[block->class];
+    const ln_rotation rotation = block->attention->rotation;
+    const bool turns = rotation != LN_ROTATE_NOT;
+    const int local = rotation == LN_ROTATE_LOCAL;
+    ln_cuda_heads heads = {.tokens = p->tokens,
+                           .part = {{.heads = h->heads,
+                                     .size = h->key_size,
+                                     .from = from[0],
+                                     .to = room->query,
+                                     .bias = block->query_bias,
+                                     .norm = block->query_norm,
+                                     .rotated = turns},
+                                    {.heads = h->key_value_heads,
+                                     .size = h->key_size,
+                                     .from = from[1],
+                                     .to = room->key,
+                                     .float32 = true,
+                                     .bias = block->key_bias,
+                                     .norm = block->key_norm,
+                                     .rotated = turns},
+                                    {.heads = h->key_value_heads,
+                                     .size = h->value_size,
+                                     .from = from[2],
+                                     .to = room->value,
+                                     .float32 = true,
+                                     .bias = block->value_bias}},
+                           .epsilon = h->norm_epsilon,
+                           .cosine = room->cosine[local],
+                           .sine = room->sine[local],
+                           .rotary_size = model->rope.size,
+                           .half = model->rope.half};
+    for (int i = 1; i < 3 && plain(class); i++)
+        heads.part[i].pages = (ln_cuda_head_pages){i == 1 ? tensors->key : tensors->value, class->decode.format,
+                                                   LN_CUDA_PAGE_TOKENS, class->table, tensors->lengths};
+    LN_CUDA_TRY(model->context, ln_cuda_heads_run(&heads, p->on->stream), "preparing heads");
+    return LINNET_OK;
+}
+
+static linnet_status append(const pass *p, const ln_cuda_class *class, const ln_cuda_decode_tensors *tensors) {
+    const ln_hyperparameters *h = &p->room->model->hyper;
+    const ln_cuda_decode_rows rows = {.tokens = p->tokens,
+                                      .element = LN_CUDA_ELEMENT_FLOAT32,
+                                      .key = {p->room->key, h->key_value_heads * h->key_size, h->key_size},
+                                      .value = {p->room->value, h->key_value_heads * h->value_size, h->value_size}};
+    if (plain(class)) return LINNET_OK;
+    LN_CUDA_TRY(p->room->model->context, ln_cuda_decode_append(&class->decode, tensors, &rows, p->on->stream),
+                "keeping keys and values");
+    return LINNET_OK;
+}
+
+static linnet_status attend_prompt(const pass *p, ln_cuda_class *class, const ln_cuda_decode_tensors *tensors) {
+    linnet_context *context = p->room->model->context;
+    const ln_hyperparameters *h = &p->room->model->hyper;
+    const int64_t count = class->key_offsets[1];
+    const ln_cuda_attention_tensors of = {
+        .query = tensors->query,
+        .key = {p->room->gathered[0], h->key_value_heads * h->key_size, h->key_size},
+        .value = {p->room->gathered[1], h->key_value_heads * h->value_size, h->value_size},
+        .output = tensors->output};
+    LN_CUDA_TRY(
+        context,
+        plain(class)
+            ? ln_cuda_gather_any(&class->decode, tensors, class->first, count, &of.key, &of.value, p->on->stream)
+            : ln_cuda_decode_unpack(&class->decode, tensors, 0, class->first, count, &of.key, &of.value, p->on->stream),
+        "gathering keys and values");
+    LN_CUDA_TRY(context,
+                ln_cuda_attention_forward(&class->attention, &class->attention_plan, &of, class->tasks, p->on->stream),
+                "attention");
+    return LINNET_OK;
+}
+
+static linnet_status attend(const pass *p, const ln_cuda_block *block, float *const *from) {
+    linnet_context *context = p->room->model->context;
+    ln_cuda_class *class = &p->room->classes[block->class];
+    const ln_cuda_decode_tensors tensors = tensors_of(p, block);
+    LN_TRY(prepare_heads(p, block, &tensors, from));
+    ln_cuda_decode any = class->decode;
+    any.queries = p->tokens;
+    LN_TRY(append(p, class, &tensors));
+    if (!p->alone && !class->any_prompt) return attend_prompt(p, class, &tensors);
+    LN_CUDA_TRY(context,
+                p->alone && !class->any ? ln_cuda_decode_run(&class->decode, &class->decode_plan, &tensors,
+                                                             class->decode_workspace, p->on->stream)
+                                        : ln_cuda_attend_any(&any, &tensors, p->on->stream),
+                "attention");
+    return LINNET_OK;
+}
+
+static linnet_status run_attention(const pass *p, const ln_cuda_block *block) {
+    const ln_hyperparameters *h = &p->room->model->hyper;
+    float *stage = p->room->stage, *given[] = {p->room->given};
+    float *from[3] = {stage, stage + p->tokens * h->heads * h->key_size};
+    from[2] = from[1] + p->tokens * h->key_value_heads * h->key_size;
+    LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens));
+    LN_TRY(attend(p, block, from));
+    return multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens);
+}
+
+static linnet_status run_feed_forward(const pass *p, const ln_cuda_block *block) {
+    linnet_context *context = p->room->model->context;
+    const ln_feed_forward_weights *of = block->feed_forward;
+    float *given[] = {p->room->given};
+    ln_cuda_product product = {.count = 2,
+                               .weight = {block->weight[0], block->weight[1]},
+                               .y = {p->room->stage, p->room->stage + p->tokens * of->columns},
+                               .stride = {of->columns, of->columns},
+                               .x = p->room->h,
+                               .x_stride = ln_cuda_padded(p->room->model->hyper.width),
+                               .tokens = p->tokens,
+                               .gated = true,
+                               .activation = of->activation == LN_GELU_TANH ? LN_CUDA_GELU_TANH : LN_CUDA_SILU,
+                               .gate_scale = of->gate_scale,
+                               .given = p->room->gated,
+                               .given_stride = ln_cuda_padded(of->columns)};
+    ln_cuda_product_plan plan;
+    LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
+                "planning a gated unit");
+    LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
+                "a gated unit");
+    return multiply(p, &block->weight[2], given, 1, p->room->gated, p->tokens);
+}
+
+/* ---- what follows ---- */
+
+/* Logits [count, vocabulary] of tokens of the piece, and the best of the last; best NULL: not wanted. */
+static linnet_status head(const pass *p, int64_t first, int64_t count, int32_t *best) {
+    const linnet_model *model = p->room->model;
+    const ln_hyperparameters *h = &model->hyper;
+    float *logits[] = {p->room->logits};
+    const char *x = (const char *)p->room->h + 2 * first * ln_cuda_padded(h->width);
+    const int64_t named =
+        model->tokenizer ? ln_min_i64(h->vocabulary, linnet_tokenizer_size(model->tokenizer)) : h->vocabulary;
+    LN_TRY(multiply(p, &p->on->head, logits, 1, x, count));
+    LN_CUDA_TRY(model->context,
+                ln_cuda_logits(logits[0], count, h->vocabulary, named, or_one(h->logit_scale), h->logit_cap, best,
+                               p->room->best_workspace, p->on->stream),
+                "logits");
+    return LINNET_OK;
+}
+
+static linnet_status run_pass(const pass *p, bool last) {
+    linnet_context *context = p->room->model->context;
+    LN_CUDA_TRY(context,
+                ln_cuda_copy_to_device(p->room->step, p->room->step_host,
+                                       (uint64_t)(p->tokens + 2) * sizeof *p->room->step, p->on->stream),
+                "sending tokens");
+    LN_TRY(enter(p));
+    for (int64_t i = 0; i < p->on->count; i++) {
+        const ln_cuda_block *block = &p->on->blocks[i];
+        LN_TRY((block->attention ? run_attention : run_feed_forward)(p, block));
+        LN_TRY(finish(p, block, i + 1 < p->on->count ? block + 1 : NULL));
+    }
+    if (!last) return LINNET_OK;
+    LN_TRY(head(p, p->tokens - 1, 1, p->room->best));
+    LN_CUDA_TRY(context, ln_cuda_copy_to_host(p->room->best_host, p->room->best, sizeof *p->room->best, p->on->stream),
+                "fetching a token");
+    return LINNET_OK;
+}
+
+/* Everything that a piece of a prompt sees, in tasks. */
+static linnet_status plan_prompt(const pass *p, ln_cuda_class *class) {
+    linnet_context *context = p->room->model->context;
+    const int64_t end = p->position + p->tokens;
+    class->first = class->window ? ln_max_i64(0, p->position - class->window + 1) : 0;
+    class->query_offsets[1] = p->tokens;
+    class->key_offsets[1] = end - class->first;
+    LN_CUDA_TRY(context, ln_cuda_attention_plan_make(&class->attention, &p->on->device, NULL, &class->attention_plan),
+                "planning attention");
+    if (class->attention_plan.workspace > (int64_t)p->room->task_bytes)
+        return ln_cuda_fail(context, LN_CUDA_ARGUMENT, "planning attention");
+    ln_cuda_attention_tasks(&class->attention, &class->attention_plan, p->room->tasks_host);
+    LN_CUDA_TRY(context,
+                ln_cuda_attention_prepare(&class->attention_plan, p->room->tasks_host, class->tasks, p->on->stream),
+                "preparing attention");
+    return LINNET_OK;
+}
+
+static linnet_status run_graph(const pass *p) {
+    linnet_context *context = p->room->model->context;
+    ln_device_sequence *sequence = p->sequence;
+    if (!sequence->graph) {
+        LN_CUDA_TRY(context, ln_cuda_graph_begin(p->on->stream), "capturing a step");
+        const linnet_status status = run_pass(p, true);
+        const ln_cuda_code code = ln_cuda_graph_end(p->on->stream, &sequence->graph);
+        if (status != LINNET_OK) return status;
+        LN_CUDA_TRY(context, code, "capturing a step");
+    }
+    LN_CUDA_TRY(context, ln_cuda_graph_run(sequence->graph, p->on->stream), "a step");
+    return LINNET_OK;
+}
+
+static linnet_status meet(ln_cuda_room *room) {
+    const ln_cuda_model *on = room->model->on_device;
+    if (!room->running) return LINNET_OK;
+    room->running = false;
+    LN_CUDA_TRY(room->model->context, ln_cuda_wait(on->stream), "running the model");
+    return LINNET_OK;
+}
+
+static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
+                         bool last) {
+    ln_cuda_room *room = sequence->room;
+    pass p = {sequence, room, room->model->on_device, tokens, position, tokens == 1};
+    LN_TRY(meet(room));
+    LN_CUDA_TRY(room->model->context, ln_cuda_use(p.on->device.index), "choosing the GPU");
+    room->step_host[0] = (int32_t)position;
+    room->step_host[1] = (int32_t)(position + tokens);
+    memcpy(room->step_host + 2, ids, (size_t)tokens * sizeof *ids);
+    for (int c = 0; c < LN_CUDA_CLASSES && !p.alone; c++)
+        if (!room->classes[c].any_prompt && (c == 0 || room->classes[c].window))
+            LN_TRY(plan_prompt(&p, &room->classes[c]));
+    room->running = true;
+    if (p.alone && last && sequence->alone++ > 0) return run_graph(&p);
+    return run_pass(&p, last);
+}
+
+static linnet_status fetch(ln_cuda_room *room, float *logits, int64_t count) {
+    const ln_cuda_model *on = room->model->on_device;
+    const uint64_t bytes = (uint64_t)(count * room->model->hyper.vocabulary) * sizeof *logits;
+    LN_CUDA_TRY(room->model->context, ln_cuda_copy_to_host(logits, room->logits, bytes, on->stream), "fetching logits");
+    room->running = true;
+    return meet(room);
+}
+
+static linnet_status take(ln_device_sequence *sequence, float *logits, int32_t *best) {
+    ln_cuda_room *room = sequence->room;
+    if (logits) LN_TRY(fetch(room, logits, 1));
+    LN_TRY(meet(room));
+    if (best) *best = *room->best_host;
+    return LINNET_OK;
+}
+
+static linnet_status rows(ln_device_sequence *sequence, int64_t first, int64_t count, float *logits) {
+    ln_cuda_room *room = sequence->room;
+    const pass p = {sequence, room, room->model->on_device, count, 0, false};
+    for (int64_t done = 0; done < count; done += room->rows) {
+        const int64_t some = ln_min_i64(room->rows, count - done);
+        LN_TRY(head(&p, first + done, some, NULL));
+        LN_TRY(fetch(room, logits + done * room->model->hyper.vocabulary, some));
+    }
+    return LINNET_OK;
+}
+
+/* ---- sequences ---- */
+
+static void close_sequence(ln_device_sequence *sequence) {
+    if (!sequence) return;
+    linnet_context *context = sequence->room ? sequence->room->model->context : NULL;
+    if (!context) return;
+    meet(sequence->room);
+    ln_cuda_graph_close(sequence->graph);
+    ln_cuda_release(sequence->pages);
+    ln_release(context, sequence->offset);
+    ln_cuda_room_close(sequence->room);
+    ln_release(context, sequence);
+}
+
+static linnet_status open_pages(ln_cuda_room *room, ln_device_sequence **sequence) {
+    linnet_context *context = room->model->context;
+    ln_cuda_model *on = room->model->on_device;
+    ln_device_sequence *made = ln_allocate_zero(context, 1, sizeof *made, "sequence on the device");
+    if (!made) return LINNET_ERROR_MEMORY;
+    *sequence = made;
+    made->room = room;
+    made->offset =
+        ln_allocate(context, (uint64_t)room->model->hyper.layers, sizeof *made->offset, "pages on the device");
+    if (!made->offset) return LINNET_ERROR_MEMORY;
+    made->bytes = place_pages(room, made->offset);
+    LN_CUDA_TRY(context, ln_cuda_allocate(made->bytes, (void **)&made->pages), "making room for keys and values");
+    /* Tiles are read whole: what is not written yet must be numbers. */
+    LN_CUDA_TRY(context, ln_cuda_zero(made->pages, made->bytes, on->stream), "clearing keys and values");
+    return LINNET_OK;
+}
+
+static linnet_status open_sequence(linnet_model *model, const ln_device_shape *shape, ln_device_sequence **sequence) {
+    ln_cuda_device device;
+    ln_cuda_room *room;
+    *sequence = NULL;
+    LN_TRY(find_device(model->context, &device));
+    LN_TRY(ln_cuda_weights_open(model, &device));
+    LN_TRY(ln_cuda_room_open(model, shape, &room));
+    const linnet_status status = open_pages(room, sequence);
+    if (status == LINNET_OK) return LINNET_OK;
+    if (*sequence)
+        close_sequence(*sequence);
+    else
+        ln_cuda_room_close(room);
+    *sequence = NULL;
+    return status;
+}
+
+static linnet_status fork_sequence(ln_device_sequence *sequence, int64_t position, ln_device_sequence **fork) {
+    ln_cuda_room *room = sequence->room;
+    ln_cuda_model *on = room->model->on_device;
+    (void)position; /* pages lie layer by layer: copying all of them is one copy */
+    *fork = NULL;
+    LN_TRY(meet(room));
+    room->users++;
+    linnet_status status = open_pages(room, fork);
+    if (status == LINNET_OK)
+        status = ln_cuda_fail(room->model->context,
+                              ln_cuda_copy_on_device((*fork)->pages, sequence->pages, sequence->bytes, on->stream),
+                              "forking");
+    if (status == LINNET_OK) return LINNET_OK;
+    if (*fork)
+        close_sequence(*fork);
+    else
+        room->users--;
+    *fork = NULL;
+    return status;
+}
+
+/* A slot that was written again has lost what was there before: as ln_memory_rewind_limit. */
+static int64_t rewind_limit(const ln_device_sequence *sequence, int64_t most) {
+    const ln_cuda_class *class = &sequence->room->classes[1];
+    if (!class->window || most == 0) return 0;
+    const int64_t last = (most - 1) / LN_CUDA_PAGE_TOKENS, kept = (last - class->slots + 1) * LN_CUDA_PAGE_TOKENS;
+    return kept > 0 ? kept + class->window - 1 : 0;
+}
+
+const ln_device *ln_device_cuda(void) {
+    static const ln_device cuda = {.name = "cuda",
+                                   .check = check,
+                                   .weigh = weigh,
+                                   .open = open_sequence,
+                                   .fork = fork_sequence,
+                                   .close = close_sequence,
+                                   .run = run,
+                                   .take = take,
+                                   .rows = rows,
+                                   .rewind_limit = rewind_limit,
+                                   .release = ln_cuda_weights_close};
+    return &cuda;
+}

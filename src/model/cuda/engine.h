@@ -1,0 +1,106 @@
+/* The inside of a model on an NVIDIA GPU: its weights (weights.c), which belong to the model; the room of a piece
+ * (room.c), which a sequence shares with its forks; pages and the pass (engine.c). */
+#ifndef LN_MODEL_CUDA_ENGINE_H
+#define LN_MODEL_CUDA_ENGINE_H
+
+#include "kernel/cuda/attention_cuda.h"
+#include "kernel/cuda/decode_cuda.h"
+#include "kernel/cuda/heads_cuda.h"
+#include "kernel/cuda/product_cuda.h"
+#include "kernel/cuda/row_work_cuda.h"
+#include "kernel/cuda/runtime_cuda.h"
+#include "model/device.h"
+#include "model/part_attention.h"
+#include "model/part_feed_forward.h"
+
+enum { LN_CUDA_PAGE_TOKENS = 32, LN_CUDA_CLASSES = 2 /* of layers: those that see everything, those with a window */ };
+
+/* A residual block, which has one part. */
+typedef struct ln_cuda_block {
+    const ln_block *of;
+    const ln_attention_weights *attention; /* one of these two */
+    const ln_feed_forward_weights *feed_forward;
+    int64_t layer, class; /* class: of its pages */
+    ln_cuda_norm norm, post;
+    const float *bias;        /* of the part */
+    ln_cuda_weight weight[4]; /* query, key, value, output; or gate, up, down */
+    const float *query_bias, *key_bias, *value_bias, *query_norm, *key_norm;
+} ln_cuda_block;
+
+/* model->on_device */
+typedef struct ln_cuda_model {
+    ln_cuda_device device;
+    void *library; /* NULL: own kernels alone */
+    void *stream;
+    char *memory; /* all weights */
+    uint64_t bytes;
+    ln_cuda_weight embedding, head;
+    ln_cuda_norm embedding_norm, output_norm;
+    int64_t count;
+    ln_cuda_block *blocks;
+} ln_cuda_model;
+
+/* Status and sentence of a code; `what` was being done. */
+linnet_status ln_cuda_fail(linnet_context *context, ln_cuda_code code, const char *what);
+#define LN_CUDA_TRY(context, call, what)                                    \
+    do {                                                                    \
+        const ln_cuda_code code_ = (call);                                  \
+        if (code_ != LN_CUDA_OK) return ln_cuda_fail(context, code_, what); \
+    } while (0)
+
+/* Bytes that the weights take on the device. */
+uint64_t ln_cuda_weights_bytes(const linnet_model *model);
+/* Puts them there, into model->on_device. */
+linnet_status ln_cuda_weights_open(linnet_model *model, const ln_cuda_device *device);
+void ln_cuda_weights_close(linnet_model *model);
+
+/* ---- the room of a piece ---- */
+
+/* What decode and prompts of a class of layers go by. */
+typedef struct ln_cuda_class {
+    int64_t window, slots; /* pages of a layer */
+    bool any, any_prompt;  /* sizes without kernels of their own: ln_cuda_attend_any */
+    ln_cuda_decode decode; /* of one token */
+    ln_cuda_decode_plan decode_plan;
+    void *decode_workspace;
+    int32_t *table; /* on the device: the slot of each page */
+    /* Of the prompt's piece at hand. */
+    int64_t first; /* token that the gathered keys begin with */
+    int64_t query_offsets[2], key_offsets[2];
+    ln_cuda_attention attention;
+    ln_cuda_attention_plan attention_plan;
+    void *tasks; /* of the attention plan */
+} ln_cuda_class;
+
+typedef struct ln_cuda_room {
+    linnet_model *model;
+    ln_device_shape shape;
+    int64_t users, rows; /* rows of logits at once */
+    uint64_t task_bytes; /* of attention in a class of layers */
+    char *memory;        /* on the device */
+    uint64_t bytes;
+    int32_t *step_host; /* position, length, ids [piece]; of the host */
+    int32_t *step;      /* the same on the device */
+    int32_t *best_host;
+    void *tasks_host;
+    bool running; /* something may still read step_host or write best_host */
+    /* On the device. */
+    float *x, *given, *stage, *key, *value, *logits, *cosine[2], *sine[2];
+    void *h, *query, *mixed, *gated, *gathered[2], *products;
+    double *inverse[2];
+    double magnitude[2];
+    int32_t *best;
+    void *best_workspace;
+    ln_cuda_class classes[LN_CUDA_CLASSES];
+} ln_cuda_room;
+
+/* Bytes on the device; plans are made, nothing is allocated. LINNET_ERROR_UNSUPPORTED: no way to keep keys and values
+ * so. */
+linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *device, const ln_device_shape *shape,
+                                ln_cuda_room *room);
+linnet_status ln_cuda_room_open(linnet_model *model, const ln_device_shape *shape, ln_cuda_room **room);
+void ln_cuda_room_close(ln_cuda_room *room);
+/* Bytes of the keys (part 0) or values (part 1) of one page of one layer. */
+int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int part);
+
+#endif
