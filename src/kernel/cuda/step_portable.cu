@@ -364,17 +364,17 @@ using namespace ln;
 #define LN_STEP(kind, key, columns, warps, aligned, name) \
     { name, kind, key, columns, 32 * warps, aligned, step_start<kind, key, columns, warps, aligned> }
 /* More warps: the second product wants registers too. */
-#define LN_STEPS(kind, more, widest, name)                                                                         \
-    LN_STEP(kind, 128, 128, 8 * more, true, name " 128 x 128"), LN_STEP(kind, 64, 64, 4, true, name " 64 x 64"),   \
-        LN_STEP(kind, 128, 64, 4 * more, true, name " 128 x 64"),                                                  \
-        LN_STEP(kind, 128, 32, 4 * more, true, name " 128 x 32"), LN_STEP(kind, 64, 32, 4, true, name " 64 x 32"), \
-        LN_STEP(kind, 256, widest, 8, true, name " 256"),                                                          \
-        LN_STEP(kind, 128, 128, 8 * more, false, name " 128 x 128 unaligned"),                                     \
-        LN_STEP(kind, 256, widest, 8, false, name " 256 unaligned")
+#define LN_STEPS(kind, more, widest, warps, name)                                                     \
+    LN_STEP(kind, 64, 64, 4, true, name " 64 x 64"), LN_STEP(kind, 64, 32, 4, true, name " 64 x 32"), \
+        LN_STEP(kind, 128, 64, 4 * more, true, name " 128 x 64"),                                     \
+        LN_STEP(kind, 128, 32, 4 * more, true, name " 128 x 32"),                                     \
+        LN_STEP(kind, 256, widest, warps, true, name " 256"),                                         \
+        LN_STEP(kind, 128, 128, 8 * more, false, name " 128 x 128 unaligned"),                        \
+        LN_STEP(kind, 256, widest, warps, false, name " 256 unaligned")
 
 const ln_cuda_step_kernel ln_cuda_portable_steps[] = {
-    LN_STEPS(LN_CUDA_STEP_OUTER, 1, 128, "outer"),
-    LN_STEPS(LN_CUDA_STEP_DELTA, 1, 32, "delta"),
-    LN_STEPS(LN_CUDA_STEP_LOW_RANK, 2, 32, "low rank"),
+    LN_STEPS(LN_CUDA_STEP_OUTER, 1, 64, 4, "outer"),
+    LN_STEPS(LN_CUDA_STEP_DELTA, 1, 32, 8, "delta"),
+    LN_STEPS(LN_CUDA_STEP_LOW_RANK, 2, 32, 8, "low rank"),
 };
 const int ln_cuda_portable_step_count = sizeof ln_cuda_portable_steps / sizeof ln_cuda_portable_steps[0];
