@@ -77,14 +77,14 @@ ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_devi
     }
     const int64_t chunk = dplr->sequences * dplr->heads * plan->kernel->record;
     plan->longest = (longest(dplr) + CHUNK - 1) / CHUNK;
-    plan->segment = (records ? records : device->cache_bytes / 2) / chunk;
+    plan->segment = (records ? records : device->cache_bytes / 2) / chunk / 2;
     if (plan->segment > plan->longest) plan->segment = plan->longest;
     if (plan->segment < 1) plan->segment = 1;
     const int64_t table = aligned(dplr->sequences * (int64_t)sizeof(ln_cuda_dplr_sequence));
     plan->carried = table;
     if (plan->segment < plan->longest)
         plan->carried += aligned(dplr->sequences * dplr->heads * dplr->key_size * dplr->value_size * 4);
-    plan->workspace = plan->carried + aligned(plan->segment * chunk);
+    plan->workspace = plan->carried + (plan->segment < plan->longest ? 2 : 1) * aligned(plan->segment * chunk);
     plan_back(dplr, records, plan);
     snprintf(plan->why, sizeof plan->why, "portable %s: %lld tokens of a sequence at once", plan->kernel->name,
              (long long)(plan->segment * CHUNK));
@@ -154,14 +154,20 @@ ln_cuda_code ln_cuda_dplr_forward(const ln_cuda_dplr *dplr, const ln_cuda_dplr_p
     run.at_begin = run.at_end =
         (float *)((char *)workspace + aligned(dplr->sequences * (int64_t)sizeof(ln_cuda_dplr_sequence)));
     run.records = (char *)workspace + plan->carried;
-    ln_cuda_code code = LN_CUDA_OK;
-    for (int64_t first = 0; !code && (first == 0 || first < plan->longest); first += plan->segment) {
-        run.first_chunk = (int)first;
-        run.sequences = (int)reaching(dplr, first);
-        if (plan->longest) code = plan->kernel->inside(&run, stream);
-        if (!code) code = plan->kernel->states(&run, stream);
+    run.sequences = (int)reaching(dplr, 0);
+    if (plan->longest == 0) return plan->kernel->states(&run, stream);
+    /* Segments take turns at two rooms for their records. */
+    const int64_t room = aligned(plan->segment * dplr->sequences * dplr->heads * plan->kernel->record);
+    ln_cuda_code code = plan->kernel->inside(&run, stream);
+    for (int64_t first = plan->segment; !code && first < plan->longest; first += plan->segment) {
+        ln_cuda_dplr_run next = run;
+        next.first_chunk = (int)first;
+        next.sequences = (int)reaching(dplr, first);
+        next.records = (char *)workspace + plan->carried + first / plan->segment % 2 * room;
+        code = plan->kernel->both(&run, &next, stream);
+        run = next;
     }
-    return code;
+    return code ? code : plan->kernel->states(&run, stream);
 }
 
 /* ---- backward ---- */

@@ -28,11 +28,12 @@ typedef struct ln_cuda_dplr_kernel {
     int key_size, value_size;
     int record; /* bytes that a chunk of a head takes in the workspace */
     int saved;  /* and what backward keeps of it besides, twice */
-    /* Parts that need no state, forward and backward; states, forward, then kept, then their gradients; gradients of
-     * the inputs. NULL: the end of the table. */
+    /* Parts that need no state, forward and backward; states, forward, alone and beside the next segment's parts, kept,
+     * then their gradients; gradients of the inputs. NULL: the end of the table. */
     ln_cuda_code (*inside)(const void *run, void *stream), (*back)(const void *run, void *stream);
-    ln_cuda_code (*states)(const void *run, void *stream), (*kept)(const void *run, void *stream),
-        (*slopes)(const void *run, void *stream), (*gradients)(const void *run, void *stream);
+    ln_cuda_code (*states)(const void *run, void *stream), (*both)(const void *run, const void *next, void *stream),
+        (*kept)(const void *run, void *stream), (*slopes)(const void *run, void *stream),
+        (*gradients)(const void *run, void *stream);
 } ln_cuda_dplr_kernel;
 
 typedef struct ln_cuda_dplr_plan {

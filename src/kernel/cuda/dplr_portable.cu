@@ -27,9 +27,8 @@ static __device__ __forceinline__ bool dplr_chunk(dplr_place &at, const dplr_run
 }
 
 template <int KEY, int VALUE, bool BACK>
-static __global__ void __launch_bounds__(32 * INSIDE_WARPS, KEY == 64 ? 3 : 2)
-    dplr_inside(const __grid_constant__ dplr_run run) {
-    const int64_t i = (int64_t)blockIdx.x * INSIDE_WARPS + threadIdx.x / 32;
+static __device__ __forceinline__ void inside_block(const dplr_run &run, int64_t block) {
+    const int64_t i = block * INSIDE_WARPS + threadIdx.x / 32;
     const int head = (int)(i % run.heads), chunk = (int)(i / run.heads % run.segment);
     const int64_t sequence = i / run.heads / run.segment, place = (sequence * run.heads + head) * run.segment + chunk;
     dplr_place at;
@@ -41,6 +40,12 @@ static __global__ void __launch_bounds__(32 * INSIDE_WARPS, KEY == 64 ? 3 : 2)
         chunk_inside(((dplr_record<KEY, VALUE> *)run.records)[place], tiles, run, at);
 }
 
+template <int KEY, int VALUE, bool BACK>
+static __global__ void __launch_bounds__(32 * INSIDE_WARPS, KEY == 64 ? 3 : 2)
+    dplr_inside(const __grid_constant__ dplr_run run) {
+    inside_block<KEY, VALUE, BACK>(run, blockIdx.x);
+}
+
 /* What a block reads of a record: all but the columns of others. */
 template <int KEY, int COLUMNS> struct dplr_stage {
     uint4 w[KEY / 16][32], r[KEY / 16][32], key[KEY / 16][32], b[KEY / 16][32];
@@ -48,18 +53,29 @@ template <int KEY, int COLUMNS> struct dplr_stage {
     uint4 value[COLUMNS / 16][32], u[COLUMNS / 16][32], l[COLUMNS / 16][32];
 };
 
+template <int BYTES, int THREADS> static __device__ __forceinline__ void copy_bytes(void *to, const void *from) {
+    constexpr int pieces = BYTES / 16, rounds = (pieces + THREADS - 1) / THREADS;
+    char *const piece = (char *)to + threadIdx.x * 16;
+    const char *const source = (const char *)from + threadIdx.x * 16;
+#pragma unroll
+    for (int i = 0; i < rounds; i++)
+        if ((i + 1) * THREADS <= pieces || (int)threadIdx.x < pieces - i * THREADS)
+            copy_piece(piece + i * THREADS * 16, source + i * THREADS * 16, true);
+}
+
 template <int KEY, int VALUE, int COLUMNS>
 static __device__ __forceinline__ void copy_record(dplr_stage<KEY, COLUMNS> &to, const dplr_record<KEY, VALUE> &from,
                                                    int slice) {
     constexpr int threads = COLUMNS * 2, shared = sizeof to.w * 4 + sizeof to.decay, own = sizeof to.value;
     static_assert(sizeof to == shared + 3 * own, "without gaps");
-    for (int i = threadIdx.x * 16; i < shared; i += threads * 16)
-        copy_piece((char *)&to + i, (const char *)&from + i, true);
-#pragma unroll
-    for (int part = 0; part < 3; part++)
-        for (int i = threadIdx.x * 16; i < own; i += threads * 16)
-            copy_piece((char *)to.value + part * own + i,
-                       (const char *)from.value + part * (int)sizeof from.value + slice * own + i, true);
+    if constexpr (COLUMNS == VALUE) {
+        copy_bytes<sizeof to, threads>(&to, &from);
+    } else {
+        copy_bytes<shared, threads>(&to, &from);
+        copy_bytes<own, threads>(to.value, from.value[slice * COLUMNS / 16]);
+        copy_bytes<own, threads>(to.u, from.u[slice * COLUMNS / 16]);
+        copy_bytes<own, threads>(to.l, from.l[slice * COLUMNS / 16]);
+    }
 }
 
 /* Columns first .. first + 15 of a state [KEY][stride], as accumulators of its transpose. */
@@ -191,11 +207,11 @@ static __device__ __forceinline__ dplr_ends ends_of(const dplr_run &run, int64_t
 }
 
 template <int KEY, int VALUE, int COLUMNS, int MODE>
-static __global__ void __launch_bounds__(COLUMNS * 2) dplr_states(const __grid_constant__ dplr_run run) {
+static __device__ __forceinline__ void states_block(const dplr_run &run, int block) {
     constexpr int slices = VALUE / COLUMNS;
     dplr_room<KEY, COLUMNS> &room = *(dplr_room<KEY, COLUMNS> *)block_memory();
-    const int slice = blockIdx.x % slices, head = (int)(blockIdx.x / slices % run.heads), warp = threadIdx.x / 32;
-    const int64_t sequence = blockIdx.x / slices / run.heads, place = (sequence * run.heads + head) * run.segment;
+    const int slice = block % slices, head = block / slices % run.heads, warp = threadIdx.x / 32;
+    const int64_t sequence = block / slices / run.heads, place = (sequence * run.heads + head) * run.segment;
     const ln_cuda_dplr_sequence of = run.sequence[sequence];
     const int all = (of.count + LN_CUDA_DPLR_CHUNK - 1) / LN_CUDA_DPLR_CHUNK;
     const int chunks = all - run.first_chunk < run.segment ? all - run.first_chunk : run.segment;
@@ -236,6 +252,23 @@ static __global__ void __launch_bounds__(COLUMNS * 2) dplr_states(const __grid_c
     if (at.to) store_state<KEY>(at.to, state, VALUE);
 }
 
+template <int KEY, int VALUE, int COLUMNS, int MODE>
+static __global__ void __launch_bounds__(COLUMNS * 2) dplr_states(const __grid_constant__ dplr_run run) {
+    states_block<KEY, VALUE, COLUMNS, MODE>(run, blockIdx.x);
+}
+
+/* States of a segment, and beside them what of the next one needs no state: one keeps the multiprocessors busy that the
+ * other leaves alone. */
+template <int KEY, int VALUE, int COLUMNS>
+static __global__ void __launch_bounds__(COLUMNS * 2, KEY == 64 ? 3 : 2)
+    dplr_both(const __grid_constant__ dplr_run run, const __grid_constant__ dplr_run next, int blocks) {
+    static_assert(COLUMNS * 2 == 32 * INSIDE_WARPS, "blocks are equally large");
+    if ((int)blockIdx.x < blocks)
+        states_block<KEY, VALUE, COLUMNS, OUTPUTS>(run, blockIdx.x);
+    else
+        inside_block<KEY, VALUE, false>(next, blockIdx.x - blocks);
+}
+
 template <int KEY, int VALUE>
 static __global__ void __launch_bounds__(KEY * 2) dplr_gradients(const __grid_constant__ dplr_run run) {
     const int head = (int)(blockIdx.x % run.heads), chunk = (int)(blockIdx.x / run.heads % run.segment);
@@ -260,6 +293,16 @@ template <int KEY, int VALUE, int COLUMNS, int MODE> static ln_cuda_code states_
     return launch(dplr_states<KEY, VALUE, COLUMNS, MODE>, dim3((unsigned)blocks), dim3(COLUMNS * 2),
                   (int)sizeof(dplr_room<KEY, COLUMNS>), stream, *run);
 }
+template <int KEY, int VALUE, int COLUMNS>
+static ln_cuda_code both_start(const void *of, const void *then, void *stream) {
+    const dplr_run *run = (const dplr_run *)of, *next = (const dplr_run *)then;
+    const int64_t blocks = (int64_t)run->sequences * run->heads * (VALUE / COLUMNS),
+                  warps = (int64_t)next->sequences * next->segment * next->heads;
+    const int states = (int)sizeof(dplr_room<KEY, COLUMNS>),
+              inside = INSIDE_WARPS * (int)sizeof(dplr_tiles<KEY, VALUE>);
+    return launch(dplr_both<KEY, VALUE, COLUMNS>, dim3((unsigned)(blocks + (warps + INSIDE_WARPS - 1) / INSIDE_WARPS)),
+                  dim3(COLUMNS * 2), states > inside ? states : inside, stream, *run, *next, (int)blocks);
+}
 template <int KEY, int VALUE> static ln_cuda_code gradients_start(const void *of, void *stream) {
     const dplr_run *run = (const dplr_run *)of;
     const int64_t blocks = (int64_t)run->sequences * run->segment * run->heads;
@@ -275,8 +318,9 @@ using namespace ln;
     {                                                                                                \
         name, size, size, (int)sizeof(dplr_record<size, size>), (int)sizeof(dplr_saved<size, size>), \
             inside_start<size, size, false>, inside_start<size, size, true>,                         \
-            states_start<size, size, columns, OUTPUTS>, states_start<size, size, columns, KEPT>,     \
-            states_start<size, size, columns, SLOPES>, gradients_start<size, size>                   \
+            states_start<size, size, columns, OUTPUTS>, both_start<size, size, columns>,             \
+            states_start<size, size, columns, KEPT>, states_start<size, size, columns, SLOPES>,      \
+            gradients_start<size, size>                                                              \
     }
 
 const ln_cuda_dplr_kernel ln_cuda_portable_dplrs[] = {

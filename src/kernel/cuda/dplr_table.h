@@ -18,8 +18,8 @@ typedef struct ln_cuda_dplr_run {
     const ln_cuda_dplr_sequence *sequence;
     /* [sequences][heads] states, or their gradients, where the segment is entered and left. */
     float *at_begin, *at_end;
-    char *records, *back;  /* [sequences][heads][segment], forward and backward */
-    char *states, *slopes; /* likewise: the state and Y, their gradients, of every chunk */
+    char *records, *back;        /* [sequences][heads][segment], forward and backward */
+    char *states, *slopes;       /* likewise: the state and Y, their gradients, of every chunk */
     int sequences, heads, group; /* sequences: those that reach the segment; group: heads that share keys */
     int first_chunk, segment;
     float scale;
