@@ -185,7 +185,7 @@ static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda
     tensor_expect_same(&p->output, name, kernel->name, "output");
     tensor_expect_same(&p->state_out, name, kernel->name, "state");
     cudaGraphExecDestroy(graph);
-    printf("  %-20s %-16s %.2e, state %.2e\n", name, kernel->name, error, kept);
+    printf("  %-20s %-24s %.2e, state %.2e\n", name, kernel->name, error, kept);
     device_close(p->workspace);
 }
 
@@ -223,7 +223,7 @@ static void check_plans(void) {
            plan.why);
     EXPECT(ln_cuda_scan_plan_make(&scan, &old, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
     scan.value_size = 32768;
-    EXPECT(ln_cuda_scan_plan_make(&scan, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->lanes == 2, "%s",
+    EXPECT(ln_cuda_scan_plan_make(&scan, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->channels == 2, "%s",
            plan.why);
     scan.offsets = single;
     EXPECT(ln_cuda_scan_plan_make(&scan, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->lanes == 0, "%s",
@@ -287,7 +287,7 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
         timing time;
         time_in_turns(forward, contexts, 1, options->rounds, &time);
         printf(
-            "selective scan %-24s %-12s%c %8.4f ms %6.3f TB/s (%3.0f %% of a copy) %6.1f G exponentials a second per "
+            "selective scan %-24s %-24s%c %8.4f ms %6.3f TB/s (%3.0f %% of a copy) %6.1f G exponentials a second per "
             "multiprocessor\n",
             w->name, kernel->name, kernel == taken ? '*' : ' ', time.median, 1e-9 * bytes / time.median,
             1e5 * bytes / time.median / copy, 1e-6 * elements * w->slots / time.median / device->multiprocessors);

@@ -37,13 +37,17 @@ static int64_t longest(const ln_cuda_scan *s) {
     return most;
 }
 
-/* Few lanes a channel do less beside the states; more fill the device. */
+static int64_t threads_of(const ln_cuda_scan *s, const ln_cuda_scan_kernel *kernel) {
+    return s->heads * s->value_size * s->sequences * kernel->lanes / kernel->channels;
+}
+
+/* Few threads a channel do less beside the states; more fill the device. */
 static bool better(const ln_cuda_scan *s, const ln_cuda_device *device, const ln_cuda_scan_kernel *one,
                    const ln_cuda_scan_kernel *best) {
     if (!one->lanes || !best->lanes) return !one->lanes;
-    const int64_t wanted = THREADS_WANTED * device->multiprocessors, channels = s->heads * s->value_size * s->sequences;
-    if (best->lanes * channels >= wanted) return one->lanes < best->lanes && one->lanes * channels >= wanted;
-    return one->lanes > best->lanes;
+    const int64_t wanted = THREADS_WANTED * device->multiprocessors, now = threads_of(s, best),
+                  then = threads_of(s, one);
+    return now >= wanted ? then < now && then >= wanted : then > now;
 }
 
 ln_cuda_code ln_cuda_scan_plan_make(const ln_cuda_scan *scan, const ln_cuda_device *device,

@@ -26,7 +26,7 @@ typedef struct ln_cuda_scan {
 
 typedef struct ln_cuda_scan_kernel {
     const char *name;
-    int slots, lanes; /* lanes: threads that share a channel; 0: one token of each sequence, four states a thread */
+    int slots, lanes, channels; /* lanes: threads that share `channels` channels; 0: one token of each sequence */
     ln_cuda_code (*start)(const void *run, void *stream);
 } ln_cuda_scan_kernel;
 

@@ -51,8 +51,8 @@ static __device__ __forceinline__ int64_t scan_place(const scan_run &run, const 
     return token * of.token_stride + channel / run.value_size * of.head_stride + channel % run.value_size;
 }
 
-template <int STATES, int LANES> struct scan_tile {
-    static constexpr int slots = STATES * LANES, channels = SCAN_THREADS / LANES,
+template <int STATES, int LANES, int OWN> struct scan_tile {
+    static constexpr int slots = STATES * LANES, channels = SCAN_THREADS / LANES * OWN,
                          time = channels > 32 ? 32 : 1024 / channels;
     static constexpr int pieces = 2 * time * slots / 8, rounds = (pieces + SCAN_THREADS - 1) / SCAN_THREADS;
 
@@ -140,42 +140,51 @@ template <int LANES> static __device__ __forceinline__ float add_lanes(float (&s
 }
 
 /* SCAN_TOKENS tokens from `t` on; those from `end` on leave the states as they are. */
-template <int STATES, int LANES, bool WHOLE>
-static __device__ __forceinline__ void scan_tokens(typename scan_tile<STATES, LANES>::memory &memory, int t, int end,
-                                                   const float (&rate)[STATES], float (&state)[STATES]) {
-    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES;
+template <int STATES, int LANES, int OWN, bool WHOLE>
+static __device__ __forceinline__ void scan_tokens(typename scan_tile<STATES, LANES, OWN>::memory &memory, int t,
+                                                   int end, const float (&rate)[OWN][STATES],
+                                                   float (&state)[OWN][STATES]) {
+    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
 #pragma unroll
     for (int first = 0; first < SCAN_TOKENS; first += LANES) {
-        float sum[LANES];
+        float sum[OWN][LANES];
 #pragma unroll
         for (int j = 0; j < LANES; j++) {
-            float part[2] = {};
             const int token = t + first + j;
-            if (WHOLE || token < end) {
-                const float2 input = memory.input[token][channel];
-                float key[STATES], query[STATES];
-                load_states(key, &memory.read[0][token][lane * STATES]);
-                load_states(query, &memory.read[1][token][lane * STATES]);
+#pragma unroll
+            for (int own = 0; own < OWN; own++) sum[own][j] = 0;
+            if (!WHOLE && token >= end) continue;
+            float key[STATES], query[STATES], input[2 * OWN];
+            load_states(input, &memory.input[token][channel].x);
+            load_states(key, &memory.read[0][token][lane * STATES]);
+            load_states(query, &memory.read[1][token][lane * STATES]);
+#pragma unroll
+            for (int own = 0; own < OWN; own++) {
+                float part[2] = {};
 #pragma unroll
                 for (int n = 0; n < STATES; n++) {
-                    state[n] = exponential(input.x * rate[n]) * state[n] + input.y * key[n];
-                    part[n % 2] += query[n] * state[n];
+                    state[own][n] =
+                        exponential(input[2 * own] * rate[own][n]) * state[own][n] + input[2 * own + 1] * key[n];
+                    part[n % 2] += query[n] * state[own][n];
                 }
+                sum[own][j] = part[0] + part[1];
             }
-            sum[j] = part[0] + part[1];
         }
         /* All lanes of the channel have read what lay there: their sums are here. */
-        const float output = add_lanes<LANES>(sum);
-        memory.input[t + first + lane][channel].x = output;
+#pragma unroll
+        for (int own = 0; own < OWN; own++) {
+            const float output = add_lanes<LANES>(sum[own]);
+            memory.input[t + first + lane][channel + own].x = output;
+        }
     }
 }
 
 /* Outputs of a tile from shared memory. */
-template <int STATES, int LANES>
-static __device__ __forceinline__ void store_tile(const typename scan_tile<STATES, LANES>::memory &memory,
+template <int STATES, int LANES, int OWN>
+static __device__ __forceinline__ void store_tile(const typename scan_tile<STATES, LANES, OWN>::memory &memory,
                                                   const scan_run &run, const scan_channels &at, int begin, int share,
                                                   const uint4 &value) {
-    using tile = scan_tile<STATES, LANES>;
+    using tile = scan_tile<STATES, LANES, OWN>;
     const ln_cuda_scan_tensors &t = run.tensors;
     if (begin + tile::row(share) >= at.sequence.count || tile::column() >= at.count) return;
     const int64_t token = at.sequence.token + begin + tile::row(share);
@@ -202,23 +211,25 @@ static __device__ __forceinline__ void store_tile(const typename scan_tile<STATE
         store_bf16((__nv_bfloat16 *)t.output.data + place, output);
 }
 
-template <int STATES, int LANES>
+template <int STATES, int LANES, int OWN>
 static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 4)
     scan_portable(const __grid_constant__ scan_run run) {
-    using tile = scan_tile<STATES, LANES>;
+    using tile = scan_tile<STATES, LANES, OWN>;
     __shared__ __align__(16) typename tile::memory memory;
     const scan_channels at = channels_of<tile::channels>(run, blockIdx.x);
-    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES;
-    const bool inside = channel < at.count;
-    const int64_t own = ((int64_t)at.first + channel) * tile::slots + lane * STATES,
+    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
+    const bool inside = channel < at.count; /* channels come in eights */
+    const int64_t place = ((int64_t)at.first + channel) * tile::slots + lane * STATES,
                   states = (int64_t)run.heads * run.value_size * tile::slots * scan_slot(run, at.sequence.sequence);
-    float rate[STATES] = {}, state[STATES] = {};
-    if (inside) {
-        load_states(rate, run.tensors.rate + own);
-        if (run.tensors.state_in) load_states(state, run.tensors.state_in + states + own);
-    }
+    float rate[OWN][STATES] = {}, state[OWN][STATES] = {};
 #pragma unroll
-    for (int n = 0; n < STATES; n++) rate[n] *= LOG2_E;
+    for (int own = 0; own < OWN; own++) {
+        if (!inside) continue;
+        load_states(rate[own], run.tensors.rate + place + own * tile::slots);
+        if (run.tensors.state_in) load_states(state[own], run.tensors.state_in + states + place + own * tile::slots);
+#pragma unroll
+        for (int n = 0; n < STATES; n++) rate[own][n] *= LOG2_E;
+    }
 
     tile next;
     next.load(run, at, 0);
@@ -232,16 +243,20 @@ static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 
         next.load(run, at, begin + tile::time);
         const int left = at.sequence.count - begin, end = left < tile::time ? left : tile::time;
         int t = 0;
-        for (; t + SCAN_TOKENS <= end; t += SCAN_TOKENS) scan_tokens<STATES, LANES, true>(memory, t, end, rate, state);
-        if (t < end) scan_tokens<STATES, LANES, false>(memory, t, end, rate, state);
+        for (; t + SCAN_TOKENS <= end; t += SCAN_TOKENS)
+            scan_tokens<STATES, LANES, OWN, true>(memory, t, end, rate, state);
+        if (t < end) scan_tokens<STATES, LANES, OWN, false>(memory, t, end, rate, state);
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < tile::shares; i++) store_tile<STATES, LANES>(memory, run, at, begin, i, value[i]);
+        for (int i = 0; i < tile::shares; i++) store_tile<STATES, LANES, OWN>(memory, run, at, begin, i, value[i]);
     }
     if (!inside || !run.tensors.state_out) return;
+    float *to = run.tensors.state_out + states + place;
 #pragma unroll
-    for (int n = 0; n < STATES; n += 2)
-        *(float2 *)(run.tensors.state_out + states + own + n) = make_float2(state[n], state[n + 1]);
+    for (int own = 0; own < OWN; own++)
+#pragma unroll
+        for (int n = 0; n < STATES; n += 2)
+            *(float2 *)(to + own * tile::slots + n) = make_float2(state[own][n], state[own][n + 1]);
 }
 
 /* One token of each sequence: a thread four states. */
@@ -291,11 +306,11 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_step(const __grid_co
         ((__nv_bfloat16 *)t.output.data)[place] = __float2bfloat16(sum);
 }
 
-template <int STATES, int LANES> static ln_cuda_code scan_start(const void *of, void *stream) {
+template <int STATES, int LANES, int OWN> static ln_cuda_code scan_start(const void *of, void *stream) {
     const scan_run *run = (const scan_run *)of;
-    constexpr int channels = scan_tile<STATES, LANES>::channels;
+    constexpr int channels = scan_tile<STATES, LANES, OWN>::channels;
     const int64_t blocks = (int64_t)run->sequences * run->key_heads * ((run->group + channels - 1) / channels);
-    return launch(scan_portable<STATES, LANES>, dim3((unsigned)blocks), dim3(SCAN_THREADS), 0, stream, *run);
+    return launch(scan_portable<STATES, LANES, OWN>, dim3((unsigned)blocks), dim3(SCAN_THREADS), 0, stream, *run);
 }
 template <int SLOTS> static ln_cuda_code step_start(const void *of, void *stream) {
     const scan_run *run = (const scan_run *)of;
@@ -308,13 +323,20 @@ template <int SLOTS> static ln_cuda_code step_start(const void *of, void *stream
 
 using namespace ln;
 
-#define LN_SCAN(states, lanes, name) \
-    { name, states *lanes, lanes, scan_start<states, lanes> }
+#define LN_SCAN(states, lanes, own, name) \
+    { name, states *lanes, lanes, own, scan_start<states, lanes, own> }
 
 const ln_cuda_scan_kernel ln_cuda_portable_scans[] = {
-    LN_SCAN(8, 2, "16: 2 lanes"),        LN_SCAN(4, 4, "16: 4 lanes"),        LN_SCAN(2, 8, "16: 8 lanes"),
-    LN_SCAN(2, 4, "8: 4 lanes"),         LN_SCAN(8, 4, "32: 4 lanes"),        LN_SCAN(4, 8, "32: 8 lanes"),
-    LN_SCAN(8, 8, "64: 8 lanes"),        {"8: step", 8, 0, step_start<8>},    {"16: step", 16, 0, step_start<16>},
-    {"32: step", 32, 0, step_start<32>}, {"64: step", 64, 0, step_start<64>},
+    LN_SCAN(4, 4, 2, "16: 4 lanes, 2 channels"),
+    LN_SCAN(2, 8, 2, "16: 8 lanes, 2 channels"),
+    LN_SCAN(4, 4, 1, "16: 4 lanes"),
+    LN_SCAN(2, 8, 1, "16: 8 lanes"),
+    LN_SCAN(2, 4, 1, "8: 4 lanes"),
+    LN_SCAN(4, 8, 1, "32: 8 lanes"),
+    LN_SCAN(8, 8, 1, "64: 8 lanes"),
+    {"8: step", 8, 0, 1, step_start<8>},
+    {"16: step", 16, 0, 1, step_start<16>},
+    {"32: step", 32, 0, 1, step_start<32>},
+    {"64: step", 64, 0, 1, step_start<64>},
 };
 const int ln_cuda_portable_scan_count = sizeof ln_cuda_portable_scans / sizeof ln_cuda_portable_scans[0];
