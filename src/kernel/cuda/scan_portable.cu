@@ -7,49 +7,11 @@
  * Outputs of LANES tokens are summed over the lanes together, each lane ending with one token's: LANES - 1 exchanges
  * for LANES sums. */
 #include "kernel/cuda/launch.cuh"
-#include "kernel/cuda/scan_table.h"
-#include "kernel/cuda/vectors.cuh"
+#include "kernel/cuda/scan_rows.cuh"
 
 namespace ln {
 
-using scan_run = ln_cuda_scan_run;
-
 enum { SCAN_THREADS = 128, SCAN_TOKENS = 8 };
-static constexpr float LOG2_E = 1.442695041f, LN_2 = 0.6931471806f;
-
-/* log(1 + e^x) without overflow. Where e^x is small a logarithm would lose digits: five terms of its series do not. */
-static __device__ __forceinline__ float softplus(float x) {
-    const float small = exponential(-LOG2_E * fabsf(x));
-    const float series = small * (1 + small * (-0.5f + small * (0.33333333f + small * (-0.25f + small * 0.2f))));
-    return fmaxf(x, 0.0f) + (small < 0.06f ? series : LN_2 * __log2f(1 + small));
-}
-
-static __device__ __forceinline__ int64_t scan_slot(const scan_run &run, int sequence) {
-    return run.tensors.state_slots ? run.tensors.state_slots[sequence] : sequence;
-}
-
-/* A block's channels: first .. first + count - 1 of the model, all of one group. */
-struct scan_channels {
-    ln_cuda_scan_sequence sequence;
-    int first, count, group;
-};
-
-template <int CHANNELS> static __device__ __forceinline__ scan_channels channels_of(const scan_run &run, int block) {
-    const int blocks = (run.group + CHANNELS - 1) / CHANNELS, all = blocks * run.key_heads;
-    scan_channels at;
-    at.sequence = run.sequence[block / all];
-    at.group = block % all / blocks;
-    const int inside = block % blocks * CHANNELS;
-    at.first = at.group * run.group + inside;
-    at.count = run.group - inside < CHANNELS ? run.group - inside : CHANNELS;
-    return at;
-}
-
-/* Where a channel of a token lies. */
-static __device__ __forceinline__ int64_t scan_place(const scan_run &run, const ln_cuda_tensor &of, int64_t token,
-                                                     int channel) {
-    return token * of.token_stride + channel / run.value_size * of.head_stride + channel % run.value_size;
-}
 
 template <int STATES, int LANES, int OWN> struct scan_tile {
     static constexpr int slots = STATES * LANES, channels = SCAN_THREADS / LANES * OWN,
@@ -122,21 +84,6 @@ template <int COUNT> static __device__ __forceinline__ void load_states(float (&
         const float2 both = *(const float2 *)from;
         to[0] = both.x, to[1] = both.y;
     }
-}
-
-/* Sums of LANES tokens over the lanes of a channel; a lane ends with that of the token of its number. */
-template <int LANES> static __device__ __forceinline__ float add_lanes(float (&sum)[LANES]) {
-    const int lane = threadIdx.x % LANES;
-#pragma unroll
-    for (int half = LANES / 2; half; half /= 2) {
-        const bool upper = lane & half;
-#pragma unroll
-        for (int j = 0; j < half; j++) {
-            const float mine = upper ? sum[j + half] : sum[j], other = upper ? sum[j] : sum[j + half];
-            sum[j] = mine + __shfl_xor_sync(0xffffffffu, other, half);
-        }
-    }
-    return sum[0];
 }
 
 /* SCAN_TOKENS tokens from `t` on; those from `end` on leave the states as they are. */
