@@ -10,7 +10,8 @@
 #include "kernel/cuda/dplr_table.h"
 
 static const int64_t ALIGN = 256, CHUNK = LN_CUDA_DPLR_CHUNK;
-static const int64_t BACK_BYTES = INT64_C(512) << 20; /* of a segment's records backward */
+/* Of records: two segments forward, one backward. */
+static const int64_t BYTES = INT64_C(256) << 20, BACK_BYTES = INT64_C(2048) << 20;
 
 const ln_cuda_dplr_kernel *ln_cuda_dplr_kernels(int row) {
     static const ln_cuda_dplr_kernel none = {};
@@ -77,7 +78,7 @@ ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_devi
     }
     const int64_t chunk = dplr->sequences * dplr->heads * plan->kernel->record;
     plan->longest = (longest(dplr) + CHUNK - 1) / CHUNK;
-    plan->segment = (records ? records : device->cache_bytes / 2) / chunk / 2;
+    plan->segment = (records ? records : BYTES) / chunk / 2;
     if (plan->segment > plan->longest) plan->segment = plan->longest;
     if (plan->segment < 1) plan->segment = 1;
     const int64_t table = aligned(dplr->sequences * (int64_t)sizeof(ln_cuda_dplr_sequence));

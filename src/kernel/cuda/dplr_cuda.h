@@ -4,7 +4,7 @@
  *
  * S [key_size, value_size] of a head is float32. Sequences are cut into chunks of 16 tokens. What of a chunk does not
  * need the state is made for all chunks of a segment at once; then the states go through the segment, chunk by chunk. A
- * segment is as long as its room in the workspace, which should stay in the second-level cache. */
+ * segment is as long as its room in the workspace: long ones waste less at their ends, short ones stay in the cache. */
 #ifndef LN_KERNEL_CUDA_DPLR_H
 #define LN_KERNEL_CUDA_DPLR_H
 

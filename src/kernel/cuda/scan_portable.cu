@@ -3,7 +3,7 @@
  *
  * A block takes some channels of a sequence through all of its tokens, LANES threads a channel with their part of the
  * states in registers. Tokens come in tiles: while one is worked on, the next is loaded into registers. Of a tile,
- * shared memory holds step and step value of every channel, in whose place the outputs go, and keys and queries.
+ * shared memory holds step and step value of every channel, keys and queries.
  * Outputs of LANES tokens are summed over the lanes together, each lane ending with one token's: LANES - 1 exchanges
  * for LANES sums. */
 #include "kernel/cuda/launch.cuh"
@@ -20,8 +20,11 @@ template <int STATES, int LANES, int OWN> struct scan_tile {
 
     /* In shared memory. */
     struct memory {
-        float2 input[time][channels + 2]; /* step log2(e), step value; then the output and no more */
+        float2 input[time][channels + 2]; /* step, step value */
         float read[2][time][slots];       /* keys, queries */
+    };
+    struct outputs {
+        float at[time][channels + 4];
     };
     static constexpr int shares = time * channels / 8 / SCAN_THREADS;
     /* What a thread loads: shares of eight channels of a token, and pieces of eight keys or queries. */
@@ -88,47 +91,41 @@ template <int COUNT> static __device__ __forceinline__ void load_states(float (&
 
 /* SCAN_TOKENS tokens from `t` on; those from `end` on leave the states as they are. */
 template <int STATES, int LANES, int OWN, bool WHOLE>
-static __device__ __forceinline__ void scan_tokens(typename scan_tile<STATES, LANES, OWN>::memory &memory, int t,
+static __device__ __forceinline__ void scan_tokens(const typename scan_tile<STATES, LANES, OWN>::memory &memory,
+                                                   typename scan_tile<STATES, LANES, OWN>::outputs &outputs, int t,
                                                    int end, const float (&rate)[OWN][STATES],
                                                    float (&state)[OWN][STATES]) {
     const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
+    float sum[OWN][SCAN_TOKENS / LANES][LANES] = {};
 #pragma unroll
-    for (int first = 0; first < SCAN_TOKENS; first += LANES) {
-        float sum[OWN][LANES];
-#pragma unroll
-        for (int j = 0; j < LANES; j++) {
-            const int token = t + first + j;
-#pragma unroll
-            for (int own = 0; own < OWN; own++) sum[own][j] = 0;
-            if (!WHOLE && token >= end) continue;
-            float key[STATES], query[STATES], input[2 * OWN];
-            load_states(input, &memory.input[token][channel].x);
-            load_states(key, &memory.read[0][token][lane * STATES]);
-            load_states(query, &memory.read[1][token][lane * STATES]);
-#pragma unroll
-            for (int own = 0; own < OWN; own++) {
-                float part[2] = {};
-#pragma unroll
-                for (int n = 0; n < STATES; n++) {
-                    state[own][n] =
-                        exponential(input[2 * own] * rate[own][n]) * state[own][n] + input[2 * own + 1] * key[n];
-                    part[n % 2] += query[n] * state[own][n];
-                }
-                sum[own][j] = part[0] + part[1];
-            }
-        }
-        /* All lanes of the channel have read what lay there: their sums are here. */
+    for (int j = 0; j < SCAN_TOKENS; j++) {
+        if (!WHOLE && t + j >= end) continue;
+        float key[STATES], query[STATES], input[2 * OWN];
+        load_states(input, &memory.input[t + j][channel].x);
+        load_states(key, &memory.read[0][t + j][lane * STATES]);
+        load_states(query, &memory.read[1][t + j][lane * STATES]);
 #pragma unroll
         for (int own = 0; own < OWN; own++) {
-            const float output = add_lanes<LANES>(sum[own]);
-            memory.input[t + first + lane][channel + own].x = output;
+            float part[2] = {};
+#pragma unroll
+            for (int n = 0; n < STATES; n++) {
+                state[own][n] =
+                    exponential(input[2 * own] * rate[own][n]) * state[own][n] + input[2 * own + 1] * key[n];
+                part[n % 2] += query[n] * state[own][n];
+            }
+            sum[own][j / LANES][j % LANES] = part[0] + part[1];
         }
     }
+#pragma unroll
+    for (int own = 0; own < OWN; own++)
+#pragma unroll
+        for (int j = 0; j < SCAN_TOKENS / LANES; j++)
+            outputs.at[t + j * LANES + lane][channel + own] = add_lanes<LANES>(sum[own][j]);
 }
 
 /* Outputs of a tile from shared memory. */
 template <int STATES, int LANES, int OWN>
-static __device__ __forceinline__ void store_tile(const typename scan_tile<STATES, LANES, OWN>::memory &memory,
+static __device__ __forceinline__ void store_tile(const typename scan_tile<STATES, LANES, OWN>::outputs &outputs,
                                                   const scan_run &run, const scan_channels &at, int begin, int share,
                                                   const uint4 &value) {
     using tile = scan_tile<STATES, LANES, OWN>;
@@ -138,8 +135,7 @@ static __device__ __forceinline__ void store_tile(const typename scan_tile<STATE
     const int channel = at.first + tile::column();
     float output[8], x[8];
     widen(x, value);
-#pragma unroll
-    for (int c = 0; c < 8; c++) output[c] = memory.input[tile::row(share)][tile::column() + c].x;
+    load_floats(output, &outputs.at[tile::row(share)][tile::column()]);
     if (t.skip) {
         float skip[8];
         load_floats(skip, t.skip + channel);
@@ -163,6 +159,7 @@ static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 
     scan_portable(const __grid_constant__ scan_run run) {
     using tile = scan_tile<STATES, LANES, OWN>;
     __shared__ __align__(16) typename tile::memory memory;
+    __shared__ __align__(16) typename tile::outputs outputs;
     const scan_channels at = channels_of<tile::channels>(run, blockIdx.x);
     const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
     const bool inside = channel < at.count; /* channels come in eights */
@@ -191,11 +188,11 @@ static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 
         const int left = at.sequence.count - begin, end = left < tile::time ? left : tile::time;
         int t = 0;
         for (; t + SCAN_TOKENS <= end; t += SCAN_TOKENS)
-            scan_tokens<STATES, LANES, OWN, true>(memory, t, end, rate, state);
-        if (t < end) scan_tokens<STATES, LANES, OWN, false>(memory, t, end, rate, state);
+            scan_tokens<STATES, LANES, OWN, true>(memory, outputs, t, end, rate, state);
+        if (t < end) scan_tokens<STATES, LANES, OWN, false>(memory, outputs, t, end, rate, state);
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < tile::shares; i++) store_tile<STATES, LANES, OWN>(memory, run, at, begin, i, value[i]);
+        for (int i = 0; i < tile::shares; i++) store_tile<STATES, LANES, OWN>(outputs, run, at, begin, i, value[i]);
     }
     if (!inside || !run.tensors.state_out) return;
     float *to = run.tensors.state_out + states + place;

@@ -373,7 +373,7 @@ using namespace ln;
         LN_STEP(kind, 256, widest, warps, false, name " 256 unaligned")
 
 const ln_cuda_step_kernel ln_cuda_portable_steps[] = {
-    LN_STEPS(LN_CUDA_STEP_OUTER, 1, 64, 4, "outer"),
+    LN_STEPS(LN_CUDA_STEP_OUTER, 1, 128, 8, "outer"),
     LN_STEPS(LN_CUDA_STEP_DELTA, 1, 32, 8, "delta"),
     LN_STEPS(LN_CUDA_STEP_LOW_RANK, 2, 32, 8, "low rank"),
 };
