@@ -91,10 +91,10 @@ template <int COUNT> static __device__ __forceinline__ void load_states(float (&
 
 /* SCAN_TOKENS tokens from `t` on; those from `end` on leave the states as they are. */
 template <int STATES, int LANES, int OWN, bool WHOLE>
-static __device__ __forceinline__ void scan_tokens(const typename scan_tile<STATES, LANES, OWN>::memory &memory,
-                                                   typename scan_tile<STATES, LANES, OWN>::outputs &outputs, int t,
-                                                   int end, const float (&rate)[OWN][STATES],
-                                                   float (&state)[OWN][STATES]) {
+static __device__ __forceinline__ void
+scan_tokens(const typename scan_tile<STATES, LANES, OWN>::memory &__restrict__ memory,
+            typename scan_tile<STATES, LANES, OWN>::outputs &__restrict__ outputs, int t, int end,
+            const float (&rate)[OWN][STATES], float (&state)[OWN][STATES]) {
     const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
     float sum[OWN][SCAN_TOKENS / LANES][LANES] = {};
 #pragma unroll
@@ -158,8 +158,8 @@ template <int STATES, int LANES, int OWN>
 static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 4)
     scan_portable(const __grid_constant__ scan_run run) {
     using tile = scan_tile<STATES, LANES, OWN>;
-    __shared__ __align__(16) typename tile::memory memory;
-    __shared__ __align__(16) typename tile::outputs outputs;
+    typename tile::memory &memory = *(typename tile::memory *)block_memory();
+    typename tile::outputs &outputs = *(typename tile::outputs *)(&memory + 1);
     const scan_channels at = channels_of<tile::channels>(run, blockIdx.x);
     const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
     const bool inside = channel < at.count; /* channels come in eights */
@@ -252,9 +252,11 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_step(const __grid_co
 
 template <int STATES, int LANES, int OWN> static ln_cuda_code scan_start(const void *of, void *stream) {
     const scan_run *run = (const scan_run *)of;
-    constexpr int channels = scan_tile<STATES, LANES, OWN>::channels;
+    using tile = scan_tile<STATES, LANES, OWN>;
+    constexpr int channels = tile::channels;
     const int64_t blocks = (int64_t)run->sequences * run->key_heads * ((run->group + channels - 1) / channels);
-    return launch(scan_portable<STATES, LANES, OWN>, dim3((unsigned)blocks), dim3(SCAN_THREADS), 0, stream, *run);
+    return launch(scan_portable<STATES, LANES, OWN>, dim3((unsigned)blocks), dim3(SCAN_THREADS),
+                  (int)(sizeof(typename tile::memory) + sizeof(typename tile::outputs)), stream, *run);
 }
 template <int SLOTS> static ln_cuda_code step_start(const void *of, void *stream) {
     const scan_run *run = (const scan_run *)of;

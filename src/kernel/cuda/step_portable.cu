@@ -285,7 +285,7 @@ static __global__ void __launch_bounds__(32 * WARPS, step_shape<KIND, KEY, COLUM
     constexpr bool reads = KIND != LN_CUDA_STEP_OUTER, second = KIND == LN_CUDA_STEP_LOW_RANK;
     constexpr int rows = step_shape<KIND, KEY, COLUMNS, WARPS>::rows;
     using columns = step_columns<COLUMNS, ALIGNED>;
-    __shared__ step_memory<KEY, COLUMNS, WARPS> memory;
+    step_memory<KEY, COLUMNS, WARPS> &memory = *(step_memory<KEY, COLUMNS, WARPS> *)block_memory();
     const ln_cuda_step_tensors &t = run.tensors;
     const step_place at = place_of(run, blockIdx.x);
     if (at.state < 0) return;
@@ -353,8 +353,8 @@ static __global__ void __launch_bounds__(32 * WARPS, step_shape<KIND, KEY, COLUM
 
 template <int KIND, int KEY, int COLUMNS, int WARPS, bool ALIGNED>
 static ln_cuda_code step_start(const void *run, int64_t blocks, void *stream) {
-    return launch(step_portable<KIND, KEY, COLUMNS, WARPS, ALIGNED>, dim3((unsigned)blocks), dim3(32 * WARPS), 0,
-                  stream, *(const step_run *)run);
+    return launch(step_portable<KIND, KEY, COLUMNS, WARPS, ALIGNED>, dim3((unsigned)blocks), dim3(32 * WARPS),
+                  (int)sizeof(step_memory<KEY, COLUMNS, WARPS>), stream, *(const step_run *)run);
 }
 
 } // namespace ln
