@@ -42,6 +42,7 @@ typedef struct problem {
     ln_cuda_dplr dplr;
     ln_cuda_dplr_plan plan;
     tensor input[INPUTS], output, state_in, state_out;
+    tensor gradient[INPUTS], output_gradient, state_out_gradient, state_in_gradient;
     slots slots;
     void *workspace;
 } problem;
@@ -88,6 +89,11 @@ static void problem_open(problem *p, const work *w, tensor_make *make) {
     p->output = make(tokens, w->heads, size, w->layout, w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16, 1);
     p->state_in = make(pool, w->heads, size * size, PACKED, ELEMENT_FLOAT32, 1);
     p->state_out = make(pool, w->heads, size * size, PACKED, ELEMENT_FLOAT32, 1);
+    for (int i = QUERY; i < INPUTS; i++)
+        p->gradient[i] = make(tokens, w->heads, size, w->layout, i == DECAY ? ELEMENT_FLOAT32 : ELEMENT_BF16, 1);
+    p->output_gradient = make(tokens, w->heads, size, w->layout, ELEMENT_BF16, 1);
+    p->state_out_gradient = make(p->batch.sequences, w->heads, size * size, PACKED, ELEMENT_FLOAT32, 0.3f);
+    p->state_in_gradient = make(p->batch.sequences, w->heads, size * size, PACKED, ELEMENT_FLOAT32, 1);
     if (!p->state_in.host) return;
     directions_make(p);
     decays_make(p);
@@ -98,30 +104,52 @@ static void problem_open(problem *p, const work *w, tensor_make *make) {
 }
 
 static void problem_close(problem *p) {
-    for (int i = 0; i < INPUTS; i++) tensor_close(&p->input[i]);
-    tensor_close(&p->output);
-    tensor_close(&p->state_in);
-    tensor_close(&p->state_out);
+    for (int i = 0; i < INPUTS; i++) {
+        tensor_close(&p->input[i]);
+        tensor_close(&p->gradient[i]);
+    }
+    tensor *others[] = {&p->output,          &p->state_in,           &p->state_out,
+                        &p->output_gradient, &p->state_out_gradient, &p->state_in_gradient};
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) tensor_close(others[i]);
     device_close(p->slots.device);
     device_close(p->workspace);
 }
 
+static ln_cuda_dplr_tensors tensors_of(const problem *p) {
+    const work *w = p->of;
+    return (ln_cuda_dplr_tensors){.query = p->input[QUERY].device,
+                                  .key = p->input[KEY].device,
+                                  .value = p->input[VALUE].device,
+                                  .a = p->input[A].device,
+                                  .b = p->input[B].device,
+                                  .decay = p->input[DECAY].device,
+                                  .output = p->output.device,
+                                  .state_in = w->state == NO_STATE   ? NULL
+                                              : w->state == IN_PLACE ? p->state_out.device.data
+                                                                     : p->state_in.device.data,
+                                  .state_out = w->state == NO_STATE ? NULL : p->state_out.device.data,
+                                  .state_slots = w->state == IN_PLACE ? p->slots.device : NULL};
+}
+
 static ln_cuda_code forward(void *context, void *stream) {
     const problem *p = context;
-    const work *w = p->of;
-    const ln_cuda_dplr_tensors tensors = {.query = p->input[QUERY].device,
-                                          .key = p->input[KEY].device,
-                                          .value = p->input[VALUE].device,
-                                          .a = p->input[A].device,
-                                          .b = p->input[B].device,
-                                          .decay = p->input[DECAY].device,
-                                          .output = p->output.device,
-                                          .state_in = w->state == NO_STATE   ? NULL
-                                                      : w->state == IN_PLACE ? p->state_out.device.data
-                                                                             : p->state_in.device.data,
-                                          .state_out = w->state == NO_STATE ? NULL : p->state_out.device.data,
-                                          .state_slots = w->state == IN_PLACE ? p->slots.device : NULL};
+    const ln_cuda_dplr_tensors tensors = tensors_of(p);
     return ln_cuda_dplr_forward(&p->dplr, &p->plan, &tensors, p->workspace, stream);
+}
+static ln_cuda_code backward(void *context, void *stream) {
+    const problem *p = context;
+    const ln_cuda_dplr_tensors tensors = tensors_of(p);
+    const bool state = p->of->state != NO_STATE;
+    const ln_cuda_dplr_gradients gradients = {.output = p->output_gradient.device,
+                                              .query = p->gradient[QUERY].device,
+                                              .key = p->gradient[KEY].device,
+                                              .value = p->gradient[VALUE].device,
+                                              .a = p->gradient[A].device,
+                                              .b = p->gradient[B].device,
+                                              .decay = p->gradient[DECAY].device,
+                                              .state_out = state ? p->state_out_gradient.device.data : NULL,
+                                              .state_in = p->state_in_gradient.device.data};
+    return ln_cuda_dplr_backward(&p->dplr, &p->plan, &tensors, &gradients, p->workspace, stream);
 }
 
 /* ---- float64 ---- */
@@ -142,6 +170,65 @@ static void oracle_token(const problem *p, int64_t t, int head, double *s, doubl
         }
     }
     free(y);
+}
+
+/* One head of one sequence, from its last token on: states before each token are kept. `d` is the gradient of the
+ * state, and what it becomes. */
+typedef struct oracle_gradients {
+    double *of[INPUTS];
+} oracle_gradients;
+
+static void oracle_token_back(const problem *p, int64_t t, int head, const double *before, const double *after,
+                              double *d, const oracle_gradients *g) {
+    const int size = p->of->size;
+    double *y = doubles(2 * size), *dy = y + size;
+    const int64_t place = dense_place(&p->input[QUERY], t, head);
+    for (int i = 0; i < size; i++)
+        for (int j = 0; j < size; j++) {
+            y[j] += tensor_at(&p->input[A], t, head, i) * before[i * size + j];
+            d[i * size + j] += (double)p->dplr.scale * tensor_at(&p->input[QUERY], t, head, i) *
+                               tensor_at(&p->output_gradient, t, head, j);
+            dy[j] += tensor_at(&p->input[B], t, head, i) * d[i * size + j];
+        }
+    for (int i = 0; i < size; i++) {
+        const double decay = exp(tensor_at(&p->input[DECAY], t, head, i)), a = tensor_at(&p->input[A], t, head, i);
+        for (int j = 0; j < size; j++) {
+            double *at = &d[i * size + j];
+            const double s = before[i * size + j];
+            g->of[QUERY][place + i] +=
+                (double)p->dplr.scale * after[i * size + j] * tensor_at(&p->output_gradient, t, head, j);
+            g->of[KEY][place + i] += *at * tensor_at(&p->input[VALUE], t, head, j);
+            g->of[VALUE][place + j] += *at * tensor_at(&p->input[KEY], t, head, i);
+            g->of[B][place + i] += *at * y[j];
+            g->of[A][place + i] += s * dy[j];
+            g->of[DECAY][place + i] += decay * s * *at;
+            *at = decay * *at + a * dy[j];
+        }
+    }
+    free(y);
+}
+
+static void oracle_back(const problem *p, const oracle_gradients *g, double *state) {
+    const work *w = p->of;
+    const int64_t size = (int64_t)w->size * w->size;
+    double *output = doubles(w->size);
+    for (int s = 0; s < p->batch.sequences; s++)
+        for (int head = 0; head < w->heads; head++) {
+            const int64_t slot = w->state == IN_PLACE ? p->slots.host[s] : s, length = batch_length(&p->batch, s);
+            double *states = doubles((length + 1) * size), *d = state + dense_place(&p->state_in_gradient, s, head);
+            for (int64_t i = 0; i < size && w->state != NO_STATE; i++) {
+                states[i] = tensor_at(&p->state_in, slot, head, i);
+                d[i] = tensor_at(&p->state_out_gradient, s, head, i);
+            }
+            for (int64_t t = 0; t < length; t++) {
+                memcpy(states + (t + 1) * size, states + t * size, (size_t)size * sizeof *states);
+                oracle_token(p, p->batch.offsets[s] + t, head, states + (t + 1) * size, output);
+            }
+            for (int64_t t = length - 1; t >= 0; t--)
+                oracle_token_back(p, p->batch.offsets[s] + t, head, states + t * size, states + (t + 1) * size, d, g);
+            free(states);
+        }
+    free(output);
 }
 
 static void oracle(const problem *p, double *output, double *state) {
@@ -168,11 +255,14 @@ static void states_begin(problem *p) {
 
 static bool problem_prepare(problem *p, const ln_cuda_device *device, int64_t records) {
     ln_cuda_code code = ln_cuda_dplr_plan_make(&p->dplr, device, 0, &p->plan);
-    if (p->of->segment && !code) records = p->of->segment * p->dplr.sequences * p->dplr.heads * p->plan.kernel->record;
+    if (p->of->segment && !code)
+        records =
+            p->of->segment * p->dplr.sequences * p->dplr.heads * 2 * (p->plan.kernel->record + p->plan.kernel->saved);
     if (!code && records) code = ln_cuda_dplr_plan_make(&p->dplr, device, records, &p->plan);
     EXPECT(code == LN_CUDA_OK, "%s: plan gave %d: %s", p->of->name, code, p->plan.why);
     if (code) return false;
-    p->workspace = device_open(p->plan.workspace);
+    p->workspace =
+        device_open(p->plan.workspace > p->plan.gradient_workspace ? p->plan.workspace : p->plan.gradient_workspace);
     code = ln_cuda_dplr_prepare(&p->dplr, &p->plan, p->workspace, NULL);
     EXPECT(code == LN_CUDA_OK, "%s: prepare gave %d", p->of->name, code);
     return code == LN_CUDA_OK;
@@ -203,6 +293,39 @@ static void check_work(problem *p) {
     free(state);
 }
 
+static void check_backward(problem *p) {
+    static const char *const WHAT[INPUTS + 1] = {"query", "key", "value", "a", "b", "decay", "state"};
+    const char *name = p->of->name;
+    tensor *made[INPUTS + 1];
+    double *want[INPUTS + 1];
+    oracle_gradients g;
+    for (int i = 0; i <= INPUTS; i++) {
+        made[i] = i < INPUTS ? &p->gradient[i] : &p->state_in_gradient;
+        want[i] = doubles(made[i]->tokens * made[i]->heads * made[i]->size);
+        if (i < INPUTS) g.of[i] = want[i];
+        tensor_poison(made[i]);
+    }
+    oracle_back(p, &g, want[INPUTS]);
+    if (p->of->state == IN_PLACE)
+        device_send(p->state_out.device.data, p->state_in.host, p->state_in.elements * element_bytes(ELEMENT_FLOAT32));
+    run_now(backward, p, name, "backward");
+    printf("  %-20s backward    ", name);
+    for (int i = 0; i <= INPUTS; i++) {
+        tensor_fetch(made[i]);
+        tensor_expect_written(made[i], name, WHAT[i]);
+        const double error = tensor_error(made[i], want[i]);
+        EXPECT(error < (i == DECAY ? 2e-2 : 1e-2), "%s: gradient of %s: relative error %.2e", name, WHAT[i], error);
+        printf(" %s %.1e", WHAT[i], error);
+        free(want[i]);
+    }
+    printf("\n");
+    cudaGraphExec_t graph = run_capture(backward, p, name, "backward");
+    for (int i = 0; i <= INPUTS; i++) tensor_poison(made[i]);
+    run_graph(graph, name, "backward");
+    for (int i = 0; i <= INPUTS; i++) tensor_expect_same(made[i], name, "backward", WHAT[i]);
+    cudaGraphExecDestroy(graph);
+}
+
 static double products_of(const work *w) {
     const batch b = batch_of(w->lengths);
     return (double)batch_tokens(&b) * w->heads * w->size * w->size * 10;
@@ -213,7 +336,11 @@ static void check(const ln_cuda_device *device, const check_options *options) {
         if (!work_wanted(options, WORKS[i].name, products_of(&WORKS[i]))) continue;
         problem p;
         problem_open(&p, &WORKS[i], tensor_random);
-        if (problem_prepare(&p, device, 0)) check_work(&p);
+        if (problem_prepare(&p, device, 0)) {
+            check_work(&p);
+            const bool back = WORKS[i].heads == WORKS[i].key_heads && !WORKS[i].strange && products_of(&WORKS[i]) < 1e9;
+            if (back) check_backward(&p);
+        }
         problem_close(&p);
         fflush(stdout);
     }
@@ -225,7 +352,7 @@ static void check_plans(void) {
     ln_cuda_dplr dplr = {64, 64, 64, 64, 1, offsets, 1, false};
     ln_cuda_dplr_plan plan;
     EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_OK && plan.segment > 1 &&
-               plan.workspace < hopper.cache_bytes,
+               plan.workspace < INT64_C(300) << 20,
            "%s", plan.why);
     ln_cuda_dplr_tensors tensors = {0};
     EXPECT(ln_cuda_dplr_forward(&dplr, &plan, &tensors, NULL, NULL) == LN_CUDA_ARGUMENT, "without tensors");
@@ -280,6 +407,13 @@ static void bench(const ln_cuda_device *device, const check_options *options) {
             time_in_turns(forward, contexts, 1, options->rounds, &time);
             printf("dplr %-26s %-10s %5lld chunks at once %8.3f ms, %6.3f TB/s of inputs and outputs\n", w->name,
                    p.plan.kernel->name, (long long)p.plan.segment, time.median, 1e-9 * bytes / time.median);
+            if (ROOM[room] < 256 << 20) {
+                device_close(p.workspace);
+                continue;
+            }
+            time_in_turns(backward, contexts, 1, options->rounds, &time);
+            printf("dplr %-26s %-10s %5lld chunks at once %8.3f ms backward\n", w->name, p.plan.kernel->name,
+                   (long long)p.plan.gradient_segment, time.median);
             device_close(p.workspace);
         }
         p.workspace = NULL;

@@ -10,6 +10,8 @@
 #include "kernel/cuda/dplr_table.h"
 
 static const int64_t ALIGN = 256, CHUNK = LN_CUDA_DPLR_CHUNK;
+/* Of records: two segments forward, one backward. */
+static const int64_t BYTES = INT64_C(256) << 20, BACK_BYTES = INT64_C(2048) << 20;
 
 const ln_cuda_dplr_kernel *ln_cuda_dplr_kernels(int row) {
     static const ln_cuda_dplr_kernel none = {};
@@ -41,6 +43,20 @@ static int64_t aligned(int64_t bytes) {
     return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
+/* Backward: of a segment two records and twice what is kept of each chunk; states between all segments, and a gradient
+ * of the state. */
+static void plan_back(const ln_cuda_dplr *dplr, int64_t records, ln_cuda_dplr_plan *plan) {
+    const ln_cuda_dplr_kernel *kernel = plan->kernel;
+    const int64_t tasks = dplr->sequences * dplr->heads, chunk = tasks * 2 * (kernel->record + kernel->saved);
+    plan->gradient_segment = (records ? records : BACK_BYTES) / chunk;
+    if (plan->gradient_segment > plan->longest) plan->gradient_segment = plan->longest;
+    if (plan->gradient_segment < 1) plan->gradient_segment = 1;
+    const int64_t segments = (plan->longest + plan->gradient_segment - 1) / plan->gradient_segment;
+    plan->gradient_records = aligned(dplr->sequences * (int64_t)sizeof(ln_cuda_dplr_sequence)) +
+                             (segments > 1 ? segments * aligned(tasks * dplr->key_size * dplr->value_size * 4) : 0);
+    plan->gradient_workspace = plan->gradient_records + aligned(plan->gradient_segment * chunk);
+}
+
 ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device, int64_t records,
                                     ln_cuda_dplr_plan *plan) {
     *plan = {};
@@ -62,14 +78,15 @@ ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_devi
     }
     const int64_t chunk = dplr->sequences * dplr->heads * plan->kernel->record;
     plan->longest = (longest(dplr) + CHUNK - 1) / CHUNK;
-    plan->segment = (records ? records : device->cache_bytes / 2) / chunk;
+    plan->segment = (records ? records : BYTES) / chunk / 2;
     if (plan->segment > plan->longest) plan->segment = plan->longest;
     if (plan->segment < 1) plan->segment = 1;
     const int64_t table = aligned(dplr->sequences * (int64_t)sizeof(ln_cuda_dplr_sequence));
     plan->carried = table;
     if (plan->segment < plan->longest)
         plan->carried += aligned(dplr->sequences * dplr->heads * dplr->key_size * dplr->value_size * 4);
-    plan->workspace = plan->carried + aligned(plan->segment * chunk);
+    plan->workspace = plan->carried + (plan->segment < plan->longest ? 2 : 1) * aligned(plan->segment * chunk);
+    plan_back(dplr, records, plan);
     snprintf(plan->why, sizeof plan->why, "portable %s: %lld tokens of a sequence at once", plan->kernel->name,
              (long long)(plan->segment * CHUNK));
     return LN_CUDA_OK;
@@ -105,7 +122,7 @@ static bool tensors_right(const ln_cuda_dplr *d, const ln_cuda_dplr_tensors *t) 
     const ln_cuda_tensor *inputs[5] = {&t->query, &t->key, &t->value, &t->a, &t->b};
     for (int i = 0; i < 5; i++)
         if (!ln_cuda_tensor_right(inputs[i], 2)) return false;
-    return ln_cuda_tensor_right(&t->decay, 4) && ln_cuda_tensor_right(&t->output, d->output_float32 ? 4 : 2);
+    return ln_cuda_tensor_right(&t->decay, 4);
 }
 
 /* Sequences that reach chunk `first`; those without tokens hand their states on in the first segment. */
@@ -115,26 +132,96 @@ static int64_t reaching(const ln_cuda_dplr *d, int64_t first) {
     return first ? count : d->sequences;
 }
 
-ln_cuda_code ln_cuda_dplr_forward(const ln_cuda_dplr *dplr, const ln_cuda_dplr_plan *plan,
-                                  const ln_cuda_dplr_tensors *tensors, void *workspace, void *stream) {
-    if (!plan->kernel) return LN_CUDA_UNSUPPORTED;
-    if (!tensors_right(dplr, tensors) || !workspace || (uintptr_t)workspace % ALIGN) return LN_CUDA_ARGUMENT;
+static ln_cuda_dplr_run run_of(const ln_cuda_dplr *dplr, const ln_cuda_dplr_tensors *tensors, int64_t segment,
+                               void *workspace) {
     ln_cuda_dplr_run run = {};
     run.tensors = *tensors;
     run.sequence = (const ln_cuda_dplr_sequence *)workspace;
-    run.carried = (float *)((char *)workspace + aligned(dplr->sequences * (int64_t)sizeof(ln_cuda_dplr_sequence)));
-    run.records = (char *)workspace + plan->carried;
     run.heads = (int)dplr->heads;
     run.group = (int)(dplr->heads / dplr->key_heads);
-    run.segment = (int)plan->segment;
+    run.segment = (int)segment;
     run.scale = dplr->scale;
     run.output_float32 = dplr->output_float32;
+    return run;
+}
+
+ln_cuda_code ln_cuda_dplr_forward(const ln_cuda_dplr *dplr, const ln_cuda_dplr_plan *plan,
+                                  const ln_cuda_dplr_tensors *tensors, void *workspace, void *stream) {
+    if (!plan->kernel) return LN_CUDA_UNSUPPORTED;
+    const bool empty = dplr->offsets[dplr->sequences] == 0;
+    if (!tensors_right(dplr, tensors) || !workspace || (uintptr_t)workspace % ALIGN) return LN_CUDA_ARGUMENT;
+    if (!empty && !ln_cuda_tensor_right(&tensors->output, dplr->output_float32 ? 4 : 2)) return LN_CUDA_ARGUMENT;
+    ln_cuda_dplr_run run = run_of(dplr, tensors, plan->segment, workspace);
+    run.at_begin = run.at_end =
+        (float *)((char *)workspace + aligned(dplr->sequences * (int64_t)sizeof(ln_cuda_dplr_sequence)));
+    run.records = (char *)workspace + plan->carried;
+    run.sequences = (int)reaching(dplr, 0);
+    if (plan->longest == 0) return plan->kernel->states(&run, stream);
+    /* Segments take turns at two rooms for their records. */
+    const int64_t room = aligned(plan->segment * dplr->sequences * dplr->heads * plan->kernel->record);
+    ln_cuda_code code = plan->kernel->inside(&run, stream);
+    for (int64_t first = plan->segment; !code && first < plan->longest; first += plan->segment) {
+        ln_cuda_dplr_run next = run;
+        next.first_chunk = (int)first;
+        next.sequences = (int)reaching(dplr, first);
+        next.records = (char *)workspace + plan->carried + first / plan->segment % 2 * room;
+        code = plan->kernel->both(&run, &next, stream);
+        run = next;
+    }
+    return code ? code : plan->kernel->states(&run, stream);
+}
+
+/* ---- backward ---- */
+
+static bool gradients_right(const ln_cuda_dplr *d, const ln_cuda_dplr_gradients *g) {
+    if ((uintptr_t)g->state_in % 4 || (uintptr_t)g->state_out % 4) return false;
+    if (d->offsets[d->sequences] == 0) return true;
+    const ln_cuda_tensor *wanted[5] = {&g->query, &g->key, &g->value, &g->a, &g->b};
+    for (int i = 0; i < 5; i++)
+        if (wanted[i]->data && !ln_cuda_tensor_right(wanted[i], 2)) return false;
+    if (g->decay.data && !ln_cuda_tensor_right(&g->decay, 4)) return false;
+    return ln_cuda_tensor_right(&g->output, 2);
+}
+
+/* Forward through all segments but the last, for the states between them; then the segments from the last on. */
+ln_cuda_code ln_cuda_dplr_backward(const ln_cuda_dplr *dplr, const ln_cuda_dplr_plan *plan,
+                                   const ln_cuda_dplr_tensors *tensors, const ln_cuda_dplr_gradients *gradients,
+                                   void *workspace, void *stream) {
+    const ln_cuda_dplr_kernel *kernel = plan->kernel;
+    if (!kernel || dplr->heads != dplr->key_heads) return LN_CUDA_UNSUPPORTED;
+    if (!tensors_right(dplr, tensors) || !gradients_right(dplr, gradients)) return LN_CUDA_ARGUMENT;
+    if (!workspace || (uintptr_t)workspace % ALIGN) return LN_CUDA_ARGUMENT;
+    const int64_t tasks = dplr->sequences * dplr->heads, length = plan->gradient_segment;
+    const int64_t segments = plan->longest ? (plan->longest + length - 1) / length : 1;
+    const int64_t state = aligned(tasks * dplr->key_size * dplr->value_size * 4);
+    ln_cuda_dplr_run run = run_of(dplr, tensors, length, workspace);
+    run.gradients = *gradients;
+    run.records = (char *)workspace + plan->gradient_records;
+    run.back = run.records + tasks * length * kernel->record;
+    /* States before segments 1, 2, ..., then the gradient of a state. */
+    char *between = (char *)workspace + aligned(dplr->sequences * (int64_t)sizeof(ln_cuda_dplr_sequence));
     ln_cuda_code code = LN_CUDA_OK;
-    for (int64_t first = 0; !code && (first == 0 || first < plan->longest); first += plan->segment) {
-        run.first_chunk = (int)first;
-        run.sequences = (int)reaching(dplr, first);
-        if (plan->longest) code = plan->kernel->inside(&run, stream);
-        if (!code) code = plan->kernel->states(&run, stream);
+    for (int64_t i = 0; i + 1 < segments && !code; i++) {
+        run.first_chunk = (int)(i * length);
+        run.sequences = (int)reaching(dplr, i * length);
+        run.at_begin = (float *)(between + (i - 1) * state);
+        run.at_end = (float *)(between + i * state);
+        code = kernel->inside(&run, stream);
+        if (!code) code = kernel->kept(&run, stream);
+    }
+    run.states = run.back + tasks * length * kernel->record;
+    run.slopes = run.states + tasks * length * kernel->saved;
+    for (int64_t i = segments - 1; i >= 0 && !code; i--) {
+        run.first_chunk = (int)(i * length);
+        run.sequences = (int)reaching(dplr, i * length);
+        run.at_begin = (float *)(between + (i - 1) * state);
+        run.at_end = NULL;
+        if (plan->longest) code = kernel->inside(&run, stream);
+        if (!code && plan->longest) code = kernel->kept(&run, stream);
+        if (!code && plan->longest) code = kernel->back(&run, stream);
+        run.at_begin = run.at_end = (float *)(between + (segments - 1) * state);
+        if (!code) code = kernel->slopes(&run, stream);
+        if (!code && plan->longest) code = kernel->gradients(&run, stream);
     }
     return code;
 }

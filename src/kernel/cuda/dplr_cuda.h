@@ -4,7 +4,7 @@
  *
  * S [key_size, value_size] of a head is float32. Sequences are cut into chunks of 16 tokens. What of a chunk does not
  * need the state is made for all chunks of a segment at once; then the states go through the segment, chunk by chunk. A
- * segment is as long as its room in the workspace, which should stay in the second-level cache. */
+ * segment is as long as its room in the workspace: long ones waste less at their ends, short ones stay in the cache. */
 #ifndef LN_KERNEL_CUDA_DPLR_H
 #define LN_KERNEL_CUDA_DPLR_H
 
@@ -27,16 +27,22 @@ typedef struct ln_cuda_dplr_kernel {
     const char *name;
     int key_size, value_size;
     int record; /* bytes that a chunk of a head takes in the workspace */
-    ln_cuda_code (*inside)(const void *run, void *stream);
-    ln_cuda_code (*states)(const void *run, void *stream); /* NULL: the end of the table */
+    int saved;  /* and what backward keeps of it besides, twice */
+    /* Parts that need no state, forward and backward; states, forward, alone and beside the next segment's parts, kept,
+     * then their gradients; gradients of the inputs. NULL: the end of the table. */
+    ln_cuda_code (*inside)(const void *run, void *stream), (*back)(const void *run, void *stream);
+    ln_cuda_code (*states)(const void *run, void *stream), (*both)(const void *run, const void *next, void *stream),
+        (*kept)(const void *run, void *stream), (*slopes)(const void *run, void *stream),
+        (*gradients)(const void *run, void *stream);
 } ln_cuda_dplr_kernel;
 
 typedef struct ln_cuda_dplr_plan {
     ln_cuda_device device;
     const ln_cuda_dplr_kernel *kernel;
-    int64_t longest;            /* chunks of a sequence */
-    int64_t segment;            /* chunks of each sequence at once */
-    int64_t carried, workspace; /* where the records begin; bytes, aligned to 256 */
+    int64_t longest;                                                /* chunks of a sequence */
+    int64_t segment;                                                /* chunks of each sequence at once */
+    int64_t carried, workspace;                                     /* where the records begin; bytes, aligned to 256 */
+    int64_t gradient_segment, gradient_records, gradient_workspace; /* the same backward */
     char why[LN_CUDA_WHY];
 } ln_cuda_dplr_plan;
 
@@ -49,16 +55,30 @@ typedef struct ln_cuda_dplr_tensors {
     const int64_t *state_slots; /* on the device, [sequences]: where the states lie; NULL: 0, 1, ... */
 } ln_cuda_dplr_tensors;
 
+/* No two of these may overlap. NULL (or no data): not there, or not wanted. */
+typedef struct ln_cuda_dplr_gradients {
+    ln_cuda_tensor output;                  /* given, bf16 */
+    ln_cuda_tensor query, key, value, a, b; /* bf16 */
+    ln_cuda_tensor decay;                   /* float32 */
+    const float *state_out;                 /* given; [sequences][heads][key_size][value_size], without slots */
+    float *state_in;                        /* likewise */
+} ln_cuda_dplr_gradients;
+
 /* The table of kernels, ended by a row that cannot start. */
 const ln_cuda_dplr_kernel *ln_cuda_dplr_kernels(int row);
 /* Chooses a kernel. records: bytes of the workspace that records may take; 0: chosen. */
 ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device, int64_t records,
                                     ln_cuda_dplr_plan *plan);
-/* Fills a workspace on the device; waits for the stream. Once for a plan. One workspace serves one run at a time. */
+/* Fills a workspace on the device, of plan.workspace or plan.gradient_workspace bytes; waits for the stream. Once for
+ * a plan. One workspace serves one run at a time. */
 ln_cuda_code ln_cuda_dplr_prepare(const ln_cuda_dplr *dplr, const ln_cuda_dplr_plan *plan, void *workspace,
                                   void *stream);
 ln_cuda_code ln_cuda_dplr_forward(const ln_cuda_dplr *dplr, const ln_cuda_dplr_plan *plan,
                                   const ln_cuda_dplr_tensors *tensors, void *workspace, void *stream);
+/* heads = key_heads. Of tensors, `output` and `state_out` are not read. */
+ln_cuda_code ln_cuda_dplr_backward(const ln_cuda_dplr *dplr, const ln_cuda_dplr_plan *plan,
+                                   const ln_cuda_dplr_tensors *tensors, const ln_cuda_dplr_gradients *gradients,
+                                   void *workspace, void *stream);
 
 #ifdef __cplusplus
 }

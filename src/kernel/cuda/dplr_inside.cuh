@@ -7,7 +7,7 @@
  *     R = query P[i] + QB W,                        L = (QK + QB T AK) value,
  *
  * so that with the state S before the chunk Y = U + W S, outputs are L + R S, and the state after it is
- * P[15] S + (key P[15] / P[j])^T value + (b P[15] / P[j])^T Y.
+ * P[15] S + (key P[15] / P[j])^T value + (b P[15] / P[j])^T Y. `query` is times the scale.
  *
  * Quotients of decays: a token's are taken relative to the chunk's middle, both sides of which are then products of
  * tensor cores. Where decays are so strong that this leaves the range of numbers, sums are made pair by pair from
@@ -101,7 +101,8 @@ static __device__ __forceinline__ bool tiles_from_middle(dplr_tiles<KEY, VALUE> 
             const float2 now = make_float2(sum[i + 1].x - middle.x, sum[i + 1].y - middle.y), upto = power(now),
                          from = power(make_float2(-now.x, -now.y));
             *(uint32_t *)&tiles.a[i][channel] = scaled(pair_at(t.a, at, at.key_head, i, channel), before);
-            *(uint32_t *)&tiles.query[i][channel] = scaled(pair_at(t.query, at, at.key_head, i, channel), upto);
+            *(uint32_t *)&tiles.query[i][channel] = scaled(pair_at(t.query, at, at.key_head, i, channel),
+                                                           make_float2(run.scale * upto.x, run.scale * upto.y));
             *(uint32_t *)&tiles.key[i][channel] = scaled(pair_at(t.key, at, at.key_head, i, channel), from);
             *(uint32_t *)&tiles.b[i][channel] = scaled(pair_at(t.b, at, at.key_head, i, channel), from);
             before = upto;
@@ -121,7 +122,8 @@ static __device__ __noinline__ void tiles_from_ends(dplr_tiles<KEY, VALUE> &tile
             const float2 more = decays_at(t.decay, at, i, channel);
             *(uint32_t *)&tiles.a[i][channel] = scaled(pair_at(t.a, at, at.key_head, i, channel), upto);
             upto = upto * power(make_float2(LOG2_E * more.x, LOG2_E * more.y));
-            *(uint32_t *)&tiles.query[i][channel] = scaled(pair_at(t.query, at, at.key_head, i, channel), upto);
+            *(uint32_t *)&tiles.query[i][channel] = scaled(pair_at(t.query, at, at.key_head, i, channel),
+                                                           make_float2(run.scale * upto.x, run.scale * upto.y));
         }
         for (int i = 15; i >= 0; i--) {
             const float2 more = decays_at(t.decay, at, i, channel);
@@ -210,7 +212,7 @@ static __device__ __noinline__ void pairs_one_by_one(dplr_pairs &pairs, const dp
                     query += bf16_low(pair) * right[p].x + bf16_high(pair) * right[p].y;
                 }
                 put_pair(pairs.a, side * 2, to, from, warp_sum(a));
-                put_pair(pairs.query, side * 2, to, from, warp_sum(query));
+                put_pair(pairs.query, side * 2, to, from, run.scale * warp_sum(query));
             }
         }
 }
@@ -295,48 +297,68 @@ static __device__ __forceinline__ uint4 make_write(const __nv_bfloat16 (&tile)[1
                       scaled(part[2], make_float2(high, high)), scaled(part[3], make_float2(high, high)));
 }
 
+/* Values of a chunk, or gradients of its outputs. */
 template <int KEY, int VALUE>
-static __device__ __forceinline__ void chunk_inside(dplr_record<KEY, VALUE> &record, dplr_tiles<KEY, VALUE> &tiles,
-                                                    const dplr_run &run, const dplr_place &at) {
+static __device__ __forceinline__ void copy_values(dplr_tiles<KEY, VALUE> &tiles, const ln_cuda_tensor &of,
+                                                   const dplr_place &at) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < VALUE / 16; i++) {
         const int piece = i * 32 + lane, row = piece / (VALUE / 8), column = piece % (VALUE / 8) * 8;
-        const ln_cuda_tensor &of = run.tensors.value;
         copy_piece(&tiles.value[row][column],
                    (const __nv_bfloat16 *)of.data + (at.token + (row < at.count ? row : 0)) * of.token_stride +
                        at.head * of.head_stride + column,
                    row < at.count);
     }
     copies_commit();
-    dplr_pairs pairs = {};
-    const bool fits = tiles_from_middle(tiles, run, at, record.decay);
+}
+
+/* T as the left operand, and as the right one. */
+struct dplr_inverse {
+    uint32_t left[4], right[2][2];
+};
+
+/* Tiles, sums of pairs, T. */
+template <int KEY, int VALUE>
+static __device__ __forceinline__ void chunk_begin(dplr_tiles<KEY, VALUE> &tiles, dplr_pairs &pairs, dplr_inverse &t,
+                                                   const dplr_run &run, const dplr_place &at, float *decay) {
+    const bool fits = tiles_from_middle(tiles, run, at, decay);
     __syncwarp();
     if (fits) {
         pairs_by_products(pairs, tiles);
     } else {
-        tiles_from_ends(tiles, run, at, record.decay);
+        tiles_from_ends(tiles, run, at, decay);
         pairs_one_by_one<KEY>(pairs, run, at);
     }
     invert(tiles, pairs);
-
-    /* T as both operands, AK as the right one; m = T AK, n = QB T, l = QK + n AK. */
-    uint32_t left[4], right[2][2], ak[4], qb[4], part[4];
-    float m[2][4] = {}, n[2][4] = {};
-    const int row = lane / 4, column = lane % 4 * 2;
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int e = 0; e < 4; e++) {
         const float2 pair = *(const float2 *)&tiles.inverse[row + e % 2 * 8][column + e / 2 * 8];
-        left[e] = pack(pair.x, pair.y);
-        right[e / 2][e % 2] = pack(tiles.inverse[column + e % 2 * 8][row + e / 2 * 8],
-                                   tiles.inverse[column + 1 + e % 2 * 8][row + e / 2 * 8]);
+        t.left[e] = pack(pair.x, pair.y);
+        t.right[e / 2][e % 2] = pack(tiles.inverse[column + e % 2 * 8][row + e / 2 * 8],
+                                     tiles.inverse[column + 1 + e % 2 * 8][row + e / 2 * 8]);
     }
+}
+
+template <int KEY, int VALUE>
+static __device__ __forceinline__ void chunk_inside(dplr_record<KEY, VALUE> &record, dplr_tiles<KEY, VALUE> &tiles,
+                                                    const dplr_run &run, const dplr_place &at) {
+    const int lane = threadIdx.x % 32;
+    copy_values(tiles, run.tensors.value, at);
+    dplr_pairs pairs = {};
+    dplr_inverse t;
+    chunk_begin(tiles, pairs, t, run, at, record.decay);
+
+    /* m = T AK, n = QB T, QK += n AK. */
+    uint32_t ak[4], qb[4], part[4];
+    float m[2][4] = {}, n[2][4] = {};
     load_matrices<true>(ak, &tiles.ak[lane % 16][lane / 16 * 8]);
     as_left(qb, pairs.query[0], pairs.query[1]);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        add_product(m[j], left, ak + 2 * j);
-        add_product(n[j], qb, right[j]);
+        add_product(m[j], t.left, ak + 2 * j);
+        add_product(n[j], qb, t.right[j]);
     }
     uint32_t correct[4], from_u[4], from_l[4];
     as_left(correct, n[0], n[1]);
@@ -347,7 +369,7 @@ static __device__ __forceinline__ void chunk_inside(dplr_record<KEY, VALUE> &rec
 
 #pragma unroll
     for (int k = 0; k < KEY; k += 16) {
-        make_reads(record, tiles, left, correct, k);
+        make_reads(record, tiles, t.left, correct, k);
         record.key[k / 16][lane] = make_write(tiles.key, tiles.right, k);
         record.b[k / 16][lane] = make_write(tiles.b, tiles.right, k);
     }
@@ -369,6 +391,62 @@ static __device__ __forceinline__ void chunk_inside(dplr_record<KEY, VALUE> &rec
         record.u[v / 16][lane] = make_uint4(words[0], words[1], words[2], words[3]);
         as_left(words, l[0], l[1]);
         record.l[v / 16][lane] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
+
+/* What the gradient D of the state after the chunk needs on its way back. With Z = T^T (the gradient of Y) it is the
+ * same step as forward, parts having other names:
+ *
+ *     Z = (QB T)^T slope + T^T (b P[15] / P[j]) D,   D before = P[15] D + (query P[i])^T slope + (a P[i-1])^T Z,
+ *
+ * slope being the gradient of the outputs. */
+template <int KEY, int VALUE>
+static __device__ __forceinline__ void chunk_back(dplr_record<KEY, VALUE> &record, dplr_tiles<KEY, VALUE> &tiles,
+                                                  const dplr_run &run, const dplr_place &at) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+    copy_values(tiles, run.gradients.output, at);
+    dplr_pairs pairs = {};
+    dplr_inverse t;
+    chunk_begin(tiles, pairs, t, run, at, record.decay);
+
+    const uint32_t turned[4] = {t.right[0][0], t.right[1][0], t.right[0][1], t.right[1][1]};
+    uint32_t qb[4], part[4];
+    float n[2][4] = {};
+    as_left(qb, pairs.query[0], pairs.query[1]);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        add_product(n[j], qb, t.right[j]);
+        *(uint32_t *)&tiles.ak[row][j * 8 + column] = pack(n[j][0], n[j][1]);
+        *(uint32_t *)&tiles.ak[row + 8][j * 8 + column] = pack(n[j][2], n[j][3]);
+    }
+#pragma unroll
+    for (int k = 0; k < KEY; k += 16) {
+        float w[2][4] = {};
+        load_matrices<true>(part, &tiles.b[lane % 16][k + lane / 16 * 8]);
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            add_product(w[j], turned, part + 2 * j);
+            scale_columns(w[j], tiles.right, k / 8 + j);
+        }
+        record.w[k / 16][lane] =
+            make_uint4(pack(w[0][0], w[0][1]), pack(w[1][0], w[1][1]), pack(w[0][2], w[0][3]), pack(w[1][2], w[1][3]));
+        record.key[k / 16][lane] = make_write(tiles.query, tiles.left, k);
+        record.b[k / 16][lane] = make_write(tiles.a, tiles.left, k);
+    }
+    copies_wait<0>();
+    __syncwarp();
+    uint32_t from_slope[4];
+    load_matrices<true>(from_slope, &tiles.ak[lane % 16][lane / 16 * 8]);
+#pragma unroll
+    for (int v = 0; v < VALUE; v += 16) {
+        float u[2][4] = {};
+        load_matrices<true>(part, &tiles.value[lane / 16 * 8 + lane % 8][v + lane / 8 % 2 * 8]);
+#pragma unroll
+        for (int j = 0; j < 2; j++) add_product(u[j], part, from_slope + 2 * j);
+        uint32_t words[4];
+        record.value[v / 16][lane] = make_uint4(part[0], part[1], part[2], part[3]);
+        as_left(words, u[0], u[1]);
+        record.u[v / 16][lane] = make_uint4(words[0], words[1], words[2], words[3]);
     }
 }
 

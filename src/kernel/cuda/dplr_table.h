@@ -14,9 +14,12 @@ typedef struct ln_cuda_dplr_sequence {
 /* One segment: chunks first_chunk .. first_chunk + segment - 1 of every sequence. */
 typedef struct ln_cuda_dplr_run {
     ln_cuda_dplr_tensors tensors;
+    ln_cuda_dplr_gradients gradients;
     const ln_cuda_dplr_sequence *sequence;
-    float *carried;              /* [sequences][heads] states between segments */
-    char *records;               /* [sequences][heads][segment] */
+    /* [sequences][heads] states, or their gradients, where the segment is entered and left. */
+    float *at_begin, *at_end;
+    char *records, *back;        /* [sequences][heads][segment], forward and backward */
+    char *states, *slopes;       /* likewise: the state and Y, their gradients, of every chunk */
     int sequences, heads, group; /* sequences: those that reach the segment; group: heads that share keys */
     int first_chunk, segment;
     float scale;

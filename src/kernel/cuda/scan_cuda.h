@@ -26,14 +26,15 @@ typedef struct ln_cuda_scan {
 
 typedef struct ln_cuda_scan_kernel {
     const char *name;
-    int slots, lanes; /* lanes: threads that share a channel; 0: one token of each sequence, four states a thread */
+    int slots, lanes, channels; /* lanes: threads that share `channels` channels; 0: one token of each sequence */
     ln_cuda_code (*start)(const void *run, void *stream);
 } ln_cuda_scan_kernel;
 
 typedef struct ln_cuda_scan_plan {
     ln_cuda_device device;
     const ln_cuda_scan_kernel *kernel;
-    int64_t workspace; /* bytes, aligned to 256 */
+    int64_t workspace, gradient_workspace; /* bytes, aligned to 256 */
+    int64_t chunks;                        /* of 16 tokens, whose states backward keeps */
     char why[LN_CUDA_WHY];
 } ln_cuda_scan_plan;
 
@@ -48,16 +49,31 @@ typedef struct ln_cuda_scan_tensors {
     const int64_t *state_slots; /* on the device, [sequences]: where the states lie; NULL: 0, 1, ... */
 } ln_cuda_scan_tensors;
 
+/* No two of these may overlap. NULL (or no data): not there, or not wanted. */
+typedef struct ln_cuda_scan_gradients {
+    ln_cuda_tensor output;            /* given, bf16 */
+    ln_cuda_tensor value, key, query; /* bf16 */
+    ln_cuda_tensor step;              /* float32: of what was given */
+    float *rate, *skip;
+    const float *state_out; /* given; [sequences][heads][value_size][slots], without slots of a pool */
+    float *state_in;        /* likewise */
+} ln_cuda_scan_gradients;
+
 /* The table of kernels, ended by a row that cannot start. */
 const ln_cuda_scan_kernel *ln_cuda_scan_kernels(int row);
 /* Chooses a kernel; `kernel` not NULL: takes that one or fails. */
 ln_cuda_code ln_cuda_scan_plan_make(const ln_cuda_scan *scan, const ln_cuda_device *device,
                                     const ln_cuda_scan_kernel *kernel, ln_cuda_scan_plan *plan);
-/* Fills a workspace on the device; waits for the stream. Once for a plan. */
+/* Fills a workspace on the device, of plan.workspace or plan.gradient_workspace bytes; waits for the stream. Once for
+ * a plan. One workspace serves one run at a time going backward, any number forward. */
 ln_cuda_code ln_cuda_scan_prepare(const ln_cuda_scan *scan, const ln_cuda_scan_plan *plan, void *workspace,
                                   void *stream);
 ln_cuda_code ln_cuda_scan_forward(const ln_cuda_scan *scan, const ln_cuda_scan_plan *plan,
                                   const ln_cuda_scan_tensors *tensors, void *workspace, void *stream);
+/* Of 16 slots, without a gate. Of tensors, `output` and `state_out` are not read. */
+ln_cuda_code ln_cuda_scan_backward(const ln_cuda_scan *scan, const ln_cuda_scan_plan *plan,
+                                   const ln_cuda_scan_tensors *tensors, const ln_cuda_scan_gradients *gradients,
+                                   void *workspace, void *stream);
 
 #ifdef __cplusplus
 }

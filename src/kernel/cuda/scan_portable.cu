@@ -3,63 +3,28 @@
  *
  * A block takes some channels of a sequence through all of its tokens, LANES threads a channel with their part of the
  * states in registers. Tokens come in tiles: while one is worked on, the next is loaded into registers. Of a tile,
- * shared memory holds step and step value of every channel, in whose place the outputs go, and keys and queries.
+ * shared memory holds step and step value of every channel, keys and queries.
  * Outputs of LANES tokens are summed over the lanes together, each lane ending with one token's: LANES - 1 exchanges
  * for LANES sums. */
 #include "kernel/cuda/launch.cuh"
-#include "kernel/cuda/scan_table.h"
-#include "kernel/cuda/vectors.cuh"
+#include "kernel/cuda/scan_rows.cuh"
 
 namespace ln {
 
-using scan_run = ln_cuda_scan_run;
-
 enum { SCAN_THREADS = 128, SCAN_TOKENS = 8 };
-static constexpr float LOG2_E = 1.442695041f, LN_2 = 0.6931471806f;
 
-/* log(1 + e^x) without overflow. Where e^x is small a logarithm would lose digits: five terms of its series do not. */
-static __device__ __forceinline__ float softplus(float x) {
-    const float small = exponential(-LOG2_E * fabsf(x));
-    const float series = small * (1 + small * (-0.5f + small * (0.33333333f + small * (-0.25f + small * 0.2f))));
-    return fmaxf(x, 0.0f) + (small < 0.06f ? series : LN_2 * __log2f(1 + small));
-}
-
-static __device__ __forceinline__ int64_t scan_slot(const scan_run &run, int sequence) {
-    return run.tensors.state_slots ? run.tensors.state_slots[sequence] : sequence;
-}
-
-/* A block's channels: first .. first + count - 1 of the model, all of one group. */
-struct scan_channels {
-    ln_cuda_scan_sequence sequence;
-    int first, count, group;
-};
-
-template <int CHANNELS> static __device__ __forceinline__ scan_channels channels_of(const scan_run &run, int block) {
-    const int blocks = (run.group + CHANNELS - 1) / CHANNELS, all = blocks * run.key_heads;
-    scan_channels at;
-    at.sequence = run.sequence[block / all];
-    at.group = block % all / blocks;
-    const int inside = block % blocks * CHANNELS;
-    at.first = at.group * run.group + inside;
-    at.count = run.group - inside < CHANNELS ? run.group - inside : CHANNELS;
-    return at;
-}
-
-/* Where a channel of a token lies. */
-static __device__ __forceinline__ int64_t scan_place(const scan_run &run, const ln_cuda_tensor &of, int64_t token,
-                                                     int channel) {
-    return token * of.token_stride + channel / run.value_size * of.head_stride + channel % run.value_size;
-}
-
-template <int STATES, int LANES> struct scan_tile {
-    static constexpr int slots = STATES * LANES, channels = SCAN_THREADS / LANES,
+template <int STATES, int LANES, int OWN> struct scan_tile {
+    static constexpr int slots = STATES * LANES, channels = SCAN_THREADS / LANES * OWN,
                          time = channels > 32 ? 32 : 1024 / channels;
     static constexpr int pieces = 2 * time * slots / 8, rounds = (pieces + SCAN_THREADS - 1) / SCAN_THREADS;
 
     /* In shared memory. */
     struct memory {
-        float2 input[time][channels + 2]; /* step log2(e), step value; then the output and no more */
+        float2 input[time][channels + 2]; /* step, step value */
         float read[2][time][slots];       /* keys, queries */
+    };
+    struct outputs {
+        float at[time][channels + 4];
     };
     static constexpr int shares = time * channels / 8 / SCAN_THREADS;
     /* What a thread loads: shares of eight channels of a token, and pieces of eight keys or queries. */
@@ -124,66 +89,53 @@ template <int COUNT> static __device__ __forceinline__ void load_states(float (&
     }
 }
 
-/* Sums of LANES tokens over the lanes of a channel; a lane ends with that of the token of its number. */
-template <int LANES> static __device__ __forceinline__ float add_lanes(float (&sum)[LANES]) {
-    const int lane = threadIdx.x % LANES;
-#pragma unroll
-    for (int half = LANES / 2; half; half /= 2) {
-        const bool upper = lane & half;
-#pragma unroll
-        for (int j = 0; j < half; j++) {
-            const float mine = upper ? sum[j + half] : sum[j], other = upper ? sum[j] : sum[j + half];
-            sum[j] = mine + __shfl_xor_sync(0xffffffffu, other, half);
-        }
-    }
-    return sum[0];
-}
-
 /* SCAN_TOKENS tokens from `t` on; those from `end` on leave the states as they are. */
-template <int STATES, int LANES, bool WHOLE>
-static __device__ __forceinline__ void scan_tokens(typename scan_tile<STATES, LANES>::memory &memory, int t, int end,
-                                                   const float (&rate)[STATES], float (&state)[STATES]) {
-    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES;
+template <int STATES, int LANES, int OWN, bool WHOLE>
+static __device__ __forceinline__ void
+scan_tokens(const typename scan_tile<STATES, LANES, OWN>::memory &__restrict__ memory,
+            typename scan_tile<STATES, LANES, OWN>::outputs &__restrict__ outputs, int t, int end,
+            const float (&rate)[OWN][STATES], float (&state)[OWN][STATES]) {
+    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
+    float sum[OWN][SCAN_TOKENS / LANES][LANES] = {};
 #pragma unroll
-    for (int first = 0; first < SCAN_TOKENS; first += LANES) {
-        float sum[LANES];
+    for (int j = 0; j < SCAN_TOKENS; j++) {
+        if (!WHOLE && t + j >= end) continue;
+        float key[STATES], query[STATES], input[2 * OWN];
+        load_states(input, &memory.input[t + j][channel].x);
+        load_states(key, &memory.read[0][t + j][lane * STATES]);
+        load_states(query, &memory.read[1][t + j][lane * STATES]);
 #pragma unroll
-        for (int j = 0; j < LANES; j++) {
+        for (int own = 0; own < OWN; own++) {
             float part[2] = {};
-            const int token = t + first + j;
-            if (WHOLE || token < end) {
-                const float2 input = memory.input[token][channel];
-                float key[STATES], query[STATES];
-                load_states(key, &memory.read[0][token][lane * STATES]);
-                load_states(query, &memory.read[1][token][lane * STATES]);
 #pragma unroll
-                for (int n = 0; n < STATES; n++) {
-                    state[n] = exponential(input.x * rate[n]) * state[n] + input.y * key[n];
-                    part[n % 2] += query[n] * state[n];
-                }
+            for (int n = 0; n < STATES; n++) {
+                state[own][n] =
+                    exponential(input[2 * own] * rate[own][n]) * state[own][n] + input[2 * own + 1] * key[n];
+                part[n % 2] += query[n] * state[own][n];
             }
-            sum[j] = part[0] + part[1];
+            sum[own][j / LANES][j % LANES] = part[0] + part[1];
         }
-        /* All lanes of the channel have read what lay there: their sums are here. */
-        const float output = add_lanes<LANES>(sum);
-        memory.input[t + first + lane][channel].x = output;
     }
+#pragma unroll
+    for (int own = 0; own < OWN; own++)
+#pragma unroll
+        for (int j = 0; j < SCAN_TOKENS / LANES; j++)
+            outputs.at[t + j * LANES + lane][channel + own] = add_lanes<LANES>(sum[own][j]);
 }
 
 /* Outputs of a tile from shared memory. */
-template <int STATES, int LANES>
-static __device__ __forceinline__ void store_tile(const typename scan_tile<STATES, LANES>::memory &memory,
+template <int STATES, int LANES, int OWN>
+static __device__ __forceinline__ void store_tile(const typename scan_tile<STATES, LANES, OWN>::outputs &outputs,
                                                   const scan_run &run, const scan_channels &at, int begin, int share,
                                                   const uint4 &value) {
-    using tile = scan_tile<STATES, LANES>;
+    using tile = scan_tile<STATES, LANES, OWN>;
     const ln_cuda_scan_tensors &t = run.tensors;
     if (begin + tile::row(share) >= at.sequence.count || tile::column() >= at.count) return;
     const int64_t token = at.sequence.token + begin + tile::row(share);
     const int channel = at.first + tile::column();
     float output[8], x[8];
     widen(x, value);
-#pragma unroll
-    for (int c = 0; c < 8; c++) output[c] = memory.input[tile::row(share)][tile::column() + c].x;
+    load_floats(output, &outputs.at[tile::row(share)][tile::column()]);
     if (t.skip) {
         float skip[8];
         load_floats(skip, t.skip + channel);
@@ -202,23 +154,26 @@ static __device__ __forceinline__ void store_tile(const typename scan_tile<STATE
         store_bf16((__nv_bfloat16 *)t.output.data + place, output);
 }
 
-template <int STATES, int LANES>
+template <int STATES, int LANES, int OWN>
 static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 4)
     scan_portable(const __grid_constant__ scan_run run) {
-    using tile = scan_tile<STATES, LANES>;
-    __shared__ __align__(16) typename tile::memory memory;
+    using tile = scan_tile<STATES, LANES, OWN>;
+    typename tile::memory &memory = *(typename tile::memory *)block_memory();
+    typename tile::outputs &outputs = *(typename tile::outputs *)(&memory + 1);
     const scan_channels at = channels_of<tile::channels>(run, blockIdx.x);
-    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES;
-    const bool inside = channel < at.count;
-    const int64_t own = ((int64_t)at.first + channel) * tile::slots + lane * STATES,
+    const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
+    const bool inside = channel < at.count; /* channels come in eights */
+    const int64_t place = ((int64_t)at.first + channel) * tile::slots + lane * STATES,
                   states = (int64_t)run.heads * run.value_size * tile::slots * scan_slot(run, at.sequence.sequence);
-    float rate[STATES] = {}, state[STATES] = {};
-    if (inside) {
-        load_states(rate, run.tensors.rate + own);
-        if (run.tensors.state_in) load_states(state, run.tensors.state_in + states + own);
-    }
+    float rate[OWN][STATES] = {}, state[OWN][STATES] = {};
 #pragma unroll
-    for (int n = 0; n < STATES; n++) rate[n] *= LOG2_E;
+    for (int own = 0; own < OWN; own++) {
+        if (!inside) continue;
+        load_states(rate[own], run.tensors.rate + place + own * tile::slots);
+        if (run.tensors.state_in) load_states(state[own], run.tensors.state_in + states + place + own * tile::slots);
+#pragma unroll
+        for (int n = 0; n < STATES; n++) rate[own][n] *= LOG2_E;
+    }
 
     tile next;
     next.load(run, at, 0);
@@ -232,16 +187,20 @@ static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 
         next.load(run, at, begin + tile::time);
         const int left = at.sequence.count - begin, end = left < tile::time ? left : tile::time;
         int t = 0;
-        for (; t + SCAN_TOKENS <= end; t += SCAN_TOKENS) scan_tokens<STATES, LANES, true>(memory, t, end, rate, state);
-        if (t < end) scan_tokens<STATES, LANES, false>(memory, t, end, rate, state);
+        for (; t + SCAN_TOKENS <= end; t += SCAN_TOKENS)
+            scan_tokens<STATES, LANES, OWN, true>(memory, outputs, t, end, rate, state);
+        if (t < end) scan_tokens<STATES, LANES, OWN, false>(memory, outputs, t, end, rate, state);
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < tile::shares; i++) store_tile<STATES, LANES>(memory, run, at, begin, i, value[i]);
+        for (int i = 0; i < tile::shares; i++) store_tile<STATES, LANES, OWN>(outputs, run, at, begin, i, value[i]);
     }
     if (!inside || !run.tensors.state_out) return;
+    float *to = run.tensors.state_out + states + place;
 #pragma unroll
-    for (int n = 0; n < STATES; n += 2)
-        *(float2 *)(run.tensors.state_out + states + own + n) = make_float2(state[n], state[n + 1]);
+    for (int own = 0; own < OWN; own++)
+#pragma unroll
+        for (int n = 0; n < STATES; n += 2)
+            *(float2 *)(to + own * tile::slots + n) = make_float2(state[own][n], state[own][n + 1]);
 }
 
 /* One token of each sequence: a thread four states. */
@@ -291,11 +250,13 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_step(const __grid_co
         ((__nv_bfloat16 *)t.output.data)[place] = __float2bfloat16(sum);
 }
 
-template <int STATES, int LANES> static ln_cuda_code scan_start(const void *of, void *stream) {
+template <int STATES, int LANES, int OWN> static ln_cuda_code scan_start(const void *of, void *stream) {
     const scan_run *run = (const scan_run *)of;
-    constexpr int channels = scan_tile<STATES, LANES>::channels;
+    using tile = scan_tile<STATES, LANES, OWN>;
+    constexpr int channels = tile::channels;
     const int64_t blocks = (int64_t)run->sequences * run->key_heads * ((run->group + channels - 1) / channels);
-    return launch(scan_portable<STATES, LANES>, dim3((unsigned)blocks), dim3(SCAN_THREADS), 0, stream, *run);
+    return launch(scan_portable<STATES, LANES, OWN>, dim3((unsigned)blocks), dim3(SCAN_THREADS),
+                  (int)(sizeof(typename tile::memory) + sizeof(typename tile::outputs)), stream, *run);
 }
 template <int SLOTS> static ln_cuda_code step_start(const void *of, void *stream) {
     const scan_run *run = (const scan_run *)of;
@@ -308,13 +269,20 @@ template <int SLOTS> static ln_cuda_code step_start(const void *of, void *stream
 
 using namespace ln;
 
-#define LN_SCAN(states, lanes, name) \
-    { name, states *lanes, lanes, scan_start<states, lanes> }
+#define LN_SCAN(states, lanes, own, name) \
+    { name, states *lanes, lanes, own, scan_start<states, lanes, own> }
 
 const ln_cuda_scan_kernel ln_cuda_portable_scans[] = {
-    LN_SCAN(8, 2, "16: 2 lanes"),        LN_SCAN(4, 4, "16: 4 lanes"),        LN_SCAN(2, 8, "16: 8 lanes"),
-    LN_SCAN(2, 4, "8: 4 lanes"),         LN_SCAN(8, 4, "32: 4 lanes"),        LN_SCAN(4, 8, "32: 8 lanes"),
-    LN_SCAN(8, 8, "64: 8 lanes"),        {"8: step", 8, 0, step_start<8>},    {"16: step", 16, 0, step_start<16>},
-    {"32: step", 32, 0, step_start<32>}, {"64: step", 64, 0, step_start<64>},
+    LN_SCAN(4, 4, 2, "16: 4 lanes, 2 channels"),
+    LN_SCAN(2, 8, 2, "16: 8 lanes, 2 channels"),
+    LN_SCAN(4, 4, 1, "16: 4 lanes"),
+    LN_SCAN(2, 8, 1, "16: 8 lanes"),
+    LN_SCAN(2, 4, 1, "8: 4 lanes"),
+    LN_SCAN(4, 8, 1, "32: 8 lanes"),
+    LN_SCAN(8, 8, 1, "64: 8 lanes"),
+    {"8: step", 8, 0, 1, step_start<8>},
+    {"16: step", 16, 0, 1, step_start<16>},
+    {"32: step", 32, 0, 1, step_start<32>},
+    {"64: step", 64, 0, 1, step_start<64>},
 };
 const int ln_cuda_portable_scan_count = sizeof ln_cuda_portable_scans / sizeof ln_cuda_portable_scans[0];

@@ -51,7 +51,7 @@ static const char *refusal(const ln_cuda_step *s, const ln_cuda_step_kernel *ker
     return NULL;
 }
 
-/* Whole rows in a block read longest runs of memory; narrow blocks are more, and begin sooner where heads are few. */
+/* Wide blocks read longer runs of memory; narrow ones are more, and begin sooner where heads are few. */
 static bool better(const ln_cuda_step *s, const ln_cuda_device *device, const ln_cuda_step_kernel *one,
                    const ln_cuda_step_kernel *best) {
     if (one->aligned != best->aligned) return one->aligned;

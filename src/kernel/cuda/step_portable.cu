@@ -285,7 +285,7 @@ static __global__ void __launch_bounds__(32 * WARPS, step_shape<KIND, KEY, COLUM
     constexpr bool reads = KIND != LN_CUDA_STEP_OUTER, second = KIND == LN_CUDA_STEP_LOW_RANK;
     constexpr int rows = step_shape<KIND, KEY, COLUMNS, WARPS>::rows;
     using columns = step_columns<COLUMNS, ALIGNED>;
-    __shared__ step_memory<KEY, COLUMNS, WARPS> memory;
+    step_memory<KEY, COLUMNS, WARPS> &memory = *(step_memory<KEY, COLUMNS, WARPS> *)block_memory();
     const ln_cuda_step_tensors &t = run.tensors;
     const step_place at = place_of(run, blockIdx.x);
     if (at.state < 0) return;
@@ -353,8 +353,8 @@ static __global__ void __launch_bounds__(32 * WARPS, step_shape<KIND, KEY, COLUM
 
 template <int KIND, int KEY, int COLUMNS, int WARPS, bool ALIGNED>
 static ln_cuda_code step_start(const void *run, int64_t blocks, void *stream) {
-    return launch(step_portable<KIND, KEY, COLUMNS, WARPS, ALIGNED>, dim3((unsigned)blocks), dim3(32 * WARPS), 0,
-                  stream, *(const step_run *)run);
+    return launch(step_portable<KIND, KEY, COLUMNS, WARPS, ALIGNED>, dim3((unsigned)blocks), dim3(32 * WARPS),
+                  (int)sizeof(step_memory<KEY, COLUMNS, WARPS>), stream, *(const step_run *)run);
 }
 
 } // namespace ln
@@ -364,17 +364,17 @@ using namespace ln;
 #define LN_STEP(kind, key, columns, warps, aligned, name) \
     { name, kind, key, columns, 32 * warps, aligned, step_start<kind, key, columns, warps, aligned> }
 /* More warps: the second product wants registers too. */
-#define LN_STEPS(kind, more, widest, name)                                                                         \
-    LN_STEP(kind, 128, 128, 8 * more, true, name " 128 x 128"), LN_STEP(kind, 64, 64, 4, true, name " 64 x 64"),   \
-        LN_STEP(kind, 128, 64, 4 * more, true, name " 128 x 64"),                                                  \
-        LN_STEP(kind, 128, 32, 4 * more, true, name " 128 x 32"), LN_STEP(kind, 64, 32, 4, true, name " 64 x 32"), \
-        LN_STEP(kind, 256, widest, 8, true, name " 256"),                                                          \
-        LN_STEP(kind, 128, 128, 8 * more, false, name " 128 x 128 unaligned"),                                     \
-        LN_STEP(kind, 256, widest, 8, false, name " 256 unaligned")
+#define LN_STEPS(kind, more, widest, warps, name)                                                     \
+    LN_STEP(kind, 64, 64, 4, true, name " 64 x 64"), LN_STEP(kind, 64, 32, 4, true, name " 64 x 32"), \
+        LN_STEP(kind, 128, 64, 4 * more, true, name " 128 x 64"),                                     \
+        LN_STEP(kind, 128, 32, 4 * more, true, name " 128 x 32"),                                     \
+        LN_STEP(kind, 256, widest, warps, true, name " 256"),                                         \
+        LN_STEP(kind, 128, 128, 8 * more, false, name " 128 x 128 unaligned"),                        \
+        LN_STEP(kind, 256, widest, warps, false, name " 256 unaligned")
 
 const ln_cuda_step_kernel ln_cuda_portable_steps[] = {
-    LN_STEPS(LN_CUDA_STEP_OUTER, 1, 128, "outer"),
-    LN_STEPS(LN_CUDA_STEP_DELTA, 1, 32, "delta"),
-    LN_STEPS(LN_CUDA_STEP_LOW_RANK, 2, 32, "low rank"),
+    LN_STEPS(LN_CUDA_STEP_OUTER, 1, 128, 8, "outer"),
+    LN_STEPS(LN_CUDA_STEP_DELTA, 1, 32, 8, "delta"),
+    LN_STEPS(LN_CUDA_STEP_LOW_RANK, 2, 32, 8, "low rank"),
 };
 const int ln_cuda_portable_step_count = sizeof ln_cuda_portable_steps / sizeof ln_cuda_portable_steps[0];
