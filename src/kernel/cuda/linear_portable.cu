@@ -19,7 +19,7 @@
 
 namespace ln {
 
-enum { COLUMNS = 64, THREADS = 128, NORMALISED = 3 }; /* beside the kinds of decays: by tokens, with a normaliser */
+enum { COLUMNS = 64, THREADS = 128 };
 
 template <int KEY, int KIND> struct portable_tile {
     static constexpr bool keys = KIND == LN_CUDA_LINEAR_KEY, values = KIND == LN_CUDA_LINEAR_VALUE,
@@ -49,10 +49,6 @@ static __device__ __forceinline__ void copy_rows(__nv_bfloat16 *to, const ln_cud
         copy_piece(to + row * (SIZE + 8) + at, base + (inside ? row * from.token_stride + at : 0), inside);
     }
 }
-static __device__ __forceinline__ float2 unpack(uint32_t both) {
-    return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
-}
-
 template <int KEY, int KIND, bool LAST> struct portable_block {
     typedef portable_tile<KEY, KIND> tile;
     const linear_run &run;
@@ -200,9 +196,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
         for (int row = threadIdx.x; row < CHUNK; row += THREADS) {
             float sum = 0;
             for (int k = 0; k < KEY; k++) sum += n[k] * __bfloat162float(query[row * tile::key_row + k]);
-            const float maximum = row < rows ? gate_value(run.tensors.maximum, token + row, task.head) : 0;
-            const float least = exponential(-1.4426950408889634f * maximum);
-            inner[row] = 1 / (fmaxf(fabsf(sum * gates->rise[row] + inner[row]), least) + 1e-6f);
+            inner[row] = normaliser(sum * gates->rise[row] + inner[row], gates->least[row]);
         }
     }
     __device__ __forceinline__ void add_keys(float decay) {
@@ -335,9 +329,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
                            rows);
         copies_commit();
         if (tile::tokens && warp == 0) {
-            float decay[2], write[2];
-            load_gates(run, task, token, rows, decay, write);
-            const float sum = fill_gates(run, *gates, decay, write);
+            const float sum = fill_gates(run, *gates, load_gates(run, task, token, rows));
             if (lane == 0) last[0] = sum;
         }
         if (!tile::tokens) sum_channels();
