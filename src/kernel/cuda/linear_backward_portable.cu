@@ -92,6 +92,10 @@ static __device__ __forceinline__ float sum_block(float x, float *parts) {
     return all;
 }
 
+/* Gradients of states as the walks of this segment took them up, so that what cancels is the same in both. */
+static __device__ __forceinline__ float as_taken(float x) {
+    return __bfloat162float(__float2bfloat16(x));
+}
 /* The states behind a task's segment, and their gradient but for the decay of the token behind it. A task's `from` is
  * the slot of the segment's beginning in time. */
 static __device__ __forceinline__ const float *state_behind(const ln_cuda_linear_finish &f,
@@ -113,7 +117,8 @@ static __global__ void __launch_bounds__(DECAY_THREADS)
     const int64_t behind = task.first + task.tokens;
     const float *state = state_behind(f, task), *gradient = gradient_behind(f, task);
     float dot = 0;
-    for (int i = threadIdx.x; i < f.key_size * f.value_size; i += DECAY_THREADS) dot += state[i] * gradient[i];
+    for (int i = threadIdx.x; i < f.key_size * f.value_size; i += DECAY_THREADS)
+        dot += state[i] * as_taken(gradient[i]);
     float later = sum_block(dot, parts) * f.scale;
     if (behind < task.end && f.tensors.token_decay.data)
         later *= exponential(decay_log(gate_value(f.tensors.token_decay, behind, task.head)));
@@ -145,7 +150,8 @@ static __global__ void __launch_bounds__(DECAY_THREADS)
     const float *state = state_behind(f, task), *gradient = gradient_behind(f, task);
     const ln_cuda_tensor &decays = f.tensors.decay, &to = f.gradients.decay;
     float sum = 0;
-    for (int v = 0; v < f.value_size; v++) sum += state[v * f.key_size + channel] * gradient[v * f.key_size + channel];
+    for (int v = 0; v < f.value_size; v++)
+        sum += state[v * f.key_size + channel] * as_taken(gradient[v * f.key_size + channel]);
     sum *= f.scale;
     if (behind < task.end)
         sum *= exponential(decay_log(

@@ -19,113 +19,10 @@
 #ifndef LN_KERNEL_CUDA_LINEAR_HOPPER_CUH
 #define LN_KERNEL_CUDA_LINEAR_HOPPER_CUH
 
-#include "kernel/cuda/hopper.cuh"
 #include "kernel/cuda/launch.cuh"
-#include "kernel/cuda/linear_rows.cuh"
+#include "kernel/cuda/linear_hopper_chunk.cuh"
 
 namespace ln {
-
-/* SHAPE of a kernel: sizes, groups of 64 value columns, stages of the last pass and of the first. */
-template <int KEY_SIZE, int GROUPS_, int STAGES_LAST, int STAGES_FIRST, bool KEYS, bool LAST> struct hopper_linear {
-    static constexpr bool last = LAST, keys = KEYS;
-    static constexpr int key = KEY_SIZE, groups = GROUPS_, stages = LAST ? STAGES_LAST : STAGES_FIRST;
-    static constexpr int columns = 64 * groups, threads = 128 * (groups + 1), blocks = groups == 1 ? 2 : 1;
-    static constexpr int key_bytes = CHUNK * key * 2, value_bytes = CHUNK * columns * 2;
-    static constexpr int key_at = LAST ? key_bytes : 0, value_at = key_at + key_bytes,
-                         decay_at = value_at + value_bytes, stage_bytes = decay_at + (KEYS ? CHUNK * key * 4 : 0);
-    static constexpr int weight_bytes = CHUNK * CHUNK * 2, row_bytes = 2048; /* of a warp's outputs */
-    static constexpr int weight_at = stages * stage_bytes, rows_at = weight_at + (LAST ? 2 * weight_bytes : 0),
-                         control_at = rows_at + (LAST ? groups * 4 * row_bytes : 0);
-    static constexpr int gate_warps = stages % 3 == 0 ? 3 : 2;
-    static_assert(stages % gate_warps == 0, "a stage belongs to one warp");
-    static constexpr int copy_registers = 40, group_registers = groups == 1 ? 216 : 232;
-};
-
-enum { PARTS = 4 }; /* PARTS: of a chunk's time, whose channels different threads sum */
-template <class SHAPE> struct linear_control {
-    uint64_t full[SHAPE::stages], free[SHAPE::stages];
-    float last[SHAPE::stages];
-    token_gates gates[SHAPE::keys ? 1 : SHAPE::stages];
-    float2 part[SHAPE::keys ? PARTS : 1][SHAPE::key / 2]; /* sums of decays of a part, of pairs of channels */
-    float2 fade[SHAPE::key / 2];                          /* 2^c[last] */
-};
-
-struct linear_ring {
-    int stage, phase;
-    template <int STAGES> __device__ __forceinline__ void next() {
-        if (++stage == STAGES) {
-            stage = 0;
-            phase ^= 1;
-        }
-    }
-};
-
-template <int SIZE>
-static __device__ __forceinline__ void copy_chunk(char *to, const CUtensorMap *map, uint64_t *barrier, int column,
-                                                  int head, int token) {
-#pragma unroll
-    for (int panel = 0; panel < SIZE / 64; panel++)
-        copy_box(to + panel * CHUNK * 128, map, barrier, column + panel * 64, head, token);
-}
-
-static __device__ __forceinline__ int chunk_at(const linear_run &run, int chunks, int step) {
-    return run.reverse ? chunks - 1 - step : step;
-}
-
-template <class SHAPE>
-static __device__ __forceinline__ void copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map,
-                                                   const CUtensorMap *value_map, const CUtensorMap *decay_map,
-                                                   const linear_run &run, const ln_cuda_linear_task &task, char *shared,
-                                                   linear_control<SHAPE> *control) {
-    const int chunks = chunks_of(task), query_head = head_of(run, task.head, run.query_shared),
-              key_head = head_of(run, task.head, run.key_shared),
-              value_head = head_of(run, task.head, run.value_shared);
-    linear_ring at = {0, 1}; /* the first wait for a free stage passes at once */
-#pragma unroll 1
-    for (int step = 0; step < chunks; step++) {
-        const int token = task.first + chunk_at(run, chunks, step) * CHUNK;
-        char *stage = shared + at.stage * SHAPE::stage_bytes;
-        uint64_t *full = &control->full[at.stage];
-        barrier_wait(&control->free[at.stage], at.phase);
-        barrier_expect(full, SHAPE::stage_bytes);
-        if (SHAPE::last) copy_chunk<SHAPE::key>(stage, query_map, full, 0, query_head, token);
-        copy_chunk<SHAPE::key>(stage + SHAPE::key_at, key_map, full, 0, key_head, token);
-        copy_chunk<SHAPE::columns>(stage + SHAPE::value_at, value_map, full, task.column, value_head, token);
-        if (SHAPE::keys)
-            copy_box(stage + SHAPE::decay_at, decay_map, full, 0, task.head, token + (run.reverse ? 1 : 0));
-        at.template next<SHAPE::stages>();
-    }
-}
-
-/* Warps 1 to gate_warps of the copying group, in turns: what a warp loads for its next chunk has as many chunks' time
- * to arrive. Each has stages of its own, so that it sees every phase of their barriers. */
-template <class SHAPE>
-static __device__ __forceinline__ void make_gates(const linear_run &run, const ln_cuda_linear_task &task,
-                                                  linear_control<SHAPE> *control) {
-    const int chunks = chunks_of(task), own = threadIdx.x / 32 - 1;
-    linear_ring at = {0, 1};
-    float decay[2], write[2];
-    for (int i = 0; i < own; i++) at.template next<SHAPE::stages>();
-#pragma unroll 1
-    for (int step = own - SHAPE::gate_warps; step < chunks; step += SHAPE::gate_warps) {
-        if (step >= 0) {
-            barrier_wait(&control->free[at.stage], at.phase);
-            const float last = fill_gates(run, control->gates[at.stage], decay, write);
-            if (threadIdx.x % 32 == 0) control->last[at.stage] = last;
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) barrier_arrive(&control->full[at.stage]);
-            for (int i = 0; i < SHAPE::gate_warps; i++) at.template next<SHAPE::stages>();
-        }
-        if (step + SHAPE::gate_warps < chunks) {
-            const int chunk = chunk_at(run, chunks, step + SHAPE::gate_warps);
-            load_gates(run, task, task.first + (int64_t)chunk * CHUNK, chunk_rows(task, chunk), decay, write);
-        }
-    }
-}
-
-static __device__ __forceinline__ float2 unpack(uint32_t both) {
-    return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
-}
 
 /* One warp group's columns of a task. */
 template <class SHAPE> struct hopper_columns {
@@ -148,8 +45,9 @@ template <class SHAPE> struct hopper_columns {
     __device__ __forceinline__ char *stage() { return shared + at.stage * SHAPE::stage_bytes; }
     __device__ __forceinline__ const token_gates &gates() { return control->gates[SHAPE::keys ? 0 : at.stage]; }
     __device__ __forceinline__ bool sees(int i, int j) { return run.reverse ? j >= i : j <= i; }
-    /* Of all groups of columns. */
-    __device__ __forceinline__ void meet() { named_wait(1, 128 * SHAPE::groups); }
+    __device__ __forceinline__ chunk_work<SHAPE> together() {
+        return {run, task, control, stage(), shared + SHAPE::weight_at + turn * SHAPE::weight_bytes, token, rows, turn};
+    }
 
     /* Rows of keys and values behind the last token belong to another sequence: they count 0, but 0 times infinity does
      * not. */
@@ -161,103 +59,9 @@ template <class SHAPE> struct hopper_columns {
             *(uint4 *)(from + piece / 8 * CHUNK * 128 + row * 128 + piece % 8 * 16) = {0, 0, 0, 0};
         }
         stores_to_async();
-        meet();
+        groups_meet<SHAPE>();
     }
 
-    /* ---- decays of keys ---- */
-
-    /* This thread's pair of channels and sixteen rows in order of time. */
-    __device__ __forceinline__ int row_of(int step) {
-        const int at = (threadIdx.x - 128) / 64 * 16 + step;
-        return run.reverse ? CHUNK - 1 - at : at;
-    }
-    __device__ __forceinline__ uint32_t *pair_at(char *tile, int row, int pair) {
-        return (uint32_t *)(tile + pair / 32 * CHUNK * 128 + row * 128 + (pair / 4 % 8 ^ row % 8) * 16 + pair % 4 * 4);
-    }
-    __device__ __forceinline__ void sum_decays(float2 (&sum)[16], int pair) {
-        const float2 *decays = (const float2 *)(stage() + SHAPE::decay_at);
-        const int64_t left = task.end - token - (run.reverse ? 1 : 0); /* tokens that have decays */
-        float2 all = {0, 0};
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const int row = row_of(i);
-            const bool inside = row < rows && row < left;
-            const float2 own = decays[row * (key / 2) + pair];
-            all.x += inside ? decay_log(own.x) : 0;
-            all.y += inside ? decay_log(own.y) : 0;
-            sum[i] = all;
-        }
-        control->part[(threadIdx.x - 128) / 64][pair] = all;
-        meet();
-    }
-    /* Makes sums of the whole chunk; returns those of its last row, of another pair too. */
-    __device__ __forceinline__ float2 join_decays(float2 (&sum)[16], int pair, float2 &other) {
-        float2 before = {0, 0}, all = {0, 0};
-        other = all;
-#pragma unroll
-        for (int i = 0; i < PARTS; i++) {
-            const float2 part = control->part[i][pair], beside = control->part[i][pair ^ 32];
-            if (i < (int)(threadIdx.x - 128) / 64) before = {before.x + part.x, before.y + part.y};
-            all = {all.x + part.x, all.y + part.y};
-            other = {other.x + beside.x, other.y + beside.y};
-        }
-#pragma unroll
-        for (int i = 0; i < 16; i++) sum[i] = {sum[i].x + before.x, sum[i].y + before.y};
-        return all;
-    }
-    __device__ __forceinline__ void raise_pair(char *tile, int row, int pair, float2 by) {
-        uint32_t *at = pair_at(tile, row, pair);
-        const float2 x = unpack(*at);
-        *at = pack(x.x * exponential(by.x), x.y * exponential(by.y));
-    }
-    /* Sums of decays go where the decays were; weights are made from them, each element by one thread. */
-    __device__ __forceinline__ void steep_weights(const float2 (&sum)[16], int pair) {
-        float2 *sums = (float2 *)(stage() + SHAPE::decay_at);
-#pragma unroll
-        for (int i = 0; i < 16; i++) sums[row_of(i) * (key / 2) + pair] = sum[i];
-        meet();
-        char *tile = shared + SHAPE::weight_at + turn * SHAPE::weight_bytes;
-        for (int i = threadIdx.x - 128; i < CHUNK * CHUNK; i += 256) {
-            const int row = i / CHUNK, column = i % CHUNK;
-            float weight = 0;
-            if (sees(row, column))
-#pragma unroll 4
-                for (int k = 0; k < key / 2; k++) {
-                    const int at = (k + lane) % (key / 2);
-                    const float2 a = unpack(*pair_at(stage(), row, at)), c = sums[row * (key / 2) + at],
-                                 b = unpack(*pair_at(stage() + SHAPE::key_at, column, at)),
-                                 d = sums[column * (key / 2) + at];
-                    weight = fmaf(a.x * b.x, exponential(c.x - d.x), weight);
-                    weight = fmaf(a.y * b.y, exponential(c.y - d.y), weight);
-                }
-            *(__nv_bfloat16 *)(tile + row * 128 + (column / 8 ^ row % 8) * 16 + column % 8 * 2) =
-                __float2bfloat16(weight * run.scale);
-        }
-        meet();
-    }
-    /* Queries and keys take the decays up. Returns whether these are gentle. */
-    __device__ __forceinline__ bool raise_keys() {
-        const int pair = threadIdx.x % 64;
-        float2 sum[16], other;
-        sum_decays(sum, pair);
-        const float2 all = join_decays(sum, pair, other);
-        const float least = fminf(fminf(all.x, all.y), fminf(other.x, other.y)),
-                    zero = all.x + all.y + other.x + other.y; /* not a number where one is not */
-        const bool gentle = __all_sync(~0u, least > STEEPEST && zero == zero);
-        total = {total.x + all.x, total.y + all.y};
-        if (threadIdx.x < 128 + 64) control->fade[pair] = {exponential(all.x), exponential(all.y)};
-        if (SHAPE::last && !gentle) steep_weights(sum, pair);
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const int row = row_of(i);
-            if (SHAPE::last) raise_pair(stage(), row, pair, sum[i]);
-            const float2 by = {(gentle ? 0 : all.x) - sum[i].x, (gentle ? 0 : all.y) - sum[i].y};
-            raise_pair(stage() + SHAPE::key_at, row, pair, by);
-        }
-        stores_to_async();
-        meet();
-        return gentle;
-    }
     __device__ __forceinline__ void fade_keys() {
 #pragma unroll
         for (int j = 0; j < key / 8; j++) {
@@ -389,6 +193,18 @@ template <class SHAPE> struct hopper_columns {
             }
         }
     }
+    /* The share of the rows' normalisers. */
+    __device__ __forceinline__ void sum_score() {
+        float sum[2] = {0, 0};
+#pragma unroll
+        for (int i = 0; i < share / 2; i++) sum[i / 2 % 2] += score[i];
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+            sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+            if (lane % 4 == 0) control->dot[turn][group][warp * 16 + lane / 4 + 8 * r] = sum[r];
+        }
+    }
     __device__ __forceinline__ void store_score() {
         char *tile = shared + SHAPE::weight_at + turn * SHAPE::weight_bytes;
         const int to_row = warp * 16 + lane % 16;
@@ -423,6 +239,17 @@ template <class SHAPE> struct hopper_columns {
             const float2 pair = unpack(values[i]);
             output[2 * i] += skip * pair.x;
             output[2 * i + 1] += skip * pair.y;
+        }
+    }
+    __device__ __forceinline__ void normalise_output() {
+#pragma unroll
+        for (int j = 0; j < CHUNK / 4; j++) {
+            const int row = j / 2 * 8 + 2 * (lane % 4) + j % 2;
+            float dot = 0;
+            for (int i = 0; i <= SHAPE::groups; i++) dot += control->dot[turn][i][row];
+            const float by = normaliser(dot, gates().least[row]);
+#pragma unroll
+            for (int r = 0; r < 2; r++) output[j / 2 * 4 + 2 * r + j % 2] *= by;
         }
     }
     /* Through this warp's own rows of 16 columns, where they are turned back. */
@@ -465,6 +292,7 @@ template <class SHAPE> struct hopper_columns {
             mask_score();
         else
             decay_score();
+        if constexpr (SHAPE::normalised) sum_score();
         store_score();
     }
     /* The output but for this chunk's values, which are about to be added. */
@@ -480,16 +308,16 @@ template <class SHAPE> struct hopper_columns {
         hold(output);
         hold(left);
         raise_output();
-        meet();
+        groups_meet<SHAPE>();
         start_values();
     }
     __device__ __forceinline__ void finish_outputs() {
         products_wait<1>();
         hold(output);
         hold(values);
+        if constexpr (SHAPE::normalised) normalise_output();
         if (!SHAPE::keys && run.tensors.skip) skip_values();
         store_output();
-        turn ^= 1;
     }
     __device__ __forceinline__ void step(int chunk) {
         bool gentle = true;
@@ -497,7 +325,8 @@ template <class SHAPE> struct hopper_columns {
         token = task.first + (int64_t)chunk * CHUNK;
         barrier_wait(&control->full[at.stage], at.phase);
         if (rows < CHUNK) clear_tail();
-        if constexpr (SHAPE::keys) gentle = raise_keys();
+        if constexpr (SHAPE::keys) gentle = together().raise_keys(total);
+        if constexpr (SHAPE::normalised) together().step_normaliser(gates(), exponential(control->last[at.stage]));
         if constexpr (SHAPE::last)
             start_outputs(gentle);
         else
@@ -520,6 +349,7 @@ template <class SHAPE> struct hopper_columns {
             hold(faded);
         __syncwarp();
         if (lane == 0) barrier_arrive(&control->free[at.stage]);
+        turn ^= 1;
         at.template next<SHAPE::stages>();
     }
     __device__ __forceinline__ void leave(int value) {
@@ -530,6 +360,27 @@ template <class SHAPE> struct hopper_columns {
             ((float2 *)slot_decay(run, task.to))[pair] = total;
         else
             slot_decay(run, task.to)[0] = total.x;
+    }
+    /* n, whose threads are those that keep it. */
+    __device__ __forceinline__ void load_normaliser() {
+        const int pair = threadIdx.x - 128, row = 2 * pair;
+        const float *given = task.from == LN_CUDA_STATE_GIVEN && run.tensors.state_in
+                                 ? run.tensors.state_in + state_of(run, task) + key * run.value_size
+                                 : NULL;
+        if (pair < key / 2) {
+            float2 n = {0, 0};
+            if (task.from >= 0) given = slot_of(run, task.from) + key * run.value_size;
+            if (given) n = {given[row], given[row + 1]};
+            control->normaliser[pair] = n;
+        }
+        groups_meet<SHAPE>();
+    }
+    __device__ __forceinline__ void store_normaliser(float *to) {
+        const int pair = threadIdx.x - 128;
+        if (task.column > 0 || pair >= key / 2) return;
+        to += key * run.value_size + 2 * pair;
+        to[0] = control->normaliser[pair].x;
+        to[1] = control->normaliser[pair].y;
     }
     /* Reversed time has one decay behind its last step. */
     __device__ __forceinline__ void fade_reversed() {
@@ -552,13 +403,21 @@ template <class SHAPE> struct hopper_columns {
         turn = 0;
         total = {0, 0};
         load_state<key>(run, task, value, state);
-        if (!SHAPE::last && task.from == LN_CUDA_STATE_GIVEN) store_slot<key>(slot_of(run, task.to - 1), value, state);
+        if (SHAPE::normalised) load_normaliser();
+        if (!SHAPE::last && task.from == LN_CUDA_STATE_GIVEN) {
+            store_slot<key>(slot_of(run, task.to - 1), value, state);
+            if (SHAPE::normalised) store_normaliser(slot_of(run, task.to - 1));
+        }
 #pragma unroll 1
         for (int i = 0; i < chunks; i++) step(chunk_at(run, chunks, i));
-        if (task.to >= 0) leave(value);
+        if (task.to >= 0) {
+            leave(value);
+            if (SHAPE::normalised) store_normaliser(slot_of(run, task.to));
+        }
         if (task.to == LN_CUDA_STATE_GIVEN && run.tensors.state_out) {
             if (run.reverse && task.tokens) fade_reversed();
             store_state<key>(run, task, value, state);
+            if (SHAPE::normalised) store_normaliser(run.tensors.state_out + state_of(run, task));
         }
     }
 };
@@ -611,30 +470,30 @@ template <class SHAPE> static ln_cuda_code hopper_pass(void *const *arguments, i
                   *(const CUtensorMap *)arguments[2], *(const CUtensorMap *)arguments[3],
                   *(const linear_run *)arguments[4]);
 }
-template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST, bool KEYS>
+template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST, int KIND>
 static ln_cuda_code hopper_start(void *const *arguments, bool last, int tasks, void *stream) {
-    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, true> last_shape;
-    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, false> first_shape;
+    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KIND, true> last_shape;
+    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KIND, false> first_shape;
     return last ? hopper_pass<last_shape>(arguments, tasks, stream)
                 : hopper_pass<first_shape>(arguments, tasks, stream);
 }
 
 /* A row of the table of kernels. */
-template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST, bool KEYS = false>
+template <int KEY, int GROUPS, int STAGES_LAST, int STAGES_FIRST, int KIND = LN_CUDA_LINEAR_TOKEN>
 static ln_cuda_linear_kernel hopper_kernel(const char *name) {
-    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, true> last;
-    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS, false> first;
+    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KIND, true> last;
+    typedef hopper_linear<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KIND, false> first;
     return {name,
             KEY,
             last::columns,
-            KEYS ? LN_CUDA_LINEAR_KEY : LN_CUDA_LINEAR_TOKEN,
-            false,
-            1,
+            KIND == NORMALISED ? LN_CUDA_LINEAR_TOKEN : (ln_cuda_linear_decay)KIND,
+            KIND == NORMALISED,
+            KIND == NORMALISED ? 0 : 1,
             last::threads,
             hopper_bytes<last> > hopper_bytes<first> ? hopper_bytes<last> : hopper_bytes<first>,
             9,
             last::blocks,
-            hopper_start<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KEYS>};
+            hopper_start<KEY, GROUPS, STAGES_LAST, STAGES_FIRST, KIND>};
 }
 
 } // namespace ln

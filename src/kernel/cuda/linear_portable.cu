@@ -19,7 +19,7 @@
 
 namespace ln {
 
-enum { COLUMNS = 64, THREADS = 128, NORMALISED = 3 }; /* beside the kinds of decays: by tokens, with a normaliser */
+enum { COLUMNS = 64, THREADS = 128 };
 
 template <int KEY, int KIND> struct portable_tile {
     static constexpr bool keys = KIND == LN_CUDA_LINEAR_KEY, values = KIND == LN_CUDA_LINEAR_VALUE,
@@ -49,10 +49,6 @@ static __device__ __forceinline__ void copy_rows(__nv_bfloat16 *to, const ln_cud
         copy_piece(to + row * (SIZE + 8) + at, base + (inside ? row * from.token_stride + at : 0), inside);
     }
 }
-static __device__ __forceinline__ float2 unpack(uint32_t both) {
-    return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
-}
-
 template <int KEY, int KIND, bool LAST> struct portable_block {
     typedef portable_tile<KEY, KIND> tile;
     const linear_run &run;
@@ -90,6 +86,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
         bool flat = true;
         for (int channel = threadIdx.x; channel < tile::channels; channel += THREADS) {
             float sum = 0;
+#pragma unroll 4
             for (int step = 0; step < CHUNK; step++) {
                 sum += channel_decay(row_of(step), channel);
                 sums[row_of(step) * tile::channels + channel] = sum;
@@ -103,6 +100,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     /* Multiplies a tile by 2^(c factor + last): of queries 1, of keys and values -1 and, where not gentle, with last.
      */
     __device__ __forceinline__ void raise(__nv_bfloat16 *rows_of, int row_stride, float factor, bool with_last) {
+#pragma unroll 1
         for (int i = threadIdx.x; i < CHUNK * tile::channels; i += THREADS) {
             const int row = i / tile::channels, channel = i % tile::channels;
             __nv_bfloat16 &x = rows_of[row * row_stride + channel];
@@ -141,6 +139,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     }
     /* The same with the decays of keys, one by one. */
     __device__ __forceinline__ void steep_scores() {
+#pragma unroll 1
         for (int i = threadIdx.x; i < CHUNK * CHUNK; i += THREADS) {
             const int row = i / CHUNK, column = i % CHUNK;
             float sum = 0;
@@ -156,7 +155,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
         float score[CHUNK / 2] = {}, dot[2] = {0, 0};
         scores(score);
 #pragma unroll
-        for (int j = 0; j < CHUNK / 8; j++)
+        for (int j = 0; j < CHUNK / 8; j++) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 const int row = warp * 16 + lane / 4 + 8 * r, column = 8 * j + 2 * (lane % 4);
@@ -169,6 +168,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
                 }
                 *(uint32_t *)(weight + row * tile::value_row + column) = pack(x[0], x[1]);
             }
+        }
         if (tile::normalised)
             for (int r = 0; r < 2; r++) {
                 dot[r] += __shfl_xor_sync(~0u, dot[r], 1);
@@ -180,6 +180,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     /* ---- decays of values, one by one: the chunk's own part of the outputs ---- */
 
     __device__ __forceinline__ void steep_values() {
+#pragma unroll 1
         for (int i = threadIdx.x; i < CHUNK * COLUMNS; i += THREADS) {
             const int row = i / COLUMNS, column = i % COLUMNS;
             float sum = 0;
@@ -197,15 +198,15 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     /* inner[i] becomes 1 / (max(|scale n . q|, e^-maximum) + 1e-6). */
     __device__ __forceinline__ void normalise() {
         const float *n = sums;
+#pragma unroll 1
         for (int row = threadIdx.x; row < CHUNK; row += THREADS) {
             float sum = 0;
             for (int k = 0; k < KEY; k++) sum += n[k] * __bfloat162float(query[row * tile::key_row + k]);
-            const float maximum = row < rows ? gate_value(run.tensors.maximum, token + row, task.head) : 0;
-            const float least = exponential(-1.4426950408889634f * maximum);
-            inner[row] = 1 / (fmaxf(fabsf(sum * gates->rise[row] + inner[row]), least) + 1e-6f);
+            inner[row] = normaliser(sum * gates->rise[row] + inner[row], gates->least[row]);
         }
     }
     __device__ __forceinline__ void add_keys(float decay) {
+#pragma unroll 1
         for (int k = threadIdx.x; k < KEY; k += THREADS) {
             float sum = 0;
             for (int row = 0; row < CHUNK; row++)
@@ -280,7 +281,9 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     /* Before the products with values: what the state gave decays until row i. After: the rest. */
     __device__ __forceinline__ void scale_outputs(float (&output)[CHUNK / 2]) {
 #pragma unroll
-        for (int i = 0; i < CHUNK / 2; i++) output[i] *= gates->rise[i / 4 * 8 + 2 * (lane % 4) + i % 2];
+        for (int i = 0; i < CHUNK / 2; i++) {
+            output[i] *= gates->rise[i / 4 * 8 + 2 * (lane % 4) + i % 2];
+        }
     }
     __device__ __forceinline__ void finish_outputs(float (&output)[CHUNK / 2], const uint32_t (&values)[CHUNK / 4]) {
         const float skip = tile::tokens && run.tensors.skip ? run.tensors.skip[task.head] : 0;
@@ -298,28 +301,36 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
             }
         }
     }
-    /* A warp's columns of the tile of values are its own to overwrite. */
+    /* Through this warp's columns of the tile of values, which are its own to overwrite: 32 bytes of each of its rows
+     * hold 16 columns of bf16, or 8 of float32 of half as many tokens. */
     __device__ __forceinline__ void store_outputs(const float (&output)[CHUNK / 2]) {
         const ln_cuda_tensor &to = run.tensors.output;
-        const int64_t at = token * to.token_stride + task.head * to.head_stride + task.column;
-        __nv_bfloat16 *own = value + 16 * warp;
-        __syncwarp();
+        char *own = (char *)(value + 16 * warp);
+        const int64_t element = run.output_float32 ? 4 : 2;
+        char *first = (char *)to.data +
+                      (token * to.token_stride + task.head * to.head_stride + task.column + 16 * warp) * element;
+        constexpr int row_bytes = tile::value_row * 2;
 #pragma unroll
-        for (int i = 0; i < CHUNK / 2; i++) {
-            const int row = i / 4 * 8 + 2 * (lane % 4) + i % 2, column = lane / 4 + i / 2 % 2 * 8;
-            if (run.output_float32) {
-                if (row < rows) ((float *)to.data)[at + row * to.token_stride + 16 * warp + column] = output[i];
-            } else
-                own[row * tile::value_row + column] = __float2bfloat16(output[i]);
-        }
-        __syncwarp();
-        if (run.output_float32) return;
+        for (int half = 0; half < 2; half++) {
+            if (half && !run.output_float32) break;
+            __syncwarp();
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int row = 16 * i + lane / 2, column = lane % 2 * 8;
-            if (row < rows)
-                *(uint4 *)((__nv_bfloat16 *)to.data + at + row * to.token_stride + 16 * warp + column) =
-                    *(const uint4 *)(own + row * tile::value_row + column);
+            for (int i = 0; i < CHUNK / 2; i++) {
+                const int row = i / 4 * 8 + 2 * (lane % 4) + i % 2, column = lane / 4 + i / 2 % 2 * 8;
+                if (!run.output_float32)
+                    *(__nv_bfloat16 *)(own + row * row_bytes + column * 2) = __float2bfloat16(output[i]);
+                else if (i / (CHUNK / 4) == half)
+                    *(float *)(own + (2 * (row % 32) + column / 8) * row_bytes + column % 8 * 4) = output[i];
+            }
+            __syncwarp();
+#pragma unroll 1
+            for (int i = 0; i < 4; i++) {
+                const int at = 16 * i + lane / 2, row = run.output_float32 ? 32 * half + at / 2 : at;
+                const int piece = run.output_float32 ? at % 2 * 2 + lane % 2 : lane % 2;
+                if (row < rows)
+                    *(uint4 *)(first + row * to.token_stride * element + piece * 16) =
+                        *(const uint4 *)(own + at * row_bytes + lane % 2 * 16);
+            }
         }
     }
 
@@ -335,9 +346,7 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
                            rows);
         copies_commit();
         if (tile::tokens && warp == 0) {
-            float decay[2], write[2];
-            load_gates(run, task, token, rows, decay, write);
-            const float sum = fill_gates(run, *gates, decay, write);
+            const float sum = fill_gates(run, *gates, load_gates(run, task, token, rows));
             if (lane == 0) last[0] = sum;
         }
         if (!tile::tokens) sum_channels();
@@ -372,11 +381,12 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
                 __syncthreads();
             }
         }
-        load_values(values);
+        if (!LAST) load_values(values);
         if (LAST) {
             float output[CHUNK / 2] = {};
             read_state(output);
             scale_outputs(output);
+            load_values(values);
             if (gentle || !tile::values) add_values(output, values);
             finish_outputs(output, values);
             store_outputs(output);

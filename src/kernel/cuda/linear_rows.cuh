@@ -21,7 +21,7 @@
 
 namespace ln {
 
-enum { CHUNK = 64 };
+enum { CHUNK = 64, NORMALISED = 3 };   /* beside the kinds of decays: of tokens, with a normaliser */
 static constexpr float STEEPEST = -40; /* of a channel's decay over a chunk that is taken apart */
 
 /* What a kernel is given beside its tasks; the same for all of them. */
@@ -79,15 +79,32 @@ static __device__ __forceinline__ float sum_before(float x) {
     return x;
 }
 
-/* The gates of a chunk's rows: sum is c; rise, scale 2^c; write, scale write; fade, 2^(c[last] - c) write. */
+/* The gates of a chunk's rows: sum is c; rise, scale 2^c; write, scale write; fade, 2^(c[last] - c) write; least,
+ * e^-maximum. */
 struct __align__(16) token_gates {
-    float sum[CHUNK], rise[CHUNK], write[CHUNK], fade[CHUNK];
+    float sum[CHUNK], rise[CHUNK], write[CHUNK], fade[CHUNK], least[CHUNK];
 };
-/* By one warp, of decays and writes that its lanes hold for the steps lane and lane + 32 of time. Returns c[last]. */
-static __device__ __forceinline__ float fill_gates(const linear_run &run, token_gates &gates, const float (&decay)[2],
-                                                   const float (&write)[2]) {
+/* Those of two rows as they are given: a lane's, of the steps lane and lane + 32 of time. */
+struct row_gates {
+    float decay[2], write[2], maximum[2];
+};
+static __device__ __forceinline__ row_gates load_gates(const linear_run &run, const ln_cuda_linear_task &task,
+                                                       int64_t token, int rows) {
+    row_gates given;
+    const bool writes = run.tensors.write.data, maxima = run.tensors.maximum.data;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int step = threadIdx.x % 32 + 32 * half, row = run.reverse ? CHUNK - 1 - step : step;
+        given.decay[half] = token_decay(run, task, token, row, rows);
+        given.write[half] = writes && row < rows ? gate_value(run.tensors.write, token + row, task.head) : 1;
+        given.maximum[half] = maxima && row < rows ? gate_value(run.tensors.maximum, token + row, task.head) : 0;
+    }
+    return given;
+}
+/* By one warp. Returns c[last]. */
+static __device__ __forceinline__ float fill_gates(const linear_run &run, token_gates &gates, const row_gates &given) {
     const int lane = threadIdx.x % 32;
-    float sum[2] = {sum_before(decay[0]), sum_before(decay[1])};
+    float sum[2] = {sum_before(given.decay[0]), sum_before(given.decay[1])};
     sum[1] += __shfl_sync(~0u, sum[0], 31);
     const float last = __shfl_sync(~0u, sum[1], 31);
 #pragma unroll
@@ -95,19 +112,18 @@ static __device__ __forceinline__ float fill_gates(const linear_run &run, token_
         const int step = lane + 32 * half, row = run.reverse ? CHUNK - 1 - step : step;
         gates.sum[row] = sum[half];
         gates.rise[row] = run.scale * exponential(sum[half]);
-        gates.write[row] = run.scale * write[half];
-        gates.fade[row] = write[half] * exponential(last - sum[half]);
+        gates.write[row] = run.scale * given.write[half];
+        gates.fade[row] = given.write[half] * exponential(last - sum[half]);
+        if (run.tensors.maximum.data) gates.least[row] = exponential(-1.4426950408889634f * given.maximum[half]);
     }
     return last;
 }
-static __device__ __forceinline__ void load_gates(const linear_run &run, const ln_cuda_linear_task &task, int64_t token,
-                                                  int rows, float (&decay)[2], float (&write)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int step = threadIdx.x % 32 + 32 * half, row = run.reverse ? CHUNK - 1 - step : step;
-        decay[half] = token_decay(run, task, token, row, rows);
-        write[half] = run.tensors.write.data && row < rows ? gate_value(run.tensors.write, token + row, task.head) : 1;
-    }
+static __device__ __forceinline__ float2 unpack(uint32_t both) {
+    return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
+}
+/* What sums are multiplied by: 1 / (max(|scale n . q|, e^-maximum) + 1e-6). */
+static __device__ __forceinline__ float normaliser(float dot, float least) {
+    return 1 / (fmaxf(fabsf(dot), least) + 1e-6f);
 }
 
 /* ---- states outside of blocks ---- */
