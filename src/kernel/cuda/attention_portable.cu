@@ -17,16 +17,30 @@ enum { WARPS = 4, THREADS = 32 * WARPS };
 
 template <int SIZE> struct padded { static constexpr int row = SIZE + 8; };
 
+/* ROWS rows, of which the first `rows` are there. */
 template <int SIZE, int ROWS>
 static __device__ __forceinline__ void copy_rows(__nv_bfloat16 *to, const ln_cuda_tensor &from, int head, int64_t token,
                                                  int rows) {
+    constexpr int pieces = SIZE / 8;
     const __nv_bfloat16 *base = (const __nv_bfloat16 *)from.data + token * from.token_stride + head * from.head_stride;
-#pragma unroll 1 /* more takes registers that the products need */
-    for (int i = threadIdx.x; i < ROWS * SIZE / 8; i += THREADS) {
-        const int row = i / (SIZE / 8), column = i % (SIZE / 8) * 8;
-        const bool inside = row < rows;
-        copy_piece(to + row * padded<SIZE>::row + column, base + (inside ? row * from.token_stride + column : 0),
-                   inside);
+    if constexpr (THREADS % pieces == 0) { /* a thread keeps its column */
+        constexpr int each = THREADS / pieces;
+        const int first = threadIdx.x / pieces, column = threadIdx.x % pieces * 8;
+        const __nv_bfloat16 *at = base + first * from.token_stride + column;
+        to += first * padded<SIZE>::row + column;
+#pragma unroll
+        for (int row = 0; row < ROWS; row += each, at += each * from.token_stride) {
+            const bool inside = row + first < rows;
+            copy_piece(to + row * padded<SIZE>::row, inside ? at : base, inside);
+        }
+    } else {
+#pragma unroll 2 /* more takes registers that the products need */
+        for (int i = threadIdx.x; i < ROWS * pieces; i += THREADS) {
+            const int row = i / pieces, column = i % pieces * 8;
+            const bool inside = row < rows;
+            copy_piece(to + row * padded<SIZE>::row + column, base + (inside ? row * from.token_stride + column : 0),
+                       inside);
+        }
     }
     copies_commit();
 }
