@@ -236,7 +236,9 @@ void ln_cuda_attention_tasks(const ln_cuda_attention *attention, const ln_cuda_a
         for (int64_t shared = 0; shared < attention->key_value_heads; shared++) {
             const int64_t queries = attention->query_offsets[s + 1] - attention->query_offsets[s];
             const int64_t more = (attention->key_offsets[s + 1] - attention->key_offsets[s]) * row_bytes;
-            if (bytes + more > plan->device.cache_bytes / 2 && count > section) {
+            /* A last section of few tasks, the longest first, would leave most multiprocessors idle at the end. */
+            const bool last = plan->tasks - count < 2 * plan->device.multiprocessors;
+            if (bytes + more > plan->device.cache_bytes / 2 && count > section && !last) {
                 qsort(tasks + section, (size_t)(count - section), sizeof *tasks, before);
                 section = count;
                 bytes = 0;

@@ -444,7 +444,9 @@ block *running_block() {
 
 /* __shared__ variables are thread-local ones of this program, which the emulator's own lie among. */
 static int poison_module(struct dl_phdr_info *module, size_t, void *) {
-    for (int i = 0; i < module->dlpi_phnum; i++)
+    bool alone = false; /* without an interpreter the C library is in the program, and its variables too */
+    for (int i = 0; i < module->dlpi_phnum; i++) alone |= module->dlpi_phdr[i].p_type == PT_INTERP;
+    for (int i = 0; i < module->dlpi_phnum && alone; i++)
         if (module->dlpi_phdr[i].p_type == PT_TLS && module->dlpi_tls_data)
             memset(module->dlpi_tls_data, 0xff, module->dlpi_phdr[i].p_memsz);
     return 1; /* the first module is the program */
