@@ -223,8 +223,11 @@ static int run_bench(bench *b) {
 
 static int run(const cli_arguments *arguments) {
     if (arguments->operand_count) {
-        if (!strcmp(arguments->operands[0], "attention")) return cli_bench_attention(arguments);
-        if (!strcmp(arguments->operands[0], "mixers")) return cli_bench_mixers(arguments);
+        const bool attention = !strcmp(arguments->operands[0], "attention"),
+                   mixers = !strcmp(arguments->operands[0], "mixers");
+        if ((attention || mixers) && cli_on_device(arguments)) return cli_bench_device(arguments, mixers);
+        if (attention) return cli_bench_attention(arguments);
+        if (mixers) return cli_bench_mixers(arguments);
         return cli_usage(&cli_bench, "there is nothing '%s' to measure, only attention and mixers",
                          arguments->operands[0]);
     }
@@ -248,7 +251,9 @@ const cli_verb cli_bench = {
         "tokens standing before. Each figure is the median of the repetitions, after one that is not counted. "
         "'bench attention' needs no "
         "model: it times the attention operator, one work a line, in percent of peaks measured before. 'bench mixers' "
-        "does so for every mixer in linear time, in each of its forms.",
+        "does so for every mixer in linear time, in each of its forms. With --device cuda both time the operators that "
+        "a "
+        "GPU has, in sizes that fill one.",
     .groups = groups,
     .run = run,
     .most_operands = 1};

@@ -248,5 +248,7 @@ int cli_bench_attention(const cli_arguments *arguments);
 /* ---- bench_mixers.c: linnet bench mixers ---- */
 
 int cli_bench_mixers(const cli_arguments *arguments);
+/* The same on a GPU. */
+int cli_bench_device(const cli_arguments *arguments, bool mixers);
 
 #endif

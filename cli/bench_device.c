@@ -1,0 +1,272 @@
+/* Owns: `bench attention --device cuda` and `bench mixers --device cuda`: the speed of operators on a GPU, in sizes
+ * that fill one. Inputs are random; a figure is the median over repetitions, each of as many runs as take 20 ms,
+ * started together and waited for once.
+ *
+ * TFLOP/s count 2 (key_size + value_size) for every pair of query and key, half of the square where causal; of mixers
+ * multiply and add of their recurrence. TB/s count inputs, outputs and states once. */
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench_shared.h"
+#include "linnet/cuda.h"
+
+typedef struct work {
+    const char *name, *row; /* row NULL: attention */
+    linnet_mixer_form form;
+    int64_t sequences, tokens, heads, key_heads, key_size, value_size, slots; /* tokens: of each sequence */
+    bool causal;
+} work;
+
+static const work works[] = {
+    {"attention d128 full 16k", NULL, 0, 1, 16384, 16, 16, 128, 128, 0, false},
+    {"attention d128 causal 16k", NULL, 0, 1, 16384, 16, 16, 128, 128, 0, true},
+    {"attention d128 causal 8k x 2", NULL, 0, 2, 8192, 16, 16, 128, 128, 0, true},
+    {"attention d128 causal 2k x 8", NULL, 0, 8, 2048, 16, 16, 128, 128, 0, true},
+    {"attention d64 full 16k", NULL, 0, 1, 16384, 32, 32, 64, 64, 0, false},
+    {"attention d256 full 16k", NULL, 0, 1, 16384, 8, 8, 256, 256, 0, false},
+    {"attention d192/128 causal 16k", NULL, 0, 1, 16384, 16, 16, 192, 128, 0, true},
+    {"simple_gla forward 1 x 65536", "simple_gla", LINNET_MIXER_FORWARD, 1, 65536, 32, 32, 128, 128, 0, false},
+    {"simple_gla forward 8 x 8192", "simple_gla", LINNET_MIXER_FORWARD, 8, 8192, 32, 32, 128, 128, 0, false},
+    {"gla forward 1 x 32768", "gla", LINNET_MIXER_FORWARD, 1, 32768, 16, 16, 128, 128, 0, false},
+    {"gated_delta_rule forward 1 x 32768", "gated_delta_rule", LINNET_MIXER_FORWARD, 1, 32768, 64, 16, 128, 128, 0,
+     false},
+    {"gated_delta_rule forward 8 x 4096", "gated_delta_rule", LINNET_MIXER_FORWARD, 8, 4096, 64, 16, 128, 128, 0,
+     false},
+    {"kda forward 1 x 8192", "kda", LINNET_MIXER_FORWARD, 1, 8192, 64, 64, 128, 128, 0, false},
+    {"rwkv7 forward 1 x 32768", "rwkv7", LINNET_MIXER_FORWARD, 1, 32768, 64, 64, 64, 64, 0, false},
+    {"selective_scan forward 8 x 8192", "selective_scan", LINNET_MIXER_FORWARD, 8, 8192, 1, 1, 1, 4096, 16, false},
+    {"short_convolution forward 8 x 8192", "short_convolution", LINNET_MIXER_FORWARD, 8, 8192, 1, 1, 1, 4096, 4, false},
+    {"simple_gla backward 1 x 16384", "simple_gla", LINNET_MIXER_BACKWARD, 1, 16384, 32, 32, 128, 128, 0, false},
+    {"gated_delta_rule backward 1 x 32768", "gated_delta_rule", LINNET_MIXER_BACKWARD, 1, 32768, 32, 16, 128, 128, 0,
+     false},
+    {"gated_delta_rule step 256", "gated_delta_rule", LINNET_MIXER_STEP, 256, 1, 32, 32, 128, 128, 0, false},
+    {"gla step 256", "gla", LINNET_MIXER_STEP, 256, 1, 32, 32, 128, 128, 0, false},
+};
+enum { WORKS = sizeof works / sizeof works[0], MOST_ROUNDS = 1000, MOST_BLOCKS = 64 };
+
+typedef struct bench {
+    const cli_arguments *arguments;
+    linnet_context *context;
+    linnet_cuda *cuda;
+    void *blocks[MOST_BLOCKS]; /* on the device */
+    int block_count;
+    const work *work;
+    linnet_cuda_attention *attention;
+    linnet_attention_tensors attention_tensors;
+    linnet_cuda_mixer *mixer;
+    linnet_mixer_tensors mixer_tensors;
+    int64_t *offsets;
+    void *workspace;
+    double flops, bytes;
+    char why[400];
+} bench;
+
+static int failed(const bench *b) {
+    return cli_error("%s", linnet_last_error(b->context));
+}
+
+/* ---- tensors ---- */
+
+static void *room(bench *b, double bytes) {
+    void *block = NULL;
+    if (b->block_count == MOST_BLOCKS || bytes > 0x1p46 ||
+        linnet_cuda_allocate(b->cuda, (uint64_t)bytes, &block) != LINNET_OK)
+        return NULL;
+    b->blocks[b->block_count++] = block;
+    return block;
+}
+
+static float draw(uint32_t *state, linnet_mixer_range range) {
+    *state = *state * 1664525 + 1013904223;
+    const float unit = (float)(*state >> 8) * 0x1p-24f, even = (2 * unit - 1) * 1.7320508f;
+    switch (range) {
+    case LINNET_RANGE_DECAY:
+        return -0.1f * unit;
+    case LINNET_RANGE_NEGATIVE:
+        return -0.1f - unit;
+    case LINNET_RANGE_POSITIVE:
+        return 0.1f + 0.4f * unit;
+    case LINNET_RANGE_UNIT:
+    case LINNET_RANGE_TWICE:
+        return unit;
+    case LINNET_RANGE_SMALL:
+        return 0.05f * even;
+    default:
+        return even;
+    }
+}
+
+static void *random_block(bench *b, linnet_type type, int64_t count, linnet_mixer_range range, float scale) {
+    const size_t width = type == LINNET_BF16 ? 2 : 4;
+    float *values = malloc((size_t)count * width + 4);
+    void *block = values ? room(b, (double)count * (double)width) : NULL;
+    uint32_t state = (uint32_t)b->block_count;
+    for (int64_t i = 0; block && i < count; i++) {
+        const float value = draw(&state, range) * scale;
+        uint32_t bits;
+        memcpy(&bits, &value, sizeof bits);
+        if (type == LINNET_BF16)
+            ((uint16_t *)(void *)values)[i] = (uint16_t)(bits >> 16);
+        else
+            values[i] = value;
+    }
+    if (block && linnet_cuda_send(b->cuda, block, values, (uint64_t)count * width) != LINNET_OK) block = NULL;
+    free(values);
+    b->bytes += (double)count * (double)width;
+    return block;
+}
+
+/* ---- making a work ---- */
+
+static int make_attention(bench *b) {
+    const work *w = b->work;
+    const int64_t tokens = w->sequences * w->tokens;
+    linnet_attention_settings s = linnet_attention_settings_default();
+    s.type = s.output = LINNET_BF16;
+    s.heads = w->heads, s.key_value_heads = w->key_heads, s.key_size = w->key_size, s.value_size = w->value_size;
+    s.sequences = w->sequences, s.query_offsets = b->offsets, s.causal = w->causal;
+    if (linnet_cuda_attention_open(b->cuda, &s, &b->attention) != LINNET_OK) return failed(b);
+    linnet_cuda_attention_text(b->attention, b->why, sizeof b->why);
+    b->flops = 2.0 * (double)(w->key_size + w->value_size) * (double)w->heads * (double)w->sequences *
+               (double)w->tokens * (double)w->tokens * (w->causal ? 0.5 : 1);
+    linnet_attention_tensors *t = &b->attention_tensors;
+    *t = (linnet_attention_tensors){.size = sizeof *t};
+    t->query.data = random_block(b, LINNET_BF16, tokens * w->heads * w->key_size, LINNET_RANGE_ANY, 1);
+    t->key.data = random_block(b, LINNET_BF16, tokens * w->key_heads * w->key_size, LINNET_RANGE_ANY, 1);
+    t->value.data = random_block(b, LINNET_BF16, tokens * w->key_heads * w->value_size, LINNET_RANGE_ANY, 1);
+    t->output.data = room(b, 2.0 * (double)(tokens * w->heads * w->value_size));
+    b->workspace = room(b, (double)linnet_cuda_attention_workspace(b->attention));
+    if (!t->query.data || !t->key.data || !t->value.data || !t->output.data || !b->workspace) return failed(b);
+    return linnet_cuda_attention_prepare(b->attention, b->workspace, NULL) == LINNET_OK ? CLI_OK : failed(b);
+}
+
+static bool mixer_inputs(bench *b, const linnet_mixer_settings *s) {
+    linnet_mixer_tensors *t = &b->mixer_tensors;
+    linnet_mixer_input input;
+    bool fits = true;
+    for (int k = 0; linnet_mixer_input_of(s, k, &input); k++) {
+        const int64_t count = (input.parameter ? 1 : s->tokens) * input.heads * input.columns;
+        const bool direction = !strcmp(input.name, "key") || !strcmp(input.name, "query");
+        t->input[k].data =
+            random_block(b, input.type, count, input.range, direction ? (float)(1 / sqrt((double)input.columns)) : 1);
+        fits &= t->input[k].data != NULL;
+        if (b->work->form != LINNET_MIXER_BACKWARD) continue;
+        t->input_gradient[k].data = room(b, 4.0 * (double)count);
+        fits &= t->input_gradient[k].data != NULL;
+    }
+    return fits;
+}
+
+static int make_mixer(bench *b) {
+    const work *w = b->work;
+    linnet_mixer_settings s = linnet_mixer_settings_default(w->row);
+    s.type = s.output = LINNET_BF16;
+    s.heads = w->heads, s.key_heads = w->key_heads, s.key_size = w->key_size, s.value_size = w->value_size;
+    s.slots = w->slots, s.sequences = w->sequences, s.tokens = w->sequences * w->tokens;
+    if (linnet_cuda_mixer_open(b->cuda, &s, w->form, &b->mixer) != LINNET_OK) return failed(b);
+    linnet_cuda_mixer_text(b->mixer, b->why, sizeof b->why);
+    linnet_mixer_tensors *t = &b->mixer_tensors;
+    *t = (linnet_mixer_tensors){.size = sizeof *t};
+    const int64_t outputs = s.tokens * s.heads * linnet_mixer_output_columns(&s),
+                  states = s.sequences * linnet_mixer_state_floats(&s);
+    b->flops = linnet_mixer_flops(b->context, &s, w->form) * (double)(s.tokens * s.heads);
+    bool fits = mixer_inputs(b, &s);
+    void *output = random_block(b, LINNET_BF16, outputs, LINNET_RANGE_ANY, 1);
+    if (w->form == LINNET_MIXER_BACKWARD)
+        t->output_gradient.data = output;
+    else
+        t->output.data = output;
+    if (w->form == LINNET_MIXER_STEP) {
+        t->state_in = t->state_out = random_block(b, LINNET_F32, states, LINNET_RANGE_SMALL, 1);
+        b->bytes += 4.0 * (double)states;
+        fits &= t->state_in != NULL;
+    }
+    b->workspace = room(b, (double)linnet_cuda_mixer_workspace(b->mixer));
+    if (!fits || !output || !b->workspace) return failed(b);
+    return linnet_cuda_mixer_prepare(b->mixer, b->workspace, NULL) == LINNET_OK ? CLI_OK : failed(b);
+}
+
+/* ---- timing ---- */
+
+static linnet_status start(const bench *b) {
+    return b->mixer ? linnet_cuda_mixer_run(b->mixer, &b->mixer_tensors, b->workspace, NULL)
+                    : linnet_cuda_attention_forward(b->attention, &b->attention_tensors, b->workspace, NULL);
+}
+
+/* Seconds of `runs` runs; negative: failed. */
+static double seconds_of(const bench *b, int runs) {
+    const double began = cli_seconds();
+    linnet_status status = LINNET_OK;
+    for (int i = 0; i < runs && status == LINNET_OK; i++) status = start(b);
+    if (status == LINNET_OK) status = linnet_cuda_wait(b->cuda, NULL);
+    return status == LINNET_OK ? cli_seconds() - began : -1;
+}
+
+static int time_work(const bench *b) {
+    double samples[MOST_ROUNDS];
+    const double once = seconds_of(b, 1) < 0 ? -1 : seconds_of(b, 3) / 3;
+    if (once <= 0) return failed(b);
+    const int runs = once < 0.02 ? (int)(0.02 / once) + 1 : 1, rounds = (int)b->arguments->repetitions;
+    for (int round = 0; round < rounds; round++) {
+        const double seconds = seconds_of(b, runs);
+        if (seconds < 0) return failed(b);
+        samples[round] = seconds / runs;
+    }
+    const double median = cli_median(samples, rounds);
+    if (b->arguments->json)
+        return cli_json_print(json_pack("{ss sf sf sf ss}", "work", b->work->name, "seconds", median, "flops", b->flops,
+                                        "bytes", b->bytes, "kernel", b->why));
+    printf("| %-36s | %9.3f | %8.1f | %6.2f | %s |\n", b->work->name, 1e3 * median, 1e-12 * b->flops / median,
+           1e-12 * b->bytes / median, b->why);
+    fflush(stdout);
+    return CLI_OK;
+}
+
+static void drop(bench *b) {
+    linnet_cuda_attention_close(b->attention);
+    linnet_cuda_mixer_close(b->mixer);
+    while (b->block_count > 0) linnet_cuda_release(b->cuda, b->blocks[--b->block_count]);
+    free(b->offsets);
+    b->attention = NULL;
+    b->mixer = NULL;
+    b->offsets = NULL;
+    b->bytes = b->flops = 0;
+}
+
+static int run_work(bench *b) {
+    const work *w = b->work;
+    b->offsets = malloc(((size_t)w->sequences + 1) * sizeof *b->offsets);
+    if (!b->offsets) return cli_error("not enough memory for %s", w->name);
+    for (int64_t s = 0; s <= w->sequences; s++) b->offsets[s] = s * w->tokens;
+    int status = w->row ? make_mixer(b) : make_attention(b);
+    if (status == CLI_OK) status = time_work(b);
+    drop(b);
+    return status;
+}
+
+static void print_head(bench *b) {
+    linnet_cuda_info info = {.size = sizeof info};
+    if (b->arguments->json || linnet_cuda_describe(b->cuda, &info) != LINNET_OK) return;
+    printf("%s, compute capability %d.%d, %d multiprocessors, %s of memory\n\n", info.name, info.major, info.minor,
+           info.multiprocessors, cli_size(info.memory));
+    printf("| %-36s | %9s | %8s | %6s | %s |\n| :-- | --: | --: | --: | :-- |\n", "work", "ms", "TFLOP/s", "TB/s",
+           "kernel");
+}
+
+int cli_bench_device(const cli_arguments *arguments, bool mixers) {
+    bench b = {.arguments = arguments};
+    linnet_context_settings settings = linnet_context_settings_default();
+    settings.threads = 1;
+    if (linnet_context_open(&settings, &b.context) != LINNET_OK) return cli_error("not enough memory");
+    int status = linnet_cuda_open(b.context, 0, &b.cuda) == LINNET_OK ? CLI_OK : failed(&b);
+    if (status == CLI_OK) print_head(&b);
+    for (int i = 0; i < WORKS && status == CLI_OK; i++) {
+        b.work = &works[i];
+        if ((works[i].row != NULL) == mixers && cli_wanted(works[i].name, arguments->works)) status = run_work(&b);
+    }
+    linnet_cuda_close(b.cuda);
+    linnet_context_close(b.context);
+    return status;
+}

@@ -1,0 +1,470 @@
+/* The public operators on a device (linnet/cuda.h) against the same operators on the processor: the same settings, the
+ * same tensors, every row and form that a device has, attention with each of its options, and what is refused.
+ *
+ * Both sides read the same bf16 numbers; the processor multiplies them exactly. The device rounds what its chunks hand
+ * on to bf16 (2^-9): outputs and states may differ by TOLERANCE of their size, gradients by twice that. */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "linnet/cuda.h"
+
+static const double TOLERANCE = 1.5e-2;
+static int checks, failures;
+static linnet_context *context;
+static linnet_cuda *cuda;
+static uint64_t seed = 88172645463325252u;
+
+#define EXPECT(condition, ...)              \
+    do {                                    \
+        checks++;                           \
+        if (!(condition)) {                 \
+            failures++;                     \
+            printf("FAILED: " __VA_ARGS__); \
+            printf("\n");                   \
+        }                                   \
+    } while (0)
+
+static void must(linnet_status status, const char *what) {
+    if (status == LINNET_OK) return;
+    printf("FAILED: %s: %s\n", what, linnet_last_error(context));
+    exit(1);
+}
+
+/* ---- numbers ---- */
+
+static double uniform(void) {
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return (double)(seed >> 11) * 0x1p-53;
+}
+static double normal(void) {
+    return (uniform() + uniform() + uniform() + uniform() - 2) * 1.7320508;
+}
+static double draw(linnet_mixer_range range) {
+    switch (range) {
+    case LINNET_RANGE_DECAY:
+        return -0.3 * uniform();
+    case LINNET_RANGE_UNIT:
+        return uniform();
+    case LINNET_RANGE_TWICE:
+        return uniform();
+    case LINNET_RANGE_POSITIVE:
+        return 0.1 + 0.5 * uniform();
+    case LINNET_RANGE_NEGATIVE:
+        return -0.2 - uniform();
+    case LINNET_RANGE_SMALL:
+        return 0.1 * normal();
+    default:
+        return normal();
+    }
+}
+static uint16_t bf16_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+static float of_bf16(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+static double distance(const float *got, const float *want, int64_t count) {
+    double error = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const double d = (double)got[i] - (double)want[i];
+        error += d * d;
+        size += (double)want[i] * (double)want[i];
+    }
+    return error == 0 ? 0 : size > 0 ? sqrt(error / size) : INFINITY;
+}
+
+/* ---- memory on both sides ---- */
+
+static void *sent(const void *from, int64_t bytes) {
+    void *to;
+    must(linnet_cuda_allocate(cuda, (uint64_t)bytes, &to), "allocate");
+    must(linnet_cuda_send(cuda, to, from, (uint64_t)bytes), "send");
+    return to;
+}
+static void *poisoned(int64_t bytes) {
+    void *block = malloc((size_t)bytes + 1);
+    memset(block, 0xff, (size_t)bytes);
+    void *to = sent(block, bytes);
+    free(block);
+    return to;
+}
+static float *fetched(void *from, int64_t count) {
+    float *to = malloc((size_t)count * sizeof *to + 1);
+    must(linnet_cuda_fetch(cuda, to, from, (uint64_t)count * sizeof *to), "fetch");
+    return to;
+}
+static float *random_floats(int64_t count, double scale) {
+    float *x = malloc((size_t)count * sizeof *x + 1);
+    for (int64_t i = 0; i < count; i++) x[i] = (float)(normal() * scale);
+    return x;
+}
+/* The same numbers as bf16; `x` is rounded in place. */
+static uint16_t *rounded(float *x, int64_t count) {
+    uint16_t *y = malloc((size_t)count * sizeof *y + 1);
+    for (int64_t i = 0; i < count; i++) x[i] = of_bf16(y[i] = bf16_of(x[i]));
+    return y;
+}
+
+/* Floats that both sides are to fill alike. */
+typedef struct pair {
+    float *here, *there; /* there: on the device */
+    int64_t count;
+} pair;
+
+static pair pair_open(int64_t count) {
+    pair p = {malloc((size_t)count * sizeof(float) + 1), poisoned(count * 4), count};
+    memset(p.here, 0xff, (size_t)count * sizeof(float));
+    return p;
+}
+static void pair_expect(pair *p, double tolerance, const char *work, const char *what) {
+    if (!p->count) return;
+    float *got = fetched(p->there, p->count);
+    const double error = distance(got, p->here, p->count);
+    EXPECT(error <= tolerance, "%s: %s differs by %.2e of its size", work, what, error);
+    free(got);
+}
+static void pair_close(pair *p) {
+    linnet_cuda_release(cuda, p->there);
+    free(p->here);
+}
+
+/* ---- mixers ---- */
+
+typedef struct mixer_work {
+    const char *row;
+    linnet_mixer_form form;
+    int64_t key_heads, key_size, value_size, slots;
+    double option;
+} mixer_work;
+
+static const mixer_work MIXERS[] = {
+    {"linear_attention", LINNET_MIXER_FORWARD, 2, 64, 64, 0, 0},
+    {"retention", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0},
+    {"lightning_attention", LINNET_MIXER_FORWARD, 4, 128, 64, 0, 0},
+    {"simple_gla", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0},
+    {"gla", LINNET_MIXER_FORWARD, 4, 64, 128, 0, 0},
+    {"ssd", LINNET_MIXER_FORWARD, 1, 128, 64, 0, 0},
+    {"mlstm", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0},
+    {"delta_rule", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0},
+    {"gated_delta_rule", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0},
+    {"kda", LINNET_MIXER_FORWARD, 4, 128, 128, 0, 0},
+    {"dplr", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0},
+    {"rwkv7", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0},
+    {"selective_scan", LINNET_MIXER_FORWARD, 1, 1, 64, 16, 1},
+    {"short_convolution", LINNET_MIXER_FORWARD, 4, 1, 64, 4, 1},
+    {"linear_attention", LINNET_MIXER_STEP, 2, 64, 64, 0, 0},
+    {"retention", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
+    {"lightning_attention", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
+    {"simple_gla", LINNET_MIXER_STEP, 2, 128, 64, 0, 0},
+    {"gla", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
+    {"ssd", LINNET_MIXER_STEP, 1, 128, 64, 0, 0},
+    {"mlstm", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
+    {"mlstm_sigmoid", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
+    {"delta_rule", LINNET_MIXER_STEP, 2, 64, 64, 0, 0},
+    {"gated_delta_rule", LINNET_MIXER_STEP, 2, 128, 128, 0, 0},
+    {"kda", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
+    {"dplr", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
+    {"rwkv7", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
+    {"selective_scan", LINNET_MIXER_STEP, 1, 1, 64, 16, 0},
+    {"short_convolution", LINNET_MIXER_STEP, 4, 1, 64, 4, 0},
+    {"linear_attention", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0},
+    {"simple_gla", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0},
+    {"gla", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0},
+    {"delta_rule", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0},
+    {"gated_delta_rule", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0},
+    {"kda", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0},
+    {"short_convolution", LINNET_MIXER_BACKWARD, 4, 1, 64, 4, 1},
+};
+enum { MIXER_COUNT = sizeof MIXERS / sizeof MIXERS[0] };
+static const char *const FORMS[] = {"forward", "step", "backward"};
+
+typedef struct mixer_case {
+    linnet_mixer_settings device, processor; /* of types bf16 and f32 */
+    linnet_mixer_tensors there, here;
+    pair gradients[LINNET_MIXER_INPUTS], output, state, state_gradient;
+    const char *names[LINNET_MIXER_INPUTS];
+    int inputs;
+    char name[64];
+} mixer_case;
+
+static void add_input(mixer_case *c, const linnet_mixer_input *input, linnet_mixer_form form) {
+    const int k = c->inputs++;
+    const int64_t count = (input->parameter ? 1 : c->device.tokens) * input->heads * input->columns;
+    const bool direction = strcmp(input->name, "key") == 0 || strcmp(input->name, "query") == 0;
+    float *x = malloc((size_t)count * sizeof *x + 1);
+    for (int64_t i = 0; i < count; i++)
+        x[i] = (float)(draw(input->range) / (direction ? sqrt((double)input->columns) : 1));
+    c->names[k] = input->name;
+    if (input->type == LINNET_BF16) {
+        uint16_t *bits = rounded(x, count);
+        c->there.input[k].data = sent(bits, count * 2);
+        free(bits);
+    } else
+        c->there.input[k].data = sent(x, count * 4);
+    c->here.input[k].data = x;
+    if (form != LINNET_MIXER_BACKWARD) return;
+    c->gradients[k] = pair_open(count);
+    c->here.input_gradient[k].data = c->gradients[k].here;
+    c->there.input_gradient[k].data = c->gradients[k].there;
+}
+
+static void case_open(mixer_case *c, const mixer_work *w, const int64_t *offsets) {
+    memset(c, 0, sizeof *c);
+    snprintf(c->name, sizeof c->name, "%s %s", w->row, FORMS[w->form]);
+    linnet_mixer_settings s = linnet_mixer_settings_default(w->row);
+    s.type = LINNET_BF16;
+    s.heads = 4;
+    s.key_heads = w->key_heads;
+    s.key_size = w->key_size;
+    s.value_size = w->value_size;
+    if (w->slots) s.slots = w->slots;
+    s.option[0] = w->option;
+    s.sequences = 3;
+    s.tokens = w->form == LINNET_MIXER_STEP ? 3 : offsets[3];
+    if (w->form != LINNET_MIXER_STEP) s.offsets = offsets;
+    c->device = c->processor = s;
+    c->processor.type = LINNET_F32;
+    c->here.size = c->there.size = sizeof c->here;
+    linnet_mixer_input input;
+    for (int k = 0; linnet_mixer_input_of(&s, k, &input); k++) add_input(c, &input, w->form);
+    const int64_t outputs = s.tokens * s.heads * linnet_mixer_output_columns(&s),
+                  states = s.sequences * linnet_mixer_state_floats(&s);
+    float *state = random_floats(states, 0.3);
+    c->here.state_in = state;
+    c->there.state_in = sent(state, states * 4);
+    if (w->form == LINNET_MIXER_BACKWARD) {
+        float *given = random_floats(outputs, 1), *behind = random_floats(states, 0.3);
+        uint16_t *bits = rounded(given, outputs);
+        c->here.output_gradient.data = given;
+        c->there.output_gradient.data = sent(bits, outputs * 2);
+        c->here.state_out_gradient = behind;
+        c->there.state_out_gradient = sent(behind, states * 4);
+        c->state_gradient = pair_open(states);
+        c->here.state_in_gradient = c->state_gradient.here;
+        c->there.state_in_gradient = c->state_gradient.there;
+        free(bits);
+    } else {
+        c->output = pair_open(outputs);
+        c->state = pair_open(states);
+        c->here.output.data = c->output.here;
+        c->there.output.data = c->output.there;
+        c->here.state_out = c->state.here;
+        c->there.state_out = c->state.there;
+    }
+}
+
+static void case_close(mixer_case *c) {
+    for (int k = 0; k < c->inputs; k++) {
+        linnet_cuda_release(cuda, c->there.input[k].data);
+        free(c->here.input[k].data);
+        if (c->gradients[k].here) pair_close(&c->gradients[k]);
+    }
+    linnet_cuda_release(cuda, (void *)(uintptr_t)c->there.state_in);
+    linnet_cuda_release(cuda, (void *)(uintptr_t)c->there.state_out_gradient);
+    linnet_cuda_release(cuda, c->there.output_gradient.data);
+    free((void *)(uintptr_t)c->here.state_in);
+    free((void *)(uintptr_t)c->here.state_out_gradient);
+    free(c->here.output_gradient.data);
+    pair *const pairs[] = {&c->output, &c->state, &c->state_gradient};
+    for (int i = 0; i < 3; i++)
+        if (pairs[i]->here) pair_close(pairs[i]);
+}
+
+static void check_mixer(const mixer_work *w) {
+    static const int64_t offsets[] = {0, 70, 70, 147};
+    typedef linnet_status run(linnet_context *, const linnet_mixer_settings *, const linnet_mixer_tensors *, void *);
+    run *const runs[] = {linnet_mixer_forward, linnet_mixer_step, linnet_mixer_backward};
+    mixer_case c;
+    case_open(&c, w, offsets);
+    void *workspace = aligned_alloc(64, (size_t)linnet_mixer_workspace(context, &c.processor, w->form));
+    must(runs[w->form](context, &c.processor, &c.here, workspace), c.name);
+    free(workspace);
+
+    linnet_cuda_mixer *mixer;
+    const linnet_status opened = linnet_cuda_mixer_open(cuda, &c.device, w->form, &mixer);
+    EXPECT(opened == LINNET_OK, "%s: %s", c.name, linnet_last_error(context));
+    if (opened == LINNET_OK) {
+        char text[400];
+        EXPECT(linnet_cuda_mixer_text(mixer, text, sizeof text) > 1, "%s: says nothing of its kernel", c.name);
+        void *room = poisoned((int64_t)linnet_cuda_mixer_workspace(mixer));
+        must(linnet_cuda_mixer_prepare(mixer, room, NULL), c.name);
+        must(linnet_cuda_mixer_run(mixer, &c.there, room, NULL), c.name);
+        must(linnet_cuda_wait(cuda, NULL), c.name);
+        const double tolerance = w->form == LINNET_MIXER_BACKWARD ? 2 * TOLERANCE : TOLERANCE;
+        pair_expect(&c.output, tolerance, c.name, "output");
+        pair_expect(&c.state, tolerance, c.name, "state");
+        pair_expect(&c.state_gradient, tolerance, c.name, "gradient of the state");
+        for (int k = 0; k < c.inputs; k++) pair_expect(&c.gradients[k], tolerance, c.name, c.names[k]);
+        linnet_cuda_release(cuda, room);
+        linnet_cuda_mixer_close(mixer);
+    }
+    case_close(&c);
+}
+
+static void refuse_mixer(const linnet_mixer_settings *settings, linnet_mixer_form form, linnet_status status,
+                         const char *word) {
+    linnet_cuda_mixer *mixer;
+    const linnet_status got = linnet_cuda_mixer_open(cuda, settings, form, &mixer);
+    EXPECT(got == status && !mixer && strstr(linnet_last_error(context), word), "%s should be refused with '%s': %d %s",
+           settings->name, word, got, linnet_last_error(context));
+    linnet_cuda_mixer_close(mixer);
+}
+
+static void check_refused_mixers(void) {
+    linnet_mixer_settings s = linnet_mixer_settings_default("based");
+    s.heads = 2, s.key_size = s.value_size = 16, s.tokens = 4, s.type = LINNET_BF16;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "based has no forward form on a GPU");
+    s = linnet_mixer_settings_default("gla");
+    s.heads = 2, s.key_size = s.value_size = 64, s.tokens = 4;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "bf16");
+    s.type = LINNET_BF16, s.key_size = 24;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "gla");
+    s.key_size = 64, s.exact = true;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "exact");
+    s.exact = false, s.heads = 0;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "heads");
+    s.heads = 2, s.key_heads = 0;
+    linnet_cuda_mixer *mixer;
+    must(linnet_cuda_mixer_open(cuda, &s, LINNET_MIXER_FORWARD, &mixer), "gla");
+    void *room = poisoned((int64_t)linnet_cuda_mixer_workspace(mixer));
+    const linnet_mixer_tensors none = {.size = sizeof none};
+    EXPECT(linnet_cuda_mixer_run(mixer, &none, room, NULL) == LINNET_ERROR_ARGUMENT &&
+               strstr(linnet_last_error(context), "query"),
+           "no tensors: %s", linnet_last_error(context));
+    linnet_cuda_release(cuda, room);
+    linnet_cuda_mixer_close(mixer);
+}
+
+/* ---- attention ---- */
+
+typedef struct attention_work {
+    const char *name;
+    int64_t heads, key_value_heads, key_size, value_size, rank, window;
+    float soft_cap;
+    bool causal, sinks, lists;
+} attention_work;
+
+static const attention_work ATTENTIONS[] = {
+    {"causal, groups", 4, 2, 64, 64, 0, 0, 0, true, false, false},
+    {"window, sinks", 2, 2, 128, 128, 0, 50, 0, true, true, false},
+    {"cap", 2, 1, 96, 96, 0, 0, 20, false, false, false},
+    {"rank 7", 2, 2, 64, 64, 7, 0, 0, true, false, false},
+    {"lists", 2, 2, 64, 64, 0, 0, 0, false, false, true},
+    {"192/128", 2, 2, 192, 128, 0, 0, 0, true, false, false},
+};
+enum { ATTENTION_COUNT = sizeof ATTENTIONS / sizeof ATTENTIONS[0] };
+
+static void check_attention(const attention_work *w) {
+    static const int64_t ragged[] = {0, 90, 90, 150}, whole[] = {0, 150}, list_offsets[] = {0, 1, 2};
+    static const int32_t listed[] = {0, 1};
+    linnet_attention_settings s = linnet_attention_settings_default();
+    s.type = LINNET_BF16;
+    s.heads = w->heads, s.key_value_heads = w->key_value_heads, s.key_size = w->key_size, s.value_size = w->value_size;
+    s.sequences = w->lists ? 1 : 3;
+    s.query_offsets = w->lists ? whole : ragged;
+    s.causal = w->causal, s.window = w->window, s.soft_cap = w->soft_cap, s.sinks = w->sinks, s.rank = w->rank;
+    if (w->lists)
+        s.blocks = (linnet_block_mask){.query_tile = 128, .key_tile = 64, .offsets = list_offsets, .tiles = listed};
+    enum { TOKENS = 150 };
+    const int64_t counts[] = {TOKENS * w->heads * w->key_size, TOKENS * w->key_value_heads * w->key_size,
+                              TOKENS * w->key_value_heads * w->value_size};
+    float *inputs[3], *extra[3];
+    linnet_attention_tensors here = {.size = sizeof here}, there = {.size = sizeof there};
+    linnet_tensor *const to[] = {&here.query, &here.key, &here.value}, *const from[] = {&there.query, &there.key,
+                                                                                        &there.value};
+    uint16_t *bits[3];
+    for (int i = 0; i < 3; i++) {
+        inputs[i] = random_floats(counts[i], 1);
+        bits[i] = rounded(inputs[i], counts[i]);
+        to[i]->data = bits[i];
+        from[i]->data = sent(bits[i], counts[i] * 2);
+    }
+    const int64_t extras[] = {w->heads, TOKENS * w->heads * w->rank, TOKENS * w->key_value_heads * w->rank};
+    for (int i = 0; i < 3; i++) extra[i] = random_floats(extras[i], 1);
+    here.sinks = extra[0], here.query_factors = extra[1], here.key_factors = extra[2];
+    there.sinks = sent(extra[0], extras[0] * 4), there.query_factors = sent(extra[1], extras[1] * 4);
+    there.key_factors = sent(extra[2], extras[2] * 4);
+    pair output = pair_open(TOKENS * w->heads * w->value_size), sums = pair_open(TOKENS * w->heads);
+    here.output.data = output.here, there.output.data = output.there;
+    here.log_sum_exp = sums.here, there.log_sum_exp = sums.there;
+
+    linnet_attention_plan *plan;
+    must(linnet_attention_plan_open(context, &s, &plan), w->name);
+    void *workspace = aligned_alloc(64, (size_t)linnet_attention_workspace(plan) + 64);
+    must(linnet_attention_forward(plan, &here, workspace), w->name);
+    linnet_attention_plan_close(plan);
+    free(workspace);
+    linnet_cuda_attention *attention;
+    must(linnet_cuda_attention_open(cuda, &s, &attention), w->name);
+    void *room = poisoned((int64_t)linnet_cuda_attention_workspace(attention));
+    must(linnet_cuda_attention_prepare(attention, room, NULL), w->name);
+    must(linnet_cuda_attention_forward(attention, &there, room, NULL), w->name);
+    must(linnet_cuda_wait(cuda, NULL), w->name);
+    pair_expect(&output, TOLERANCE, w->name, "output");
+    pair_expect(&sums, 1e-3, w->name, "log_sum_exp");
+    linnet_cuda_attention_close(attention);
+    linnet_cuda_release(cuda, room);
+    pair_close(&output);
+    pair_close(&sums);
+    for (int i = 0; i < 3; i++) {
+        linnet_cuda_release(cuda, from[i]->data);
+        free(inputs[i]);
+        free(bits[i]);
+        free(extra[i]);
+    }
+    linnet_cuda_release(cuda, (void *)(uintptr_t)there.sinks);
+    linnet_cuda_release(cuda, (void *)(uintptr_t)there.query_factors);
+    linnet_cuda_release(cuda, (void *)(uintptr_t)there.key_factors);
+}
+
+static void check_refused_attention(void) {
+    static const int64_t offsets[] = {0, 10};
+    linnet_attention_settings s = linnet_attention_settings_default();
+    s.heads = 2, s.key_size = 64, s.query_offsets = offsets;
+    linnet_cuda_attention *attention;
+    EXPECT(linnet_cuda_attention_open(cuda, &s, &attention) == LINNET_ERROR_ARGUMENT &&
+               strstr(linnet_last_error(context), "bf16"),
+           "f32: %s", linnet_last_error(context));
+    s.type = LINNET_BF16, s.prefix = 3;
+    EXPECT(linnet_cuda_attention_open(cuda, &s, &attention) == LINNET_ERROR_UNSUPPORTED &&
+               strstr(linnet_last_error(context), "prefix"),
+           "prefix: %s", linnet_last_error(context));
+    s.prefix = 0, s.key_size = 40;
+    EXPECT(linnet_cuda_attention_open(cuda, &s, &attention) == LINNET_ERROR_UNSUPPORTED &&
+               strstr(linnet_last_error(context), "40"),
+           "size 40: %s", linnet_last_error(context));
+    linnet_cuda *none;
+    EXPECT(linnet_cuda_open(context, 99, &none) == LINNET_ERROR_UNSUPPORTED && !none, "device 99: %s",
+           linnet_last_error(context));
+}
+
+int main(void) {
+    must(linnet_context_open(NULL, &context), "context");
+    if (linnet_cuda_open(context, 0, &cuda) != LINNET_OK) {
+        printf("%d GPU cases skipped for want of a GPU: %s\n", MIXER_COUNT + ATTENTION_COUNT,
+               linnet_last_error(context));
+        linnet_context_close(context);
+        return 0;
+    }
+    linnet_cuda_info info = {.size = sizeof info};
+    must(linnet_cuda_describe(cuda, &info), "describe");
+    printf("%s, compute capability %d.%d\n", info.name, info.major, info.minor);
+    for (int i = 0; i < ATTENTION_COUNT; i++) check_attention(&ATTENTIONS[i]);
+    check_refused_attention();
+    for (int i = 0; i < MIXER_COUNT; i++) check_mixer(&MIXERS[i]);
+    check_refused_mixers();
+    linnet_cuda_close(cuda);
+    linnet_context_close(context);
+    printf("%d checks, %d failed\n", checks, failures);
+    return failures ? 1 : 0;
+}
