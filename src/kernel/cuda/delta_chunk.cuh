@@ -61,7 +61,8 @@ static __device__ __forceinline__ int key_head_of(const delta_run &run, int head
 
 /* Bytes of a record, and where its parts lie. */
 template <int KEY_SIZE, bool BY_KEY> struct delta_record {
-    static constexpr int scores = 0, transform = 8192, factors = 16384, small = 18432;
+    static constexpr int scores = 0, transform = 8192, factors = 16384, small = BY_KEY ? 17408 : 18432;
+    static constexpr int factors_end = BY_KEY ? factors + KEY_SIZE * 4 : small; /* of what is used */
     static constexpr int tile = CHUNK * KEY_SIZE * 2;
     static constexpr int read = small, query = read + tile, write = query + tile, bytes = BY_KEY ? write + tile : small;
 };

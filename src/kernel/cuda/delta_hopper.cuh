@@ -32,8 +32,10 @@ template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES> struct
                          stage = BY_KEY ? key : query + record::tile;
     static constexpr int read = BY_KEY ? (int)record::read : key, write = BY_KEY ? (int)record::write : key,
                          queries = BY_KEY ? (int)record::query : query;
-    static constexpr int scratch = STAGES * stage, control = scratch + GROUPS * 8192,
-                         bytes = control + (int)sizeof(delta_control);
+    /* The barriers of decays of keys lie in what the first stage's record leaves free: all else is taken. */
+    static constexpr int scratch = STAGES * stage,
+                         control = BY_KEY ? (int)record::factors_end : scratch + GROUPS * 8192,
+                         bytes = BY_KEY ? scratch + GROUPS * 8192 : control + (int)sizeof(delta_control);
     /* Registers of a thread that copies, that makes scores, that walks. */
     static constexpr int copy_registers = SCORES && GROUPS == 1 ? 40 : 24, score_registers = GROUPS == 1 ? 168 : 96,
                          walk_registers = SCORES        ? 240
@@ -81,7 +83,7 @@ copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUte
         char *stage = shared + ring.stage * SHAPE::stage;
         uint64_t *full = &control->full[ring.stage];
         barrier_wait(&control->free[ring.stage], ring.phase);
-        barrier_expect(full, end - first + tiles + panels * CHUNK * 128);
+        barrier_expect(full, record::factors_end - first + (end - record::small) + tiles + panels * CHUNK * 128);
         if (!BY_KEY) {
 #pragma unroll 1
             for (int panel = 0; panel < KEY_SIZE / 64; panel++) {
@@ -92,7 +94,8 @@ copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUte
                              text.token + at);
             }
         }
-        copy_row(stage + first, from + first, full, end - first);
+        copy_row(stage + first, from + first, full, record::factors_end - first);
+        if (BY_KEY) copy_row(stage + record::small, from + record::small, full, end - record::small);
         if (again) copy_row(stage + SHAPE::write, from + SHAPE::write, full, record::tile);
 #pragma unroll 1
         for (int panel = 0; panel < panels; panel++)
@@ -470,8 +473,8 @@ template <int KEY_SIZE, bool BY_KEY, int STAGES>
 static ln_cuda_code delta_summarise(void *const *arguments, int64_t parts, int64_t joins, void *stream) {
     const delta_run &run = *(const delta_run *)arguments[3];
     const int64_t slices = (run.value_size + KEY_SIZE) / 128;
-    const ln_cuda_code code =
-        delta_hopper_start<KEY_SIZE, 2, BY_KEY, true, true, STAGES>(arguments, parts * run.heads * slices, stream);
+    const ln_cuda_code code = delta_hopper_start < KEY_SIZE, 2, BY_KEY, true, true,
+                       BY_KEY ? 2 : STAGES > (arguments, parts * run.heads * slices, stream);
     if (code) return code;
     return launch(delta_join_segments<KEY_SIZE>, dim3((unsigned)(joins * run.heads * run.value_size / JOIN_COLUMNS)),
                   dim3(JOIN_THREADS), 0, stream, run);
