@@ -126,16 +126,16 @@ static __device__ __forceinline__ void add_tiles(float (&sum)[8], const uint32_t
 }
 
 /* Warp w: the row w of blocks of keys, the row 3 - w of queries, so that all have as much to do. */
-template <int KEY_SIZE, bool SCORES>
+template <int KEY_SIZE>
 static __device__ __forceinline__ void make_products(delta_chunk_shared<KEY_SIZE> *shared, bool normalise) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, other = SCORES ? 3 - warp : -1;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, other = 3 - warp;
     float key[4][8] = {}, query[4][8] = {}, self[8] = {};
 #pragma unroll 2
     for (int k = 0; k < KEY_SIZE / 16; k++) {
         const int column = 2 * k + lane / 16;
         uint32_t own[4], asks[4], right[4];
         load_matrices<false>(own, shared->key + piece_at(16 * warp + lane % 16, column));
-        if (SCORES) load_matrices<false>(asks, shared->query + piece_at(16 * other + lane % 16, column));
+        load_matrices<false>(asks, shared->query + piece_at(16 * other + lane % 16, column));
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             if (j > warp && j > other) continue;
@@ -236,24 +236,24 @@ static __device__ __forceinline__ void store_factors(float *to, const delta_run 
 }
 
 /* Row i of blocks of P, to the warp's tile, and of A. */
-template <int KEY_SIZE, bool SCORES, int ROW>
+template <int KEY_SIZE, int ROW>
 static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *tile,
                                                  const delta_chunk_shared<KEY_SIZE> *shared, const delta_tokens &tokens,
                                                  const float (&column)[4][4], float scale) {
     const float one[4] = {1, 1, 1, 1};
     float row[2], query[2], score[8], norm[4], there[4], here[2], pair[8];
     load_rows(row, tokens.row + 16 * ROW);
-    if (SCORES) load_rows(query, tokens.query + 16 * ROW);
+    load_rows(query, tokens.query + 16 * ROW);
 #pragma unroll
     for (int j = ROW - 1; j >= 0; j--) {
         if (j + 1 < ROW) { /* the blocks between are no longer to the next block's end, but to that of this */
             const float between = exponential(tokens.gate[16 * j + 31] - tokens.gate[16 * j + 15]);
             row[0] *= between, row[1] *= between;
-            if (SCORES) query[0] *= between, query[1] *= between;
+            query[0] *= between, query[1] *= between;
         }
         get_lane(block[lower(ROW, j)], shared->product[lower(ROW, j)]);
         decay_below(block[lower(ROW, j)], row, column[j]);
-        if (SCORES) {
+        {
             get_lane(score, shared->product[10 + lower(ROW, j)]);
             decay_below(score, query, column[j]);
             put_tile(tile, score, one, ROW, j);
@@ -267,7 +267,7 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *ti
     for (int e = 0; e < 8; e++) pair[e] = exponential(here[e / 2 % 2] - there[e / 4 * 2 + e % 2]);
     get_lane(block[lower(ROW, ROW)], shared->product[lower(ROW, ROW)]);
     decay_diagonal<true>(block[lower(ROW, ROW)], row, norm, pair);
-    if (SCORES) {
+    {
         load_rows(query, shared->query_norm + 16 * ROW);
         query[0] *= scale, query[1] *= scale;
         get_lane(score, shared->product[10 + lower(ROW, ROW)]);
@@ -278,25 +278,25 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *ti
 }
 
 /* The record of one head, by one warp. */
-template <int KEY_SIZE, bool SCORES>
+template <int KEY_SIZE>
 static __device__ __forceinline__ void make_record(char *to, char *tile, const delta_chunk_shared<KEY_SIZE> *shared,
                                                    const delta_tokens &tokens, float scale) {
     typedef delta_record<KEY_SIZE, false> record;
     float block[10][8], column[4][4];
 #pragma unroll
     for (int j = 0; j < 4; j++) load_columns(column[j], tokens.column + 16 * j);
-    decay_row<KEY_SIZE, SCORES, 0>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, SCORES, 1>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, SCORES, 2>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, SCORES, 3>(block, tile, shared, tokens, column, scale);
-    if (SCORES) send_lower(to + record::scores, tile);
+    decay_row<KEY_SIZE, 0>(block, tile, shared, tokens, column, scale);
+    decay_row<KEY_SIZE, 1>(block, tile, shared, tokens, column, scale);
+    decay_row<KEY_SIZE, 2>(block, tile, shared, tokens, column, scale);
+    decay_row<KEY_SIZE, 3>(block, tile, shared, tokens, column, scale);
+    send_lower(to + record::scores, tile);
 #pragma unroll
     for (int i = 0; i < 4; i++) put_block((float *)tile + i * INVERT_BLOCK, block[lower(i, i)]);
     invert(block, (float *)tile);
     send_transform(to + record::transform, tile, block, tokens.strength);
 }
 
-template <int KEY_SIZE, bool SCORES>
+template <int KEY_SIZE>
 static __global__ void __launch_bounds__(CHUNK_THREADS, 3) delta_chunks(const __grid_constant__ delta_run run) {
     typedef delta_record<KEY_SIZE, false> record;
     delta_chunk_shared<KEY_SIZE> *shared = (delta_chunk_shared<KEY_SIZE> *)block_memory();
@@ -306,11 +306,11 @@ static __global__ void __launch_bounds__(CHUNK_THREADS, 3) delta_chunks(const __
     const int key_head = blockIdx.x / parts % run.key_heads, member = part * CHUNK_WARPS + warp;
     const delta_piece piece = run.pieces[piece_index];
     copy_rows<KEY_SIZE>(shared->key, run.key, key_head, piece, CHUNK_THREADS);
-    if (SCORES || run.normalise) copy_rows<KEY_SIZE>(shared->query, run.query, key_head, piece, CHUNK_THREADS);
+    copy_rows<KEY_SIZE>(shared->query, run.query, key_head, piece, CHUNK_THREADS);
     copies_commit();
     copies_wait<0>();
     __syncthreads();
-    make_products<KEY_SIZE, SCORES>(shared, run.normalise);
+    make_products<KEY_SIZE>(shared, run.normalise);
     __syncthreads();
     if (member >= run.group) return;
     delta_tokens &tokens = shared->tokens[warp];
@@ -318,7 +318,7 @@ static __global__ void __launch_bounds__(CHUNK_THREADS, 3) delta_chunks(const __
     char *to = run.records + (piece_index * run.heads + head) * record::bytes;
     load_tokens<KEY_SIZE>(tokens, run, piece, head, shared);
     store_factors<KEY_SIZE>((float *)(to + record::factors), run, tokens, shared);
-    make_record<KEY_SIZE, SCORES>(to, shared->tile[warp], shared, tokens, run.scale);
+    make_record<KEY_SIZE>(to, shared->tile[warp], shared, tokens, run.scale);
 }
 
 /* ---- decays of keys ---- */
@@ -602,20 +602,19 @@ static __global__ void __launch_bounds__(KEY_THREADS) delta_key_chunks(const __g
 
 /* ---- start ---- */
 
-template <int KEY_SIZE> static ln_cuda_code start_chunks(const delta_run &run, bool by_key, bool scores, void *stream) {
+template <int KEY_SIZE> static ln_cuda_code start_chunks(const delta_run &run, bool by_key, void *stream) {
     const int64_t parts = by_key ? run.group : (run.group + CHUNK_WARPS - 1) / CHUNK_WARPS;
     const int64_t blocks = run.piece_count * run.key_heads * parts;
     const dim3 grid((unsigned)blocks);
     if (by_key)
         return launch(delta_key_chunks<KEY_SIZE>, grid, dim3(KEY_THREADS), (int)sizeof(delta_key_shared<KEY_SIZE>),
                       stream, run);
-    return launch(scores ? delta_chunks<KEY_SIZE, true> : delta_chunks<KEY_SIZE, false>, grid, dim3(CHUNK_THREADS),
-                  (int)sizeof(delta_chunk_shared<KEY_SIZE>), stream, run);
+    return launch(delta_chunks<KEY_SIZE>, grid, dim3(CHUNK_THREADS), (int)sizeof(delta_chunk_shared<KEY_SIZE>), stream,
+                  run);
 }
 
 } // namespace ln
 
-ln_cuda_code ln_cuda_delta_chunks(const ln::delta_run &run, bool by_key, bool scores, void *stream) {
-    return run.key_size == 64 ? ln::start_chunks<64>(run, by_key, scores, stream)
-                              : ln::start_chunks<128>(run, by_key, scores, stream);
+ln_cuda_code ln_cuda_delta_chunks(const ln::delta_run &run, bool by_key, void *stream) {
+    return run.key_size == 64 ? ln::start_chunks<64>(run, by_key, stream) : ln::start_chunks<128>(run, by_key, stream);
 }

@@ -133,7 +133,6 @@ template <int KEY_SIZE, bool BY_KEY> static ln_cuda_delta_kernel portable_kernel
             PORTABLE_THREADS,
             delta_stage<KEY_SIZE, BY_KEY>::bytes,
             8,
-            true,
             false,
             portable_start<KEY_SIZE, BY_KEY>,
             NULL};
