@@ -405,25 +405,29 @@ static __device__ __forceinline__ void load_eight(float (&x)[8], const float *fr
 /* Eight columns of one token: the tiles of the block, and what the walk reads, to memory. decay: of the four blocks. */
 template <int KEY_SIZE>
 static __device__ __forceinline__ void decay_piece(delta_key_shared<KEY_SIZE> *shared, char *to, int row, int column,
-                                                   float scale, const float (&decay)[4][8]) {
+                                                   int block, const delta_run &run, const float (&decay)[4][8]) {
     typedef delta_record<KEY_SIZE, true> record;
-    const int at = piece_at(row, column), block = row / 16;
-    float key[8], query[8], gate[8], total[8], after[8];
+    const int at = piece_at(row, column);
+    float key[8], query[8], gate[8], after[8], total[8];
     unpack_eight(key, *(uint4 *)(shared->key + at));
     unpack_eight(query, *(uint4 *)(shared->query + at));
     load_eight(gate, &shared->gate[row][column * 8]);
     load_eight(total, &shared->gate[16 * block + 15][column * 8]);
-    const float key_norm = shared->key_norm[row], query_norm = shared->query_norm[row] * scale;
-    bool large = false;
+    const float key_norm = shared->key_norm[row], query_norm = shared->query_norm[row] * run.scale;
+#pragma unroll
+    for (int i = 0; i < 8; i++) key[i] *= key_norm, query[i] *= query_norm;
+    if (!run.normalise) {
+        bool large = false;
+#pragma unroll
+        for (int i = 0; i < 8; i++) large = large || !(fabsf(key[i]) < LARGE && fabsf(query[i]) < LARGE);
+        if (large) shared->exact[block] = 1;
+    }
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        key[i] *= key_norm, query[i] *= query_norm;
-        large = large || !(fabsf(key[i]) < LARGE && fabsf(query[i]) < LARGE);
         after[i] = key[i] * exponential(total[i] - gate[i]);
         gate[i] = exponential(gate[i]);
         key[i] *= gate[i], query[i] *= gate[i];
     }
-    if (large) shared->exact[block] = 1;
     *(uint4 *)(shared->write + at) = pack_eight(after);
     *(uint4 *)(shared->key + at) = pack_eight(key);
     *(uint4 *)(shared->query + at) = pack_eight(query);
@@ -440,16 +444,18 @@ static __device__ __forceinline__ void decay_piece(delta_key_shared<KEY_SIZE> *s
 }
 
 template <int KEY_SIZE>
-static __device__ __forceinline__ void decay_tiles(delta_key_shared<KEY_SIZE> *shared, char *to, float scale) {
+static __device__ __forceinline__ void decay_tiles(delta_key_shared<KEY_SIZE> *shared, char *to, const delta_run &run) {
     typedef delta_record<KEY_SIZE, true> record;
-    const int column = threadIdx.x % (KEY_SIZE / 8);
+    constexpr int pieces = KEY_SIZE / 8, rows = KEY_THREADS / pieces; /* 16 rows at once, or 32 */
+    const int column = threadIdx.x % pieces, row = threadIdx.x / pieces;
     float decay[4][8];
 #pragma unroll
     for (int b = 0; b < 4; b++) load_eight(decay[b], &shared->decay[b][column * 8]);
-#pragma unroll 2
-    for (int row = threadIdx.x / (KEY_SIZE / 8); row < CHUNK; row += KEY_THREADS / (KEY_SIZE / 8))
-        decay_piece<KEY_SIZE>(shared, to, row, column, scale, decay);
-    if (threadIdx.x < KEY_SIZE / 8)
+#pragma unroll
+    for (int first = 0; first < CHUNK; first += rows)
+        decay_piece<KEY_SIZE>(shared, to, first + row, column, rows == 16 ? first / 16 : (first + row) / 16, run,
+                              decay);
+    if (row == 0)
 #pragma unroll
         for (int i = 0; i < 8; i++)
             ((float *)(to + record::factors))[column * 8 + i] = decay[0][i] * decay[1][i] * decay[2][i] * decay[3][i];
@@ -557,12 +563,42 @@ static __device__ __forceinline__ void make_blocks(delta_key_shared<KEY_SIZE> *s
     }
 }
 
+/* Column J of blocks of T, by one warp. */
+template <int KEY_SIZE, int J>
+static __device__ __forceinline__ void make_column(char *tile, const delta_key_shared<KEY_SIZE> *shared) {
+    float block[10][8], by[4];
+#pragma unroll
+    for (int i = J + 1; i < 4; i++) {
+        get_block(block[lower(i, i)], shared->diagonal + i * INVERT_BLOCK);
+        make_operand(block[lower(i, i)], 1);
+#pragma unroll
+        for (int k = J; k < i; k++) {
+            get_lane(block[lower(i, k)], shared->below[i * (i - 1) / 2 + k]);
+            make_operand(block[lower(i, k)], 1);
+        }
+    }
+    invert_column<J>(block, shared->diagonal);
+    get_block(block[lower(J, J)], shared->diagonal + J * INVERT_BLOCK);
+    load_columns(by, shared->strength + 16 * J);
+#pragma unroll
+    for (int i = J; i < 4; i++) put_tile(tile, block[lower(i, J)], by, i, J);
+}
 template <int KEY_SIZE>
-static __device__ __forceinline__ void take_blocks(float (&block)[10][8], const delta_key_shared<KEY_SIZE> *shared) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-#pragma unroll
-        for (int j = 0; j < i; j++) get_lane(block[lower(i, j)], shared->below[i * (i - 1) / 2 + j]);
+static __device__ __forceinline__ void make_transform(char *to, delta_key_shared<KEY_SIZE> *shared) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    char *tile = (char *)shared->gate;
+    if (warp == 0) invert_diagonal(shared->diagonal);
+    __syncthreads();
+    if (warp == 0) make_column<KEY_SIZE, 0>(tile, shared);
+    if (warp == 1) make_column<KEY_SIZE, 1>(tile, shared);
+    if (warp == 2) make_column<KEY_SIZE, 2>(tile, shared);
+    if (warp == 3) make_column<KEY_SIZE, 3>(tile, shared);
+    __syncthreads();
+#pragma unroll 1
+    for (int block = warp; block < 10; block += KEY_THREADS / 32) {
+        const int i = (block > 0) + (block > 2) + (block > 5), j = block - i * (i + 1) / 2;
+        const int at = piece_at(16 * i + lane / 2, 2 * j + lane % 2);
+        *(uint4 *)(to + at) = *(const uint4 *)(tile + at);
     }
 }
 
@@ -570,7 +606,7 @@ template <int KEY_SIZE>
 static __global__ void __launch_bounds__(KEY_THREADS) delta_key_chunks(const __grid_constant__ delta_run run) {
     typedef delta_record<KEY_SIZE, true> record;
     delta_key_shared<KEY_SIZE> *shared = (delta_key_shared<KEY_SIZE> *)block_memory();
-    const int warp = threadIdx.x / 32, head = blockIdx.x % run.heads, key_head = key_head_of(run, head);
+    const int head = blockIdx.x % run.heads, key_head = key_head_of(run, head);
     const delta_piece piece = run.pieces[blockIdx.x / run.heads];
     char *to = run.records + (int64_t)blockIdx.x * record::bytes;
     copy_rows<KEY_SIZE>(shared->key, run.key, key_head, piece, KEY_THREADS);
@@ -587,17 +623,11 @@ static __global__ void __launch_bounds__(KEY_THREADS) delta_key_chunks(const __g
     norm_rows<KEY_SIZE>(shared, run.normalise);
     sum_gates<KEY_SIZE>(shared);
     __syncthreads();
-    decay_tiles<KEY_SIZE>(shared, to, run.scale);
+    decay_tiles<KEY_SIZE>(shared, to, run);
     __syncthreads();
     make_blocks<KEY_SIZE>(shared, run, piece, key_head, to + record::scores);
     __syncthreads();
-    if (warp == 0) {
-        float block[10][8];
-        take_blocks<KEY_SIZE>(block, shared);
-        __syncwarp();
-        invert(block, shared->diagonal);
-        send_transform(to + record::transform, (char *)shared->gate, block, shared->strength);
-    }
+    make_transform<KEY_SIZE>(to + record::transform, shared);
 }
 
 /* ---- start ---- */
