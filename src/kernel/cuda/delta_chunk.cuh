@@ -176,13 +176,14 @@ static __device__ __forceinline__ void multiply(float (&x)[CHUNK / 2], const flo
 #pragma unroll
     for (int i = 0; i < CHUNK / 2; i++) x[i] *= by[i / 4 * 2 + i % 2];
 }
+/* By the decays of a whole chunk; not at all after the last. */
 template <int KEY_SIZE, bool BY_KEY>
-static __device__ __forceinline__ void decay_state(float (&state)[KEY_SIZE / 2], const float *factors) {
-    const float all = BY_KEY ? 1 : factors[FACTOR_LAST];
+static __device__ __forceinline__ void decay_state(float (&state)[KEY_SIZE / 2], const float *factors, bool last) {
+    const float all = BY_KEY || last ? 1 : factors[FACTOR_LAST];
 #pragma unroll
     for (int n = 0; n < KEY_SIZE / 8; n++) {
         float2 by = {all, all};
-        if (BY_KEY) by = *(const float2 *)(factors + 8 * n + threadIdx.x % 4 * 2);
+        if (BY_KEY && !last) by = *(const float2 *)(factors + 8 * n + threadIdx.x % 4 * 2);
 #pragma unroll
         for (int r = 0; r < 2; r++) state[4 * n + 2 * r] *= by.x, state[4 * n + 2 * r + 1] *= by.y;
     }

@@ -181,7 +181,9 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     __device__ __forceinline__ uint64_t tile(int at) {
         return tiles + (uint64_t)(ring.stage * (SHAPE::stage / 16) + at / 16);
     }
+    /* The product of the state, in bf16, with the keys of a chunk. */
     __device__ __forceinline__ void start_answer(float (&answer)[CHUNK / 2]) {
+        pack_all(left, state);
         hold(left), hold(answer);
         products_open();
         start_rows<KEY_SIZE, false>(answer, left, tile(SHAPE::read));
@@ -250,7 +252,6 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
 
         start_sum(sum);
         if constexpr (!SUMMARY) start_queries();
-        decay_state<KEY_SIZE, BY_KEY>(state, factors);
         if (!BY_KEY) load_factors(by, factors + FACTOR_WRITE);
         products_wait<SUMMARY ? 0 : 1>();
         hold(sum), hold(difference);
@@ -274,11 +275,12 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
         } /* else the last tile of keys once more, for nothing */
         products_wait<0>();
         hold(state), hold(written);
-        pack_all(left, state);
 
         start_answer(answer);
         if constexpr (!SUMMARY) start_output(plain, scores);
         take(value, by, stage());
+        decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + record::factors), at + CHUNK >= tokens);
+        hold(state);
         products_wait<SUMMARY ? 0 : 1>();
         hold(answer), hold(left);
         differ<!BY_KEY>(difference, value, answer, by);
@@ -327,11 +329,11 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             float answer[CHUNK / 2], by[CHUNK / 4] = {};
             uint32_t value[CHUNK / 4];
             meet(0);
-            pack_all(left, state);
             start_answer(answer);
             take(value, by, stage());
             products_wait<0>();
             hold(answer), hold(left);
+            decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + record::factors), false);
             differ<!BY_KEY>(difference, value, answer, by);
 #pragma unroll 1
             for (int at = 0; at < tokens; at += CHUNK) step(at);
