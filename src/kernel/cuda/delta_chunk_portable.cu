@@ -228,9 +228,6 @@ static __device__ __forceinline__ void store_factors(float *to, const delta_run 
         to[FACTOR_READ + t] = key_norm * exponential(gate);
         to[FACTOR_QUERY + t] = run.scale * shared->query_norm[t] * exponential(gate);
         to[FACTOR_WRITE + t] = key_norm * exponential(last - gate);
-        to[FACTOR_GATE + t] = gate;
-        to[FACTOR_KEY_NORM + t] = key_norm;
-        to[FACTOR_QUERY_NORM + t] = run.scale * shared->query_norm[t];
         if (t == 0) to[FACTOR_LAST] = exponential(last);
     }
 }
@@ -239,7 +236,7 @@ static __device__ __forceinline__ void store_factors(float *to, const delta_run 
 template <int KEY_SIZE, int ROW>
 static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *tile,
                                                  const delta_chunk_shared<KEY_SIZE> *shared, const delta_tokens &tokens,
-                                                 const float (&column)[4][4], float scale) {
+                                                 float scale) {
     const float one[4] = {1, 1, 1, 1};
     float row[2], query[2], score[8], norm[4], there[4], here[2], pair[8];
     load_rows(row, tokens.row + 16 * ROW);
@@ -251,11 +248,13 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *ti
             row[0] *= between, row[1] *= between;
             query[0] *= between, query[1] *= between;
         }
+        float column[4];
+        load_columns(column, tokens.column + 16 * j);
         get_lane(block[lower(ROW, j)], shared->product[lower(ROW, j)]);
-        decay_below(block[lower(ROW, j)], row, column[j]);
+        decay_below(block[lower(ROW, j)], row, column);
         {
             get_lane(score, shared->product[10 + lower(ROW, j)]);
-            decay_below(score, query, column[j]);
+            decay_below(score, query, column);
             put_tile(tile, score, one, ROW, j);
         }
     }
@@ -282,13 +281,11 @@ template <int KEY_SIZE>
 static __device__ __forceinline__ void make_record(char *to, char *tile, const delta_chunk_shared<KEY_SIZE> *shared,
                                                    const delta_tokens &tokens, float scale) {
     typedef delta_record<KEY_SIZE, false> record;
-    float block[10][8], column[4][4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) load_columns(column[j], tokens.column + 16 * j);
-    decay_row<KEY_SIZE, 0>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, 1>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, 2>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, 3>(block, tile, shared, tokens, column, scale);
+    float block[10][8];
+    decay_row<KEY_SIZE, 0>(block, tile, shared, tokens, scale);
+    decay_row<KEY_SIZE, 1>(block, tile, shared, tokens, scale);
+    decay_row<KEY_SIZE, 2>(block, tile, shared, tokens, scale);
+    decay_row<KEY_SIZE, 3>(block, tile, shared, tokens, scale);
     send_lower(to + record::scores, tile);
 #pragma unroll
     for (int i = 0; i < 4; i++) put_block((float *)tile + i * INVERT_BLOCK, block[lower(i, i)]);

@@ -92,8 +92,7 @@ typedef struct places { /* in the workspace */
 
 static places places_of(const ln_cuda_delta *d, const ln_cuda_delta_plan *plan) {
     const int64_t tile = LN_CUDA_DELTA_CHUNK * d->key_size * 2;
-    const int64_t record = d->decay == LN_CUDA_DECAY_KEY ? ln::delta_record<64, true>::small + 3 * tile
-                                                         : (int64_t)ln::delta_record<64, false>::small;
+    const int64_t record = ln::delta_record<64, false>::small + (d->decay == LN_CUDA_DECAY_KEY ? 3 * tile : 0);
     const int64_t states = (plan->parts + plan->joins) * d->heads * d->key_size * 4;
     places at = {};
     at.texts = rounded(plan->chunks * (int64_t)sizeof(ln::delta_piece));
