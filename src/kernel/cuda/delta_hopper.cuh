@@ -4,8 +4,8 @@
  * STAGES ahead. Each group of four warps keeps the state of its 64 columns, transposed, as accumulators of products,
  * and steps from chunk to chunk (delta_chunk.cuh):
  *
- *     start sum = difference T^T and output = S Q^T ; start S += written K ; S in bf16 ;
- *     start answer = S K^T of the next chunk and output += written P^T ; difference = V - answer.
+ *     start sum = difference T^T and output = S Q^T ; start S += written K and output += written P^T ; S in bf16 ;
+ *     start answer = S K^T of the next chunk ; difference = V - answer.
  *
  * Every left operand is an accumulator rounded to bf16, which already lies where products want it, so that nothing of
  * the chain of three products passes through memory; those of the outputs fill its gaps. Another warp stores outputs.
@@ -37,7 +37,7 @@ template <int KEY_SIZE, int GROUPS, bool BY_KEY, int STAGES> struct delta_shape 
     static constexpr int scratch = STAGES * stage,
                          control = BY_KEY ? (int)record::factors_end : scratch + GROUPS * 8192,
                          bytes = BY_KEY ? scratch + GROUPS * 8192 : control + (int)sizeof(delta_control);
-    static constexpr int copy_registers = GROUPS == 1 ? 40 : 32, walk_registers = 240; /* a thread's */
+    static constexpr int copy_registers = 40, walk_registers = GROUPS == 1 ? 240 : 232; /* a thread's */
 };
 
 /* Which stage the n-th chunk lies in, and the phase of its barriers. */
@@ -215,10 +215,10 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
         products_commit();
         hold(state);
     }
-    __device__ __forceinline__ void start_output(uint32_t (&written)[CHUNK / 4], uint64_t scores) {
+    __device__ __forceinline__ void start_output(uint32_t (&written)[CHUNK / 4]) {
         hold(output), hold(written);
         products_open();
-        start_rows<CHUNK, true>(output, written, scores);
+        start_rows<CHUNK, true>(output, written, tile(record::scores));
         products_commit();
         hold(output);
     }
@@ -245,8 +245,6 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     /* The chunk that starts at token `at`, up to the differences of the next. */
     __device__ __forceinline__ void step(int at) {
         const float *factors = (const float *)(stage() + record::factors);
-        const uint64_t scores = tile(record::scores);
-        const int here = ring.stage;
         float answer[CHUNK / 2], sum[CHUNK / 2], by[CHUNK / 4] = {};
         uint32_t value[CHUNK / 4], written[CHUNK / 4], plain[CHUNK / 4];
 
@@ -267,26 +265,19 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             products_wait<1>();
             hold(output), hold(left);
             if (!BY_KEY) multiply(output, by);
-            hold(output);
+            start_output(plain);
         }
+        const int here = ring.stage;
         if (at + CHUNK < tokens) {
             ring.next();
             meet(at + CHUNK);
         } /* else the last tile of keys once more, for nothing */
-        products_wait<0>();
+        products_wait<SUMMARY ? 0 : 1>();
         hold(state), hold(written);
 
         start_answer(answer);
-        if constexpr (!SUMMARY) start_output(plain, scores);
-        take(value, by, stage());
-        decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + record::factors), at + CHUNK >= tokens);
-        hold(state);
-        products_wait<SUMMARY ? 0 : 1>();
-        hold(answer), hold(left);
-        differ<!BY_KEY>(difference, value, answer, by);
-        hold(difference); /* made before the wait */
         if constexpr (!SUMMARY) {
-            products_wait<0>();
+            products_wait<1>();
             hold(output), hold(plain);
         }
         if (threadIdx.x % 32 == 0) barrier_arrive(&control->free[here]);
@@ -296,6 +287,12 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             else
                 leave();
         }
+        take(value, by, stage());
+        decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + record::factors), at + CHUNK >= tokens);
+        hold(state);
+        products_wait<0>();
+        hold(answer), hold(left);
+        differ<!BY_KEY>(difference, value, answer, by);
     }
 
     __device__ __forceinline__ void begin() {
