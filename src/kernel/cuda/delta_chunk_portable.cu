@@ -54,19 +54,28 @@ static __device__ __forceinline__ float gate_of(float decay) {
     return gate < FAINT ? FAINT : gate;
 }
 
-/* By one warp: lane l has tokens 2 l and 2 l + 1. */
-template <int KEY_SIZE>
-static __device__ __forceinline__ void load_tokens(delta_tokens &to, const delta_run &run, const delta_piece &piece,
-                                                   int head, const delta_chunk_shared<KEY_SIZE> *shared) {
-    const int lane = threadIdx.x % 32;
+/* Lane l of a warp has tokens 2 l and 2 l + 1. */
+struct delta_pair {
     float gate[2], strength[2];
+};
+static __device__ __forceinline__ delta_pair read_tokens(const delta_run &run, const delta_piece &piece, int head) {
+    const int lane = threadIdx.x % 32;
+    delta_pair pair;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int64_t at = (int64_t)(piece.token + 2 * lane + i) * run.heads + head;
         const bool inside = 2 * lane + i < piece.rows;
-        strength[i] = inside ? run.beta[at] : 0;
-        gate[i] = inside && run.decay ? gate_of(run.decay[at]) : 0;
+        pair.strength[i] = inside ? run.beta[at] : 0;
+        pair.gate[i] = inside && run.decay ? run.decay[at] : 0;
     }
+    return pair;
+}
+template <int KEY_SIZE>
+static __device__ __forceinline__ void sum_tokens(delta_tokens &to, const delta_pair &pair, float scale,
+                                                  const delta_chunk_shared<KEY_SIZE> *shared) {
+    const int lane = threadIdx.x % 32;
+    const float strength[2] = {pair.strength[0], pair.strength[1]};
+    float gate[2] = {gate_of(pair.gate[0]), gate_of(pair.gate[1])};
     gate[1] += gate[0];
     float sum = gate[1];
 #pragma unroll
@@ -86,7 +95,7 @@ static __device__ __forceinline__ void load_tokens(delta_tokens &to, const delta
         to.strength[t] = strength[i];
         to.plain[t] = strength[i] * key_norm;
         to.row[t] = strength[i] * key_norm * since;
-        to.query[t] = run.scale * shared->query_norm[t] * since;
+        to.query[t] = scale * shared->query_norm[t] * since;
         to.column[t] = key_norm * exponential(end - gate[i]);
     }
     __syncwarp();
@@ -305,15 +314,17 @@ static __global__ void __launch_bounds__(CHUNK_THREADS, 3) delta_chunks(const __
     copy_rows<KEY_SIZE>(shared->key, run.key, key_head, piece, CHUNK_THREADS);
     copy_rows<KEY_SIZE>(shared->query, run.query, key_head, piece, CHUNK_THREADS);
     copies_commit();
+    const int head = run.tiled ? member * run.key_heads + key_head : key_head * run.group + member;
+    delta_pair pair = {};
+    if (member < run.group) pair = read_tokens(run, piece, head);
     copies_wait<0>();
     __syncthreads();
     make_products<KEY_SIZE>(shared, run.normalise);
     __syncthreads();
     if (member >= run.group) return;
     delta_tokens &tokens = shared->tokens[warp];
-    const int head = run.tiled ? member * run.key_heads + key_head : key_head * run.group + member;
     char *to = run.records + (piece_index * run.heads + head) * record::bytes;
-    load_tokens<KEY_SIZE>(tokens, run, piece, head, shared);
+    sum_tokens<KEY_SIZE>(tokens, pair, run.scale, shared);
     store_factors<KEY_SIZE>((float *)(to + record::factors), run, tokens, shared);
     make_record<KEY_SIZE>(to, shared->tile[warp], shared, tokens, run.scale);
 }
