@@ -61,21 +61,14 @@ static __device__ __forceinline__ int key_head_of(const delta_run &run, int head
 
 /* Bytes of a record, and where its parts lie. */
 template <int KEY_SIZE, bool BY_KEY> struct delta_record {
-    static constexpr int scores = 0, transform = 8192, factors = 16384, small = 18432;
+    static constexpr int scores = 0, transform = 8192, factors = 16384, small = 17408;
+    static constexpr int factors_end = BY_KEY ? factors + KEY_SIZE * 4 : small; /* of what is used */
     static constexpr int tile = CHUNK * KEY_SIZE * 2;
     static constexpr int read = small, query = read + tile, write = query + tile, bytes = BY_KEY ? write + tile : small;
 };
-/* Floats among the factors: of a token's reading, query and writing; G, base 2, and what makes keys and queries as long
- * as they count; the decay of the whole chunk. Or the decay of the whole chunk for each key. */
-enum {
-    FACTOR_READ = 0,
-    FACTOR_QUERY = CHUNK,
-    FACTOR_WRITE = 2 * CHUNK,
-    FACTOR_GATE = 3 * CHUNK,
-    FACTOR_KEY_NORM = 4 * CHUNK,
-    FACTOR_QUERY_NORM = 5 * CHUNK,
-    FACTOR_LAST = 6 * CHUNK
-};
+/* Floats among the factors: of a token's reading, query and writing, and the decay of the whole chunk. Or the decay of
+ * the whole chunk for each key. */
+enum { FACTOR_READ = 0, FACTOR_QUERY = CHUNK, FACTOR_WRITE = 2 * CHUNK, FACTOR_LAST = 3 * CHUNK };
 
 /* Where 8 columns of a row lie in a tile of CHUNK rows: panels of 64 columns, pieces of 16 bytes in an order that
  * depends on the row, as the copy engine stores them. */
@@ -175,13 +168,14 @@ static __device__ __forceinline__ void multiply(float (&x)[CHUNK / 2], const flo
 #pragma unroll
     for (int i = 0; i < CHUNK / 2; i++) x[i] *= by[i / 4 * 2 + i % 2];
 }
+/* By the decays of a whole chunk; not at all after the last. */
 template <int KEY_SIZE, bool BY_KEY>
-static __device__ __forceinline__ void decay_state(float (&state)[KEY_SIZE / 2], const float *factors) {
-    const float all = BY_KEY ? 1 : factors[FACTOR_LAST];
+static __device__ __forceinline__ void decay_state(float (&state)[KEY_SIZE / 2], const float *factors, bool last) {
+    const float all = BY_KEY || last ? 1 : factors[FACTOR_LAST];
 #pragma unroll
     for (int n = 0; n < KEY_SIZE / 8; n++) {
         float2 by = {all, all};
-        if (BY_KEY) by = *(const float2 *)(factors + 8 * n + threadIdx.x % 4 * 2);
+        if (BY_KEY && !last) by = *(const float2 *)(factors + 8 * n + threadIdx.x % 4 * 2);
 #pragma unroll
         for (int r = 0; r < 2; r++) state[4 * n + 2 * r] *= by.x, state[4 * n + 2 * r + 1] *= by.y;
     }

@@ -54,19 +54,28 @@ static __device__ __forceinline__ float gate_of(float decay) {
     return gate < FAINT ? FAINT : gate;
 }
 
-/* By one warp: lane l has tokens 2 l and 2 l + 1. */
-template <int KEY_SIZE>
-static __device__ __forceinline__ void load_tokens(delta_tokens &to, const delta_run &run, const delta_piece &piece,
-                                                   int head, const delta_chunk_shared<KEY_SIZE> *shared) {
-    const int lane = threadIdx.x % 32;
+/* Lane l of a warp has tokens 2 l and 2 l + 1. */
+struct delta_pair {
     float gate[2], strength[2];
+};
+static __device__ __forceinline__ delta_pair read_tokens(const delta_run &run, const delta_piece &piece, int head) {
+    const int lane = threadIdx.x % 32;
+    delta_pair pair;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int64_t at = (int64_t)(piece.token + 2 * lane + i) * run.heads + head;
         const bool inside = 2 * lane + i < piece.rows;
-        strength[i] = inside ? run.beta[at] : 0;
-        gate[i] = inside && run.decay ? gate_of(run.decay[at]) : 0;
+        pair.strength[i] = inside ? run.beta[at] : 0;
+        pair.gate[i] = inside && run.decay ? run.decay[at] : 0;
     }
+    return pair;
+}
+template <int KEY_SIZE>
+static __device__ __forceinline__ void sum_tokens(delta_tokens &to, const delta_pair &pair, float scale,
+                                                  const delta_chunk_shared<KEY_SIZE> *shared) {
+    const int lane = threadIdx.x % 32;
+    const float strength[2] = {pair.strength[0], pair.strength[1]};
+    float gate[2] = {gate_of(pair.gate[0]), gate_of(pair.gate[1])};
     gate[1] += gate[0];
     float sum = gate[1];
 #pragma unroll
@@ -86,7 +95,7 @@ static __device__ __forceinline__ void load_tokens(delta_tokens &to, const delta
         to.strength[t] = strength[i];
         to.plain[t] = strength[i] * key_norm;
         to.row[t] = strength[i] * key_norm * since;
-        to.query[t] = run.scale * shared->query_norm[t] * since;
+        to.query[t] = scale * shared->query_norm[t] * since;
         to.column[t] = key_norm * exponential(end - gate[i]);
     }
     __syncwarp();
@@ -126,16 +135,16 @@ static __device__ __forceinline__ void add_tiles(float (&sum)[8], const uint32_t
 }
 
 /* Warp w: the row w of blocks of keys, the row 3 - w of queries, so that all have as much to do. */
-template <int KEY_SIZE, bool SCORES>
+template <int KEY_SIZE>
 static __device__ __forceinline__ void make_products(delta_chunk_shared<KEY_SIZE> *shared, bool normalise) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, other = SCORES ? 3 - warp : -1;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, other = 3 - warp;
     float key[4][8] = {}, query[4][8] = {}, self[8] = {};
 #pragma unroll 2
     for (int k = 0; k < KEY_SIZE / 16; k++) {
         const int column = 2 * k + lane / 16;
         uint32_t own[4], asks[4], right[4];
         load_matrices<false>(own, shared->key + piece_at(16 * warp + lane % 16, column));
-        if (SCORES) load_matrices<false>(asks, shared->query + piece_at(16 * other + lane % 16, column));
+        load_matrices<false>(asks, shared->query + piece_at(16 * other + lane % 16, column));
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             if (j > warp && j > other) continue;
@@ -228,34 +237,33 @@ static __device__ __forceinline__ void store_factors(float *to, const delta_run 
         to[FACTOR_READ + t] = key_norm * exponential(gate);
         to[FACTOR_QUERY + t] = run.scale * shared->query_norm[t] * exponential(gate);
         to[FACTOR_WRITE + t] = key_norm * exponential(last - gate);
-        to[FACTOR_GATE + t] = gate;
-        to[FACTOR_KEY_NORM + t] = key_norm;
-        to[FACTOR_QUERY_NORM + t] = run.scale * shared->query_norm[t];
         if (t == 0) to[FACTOR_LAST] = exponential(last);
     }
 }
 
 /* Row i of blocks of P, to the warp's tile, and of A. */
-template <int KEY_SIZE, bool SCORES, int ROW>
+template <int KEY_SIZE, int ROW>
 static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *tile,
                                                  const delta_chunk_shared<KEY_SIZE> *shared, const delta_tokens &tokens,
-                                                 const float (&column)[4][4], float scale) {
+                                                 float scale) {
     const float one[4] = {1, 1, 1, 1};
     float row[2], query[2], score[8], norm[4], there[4], here[2], pair[8];
     load_rows(row, tokens.row + 16 * ROW);
-    if (SCORES) load_rows(query, tokens.query + 16 * ROW);
+    load_rows(query, tokens.query + 16 * ROW);
 #pragma unroll
     for (int j = ROW - 1; j >= 0; j--) {
         if (j + 1 < ROW) { /* the blocks between are no longer to the next block's end, but to that of this */
             const float between = exponential(tokens.gate[16 * j + 31] - tokens.gate[16 * j + 15]);
             row[0] *= between, row[1] *= between;
-            if (SCORES) query[0] *= between, query[1] *= between;
+            query[0] *= between, query[1] *= between;
         }
+        float column[4];
+        load_columns(column, tokens.column + 16 * j);
         get_lane(block[lower(ROW, j)], shared->product[lower(ROW, j)]);
-        decay_below(block[lower(ROW, j)], row, column[j]);
-        if (SCORES) {
+        decay_below(block[lower(ROW, j)], row, column);
+        {
             get_lane(score, shared->product[10 + lower(ROW, j)]);
-            decay_below(score, query, column[j]);
+            decay_below(score, query, column);
             put_tile(tile, score, one, ROW, j);
         }
     }
@@ -267,7 +275,7 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *ti
     for (int e = 0; e < 8; e++) pair[e] = exponential(here[e / 2 % 2] - there[e / 4 * 2 + e % 2]);
     get_lane(block[lower(ROW, ROW)], shared->product[lower(ROW, ROW)]);
     decay_diagonal<true>(block[lower(ROW, ROW)], row, norm, pair);
-    if (SCORES) {
+    {
         load_rows(query, shared->query_norm + 16 * ROW);
         query[0] *= scale, query[1] *= scale;
         get_lane(score, shared->product[10 + lower(ROW, ROW)]);
@@ -278,25 +286,23 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *ti
 }
 
 /* The record of one head, by one warp. */
-template <int KEY_SIZE, bool SCORES>
+template <int KEY_SIZE>
 static __device__ __forceinline__ void make_record(char *to, char *tile, const delta_chunk_shared<KEY_SIZE> *shared,
                                                    const delta_tokens &tokens, float scale) {
     typedef delta_record<KEY_SIZE, false> record;
-    float block[10][8], column[4][4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) load_columns(column[j], tokens.column + 16 * j);
-    decay_row<KEY_SIZE, SCORES, 0>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, SCORES, 1>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, SCORES, 2>(block, tile, shared, tokens, column, scale);
-    decay_row<KEY_SIZE, SCORES, 3>(block, tile, shared, tokens, column, scale);
-    if (SCORES) send_lower(to + record::scores, tile);
+    float block[10][8];
+    decay_row<KEY_SIZE, 0>(block, tile, shared, tokens, scale);
+    decay_row<KEY_SIZE, 1>(block, tile, shared, tokens, scale);
+    decay_row<KEY_SIZE, 2>(block, tile, shared, tokens, scale);
+    decay_row<KEY_SIZE, 3>(block, tile, shared, tokens, scale);
+    send_lower(to + record::scores, tile);
 #pragma unroll
     for (int i = 0; i < 4; i++) put_block((float *)tile + i * INVERT_BLOCK, block[lower(i, i)]);
     invert(block, (float *)tile);
     send_transform(to + record::transform, tile, block, tokens.strength);
 }
 
-template <int KEY_SIZE, bool SCORES>
+template <int KEY_SIZE>
 static __global__ void __launch_bounds__(CHUNK_THREADS, 3) delta_chunks(const __grid_constant__ delta_run run) {
     typedef delta_record<KEY_SIZE, false> record;
     delta_chunk_shared<KEY_SIZE> *shared = (delta_chunk_shared<KEY_SIZE> *)block_memory();
@@ -306,19 +312,21 @@ static __global__ void __launch_bounds__(CHUNK_THREADS, 3) delta_chunks(const __
     const int key_head = blockIdx.x / parts % run.key_heads, member = part * CHUNK_WARPS + warp;
     const delta_piece piece = run.pieces[piece_index];
     copy_rows<KEY_SIZE>(shared->key, run.key, key_head, piece, CHUNK_THREADS);
-    if (SCORES || run.normalise) copy_rows<KEY_SIZE>(shared->query, run.query, key_head, piece, CHUNK_THREADS);
+    copy_rows<KEY_SIZE>(shared->query, run.query, key_head, piece, CHUNK_THREADS);
     copies_commit();
+    const int head = run.tiled ? member * run.key_heads + key_head : key_head * run.group + member;
+    delta_pair pair = {};
+    if (member < run.group) pair = read_tokens(run, piece, head);
     copies_wait<0>();
     __syncthreads();
-    make_products<KEY_SIZE, SCORES>(shared, run.normalise);
+    make_products<KEY_SIZE>(shared, run.normalise);
     __syncthreads();
     if (member >= run.group) return;
     delta_tokens &tokens = shared->tokens[warp];
-    const int head = run.tiled ? member * run.key_heads + key_head : key_head * run.group + member;
     char *to = run.records + (piece_index * run.heads + head) * record::bytes;
-    load_tokens<KEY_SIZE>(tokens, run, piece, head, shared);
+    sum_tokens<KEY_SIZE>(tokens, pair, run.scale, shared);
     store_factors<KEY_SIZE>((float *)(to + record::factors), run, tokens, shared);
-    make_record<KEY_SIZE, SCORES>(to, shared->tile[warp], shared, tokens, run.scale);
+    make_record<KEY_SIZE>(to, shared->tile[warp], shared, tokens, run.scale);
 }
 
 /* ---- decays of keys ---- */
@@ -405,25 +413,29 @@ static __device__ __forceinline__ void load_eight(float (&x)[8], const float *fr
 /* Eight columns of one token: the tiles of the block, and what the walk reads, to memory. decay: of the four blocks. */
 template <int KEY_SIZE>
 static __device__ __forceinline__ void decay_piece(delta_key_shared<KEY_SIZE> *shared, char *to, int row, int column,
-                                                   float scale, const float (&decay)[4][8]) {
+                                                   int block, const delta_run &run, const float (&decay)[4][8]) {
     typedef delta_record<KEY_SIZE, true> record;
-    const int at = piece_at(row, column), block = row / 16;
-    float key[8], query[8], gate[8], total[8], after[8];
+    const int at = piece_at(row, column);
+    float key[8], query[8], gate[8], after[8], total[8];
     unpack_eight(key, *(uint4 *)(shared->key + at));
     unpack_eight(query, *(uint4 *)(shared->query + at));
     load_eight(gate, &shared->gate[row][column * 8]);
     load_eight(total, &shared->gate[16 * block + 15][column * 8]);
-    const float key_norm = shared->key_norm[row], query_norm = shared->query_norm[row] * scale;
-    bool large = false;
+    const float key_norm = shared->key_norm[row], query_norm = shared->query_norm[row] * run.scale;
+#pragma unroll
+    for (int i = 0; i < 8; i++) key[i] *= key_norm, query[i] *= query_norm;
+    if (!run.normalise) {
+        bool large = false;
+#pragma unroll
+        for (int i = 0; i < 8; i++) large = large || !(fabsf(key[i]) < LARGE && fabsf(query[i]) < LARGE);
+        if (large) shared->exact[block] = 1;
+    }
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        key[i] *= key_norm, query[i] *= query_norm;
-        large = large || !(fabsf(key[i]) < LARGE && fabsf(query[i]) < LARGE);
         after[i] = key[i] * exponential(total[i] - gate[i]);
         gate[i] = exponential(gate[i]);
         key[i] *= gate[i], query[i] *= gate[i];
     }
-    if (large) shared->exact[block] = 1;
     *(uint4 *)(shared->write + at) = pack_eight(after);
     *(uint4 *)(shared->key + at) = pack_eight(key);
     *(uint4 *)(shared->query + at) = pack_eight(query);
@@ -440,16 +452,18 @@ static __device__ __forceinline__ void decay_piece(delta_key_shared<KEY_SIZE> *s
 }
 
 template <int KEY_SIZE>
-static __device__ __forceinline__ void decay_tiles(delta_key_shared<KEY_SIZE> *shared, char *to, float scale) {
+static __device__ __forceinline__ void decay_tiles(delta_key_shared<KEY_SIZE> *shared, char *to, const delta_run &run) {
     typedef delta_record<KEY_SIZE, true> record;
-    const int column = threadIdx.x % (KEY_SIZE / 8);
+    constexpr int pieces = KEY_SIZE / 8, rows = KEY_THREADS / pieces; /* 16 rows at once, or 32 */
+    const int column = threadIdx.x % pieces, row = threadIdx.x / pieces;
     float decay[4][8];
 #pragma unroll
     for (int b = 0; b < 4; b++) load_eight(decay[b], &shared->decay[b][column * 8]);
-#pragma unroll 2
-    for (int row = threadIdx.x / (KEY_SIZE / 8); row < CHUNK; row += KEY_THREADS / (KEY_SIZE / 8))
-        decay_piece<KEY_SIZE>(shared, to, row, column, scale, decay);
-    if (threadIdx.x < KEY_SIZE / 8)
+#pragma unroll
+    for (int first = 0; first < CHUNK; first += rows)
+        decay_piece<KEY_SIZE>(shared, to, first + row, column, rows == 16 ? first / 16 : (first + row) / 16, run,
+                              decay);
+    if (row == 0)
 #pragma unroll
         for (int i = 0; i < 8; i++)
             ((float *)(to + record::factors))[column * 8 + i] = decay[0][i] * decay[1][i] * decay[2][i] * decay[3][i];
@@ -557,12 +571,42 @@ static __device__ __forceinline__ void make_blocks(delta_key_shared<KEY_SIZE> *s
     }
 }
 
+/* Column J of blocks of T, by one warp. */
+template <int KEY_SIZE, int J>
+static __device__ __forceinline__ void make_column(char *tile, const delta_key_shared<KEY_SIZE> *shared) {
+    float block[10][8], by[4];
+#pragma unroll
+    for (int i = J + 1; i < 4; i++) {
+        get_block(block[lower(i, i)], shared->diagonal + i * INVERT_BLOCK);
+        make_operand(block[lower(i, i)], 1);
+#pragma unroll
+        for (int k = J; k < i; k++) {
+            get_lane(block[lower(i, k)], shared->below[i * (i - 1) / 2 + k]);
+            make_operand(block[lower(i, k)], 1);
+        }
+    }
+    invert_column<J>(block, shared->diagonal);
+    get_block(block[lower(J, J)], shared->diagonal + J * INVERT_BLOCK);
+    load_columns(by, shared->strength + 16 * J);
+#pragma unroll
+    for (int i = J; i < 4; i++) put_tile(tile, block[lower(i, J)], by, i, J);
+}
 template <int KEY_SIZE>
-static __device__ __forceinline__ void take_blocks(float (&block)[10][8], const delta_key_shared<KEY_SIZE> *shared) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-#pragma unroll
-        for (int j = 0; j < i; j++) get_lane(block[lower(i, j)], shared->below[i * (i - 1) / 2 + j]);
+static __device__ __forceinline__ void make_transform(char *to, delta_key_shared<KEY_SIZE> *shared) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    char *tile = (char *)shared->gate;
+    if (warp == 0) invert_diagonal(shared->diagonal);
+    __syncthreads();
+    if (warp == 0) make_column<KEY_SIZE, 0>(tile, shared);
+    if (warp == 1) make_column<KEY_SIZE, 1>(tile, shared);
+    if (warp == 2) make_column<KEY_SIZE, 2>(tile, shared);
+    if (warp == 3) make_column<KEY_SIZE, 3>(tile, shared);
+    __syncthreads();
+#pragma unroll 1
+    for (int block = warp; block < 10; block += KEY_THREADS / 32) {
+        const int i = (block > 0) + (block > 2) + (block > 5), j = block - i * (i + 1) / 2;
+        const int at = piece_at(16 * i + lane / 2, 2 * j + lane % 2);
+        *(uint4 *)(to + at) = *(const uint4 *)(tile + at);
     }
 }
 
@@ -570,7 +614,7 @@ template <int KEY_SIZE>
 static __global__ void __launch_bounds__(KEY_THREADS) delta_key_chunks(const __grid_constant__ delta_run run) {
     typedef delta_record<KEY_SIZE, true> record;
     delta_key_shared<KEY_SIZE> *shared = (delta_key_shared<KEY_SIZE> *)block_memory();
-    const int warp = threadIdx.x / 32, head = blockIdx.x % run.heads, key_head = key_head_of(run, head);
+    const int head = blockIdx.x % run.heads, key_head = key_head_of(run, head);
     const delta_piece piece = run.pieces[blockIdx.x / run.heads];
     char *to = run.records + (int64_t)blockIdx.x * record::bytes;
     copy_rows<KEY_SIZE>(shared->key, run.key, key_head, piece, KEY_THREADS);
@@ -587,35 +631,28 @@ static __global__ void __launch_bounds__(KEY_THREADS) delta_key_chunks(const __g
     norm_rows<KEY_SIZE>(shared, run.normalise);
     sum_gates<KEY_SIZE>(shared);
     __syncthreads();
-    decay_tiles<KEY_SIZE>(shared, to, run.scale);
+    decay_tiles<KEY_SIZE>(shared, to, run);
     __syncthreads();
     make_blocks<KEY_SIZE>(shared, run, piece, key_head, to + record::scores);
     __syncthreads();
-    if (warp == 0) {
-        float block[10][8];
-        take_blocks<KEY_SIZE>(block, shared);
-        __syncwarp();
-        invert(block, shared->diagonal);
-        send_transform(to + record::transform, (char *)shared->gate, block, shared->strength);
-    }
+    make_transform<KEY_SIZE>(to + record::transform, shared);
 }
 
 /* ---- start ---- */
 
-template <int KEY_SIZE> static ln_cuda_code start_chunks(const delta_run &run, bool by_key, bool scores, void *stream) {
+template <int KEY_SIZE> static ln_cuda_code start_chunks(const delta_run &run, bool by_key, void *stream) {
     const int64_t parts = by_key ? run.group : (run.group + CHUNK_WARPS - 1) / CHUNK_WARPS;
     const int64_t blocks = run.piece_count * run.key_heads * parts;
     const dim3 grid((unsigned)blocks);
     if (by_key)
         return launch(delta_key_chunks<KEY_SIZE>, grid, dim3(KEY_THREADS), (int)sizeof(delta_key_shared<KEY_SIZE>),
                       stream, run);
-    return launch(scores ? delta_chunks<KEY_SIZE, true> : delta_chunks<KEY_SIZE, false>, grid, dim3(CHUNK_THREADS),
-                  (int)sizeof(delta_chunk_shared<KEY_SIZE>), stream, run);
+    return launch(delta_chunks<KEY_SIZE>, grid, dim3(CHUNK_THREADS), (int)sizeof(delta_chunk_shared<KEY_SIZE>), stream,
+                  run);
 }
 
 } // namespace ln
 
-ln_cuda_code ln_cuda_delta_chunks(const ln::delta_run &run, bool by_key, bool scores, void *stream) {
-    return run.key_size == 64 ? ln::start_chunks<64>(run, by_key, scores, stream)
-                              : ln::start_chunks<128>(run, by_key, scores, stream);
+ln_cuda_code ln_cuda_delta_chunks(const ln::delta_run &run, bool by_key, void *stream) {
+    return run.key_size == 64 ? ln::start_chunks<64>(run, by_key, stream) : ln::start_chunks<128>(run, by_key, stream);
 }

@@ -286,7 +286,7 @@ ln_cuda_code ln_cuda_delta_forward(const ln_cuda_delta *delta, const ln_cuda_del
         if (code) return code;
     }
     if (tokens) {
-        const ln_cuda_code code = ln_cuda_delta_chunks(run, delta->decay == LN_CUDA_DECAY_KEY, kernel->scores, stream);
+        const ln_cuda_code code = ln_cuda_delta_chunks(run, delta->decay == LN_CUDA_DECAY_KEY, stream);
         if (code) return code;
     }
     if (plan->parts) {

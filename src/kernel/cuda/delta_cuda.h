@@ -58,8 +58,7 @@ typedef struct ln_cuda_delta_kernel {
     int key_size, columns;     /* columns: of values that one block takes */
     ln_cuda_delta_decay decay; /* KEY, or HEAD, which also does NONE */
     int threads, shared_bytes, major;
-    bool scores; /* wants P in the records, else makes it itself */
-    bool many;   /* preferred where there are many sequences and heads */
+    bool many; /* preferred where there are many sequences and heads */
     /* Starts it; arguments: the descriptions of query, key, value for the copy engine (of major 9), and the run. NULL:
      * the end of the table. */
     ln_cuda_code (*start)(void *const *arguments, int64_t blocks, void *stream);

@@ -4,12 +4,12 @@
  * STAGES ahead. Each group of four warps keeps the state of its 64 columns, transposed, as accumulators of products,
  * and steps from chunk to chunk (delta_chunk.cuh):
  *
- *     start sum = difference T^T and output = S Q^T ; start S += written K ; S in bf16 ;
- *     start answer = S K^T of the next chunk and output += written P^T ; difference = V - answer.
+ *     start sum = difference T^T and output = S Q^T ; start S += written K and output += written P^T ; S in bf16 ;
+ *     start answer = S K^T of the next chunk ; difference = V - answer.
  *
  * Every left operand is an accumulator rounded to bf16, which already lies where products want it, so that nothing of
- * the chain of three products passes through memory; the products with queries fill the gaps in it. With SCORES in the
- * records P comes with them; else another group makes it from the tiles while the others are one chunk behind. */
+ * the chain of three products passes through memory; those of the outputs fill its gaps. Another warp stores outputs.
+ */
 #ifndef LN_KERNEL_CUDA_DELTA_HOPPER_CUH
 #define LN_KERNEL_CUDA_DELTA_HOPPER_CUH
 
@@ -22,23 +22,22 @@ namespace ln {
 enum { DELTA_STAGES_MOST = 4 };
 
 struct delta_control {
-    uint64_t full[DELTA_STAGES_MOST], free[DELTA_STAGES_MOST], scores[DELTA_STAGES_MOST];
+    uint64_t full[DELTA_STAGES_MOST], free[DELTA_STAGES_MOST];
+    uint64_t written[2], drained[2]; /* scratch of a group */
 };
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES> struct delta_shape {
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, int STAGES> struct delta_shape {
     typedef delta_record<KEY_SIZE, BY_KEY> record;
-    static constexpr int threads = 128 * (GROUPS + (SCORES ? 1 : 2)), columns = 64 * GROUPS;
+    static constexpr int threads = 128 * (GROUPS + 1), columns = 64 * GROUPS;
     static constexpr int value = record::bytes, key = value + CHUNK * columns * 2, query = key + record::tile,
                          stage = BY_KEY ? key : query + record::tile;
     static constexpr int read = BY_KEY ? (int)record::read : key, write = BY_KEY ? (int)record::write : key,
                          queries = BY_KEY ? (int)record::query : query;
-    static constexpr int scratch = STAGES * stage, control = scratch + GROUPS * 8192,
-                         bytes = control + (int)sizeof(delta_control);
-    /* Registers of a thread that copies, that makes scores, that walks. */
-    static constexpr int copy_registers = SCORES && GROUPS == 1 ? 40 : 24, score_registers = GROUPS == 1 ? 168 : 96,
-                         walk_registers = SCORES        ? 240
-                                          : GROUPS == 2 ? 192
-                                                        : 232;
+    /* The barriers of decays of keys lie in what the first stage's record leaves free: all else is taken. */
+    static constexpr int scratch = STAGES * stage,
+                         control = BY_KEY ? (int)record::factors_end : scratch + GROUPS * 8192,
+                         bytes = BY_KEY ? scratch + GROUPS * 8192 : control + (int)sizeof(delta_control);
+    static constexpr int copy_registers = 40, walk_registers = GROUPS == 1 ? 240 : 232; /* a thread's */
 };
 
 /* Which stage the n-th chunk lies in, and the phase of its barriers. */
@@ -50,11 +49,11 @@ template <int STAGES> struct delta_ring {
     }
 };
 
-/* sum = (or +=) left rows^T, `right` a tile of CHUNK rows; k-steps FROM .. TO - 1. */
-template <int FROM, int TO, bool ADD>
+/* sum = (or +=) left rows^T, `right` a tile of CHUNK rows. */
+template <int COLUMNS, bool ADD>
 static __device__ __forceinline__ void start_rows(float (&sum)[CHUNK / 2], const uint32_t *left, uint64_t right) {
 #pragma unroll
-    for (int k = FROM; k < TO; k++) {
+    for (int k = 0; k < COLUMNS / 16; k++) {
         const uint64_t at = right + (uint64_t)(k / 4 * (CHUNK * 128 / 16) + k % 4 * 2);
         if (k > 0 || ADD)
             product<CHUNK>::registers<true, false>(sum, left + 4 * k, at);
@@ -63,7 +62,7 @@ static __device__ __forceinline__ void start_rows(float (&sum)[CHUNK / 2], const
     }
 }
 
-template <class SHAPE, int KEY_SIZE, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
+template <class SHAPE, int KEY_SIZE, bool BY_KEY, bool SUMMARY, int STAGES>
 static __device__ __forceinline__ void
 copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUtensorMap *value_map,
             const delta_run &run, const delta_text &text, int head, int column, char *shared, delta_control *control) {
@@ -71,8 +70,8 @@ copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUte
     delta_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
     const int key_head = key_head_of(run, head);
     const char *from = run.records + ((int64_t)text.first_piece * run.heads + head) * record::bytes;
-    /* Of the record: without scores, and to find states alone without queries. */
-    constexpr int first = SCORES && !SUMMARY ? 0 : (int)record::transform;
+    /* Of the record: to find states alone, without scores and queries. */
+    constexpr int first = SUMMARY ? (int)record::transform : 0;
     constexpr int end = SUMMARY && BY_KEY ? (int)record::query : (int)record::bytes, again = SUMMARY && BY_KEY;
     constexpr int tiles = BY_KEY ? again * record::tile : (SUMMARY ? 1 : 2) * record::tile;
     const int panels = column < run.value_size ? SHAPE::columns / 64 : 0; /* past the values: none */
@@ -81,7 +80,7 @@ copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUte
         char *stage = shared + ring.stage * SHAPE::stage;
         uint64_t *full = &control->full[ring.stage];
         barrier_wait(&control->free[ring.stage], ring.phase);
-        barrier_expect(full, end - first + tiles + panels * CHUNK * 128);
+        barrier_expect(full, record::factors_end - first + (end - record::small) + tiles + panels * CHUNK * 128);
         if (!BY_KEY) {
 #pragma unroll 1
             for (int panel = 0; panel < KEY_SIZE / 64; panel++) {
@@ -92,7 +91,8 @@ copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUte
                              text.token + at);
             }
         }
-        copy_row(stage + first, from + first, full, end - first);
+        copy_row(stage + first, from + first, full, record::factors_end - first);
+        if (BY_KEY) copy_row(stage + record::small, from + record::small, full, end - record::small);
         if (again) copy_row(stage + SHAPE::write, from + SHAPE::write, full, record::tile);
 #pragma unroll 1
         for (int panel = 0; panel < panels; panel++)
@@ -103,76 +103,41 @@ copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUte
     }
 }
 
-/* The group that makes P where records have none. */
-template <class SHAPE, int KEY_SIZE, int STAGES>
-static __device__ __forceinline__ void make_scores(const delta_text &text, char *shared, delta_control *control) {
-    typedef typename SHAPE::record record;
-    delta_ring<STAGES> ring = {0, 0};
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+/* One warp: the outputs of a group from its scratch to memory. */
+static __device__ __forceinline__ void store_outputs(const delta_run &run, const delta_text &text, int head, int column,
+                                                     const char *scratch, uint64_t *written, uint64_t *drained) {
+    const int lane = threadIdx.x % 32, row = lane / 8, piece = lane % 8;
+    const int64_t stride = run.output.token_stride;
+    __nv_bfloat16 *to = (__nv_bfloat16 *)run.output.data + head * run.output.head_stride + column + piece * 8 +
+                        (int64_t)(text.token + row) * stride;
+    const char *from = scratch + piece / 2 * 2048;
+    int phase = 0;
 #pragma unroll 1
-    for (int at = 0; at < text.tokens; at += CHUNK) {
-        char *stage = shared + ring.stage * SHAPE::stage;
-        const float *factors = (const float *)(stage + record::factors);
-        const uint64_t query = tile_descriptor<KEY_SIZE, CHUNK>(stage + SHAPE::query),
-                       key = tile_descriptor<KEY_SIZE, CHUNK>(stage + SHAPE::key);
-        float score[CHUNK / 2];
-        barrier_wait(&control->full[ring.stage], ring.phase);
-        hold(score);
-        products_open();
-#pragma unroll
-        for (int k = 0; k < KEY_SIZE / 16; k++) {
-            const uint64_t step = (uint64_t)(k / 4 * (CHUNK * 128 / 16) + k % 4 * 2);
-            if (k == 0)
-                product<CHUNK>::shared<false>(score, query, key);
-            else
-                product<CHUNK>::shared<true>(score, query + step, key + step);
+    for (int left = text.tokens - row; left > -row; left -= CHUNK, phase ^= 1) {
+        barrier_wait(written, phase);
+#pragma unroll 4
+        for (int i = 0; i < CHUNK; i += 4) {
+            const uint4 eight = *(const uint4 *)(from + scratch_at(row + i, piece % 2));
+            if (i < left) *(uint4 *)(to + i * stride) = eight;
         }
-        products_commit();
-        hold(score);
-        const int row = 16 * warp + lane / 4;
-        float gate[2], by[2];
-#pragma unroll
-        for (int r = 0; r < 2; r++)
-            gate[r] = factors[FACTOR_GATE + row + 8 * r], by[r] = factors[FACTOR_QUERY_NORM + row + 8 * r];
-        products_wait<0>();
-        hold(score);
-        if (at + CHUNK > text.tokens) named_arrive(2, SHAPE::columns * 2 + 128); /* the others clear rows of keys */
-        uint32_t packed[CHUNK / 4];
-#pragma unroll
-        for (int n = 0; n < CHUNK / 8; n++) {
-            const int column = 8 * n + lane % 4 * 2;
-            const float2 there = *(const float2 *)(factors + FACTOR_GATE + column),
-                         times = *(const float2 *)(factors + FACTOR_KEY_NORM + column);
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const float *x = score + 4 * n + 2 * r;
-                const float one = x[0] * by[r] * times.x * exponential(gate[r] - there.x),
-                            two = x[1] * by[r] * times.y * exponential(gate[r] - there.y);
-                packed[2 * n + r] = pack(column <= row + 8 * r ? one : 0, column + 1 <= row + 8 * r ? two : 0);
-            }
-        }
-#pragma unroll
-        for (int n = 0; n < CHUNK / 16; n++) {
-            const uint32_t part[4] = {packed[4 * n], packed[4 * n + 1], packed[4 * n + 2], packed[4 * n + 3]};
-            store_matrices<false>(stage + record::scores + piece_at(16 * warp + lane % 16, 2 * n + lane / 16), part);
-        }
-        stores_to_async();
         __syncwarp();
-        if (lane == 0) barrier_arrive(&control->scores[ring.stage]);
-        ring.next();
+        if (lane == 0) barrier_arrive(drained);
+        to += CHUNK * stride;
     }
 }
 
 /* One group's walk. At the end of a step no product runs: the compiler follows them through no loop. */
-template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES> struct delta_walk {
+template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES> struct delta_walk {
     typedef typename SHAPE::record record;
     enum { STEPS = KEY_SIZE / 16 };
     const delta_run &run;
     const delta_text *text; /* in memory: registers are short */
     int token, tokens;      /* its own */
+    uint64_t tiles;         /* description of the first stage's */
     char *shared;
     delta_control *control;
     int head, column, group; /* column: of values, the group's first */
+    int drained;             /* phase */
     delta_ring<STAGES> ring;
     float state[KEY_SIZE / 2], output[CHUNK / 2];
     uint32_t left[KEY_SIZE / 4];    /* the state in bf16 */
@@ -185,7 +150,6 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
     __device__ __forceinline__ void clear_rows(int rows) {
         char *at = stage();
         const int thread = (int)threadIdx.x - 128;
-        if (!SCORES) named_wait(2, GROUPS * 128 + 128);
         for (int i = thread; i < (CHUNK - rows) * SHAPE::columns / 8; i += GROUPS * 128)
             *(uint4 *)(at + SHAPE::value +
                        piece_at(rows + i / (SHAPE::columns / 8), i % (SHAPE::columns / 8))) = {0, 0, 0, 0};
@@ -196,47 +160,52 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
         named_wait(1, GROUPS * 128);
     }
 
-    __device__ __forceinline__ char *scratch() { return shared + SHAPE::scratch + group * 8192 + within() * 128; }
-    /* The output of a chunk to the warp's scratch, from where it goes to memory while the next is under way. */
+    /* The output of a chunk to the group's scratch, from where another warp stores it. */
     __device__ __forceinline__ void leave() {
         const int lane = threadIdx.x % 32;
+        char *to = shared + SHAPE::scratch + group * 8192 + within() * 128;
         uint32_t finished[CHUNK / 4];
         pack_all(finished, output);
+        barrier_wait(&control->drained[group], drained);
+        drained ^= 1;
 #pragma unroll
         for (int n = 0; n < CHUNK / 16; n++) {
             const uint32_t part[4] = {finished[4 * n], finished[4 * n + 1], finished[4 * n + 2], finished[4 * n + 3]};
-            store_matrices<true>(scratch() + scratch_at(16 * n + lane % 8 + lane / 16 * 8, lane / 8 % 2), part);
+            store_matrices<true>(to + scratch_at(16 * n + lane % 8 + lane / 16 * 8, lane / 8 % 2), part);
         }
         __syncwarp();
-    }
-    __device__ __forceinline__ void store(int at) {
-        store_scratch(run, scratch(), token + at, min((int)CHUNK, tokens - at), head, column + within());
-        __syncwarp();
+        if (lane == 0) barrier_arrive(&control->written[group]);
     }
 
-    __device__ __forceinline__ void start_answer(float (&answer)[CHUNK / 2], const char *tiles) {
+    /* The description of the tile at this byte of the stage; all tiles have panels of CHUNK rows of 128 bytes. */
+    __device__ __forceinline__ uint64_t tile(int at) {
+        return tiles + (uint64_t)(ring.stage * (SHAPE::stage / 16) + at / 16);
+    }
+    /* The product of the state, in bf16, with the keys of a chunk. */
+    __device__ __forceinline__ void start_answer(float (&answer)[CHUNK / 2]) {
+        pack_all(left, state);
         hold(left), hold(answer);
         products_open();
-        start_rows<0, STEPS, false>(answer, left, tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::read));
+        start_rows<KEY_SIZE, false>(answer, left, tile(SHAPE::read));
         products_commit();
         hold(answer);
     }
-    __device__ __forceinline__ void start_queries(const char *tiles) {
+    __device__ __forceinline__ void start_queries() {
         hold(left), hold(output);
         products_open();
-        start_rows<0, STEPS, false>(output, left, tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::queries));
+        start_rows<KEY_SIZE, false>(output, left, tile(SHAPE::queries));
         products_commit();
         hold(output);
     }
-    __device__ __forceinline__ void start_sum(float (&sum)[CHUNK / 2], const char *tiles) {
+    __device__ __forceinline__ void start_sum(float (&sum)[CHUNK / 2]) {
         hold(difference), hold(sum);
         products_open();
-        start_rows<0, CHUNK / 16, false>(sum, difference, tile_descriptor<64, CHUNK>(tiles + record::transform));
+        start_rows<CHUNK, false>(sum, difference, tile(record::transform));
         products_commit();
         hold(sum);
     }
-    __device__ __forceinline__ void start_state(uint32_t (&written)[CHUNK / 4], const char *tiles) {
-        const uint64_t write = tile_descriptor<KEY_SIZE, CHUNK>(tiles + SHAPE::write);
+    __device__ __forceinline__ void start_state(uint32_t (&written)[CHUNK / 4]) {
+        const uint64_t write = tile(SHAPE::write);
         hold(written), hold(state);
         products_open();
 #pragma unroll
@@ -246,10 +215,10 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
         products_commit();
         hold(state);
     }
-    __device__ __forceinline__ void start_output(uint32_t (&written)[CHUNK / 4], const char *tiles) {
+    __device__ __forceinline__ void start_output(uint32_t (&written)[CHUNK / 4]) {
         hold(output), hold(written);
         products_open();
-        start_rows<0, CHUNK / 16, true>(output, written, tile_descriptor<64, CHUNK>(tiles + record::scores));
+        start_rows<CHUNK, true>(output, written, tile(record::scores));
         products_commit();
         hold(output);
     }
@@ -275,14 +244,12 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
 
     /* The chunk that starts at token `at`, up to the differences of the next. */
     __device__ __forceinline__ void step(int at) {
-        const char *tiles = stage();
-        const float *factors = (const float *)(tiles + record::factors);
+        const float *factors = (const float *)(stage() + record::factors);
         float answer[CHUNK / 2], sum[CHUNK / 2], by[CHUNK / 4] = {};
         uint32_t value[CHUNK / 4], written[CHUNK / 4], plain[CHUNK / 4];
 
-        start_sum(sum, tiles);
-        if constexpr (!SUMMARY) start_queries(tiles);
-        decay_state<KEY_SIZE, BY_KEY>(state, factors);
+        start_sum(sum);
+        if constexpr (!SUMMARY) start_queries();
         if (!BY_KEY) load_factors(by, factors + FACTOR_WRITE);
         products_wait<SUMMARY ? 0 : 1>();
         hold(sum), hold(difference);
@@ -291,35 +258,26 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
         else
             pack_times(written, sum, by);
 
-        start_state(written, tiles);
+        start_state(written);
         if constexpr (!SUMMARY) {
             pack_all(plain, sum);
-            if (at > 0 && !run.float32) store(at - CHUNK);
+            if (!BY_KEY) load_factors(by, factors + FACTOR_QUERY);
             products_wait<1>();
             hold(output), hold(left);
-            if (!BY_KEY) load_factors(by, factors + FACTOR_QUERY), multiply(output, by);
+            if (!BY_KEY) multiply(output, by);
+            start_output(plain);
         }
-        const int here = ring.stage, phase = ring.phase;
+        const int here = ring.stage;
         if (at + CHUNK < tokens) {
             ring.next();
             meet(at + CHUNK);
         } /* else the last tile of keys once more, for nothing */
-        const char *next = stage();
-        products_wait<0>();
-        hold(state), hold(written);
-        pack_all(left, state);
-
-        start_answer(answer, next);
-        if constexpr (!SUMMARY) {
-            if (!SCORES) barrier_wait(&control->scores[here], phase);
-            start_output(plain, tiles);
-        }
-        take(value, by, next);
         products_wait<SUMMARY ? 0 : 1>();
-        hold(answer), hold(left);
-        differ<!BY_KEY>(difference, value, answer, by);
+        hold(state), hold(written);
+
+        start_answer(answer);
         if constexpr (!SUMMARY) {
-            products_wait<0>();
+            products_wait<1>();
             hold(output), hold(plain);
         }
         if (threadIdx.x % 32 == 0) barrier_arrive(&control->free[here]);
@@ -329,6 +287,12 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
             else
                 leave();
         }
+        take(value, by, stage());
+        decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + record::factors), at + CHUNK >= tokens);
+        hold(state);
+        products_wait<0>();
+        hold(answer), hold(left);
+        differ<!BY_KEY>(difference, value, answer, by);
     }
 
     __device__ __forceinline__ void begin() {
@@ -355,32 +319,32 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool 
 
     __device__ __forceinline__ void walk() {
         begin();
+        tiles = tile_descriptor<KEY_SIZE, CHUNK>(shared);
         ring = {0, 0};
+        drained = 1; /* the first wait passes at once */
         if (tokens > 0) {
             float answer[CHUNK / 2], by[CHUNK / 4] = {};
             uint32_t value[CHUNK / 4];
             meet(0);
-            pack_all(left, state);
-            start_answer(answer, stage());
+            start_answer(answer);
             take(value, by, stage());
             products_wait<0>();
             hold(answer), hold(left);
+            decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + record::factors), false);
             differ<!BY_KEY>(difference, value, answer, by);
-            int at = 0;
 #pragma unroll 1
-            for (; at < tokens; at += CHUNK) step(at);
-            if (!SUMMARY && !run.float32) store(at - CHUNK);
+            for (int at = 0; at < tokens; at += CHUNK) step(at);
         }
         end();
     }
 };
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
-static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES>
+static __global__ void __launch_bounds__(128 * (GROUPS + 1), 1)
     delta_hopper(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
                  const __grid_constant__ CUtensorMap value_map, const __grid_constant__ delta_run run) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES> shape;
     char *shared = block_memory();
     delta_control *control = (delta_control *)(shared + shape::control);
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -391,38 +355,40 @@ static __global__ void __launch_bounds__(128 * (GROUPS + (SCORES ? 1 : 2)), 1)
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_open(&control->full[stage], 1);
             barrier_open(&control->free[stage], 4 * GROUPS);
-            barrier_open(&control->scores[stage], 4);
+        }
+        for (int g = 0; g < GROUPS; g++) {
+            barrier_open(&control->written[g], 4);
+            barrier_open(&control->drained[g], 1);
         }
         barriers_opened();
     }
     __syncthreads();
     if (group == 0) {
+        const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
         registers_less<shape::copy_registers>();
         if (threadIdx.x == 0)
-            copy_chunks<shape, KEY_SIZE, BY_KEY, SCORES, SUMMARY, STAGES>(
-                &query_map, &key_map, &value_map, run, *text, head, slice * shape::columns, shared, control);
-    } else if (SCORES || group <= GROUPS) {
+            copy_chunks<shape, KEY_SIZE, BY_KEY, SUMMARY, STAGES>(&query_map, &key_map, &value_map, run, *text, head,
+                                                                  slice * shape::columns, shared, control);
+        if (warp > 0 && warp <= GROUPS && !SUMMARY && !run.float32)
+            store_outputs(run, *text, head, slice * shape::columns + (warp - 1) * 64,
+                          shared + shape::scratch + (warp - 1) * 8192, &control->written[warp - 1],
+                          &control->drained[warp - 1]);
+    } else {
         registers_more<shape::walk_registers>();
-        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SCORES, SUMMARY, STAGES> walk = {run,          text,   text->token,
-                                                                                     text->tokens, shared, control};
+        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SUMMARY, STAGES> walk = {run, text, text->token, text->tokens};
+        walk.shared = shared, walk.control = control;
         walk.head = head, walk.group = group - 1, walk.column = slice * shape::columns + (group - 1) * 64;
         walk.walk();
-    } else {
-        if constexpr (!SCORES) {
-            if (shape::score_registers < 168) registers_less<shape::score_registers>();
-            make_scores<shape, KEY_SIZE, STAGES>(*text, shared, control);
-        }
     }
 #endif
 }
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, bool SUMMARY, int STAGES>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES>
 static ln_cuda_code delta_hopper_start(void *const *arguments, int64_t blocks, void *stream) {
-    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
-    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SCORES, SUMMARY, STAGES>, dim3((unsigned)blocks),
-                  dim3(shape::threads), shape::bytes, stream, *(const CUtensorMap *)arguments[0],
-                  *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
-                  *(const delta_run *)arguments[3]);
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES> shape;
+    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SUMMARY, STAGES>, dim3((unsigned)blocks), dim3(shape::threads),
+                  shape::bytes, stream, *(const CUtensorMap *)arguments[0], *(const CUtensorMap *)arguments[1],
+                  *(const CUtensorMap *)arguments[2], *(const delta_run *)arguments[3]);
 }
 
 /* ---- segments ---- */
@@ -470,17 +436,18 @@ template <int KEY_SIZE, bool BY_KEY, int STAGES>
 static ln_cuda_code delta_summarise(void *const *arguments, int64_t parts, int64_t joins, void *stream) {
     const delta_run &run = *(const delta_run *)arguments[3];
     const int64_t slices = (run.value_size + KEY_SIZE) / 128;
+    constexpr int stages = BY_KEY ? 2 : STAGES;
     const ln_cuda_code code =
-        delta_hopper_start<KEY_SIZE, 2, BY_KEY, true, true, STAGES>(arguments, parts * run.heads * slices, stream);
+        delta_hopper_start<KEY_SIZE, 2, BY_KEY, true, stages>(arguments, parts * run.heads * slices, stream);
     if (code) return code;
     return launch(delta_join_segments<KEY_SIZE>, dim3((unsigned)(joins * run.heads * run.value_size / JOIN_COLUMNS)),
                   dim3(JOIN_THREADS), 0, stream, run);
 }
 
 /* A row of the table of kernels. */
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SCORES, int STAGES>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, int STAGES>
 static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
-    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, SCORES, STAGES> shape;
+    typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES> shape;
     ln_cuda_code (*summarise)(void *const *, int64_t, int64_t, void *) = NULL;
     if constexpr (KEY_SIZE == 128 && GROUPS == 1) summarise = delta_summarise<KEY_SIZE, BY_KEY, STAGES>;
     return {name,
@@ -490,9 +457,8 @@ static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
             shape::threads,
             shape::bytes,
             9,
-            SCORES,
             GROUPS == 2,
-            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, SCORES, false, STAGES>,
+            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, false, STAGES>,
             summarise};
 }
 

@@ -88,6 +88,28 @@ static __device__ __forceinline__ void get_turned(float (&block)[8], const float
         block[i] = from[(i / 4 * 8 + lane % 4 * 2 + i % 2) * INVERT_ROW + lane / 4 + i / 2 % 2 * 8];
 }
 
+/* Column J of blocks of the inverse, below the diagonal, in the place of A's. Operands: A right of column J - 1 and the
+ * inverted blocks on the diagonal, which lie in scratch too. */
+template <int J> static __device__ __forceinline__ void invert_column(float (&block)[10][8], const float *scratch) {
+    float turned[4][8]; /* T[k][J]^T */
+    get_turned(turned[J], scratch + J * INVERT_BLOCK);
+    make_operand(turned[J], 1);
+#pragma unroll
+    for (int i = J + 1; i < 4; i++) {
+        float middle[8] = {}, made[8] = {};
+#pragma unroll
+        for (int k = J; k < i; k++) add_blocks(middle, turned[k], block[lower(i, k)]);
+        make_operand(middle, -1);
+        add_blocks(made, block[lower(i, i)], middle);
+#pragma unroll
+        for (int e = 0; e < 8; e++) turned[i][e] = 0;
+        if (i < 3) add_blocks(turned[i], middle, block[lower(i, i)]);
+        make_operand(turned[i], 1);
+#pragma unroll
+        for (int e = 0; e < 8; e++) block[lower(i, J)][e] = made[e];
+    }
+}
+
 /* block[lower(i, j)], i > j, and in scratch the blocks on the diagonal: A before; block: (I + A)^-1 after. */
 static __device__ __forceinline__ void invert(float (&block)[10][8], float *scratch) {
     __syncwarp();
@@ -98,26 +120,9 @@ static __device__ __forceinline__ void invert(float (&block)[10][8], float *scra
 #pragma unroll
         for (int j = 0; j <= i; j++) make_operand(block[lower(i, j)], 1);
     }
-#pragma unroll
-    for (int j = 0; j < 3; j++) {
-        float turned[4][8]; /* T[k][j]^T */
-        get_turned(turned[j], scratch + j * INVERT_BLOCK);
-        make_operand(turned[j], 1);
-#pragma unroll
-        for (int i = j + 1; i < 4; i++) {
-            float middle[8] = {}, made[8] = {};
-#pragma unroll
-            for (int k = j; k < i; k++) add_blocks(middle, turned[k], block[lower(i, k)]);
-            make_operand(middle, -1);
-            add_blocks(made, block[lower(i, i)], middle);
-#pragma unroll
-            for (int e = 0; e < 8; e++) turned[i][e] = 0;
-            if (i < 3) add_blocks(turned[i], middle, block[lower(i, i)]);
-            make_operand(turned[i], 1);
-#pragma unroll
-            for (int e = 0; e < 8; e++) block[lower(i, j)][e] = made[e];
-        }
-    }
+    invert_column<0>(block, scratch);
+    invert_column<1>(block, scratch);
+    invert_column<2>(block, scratch);
 #pragma unroll
     for (int i = 0; i < 4; i++) get_block(block[lower(i, i)], scratch + i * INVERT_BLOCK);
     __syncwarp();

@@ -72,7 +72,7 @@ static __device__ __forceinline__ void walk_chunk(float (&state)[KEY_SIZE / 2], 
         load_factors(by, factors + FACTOR_WRITE);
         pack_times(difference, sum, by);
     }
-    decay_state<KEY_SIZE, BY_KEY>(state, factors);
+    decay_state<KEY_SIZE, BY_KEY>(state, factors, false);
     add_columns<KEY_SIZE>(state, BY_KEY ? plain : difference, shared + stage::write);
 }
 
@@ -133,7 +133,6 @@ template <int KEY_SIZE, bool BY_KEY> static ln_cuda_delta_kernel portable_kernel
             PORTABLE_THREADS,
             delta_stage<KEY_SIZE, BY_KEY>::bytes,
             8,
-            true,
             false,
             portable_start<KEY_SIZE, BY_KEY>,
             NULL};

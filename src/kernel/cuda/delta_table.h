@@ -7,7 +7,7 @@
 extern const ln_cuda_delta_kernel ln_cuda_delta_hopper_kernels[], ln_cuda_delta_portable_kernels[];
 extern const int ln_cuda_delta_hopper_count, ln_cuda_delta_portable_count;
 
-/* Makes the records of all chunks; without `scores` those of one decay a head have no P. */
-ln_cuda_code ln_cuda_delta_chunks(const ln::delta_run &run, bool by_key, bool scores, void *stream);
+/* Makes the records of all chunks. */
+ln_cuda_code ln_cuda_delta_chunks(const ln::delta_run &run, bool by_key, void *stream);
 
 #endif
