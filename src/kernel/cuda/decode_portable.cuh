@@ -51,7 +51,7 @@ template <class SHAPE> static __device__ __forceinline__ void copy_codes(char *t
 /* Starts the copy of the cursor's unit, if there is one, and moves it to the warp's next. */
 template <class SHAPE>
 static __device__ __forceinline__ void copy_unit(const decode_run &run, decode_cursor &next, char *stage) {
-    if (next.unit < next.at.end) {
+    if (cursor_valid(next)) {
         const ln_cuda_decode_tensors &of = run.of;
         const int token = (next.at.first + next.unit) * LN_CUDA_TILE, head = next.at.head;
         const int64_t inside = token & ((1 << run.page_shift) - 1);
@@ -67,7 +67,7 @@ static __device__ __forceinline__ void copy_unit(const decode_run &run, decode_c
             copy_codes<SHAPE>(stage + SHAPE::tile, value + inside / LN_CUDA_TILE * SHAPE::tile);
         }
         next.unit += SHAPE::WARPS;
-        cursor_settle<SHAPE>(run, next);
+        cursor_settle(run, next);
     }
     copies_commit();
 }
@@ -75,21 +75,26 @@ static __device__ __forceinline__ void copy_unit(const decode_run &run, decode_c
 template <class SHAPE> struct copied_ring {
     char *stages;
     int stage;
+    decode_cursor next;
 
-    __device__ __forceinline__ void open(const decode_run &run, decode_cursor &next) {
-        stage = 0;
+    __device__ __forceinline__ void open(const decode_run &run, const decode_segment &first) {
+        next = cursor_open(run, first, (int)threadIdx.x / 32);
 #pragma unroll 1
-        for (int i = 0; i < SHAPE::STAGES; i++) copy_unit<SHAPE>(run, next, stages + i * SHAPE::stage);
+        for (stage = 0; stage < SHAPE::STAGES; stage++) copy_unit<SHAPE>(run, next, stages + stage * SHAPE::stage);
+        stage = 0;
     }
     __device__ __forceinline__ char *await() {
         copies_wait<SHAPE::STAGES - 1>();
         __syncwarp();
         return stages + stage * SHAPE::stage;
     }
-    __device__ __forceinline__ void refill(const decode_run &run, decode_cursor &next) {
+    __device__ __forceinline__ void leave(const decode_run &run, bool) {
         __syncwarp();
         copy_unit<SHAPE>(run, next, stages + stage * SHAPE::stage);
         if (++stage == SHAPE::STAGES) stage = 0;
+    }
+    static __device__ __forceinline__ void meet() {
+        __syncthreads();
     }
 };
 
@@ -97,7 +102,7 @@ template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_portable(const __grid_constant__ decode_run run) {
     char *memory = block_memory();
-    copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0};
+    copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0, {}};
     decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
     copies_wait<0>();
 }
@@ -109,22 +114,24 @@ template <class SHAPE> static ln_cuda_code decode_start(void *const *arguments, 
     return code || of->tickets ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
-template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS, int WAVES = 1>
-static ln_cuda_decode_kernel decode_kernel(const char *name) {
-    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES, LANE_ORDER, BLOCKS>;
-    return {name,
-            (ln_cuda_page_format)FORMAT,
-            SIZE,
-            SIZE,
-            shape::rows,
-            shape::threads,
-            shape::shared_bytes,
-            BLOCKS,
-            WAVES,
-            4,
-            8,
-            false,
-            decode_start<shape>};
+/* What fits into the 99 KiB that a block has on the smaller devices. */
+template <int FORMAT, int SIZE, int COLUMNS> struct portable_choice {
+    static constexpr int warps = SIZE * COLUMNS > 256 ? 2 : 4;
+    template <int STAGES> using of = decode_shape<FORMAT, SIZE, COLUMNS, warps, STAGES, LANE_ORDER, 1>;
+    static constexpr int room = 101376;
+    static constexpr int stages = of<4>::shared_bytes <= room   ? 4
+                                  : of<3>::shared_bytes <= room ? 3
+                                  : of<2>::shared_bytes <= room ? 2
+                                                                : 1;
+    using shape = of<stages>;
+    static_assert(shape::shared_bytes <= room, "too little shared memory");
+};
+
+template <int FORMAT, int SIZE, int COLUMNS> static ln_cuda_decode_kernel portable_kernel(const char *name) {
+    using shape = typename portable_choice<FORMAT, SIZE, COLUMNS>::shape;
+    return {
+        name,  (ln_cuda_page_format)FORMAT, SIZE, SIZE, shape::rows, shape::threads, shape::shared_bytes, 1, 1, 4, 8,
+        false, decode_start<shape>};
 }
 
 } // namespace ln
