@@ -16,16 +16,15 @@
 namespace ln {
 
 enum { BACKWARD_WARPS = 8 };
-enum {
-    LATE = 32,
-    UNORDERED = 64
-}; /* beside LN_CUDA_CAP. LATE: changes start after the weights are made, which takes
-     fewer registers; UNORDERED: for measurements alone */
+/* Beside LN_CUDA_CAP and LN_CUDA_HALF. LATE: changes start after the weights are made, which takes fewer registers.
+ * DELAYED: the query gradient of a step is made in the next one, so that the groups need not keep step. UNORDERED:
+ * without waiting for turns, for measurements alone. */
+enum { LATE = 32, UNORDERED = 64, DELAYED = 128 };
 
 template <int STAGES> struct backward_control {
     uint64_t key_full, value_full, keys_free;
     uint64_t query_full[STAGES], query_free[STAGES], gradient_full[STAGES], gradient_free[STAGES];
-    uint64_t turn_come[STAGES], added[STAGES];
+    uint64_t turn_come[STAGES], added[STAGES], slopes_full[3], slopes_free[3];
     uint64_t task_full[2], task_free[2];
     ln_cuda_backward_task task[2];
     struct {
@@ -360,6 +359,10 @@ template <int STAGES> static __device__ __forceinline__ void open_control(backwa
         barrier_open(&control->turn_come[stage], 1);
         barrier_open(&control->added[stage], BACKWARD_WARPS);
         barrier_open(&control->gradient_free[stage], BACKWARD_WARPS);
+    }
+    for (int stage = 0; stage < 3; stage++) {
+        barrier_open(&control->slopes_full[stage], BACKWARD_WARPS);
+        barrier_open(&control->slopes_free[stage], BACKWARD_WARPS);
     }
     for (int stage = 0; stage < 2; stage++) {
         barrier_open(&control->task_full[stage], 1);
