@@ -235,13 +235,14 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
     }
     /* Scores become weights. */
     template <bool MASKED>
-    __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, int first_key, const float *lse) {
+    __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, int first_key, int position,
+                                          const float *lse) {
         int low[2] = {}, high[2] = {};
         if (MASKED)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const sight seen = key_sight(run, task.tile * TILE::keys + first_key + warp * 16 + lane / 4 + 8 * half,
-                                             task.keys, control->step[now.stage].position);
+                                             task.keys, position);
                 low[half] = seen.low - 2 * (lane % 4);
                 high[half] = seen.high - 2 * (lane % 4);
             }

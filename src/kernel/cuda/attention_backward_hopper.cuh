@@ -99,10 +99,11 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int
             key_done(first);
         }
         barrier_wait(&of.control->gradient_full[stage], of.now.phase);
-        if (tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, of.control->step[stage].position, QUERIES))
-            of.template weigh<true>(task, of.group * 64, rows);
+        const int position = of.control->step[stage].position;
+        if (tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, position, QUERIES))
+            of.template weigh<true>(task, of.group * 64, position, rows);
         else
-            of.template weigh<false>(task, of.group * 64, rows);
+            of.template weigh<false>(task, of.group * 64, position, rows);
         if constexpr ((OPTIONS & LATE) != 0)
             of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
         of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
