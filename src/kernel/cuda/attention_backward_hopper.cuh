@@ -16,25 +16,26 @@
 
 namespace ln {
 
-template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES> struct backward_tile {
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> struct backward_tile {
     static constexpr int key_size = KEY_SIZE, value_size = VALUE_SIZE, queries = QUERIES, keys = 128, threads = 384;
     static constexpr int key_bytes = keys * KEY_SIZE * 2, value_bytes = keys * VALUE_SIZE * 2,
                          query_bytes = QUERIES * KEY_SIZE * 2, gradient_bytes = QUERIES * VALUE_SIZE * 2,
                          slope_bytes = QUERIES * keys * 2, row_bytes = QUERIES * 2 * 4;
     static constexpr int value_at = key_bytes, query_at = value_at + value_bytes,
                          gradient_at = query_at + STAGES * query_bytes,
-                         slope_at = gradient_at + STAGES * gradient_bytes, row_at = slope_at + SLOPES * slope_bytes,
+                         slope_at = gradient_at + STAGES * gradient_bytes, sum_at = slope_at + 2 * slope_bytes,
+                         row_at = sum_at + ((OPTIONS & ENGINE) != 0 ? QUERIES * KEY_SIZE * 4 : 0),
                          control_at = row_at + STAGES * row_bytes;
     static constexpr int bytes = control_at + (int)sizeof(backward_control<STAGES>);
 };
 
 /* One warp group's part of the tasks. */
-template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int OPTIONS> struct backward_keys {
-    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, SLOPES> tile;
-    static constexpr bool LOOSE = (OPTIONS & DELAYED) != 0, HALF = (OPTIONS & LN_CUDA_HALF) != 0;
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> struct backward_keys {
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
+    static constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     backward_group<tile, STAGES, OPTIONS> of;
-    backward_ring<STAGES> before;    /* the stage of the step before */
-    backward_ring<SLOPES> made, met; /* slopes that this group makes next, and that the query gradient takes next */
+    backward_ring<2> slopes;
+    int sums_phase; /* of the room for sums on their way to the copy engine */
     float key_gradient[KEY_SIZE / 2], value_gradient[VALUE_SIZE / 2];
 
     /* Descriptors are made where they are needed: registers are short. */
@@ -55,8 +56,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int
                stage * (tile::gradient_bytes / 16);
     }
     __device__ __forceinline__ uint64_t slope_left() { /* all queries, or this of.group's of 128 */
-        return tile_descriptor<tile::keys, QUERIES>(of.shared + tile::slope_at) + met.stage * (tile::slope_bytes / 16) +
-               (QUERIES == 128 ? of.group * 512 : 0);
+        return tile_descriptor<tile::keys, QUERIES>(of.shared + tile::slope_at) +
+               slopes.stage * (tile::slope_bytes / 16) + (QUERIES == 128 ? of.group * 512 : 0);
     }
     __device__ __forceinline__ void start_score(float (&sum)[QUERIES / 2], int stage) {
         of.template start_square<KEY_SIZE>(sum, key_left(), query_rows(stage));
@@ -86,8 +87,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int
         hold(of.slope);
         if (!first) of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
     }
-    template <bool FIRST, bool LAST>
-    __device__ __forceinline__ void step(const ln_cuda_backward_task &task, bool first) {
+    template <bool LAST> __device__ __forceinline__ void step(const ln_cuda_backward_task &task, bool first) {
         const int stage = of.now.stage;
         const float *rows = (const float *)(of.shared + tile::row_at + stage * tile::row_bytes);
         backward_ring<STAGES> after = of.now;
@@ -110,13 +110,11 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int
         if constexpr ((OPTIONS & LATE) != 0) key_done(first);
         products_wait<1>();
         hold(change);
-        barrier_wait(&of.control->slopes_free[made.stage], made.phase ^ 1);
         of.incline(change, rows + QUERIES,
-                   tile::slope_at + made.stage * tile::slope_bytes + of.group * (QUERIES * 128));
+                   tile::slope_at + slopes.stage * tile::slope_bytes + of.group * (QUERIES * 128));
         stores_to_async();
         __syncwarp();
-        of.leave(&of.control->slopes_full[made.stage]);
-        made.next();
+        of.leave(&of.control->slopes_full[slopes.stage]);
         products_wait<0>();
         hold(value_gradient);
         hold(of.weight);
@@ -127,34 +125,36 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int
             start_score(following_score, after.stage);
         }
         float query_gradient[32] = {};
-        if constexpr (!LOOSE) before = of.now;
-        if constexpr (!LOOSE || !FIRST) {
-            barrier_wait(&of.control->slopes_full[met.stage], met.phase);
-            start_query(query_gradient);
-        }
+        barrier_wait(&of.control->slopes_full[slopes.stage], slopes.phase);
+        start_query(query_gradient);
         of.template start_sum<KEY_SIZE>(key_gradient, of.slope, query_rows(stage));
-        if constexpr (LOOSE && FIRST)
-            products_wait<0>();
-        else
-            products_wait<1>();
+        products_wait<1>();
+        hold(query_gradient);
         if constexpr (!LAST) {
             hold(following_score);
 #pragma unroll
             for (int i = 0; i < QUERIES / 2; i++) of.score[i] = following_score[i];
         }
-        if constexpr (!LOOSE || !FIRST) add_query(query_gradient);
-        before = of.now;
+        add_query(query_gradient);
+        slopes.next();
         of.now = after;
     }
-    /* What start_query began, of the step before. */
-    __device__ __forceinline__ void add_query(float (&query_gradient)[32]) {
-        hold(query_gradient);
-        of.leave(&of.control->slopes_free[met.stage]);
-        met.next();
-        const int place = of.control->step[before.stage].place, turn = of.control->step[before.stage].turn;
-        barrier_wait(&of.control->turn_come[before.stage], before.phase);
-        of.add_query(query_gradient, place, of.group, turn);
-        of.pass_turn(before.stage);
+    __device__ __forceinline__ void add_query(const float (&query_gradient)[32]) {
+        const int stage = of.now.stage;
+        if constexpr ((OPTIONS & ENGINE) != 0) {
+            barrier_wait(&of.control->sums_free, sums_phase);
+            sums_phase ^= 1;
+            float4 *to = (float4 *)(of.shared + tile::sum_at + of.group * 16384) + threadIdx.x % 128;
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                to[128 * j] = {query_gradient[4 * j], query_gradient[4 * j + 1], query_gradient[4 * j + 2],
+                               query_gradient[4 * j + 3]};
+            stores_to_async();
+        } else {
+            barrier_wait(&of.control->turn_come[stage], of.now.phase);
+            of.add_query(query_gradient, of.control->step[stage].place, of.group, of.control->step[stage].turn);
+        }
+        of.pass_turn(stage);
     }
 
     __device__ __forceinline__ void walk(const ln_cuda_backward_task &task, int phase) {
@@ -166,27 +166,13 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int
         start_score(of.score, of.now.stage);
         products_wait<0>();
         hold(of.score);
-        float query_gradient[32] = {};
-        if constexpr (LOOSE) {
-            if (count == 1)
-                step<true, true>(task, true);
-            else {
-                step<true, false>(task, true);
-                for (int n = 1; n < count - 1; n++) step<false, false>(task, false);
-                step<false, true>(task, false);
-            }
-            barrier_wait(&of.control->slopes_full[met.stage], met.phase);
-            start_query(query_gradient);
-        } else {
-            for (int n = 0; n < count - 1; n++) step<false, false>(task, n == 0);
-            step<false, true>(task, count == 1);
-        }
+        for (int n = 0; n < count - 1; n++) step<false>(task, n == 0);
+        step<true>(task, count == 1);
         products_wait<0>();
         hold(key_gradient);
         hold(value_gradient);
         hold(of.slope);
-        of.leave(&of.control->query_free[before.stage]);
-        if constexpr (LOOSE) add_query(query_gradient);
+        of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
         of.leave(&of.control->keys_free);
     }
 
@@ -204,7 +190,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int
         backward_ring<2> tasks = {0, 0};
         int phase = 0;
         of.now = {0, 0};
-        made = met = {0, 0};
+        slopes = {0, 0};
+        sums_phase = 1;
         for (;;) {
             barrier_wait(&of.control->task_full[tasks.stage], tasks.phase);
             const ln_cuda_backward_task &task = of.control->task[tasks.stage];
@@ -225,7 +212,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int
     }
 };
 
-template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int OPTIONS>
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
 static __global__ void __launch_bounds__(384, 1)
     attention_backward_hopper(const __grid_constant__ CUtensorMap query_map,
                               const __grid_constant__ CUtensorMap key_map,
@@ -233,7 +220,7 @@ static __global__ void __launch_bounds__(384, 1)
                               const __grid_constant__ CUtensorMap gradient_map,
                               const __grid_constant__ backward_run run) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, SLOPES> tile;
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
     char *shared = block_memory();
     backward_control<STAGES> *control = (backward_control<STAGES> *)(shared + tile::control_at);
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -243,11 +230,11 @@ static __global__ void __launch_bounds__(384, 1)
         registers_less<24>();
         if (threadIdx.x == 0) copy_backward_tasks<tile, STAGES>(&query_map, &key_map, &value_map, run, shared, control);
         if (threadIdx.x == 32) copy_gradients<tile, STAGES>(&gradient_map, run, shared, control);
-        if (threadIdx.x == 64) await_turns<STAGES, OPTIONS>(run, control);
-        if (threadIdx.x == 96) pass_turns<STAGES>(run, control);
+        if (threadIdx.x == 64) await_turns<STAGES>(run, control);
+        if (threadIdx.x == 96) pass_turns<tile, STAGES, OPTIONS>(run, shared, control);
     } else {
         registers_more<240>();
-        backward_keys<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, SLOPES, OPTIONS> keys = {{run, control, shared}};
+        backward_keys<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> keys = {{run, control, shared}};
         keys.of.group = group - 1;
         keys.of.warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0);
         keys.of.lane = threadIdx.x % 32;
@@ -256,30 +243,30 @@ static __global__ void __launch_bounds__(384, 1)
 #endif
 }
 
-template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int OPTIONS>
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
 static ln_cuda_code backward_hopper_start(void *const *arguments, int blocks, void *stream) {
-    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, SLOPES> tile;
-    return launch(attention_backward_hopper<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, SLOPES, OPTIONS>,
-                  dim3((unsigned)blocks), dim3(tile::threads), tile::bytes, stream, *(const CUtensorMap *)arguments[0],
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
+    return launch(attention_backward_hopper<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS>, dim3((unsigned)blocks),
+                  dim3(tile::threads), tile::bytes, stream, *(const CUtensorMap *)arguments[0],
                   *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
                   *(const CUtensorMap *)arguments[3], *(const backward_run *)arguments[4]);
 }
 
 /* A row of the table of kernels; size: of heads, at most KEY_SIZE. */
-template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int SLOPES, int OPTIONS>
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
 static ln_cuda_backward_kernel backward_hopper_kernel(const char *name, int size) {
-    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, SLOPES> tile;
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
     return {name,
             size,
             size,
             QUERIES,
             tile::keys,
             KEY_SIZE,
-            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF | UNORDERED)),
+            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
             tile::threads,
             tile::bytes,
             9,
-            backward_hopper_start<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, SLOPES, OPTIONS>};
+            backward_hopper_start<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS>};
 }
 
 } // namespace ln

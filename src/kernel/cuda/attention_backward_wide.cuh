@@ -263,8 +263,8 @@ static __global__ void __launch_bounds__(384, 1)
         registers_less<24>();
         if (threadIdx.x == 0) copy_backward_tasks<tile, STAGES>(&query_map, &key_map, &value_map, run, shared, control);
         if (threadIdx.x == 32) copy_gradients<tile, STAGES>(&gradient_map, run, shared, control);
-        if (threadIdx.x == 64) await_turns<STAGES, OPTIONS>(run, control);
-        if (threadIdx.x == 96) pass_turns<STAGES>(run, control);
+        if (threadIdx.x == 64) await_turns<STAGES>(run, control);
+        if (threadIdx.x == 96) pass_turns<tile, STAGES, OPTIONS>(run, shared, control);
     } else {
         registers_more<240>();
         backward_wide<KEY_SIZE, VALUE_SIZE, STAGES, OPTIONS> part = {{run, control, shared}};
@@ -309,21 +309,21 @@ static ln_cuda_backward_kernel backward_wide_kernel(const char *name) {
 
 /* The rows of the table for bf16 (0, "") or f16 (LN_CUDA_HALF, " f16"). Heads of 96 run in tiles of 128 columns, of
  * which the copy engine fills the last 32 with zeros. */
-#define LN_BACKWARD_ROWS(half, type)                                                                       \
-    ln::backward_hopper_kernel<128, 128, 64, 3, 3, (half)>("hopper 128: 64 x 128" type, 128),              \
-        ln::backward_hopper_kernel<128, 128, 64, 3, 3, (half) | LN_CUDA_CAP | ln::LATE>(                   \
-            "hopper 128: 64 x 128 cap" type, 128),                                                         \
-        ln::backward_hopper_kernel<64, 64, 128, 3, 2, (half) | ln::LATE>("hopper 64: 128 x 128" type, 64), \
-        ln::backward_hopper_kernel<64, 64, 128, 3, 2, (half) | LN_CUDA_CAP | ln::LATE>(                    \
-            "hopper 64: 128 x 128 cap" type, 64),                                                          \
-        ln::backward_hopper_kernel<128, 128, 64, 3, 3, (half)>("hopper 96: 64 x 128" type, 96),            \
-        ln::backward_hopper_kernel<128, 128, 64, 3, 3, (half) | LN_CUDA_CAP | ln::LATE>(                   \
-            "hopper 96: 64 x 128 cap" type, 96),                                                           \
-        ln::backward_wide_kernel<256, 256, 2, (half)>("hopper 256: 64 x 64" type),                         \
-        ln::backward_wide_kernel<256, 256, 2, (half) | LN_CUDA_CAP>("hopper 256: 64 x 64 cap" type),       \
-        ln::backward_wide_kernel<192, 192, 2, (half)>("hopper 192: 64 x 64" type),                         \
-        ln::backward_wide_kernel<192, 192, 2, (half) | LN_CUDA_CAP>("hopper 192: 64 x 64 cap" type),       \
-        ln::backward_wide_kernel<192, 128, 2, (half)>("hopper 192/128: 64 x 64" type),                     \
+#define LN_BACKWARD_ROWS(half, type)                                                                                  \
+    ln::backward_hopper_kernel<128, 128, 64, 3, (half)>("hopper 128: 64 x 128" type, 128),                            \
+        ln::backward_hopper_kernel<128, 128, 64, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 128: 64 x 128 cap" type, \
+                                                                                     128),                            \
+        ln::backward_hopper_kernel<64, 64, 128, 3, (half) | ln::LATE>("hopper 64: 128 x 128" type, 64),               \
+        ln::backward_hopper_kernel<64, 64, 128, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 64: 128 x 128 cap" type,  \
+                                                                                    64),                              \
+        ln::backward_hopper_kernel<128, 128, 64, 3, (half)>("hopper 96: 64 x 128" type, 96),                          \
+        ln::backward_hopper_kernel<128, 128, 64, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 96: 64 x 128 cap" type,  \
+                                                                                     96),                             \
+        ln::backward_wide_kernel<256, 256, 2, (half)>("hopper 256: 64 x 64" type),                                    \
+        ln::backward_wide_kernel<256, 256, 2, (half) | LN_CUDA_CAP>("hopper 256: 64 x 64 cap" type),                  \
+        ln::backward_wide_kernel<192, 192, 2, (half)>("hopper 192: 64 x 64" type),                                    \
+        ln::backward_wide_kernel<192, 192, 2, (half) | LN_CUDA_CAP>("hopper 192: 64 x 64 cap" type),                  \
+        ln::backward_wide_kernel<192, 128, 2, (half)>("hopper 192/128: 64 x 64" type),                                \
         ln::backward_wide_kernel<192, 128, 2, (half) | LN_CUDA_CAP>("hopper 192/128: 64 x 64 cap" type)
 
 #endif
