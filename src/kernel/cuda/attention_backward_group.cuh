@@ -16,16 +16,14 @@
 namespace ln {
 
 enum { BACKWARD_WARPS = 8 };
-enum {
-    LATE = 32,
-    UNORDERED = 64
-}; /* beside LN_CUDA_CAP. LATE: changes start after the weights are made, which takes
-     fewer registers; UNORDERED: for measurements alone */
+/* Beside LN_CUDA_CAP and LN_CUDA_HALF. LATE: changes start after the weights are made, which takes fewer registers.
+ * ENGINE: the copy engine adds to the sums in device memory, from shared memory. */
+enum { LATE = 32, ENGINE = 64 };
 
 template <int STAGES> struct backward_control {
     uint64_t key_full, value_full, keys_free;
     uint64_t query_full[STAGES], query_free[STAGES], gradient_full[STAGES], gradient_free[STAGES];
-    uint64_t turn_come[STAGES], added[STAGES];
+    uint64_t turn_come[STAGES], added[STAGES], slopes_full[2], sums_free;
     uint64_t task_full[2], task_free[2];
     ln_cuda_backward_task task[2];
     struct {
@@ -143,7 +141,7 @@ static __device__ __forceinline__ void copy_gradients(const CUtensorMap *map, co
 }
 
 /* The third: waits until it is the task's turn at a tile of queries, ahead of the groups where it can. */
-template <int STAGES, int OPTIONS>
+template <int STAGES>
 static __device__ __forceinline__ void await_turns(const backward_run &run, backward_control<STAGES> *control) {
     backward_ring<STAGES> ring = {0, 0};
     backward_ring<2> tasks = {0, 0};
@@ -155,8 +153,7 @@ static __device__ __forceinline__ void await_turns(const backward_run &run, back
 #pragma unroll 1
         for (int n = 0; n < count; n++) {
             barrier_wait(&control->query_full[ring.stage], ring.phase);
-            if ((OPTIONS & UNORDERED) == 0)
-                turn_await(run.turns + control->step[ring.stage].place, control->step[ring.stage].turn);
+            turn_await(run.turns + control->step[ring.stage].place, control->step[ring.stage].turn);
             barrier_arrive(&control->turn_come[ring.stage]);
             ring.next();
         }
@@ -165,8 +162,9 @@ static __device__ __forceinline__ void await_turns(const backward_run &run, back
     }
 }
 /* The fourth: passes the turn on when the additions of all warps are seen; the groups do not wait for that. */
-template <int STAGES>
-static __device__ __forceinline__ void pass_turns(const backward_run &run, backward_control<STAGES> *control) {
+template <class TILE, int STAGES, int OPTIONS>
+static __device__ __forceinline__ void pass_turns(const backward_run &run, char *shared,
+                                                  backward_control<STAGES> *control) {
     backward_ring<STAGES> ring = {0, 0};
     backward_ring<2> tasks = {0, 0};
     for (;;) {
@@ -179,6 +177,14 @@ static __device__ __forceinline__ void pass_turns(const backward_run &run, backw
             barrier_wait(&control->query_full[ring.stage], ring.phase);
             const int place = control->step[ring.stage].place, turn = control->step[ring.stage].turn;
             barrier_wait(&control->added[ring.stage], ring.phase);
+            if constexpr ((OPTIONS & ENGINE) != 0) {
+                constexpr int bytes = TILE::queries * TILE::key_size * 4;
+                barrier_wait(&control->turn_come[ring.stage], ring.phase);
+                engine_add(run.sums + (int64_t)place * (bytes / 4), shared + TILE::sum_at, bytes, turn > 0);
+                engine_wait_read();
+                barrier_arrive(&control->sums_free);
+                engine_wait();
+            }
             barrier_arrive(&control->query_free[ring.stage]);
             turn_set(run.turns + place, turn + 1);
             ring.next();
@@ -236,13 +242,14 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
     }
     /* Scores become weights. */
     template <bool MASKED>
-    __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, int first_key, const float *lse) {
+    __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, int first_key, int position,
+                                          const float *lse) {
         int low[2] = {}, high[2] = {};
         if (MASKED)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const sight seen = key_sight(run, task.tile * TILE::keys + first_key + warp * 16 + lane / 4 + 8 * half,
-                                             task.keys, control->step[now.stage].position);
+                                             task.keys, position);
                 low[half] = seen.low - 2 * (lane % 4);
                 high[half] = seen.high - 2 * (lane % 4);
             }
@@ -361,7 +368,9 @@ template <int STAGES> static __device__ __forceinline__ void open_control(backwa
         barrier_open(&control->added[stage], BACKWARD_WARPS);
         barrier_open(&control->gradient_free[stage], BACKWARD_WARPS);
     }
+    barrier_open(&control->sums_free, 1);
     for (int stage = 0; stage < 2; stage++) {
+        barrier_open(&control->slopes_full[stage], BACKWARD_WARPS);
         barrier_open(&control->task_full[stage], 1);
         barrier_open(&control->task_free[stage], BACKWARD_WARPS + 3);
     }

@@ -16,24 +16,26 @@
 
 namespace ln {
 
-template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES> struct backward_tile {
+template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> struct backward_tile {
     static constexpr int key_size = KEY_SIZE, value_size = VALUE_SIZE, queries = QUERIES, keys = 128, threads = 384;
     static constexpr int key_bytes = keys * KEY_SIZE * 2, value_bytes = keys * VALUE_SIZE * 2,
                          query_bytes = QUERIES * KEY_SIZE * 2, gradient_bytes = QUERIES * VALUE_SIZE * 2,
                          slope_bytes = QUERIES * keys * 2, row_bytes = QUERIES * 2 * 4;
     static constexpr int value_at = key_bytes, query_at = value_at + value_bytes,
                          gradient_at = query_at + STAGES * query_bytes,
-                         slope_at = gradient_at + STAGES * gradient_bytes, row_at = slope_at + 2 * slope_bytes,
+                         slope_at = gradient_at + STAGES * gradient_bytes, sum_at = slope_at + 2 * slope_bytes,
+                         row_at = sum_at + ((OPTIONS & ENGINE) != 0 ? QUERIES * KEY_SIZE * 4 : 0),
                          control_at = row_at + STAGES * row_bytes;
     static constexpr int bytes = control_at + (int)sizeof(backward_control<STAGES>);
 };
 
 /* One warp group's part of the tasks. */
 template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> struct backward_keys {
-    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
     static constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     backward_group<tile, STAGES, OPTIONS> of;
-    int buffer; /* of slopes */
+    backward_ring<2> slopes;
+    int sums_phase; /* of the room for sums on their way to the copy engine */
     float key_gradient[KEY_SIZE / 2], value_gradient[VALUE_SIZE / 2];
 
     /* Descriptors are made where they are needed: registers are short. */
@@ -54,8 +56,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
                stage * (tile::gradient_bytes / 16);
     }
     __device__ __forceinline__ uint64_t slope_left() { /* all queries, or this of.group's of 128 */
-        return tile_descriptor<tile::keys, QUERIES>(of.shared + tile::slope_at) + buffer * (tile::slope_bytes / 16) +
-               (QUERIES == 128 ? of.group * 512 : 0);
+        return tile_descriptor<tile::keys, QUERIES>(of.shared + tile::slope_at) +
+               slopes.stage * (tile::slope_bytes / 16) + (QUERIES == 128 ? of.group * 512 : 0);
     }
     __device__ __forceinline__ void start_score(float (&sum)[QUERIES / 2], int stage) {
         of.template start_square<KEY_SIZE>(sum, key_left(), query_rows(stage));
@@ -87,7 +89,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
     }
     template <bool LAST> __device__ __forceinline__ void step(const ln_cuda_backward_task &task, bool first) {
         const int stage = of.now.stage;
-        const int place = of.control->step[stage].place, turn = of.control->step[stage].turn;
         const float *rows = (const float *)(of.shared + tile::row_at + stage * tile::row_bytes);
         backward_ring<STAGES> after = of.now;
         after.next();
@@ -98,17 +99,22 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
             key_done(first);
         }
         barrier_wait(&of.control->gradient_full[stage], of.now.phase);
-        if (tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, of.control->step[stage].position, QUERIES))
-            of.template weigh<true>(task, of.group * 64, rows);
+        const int position = of.control->step[stage].position;
+        if (tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, position, QUERIES))
+            of.template weigh<true>(task, of.group * 64, position, rows);
         else
-            of.template weigh<false>(task, of.group * 64, rows);
+            of.template weigh<false>(task, of.group * 64, position, rows);
         if constexpr ((OPTIONS & LATE) != 0)
             of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
         of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
         if constexpr ((OPTIONS & LATE) != 0) key_done(first);
         products_wait<1>();
         hold(change);
-        of.incline(change, rows + QUERIES, tile::slope_at + buffer * tile::slope_bytes + of.group * (QUERIES * 128));
+        of.incline(change, rows + QUERIES,
+                   tile::slope_at + slopes.stage * tile::slope_bytes + of.group * (QUERIES * 128));
+        stores_to_async();
+        __syncwarp();
+        of.leave(&of.control->slopes_full[slopes.stage]);
         products_wait<0>();
         hold(value_gradient);
         hold(of.weight);
@@ -118,9 +124,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
             of.await_queries(after);
             start_score(following_score, after.stage);
         }
-        stores_to_async();
-        named_wait(2, 256);
         float query_gradient[32] = {};
+        barrier_wait(&of.control->slopes_full[slopes.stage], slopes.phase);
         start_query(query_gradient);
         of.template start_sum<KEY_SIZE>(key_gradient, of.slope, query_rows(stage));
         products_wait<1>();
@@ -130,11 +135,26 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
 #pragma unroll
             for (int i = 0; i < QUERIES / 2; i++) of.score[i] = following_score[i];
         }
-        barrier_wait(&of.control->turn_come[stage], of.now.phase);
-        of.add_query(query_gradient, place, of.group, turn);
-        of.pass_turn(stage);
-        buffer ^= 1;
+        add_query(query_gradient);
+        slopes.next();
         of.now = after;
+    }
+    __device__ __forceinline__ void add_query(const float (&query_gradient)[32]) {
+        const int stage = of.now.stage;
+        if constexpr ((OPTIONS & ENGINE) != 0) {
+            barrier_wait(&of.control->sums_free, sums_phase);
+            sums_phase ^= 1;
+            float4 *to = (float4 *)(of.shared + tile::sum_at + of.group * 16384) + threadIdx.x % 128;
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                to[128 * j] = {query_gradient[4 * j], query_gradient[4 * j + 1], query_gradient[4 * j + 2],
+                               query_gradient[4 * j + 3]};
+            stores_to_async();
+        } else {
+            barrier_wait(&of.control->turn_come[stage], of.now.phase);
+            of.add_query(query_gradient, of.control->step[stage].place, of.group, of.control->step[stage].turn);
+        }
+        of.pass_turn(stage);
     }
 
     __device__ __forceinline__ void walk(const ln_cuda_backward_task &task, int phase) {
@@ -170,7 +190,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         backward_ring<2> tasks = {0, 0};
         int phase = 0;
         of.now = {0, 0};
-        buffer = 0;
+        slopes = {0, 0};
+        sums_phase = 1;
         for (;;) {
             barrier_wait(&of.control->task_full[tasks.stage], tasks.phase);
             const ln_cuda_backward_task &task = of.control->task[tasks.stage];
@@ -199,7 +220,7 @@ static __global__ void __launch_bounds__(384, 1)
                               const __grid_constant__ CUtensorMap gradient_map,
                               const __grid_constant__ backward_run run) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
     char *shared = block_memory();
     backward_control<STAGES> *control = (backward_control<STAGES> *)(shared + tile::control_at);
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -209,8 +230,8 @@ static __global__ void __launch_bounds__(384, 1)
         registers_less<24>();
         if (threadIdx.x == 0) copy_backward_tasks<tile, STAGES>(&query_map, &key_map, &value_map, run, shared, control);
         if (threadIdx.x == 32) copy_gradients<tile, STAGES>(&gradient_map, run, shared, control);
-        if (threadIdx.x == 64) await_turns<STAGES, OPTIONS>(run, control);
-        if (threadIdx.x == 96) pass_turns<STAGES>(run, control);
+        if (threadIdx.x == 64) await_turns<STAGES>(run, control);
+        if (threadIdx.x == 96) pass_turns<tile, STAGES, OPTIONS>(run, shared, control);
     } else {
         registers_more<240>();
         backward_keys<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> keys = {{run, control, shared}};
@@ -224,7 +245,7 @@ static __global__ void __launch_bounds__(384, 1)
 
 template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
 static ln_cuda_code backward_hopper_start(void *const *arguments, int blocks, void *stream) {
-    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
     return launch(attention_backward_hopper<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS>, dim3((unsigned)blocks),
                   dim3(tile::threads), tile::bytes, stream, *(const CUtensorMap *)arguments[0],
                   *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
@@ -234,14 +255,14 @@ static ln_cuda_code backward_hopper_start(void *const *arguments, int blocks, vo
 /* A row of the table of kernels; size: of heads, at most KEY_SIZE. */
 template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
 static ln_cuda_backward_kernel backward_hopper_kernel(const char *name, int size) {
-    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES> tile;
+    typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
     return {name,
             size,
             size,
             QUERIES,
             tile::keys,
             KEY_SIZE,
-            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF | UNORDERED)),
+            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
             tile::threads,
             tile::bytes,
             9,

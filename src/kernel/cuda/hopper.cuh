@@ -123,6 +123,25 @@ static __device__ __forceinline__ void add_four(float *to, float4 more) {
                  "f"(more.w)
                  : "memory");
 }
+/* The copy engine: to = (or +=) from in shared memory, float32, `bytes` (a multiple of 16) in a row. */
+static __device__ __forceinline__ void engine_add(float *to, const void *from, int bytes, bool add) {
+    if (add)
+        asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+                     "r"(shared_address(from)), "r"(bytes)
+                     : "memory");
+    else
+        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
+                     "r"(bytes)
+                     : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/* All that this thread gave to the engine has been read, or is written. */
+static __device__ __forceinline__ void engine_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+static __device__ __forceinline__ void engine_wait() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
 /* Until the counter has this value; what the block that set it wrote before is seen then. */
 static __device__ __forceinline__ void turn_await(const int *counter, int value) {
     int now;

@@ -63,6 +63,16 @@ static inline void add_four(float *to, float4 more) {
     if ((uintptr_t)to % 16) ln_emulator::fail("add_four at %p", (void *)to);
     to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
 }
+static inline void engine_add(float *to, const void *from, int bytes, bool add) {
+    ln_emulator::engine_store_bytes(to, from, bytes, add ? ln_emulator::ADD_FLOAT32 : ln_emulator::STORE);
+    ln_emulator::engine_commit();
+}
+static inline void engine_wait_read() {
+    ln_emulator::engine_wait(0, true);
+}
+static inline void engine_wait() {
+    ln_emulator::engine_wait(0, false);
+}
 static inline void turn_await(const int *counter, int value) {
     while (*(const volatile int *)counter != value) ln_emulator::spin();
 }
