@@ -36,7 +36,7 @@ typedef enum ln_cuda_raw_kind {
 enum {
     LN_CUDA_TILE_ROWS = 16,
     LN_CUDA_TILE_COLUMNS = 64,
-    LN_CUDA_PRODUCT_FEW = 32,
+    LN_CUDA_PRODUCT_FEW = 16,
     LN_CUDA_PRODUCT_MOST = 3,      /* matrices that share x */
     LN_CUDA_SLICE_BYTES = 64 << 20 /* of quantised weights rounded to bf16 at once */
 };
