@@ -17,12 +17,6 @@
 #include "kernel/cuda/product_table.h"
 #include "kernel/cuda/weight.cuh"
 
-#ifndef LN_AHEAD
-#define LN_AHEAD 4
-#define LN_AHEAD16 2
-#define LN_WARPS 8
-#endif
-
 namespace ln {
 
 /* ---- weights of a tile, as operands ---- */
@@ -97,7 +91,7 @@ struct few_run {
     float gate_scale;
 };
 
-enum { FEW_WARPS = LN_WARPS, FEW_THREADS = 32 * FEW_WARPS };
+enum { FEW_WARPS = 8, FEW_THREADS = 32 * FEW_WARPS };
 
 /* What a lane holds of x and of sums for a group of tokens. */
 template <int KIND> struct group {
