@@ -13,6 +13,7 @@
  * Many tokens: tiles of 128 tokens and 128 rows, 32 columns at a time in a ring of shared memory. */
 #include <string.h>
 
+#include "kernel/cuda/digits.cuh"
 #include "kernel/cuda/launch.cuh"
 #include "kernel/cuda/product_table.h"
 #include "kernel/cuda/weight.cuh"
@@ -265,44 +266,36 @@ template <int KIND> static ln_cuda_code start_few(const few_run &run, int blocks
                          : start_groups<KIND, 4>(run, blocks, stream);
 }
 
-/* x in digits: a thread has 8 columns, four threads a block of 32. */
+/* x in digits: a thread has four columns, eight threads a block of 32. */
 struct split_run {
     const __nv_bfloat16 *x;
     int64_t x_stride;
-    int eighths, tokens; /* eighths: of a token's columns, in whole tiles */
-    signed char *digits;
-    float *steps;
+    int quarters, tokens; /* quarters: of a token's columns, in whole tiles */
+    ln_cuda_digits to;
 };
 
 static __global__ void split_columns(const __grid_constant__ split_run run) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x, token = i / run.eighths, at = i % run.eighths;
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, token = i / run.quarters, at = i % run.quarters;
     let_next_start();
     wait_for_previous();
-    if (token >= run.tokens) return; /* whole blocks of four: eighths is a multiple of 8 */
-    const __nv_bfloat16 *from = run.x + token * run.x_stride + at * 8;
-    float x[8], most = 0;
+    if (token >= run.tokens) return; /* whole blocks of eight: quarters is a multiple of 16 */
+    const __nv_bfloat16 *from = run.x + token * run.x_stride + at * 4;
+    float x[4], most = 0;
 #pragma unroll
-    for (int k = 0; k < 8; k++) {
+    for (int k = 0; k < 4; k++) {
         x[k] = __bfloat162float(from[k]);
-        most = fmaxf(most, fabsf(x[k]));
-        if (!(fabsf(x[k]) <= 3.4e38f)) most = CUDART_INF_F; /* stays what it is: the block becomes NaN */
+        most = fmaxf(most, digits_size(x[k]));
     }
-    const unsigned four = 15u << (threadIdx.x % 32 / 4 * 4);
-    most = fmaxf(most, __shfl_xor_sync(four, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(four, most, 2));
-    const float step = most / 32512, inverse = most > 0 ? 32512 / most : 0;
-    uint32_t high[2] = {0, 0}, low[2] = {0, 0};
+    const unsigned eight = 255u << (threadIdx.x % 32 / 8 * 8);
 #pragma unroll
-    for (int k = 0; k < 8; k++) {
-        const int value = most < CUDART_INF_F ? __float2int_rn(x[k] * inverse) : 0, upper = (value + 128) >> 8;
-        high[k / 4] |= (uint32_t)(upper & 255) << 8 * (k % 4);
-        low[k / 4] |= (uint32_t)((value - 256 * upper) & 255) << 8 * (k % 4);
-    }
-    /* In a tile: lane c, half, 8 columns. */
-    const int64_t columns = 8 * (int64_t)run.eighths, place = at / 8 * 64 + at % 4 * 16 + at % 8 / 4 * 8;
-    *(uint2 *)(run.digits + 2 * token * columns + place) = make_uint2(high[0], high[1]);
-    *(uint2 *)(run.digits + (2 * token + 1) * columns + place) = make_uint2(low[0], low[1]);
-    if (at % 4 == 0) run.steps[token * (run.eighths / 4) + at / 4] = most < CUDART_INF_F ? step : CUDART_NAN_F;
+    for (int k = 1; k < 8; k *= 2) most = fmaxf(most, __shfl_xor_sync(eight, most, k));
+    const digit_scale scale = digits_scale(most);
+    uint32_t high, low;
+    digits_of(x, scale.inverse, &high, &low);
+    char *to = (char *)run.to.high + 2 * token * (4 * (int64_t)run.quarters) + digits_place(at * 4);
+    *(uint32_t *)to = high;
+    *(uint32_t *)(to + 4 * run.quarters) = low;
+    if (at % 8 == 0) run.to.step[token * (run.quarters / 8) + at / 8] = scale.step;
 }
 
 /* ---- many tokens ---- */
@@ -512,19 +505,17 @@ ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, void *workspace
     run.gated = product->gated;
     run.activation = product->activation;
     run.gate_scale = product->gate_scale;
-    if (product->weight[0].kind != LN_CUDA_WEIGHT_BF16) {
-        const split_run split = {run.x,
-                                 run.x_stride,
-                                 run.tiles * 8,
-                                 run.tokens,
-                                 (signed char *)workspace,
-                                 (float *)((char *)workspace + (int64_t)run.tokens * run.tiles * 128)};
-        run.digits = split.digits;
-        run.steps = split.steps;
+    ln_cuda_digits digits = product->digits;
+    if (product->weight[0].kind != LN_CUDA_WEIGHT_BF16 && !digits.high) {
+        digits.high = workspace;
+        digits.step = (float *)((char *)workspace + (int64_t)run.tokens * run.tiles * 128);
+        const split_run split = {run.x, run.x_stride, run.tiles * 16, run.tokens, digits};
         const ln_cuda_code code =
-            launch_early(split_columns, blocks_of((int64_t)split.eighths * split.tokens), dim3(256), 0, stream, split);
+            launch_early(split_columns, blocks_of((int64_t)split.quarters * split.tokens), dim3(256), 0, stream, split);
         if (code) return code;
     }
+    run.digits = (const signed char *)digits.high;
+    run.steps = digits.step;
     switch (product->weight[0].kind) {
     case LN_CUDA_WEIGHT_BF16:
         return start_few<LN_CUDA_WEIGHT_BF16>(run, blocks, stream);

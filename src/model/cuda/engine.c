@@ -75,7 +75,7 @@ static linnet_status check_model(linnet_model *model) {
                 return refuse_part(model, i, "a feed-forward part with squared units");
         }
     if (h->value_in_key) return refuse_part(model, 0, "latent attention");
-    if (h->width > 40960)
+    if (h->width > 16384)
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED, "a width of %lld is more than a GPU block holds",
                        (long long)h->width);
     return LINNET_OK;
@@ -177,6 +177,8 @@ static linnet_status multiply(const pass *p, const ln_cuda_weight *weights, floa
     linnet_context *context = p->room->model->context;
     for (int i = 0; i < count;) {
         ln_cuda_product product = {.x = x, .x_stride = ln_cuda_padded(weights[i].columns), .tokens = tokens};
+        if (x == p->room->h && tokens == p->tokens && weights[0].kind != LN_CUDA_WEIGHT_BF16)
+            product.digits = p->room->digits; /* rows_of asked for them */
         ln_cuda_product_plan plan;
         const ln_cuda_weight_kind kind = weights[i].kind;
         for (; i < count && weights[i].kind == kind; i++) {
@@ -194,12 +196,16 @@ static linnet_status multiply(const pass *p, const ln_cuda_weight *weights, floa
 
 static ln_cuda_rows rows_of(const pass *p, const ln_cuda_block *next) {
     const ln_hyperparameters *h = &p->room->model->hyper;
+    /* What is multiplied with codes next is wanted in digits. */
+    const ln_cuda_weight *weight = next ? &next->weight[0] : &p->on->head;
+    const bool digits = p->tokens <= LN_CUDA_PRODUCT_FEW && weight->kind != LN_CUDA_WEIGHT_BF16;
     return (ln_cuda_rows){.tokens = p->tokens,
                           .width = h->width,
                           .epsilon = h->norm_epsilon,
                           .x = p->room->x,
                           .h = p->room->h,
                           .h_stride = ln_cuda_padded(h->width),
+                          .digits = digits ? p->room->digits : (ln_cuda_digits){NULL, NULL},
                           .next = next ? next->norm : p->on->output_norm,
                           .from_norm = next && next->of->from_norm,
                           .scale = 1,
@@ -216,7 +222,7 @@ static linnet_status enter(const pass *p) {
     rows.embedding_scale = model->hyper.embedding_scale;
     rows.embedding_norm = p->on->embedding_norm;
     LN_CUDA_TRY(model->context, ln_cuda_rows_enter(&rows, &p->on->embedding, p->on->stream), "embedding tokens");
-    for (int local = 0; local < 2; local++)
+    for (int local = 0; local < (model->rope.base_local > 0 ? 2 : 1); local++)
         LN_CUDA_TRY(model->context,
                     ln_cuda_angles(room->step, room->inverse[local], room->magnitude[local], pairs, p->tokens,
                                    room->cosine[local], room->sine[local], p->on->stream),
@@ -369,6 +375,8 @@ static linnet_status run_feed_forward(const pass *p, const ln_cuda_block *block)
                                .x = p->room->h,
                                .x_stride = ln_cuda_padded(p->room->model->hyper.width),
                                .tokens = p->tokens,
+                               .digits = block->weight[0].kind != LN_CUDA_WEIGHT_BF16 ? p->room->digits
+                                                                                      : (ln_cuda_digits){NULL, NULL},
                                .gated = true,
                                .activation = of->activation == LN_GELU_TANH ? LN_CUDA_GELU_TANH : LN_CUDA_SILU,
                                .gate_scale = of->gate_scale,

@@ -152,6 +152,9 @@ static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *fr
     room->key = carve(from, tokens * keys, real);
     room->value = carve(from, tokens * values, real);
     room->h = carve(from, tokens * (uint64_t)ln_cuda_padded(h->width), half);
+    const uint64_t few = tokens < LN_CUDA_PRODUCT_FEW ? tokens : LN_CUDA_PRODUCT_FEW;
+    room->digits.high = carve(from, few * (uint64_t)ln_cuda_padded(h->width), 2);
+    room->digits.step = carve(from, few * (uint64_t)ln_cuda_padded(h->width) / 32, real);
     room->query = carve(from, tokens * queries, half);
     room->mixed = carve(from, tokens * (uint64_t)ln_cuda_padded(h->heads * h->value_size), half);
     room->gated = carve(from, tokens * (uint64_t)ln_cuda_padded((int64_t)columns), half);
