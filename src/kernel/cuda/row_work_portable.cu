@@ -7,13 +7,7 @@
 
 namespace ln {
 
-enum {
-    ROW_THREADS = 1024,
-    ROW_MOST = 16384,
-    EARLY = 2 /* vectors of a thread: more leave no registers for norms */,
-    BEST_BLOCKS = 128,
-    BEST_THREADS = 256
-};
+enum { ROW_THREADS = 1024, ROW_MOST = 8192, BEST_BLOCKS = 128, BEST_THREADS = 256 };
 
 /* The sum over the block, the same in each thread; `room` has a float a warp. */
 static __device__ __forceinline__ float block_sum(float value, float *room) {
@@ -133,8 +127,8 @@ static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_con
     row_part<VECTORS> row, next = {}, post = {}, x = {};
     let_next_start();
     const ln_cuda_norm &norm = ENTER ? run.embedding_norm : run.post;
-    if (VECTORS <= EARLY && run.next.weight) load_row(next, run.next.weight, count);
-    if (VECTORS <= EARLY && norm.weight) load_row(post, norm.weight, count);
+    if (run.next.weight) load_row(next, run.next.weight, count);
+    if (norm.weight) load_row(post, norm.weight, count);
     wait_for_previous();
     if constexpr (ENTER) {
         const int32_t id = run.ids[token];
@@ -147,7 +141,7 @@ static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_con
             }
     } else {
         load_row(row, run.given + token * width, count);
-        if (VECTORS <= EARLY) load_row(x, run.x + token * width, count);
+        load_row(x, run.x + token * width, count);
 #pragma unroll
         for (int v = 0; v < VECTORS; v++)
 #pragma unroll
@@ -172,11 +166,10 @@ static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_con
 
 template <bool ENTER> static ln_cuda_code start_rows(const rows_run &run, void *stream) {
     const int64_t vectors = (run.rows.width + 63) / 64 * 16; /* whole tiles, for digits */
-    const int each = vectors <= ROW_THREADS ? 1 : vectors <= 2 * ROW_THREADS ? 2 : 4;
+    const int each = vectors <= ROW_THREADS ? 1 : 2;
     const dim3 grid((unsigned)run.rows.tokens), block((unsigned)(((vectors + each - 1) / each + 31) / 32 * 32));
-    return each == 1   ? launch_early(make_rows<1, ENTER>, grid, block, 0, stream, run)
-           : each == 2 ? launch_early(make_rows<2, ENTER>, grid, block, 0, stream, run)
-                       : launch_early(make_rows<4, ENTER>, grid, block, 0, stream, run);
+    return each == 1 ? launch_early(make_rows<1, ENTER>, grid, block, 0, stream, run)
+                     : launch_early(make_rows<2, ENTER>, grid, block, 0, stream, run);
 }
 
 struct angles_run {
