@@ -127,8 +127,8 @@ static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_con
     row_part<VECTORS> row, next = {}, post = {}, x = {};
     let_next_start();
     const ln_cuda_norm &norm = ENTER ? run.embedding_norm : run.post;
-    if (run.next.weight) load_row(next, run.next.weight, count);
-    if (norm.weight) load_row(post, norm.weight, count);
+    if (!ENTER && run.next.weight) load_row(next, run.next.weight, count);
+    if (!ENTER && norm.weight) load_row(post, norm.weight, count);
     wait_for_previous();
     if constexpr (ENTER) {
         const int32_t id = run.ids[token];
@@ -151,7 +151,9 @@ static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_con
                 row.value[v][k] *= run.scale;
             }
     }
+    if (ENTER && norm.weight) load_row(post, norm.weight, count);
     norm_row(row, post, norm, count, run.epsilon, room);
+    if (ENTER && run.next.weight) load_row(next, run.next.weight, count);
     if constexpr (!ENTER) {
 #pragma unroll
         for (int v = 0; v < VECTORS; v++)
