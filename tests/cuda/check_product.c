@@ -17,10 +17,10 @@ static const work WORKS[] = {
     {"f16, 9 tokens", LN_CUDA_RAW_F16, {16, 33, 1}, 136, 9},
     {"q8_0, one token", LN_CUDA_RAW_Q8_0, {48}, 512, 1},
     {"q8_0, 3 tokens, half a tile", LN_CUDA_RAW_Q8_0, {40, 24, 24}, 96, 3},
-    {"q8_0, 32 tokens", LN_CUDA_RAW_Q8_0, {64}, 1056, 32},
+    {"q8_0, 16 tokens", LN_CUDA_RAW_Q8_0, {64}, 1056, 16},
     {"q4_0, one token", LN_CUDA_RAW_Q4_0, {48}, 576, 1},
     {"q4_0, 7 tokens, half a tile", LN_CUDA_RAW_Q4_0, {40, 24, 24}, 96, 7},
-    {"q4_0, 17 tokens", LN_CUDA_RAW_Q4_0, {16}, 2080, 17},
+    {"q4_0, 6 tokens", LN_CUDA_RAW_Q4_0, {16}, 2080, 6},
     {"bf16, gated", LN_CUDA_RAW_BF16, {80, 80}, 128, 1, true, false, 1},
     {"q8_0, gated", LN_CUDA_RAW_Q8_0, {33, 33}, 160, 12, true, true, 0.5f},
     {"q4_0, gated", LN_CUDA_RAW_Q4_0, {96, 96}, 96, 2, true, false, 1},
@@ -202,7 +202,7 @@ static void compare(const setting *s, int matrix, const void *fetched, bool half
                                  : ((const uint32_t *)fetched)[t * stride + r] == 0xffffffffu);
     }
     const bool rounded = !s->plan.few && kind_of(w->raw) != LN_CUDA_WEIGHT_BF16;
-    const double error = relative_error(got, want, count), bound = half || rounded ? 4e-3 : 1e-5;
+    const double error = relative_error(got, want, count), bound = half || rounded ? 4e-3 : 3e-5;
     EXPECT(error <= bound, "%s, %s, matrix %d: off by %.3g, allowed %.3g", w->name, kernel, matrix, error, bound);
     EXPECT(gaps, "%s, %s: gaps between rows were written", w->name, kernel);
     free(got);
@@ -260,7 +260,8 @@ static void plans(void) {
     ln_cuda_product product = {.count = 1, .tokens = 1};
     ln_cuda_product_plan plan;
     product.weight[0] = (ln_cuda_weight){LN_CUDA_WEIGHT_Q4_0, 4096, 4096, NULL, NULL};
-    EXPECT(ln_cuda_product_plan_make(&product, &device, NULL, &plan) == LN_CUDA_OK && plan.few && !plan.workspace,
+    EXPECT(ln_cuda_product_plan_make(&product, &device, NULL, &plan) == LN_CUDA_OK && plan.few &&
+               plan.workspace == 4096 * 17 / 8,
            "one token: %s", plan.why);
     product.tokens = 1000;
     EXPECT(ln_cuda_product_plan_make(&product, &device, NULL, &plan) == LN_CUDA_OK && !plan.few &&
@@ -290,7 +291,7 @@ static const work BENCH[] = {
     {"q8_0, 6144 x 4096, 1 token", LN_CUDA_RAW_Q8_0, {4096, 1024, 1024}, 4096, 1},
     {"q4_0, 128256 x 4096, 1 token", LN_CUDA_RAW_Q4_0, {128256}, 4096, 1},
     {"q4_0, 128256 x 4096, 8 tokens", LN_CUDA_RAW_Q4_0, {128256}, 4096, 8},
-    {"q4_0, 128256 x 4096, 32 tokens", LN_CUDA_RAW_Q4_0, {128256}, 4096, 32},
+    {"q4_0, 128256 x 4096, 16 tokens", LN_CUDA_RAW_Q4_0, {128256}, 4096, 16},
     {"q8_0, 128256 x 4096, 1 token", LN_CUDA_RAW_Q8_0, {128256}, 4096, 1},
     {"bf16, 128256 x 4096, 1 token", LN_CUDA_RAW_BF16, {128256}, 4096, 1},
     {"bf16, 14336 x 4096, 2048 tokens", LN_CUDA_RAW_BF16, {14336}, 4096, 2048},

@@ -58,7 +58,7 @@ static void set_code(ln_cuda_weight_kind kind, unsigned char *codes, int64_t til
     uint32_t word;
     unsigned char *at = codes + tile * 512 + lane * 16 + half * 8 + upper * 4;
     memcpy(&word, at, 4);
-    const int shift = (int)(4 * (i % 2 * 4 + i / 2));
+    const int shift = (int)(4 * (i % 4 * 2 + i / 4));
     word = (word & ~(15u << shift)) | (uint32_t)(code + 8) << shift;
     memcpy(at, &word, 4);
 }

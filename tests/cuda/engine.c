@@ -399,7 +399,12 @@ int main(int count, char **words) {
     const unsigned seed = (unsigned)time(NULL) ^ (unsigned)getpid();
     printf("seed %u\n", seed);
     srand(seed);
-    if (linnet_context_open(&settings, &context) != LINNET_OK) return 1;
+    if (linnet_context_open(&settings, &context) != LINNET_OK) {
+        /* The emulator's threads leave little of a small stack. */
+        linnet_context_close(context);
+        settings.threads = 1;
+        must(context, linnet_context_open(&settings, &context), "opening a context");
+    }
     if (!strcmp(words[1], "pages"))
         check_pages(context);
     else if (is_folder_of_models(words[1]))

@@ -76,8 +76,11 @@ ln_cuda_code ln_cuda_product_plan_make(const ln_cuda_product *product, const ln_
     }
     plan->few = product->tokens <= LN_CUDA_PRODUCT_FEW;
     if (plan->few) {
-        snprintf(plan->why, sizeof plan->why, "%d tokens: weights are read once, straight from memory",
-                 (int)product->tokens);
+        const bool codes = first->kind != LN_CUDA_WEIGHT_BF16;
+        /* Two digits a value, and a step for each 32. */
+        if (codes) plan->workspace = round_up(product->tokens * ln_cuda_padded(first->columns) * 17 / 8, 256);
+        snprintf(plan->why, sizeof plan->why, "%d tokens: weights are read once, straight from memory%s",
+                 (int)product->tokens, codes ? ", and multiplied as bytes" : "");
         return LN_CUDA_OK;
     }
     plan->library = library != NULL;
@@ -140,8 +143,8 @@ ln_cuda_code ln_cuda_product_run(const ln_cuda_product *product, const ln_cuda_p
     }
     if (product->gated && (!product->given || product->given_stride < product->weight[0].rows)) return LN_CUDA_ARGUMENT;
     if (plan->few != (product->tokens <= LN_CUDA_PRODUCT_FEW)) return LN_CUDA_ARGUMENT;
-    if (plan->few) return ln_cuda_product_few(product, stream);
     if (plan->workspace && !whole(workspace, 256)) return LN_CUDA_ARGUMENT;
+    if (plan->few) return ln_cuda_product_few(product, workspace, stream);
     for (int i = 0; i < product->count; i++) {
         const ln_cuda_code code = run_matrix(product, plan, library, i, workspace, stream);
         if (code) return code;

@@ -36,7 +36,7 @@ typedef enum ln_cuda_raw_kind {
 enum {
     LN_CUDA_TILE_ROWS = 16,
     LN_CUDA_TILE_COLUMNS = 64,
-    LN_CUDA_PRODUCT_FEW = 32,
+    LN_CUDA_PRODUCT_FEW = 16,
     LN_CUDA_PRODUCT_MOST = 3,      /* matrices that share x */
     LN_CUDA_SLICE_BYTES = 64 << 20 /* of quantised weights rounded to bf16 at once */
 };
@@ -58,6 +58,12 @@ ln_cuda_code ln_cuda_weight_place(const ln_cuda_weight *weight, ln_cuda_raw_kind
 
 typedef enum ln_cuda_activation { LN_CUDA_SILU, LN_CUDA_GELU_TANH } ln_cuda_activation;
 
+/* x in 16 bits a block of 32 columns, as few tokens are multiplied with codes: x = step (256 high + low). */
+typedef struct ln_cuda_digits {
+    void *high; /* [tokens][high, low][padded columns], of each 64 columns those of lane c first: 8 c .., 32 + 8 c .. */
+    float *step; /* [tokens][padded columns / 32] */
+} ln_cuda_digits;
+
 typedef struct ln_cuda_product {
     int count;                                   /* matrices that share x, of the same kind and columns */
     ln_cuda_weight weight[LN_CUDA_PRODUCT_MOST]; /* gated: gate, up */
@@ -65,6 +71,7 @@ typedef struct ln_cuda_product {
     int64_t stride[LN_CUDA_PRODUCT_MOST];
     const void *x; /* bf16 [tokens, x_stride], zeros (or what the weights' zeros make such) up to whole tiles */
     int64_t x_stride, tokens;
+    ln_cuda_digits digits; /* of x, where somebody made them already; high NULL: made in the workspace */
     bool gated;
     ln_cuda_activation activation;
     float gate_scale;

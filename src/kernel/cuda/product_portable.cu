@@ -1,39 +1,32 @@
 /* Products for compute capability 8.0 and newer.
  *
  * Few tokens: a block has a tile of 16 rows, its warps take turns at the tiles of 64 columns: the weights are the left
- * operand of 16 x 8 x 16, tokens the columns of the right one. Which columns a product adds up is free as long as both
- * operands agree, so a lane takes 8 columns that lie together from both sides: 16 bytes of x, 4, 8 or 16 of weights.
- * Codes are integers that bf16 holds exactly; what a block of 32 columns gives is scaled in float32. The warps' sums
- * are added in their order. Fewer tokens than the operand has are repeated, and what they give is dropped.
+ * operand, tokens the columns of the right one. Which columns a product adds up is free as long as both operands agree,
+ * so a lane takes 8 columns that lie together from both sides. The warps' sums are added in their order. Fewer tokens
+ * than the operand has are repeated, and what they give is dropped.
+ *     bf16    products of 16 x 8 x 16, 8 tokens at once.
+ *     codes   products of bytes of 16 x 8 x 32, which are exact. x is rounded to 16 bits a block of 32 columns,
+ *             x = step (256 high + low), and a token has two columns, one a digit: 4 tokens at once. Codes of Q4_0 are
+ *             multiplied as 16 (code - 8), which a mask makes of them. An integer comes as the last bits of a float32
+ *             near 1.5 2^23, where the sums began.
  *
  * Many tokens: tiles of 128 tokens and 128 rows, 32 columns at a time in a ring of shared memory. */
 #include <string.h>
 
+#include "kernel/cuda/digits.cuh"
 #include "kernel/cuda/launch.cuh"
 #include "kernel/cuda/product_table.h"
 #include "kernel/cuda/weight.cuh"
-
-#ifndef LN_AHEAD
-#define LN_AHEAD 4
-#define LN_AHEAD16 2
-#define LN_WARPS 8
-#endif
 
 namespace ln {
 
 /* ---- weights of a tile, as operands ---- */
 
-struct operand {
-    uint32_t part[2][4]; /* [product][of 16 x 16] */
-};
-
 template <int KIND> struct tile;
 
 template <> struct tile<LN_CUDA_WEIGHT_BF16> {
-    static constexpr bool scaled = false;
-    static constexpr int ahead = LN_AHEAD16; /* tiles under way in a warp */
+    static constexpr int ahead = 2; /* tiles under way in a warp */
     uint4 word[4];
-    uint2 scale;
     __device__ __forceinline__ void load(const ln_cuda_weight &weight, int64_t row_tile, int tiles, int at, int lane) {
         const char *row = (const char *)weight.codes + ((row_tile * 16 + lane / 4) * tiles + at) * 128 + lane % 4 * 16;
         word[0] = *(const uint4 *)row;
@@ -41,23 +34,11 @@ template <> struct tile<LN_CUDA_WEIGHT_BF16> {
         word[2] = *(const uint4 *)(row + 64);
         word[3] = *(const uint4 *)(row + (int64_t)tiles * 1024 + 64);
     }
-    __device__ __forceinline__ operand get(int half) const {
-        const uint4 low = word[2 * half], high = word[2 * half + 1];
-        return {{{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}}};
-    }
 };
 
-/* Bytes 2 i and 2 i + 1 of a word as bf16: 2^23 + code + 128 is a float32 whose last byte is the code with its sign
- * turned. */
-static __device__ __forceinline__ uint32_t bytes_pair(uint32_t turned, int i) {
-    const float low = __uint_as_float(__byte_perm(turned, 0x4b000000u, i ? 0x7652 : 0x7650)) - 8388736.0f;
-    const float high = __uint_as_float(__byte_perm(turned, 0x4b000000u, i ? 0x7653 : 0x7651)) - 8388736.0f;
-    return pack(low, high);
-}
-
 template <> struct tile<LN_CUDA_WEIGHT_Q8_0> {
-    static constexpr bool scaled = true;
-    static constexpr int ahead = LN_AHEAD;
+    static constexpr int ahead = 4;
+    static constexpr float unit = 1;
     uint4 word[2];
     uint2 scale;
     __device__ __forceinline__ void load(const ln_cuda_weight &weight, int64_t row_tile, int tiles, int at, int lane) {
@@ -67,28 +48,14 @@ template <> struct tile<LN_CUDA_WEIGHT_Q8_0> {
         word[1] = codes[32];
         scale = ((const uint2 *)weight.scales)[i * 8 + lane / 4];
     }
-    __device__ __forceinline__ operand get(int half) const {
-        const uint32_t turn = 0x80808080u, low = word[half].x ^ turn, low2 = word[half].y ^ turn,
-                       high = word[half].z ^ turn, high2 = word[half].w ^ turn;
-        return {{{bytes_pair(low, 0), bytes_pair(high, 0), bytes_pair(low, 1), bytes_pair(high, 1)},
-                 {bytes_pair(low2, 0), bytes_pair(high2, 0), bytes_pair(low2, 1), bytes_pair(high2, 1)}}};
+    __device__ __forceinline__ void get(int half, uint32_t (&left)[4]) const {
+        left[0] = word[half].x, left[1] = word[half].z, left[2] = word[half].y, left[3] = word[half].w;
     }
 };
 
-/* Nibbles i and i + 4 of a word as bf16: 128 + nibble has the nibble as its last bits. */
-static __device__ __forceinline__ uint32_t nibbles_pair(uint32_t word, int i) {
-    const uint32_t both = (word >> 4 * i & 0x000f000fu) | 0x43004300u;
-    __nv_bfloat162 pair;
-    uint32_t bits;
-    memcpy(&pair, &both, 4);
-    pair = __hsub2(pair, __floats2bfloat162_rn(136, 136));
-    memcpy(&bits, &pair, 4);
-    return bits;
-}
-
 template <> struct tile<LN_CUDA_WEIGHT_Q4_0> {
-    static constexpr bool scaled = true;
-    static constexpr int ahead = LN_AHEAD;
+    static constexpr int ahead = 4;
+    static constexpr float unit = 1.0f / 16;
     uint4 word;
     uint2 scale;
     __device__ __forceinline__ void load(const ln_cuda_weight &weight, int64_t row_tile, int tiles, int at, int lane) {
@@ -96,10 +63,11 @@ template <> struct tile<LN_CUDA_WEIGHT_Q4_0> {
         word = ((const uint4 *)weight.codes)[i * 32 + lane];
         scale = ((const uint2 *)weight.scales)[i * 8 + lane / 4];
     }
-    __device__ __forceinline__ operand get(int half) const {
+    /* Half bytes in the upper halves of bytes, their sign turned: 16 (code - 8). */
+    static __device__ __forceinline__ uint32_t upper(uint32_t word) { return (word & 0xf0f0f0f0u) ^ 0x80808080u; }
+    __device__ __forceinline__ void get(int half, uint32_t (&left)[4]) const {
         const uint32_t low = half ? word.z : word.x, high = half ? word.w : word.y;
-        return {{{nibbles_pair(low, 0), nibbles_pair(high, 0), nibbles_pair(low, 1), nibbles_pair(high, 1)},
-                 {nibbles_pair(low, 2), nibbles_pair(high, 2), nibbles_pair(low, 3), nibbles_pair(high, 3)}}};
+        left[0] = upper(low << 4), left[1] = upper(high << 4), left[2] = upper(low), left[3] = upper(high);
     }
 };
 
@@ -117,48 +85,84 @@ struct few_run {
     int64_t stride[LN_CUDA_PRODUCT_MOST], x_stride, given_stride;
     int row_tiles[LN_CUDA_PRODUCT_MOST];
     const __nv_bfloat16 *x;
+    const signed char *digits; /* of codes: [tokens][high, low][64 columns of a tile in the order of the lanes] */
+    const float *steps;        /* [tokens][blocks of 32 columns] */
     __nv_bfloat16 *given;
     int count, tokens, tiles, gated, activation;
     float gate_scale;
 };
 
-enum { FEW_WARPS = LN_WARPS, FEW_THREADS = 32 * FEW_WARPS };
+enum { FEW_WARPS = 8, FEW_THREADS = 32 * FEW_WARPS };
 
-/* sums += a tile of weights times its columns of x. */
-template <int KIND, int GROUPS>
-static __device__ __forceinline__ void add_half(const tile<KIND> &part, int half, const uint4 (&x)[GROUPS],
-                                                float (&sum)[GROUPS][4]) {
-    const operand left = part.get(half);
-    const float2 scale = tile<KIND>::scaled ? scales_of(half ? part.scale.y : part.scale.x) : make_float2(1, 1);
-#pragma unroll
-    for (int n = 0; n < GROUPS; n++) {
-        const uint32_t first[2] = {x[n].x, x[n].y}, second[2] = {x[n].z, x[n].w};
-        if (!tile<KIND>::scaled) {
-            add_product(sum[n], left.part[0], first);
-            add_product(sum[n], left.part[1], second);
-            continue;
-        }
-        float block[4] = {0, 0, 0, 0};
-        add_product(block, left.part[0], first);
-        add_product(block, left.part[1], second);
-        sum[n][0] += scale.x * block[0];
-        sum[n][1] += scale.x * block[1];
-        sum[n][2] += scale.y * block[2];
-        sum[n][3] += scale.y * block[3];
+/* What a lane holds of x and of sums for a group of tokens. */
+template <int KIND> struct group {
+    static constexpr int tokens = 4, sums = 2;
+    uint4 digits;
+    float2 step;
+    __device__ __forceinline__ void load(const few_run &run, int first, int at, int lane) {
+        const int column = min(first + lane / 8, run.tokens - 1), token = min(first + lane % 4, run.tokens - 1);
+        digits = *(const uint4 *)(run.digits + ((2 * column + lane / 4 % 2) * run.tiles + at) * 64 + lane % 4 * 16);
+        step = *(const float2 *)(run.steps + (token * run.tiles + at) * 2);
     }
-}
+    __device__ __forceinline__ void add(const tile<KIND> &part, float *sum) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint32_t right[2] = {half ? digits.z : digits.x, half ? digits.w : digits.y};
+            const float2 scale = scales_of(half ? part.scale.y : part.scale.x);
+            const float unit = half ? step.y : step.x, middle = 12582912;
+            uint32_t left[4];
+            int block[4] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+            part.get(half, left);
+            add_product_bytes(block, left, right);
+            const float high = __int_as_float(block[0]) - middle, low = __int_as_float(block[1]) - middle;
+            const float high8 = __int_as_float(block[2]) - middle, low8 = __int_as_float(block[3]) - middle;
+            sum[0] += unit * scale.x * (256 * high + low);
+            sum[1] += unit * scale.y * (256 * high8 + low8);
+        }
+    }
+    /* Token and row of a sum. */
+    static __device__ __forceinline__ int token_of(int, int lane) {
+        return lane % 4;
+    }
+    static __device__ __forceinline__ int row_of(int i, int lane) {
+        return lane / 4 + 8 * i;
+    }
+};
+
+template <> struct group<LN_CUDA_WEIGHT_BF16> {
+    static constexpr int tokens = 8, sums = 4;
+    uint4 columns[2];
+    __device__ __forceinline__ void load(const few_run &run, int first, int at, int lane) {
+        const int token = min(first + lane / 4, run.tokens - 1);
+        const __nv_bfloat16 *x = run.x + token * run.x_stride + at * 64 + lane % 4 * 8;
+        columns[0] = *(const uint4 *)x;
+        columns[1] = *(const uint4 *)(x + 32);
+    }
+    __device__ __forceinline__ void add(const tile<LN_CUDA_WEIGHT_BF16> &part, float *sum) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint4 x = columns[half], low = part.word[2 * half], high = part.word[2 * half + 1];
+            const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
+            const uint32_t x_first[2] = {x.x, x.y}, x_second[2] = {x.z, x.w};
+            add_product(sum, first, x_first);
+            add_product(sum, second, x_second);
+        }
+    }
+    static __device__ __forceinline__ int token_of(int i, int lane) {
+        return lane % 4 * 2 + i % 2;
+    }
+    static __device__ __forceinline__ int row_of(int i, int lane) {
+        return lane / 4 + 8 * (i / 2);
+    }
+};
 
 /* The columns that this warp has of a tile of rows of one matrix, or of two of one shape. A ring of tiles is under way:
  * a place is filled again as soon as it was used. Weights are the same whatever ran before, so the first are asked for
  * before x is waited for. */
 template <int KIND, int GROUPS, int MATRICES>
 static __device__ __forceinline__ void add_columns(const few_run &run, const ln_cuda_weight *weight, int64_t row_tile,
-                                                   float (&sum)[MATRICES][GROUPS][4]) {
-    constexpr int most = tile<KIND>::ahead / MATRICES,
-                  fitting = GROUPS == 1                         ? most
-                            : GROUPS == 2 || tile<KIND>::scaled ? 2
-                                                                : 1,
-                  ahead = most < fitting ? most : fitting;
+                                                   float (&sum)[MATRICES][GROUPS][group<KIND>::sums]) {
+    constexpr int most = tile<KIND>::ahead / MATRICES, ahead = GROUPS > 1 && most > 2 ? 2 : most;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     tile<KIND> part[ahead][MATRICES];
 #pragma unroll
@@ -168,24 +172,17 @@ static __device__ __forceinline__ void add_columns(const few_run &run, const ln_
             if (warp + i * FEW_WARPS < run.tiles)
                 part[i][m].load(weight[m], row_tile, run.tiles, warp + i * FEW_WARPS, lane);
     wait_for_previous();
-    const __nv_bfloat16 *x[GROUPS];
-#pragma unroll
-    for (int n = 0; n < GROUPS; n++) {
-        const int token = 8 * n + lane / 4;
-        x[n] = run.x + (token < run.tokens ? token : run.tokens - 1) * run.x_stride + lane % 4 * 8;
-    }
     for (int begin = warp; begin < run.tiles; begin += FEW_WARPS * ahead) {
 #pragma unroll
         for (int i = 0; i < ahead; i++) {
             const int at = begin + i * FEW_WARPS, next = at + ahead * FEW_WARPS;
             if (at >= run.tiles) break;
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                uint4 columns[GROUPS];
+            for (int n = 0; n < GROUPS; n++) {
+                group<KIND> x;
+                x.load(run, n * group<KIND>::tokens, at, lane);
 #pragma unroll
-                for (int n = 0; n < GROUPS; n++) columns[n] = *(const uint4 *)(x[n] + at * 64 + half * 32);
-#pragma unroll
-                for (int m = 0; m < MATRICES; m++) add_half<KIND, GROUPS>(part[i][m], half, columns, sum[m]);
+                for (int m = 0; m < MATRICES; m++) x.add(part[i][m], sum[m][n]);
             }
 #pragma unroll
             for (int m = 0; m < MATRICES; m++)
@@ -202,46 +199,51 @@ static __device__ __forceinline__ float activate(int activation, float x) {
     return x / (1 + __expf(-x));
 }
 
-/* Sums of all warps of one matrix: [warp][token][row]. */
-template <int GROUPS> static __device__ __forceinline__ void keep_sums(float *to, const float (&sum)[GROUPS][4]) {
+/* Outputs of a block: [token][row]. */
+template <int KIND, int GROUPS> static constexpr int few_outputs = group<KIND>::tokens *GROUPS * 16;
+
+/* Those of all warps: [warp][token][row]. */
+template <int KIND, int GROUPS>
+static __device__ __forceinline__ void keep_sums(float *to, const float (&sum)[GROUPS][group<KIND>::sums]) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int n = 0; n < GROUPS; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int token = 8 * n + 2 * (lane % 4) + i % 2, row = lane / 4 + 8 * (i / 2);
-            to[(warp * 8 * GROUPS + token) * 16 + row] = sum[n][i];
-        }
+        for (int i = 0; i < group<KIND>::sums; i++)
+            to[warp * few_outputs<KIND, GROUPS> + (n * group<KIND>::tokens + group<KIND>::token_of(i, lane)) * 16 +
+               group<KIND>::row_of(i, lane)] = sum[n][i];
 }
-template <int GROUPS> static __device__ __forceinline__ float total_of(const float *sums, int i) {
+template <int KIND, int GROUPS> static __device__ __forceinline__ float total_of(const float *sums, int i) {
     float total = 0;
 #pragma unroll
-    for (int warp = 0; warp < FEW_WARPS; warp++) total += sums[warp * 8 * GROUPS * 16 + i];
+    for (int warp = 0; warp < FEW_WARPS; warp++) total += sums[warp * few_outputs<KIND, GROUPS> + i];
+    if constexpr (KIND != LN_CUDA_WEIGHT_BF16) total *= tile<KIND>::unit;
     return total;
 }
 
 template <int KIND, int GROUPS, int MATRICES>
-static __global__ void __launch_bounds__(FEW_THREADS) product_few(const __grid_constant__ few_run run) {
+static __global__ void __launch_bounds__(FEW_THREADS, GROUPS == 1 ? 3 : 2)
+    product_few(const __grid_constant__ few_run run) {
     float *sums = (float *)block_memory();
-    constexpr int outputs = 8 * GROUPS * 16, stride = FEW_WARPS * outputs;
+    constexpr int outputs = few_outputs<KIND, GROUPS>, stride = FEW_WARPS * outputs;
     int64_t row_tile = blockIdx.x;
     int matrix = 0;
     if (MATRICES == 1)
         while (row_tile >= run.row_tiles[matrix]) row_tile -= run.row_tiles[matrix++];
-    float sum[MATRICES][GROUPS][4] = {};
+    float sum[MATRICES][GROUPS][group<KIND>::sums] = {};
     let_next_start();
     add_columns<KIND, GROUPS, MATRICES>(run, &run.weight[matrix], row_tile, sum);
 #pragma unroll
-    for (int m = 0; m < MATRICES; m++) keep_sums<GROUPS>(sums + m * stride, sum[m]);
+    for (int m = 0; m < MATRICES; m++) keep_sums<KIND, GROUPS>(sums + m * stride, sum[m]);
     __syncthreads();
     const int64_t rows = run.weight[matrix].rows;
     for (int i = threadIdx.x; i < outputs; i += FEW_THREADS) {
         const int token = i / 16;
         const int64_t row = row_tile * 16 + i % 16;
         if (token >= run.tokens || row >= rows) continue;
-        const float total = total_of<GROUPS>(sums, i);
+        const float total = total_of<KIND, GROUPS>(sums, i);
         if (MATRICES == 2) {
-            const float up = total_of<GROUPS>(sums + stride, i);
+            const float up = total_of<KIND, GROUPS>(sums + stride, i);
             run.given[token * run.given_stride + row] =
                 __float2bfloat16(activate(run.activation, run.gate_scale * total) * up);
         } else {
@@ -251,16 +253,49 @@ static __global__ void __launch_bounds__(FEW_THREADS) product_few(const __grid_c
 }
 
 template <int KIND, int GROUPS> static ln_cuda_code start_groups(const few_run &run, int blocks, void *stream) {
-    const int bytes = (1 + run.gated) * FEW_WARPS * 8 * GROUPS * 16 * (int)sizeof(float);
+    const int bytes = (1 + run.gated) * FEW_WARPS * few_outputs<KIND, GROUPS> * (int)sizeof(float);
     const dim3 grid((unsigned)blocks), block(FEW_THREADS);
     if (run.gated) return launch_early(product_few<KIND, GROUPS, 2>, grid, block, bytes, stream, run);
     return launch_early(product_few<KIND, GROUPS, 1>, grid, block, bytes, stream, run);
 }
 
 template <int KIND> static ln_cuda_code start_few(const few_run &run, int blocks, void *stream) {
-    return run.tokens <= 8    ? start_groups<KIND, 1>(run, blocks, stream)
-           : run.tokens <= 16 ? start_groups<KIND, 2>(run, blocks, stream)
-                              : start_groups<KIND, 4>(run, blocks, stream);
+    const int groups = (run.tokens + group<KIND>::tokens - 1) / group<KIND>::tokens;
+    return groups <= 1   ? start_groups<KIND, 1>(run, blocks, stream)
+           : groups <= 2 ? start_groups<KIND, 2>(run, blocks, stream)
+                         : start_groups<KIND, 4>(run, blocks, stream);
+}
+
+/* x in digits: a thread has four columns, eight threads a block of 32. */
+struct split_run {
+    const __nv_bfloat16 *x;
+    int64_t x_stride;
+    int quarters, tokens; /* quarters: of a token's columns, in whole tiles */
+    ln_cuda_digits to;
+};
+
+static __global__ void split_columns(const __grid_constant__ split_run run) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, token = i / run.quarters, at = i % run.quarters;
+    let_next_start();
+    wait_for_previous();
+    if (token >= run.tokens) return; /* whole blocks of eight: quarters is a multiple of 16 */
+    const __nv_bfloat16 *from = run.x + token * run.x_stride + at * 4;
+    float x[4], most = 0;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        x[k] = __bfloat162float(from[k]);
+        most = fmaxf(most, digits_size(x[k]));
+    }
+    const unsigned eight = 255u << (threadIdx.x % 32 / 8 * 8);
+#pragma unroll
+    for (int k = 1; k < 8; k *= 2) most = fmaxf(most, __shfl_xor_sync(eight, most, k));
+    const digit_scale scale = digits_scale(most);
+    uint32_t high, low;
+    digits_of(x, scale.inverse, &high, &low);
+    char *to = (char *)run.to.high + 2 * token * (4 * (int64_t)run.quarters) + digits_place(at * 4);
+    *(uint32_t *)to = high;
+    *(uint32_t *)(to + 4 * run.quarters) = low;
+    if (at % 8 == 0) run.to.step[token * (run.quarters / 8) + at / 8] = scale.step;
 }
 
 /* ---- many tokens ---- */
@@ -361,8 +396,8 @@ static __global__ void round_weights(const __grid_constant__ round_run run) {
         const uint32_t word = *(const uint32_t *)((const char *)run.weight.codes + q4_place(at));
 #pragma unroll
         for (int j = 0; j < 4; j++)
-            packed[j] = pack(scale * (float)((int)(word >> 4 * j & 15) - 8),
-                             scale * (float)((int)(word >> (16 + 4 * j) & 15) - 8));
+            packed[j] = pack(scale * (float)((int)(word >> (j % 2 * 16 + j / 2 * 4) & 15) - 8),
+                             scale * (float)((int)(word >> (j % 2 * 16 + j / 2 * 4 + 8) & 15) - 8));
     }
     *(uint4 *)(run.to + row * run.columns + column) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
 }
@@ -434,7 +469,7 @@ static __global__ void tile_rows(const __grid_constant__ tile_run run) {
             word = 0;
             for (int j = 0; j < 8; j++) { /* value v of a block is the low half of byte v, or the high one of v - 16 */
                 const int v = within + j, byte = from[2 + v % 16];
-                word |= (uint32_t)(v < 16 ? byte & 15 : byte >> 4) << 4 * (j % 2 * 4 + j / 2);
+                word |= (uint32_t)(v < 16 ? byte & 15 : byte >> 4) << 4 * (j % 4 * 2 + j / 4);
             }
         }
         *(uint32_t *)((char *)run.weight.codes + q4_place(at)) = word;
@@ -450,7 +485,7 @@ static dim3 blocks_of(int64_t threads) {
 
 using namespace ln;
 
-ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, void *stream) {
+ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, void *workspace, void *stream) {
     few_run run = {};
     int blocks = 0;
     for (int m = 0; m < product->count; m++) {
@@ -470,6 +505,17 @@ ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, void *stream) {
     run.gated = product->gated;
     run.activation = product->activation;
     run.gate_scale = product->gate_scale;
+    ln_cuda_digits digits = product->digits;
+    if (product->weight[0].kind != LN_CUDA_WEIGHT_BF16 && !digits.high) {
+        digits.high = workspace;
+        digits.step = (float *)((char *)workspace + (int64_t)run.tokens * run.tiles * 128);
+        const split_run split = {run.x, run.x_stride, run.tiles * 16, run.tokens, digits};
+        const ln_cuda_code code =
+            launch_early(split_columns, blocks_of((int64_t)split.quarters * split.tokens), dim3(256), 0, stream, split);
+        if (code) return code;
+    }
+    run.digits = (const signed char *)digits.high;
+    run.steps = digits.step;
     switch (product->weight[0].kind) {
     case LN_CUDA_WEIGHT_BF16:
         return start_few<LN_CUDA_WEIGHT_BF16>(run, blocks, stream);

@@ -27,6 +27,7 @@ typedef struct ln_cuda_rows {
     float *x; /* [tokens, width] */
     void *h;  /* bf16 [tokens, h_stride] */
     int64_t h_stride;
+    ln_cuda_digits digits; /* h for products with codes; high NULL: not wanted */
     ln_cuda_norm next;
     bool from_norm; /* x = h as float32 */
     /* enter */

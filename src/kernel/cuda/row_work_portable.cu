@@ -1,11 +1,13 @@
-/* Row work: a block a row; sums go through a tree whose shape the number of threads alone decides. */
+/* Row work: a block a row, which its threads hold in registers; sums go through a tree whose shape the width alone
+ * decides. */
+#include "kernel/cuda/digits.cuh"
 #include "kernel/cuda/launch.cuh"
 #include "kernel/cuda/row_work_cuda.h"
 #include "kernel/cuda/weight.cuh"
 
 namespace ln {
 
-enum { ROW_THREADS = 512, BEST_BLOCKS = 128, BEST_THREADS = 256 };
+enum { ROW_THREADS = 1024, ROW_MOST = 8192, BEST_BLOCKS = 128, BEST_THREADS = 256 };
 
 /* The sum over the block, the same in each thread; `room` has a float a warp. */
 static __device__ __forceinline__ float block_sum(float value, float *room) {
@@ -19,65 +21,157 @@ static __device__ __forceinline__ float block_sum(float value, float *room) {
     return sum;
 }
 
-/* The row in shared memory, normed. */
-static __device__ __forceinline__ void norm_row(float *row, const ln_cuda_norm &norm, int64_t width, float epsilon,
-                                                float *room) {
+/* A thread's four columns of each of VECTORS parts of the row, in registers; those beyond the width are zeros. */
+template <int VECTORS> struct row_part {
+    float value[VECTORS][4];
+    static __device__ __forceinline__ int column(int v) { return (int)(v * blockDim.x + threadIdx.x) * 4; }
+};
+
+template <int VECTORS>
+static __device__ __forceinline__ void load_row(row_part<VECTORS> &to, const float *from, int width) {
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        const int column = row_part<VECTORS>::column(v);
+        if (column + 3 < width && width % 4 == 0) {
+            const float4 four = *(const float4 *)(from + column);
+            to.value[v][0] = four.x, to.value[v][1] = four.y, to.value[v][2] = four.z, to.value[v][3] = four.w;
+        } else {
+#pragma unroll
+            for (int k = 0; k < 4; k++) to.value[v][k] = column + k < width ? from[column + k] : 0.0f;
+        }
+    }
+}
+template <int VECTORS>
+static __device__ __forceinline__ void store_row(float *to, const row_part<VECTORS> &from, int width) {
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (row_part<VECTORS>::column(v) + k < width) to[row_part<VECTORS>::column(v) + k] = from.value[v][k];
+}
+
+template <int VECTORS>
+static __device__ __forceinline__ void norm_row(row_part<VECTORS> &row, const row_part<VECTORS> &weight,
+                                                const ln_cuda_norm &norm, int width, float epsilon, float *room) {
     if (!norm.weight) return;
-    float mean = 0;
+    float mean = 0, squares = 0;
     if (norm.bias) {
-        for (int64_t i = threadIdx.x; i < width; i += blockDim.x) mean += row[i];
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) mean += row.value[v][k];
         mean = block_sum(mean, room) / (float)width;
     }
-    float squares = 0;
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x) squares += (row[i] - mean) * (row[i] - mean);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (row_part<VECTORS>::column(v) + k < width) {
+                row.value[v][k] -= mean;
+                squares += row.value[v][k] * row.value[v][k];
+            }
     squares = block_sum(squares, room);
     const float factor = 1.0f / sqrtf(squares / (float)width + epsilon);
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x)
-        row[i] = (row[i] - mean) * factor * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
+    row_part<VECTORS> bias = {};
+    if (norm.bias) load_row(bias, norm.bias, width);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) row.value[v][k] = row.value[v][k] * factor * weight.value[v][k] + bias.value[v][k];
 }
 
-/* x and h from a row of x in shared memory; a thread touches the same columns all through. */
-static __device__ __forceinline__ void leave_row(const ln_cuda_rows &run, float *row, float *room) {
-    const int64_t token = blockIdx.x, width = run.width;
-    float *x = run.x + token * width;
-    if (!run.from_norm)
-        for (int64_t i = threadIdx.x; i < width; i += blockDim.x) x[i] = row[i];
-    norm_row(row, run.next, width, run.epsilon, room);
-    if (run.from_norm)
-        for (int64_t i = threadIdx.x; i < width; i += blockDim.x) x[i] = row[i];
+/* h of a row: bf16, and in digits where these are wanted. */
+template <int VECTORS>
+static __device__ __forceinline__ void leave_h(const ln_cuda_rows &run, const row_part<VECTORS> &row, int width) {
+    const int64_t token = blockIdx.x;
     __nv_bfloat16 *h = (__nv_bfloat16 *)run.h + token * run.h_stride;
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x) h[i] = __float2bfloat16(row[i]);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        const int column = row_part<VECTORS>::column(v), padded = (width + 63) / 64 * 64;
+        if (column + 3 < width && run.h_stride % 4 == 0)
+            *(uint2 *)(h + column) =
+                make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
+        else
+            for (int k = 0; k < 4; k++)
+                if (column + k < width) h[column + k] = __float2bfloat16(row.value[v][k]);
+        if (!run.digits.high) continue;
+        float most = 0;
+#pragma unroll
+        for (int k = 0; k < 4; k++) most = fmaxf(most, digits_size(row.value[v][k]));
+#pragma unroll
+        for (int k = 1; k < 8; k *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, k));
+        if (column >= padded) continue;
+        const digit_scale scale = digits_scale(most);
+        uint32_t high, low;
+        digits_of(row.value[v], scale.inverse, &high, &low);
+        char *to = (char *)run.digits.high + 2 * token * padded + digits_place(column);
+        *(uint32_t *)to = high;
+        *(uint32_t *)(to + padded) = low;
+        if (column % 32 == 0) run.digits.step[token * (padded / 32) + column / 32] = scale.step;
+    }
 }
 
-struct enter_run {
+struct rows_run {
     ln_cuda_rows rows;
     ln_cuda_weight embedding;
 };
 
-static __global__ void __launch_bounds__(ROW_THREADS) enter_rows(const __grid_constant__ enter_run run) {
+/* ENTER: the row is that of a token, normed if the model says so; else what a part gave, on top of x. What no kernel
+ * before this one writes is asked for before these are waited for. */
+template <int VECTORS, bool ENTER>
+static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_constant__ rows_run all) {
     __shared__ float room[ROW_THREADS / 32];
-    float *row = (float *)block_memory();
+    const ln_cuda_rows &run = all.rows;
+    const int64_t token = blockIdx.x, width = run.width;
+    const int count = (int)width;
+    row_part<VECTORS> row, next = {}, post = {}, x = {};
     let_next_start();
+    const ln_cuda_norm &norm = ENTER ? run.embedding_norm : run.post;
+    if (!ENTER && run.next.weight) load_row(next, run.next.weight, count);
+    if (!ENTER && norm.weight) load_row(post, norm.weight, count);
     wait_for_previous();
-    const int32_t id = run.rows.ids[blockIdx.x];
-    for (int64_t i = threadIdx.x; i < run.rows.width; i += blockDim.x)
-        row[i] = run.rows.embedding_scale * weight_at(run.embedding, id, i);
-    norm_row(row, run.rows.embedding_norm, run.rows.width, run.rows.epsilon, room);
-    leave_row(run.rows, row, room);
+    if constexpr (ENTER) {
+        const int32_t id = run.ids[token];
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int column = row_part<VECTORS>::column(v) + k;
+                row.value[v][k] = column < count ? run.embedding_scale * weight_at(all.embedding, id, column) : 0.0f;
+            }
+    } else {
+        load_row(row, run.given + token * width, count);
+        load_row(x, run.x + token * width, count);
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int column = row_part<VECTORS>::column(v) + k;
+                if (run.bias && column < count) row.value[v][k] += run.bias[column];
+                row.value[v][k] *= run.scale;
+            }
+    }
+    if (ENTER && norm.weight) load_row(post, norm.weight, count);
+    norm_row(row, post, norm, count, run.epsilon, room);
+    if (ENTER && run.next.weight) load_row(next, run.next.weight, count);
+    if constexpr (!ENTER) {
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) row.value[v][k] = run.keep * x.value[v][k] + run.add * row.value[v][k];
+    }
+    if (!run.from_norm) store_row(run.x + token * width, row, count);
+    norm_row(row, next, run.next, count, run.epsilon, room);
+    if (run.from_norm) store_row(run.x + token * width, row, count);
+    leave_h(run, row, count);
 }
 
-static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_constant__ ln_cuda_rows run) {
-    __shared__ float room[ROW_THREADS / 32];
-    float *row = (float *)block_memory();
-    let_next_start();
-    wait_for_previous();
-    const int64_t token = blockIdx.x, width = run.width;
-    const float *x = run.x + token * width, *given = run.given + token * width;
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x)
-        row[i] = run.scale * (given[i] + (run.bias ? run.bias[i] : 0.0f));
-    norm_row(row, run.post, width, run.epsilon, room);
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x) row[i] = run.keep * x[i] + run.add * row[i];
-    leave_row(run, row, room);
+template <bool ENTER> static ln_cuda_code start_rows(const rows_run &run, void *stream) {
+    const int64_t vectors = (run.rows.width + 63) / 64 * 16; /* whole tiles, for digits */
+    const int each = vectors <= ROW_THREADS ? 1 : 2;
+    const dim3 grid((unsigned)run.rows.tokens), block((unsigned)(((vectors + each - 1) / each + 31) / 32 * 32));
+    return each == 1 ? launch_early(make_rows<1, ENTER>, grid, block, 0, stream, run)
+                     : launch_early(make_rows<2, ENTER>, grid, block, 0, stream, run);
 }
 
 struct angles_run {
@@ -157,29 +251,27 @@ static __global__ void __launch_bounds__(BEST_BLOCKS) choose_best(const best *pa
 
 using namespace ln;
 
-/* A row lies in shared memory. */
 static ln_cuda_code check(const ln_cuda_rows *rows) {
     if (rows->tokens < 1 || rows->width < 1 || rows->tokens > 1 << 30 || !rows->x || !rows->h ||
         rows->h_stride < rows->width)
         return LN_CUDA_ARGUMENT;
-    return rows->width > 40960 ? LN_CUDA_UNSUPPORTED : LN_CUDA_OK;
+    return rows->width > ROW_MOST ? LN_CUDA_UNSUPPORTED : LN_CUDA_OK;
 }
 
 ln_cuda_code ln_cuda_rows_enter(const ln_cuda_rows *rows, const ln_cuda_weight *embedding, void *stream) {
     const ln_cuda_code code = check(rows);
     if (code) return code;
     if (!rows->ids || embedding->columns != rows->width) return LN_CUDA_ARGUMENT;
-    const enter_run run = {*rows, *embedding};
-    return launch_early(enter_rows, dim3((unsigned)rows->tokens), dim3(ROW_THREADS), (int)(rows->width * 4), stream,
-                        run);
+    const rows_run run = {*rows, *embedding};
+    return start_rows<true>(run, stream);
 }
 
 ln_cuda_code ln_cuda_rows_finish(const ln_cuda_rows *rows, void *stream) {
     const ln_cuda_code code = check(rows);
     if (code) return code;
     if (!rows->given) return LN_CUDA_ARGUMENT;
-    return launch_early(finish_rows, dim3((unsigned)rows->tokens), dim3(ROW_THREADS), (int)(rows->width * 4), stream,
-                        *rows);
+    const rows_run run = {*rows, {}};
+    return start_rows<false>(run, stream);
 }
 
 ln_cuda_code ln_cuda_angles(const int32_t *position, const double *inverse, double magnitude, int64_t pairs,

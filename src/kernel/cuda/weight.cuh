@@ -8,8 +8,8 @@
 namespace ln {
 
 /* Where the codes of 8 columns of one row of a tile begin, of a warp's lanes: lane 4 (row % 8) + column / 8 % 4. In a
- * word of Q4_0, column 2 j is nibble j and column 2 j + 1 nibble 4 + j; Q8_0 has bytes in order of the columns, row g
- * before row g + 8. */
+ * word of Q4_0, column j is the lower half of byte j and column 4 + j the upper; Q8_0 has bytes in order of the
+ * columns, row g before row g + 8. */
 struct weight_place {
     int64_t tile;
     int lane, upper, half; /* upper: row % 16 / 8; half: column % 64 / 32 */
@@ -40,7 +40,7 @@ static __device__ __forceinline__ float weight_at(const ln_cuda_weight &weight, 
     if (weight.kind == LN_CUDA_WEIGHT_Q8_0)
         return scale * (float)((const signed char *)weight.codes)[q8_place(at) + column % 8];
     const uint32_t word = *(const uint32_t *)((const char *)weight.codes + q4_place(at));
-    const int nibble = (int)(column % 2 * 4 + column % 8 / 2);
+    const int nibble = (int)(column % 4 * 2 + column % 8 / 4);
     return scale * (float)((int)(word >> 4 * nibble & 15) - 8);
 }
 

@@ -75,7 +75,7 @@ static linnet_status check_model(linnet_model *model) {
                 return refuse_part(model, i, "a feed-forward part with squared units");
         }
     if (h->value_in_key) return refuse_part(model, 0, "latent attention");
-    if (h->width > 40960)
+    if (h->width > 8192)
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED, "a width of %lld is more than a GPU block holds",
                        (long long)h->width);
     return LINNET_OK;
@@ -169,6 +169,7 @@ typedef struct pass {
     ln_cuda_model *on;
     int64_t tokens, position;
     bool alone; /* one token, by the kernels of decode */
+    bool few;   /* rows make digits of h, for products with codes */
 } pass;
 
 /* Matrices of one kind go together. */
@@ -177,6 +178,8 @@ static linnet_status multiply(const pass *p, const ln_cuda_weight *weights, floa
     linnet_context *context = p->room->model->context;
     for (int i = 0; i < count;) {
         ln_cuda_product product = {.x = x, .x_stride = ln_cuda_padded(weights[i].columns), .tokens = tokens};
+        if (p->few && x == p->room->h && tokens == p->tokens && weights[0].kind != LN_CUDA_WEIGHT_BF16)
+            product.digits = p->room->digits; /* rows_of asked for them */
         ln_cuda_product_plan plan;
         const ln_cuda_weight_kind kind = weights[i].kind;
         for (; i < count && weights[i].kind == kind; i++) {
@@ -194,12 +197,16 @@ static linnet_status multiply(const pass *p, const ln_cuda_weight *weights, floa
 
 static ln_cuda_rows rows_of(const pass *p, const ln_cuda_block *next) {
     const ln_hyperparameters *h = &p->room->model->hyper;
+    /* What is multiplied with codes next is wanted in digits. */
+    const ln_cuda_weight *weight = next ? &next->weight[0] : &p->on->head;
+    const bool digits = p->few && weight->kind != LN_CUDA_WEIGHT_BF16;
     return (ln_cuda_rows){.tokens = p->tokens,
                           .width = h->width,
                           .epsilon = h->norm_epsilon,
                           .x = p->room->x,
                           .h = p->room->h,
                           .h_stride = ln_cuda_padded(h->width),
+                          .digits = digits ? p->room->digits : (ln_cuda_digits){NULL, NULL},
                           .next = next ? next->norm : p->on->output_norm,
                           .from_norm = next && next->of->from_norm,
                           .scale = 1,
@@ -216,7 +223,7 @@ static linnet_status enter(const pass *p) {
     rows.embedding_scale = model->hyper.embedding_scale;
     rows.embedding_norm = p->on->embedding_norm;
     LN_CUDA_TRY(model->context, ln_cuda_rows_enter(&rows, &p->on->embedding, p->on->stream), "embedding tokens");
-    for (int local = 0; local < 2; local++)
+    for (int local = 0; local < (model->rope.base_local > 0 ? 2 : 1); local++)
         LN_CUDA_TRY(model->context,
                     ln_cuda_angles(room->step, room->inverse[local], room->magnitude[local], pairs, p->tokens,
                                    room->cosine[local], room->sine[local], p->on->stream),
@@ -369,6 +376,9 @@ static linnet_status run_feed_forward(const pass *p, const ln_cuda_block *block)
                                .x = p->room->h,
                                .x_stride = ln_cuda_padded(p->room->model->hyper.width),
                                .tokens = p->tokens,
+                               .digits = p->few && block->weight[0].kind != LN_CUDA_WEIGHT_BF16
+                                             ? p->room->digits
+                                             : (ln_cuda_digits){NULL, NULL},
                                .gated = true,
                                .activation = of->activation == LN_GELU_TANH ? LN_CUDA_GELU_TANH : LN_CUDA_SILU,
                                .gate_scale = of->gate_scale,
@@ -462,7 +472,7 @@ static linnet_status meet(ln_cuda_room *room) {
 static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
                          bool last) {
     ln_cuda_room *room = sequence->room;
-    pass p = {sequence, room, room->model->on_device, tokens, position, tokens == 1};
+    pass p = {sequence, room, room->model->on_device, tokens, position, tokens == 1, tokens <= LN_CUDA_PRODUCT_FEW};
     LN_TRY(meet(room));
     LN_CUDA_TRY(room->model->context, ln_cuda_use(p.on->device.index), "choosing the GPU");
     room->step_host[0] = (int32_t)position;
@@ -494,7 +504,7 @@ static linnet_status take(ln_device_sequence *sequence, float *logits, int32_t *
 
 static linnet_status rows(ln_device_sequence *sequence, int64_t first, int64_t count, float *logits) {
     ln_cuda_room *room = sequence->room;
-    const pass p = {sequence, room, room->model->on_device, count, 0, false};
+    const pass p = {sequence, room, room->model->on_device, count, 0, false, false};
     for (int64_t done = 0; done < count; done += room->rows) {
         const int64_t some = ln_min_i64(room->rows, count - done);
         LN_TRY(head(&p, first + done, some, NULL));

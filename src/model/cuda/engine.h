@@ -87,6 +87,7 @@ typedef struct ln_cuda_room {
     /* On the device. */
     float *x, *given, *stage, *key, *value, *logits, *cosine[2], *sine[2];
     void *h, *query, *mixed, *gated, *gathered[2], *products;
+    ln_cuda_digits digits; /* h, for products of few tokens with codes */
     double *inverse[2];
     double magnitude[2];
     int32_t *best;

@@ -152,6 +152,9 @@ static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *fr
     room->key = carve(from, tokens * keys, real);
     room->value = carve(from, tokens * values, real);
     room->h = carve(from, tokens * (uint64_t)ln_cuda_padded(h->width), half);
+    const uint64_t few = tokens < LN_CUDA_PRODUCT_FEW ? tokens : LN_CUDA_PRODUCT_FEW;
+    room->digits.high = carve(from, few * (uint64_t)ln_cuda_padded(h->width), 2);
+    room->digits.step = carve(from, few * (uint64_t)ln_cuda_padded(h->width) / 32, real);
     room->query = carve(from, tokens * queries, half);
     room->mixed = carve(from, tokens * (uint64_t)ln_cuda_padded(h->heads * h->value_size), half);
     room->gated = carve(from, tokens * (uint64_t)ln_cuda_padded((int64_t)columns), half);
@@ -173,8 +176,11 @@ static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *fr
     room->gathered[0] = carve(from, gathered * keys, half);
     room->gathered[1] = carve(from, gathered * values, half);
     const uint64_t of_piece = product_bytes(model, device, room->shape.piece),
-                   of_logits = product_bytes(model, device, room->rows);
-    room->products = carve(from, of_piece > of_logits ? of_piece : of_logits, 1);
+                   of_logits = product_bytes(model, device, room->rows),
+                   of_few = product_bytes(model, device, ln_min_i64(room->shape.piece, LN_CUDA_PRODUCT_FEW));
+    uint64_t most = of_piece > of_logits ? of_piece : of_logits;
+    if (of_few > most) most = of_few;
+    room->products = carve(from, most, 1);
 }
 
 linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *device, const ln_device_shape *shape,

@@ -92,6 +92,7 @@ void store_matrices(void *to, const uint32_t *part, int count, bool turn);
 uint32_t transpose_matrix(uint32_t part);
 /* sums (16 x 8) += left (16 x 16; tf32: 16 x 8) * right. */
 void add_product(float *sum, const uint32_t *left, const uint32_t *right, element_kind kind);
+void add_product_bytes(int *sum, const uint32_t *left, const uint32_t *right);
 
 /* One product of a warp group, 64 x columns x 16. left NULL: left_tile describes it. */
 struct group_product {

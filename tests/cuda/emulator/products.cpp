@@ -163,6 +163,33 @@ void add_product(float *sum, const uint32_t *left, const uint32_t *right, elemen
     warp_meet(~0u, "add_product", &p, multiply_warp);
 }
 
+struct byte_product {
+    int *sum;
+    const uint32_t *left, *right;
+};
+
+static void multiply_bytes(void *const *brought, uint32_t) {
+    int left[16][32], right[32][8];
+    for (int lane = 0; lane < 32; lane++) {
+        const byte_product *p = (const byte_product *)brought[lane];
+        const int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; i++)
+            for (int c = 0; c < 4; c++) left[g + i % 2 * 8][4 * t + c + i / 2 * 16] = (int8_t)(p->left[i] >> 8 * c);
+        for (int i = 0; i < 2; i++)
+            for (int c = 0; c < 4; c++) right[4 * t + c + i * 16][g] = (int8_t)(p->right[i] >> 8 * c);
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        int *sum = ((const byte_product *)brought[lane])->sum;
+        for (int i = 0; i < 4; i++)
+            for (int k = 0; k < 32; k++) sum[i] += left[lane / 4 + i / 2 * 8][k] * right[k][lane % 4 * 2 + i % 2];
+    }
+}
+
+void add_product_bytes(int *sum, const uint32_t *left, const uint32_t *right) {
+    byte_product p = {sum, left, right};
+    warp_meet(~0u, "add_product_bytes", &p, multiply_bytes);
+}
+
 /* ---- products of a warp group: each warp does its 16 rows by itself ---- */
 
 enum { COLUMNS_MOST = 256, DEPTH = 16 };

@@ -89,6 +89,10 @@ static inline void spin_pause() {
     ln_emulator::spin();
 }
 
+static inline void add_product_bytes(int *sum, const uint32_t *left, const uint32_t *right) {
+    ln_emulator::add_product_bytes(sum, left, right);
+}
+
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 
