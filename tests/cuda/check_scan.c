@@ -410,7 +410,7 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
             1e5 * bytes / time.median / copy, 1e-6 * elements * w->slots / time.median / device->multiprocessors);
         device_close(p.workspace);
     }
-    if (!w->gate && elements / w->slots > 1e6) {
+    if (!w->gate && elements / w->slots > 1e6 && ln_cuda_scan_plan_make(&p.scan, device, NULL, &p.plan) == LN_CUDA_OK) {
         p.gradient_workspace = device_open(p.plan.gradient_workspace);
         ln_cuda_scan_prepare(&p.scan, &p.plan, p.gradient_workspace, NULL);
         void *contexts[] = {&p};

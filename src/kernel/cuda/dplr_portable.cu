@@ -143,14 +143,16 @@ static __device__ __forceinline__ void pass_chunk(float (&state)[KEY / 8][4], fl
     }
 }
 
-/* Sums [column][token] of a warp to rows of tokens; after the block has met, a lane reads eight columns
- * of token lane / 2, from lane % 2 * 8 on. */
-static __device__ __forceinline__ void put_sums(float (&room)[16][20], const float (&sums)[2][4]) {
+/* Sums [column][token] of a warp by tokens: the lane's eight columns, from lane % 2 * 8 on, of token lane / 2. */
+static __device__ __forceinline__ void turn_sums(float (&line)[8], float (&room)[16][20], const float (&sums)[2][4]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < 2; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++) room[j * 8 + lane % 4 * 2 + e % 2][lane / 4 + e / 2 * 8] = sums[j][e];
+    __syncwarp();
+    load_floats(line, &room[lane / 2][lane % 2 * 8]);
+    __syncwarp();
 }
 
 static __device__ __forceinline__ void store_outputs(const dplr_run &run, const float (&line)[8], int64_t token,
@@ -179,7 +181,7 @@ static __device__ __forceinline__ void keep_state(dplr_saved<KEY, VALUE> &to, co
 
 template <int KEY, int COLUMNS> struct dplr_room {
     dplr_stage<KEY, COLUMNS> stage[STAGES];
-    float sums[2][COLUMNS / 16][16][20];
+    float sums[COLUMNS / 16][16][20];
 };
 
 /* What comes of the states: outputs; or states and Y are kept; or their gradients and Z, from the last chunk on. */
@@ -228,29 +230,24 @@ static __device__ __forceinline__ void states_block(const dplr_run &run, int blo
                                                     MODE == SLOPES ? ends : begins, MODE == SLOPES ? begins : ends);
     float state[KEY / 8][4];
     load_state<KEY>(state, at.from, VALUE);
-    /* Outputs of a chunk are stored a chunk later, so that nobody waits for them on their way through shared memory. */
-    for (int step = 0; step <= chunks; step++) {
-        const int next = step + STAGES - 1, row = threadIdx.x % 32 / 2, part = threadIdx.x % 2 * 8;
-        const int last = MODE == SLOPES ? chunks - step : step - 1, chunk = MODE == SLOPES ? last - 1 : step;
-        float line[8];
+    for (int step = 0; step < chunks; step++) {
+        const int chunk = MODE == SLOPES ? chunks - 1 - step : step, next = step + STAGES - 1;
         copies_wait<STAGES - 2>();
         __syncthreads();
         if (next < chunks)
             copy_record(room.stage[next % STAGES], records[MODE == SLOPES ? chunks - 1 - next : next], slice);
         copies_commit();
-        if (step) load_floats(line, &room.sums[(step - 1) % 2][warp][row][part]);
-        if (step < chunks) {
-            if (MODE != OUTPUTS && saved) keep_state(saved[place + chunk], state, column);
-            float y[2][4], output[2][4];
-            pass_chunk<MODE == OUTPUTS, KEY, COLUMNS>(state, y, output, room.stage[step % STAGES], warp);
-            put_sums(room.sums[step % 2][warp], MODE == OUTPUTS ? output : y);
-        }
-        if (step == 0) continue;
-        const int first = (run.first_chunk + last) * LN_CUDA_DPLR_CHUNK;
-        if constexpr (MODE == OUTPUTS)
+        if (MODE != OUTPUTS && saved) keep_state(saved[place + chunk], state, column);
+        float y[2][4], output[2][4], line[8];
+        pass_chunk<MODE == OUTPUTS, KEY, COLUMNS>(state, y, output, room.stage[step % STAGES], warp);
+        const int first = (run.first_chunk + chunk) * LN_CUDA_DPLR_CHUNK;
+        if constexpr (MODE == OUTPUTS) {
+            turn_sums(line, room.sums[warp], output);
             store_outputs(run, line, (int64_t)of.token + first, of.count - first, head, column);
-        else if (saved)
-            store_bf16(&saved[place + last].y[row][column + part], line);
+        } else if (saved) {
+            turn_sums(line, room.sums[warp], y);
+            store_bf16(&saved[place + chunk].y[threadIdx.x % 32 / 2][column + threadIdx.x % 2 * 8], line);
+        }
     }
     if (at.to) store_state<KEY>(at.to, state, VALUE);
 }
