@@ -70,9 +70,12 @@ ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_devi
         const ln_cuda_dplr_kernel *next = ln_cuda_dplr_kernels(row);
         if (next->key_size == dplr->key_size && next->value_size == dplr->value_size) plan->kernel = next;
     }
+    const bool small = plan->kernel && plan->kernel->shared_bytes > device->block_shared_bytes;
+    if (small) plan->kernel = NULL;
     if (!plan->kernel) {
         snprintf(plan->why, sizeof plan->why, "%s",
                  device->major < 8 ? "made for compute capability 8.0 and newer"
+                 : small           ? "too little shared memory in a block"
                                    : "made for keys and values of 64, or of 128");
         return LN_CUDA_UNSUPPORTED;
     }

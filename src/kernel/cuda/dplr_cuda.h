@@ -26,8 +26,9 @@ typedef struct ln_cuda_dplr {
 typedef struct ln_cuda_dplr_kernel {
     const char *name;
     int key_size, value_size;
-    int record; /* bytes that a chunk of a head takes in the workspace */
-    int saved;  /* and what backward keeps of it besides, twice */
+    int shared_bytes; /* of a block, at most */
+    int record;       /* bytes that a chunk of a head takes in the workspace */
+    int saved;        /* and what backward keeps of it besides, twice */
     /* Parts that need no state, forward and backward; states, forward, alone and beside the next segment's parts, kept,
      * then their gradients; gradients of the inputs. NULL: the end of the table. */
     ln_cuda_code (*inside)(const void *run, void *stream), (*back)(const void *run, void *stream);

@@ -314,13 +314,21 @@ template <int KEY, int VALUE> static ln_cuda_code gradients_start(const void *of
 
 using namespace ln;
 
-#define LN_DPLR(size, columns, name)                                                                 \
-    {                                                                                                \
-        name, size, size, (int)sizeof(dplr_record<size, size>), (int)sizeof(dplr_saved<size, size>), \
-            inside_start<size, size, false>, inside_start<size, size, true>,                         \
-            states_start<size, size, columns, OUTPUTS>, both_start<size, size, columns>,             \
-            states_start<size, size, columns, KEPT>, states_start<size, size, columns, SLOPES>,      \
-            gradients_start<size, size>                                                              \
+/* Of a block, the most of all kernels. */
+template <int SIZE, int COLUMNS> static constexpr int shared_bytes() {
+    const int inside = INSIDE_WARPS * (int)sizeof(dplr_tiles<SIZE, SIZE>),
+              states = (int)sizeof(dplr_room<SIZE, COLUMNS>), gradients = (int)sizeof(dplr_gradient_memory<SIZE, SIZE>),
+              more = inside > states ? inside : states;
+    return more > gradients ? more : gradients;
+}
+
+#define LN_DPLR(size, columns, name)                                                                              \
+    {                                                                                                             \
+        name, size, size, shared_bytes<size, columns>(), (int)sizeof(dplr_record<size, size>),                    \
+            (int)sizeof(dplr_saved<size, size>), inside_start<size, size, false>, inside_start<size, size, true>, \
+            states_start<size, size, columns, OUTPUTS>, both_start<size, size, columns>,                          \
+            states_start<size, size, columns, KEPT>, states_start<size, size, columns, SLOPES>,                   \
+            gradients_start<size, size>                                                                           \
     }
 
 const ln_cuda_dplr_kernel ln_cuda_portable_dplrs[] = {
