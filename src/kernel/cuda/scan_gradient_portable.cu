@@ -142,8 +142,7 @@ struct back_sums {
 static __device__ __forceinline__ void chunk_back(back_memory &memory, const back_lane &lane, back_sums &sums,
                                                   float2 before, int left) {
     const int warp = threadIdx.x / 32, own = threadIdx.x % BACK_LANES;
-    float2 state[BACK_TIME + 1], decay[BACK_TIME];
-    state[0] = before;
+    float2 decayed[BACK_TIME], decay[BACK_TIME]; /* the states after a token, without what it adds */
 #pragma unroll
     for (int t = 0; t < BACK_TIME; t++) {
         const float4 input = memory.input[t][lane.channel];
@@ -152,8 +151,9 @@ static __device__ __forceinline__ void chunk_back(back_memory &memory, const bac
         if (t < left)
             decay[t] =
                 make_float2(exponential(LOG2_E * input.x * lane.rate.x), exponential(LOG2_E * input.x * lane.rate.y));
-        state[t + 1].x = decay[t].x * state[t].x + input.x * input.y * key.x;
-        state[t + 1].y = decay[t].y * state[t].y + input.x * input.y * key.y;
+        decayed[t] = make_float2(decay[t].x * before.x, decay[t].y * before.y);
+        before.x = decayed[t].x + input.x * input.y * key.x;
+        before.y = decayed[t].y + input.x * input.y * key.y;
     }
 #pragma unroll
     for (int first = BACK_TIME - 4; first >= 0; first -= 4) {
@@ -166,13 +166,14 @@ static __device__ __forceinline__ void chunk_back(back_memory &memory, const bac
                          query = *(const float2 *)&memory.query[t][lane.first];
             float2 &d = sums.state;
             d.x += query.x * input.z, d.y += query.y * input.z;
-            const float2 old = make_float2(decay[t].x * state[t].x * d.x, decay[t].y * state[t].y * d.y);
+            const float2 old = make_float2(decayed[t].x * d.x, decayed[t].y * d.y);
             over_states[i] = key.x * d.x + key.y * d.y;
             over_states[i + 4] = t < left ? lane.rate.x * old.x + lane.rate.y * old.y : 0;
             sums.rate.x += input.x * old.x, sums.rate.y += input.x * old.y;
             sums.skip += input.y * input.z;
-            const float over_channels[4] = {input.z * state[t + 1].x, input.z * state[t + 1].y, input.x * input.y * d.x,
-                                            input.x * input.y * d.y};
+            const float write = input.x * input.y;
+            const float over_channels[4] = {input.z * (decayed[t].x + write * key.x),
+                                            input.z * (decayed[t].y + write * key.y), write * d.x, write * d.y};
             memory.part[warp][t][threadIdx.x % 32] = add_channels(over_channels);
             d.x *= decay[t].x, d.y *= decay[t].y;
         }
