@@ -253,12 +253,14 @@ static void states_begin(problem *p) {
         device_send(p->state_out.device.data, p->state_in.host, p->state_in.elements * element_bytes(ELEMENT_FLOAT32));
 }
 
-static bool problem_prepare(problem *p, const ln_cuda_device *device, int64_t records) {
-    ln_cuda_code code = ln_cuda_dplr_plan_make(&p->dplr, device, 0, &p->plan);
+static bool problem_prepare(problem *p, const ln_cuda_device *device, const ln_cuda_dplr_kernel *kernel,
+                            int64_t records) {
+    ln_cuda_code code = ln_cuda_dplr_plan_make(&p->dplr, device, kernel, 0, &p->plan);
+    if (code == LN_CUDA_UNSUPPORTED && kernel) return false;
     if (p->of->segment && !code)
         records =
             p->of->segment * p->dplr.sequences * p->dplr.heads * 2 * (p->plan.kernel->record + p->plan.kernel->saved);
-    if (!code && records) code = ln_cuda_dplr_plan_make(&p->dplr, device, records, &p->plan);
+    if (!code && records) code = ln_cuda_dplr_plan_make(&p->dplr, device, kernel, records, &p->plan);
     EXPECT(code == LN_CUDA_OK, "%s: plan gave %d: %s", p->of->name, code, p->plan.why);
     if (code) return false;
     p->workspace =
@@ -288,7 +290,7 @@ static void check_work(problem *p) {
     tensor_expect_same(&p->output, name, kernel, "output");
     tensor_expect_same(&p->state_out, name, kernel, "state");
     cudaGraphExecDestroy(graph);
-    printf("  %-20s %-12s %.2e, state %.2e\n", name, kernel, error, kept);
+    printf("  %-20s %-22s %.2e, state %.2e\n", name, kernel, error, kept);
     free(output);
     free(state);
 }
@@ -336,11 +338,15 @@ static void check(const ln_cuda_device *device, const check_options *options) {
         if (!work_wanted(options, WORKS[i].name, products_of(&WORKS[i]))) continue;
         problem p;
         problem_open(&p, &WORKS[i], tensor_random);
-        if (problem_prepare(&p, device, 0)) {
-            check_work(&p);
+        for (int row = 0; ln_cuda_dplr_kernels(row)->states; row++) {
+            const ln_cuda_dplr_kernel *kernel = ln_cuda_dplr_kernels(row);
+            if (!kernel_wanted(options, kernel->name) || !problem_prepare(&p, device, kernel, 0)) continue;
             const bool back = WORKS[i].heads == WORKS[i].key_heads && !WORKS[i].strange && products_of(&WORKS[i]) < 1e9;
+            check_work(&p);
             if (back) check_backward(&p);
+            device_close(p.workspace);
         }
+        p.workspace = NULL;
         problem_close(&p);
         fflush(stdout);
     }
@@ -351,19 +357,20 @@ static void check_plans(void) {
     const int64_t offsets[2] = {0, 32768}, wrong[2] = {1, 2};
     ln_cuda_dplr dplr = {64, 64, 64, 64, 1, offsets, 1, false};
     ln_cuda_dplr_plan plan;
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_OK && plan.segment > 1 &&
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_OK && plan.segment > 1 &&
                plan.workspace < INT64_C(300) << 20,
            "%s", plan.why);
     ln_cuda_dplr_tensors tensors = {0};
     EXPECT(ln_cuda_dplr_forward(&dplr, &plan, &tensors, NULL, NULL) == LN_CUDA_ARGUMENT, "without tensors");
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &old, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &old, NULL, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
     dplr.key_size = 96;
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s",
+           plan.why);
     EXPECT(ln_cuda_dplr_forward(&dplr, &plan, &tensors, NULL, NULL) == LN_CUDA_UNSUPPORTED, "without a plan");
     dplr.key_size = 64, dplr.offsets = wrong;
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_ARGUMENT, "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_ARGUMENT, "%s", plan.why);
     dplr.offsets = offsets, dplr.key_heads = 7;
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_ARGUMENT, "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_ARGUMENT, "%s", plan.why);
 }
 
 /* ---- speed ---- */
@@ -400,19 +407,20 @@ static void bench(const ln_cuda_device *device, const check_options *options) {
         problem_open(&p, w, tensor_large);
         decays_large(&p);
         const double bytes = (double)p.output.elements * 2 * (p.of->key_heads * 4 / p.of->heads + 2 + 2);
-        for (size_t room = 0; room < sizeof ROOM / sizeof ROOM[0]; room++) {
-            if (!problem_prepare(&p, device, ROOM[room])) continue;
+        for (size_t room = 0; room < 8; room++) {
+            const ln_cuda_dplr_kernel *kernel = ln_cuda_dplr_kernels((int)room / 4 + (w->size == 128 ? 2 : 0));
+            if (!problem_prepare(&p, device, kernel, ROOM[room % 4])) continue;
             void *contexts[] = {&p};
             timing time;
             time_in_turns(forward, contexts, 1, options->rounds, &time);
-            printf("dplr %-26s %-10s %5lld chunks at once %8.3f ms, %6.3f TB/s of inputs and outputs\n", w->name,
+            printf("dplr %-26s %-22s %5lld chunks at once %8.3f ms, %6.3f TB/s of inputs and outputs\n", w->name,
                    p.plan.kernel->name, (long long)p.plan.segment, time.median, 1e-9 * bytes / time.median);
-            if (ROOM[room] == 64 << 20) {
+            if (ROOM[room % 4] == 64 << 20) {
                 device_close(p.workspace);
                 continue;
             }
             time_in_turns(backward, contexts, 1, options->rounds, &time);
-            printf("dplr %-26s %-10s %5lld chunks at once %8.3f ms backward\n", w->name, p.plan.kernel->name,
+            printf("dplr %-26s %-22s %5lld chunks at once %8.3f ms backward\n", w->name, p.plan.kernel->name,
                    (long long)p.plan.gradient_segment, time.median);
             device_close(p.workspace);
         }

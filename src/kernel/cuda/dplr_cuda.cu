@@ -57,8 +57,15 @@ static void plan_back(const ln_cuda_dplr *dplr, int64_t records, ln_cuda_dplr_pl
     plan->gradient_workspace = plan->gradient_records + aligned(plan->gradient_segment * chunk);
 }
 
-ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device, int64_t records,
-                                    ln_cuda_dplr_plan *plan) {
+/* Blocks of half as many columns where whole ones would leave multiprocessors idle. */
+static bool better(const ln_cuda_dplr *d, const ln_cuda_device *device, const ln_cuda_dplr_kernel *one,
+                   const ln_cuda_dplr_kernel *best) {
+    const int64_t tasks = d->sequences * d->heads * d->value_size;
+    return one->columns < best->columns && tasks / best->columns < device->multiprocessors;
+}
+
+ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device,
+                                    const ln_cuda_dplr_kernel *kernel, int64_t records, ln_cuda_dplr_plan *plan) {
     *plan = {};
     plan->device = *device;
     const char *why = wrong(dplr, records);
@@ -66,12 +73,15 @@ ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_devi
         snprintf(plan->why, sizeof plan->why, "%s", why);
         return LN_CUDA_ARGUMENT;
     }
+    bool small = false;
     for (int row = 0; device->major >= 8 && ln_cuda_dplr_kernels(row)->states; row++) {
         const ln_cuda_dplr_kernel *next = ln_cuda_dplr_kernels(row);
-        if (next->key_size == dplr->key_size && next->value_size == dplr->value_size) plan->kernel = next;
+        if ((kernel && next != kernel) || next->key_size != dplr->key_size || next->value_size != dplr->value_size)
+            continue;
+        small |= next->shared_bytes > device->block_shared_bytes;
+        if (next->shared_bytes > device->block_shared_bytes) continue;
+        if (!plan->kernel || better(dplr, device, next, plan->kernel)) plan->kernel = next;
     }
-    const bool small = plan->kernel && plan->kernel->shared_bytes > device->block_shared_bytes;
-    if (small) plan->kernel = NULL;
     if (!plan->kernel) {
         snprintf(plan->why, sizeof plan->why, "%s",
                  device->major < 8 ? "made for compute capability 8.0 and newer"

@@ -25,10 +25,10 @@ typedef struct ln_cuda_dplr {
 
 typedef struct ln_cuda_dplr_kernel {
     const char *name;
-    int key_size, value_size;
-    int shared_bytes; /* of a block, at most */
-    int record;       /* bytes that a chunk of a head takes in the workspace */
-    int saved;        /* and what backward keeps of it besides, twice */
+    int key_size, value_size, columns; /* columns: of a block of states */
+    int shared_bytes;                  /* of a block, at most */
+    int record;                        /* bytes that a chunk of a head takes in the workspace */
+    int saved;                         /* and what backward keeps of it besides, twice */
     /* Parts that need no state, forward and backward; states, forward, alone and beside the next segment's parts, kept,
      * then their gradients; gradients of the inputs. NULL: the end of the table. */
     ln_cuda_code (*inside)(const void *run, void *stream), (*back)(const void *run, void *stream);
@@ -67,9 +67,10 @@ typedef struct ln_cuda_dplr_gradients {
 
 /* The table of kernels, ended by a row that cannot start. */
 const ln_cuda_dplr_kernel *ln_cuda_dplr_kernels(int row);
-/* Chooses a kernel. records: bytes of the workspace that records may take; 0: chosen. */
-ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device, int64_t records,
-                                    ln_cuda_dplr_plan *plan);
+/* Chooses a kernel; `kernel` not NULL: takes that one or fails. records: bytes of the workspace that records may take;
+ * 0: chosen. */
+ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device,
+                                    const ln_cuda_dplr_kernel *kernel, int64_t records, ln_cuda_dplr_plan *plan);
 /* Fills a workspace on the device, of plan.workspace or plan.gradient_workspace bytes; waits for the stream. Once for
  * a plan. One workspace serves one run at a time. */
 ln_cuda_code ln_cuda_dplr_prepare(const ln_cuda_dplr *dplr, const ln_cuda_dplr_plan *plan, void *workspace,

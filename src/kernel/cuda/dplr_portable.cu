@@ -53,28 +53,38 @@ template <int KEY, int COLUMNS> struct dplr_stage {
     uint4 value[COLUMNS / 16][32], u[COLUMNS / 16][32], l[COLUMNS / 16][32];
 };
 
-template <int BYTES, int THREADS> static __device__ __forceinline__ void copy_bytes(void *to, const void *from) {
+template <int BYTES, int THREADS>
+static __device__ __forceinline__ void copy_bytes(void *to, const void *from, int thread) {
     constexpr int pieces = BYTES / 16, rounds = (pieces + THREADS - 1) / THREADS;
-    char *const piece = (char *)to + threadIdx.x * 16;
-    const char *const source = (const char *)from + threadIdx.x * 16;
+    char *const piece = (char *)to + thread * 16;
+    const char *const source = (const char *)from + thread * 16;
 #pragma unroll
     for (int i = 0; i < rounds; i++)
-        if ((i + 1) * THREADS <= pieces || (int)threadIdx.x < pieces - i * THREADS)
+        if ((i + 1) * THREADS <= pieces || thread < pieces - i * THREADS)
             copy_piece(piece + i * THREADS * 16, source + i * THREADS * 16, true);
 }
+
+/* Warps of a block: those with columns of their own; where there are others, they copy. */
+template <int COLUMNS> struct dplr_warps {
+    static constexpr int own = COLUMNS * 2, threads = 32 * INSIDE_WARPS, copying = own < threads ? threads - own : own;
+    static __device__ __forceinline__ bool copies() { return own == threads || threadIdx.x >= own; }
+};
 
 template <int KEY, int VALUE, int COLUMNS>
 static __device__ __forceinline__ void copy_record(dplr_stage<KEY, COLUMNS> &to, const dplr_record<KEY, VALUE> &from,
                                                    int slice) {
-    constexpr int threads = COLUMNS * 2, shared = sizeof to.w * 4 + sizeof to.decay, own = sizeof to.value;
+    using warps = dplr_warps<COLUMNS>;
+    constexpr int threads = warps::copying, shared = sizeof to.w * 4 + sizeof to.decay, own = sizeof to.value;
     static_assert(sizeof to == shared + 3 * own, "without gaps");
+    if (!warps::copies()) return;
+    const int thread = (int)threadIdx.x - (warps::threads - threads);
     if constexpr (COLUMNS == VALUE) {
-        copy_bytes<sizeof to, threads>(&to, &from);
+        copy_bytes<sizeof to, threads>(&to, &from, thread);
     } else {
-        copy_bytes<shared, threads>(&to, &from);
-        copy_bytes<own, threads>(to.value, from.value[slice * COLUMNS / 16]);
-        copy_bytes<own, threads>(to.u, from.u[slice * COLUMNS / 16]);
-        copy_bytes<own, threads>(to.l, from.l[slice * COLUMNS / 16]);
+        copy_bytes<shared, threads>(&to, &from, thread);
+        copy_bytes<own, threads>(to.value, from.value[slice * COLUMNS / 16], thread);
+        copy_bytes<own, threads>(to.u, from.u[slice * COLUMNS / 16], thread);
+        copy_bytes<own, threads>(to.l, from.l[slice * COLUMNS / 16], thread);
     }
 }
 
@@ -228,8 +238,9 @@ static __device__ __forceinline__ void states_block(const dplr_run &run, int blo
     const bool begins = run.first_chunk == 0, ends = run.first_chunk + chunks == all;
     const dplr_ends at = ends_of<MODE, KEY * VALUE>(run, sequence, of.sequence, (int64_t)head * KEY * VALUE + column,
                                                     MODE == SLOPES ? ends : begins, MODE == SLOPES ? begins : ends);
+    const bool own = threadIdx.x < dplr_warps<COLUMNS>::own;
     float state[KEY / 8][4];
-    load_state<KEY>(state, at.from, VALUE);
+    load_state<KEY>(state, own ? at.from : nullptr, VALUE);
     for (int step = 0; step < chunks; step++) {
         const int chunk = MODE == SLOPES ? chunks - 1 - step : step, next = step + STAGES - 1;
         copies_wait<STAGES - 2>();
@@ -237,6 +248,7 @@ static __device__ __forceinline__ void states_block(const dplr_run &run, int blo
         if (next < chunks)
             copy_record(room.stage[next % STAGES], records[MODE == SLOPES ? chunks - 1 - next : next], slice);
         copies_commit();
+        if (!own) continue;
         if (MODE != OUTPUTS && saved) keep_state(saved[place + chunk], state, column);
         float y[2][4], output[2][4], line[8];
         pass_chunk<MODE == OUTPUTS, KEY, COLUMNS>(state, y, output, room.stage[step % STAGES], warp);
@@ -249,20 +261,19 @@ static __device__ __forceinline__ void states_block(const dplr_run &run, int blo
             store_bf16(&saved[place + chunk].y[threadIdx.x % 32 / 2][column + threadIdx.x % 2 * 8], line);
         }
     }
-    if (at.to) store_state<KEY>(at.to, state, VALUE);
+    if (own && at.to) store_state<KEY>(at.to, state, VALUE);
 }
 
 template <int KEY, int VALUE, int COLUMNS, int MODE>
-static __global__ void __launch_bounds__(COLUMNS * 2) dplr_states(const __grid_constant__ dplr_run run) {
+static __global__ void __launch_bounds__(32 * INSIDE_WARPS) dplr_states(const __grid_constant__ dplr_run run) {
     states_block<KEY, VALUE, COLUMNS, MODE>(run, blockIdx.x);
 }
 
 /* States of a segment, and beside them what of the next one needs no state: one keeps the multiprocessors busy that the
  * other leaves alone. */
 template <int KEY, int VALUE, int COLUMNS>
-static __global__ void __launch_bounds__(COLUMNS * 2, KEY == 64 ? 3 : 2)
+static __global__ void __launch_bounds__(32 * INSIDE_WARPS, KEY == 64 ? 3 : 2)
     dplr_both(const __grid_constant__ dplr_run run, const __grid_constant__ dplr_run next, int blocks) {
-    static_assert(COLUMNS * 2 == 32 * INSIDE_WARPS, "blocks are equally large");
     if ((int)blockIdx.x < blocks)
         states_block<KEY, VALUE, COLUMNS, OUTPUTS>(run, blockIdx.x);
     else
@@ -290,7 +301,7 @@ template <int KEY, int VALUE, bool BACK> static ln_cuda_code inside_start(const 
 template <int KEY, int VALUE, int COLUMNS, int MODE> static ln_cuda_code states_start(const void *of, void *stream) {
     const dplr_run *run = (const dplr_run *)of;
     const int64_t blocks = (int64_t)run->sequences * run->heads * (VALUE / COLUMNS);
-    return launch(dplr_states<KEY, VALUE, COLUMNS, MODE>, dim3((unsigned)blocks), dim3(COLUMNS * 2),
+    return launch(dplr_states<KEY, VALUE, COLUMNS, MODE>, dim3((unsigned)blocks), dim3(32 * INSIDE_WARPS),
                   (int)sizeof(dplr_room<KEY, COLUMNS>), stream, *run);
 }
 template <int KEY, int VALUE, int COLUMNS>
@@ -301,7 +312,7 @@ static ln_cuda_code both_start(const void *of, const void *then, void *stream) {
     const int states = (int)sizeof(dplr_room<KEY, COLUMNS>),
               inside = INSIDE_WARPS * (int)sizeof(dplr_tiles<KEY, VALUE>);
     return launch(dplr_both<KEY, VALUE, COLUMNS>, dim3((unsigned)(blocks + (warps + INSIDE_WARPS - 1) / INSIDE_WARPS)),
-                  dim3(COLUMNS * 2), states > inside ? states : inside, stream, *run, *next, (int)blocks);
+                  dim3(32 * INSIDE_WARPS), states > inside ? states : inside, stream, *run, *next, (int)blocks);
 }
 template <int KEY, int VALUE> static ln_cuda_code gradients_start(const void *of, void *stream) {
     const dplr_run *run = (const dplr_run *)of;
@@ -324,7 +335,7 @@ template <int SIZE, int COLUMNS> static constexpr int shared_bytes() {
 
 #define LN_DPLR(size, columns, name)                                                                              \
     {                                                                                                             \
-        name, size, size, shared_bytes<size, columns>(), (int)sizeof(dplr_record<size, size>),                    \
+        name, size, size, columns, shared_bytes<size, columns>(), (int)sizeof(dplr_record<size, size>),           \
             (int)sizeof(dplr_saved<size, size>), inside_start<size, size, false>, inside_start<size, size, true>, \
             states_start<size, size, columns, OUTPUTS>, both_start<size, size, columns>,                          \
             states_start<size, size, columns, KEPT>, states_start<size, size, columns, SLOPES>,                   \
@@ -333,6 +344,8 @@ template <int SIZE, int COLUMNS> static constexpr int shared_bytes() {
 
 const ln_cuda_dplr_kernel ln_cuda_portable_dplrs[] = {
     LN_DPLR(64, 64, "64 x 64"),
+    LN_DPLR(64, 32, "64 x 64, 32 columns"),
     LN_DPLR(128, 64, "128 x 128"),
+    LN_DPLR(128, 32, "128 x 128, 32 columns"),
 };
 const int ln_cuda_portable_dplr_count = sizeof ln_cuda_portable_dplrs / sizeof ln_cuda_portable_dplrs[0];
