@@ -223,6 +223,7 @@ static __device__ __forceinline__ void states_block(const dplr_run &run, int blo
     const int slice = block % slices, head = block / slices % run.heads, warp = threadIdx.x / 32;
     const int64_t sequence = block / slices / run.heads, place = (sequence * run.heads + head) * run.segment;
     const ln_cuda_dplr_sequence of = run.sequence[sequence];
+    if (MODE == OUTPUTS && run.tensors.state_slots && run.tensors.state_slots[of.sequence] < 0) return;
     const int all = (of.count + LN_CUDA_DPLR_CHUNK - 1) / LN_CUDA_DPLR_CHUNK;
     const int chunks = all - run.first_chunk < run.segment ? all - run.first_chunk : run.segment;
     const dplr_record<KEY, VALUE> *records =

@@ -98,6 +98,7 @@ static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS <= 4 ? 4 : 2)
     lane_of_channels<TAPS, 8> lane;
     if (!lane.open(run)) return;
     const convolution_span span = lane.span;
+    if (run.tensors.state_slots && run.tensors.state_slots[span.sequence] < 0) return;
     const __nv_bfloat16 *from = lane.row(run.tensors.value, span.position);
     const int64_t stride = run.tensors.value.token_stride;
     uint4 next[tokens] = {};
@@ -180,7 +181,9 @@ static __device__ __forceinline__ float silu_slope(float sum, const float (&weig
 }
 
 template <int TAPS, bool SILU>
-static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS < 4 ? 4 : TAPS == 4 ? 3 : 2)
+static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS < 4    ? 4
+                                                              : TAPS == 4 ? 3
+                                                                          : 2)
     short_convolution_backward(const __grid_constant__ convolution_run run) {
     constexpr int tokens = CONVOLUTION_TOKENS;
     lane_of_channels<TAPS, 4> lane;
