@@ -230,8 +230,7 @@ ln_cuda_code ln_cuda_dplr_backward(const ln_cuda_dplr *dplr, const ln_cuda_dplr_
         run.at_begin = (float *)(between + (i - 1) * state);
         run.at_end = NULL;
         if (plan->longest) code = kernel->inside(&run, stream);
-        if (!code && plan->longest) code = kernel->kept(&run, stream);
-        if (!code && plan->longest) code = kernel->back(&run, stream);
+        if (!code && plan->longest) code = kernel->kept_both(&run, &run, stream);
         run.at_begin = run.at_end = (float *)(between + (segments - 1) * state);
         if (!code) code = kernel->slopes(&run, stream);
         if (!code && plan->longest) code = kernel->gradients(&run, stream);

@@ -29,11 +29,11 @@ typedef struct ln_cuda_dplr_kernel {
     int shared_bytes;                  /* of a block, at most */
     int record;                        /* bytes that a chunk of a head takes in the workspace */
     int saved;                         /* and what backward keeps of it besides, twice */
-    /* Parts that need no state, forward and backward; states, forward, alone and beside the next segment's parts, kept,
-     * then their gradients; gradients of the inputs. NULL: the end of the table. */
-    ln_cuda_code (*inside)(const void *run, void *stream), (*back)(const void *run, void *stream);
-    ln_cuda_code (*states)(const void *run, void *stream), (*both)(const void *run, const void *next, void *stream),
-        (*kept)(const void *run, void *stream), (*slopes)(const void *run, void *stream),
+    /* What needs no state; states, alone and beside that of the next segment. Backward: states that are kept, alone and
+     * beside what needs no state; their gradients; those of the inputs. NULL: the end of the table. */
+    ln_cuda_code (*inside)(const void *run, void *stream), (*states)(const void *run, void *stream),
+        (*both)(const void *run, const void *next, void *stream), (*kept)(const void *run, void *stream),
+        (*kept_both)(const void *run, const void *same, void *stream), (*slopes)(const void *run, void *stream),
         (*gradients)(const void *run, void *stream);
 } ln_cuda_dplr_kernel;
 

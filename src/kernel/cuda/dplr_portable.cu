@@ -40,10 +40,10 @@ static __device__ __forceinline__ void inside_block(const dplr_run &run, int64_t
         chunk_inside(((dplr_record<KEY, VALUE> *)run.records)[place], tiles, run, at);
 }
 
-template <int KEY, int VALUE, bool BACK>
+template <int KEY, int VALUE>
 static __global__ void __launch_bounds__(32 * INSIDE_WARPS, KEY == 64 ? 3 : 2)
     dplr_inside(const __grid_constant__ dplr_run run) {
-    inside_block<KEY, VALUE, BACK>(run, blockIdx.x);
+    inside_block<KEY, VALUE, false>(run, blockIdx.x);
 }
 
 /* What a block reads of a record: all but the columns of others. */
@@ -270,15 +270,15 @@ static __global__ void __launch_bounds__(32 * INSIDE_WARPS) dplr_states(const __
     states_block<KEY, VALUE, COLUMNS, MODE>(run, blockIdx.x);
 }
 
-/* States of a segment, and beside them what of the next one needs no state: one keeps the multiprocessors busy that the
- * other leaves alone. */
-template <int KEY, int VALUE, int COLUMNS>
+/* States of a segment, and beside them what needs no state: of the next segment, or backward of the same. One keeps the
+ * multiprocessors busy that the other leaves alone. */
+template <int KEY, int VALUE, int COLUMNS, int MODE>
 static __global__ void __launch_bounds__(32 * INSIDE_WARPS, KEY == 64 ? 3 : 2)
     dplr_both(const __grid_constant__ dplr_run run, const __grid_constant__ dplr_run next, int blocks) {
     if ((int)blockIdx.x < blocks)
-        states_block<KEY, VALUE, COLUMNS, OUTPUTS>(run, blockIdx.x);
+        states_block<KEY, VALUE, COLUMNS, MODE>(run, blockIdx.x);
     else
-        inside_block<KEY, VALUE, false>(next, blockIdx.x - blocks);
+        inside_block<KEY, VALUE, MODE == KEPT>(next, blockIdx.x - blocks);
 }
 
 template <int KEY, int VALUE>
@@ -293,10 +293,10 @@ static __global__ void __launch_bounds__(KEY * 2) dplr_gradients(const __grid_co
                     ((const dplr_saved<KEY, VALUE> *)run.slopes)[place]);
 }
 
-template <int KEY, int VALUE, bool BACK> static ln_cuda_code inside_start(const void *of, void *stream) {
+template <int KEY, int VALUE> static ln_cuda_code inside_start(const void *of, void *stream) {
     const dplr_run *run = (const dplr_run *)of;
     const int64_t warps = (int64_t)run->sequences * run->segment * run->heads;
-    return launch(dplr_inside<KEY, VALUE, BACK>, dim3((unsigned)((warps + INSIDE_WARPS - 1) / INSIDE_WARPS)),
+    return launch(dplr_inside<KEY, VALUE>, dim3((unsigned)((warps + INSIDE_WARPS - 1) / INSIDE_WARPS)),
                   dim3(32 * INSIDE_WARPS), INSIDE_WARPS * (int)sizeof(dplr_tiles<KEY, VALUE>), stream, *run);
 }
 template <int KEY, int VALUE, int COLUMNS, int MODE> static ln_cuda_code states_start(const void *of, void *stream) {
@@ -305,15 +305,16 @@ template <int KEY, int VALUE, int COLUMNS, int MODE> static ln_cuda_code states_
     return launch(dplr_states<KEY, VALUE, COLUMNS, MODE>, dim3((unsigned)blocks), dim3(32 * INSIDE_WARPS),
                   (int)sizeof(dplr_room<KEY, COLUMNS>), stream, *run);
 }
-template <int KEY, int VALUE, int COLUMNS>
+template <int KEY, int VALUE, int COLUMNS, int MODE>
 static ln_cuda_code both_start(const void *of, const void *then, void *stream) {
     const dplr_run *run = (const dplr_run *)of, *next = (const dplr_run *)then;
     const int64_t blocks = (int64_t)run->sequences * run->heads * (VALUE / COLUMNS),
                   warps = (int64_t)next->sequences * next->segment * next->heads;
     const int states = (int)sizeof(dplr_room<KEY, COLUMNS>),
               inside = INSIDE_WARPS * (int)sizeof(dplr_tiles<KEY, VALUE>);
-    return launch(dplr_both<KEY, VALUE, COLUMNS>, dim3((unsigned)(blocks + (warps + INSIDE_WARPS - 1) / INSIDE_WARPS)),
-                  dim3(32 * INSIDE_WARPS), states > inside ? states : inside, stream, *run, *next, (int)blocks);
+    return launch(dplr_both<KEY, VALUE, COLUMNS, MODE>,
+                  dim3((unsigned)(blocks + (warps + INSIDE_WARPS - 1) / INSIDE_WARPS)), dim3(32 * INSIDE_WARPS),
+                  states > inside ? states : inside, stream, *run, *next, (int)blocks);
 }
 template <int KEY, int VALUE> static ln_cuda_code gradients_start(const void *of, void *stream) {
     const dplr_run *run = (const dplr_run *)of;
@@ -334,13 +335,13 @@ template <int SIZE, int COLUMNS> static constexpr int shared_bytes() {
     return more > gradients ? more : gradients;
 }
 
-#define LN_DPLR(size, columns, name)                                                                              \
-    {                                                                                                             \
-        name, size, size, columns, shared_bytes<size, columns>(), (int)sizeof(dplr_record<size, size>),           \
-            (int)sizeof(dplr_saved<size, size>), inside_start<size, size, false>, inside_start<size, size, true>, \
-            states_start<size, size, columns, OUTPUTS>, both_start<size, size, columns>,                          \
-            states_start<size, size, columns, KEPT>, states_start<size, size, columns, SLOPES>,                   \
-            gradients_start<size, size>                                                                           \
+#define LN_DPLR(size, columns, name)                                                                                   \
+    {                                                                                                                  \
+        name, size, size, columns, shared_bytes<size, columns>(), (int)sizeof(dplr_record<size, size>),                \
+            (int)sizeof(dplr_saved<size, size>), inside_start<size, size>, states_start<size, size, columns, OUTPUTS>, \
+            both_start<size, size, columns, OUTPUTS>, states_start<size, size, columns, KEPT>,                         \
+            both_start<size, size, columns, KEPT>, states_start<size, size, columns, SLOPES>,                          \
+            gradients_start<size, size>                                                                                \
     }
 
 const ln_cuda_dplr_kernel ln_cuda_portable_dplrs[] = {
