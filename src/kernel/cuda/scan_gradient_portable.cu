@@ -6,7 +6,7 @@
  *     key' = sum_c step value d,   query' = sum_c slope h,   rate' = sum_t step A h[t - 1] d,   skip' = sum_t value
  * slope.
  *
- * A block takes 64 channels, eight lanes a channel, whose states of a chunk it makes again and holds in registers. Sums
+ * A block takes 32 channels, eight lanes a channel, whose states of a chunk it makes again and holds in registers. Sums
  * over lanes and over a warp's channels exchange as many numbers as they leave. Keys and queries belong to all channels
  * of a group: blocks leave their sums apart, and another kernel adds them in the blocks' order: same bits every time.
  */
@@ -206,18 +206,19 @@ static __device__ __forceinline__ void store_chunk(const back_memory &memory, co
             store_bf16((__nv_bfloat16 *)to.value.data + scan_place(run, to.value, token, channel), value);
         if (to.step.data) store_floats((float *)to.step.data + scan_place(run, to.step, token, channel), step);
     }
-    const int time = threadIdx.x / (2 * SLOTS), which = threadIdx.x % (2 * SLOTS);
-    if (begin + time >= at.sequence.count) return;
-    float sum = 0;
-#pragma unroll
-    for (int warp = 0; warp < BACK_WARPS; warp++) sum += memory.part[warp][time][which];
     const int64_t block = (int64_t)at.group * kept.blocks + (at.first - at.group * run.group) / BACK_CHANNELS;
-    kept.shared[(block * kept.tokens + at.sequence.token + begin + time) * 2 * SLOTS + which] = sum;
+    for (int i = threadIdx.x; i < BACK_TIME * 2 * SLOTS; i += BACK_THREADS) {
+        const int time = i / (2 * SLOTS), which = i % (2 * SLOTS);
+        if (begin + time >= at.sequence.count) return;
+        float sum = 0;
+#pragma unroll
+        for (int warp = 0; warp < BACK_WARPS; warp++) sum += memory.part[warp][time][which];
+        kept.shared[(block * kept.tokens + at.sequence.token + begin + time) * 2 * SLOTS + which] = sum;
+    }
 }
 
-static __global__ void __launch_bounds__(BACK_THREADS)
+static __global__ void __launch_bounds__(BACK_THREADS, 2)
     scan_back(const __grid_constant__ scan_run run, const __grid_constant__ scan_kept kept) {
-    static_assert(BACK_THREADS == BACK_TIME * 2 * SLOTS, "a thread a sum of a chunk");
     back_memory &memory = *(back_memory *)block_memory();
     const scan_channels at = channels_of<BACK_CHANNELS>(run, blockIdx.x);
     const back_lane lane(run, at);
