@@ -367,6 +367,16 @@ static void check_plans(void) {
            "%s", plan.why);
     ln_cuda_dplr_tensors tensors = {0};
     EXPECT(ln_cuda_dplr_forward(&dplr, &plan, &tensors, NULL, NULL) == LN_CUDA_ARGUMENT, "without tensors");
+    ln_cuda_dplr_gradients gradients = {0};
+    EXPECT(ln_cuda_dplr_backward(&dplr, &plan, &tensors, &gradients, NULL, NULL) == LN_CUDA_ARGUMENT, "nothing given");
+    EXPECT(ln_cuda_dplr_prepare(&dplr, &plan, NULL, NULL) == LN_CUDA_ARGUMENT, "no workspace");
+    dplr.key_heads = 32;
+    EXPECT(ln_cuda_dplr_backward(&dplr, &plan, &tensors, &gradients, NULL, NULL) == LN_CUDA_UNSUPPORTED, "groups");
+    dplr.key_heads = 64;
+    const ln_cuda_device narrow = {0, 8, 6, 84, 32768, 6 << 20};
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &narrow, NULL, 0, &plan) == LN_CUDA_UNSUPPORTED && strstr(plan.why, "shared"),
+           "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_OK, "%s", plan.why);
     EXPECT(ln_cuda_dplr_plan_make(&dplr, &old, NULL, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
     dplr.key_size = 96;
     EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s",

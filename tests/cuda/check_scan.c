@@ -353,6 +353,11 @@ static void check_plans(void) {
            plan.why);
     ln_cuda_scan_tensors tensors = {0};
     EXPECT(ln_cuda_scan_forward(&scan, &plan, &tensors, NULL, NULL) == LN_CUDA_ARGUMENT, "without tensors");
+    ln_cuda_scan_gradients gradients = {0};
+    EXPECT(ln_cuda_scan_backward(&scan, &plan, &tensors, &gradients, NULL, NULL) == LN_CUDA_ARGUMENT, "nothing given");
+    tensors.gate.data = &plan;
+    EXPECT(ln_cuda_scan_backward(&scan, &plan, &tensors, &gradients, NULL, NULL) == LN_CUDA_UNSUPPORTED, "a gate");
+    EXPECT(ln_cuda_scan_prepare(&scan, &plan, NULL, NULL) == LN_CUDA_ARGUMENT, "no workspace");
     scan.slots = 12;
     EXPECT(ln_cuda_scan_plan_make(&scan, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
     EXPECT(ln_cuda_scan_forward(&scan, &plan, &tensors, NULL, NULL) == LN_CUDA_UNSUPPORTED, "without a plan");
