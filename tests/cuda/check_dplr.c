@@ -12,7 +12,7 @@ typedef struct work {
     int heads, key_heads, size;
     int lengths[BATCH_MOST];
     int layout, state, decays, segment; /* segment: chunks at once; 0: chosen */
-    bool float32, strange;              /* strange: a first value that is no number */
+    bool float32, strange, left_out;    /* strange: a first value that is no number */
 } work;
 
 static const work WORKS[] = {
@@ -27,6 +27,7 @@ static const work WORKS[] = {
     {"any decay, 128", 1, 1, 128, {50, -1}, .state = APART, .decays = ANY},
     {"slow decay", 1, 1, 64, {300, -1}, .state = APART, .decays = SLOW, .segment = 7, .float32 = true},
     {"no state", 1, 1, 64, {50, 9, -1}, .float32 = true},
+    {"left out", 1, 1, 64, {33, 20, 5, -1}, .state = IN_PLACE, .float32 = true, .left_out = true},
     {"strange values", 2, 2, 64, {40, 40, -1}, .state = APART, .float32 = true, .strange = true},
     {"4000 tokens", 4, 4, 64, {4000, 129, 2047, -1}, .state = IN_PLACE, .segment = 40},
     {"4000 tokens, slow", 4, 4, 64, {4000, 129, 2047, -1}, .state = IN_PLACE, .decays = SLOW},
@@ -81,6 +82,7 @@ static void problem_open(problem *p, const work *w, tensor_make *make) {
     p->dplr =
         (ln_cuda_dplr){w->heads, w->key_heads, size, size, p->batch.sequences, p->batch.offsets, 0.5f, w->float32};
     p->slots = slots_open(p->batch.sequences);
+    if (w->left_out) slots_leave_out(&p->slots);
     const int64_t pool = w->state == IN_PLACE ? p->slots.count : p->batch.sequences;
     for (int i = QUERY; i <= B; i++)
         p->input[i] =
@@ -234,9 +236,11 @@ static void oracle_back(const problem *p, const oracle_gradients *g, double *sta
 static void oracle(const problem *p, double *output, double *state) {
     const work *w = p->of;
     tensor_doubles(&p->state_in, state);
+    if (w->left_out) expect_nothing(&p->output, &p->batch, output);
     for (int s = 0; s < p->batch.sequences; s++)
         for (int head = 0; head < w->heads; head++) {
             const int64_t slot = w->state == IN_PLACE ? p->slots.host[s] : s;
+            if (slot < 0) continue;
             double *own = state + dense_place(&p->state_out, slot, head);
             if (w->state == NO_STATE) memset(own, 0, (size_t)(w->size * w->size) * sizeof *own);
             for (int64_t t = p->batch.offsets[s]; t < p->batch.offsets[s + 1]; t++)
@@ -253,12 +257,14 @@ static void states_begin(problem *p) {
         device_send(p->state_out.device.data, p->state_in.host, p->state_in.elements * element_bytes(ELEMENT_FLOAT32));
 }
 
-static bool problem_prepare(problem *p, const ln_cuda_device *device, int64_t records) {
-    ln_cuda_code code = ln_cuda_dplr_plan_make(&p->dplr, device, 0, &p->plan);
+static bool problem_prepare(problem *p, const ln_cuda_device *device, const ln_cuda_dplr_kernel *kernel,
+                            int64_t records) {
+    ln_cuda_code code = ln_cuda_dplr_plan_make(&p->dplr, device, kernel, 0, &p->plan);
+    if (code == LN_CUDA_UNSUPPORTED && kernel) return false;
     if (p->of->segment && !code)
         records =
             p->of->segment * p->dplr.sequences * p->dplr.heads * 2 * (p->plan.kernel->record + p->plan.kernel->saved);
-    if (!code && records) code = ln_cuda_dplr_plan_make(&p->dplr, device, records, &p->plan);
+    if (!code && records) code = ln_cuda_dplr_plan_make(&p->dplr, device, kernel, records, &p->plan);
     EXPECT(code == LN_CUDA_OK, "%s: plan gave %d: %s", p->of->name, code, p->plan.why);
     if (code) return false;
     p->workspace =
@@ -277,7 +283,7 @@ static void check_work(problem *p) {
     run_now(forward, p, name, kernel);
     tensor_fetch(&p->output);
     tensor_fetch(&p->state_out);
-    tensor_expect_written(&p->output, name, kernel);
+    if (!p->of->left_out) tensor_expect_written(&p->output, name, kernel);
     const double error = tensor_error(&p->output, output),
                  kept = p->of->state == NO_STATE ? 0 : tensor_error(&p->state_out, state);
     EXPECT(error < 6e-3, "%s, %s: relative error %.2e", name, kernel, error);
@@ -288,7 +294,7 @@ static void check_work(problem *p) {
     tensor_expect_same(&p->output, name, kernel, "output");
     tensor_expect_same(&p->state_out, name, kernel, "state");
     cudaGraphExecDestroy(graph);
-    printf("  %-20s %-12s %.2e, state %.2e\n", name, kernel, error, kept);
+    printf("  %-20s %-22s %.2e, state %.2e\n", name, kernel, error, kept);
     free(output);
     free(state);
 }
@@ -336,11 +342,16 @@ static void check(const ln_cuda_device *device, const check_options *options) {
         if (!work_wanted(options, WORKS[i].name, products_of(&WORKS[i]))) continue;
         problem p;
         problem_open(&p, &WORKS[i], tensor_random);
-        if (problem_prepare(&p, device, 0)) {
+        for (int row = 0; ln_cuda_dplr_kernels(row)->states; row++) {
+            const ln_cuda_dplr_kernel *kernel = ln_cuda_dplr_kernels(row);
+            if (!kernel_wanted(options, kernel->name) || !problem_prepare(&p, device, kernel, 0)) continue;
+            const bool back = WORKS[i].heads == WORKS[i].key_heads && !WORKS[i].strange && !WORKS[i].left_out &&
+                              products_of(&WORKS[i]) < 1e9;
             check_work(&p);
-            const bool back = WORKS[i].heads == WORKS[i].key_heads && !WORKS[i].strange && products_of(&WORKS[i]) < 1e9;
             if (back) check_backward(&p);
+            device_close(p.workspace);
         }
+        p.workspace = NULL;
         problem_close(&p);
         fflush(stdout);
     }
@@ -351,19 +362,30 @@ static void check_plans(void) {
     const int64_t offsets[2] = {0, 32768}, wrong[2] = {1, 2};
     ln_cuda_dplr dplr = {64, 64, 64, 64, 1, offsets, 1, false};
     ln_cuda_dplr_plan plan;
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_OK && plan.segment > 1 &&
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_OK && plan.segment > 1 &&
                plan.workspace < INT64_C(300) << 20,
            "%s", plan.why);
     ln_cuda_dplr_tensors tensors = {0};
     EXPECT(ln_cuda_dplr_forward(&dplr, &plan, &tensors, NULL, NULL) == LN_CUDA_ARGUMENT, "without tensors");
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &old, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
+    ln_cuda_dplr_gradients gradients = {0};
+    EXPECT(ln_cuda_dplr_backward(&dplr, &plan, &tensors, &gradients, NULL, NULL) == LN_CUDA_ARGUMENT, "nothing given");
+    EXPECT(ln_cuda_dplr_prepare(&dplr, &plan, NULL, NULL) == LN_CUDA_ARGUMENT, "no workspace");
+    dplr.key_heads = 32;
+    EXPECT(ln_cuda_dplr_backward(&dplr, &plan, &tensors, &gradients, NULL, NULL) == LN_CUDA_UNSUPPORTED, "groups");
+    dplr.key_heads = 64;
+    const ln_cuda_device narrow = {0, 8, 6, 84, 32768, 6 << 20};
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &narrow, NULL, 0, &plan) == LN_CUDA_UNSUPPORTED && strstr(plan.why, "shared"),
+           "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_OK, "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &old, NULL, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
     dplr.key_size = 96;
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s",
+           plan.why);
     EXPECT(ln_cuda_dplr_forward(&dplr, &plan, &tensors, NULL, NULL) == LN_CUDA_UNSUPPORTED, "without a plan");
     dplr.key_size = 64, dplr.offsets = wrong;
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_ARGUMENT, "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_ARGUMENT, "%s", plan.why);
     dplr.offsets = offsets, dplr.key_heads = 7;
-    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, 0, &plan) == LN_CUDA_ARGUMENT, "%s", plan.why);
+    EXPECT(ln_cuda_dplr_plan_make(&dplr, &hopper, NULL, 0, &plan) == LN_CUDA_ARGUMENT, "%s", plan.why);
 }
 
 /* ---- speed ---- */
@@ -392,7 +414,7 @@ static void decays_large(problem *p) {
 }
 
 static void bench(const ln_cuda_device *device, const check_options *options) {
-    static const int64_t ROOM[] = {16 << 20, 32 << 20, 64 << 20, 256 << 20, INT64_C(4) << 30};
+    static const int64_t ROOM[] = {0, 64 << 20, 512 << 20, INT64_C(8) << 30};
     for (size_t i = 0; i < sizeof BENCH / sizeof BENCH[0]; i++) {
         const work *w = &BENCH[i];
         if (!strstr(w->name, options->works)) continue;
@@ -400,19 +422,20 @@ static void bench(const ln_cuda_device *device, const check_options *options) {
         problem_open(&p, w, tensor_large);
         decays_large(&p);
         const double bytes = (double)p.output.elements * 2 * (p.of->key_heads * 4 / p.of->heads + 2 + 2);
-        for (size_t room = 0; room < sizeof ROOM / sizeof ROOM[0]; room++) {
-            if (!problem_prepare(&p, device, ROOM[room])) continue;
+        for (size_t room = 0; room < 8; room++) {
+            const ln_cuda_dplr_kernel *kernel = ln_cuda_dplr_kernels((int)room / 4 + (w->size == 128 ? 2 : 0));
+            if (!problem_prepare(&p, device, kernel, ROOM[room % 4])) continue;
             void *contexts[] = {&p};
             timing time;
             time_in_turns(forward, contexts, 1, options->rounds, &time);
-            printf("dplr %-26s %-10s %5lld chunks at once %8.3f ms, %6.3f TB/s of inputs and outputs\n", w->name,
+            printf("dplr %-26s %-22s %5lld chunks at once %8.3f ms, %6.3f TB/s of inputs and outputs\n", w->name,
                    p.plan.kernel->name, (long long)p.plan.segment, time.median, 1e-9 * bytes / time.median);
-            if (ROOM[room] < 256 << 20) {
+            if (ROOM[room % 4] == 64 << 20) {
                 device_close(p.workspace);
                 continue;
             }
             time_in_turns(backward, contexts, 1, options->rounds, &time);
-            printf("dplr %-26s %-10s %5lld chunks at once %8.3f ms backward\n", w->name, p.plan.kernel->name,
+            printf("dplr %-26s %-22s %5lld chunks at once %8.3f ms backward\n", w->name, p.plan.kernel->name,
                    (long long)p.plan.gradient_segment, time.median);
             device_close(p.workspace);
         }

@@ -57,8 +57,15 @@ static void plan_back(const ln_cuda_dplr *dplr, int64_t records, ln_cuda_dplr_pl
     plan->gradient_workspace = plan->gradient_records + aligned(plan->gradient_segment * chunk);
 }
 
-ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device, int64_t records,
-                                    ln_cuda_dplr_plan *plan) {
+/* Blocks of half as many columns where whole ones would leave multiprocessors idle. */
+static bool better(const ln_cuda_dplr *d, const ln_cuda_device *device, const ln_cuda_dplr_kernel *one,
+                   const ln_cuda_dplr_kernel *best) {
+    const int64_t tasks = d->sequences * d->heads * d->value_size;
+    return one->columns < best->columns && tasks / best->columns < device->multiprocessors;
+}
+
+ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device,
+                                    const ln_cuda_dplr_kernel *kernel, int64_t records, ln_cuda_dplr_plan *plan) {
     *plan = {};
     plan->device = *device;
     const char *why = wrong(dplr, records);
@@ -66,13 +73,19 @@ ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_devi
         snprintf(plan->why, sizeof plan->why, "%s", why);
         return LN_CUDA_ARGUMENT;
     }
+    bool small = false;
     for (int row = 0; device->major >= 8 && ln_cuda_dplr_kernels(row)->states; row++) {
         const ln_cuda_dplr_kernel *next = ln_cuda_dplr_kernels(row);
-        if (next->key_size == dplr->key_size && next->value_size == dplr->value_size) plan->kernel = next;
+        if ((kernel && next != kernel) || next->key_size != dplr->key_size || next->value_size != dplr->value_size)
+            continue;
+        small |= next->shared_bytes > device->block_shared_bytes;
+        if (next->shared_bytes > device->block_shared_bytes) continue;
+        if (!plan->kernel || better(dplr, device, next, plan->kernel)) plan->kernel = next;
     }
     if (!plan->kernel) {
         snprintf(plan->why, sizeof plan->why, "%s",
                  device->major < 8 ? "made for compute capability 8.0 and newer"
+                 : small           ? "too little shared memory in a block"
                                    : "made for keys and values of 64, or of 128");
         return LN_CUDA_UNSUPPORTED;
     }
@@ -217,8 +230,7 @@ ln_cuda_code ln_cuda_dplr_backward(const ln_cuda_dplr *dplr, const ln_cuda_dplr_
         run.at_begin = (float *)(between + (i - 1) * state);
         run.at_end = NULL;
         if (plan->longest) code = kernel->inside(&run, stream);
-        if (!code && plan->longest) code = kernel->kept(&run, stream);
-        if (!code && plan->longest) code = kernel->back(&run, stream);
+        if (!code && plan->longest) code = kernel->kept_both(&run, &run, stream);
         run.at_begin = run.at_end = (float *)(between + (segments - 1) * state);
         if (!code) code = kernel->slopes(&run, stream);
         if (!code && plan->longest) code = kernel->gradients(&run, stream);

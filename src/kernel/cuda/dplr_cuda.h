@@ -25,14 +25,15 @@ typedef struct ln_cuda_dplr {
 
 typedef struct ln_cuda_dplr_kernel {
     const char *name;
-    int key_size, value_size;
-    int record; /* bytes that a chunk of a head takes in the workspace */
-    int saved;  /* and what backward keeps of it besides, twice */
-    /* Parts that need no state, forward and backward; states, forward, alone and beside the next segment's parts, kept,
-     * then their gradients; gradients of the inputs. NULL: the end of the table. */
-    ln_cuda_code (*inside)(const void *run, void *stream), (*back)(const void *run, void *stream);
-    ln_cuda_code (*states)(const void *run, void *stream), (*both)(const void *run, const void *next, void *stream),
-        (*kept)(const void *run, void *stream), (*slopes)(const void *run, void *stream),
+    int key_size, value_size, columns; /* columns: of a block of states */
+    int shared_bytes;                  /* of a block, at most */
+    int record;                        /* bytes that a chunk of a head takes in the workspace */
+    int saved;                         /* and what backward keeps of it besides, twice */
+    /* What needs no state; states, alone and beside that of the next segment. Backward: states that are kept, alone and
+     * beside what needs no state; their gradients; those of the inputs. NULL: the end of the table. */
+    ln_cuda_code (*inside)(const void *run, void *stream), (*states)(const void *run, void *stream),
+        (*both)(const void *run, const void *next, void *stream), (*kept)(const void *run, void *stream),
+        (*kept_both)(const void *run, const void *same, void *stream), (*slopes)(const void *run, void *stream),
         (*gradients)(const void *run, void *stream);
 } ln_cuda_dplr_kernel;
 
@@ -50,9 +51,11 @@ typedef struct ln_cuda_dplr_tensors {
     ln_cuda_tensor query, key, value, a, b; /* bf16 */
     ln_cuda_tensor decay;                   /* float32, of key_size; from -inf to 0 */
     ln_cuda_tensor output;
-    const float *state_in;      /* [slots][heads][key_size][value_size]; NULL: zeros */
-    float *state_out;           /* likewise; NULL: not wanted; may be state_in */
-    const int64_t *state_slots; /* on the device, [sequences]: where the states lie; NULL: 0, 1, ... */
+    const float *state_in; /* [slots][heads][key_size][value_size]; NULL: zeros */
+    float *state_out;      /* likewise; NULL: not wanted; may be state_in */
+    /* On the device, [sequences], no two alike: where the states lie; NULL: 0, 1, ... Forward, a sequence in a negative
+     * slot does not take part. */
+    const int64_t *state_slots;
 } ln_cuda_dplr_tensors;
 
 /* No two of these may overlap. NULL (or no data): not there, or not wanted. */
@@ -66,9 +69,10 @@ typedef struct ln_cuda_dplr_gradients {
 
 /* The table of kernels, ended by a row that cannot start. */
 const ln_cuda_dplr_kernel *ln_cuda_dplr_kernels(int row);
-/* Chooses a kernel. records: bytes of the workspace that records may take; 0: chosen. */
-ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device, int64_t records,
-                                    ln_cuda_dplr_plan *plan);
+/* Chooses a kernel; `kernel` not NULL: takes that one or fails. records: bytes of the workspace that records may take;
+ * 0: chosen. */
+ln_cuda_code ln_cuda_dplr_plan_make(const ln_cuda_dplr *dplr, const ln_cuda_device *device,
+                                    const ln_cuda_dplr_kernel *kernel, int64_t records, ln_cuda_dplr_plan *plan);
 /* Fills a workspace on the device, of plan.workspace or plan.gradient_workspace bytes; waits for the stream. Once for
  * a plan. One workspace serves one run at a time. */
 ln_cuda_code ln_cuda_dplr_prepare(const ln_cuda_dplr *dplr, const ln_cuda_dplr_plan *plan, void *workspace,

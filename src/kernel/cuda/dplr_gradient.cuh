@@ -29,12 +29,13 @@ enum { SLOPE_VALUE, SLOPE_Y, Z_VALUE, Z_Y, QUERY_KEY_PAIRS, A_KEY_PAIRS, DPLR_PA
 
 template <int KEY, int VALUE> struct dplr_gradient_memory {
     __nv_bfloat16 tile[DPLR_TILES][16][KEY + 8];
+    /* When all have been read, what decays are owed of each warp's tokens and channels takes their place. */
     __nv_bfloat16 value[16][VALUE + 8], slope[16][VALUE + 8], y[16][VALUE + 8], z[16][VALUE + 8];
     __nv_bfloat16 after[KEY][VALUE + 8]; /* D */
     __nv_bfloat16 pair[DPLR_PAIRS][16][24];
     /* Factors: of a query's token, of a key's; first: of the first a. left, right: of products with S and D. */
     float upto[16][KEY], from[16][KEY], first[KEY], left[KEY], right[KEY], decay[KEY];
-    float room[KEY / 16][2][16][17], owed[KEY];
+    float owed[KEY];
     int strong;
 };
 
@@ -317,17 +318,15 @@ static __device__ __forceinline__ float2 finish_element(const dplr_element &part
     return make_float2(owed[0], owed[1]);
 }
 
-/* 16 channels from `channel` on, by one warp. */
+/* 16 channels from `channel` on, by one warp: from S and D, from pairs, sums over columns of S D. */
 template <int KEY, int VALUE>
-static __device__ __forceinline__ void channel_gradients(dplr_gradient_memory<KEY, VALUE> &memory, const dplr_run &run,
-                                                         const dplr_place &at, const dplr_saved<KEY, VALUE> &before,
-                                                         int channel) {
+static __device__ __forceinline__ void finish_channels(dplr_gradient_memory<KEY, VALUE> &memory, const dplr_run &run,
+                                                       const dplr_place &at, const dplr_parts &part, dplr_parts &more,
+                                                       const float (&dot)[2], int channel) {
     const int lane = threadIdx.x % 32;
-    float(&x)[16][17] = memory.room[channel / 16][0], (&z)[16][17] = memory.room[channel / 16][1];
-    dplr_parts part = {}, more = {};
-    float dot[2];
-    from_states(part, dot, memory, before, channel);
-    if (!memory.strong) from_pairs(more, memory, channel);
+    float(*room)[16][17] = (float(*)[16][17])memory.value + channel / 16 * 2;
+    static_assert(sizeof(float[KEY / 16 * 2][16][17]) <= 4 * sizeof memory.value, "takes the place of four tiles");
+    float(&x)[16][17] = room[0], (&z)[16][17] = room[1];
 #pragma unroll
     for (int n = 0; n < 2; n++) {
         float2 owed = make_float2(0, 0);
@@ -439,8 +438,13 @@ static __device__ __forceinline__ void chunk_gradients(dplr_gradient_memory<KEY,
         make_pairs<VALUE>(memory.pair[SLOPE_VALUE + warp], warp < 2 ? memory.slope : memory.z,
                           warp % 2 ? memory.y : memory.value, warp >= 2);
     __syncthreads();
-    channel_gradients(memory, run, at, before, warp * 16);
     value_gradients(memory, run, at, warp * 16);
+    dplr_parts part = {}, more = {};
+    float dot[2];
+    from_states(part, dot, memory, before, warp * 16);
+    if (!memory.strong) from_pairs(more, memory, warp * 16);
+    __syncthreads();
+    finish_channels(memory, run, at, part, more, dot, warp * 16);
 }
 
 } // namespace ln

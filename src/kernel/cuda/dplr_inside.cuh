@@ -226,7 +226,7 @@ static __device__ __forceinline__ void invert(dplr_tiles<KEY, VALUE> &tiles, con
 #pragma unroll
         for (int e = 0; e < 4; e += 2) {
             const int to = lane / 4 + e / 2 * 8, from = j * 8 + lane % 4 * 2;
-            *(float2 *)&tiles.erase[to][from] = make_float2(pairs.a[j][e], pairs.a[j][e + 1]);
+            *(float2 *)&tiles.inverse[to][from] = make_float2(pairs.a[j][e], pairs.a[j][e + 1]);
             *(uint32_t *)&tiles.ak[to][from] = pack(pairs.a[j + 2][e], pairs.a[j + 2][e + 1]);
         }
     __syncwarp();
@@ -236,14 +236,17 @@ static __device__ __forceinline__ void invert(dplr_tiles<KEY, VALUE> &tiles, con
         t[i] = i == column ? 1.0f : 0.0f;
 #pragma unroll
         for (int j = 0; j < i; j += 4) {
-            const float4 row = *(const float4 *)&tiles.erase[i][j];
+            const float4 row = *(const float4 *)&tiles.inverse[i][j];
             t[i] += row.x * t[j];
             if (j + 1 < i) t[i] += row.y * t[j + 1];
             if (j + 2 < i) t[i] += row.z * t[j + 2];
             if (j + 3 < i) t[i] += row.w * t[j + 3];
         }
-        if (lane < 16) tiles.inverse[i][column] = t[i];
     }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+        if (lane < 16) tiles.inverse[i][column] = t[i];
     __syncwarp();
 }
 

@@ -40,10 +40,10 @@ static __device__ __forceinline__ void inside_block(const dplr_run &run, int64_t
         chunk_inside(((dplr_record<KEY, VALUE> *)run.records)[place], tiles, run, at);
 }
 
-template <int KEY, int VALUE, bool BACK>
+template <int KEY, int VALUE>
 static __global__ void __launch_bounds__(32 * INSIDE_WARPS, KEY == 64 ? 3 : 2)
     dplr_inside(const __grid_constant__ dplr_run run) {
-    inside_block<KEY, VALUE, BACK>(run, blockIdx.x);
+    inside_block<KEY, VALUE, false>(run, blockIdx.x);
 }
 
 /* What a block reads of a record: all but the columns of others. */
@@ -53,28 +53,38 @@ template <int KEY, int COLUMNS> struct dplr_stage {
     uint4 value[COLUMNS / 16][32], u[COLUMNS / 16][32], l[COLUMNS / 16][32];
 };
 
-template <int BYTES, int THREADS> static __device__ __forceinline__ void copy_bytes(void *to, const void *from) {
+template <int BYTES, int THREADS>
+static __device__ __forceinline__ void copy_bytes(void *to, const void *from, int thread) {
     constexpr int pieces = BYTES / 16, rounds = (pieces + THREADS - 1) / THREADS;
-    char *const piece = (char *)to + threadIdx.x * 16;
-    const char *const source = (const char *)from + threadIdx.x * 16;
+    char *const piece = (char *)to + thread * 16;
+    const char *const source = (const char *)from + thread * 16;
 #pragma unroll
     for (int i = 0; i < rounds; i++)
-        if ((i + 1) * THREADS <= pieces || (int)threadIdx.x < pieces - i * THREADS)
+        if ((i + 1) * THREADS <= pieces || thread < pieces - i * THREADS)
             copy_piece(piece + i * THREADS * 16, source + i * THREADS * 16, true);
 }
+
+/* Warps of a block: those with columns of their own; where there are others, they copy. */
+template <int COLUMNS> struct dplr_warps {
+    static constexpr int own = COLUMNS * 2, threads = 32 * INSIDE_WARPS, copying = own < threads ? threads - own : own;
+    static __device__ __forceinline__ bool copies() { return own == threads || threadIdx.x >= own; }
+};
 
 template <int KEY, int VALUE, int COLUMNS>
 static __device__ __forceinline__ void copy_record(dplr_stage<KEY, COLUMNS> &to, const dplr_record<KEY, VALUE> &from,
                                                    int slice) {
-    constexpr int threads = COLUMNS * 2, shared = sizeof to.w * 4 + sizeof to.decay, own = sizeof to.value;
+    using warps = dplr_warps<COLUMNS>;
+    constexpr int threads = warps::copying, shared = sizeof to.w * 4 + sizeof to.decay, own = sizeof to.value;
     static_assert(sizeof to == shared + 3 * own, "without gaps");
+    if (!warps::copies()) return;
+    const int thread = (int)threadIdx.x - (warps::threads - threads);
     if constexpr (COLUMNS == VALUE) {
-        copy_bytes<sizeof to, threads>(&to, &from);
+        copy_bytes<sizeof to, threads>(&to, &from, thread);
     } else {
-        copy_bytes<shared, threads>(&to, &from);
-        copy_bytes<own, threads>(to.value, from.value[slice * COLUMNS / 16]);
-        copy_bytes<own, threads>(to.u, from.u[slice * COLUMNS / 16]);
-        copy_bytes<own, threads>(to.l, from.l[slice * COLUMNS / 16]);
+        copy_bytes<shared, threads>(&to, &from, thread);
+        copy_bytes<own, threads>(to.value, from.value[slice * COLUMNS / 16], thread);
+        copy_bytes<own, threads>(to.u, from.u[slice * COLUMNS / 16], thread);
+        copy_bytes<own, threads>(to.l, from.l[slice * COLUMNS / 16], thread);
     }
 }
 
@@ -143,14 +153,16 @@ static __device__ __forceinline__ void pass_chunk(float (&state)[KEY / 8][4], fl
     }
 }
 
-/* Sums [column][token] of a warp to rows of tokens; after the block has met, a lane reads eight columns
- * of token lane / 2, from lane % 2 * 8 on. */
-static __device__ __forceinline__ void put_sums(float (&room)[16][20], const float (&sums)[2][4]) {
+/* Sums [column][token] of a warp by tokens: the lane's eight columns, from lane % 2 * 8 on, of token lane / 2. */
+static __device__ __forceinline__ void turn_sums(float (&line)[8], float (&room)[16][20], const float (&sums)[2][4]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < 2; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++) room[j * 8 + lane % 4 * 2 + e % 2][lane / 4 + e / 2 * 8] = sums[j][e];
+    __syncwarp();
+    load_floats(line, &room[lane / 2][lane % 2 * 8]);
+    __syncwarp();
 }
 
 static __device__ __forceinline__ void store_outputs(const dplr_run &run, const float (&line)[8], int64_t token,
@@ -179,7 +191,7 @@ static __device__ __forceinline__ void keep_state(dplr_saved<KEY, VALUE> &to, co
 
 template <int KEY, int COLUMNS> struct dplr_room {
     dplr_stage<KEY, COLUMNS> stage[STAGES];
-    float sums[2][COLUMNS / 16][16][20];
+    float sums[COLUMNS / 16][16][20];
 };
 
 /* What comes of the states: outputs; or states and Y are kept; or their gradients and Z, from the last chunk on. */
@@ -211,6 +223,7 @@ static __device__ __forceinline__ void states_block(const dplr_run &run, int blo
     const int slice = block % slices, head = block / slices % run.heads, warp = threadIdx.x / 32;
     const int64_t sequence = block / slices / run.heads, place = (sequence * run.heads + head) * run.segment;
     const ln_cuda_dplr_sequence of = run.sequence[sequence];
+    if (MODE == OUTPUTS && run.tensors.state_slots && run.tensors.state_slots[of.sequence] < 0) return;
     const int all = (of.count + LN_CUDA_DPLR_CHUNK - 1) / LN_CUDA_DPLR_CHUNK;
     const int chunks = all - run.first_chunk < run.segment ? all - run.first_chunk : run.segment;
     const dplr_record<KEY, VALUE> *records =
@@ -226,50 +239,46 @@ static __device__ __forceinline__ void states_block(const dplr_run &run, int blo
     const bool begins = run.first_chunk == 0, ends = run.first_chunk + chunks == all;
     const dplr_ends at = ends_of<MODE, KEY * VALUE>(run, sequence, of.sequence, (int64_t)head * KEY * VALUE + column,
                                                     MODE == SLOPES ? ends : begins, MODE == SLOPES ? begins : ends);
+    const bool own = threadIdx.x < dplr_warps<COLUMNS>::own;
     float state[KEY / 8][4];
-    load_state<KEY>(state, at.from, VALUE);
-    /* Outputs of a chunk are stored a chunk later, so that nobody waits for them on their way through shared memory. */
-    for (int step = 0; step <= chunks; step++) {
-        const int next = step + STAGES - 1, row = threadIdx.x % 32 / 2, part = threadIdx.x % 2 * 8;
-        const int last = MODE == SLOPES ? chunks - step : step - 1, chunk = MODE == SLOPES ? last - 1 : step;
-        float line[8];
+    load_state<KEY>(state, own ? at.from : nullptr, VALUE);
+    for (int step = 0; step < chunks; step++) {
+        const int chunk = MODE == SLOPES ? chunks - 1 - step : step, next = step + STAGES - 1;
         copies_wait<STAGES - 2>();
         __syncthreads();
         if (next < chunks)
             copy_record(room.stage[next % STAGES], records[MODE == SLOPES ? chunks - 1 - next : next], slice);
         copies_commit();
-        if (step) load_floats(line, &room.sums[(step - 1) % 2][warp][row][part]);
-        if (step < chunks) {
-            if (MODE != OUTPUTS && saved) keep_state(saved[place + chunk], state, column);
-            float y[2][4], output[2][4];
-            pass_chunk<MODE == OUTPUTS, KEY, COLUMNS>(state, y, output, room.stage[step % STAGES], warp);
-            put_sums(room.sums[step % 2][warp], MODE == OUTPUTS ? output : y);
-        }
-        if (step == 0) continue;
-        const int first = (run.first_chunk + last) * LN_CUDA_DPLR_CHUNK;
-        if constexpr (MODE == OUTPUTS)
+        if (!own) continue;
+        if (MODE != OUTPUTS && saved) keep_state(saved[place + chunk], state, column);
+        float y[2][4], output[2][4], line[8];
+        pass_chunk<MODE == OUTPUTS, KEY, COLUMNS>(state, y, output, room.stage[step % STAGES], warp);
+        const int first = (run.first_chunk + chunk) * LN_CUDA_DPLR_CHUNK;
+        if constexpr (MODE == OUTPUTS) {
+            turn_sums(line, room.sums[warp], output);
             store_outputs(run, line, (int64_t)of.token + first, of.count - first, head, column);
-        else if (saved)
-            store_bf16(&saved[place + last].y[row][column + part], line);
+        } else if (saved) {
+            turn_sums(line, room.sums[warp], y);
+            store_bf16(&saved[place + chunk].y[threadIdx.x % 32 / 2][column + threadIdx.x % 2 * 8], line);
+        }
     }
-    if (at.to) store_state<KEY>(at.to, state, VALUE);
+    if (own && at.to) store_state<KEY>(at.to, state, VALUE);
 }
 
 template <int KEY, int VALUE, int COLUMNS, int MODE>
-static __global__ void __launch_bounds__(COLUMNS * 2) dplr_states(const __grid_constant__ dplr_run run) {
+static __global__ void __launch_bounds__(32 * INSIDE_WARPS) dplr_states(const __grid_constant__ dplr_run run) {
     states_block<KEY, VALUE, COLUMNS, MODE>(run, blockIdx.x);
 }
 
-/* States of a segment, and beside them what of the next one needs no state: one keeps the multiprocessors busy that the
- * other leaves alone. */
-template <int KEY, int VALUE, int COLUMNS>
-static __global__ void __launch_bounds__(COLUMNS * 2, KEY == 64 ? 3 : 2)
+/* States of a segment, and beside them what needs no state: of the next segment, or backward of the same. One keeps the
+ * multiprocessors busy that the other leaves alone. */
+template <int KEY, int VALUE, int COLUMNS, int MODE>
+static __global__ void __launch_bounds__(32 * INSIDE_WARPS, KEY == 64 ? 3 : 2)
     dplr_both(const __grid_constant__ dplr_run run, const __grid_constant__ dplr_run next, int blocks) {
-    static_assert(COLUMNS * 2 == 32 * INSIDE_WARPS, "blocks are equally large");
     if ((int)blockIdx.x < blocks)
-        states_block<KEY, VALUE, COLUMNS, OUTPUTS>(run, blockIdx.x);
+        states_block<KEY, VALUE, COLUMNS, MODE>(run, blockIdx.x);
     else
-        inside_block<KEY, VALUE, false>(next, blockIdx.x - blocks);
+        inside_block<KEY, VALUE, MODE == KEPT>(next, blockIdx.x - blocks);
 }
 
 template <int KEY, int VALUE>
@@ -284,27 +293,28 @@ static __global__ void __launch_bounds__(KEY * 2) dplr_gradients(const __grid_co
                     ((const dplr_saved<KEY, VALUE> *)run.slopes)[place]);
 }
 
-template <int KEY, int VALUE, bool BACK> static ln_cuda_code inside_start(const void *of, void *stream) {
+template <int KEY, int VALUE> static ln_cuda_code inside_start(const void *of, void *stream) {
     const dplr_run *run = (const dplr_run *)of;
     const int64_t warps = (int64_t)run->sequences * run->segment * run->heads;
-    return launch(dplr_inside<KEY, VALUE, BACK>, dim3((unsigned)((warps + INSIDE_WARPS - 1) / INSIDE_WARPS)),
+    return launch(dplr_inside<KEY, VALUE>, dim3((unsigned)((warps + INSIDE_WARPS - 1) / INSIDE_WARPS)),
                   dim3(32 * INSIDE_WARPS), INSIDE_WARPS * (int)sizeof(dplr_tiles<KEY, VALUE>), stream, *run);
 }
 template <int KEY, int VALUE, int COLUMNS, int MODE> static ln_cuda_code states_start(const void *of, void *stream) {
     const dplr_run *run = (const dplr_run *)of;
     const int64_t blocks = (int64_t)run->sequences * run->heads * (VALUE / COLUMNS);
-    return launch(dplr_states<KEY, VALUE, COLUMNS, MODE>, dim3((unsigned)blocks), dim3(COLUMNS * 2),
+    return launch(dplr_states<KEY, VALUE, COLUMNS, MODE>, dim3((unsigned)blocks), dim3(32 * INSIDE_WARPS),
                   (int)sizeof(dplr_room<KEY, COLUMNS>), stream, *run);
 }
-template <int KEY, int VALUE, int COLUMNS>
+template <int KEY, int VALUE, int COLUMNS, int MODE>
 static ln_cuda_code both_start(const void *of, const void *then, void *stream) {
     const dplr_run *run = (const dplr_run *)of, *next = (const dplr_run *)then;
     const int64_t blocks = (int64_t)run->sequences * run->heads * (VALUE / COLUMNS),
                   warps = (int64_t)next->sequences * next->segment * next->heads;
     const int states = (int)sizeof(dplr_room<KEY, COLUMNS>),
               inside = INSIDE_WARPS * (int)sizeof(dplr_tiles<KEY, VALUE>);
-    return launch(dplr_both<KEY, VALUE, COLUMNS>, dim3((unsigned)(blocks + (warps + INSIDE_WARPS - 1) / INSIDE_WARPS)),
-                  dim3(COLUMNS * 2), states > inside ? states : inside, stream, *run, *next, (int)blocks);
+    return launch(dplr_both<KEY, VALUE, COLUMNS, MODE>,
+                  dim3((unsigned)(blocks + (warps + INSIDE_WARPS - 1) / INSIDE_WARPS)), dim3(32 * INSIDE_WARPS),
+                  states > inside ? states : inside, stream, *run, *next, (int)blocks);
 }
 template <int KEY, int VALUE> static ln_cuda_code gradients_start(const void *of, void *stream) {
     const dplr_run *run = (const dplr_run *)of;
@@ -317,17 +327,27 @@ template <int KEY, int VALUE> static ln_cuda_code gradients_start(const void *of
 
 using namespace ln;
 
-#define LN_DPLR(size, columns, name)                                                                 \
-    {                                                                                                \
-        name, size, size, (int)sizeof(dplr_record<size, size>), (int)sizeof(dplr_saved<size, size>), \
-            inside_start<size, size, false>, inside_start<size, size, true>,                         \
-            states_start<size, size, columns, OUTPUTS>, both_start<size, size, columns>,             \
-            states_start<size, size, columns, KEPT>, states_start<size, size, columns, SLOPES>,      \
-            gradients_start<size, size>                                                              \
+/* Of a block, the most of all kernels. */
+template <int SIZE, int COLUMNS> static constexpr int shared_bytes() {
+    const int inside = INSIDE_WARPS * (int)sizeof(dplr_tiles<SIZE, SIZE>),
+              states = (int)sizeof(dplr_room<SIZE, COLUMNS>), gradients = (int)sizeof(dplr_gradient_memory<SIZE, SIZE>),
+              more = inside > states ? inside : states;
+    return more > gradients ? more : gradients;
+}
+
+#define LN_DPLR(size, columns, name)                                                                                   \
+    {                                                                                                                  \
+        name, size, size, columns, shared_bytes<size, columns>(), (int)sizeof(dplr_record<size, size>),                \
+            (int)sizeof(dplr_saved<size, size>), inside_start<size, size>, states_start<size, size, columns, OUTPUTS>, \
+            both_start<size, size, columns, OUTPUTS>, states_start<size, size, columns, KEPT>,                         \
+            both_start<size, size, columns, KEPT>, states_start<size, size, columns, SLOPES>,                          \
+            gradients_start<size, size>                                                                                \
     }
 
 const ln_cuda_dplr_kernel ln_cuda_portable_dplrs[] = {
     LN_DPLR(64, 64, "64 x 64"),
+    LN_DPLR(64, 32, "64 x 64, 32 columns"),
     LN_DPLR(128, 64, "128 x 128"),
+    LN_DPLR(128, 32, "128 x 128, 32 columns"),
 };
 const int ln_cuda_portable_dplr_count = sizeof ln_cuda_portable_dplrs / sizeof ln_cuda_portable_dplrs[0];

@@ -44,9 +44,11 @@ typedef struct ln_cuda_scan_tensors {
     ln_cuda_tensor gate;              /* bf16; no data: none */
     const float *rate, *skip;         /* [heads][value_size][slots], [heads][value_size]; skip may be NULL */
     ln_cuda_tensor output;
-    const float *state_in;      /* [slots of the pool][heads][value_size][slots]; NULL: zeros */
-    float *state_out;           /* likewise; NULL: not wanted; may be state_in */
-    const int64_t *state_slots; /* on the device, [sequences]: where the states lie; NULL: 0, 1, ... */
+    const float *state_in; /* [slots of the pool][heads][value_size][slots]; NULL: zeros */
+    float *state_out;      /* likewise; NULL: not wanted; may be state_in */
+    /* On the device, [sequences], no two alike: where the states lie; NULL: 0, 1, ... Forward, a sequence in a negative
+     * slot does not take part. */
+    const int64_t *state_slots;
 } ln_cuda_scan_tensors;
 
 /* No two of these may overlap. NULL (or no data): not there, or not wanted. */

@@ -6,7 +6,7 @@
  *     key' = sum_c step value d,   query' = sum_c slope h,   rate' = sum_t step A h[t - 1] d,   skip' = sum_t value
  * slope.
  *
- * A block takes 64 channels, eight lanes a channel, whose states of a chunk it makes again and holds in registers. Sums
+ * A block takes 32 channels, eight lanes a channel, whose states of a chunk it makes again and holds in registers. Sums
  * over lanes and over a warp's channels exchange as many numbers as they leave. Keys and queries belong to all channels
  * of a group: blocks leave their sums apart, and another kernel adds them in the blocks' order: same bits every time.
  */
@@ -142,8 +142,7 @@ struct back_sums {
 static __device__ __forceinline__ void chunk_back(back_memory &memory, const back_lane &lane, back_sums &sums,
                                                   float2 before, int left) {
     const int warp = threadIdx.x / 32, own = threadIdx.x % BACK_LANES;
-    float2 state[BACK_TIME + 1], decay[BACK_TIME];
-    state[0] = before;
+    float2 decayed[BACK_TIME], decay[BACK_TIME]; /* the states after a token, without what it adds */
 #pragma unroll
     for (int t = 0; t < BACK_TIME; t++) {
         const float4 input = memory.input[t][lane.channel];
@@ -152,8 +151,9 @@ static __device__ __forceinline__ void chunk_back(back_memory &memory, const bac
         if (t < left)
             decay[t] =
                 make_float2(exponential(LOG2_E * input.x * lane.rate.x), exponential(LOG2_E * input.x * lane.rate.y));
-        state[t + 1].x = decay[t].x * state[t].x + input.x * input.y * key.x;
-        state[t + 1].y = decay[t].y * state[t].y + input.x * input.y * key.y;
+        decayed[t] = make_float2(decay[t].x * before.x, decay[t].y * before.y);
+        before.x = decayed[t].x + input.x * input.y * key.x;
+        before.y = decayed[t].y + input.x * input.y * key.y;
     }
 #pragma unroll
     for (int first = BACK_TIME - 4; first >= 0; first -= 4) {
@@ -166,13 +166,14 @@ static __device__ __forceinline__ void chunk_back(back_memory &memory, const bac
                          query = *(const float2 *)&memory.query[t][lane.first];
             float2 &d = sums.state;
             d.x += query.x * input.z, d.y += query.y * input.z;
-            const float2 old = make_float2(decay[t].x * state[t].x * d.x, decay[t].y * state[t].y * d.y);
+            const float2 old = make_float2(decayed[t].x * d.x, decayed[t].y * d.y);
             over_states[i] = key.x * d.x + key.y * d.y;
             over_states[i + 4] = t < left ? lane.rate.x * old.x + lane.rate.y * old.y : 0;
             sums.rate.x += input.x * old.x, sums.rate.y += input.x * old.y;
             sums.skip += input.y * input.z;
-            const float over_channels[4] = {input.z * state[t + 1].x, input.z * state[t + 1].y, input.x * input.y * d.x,
-                                            input.x * input.y * d.y};
+            const float write = input.x * input.y;
+            const float over_channels[4] = {input.z * (decayed[t].x + write * key.x),
+                                            input.z * (decayed[t].y + write * key.y), write * d.x, write * d.y};
             memory.part[warp][t][threadIdx.x % 32] = add_channels(over_channels);
             d.x *= decay[t].x, d.y *= decay[t].y;
         }
@@ -205,18 +206,19 @@ static __device__ __forceinline__ void store_chunk(const back_memory &memory, co
             store_bf16((__nv_bfloat16 *)to.value.data + scan_place(run, to.value, token, channel), value);
         if (to.step.data) store_floats((float *)to.step.data + scan_place(run, to.step, token, channel), step);
     }
-    const int time = threadIdx.x / (2 * SLOTS), which = threadIdx.x % (2 * SLOTS);
-    if (begin + time >= at.sequence.count) return;
-    float sum = 0;
-#pragma unroll
-    for (int warp = 0; warp < BACK_WARPS; warp++) sum += memory.part[warp][time][which];
     const int64_t block = (int64_t)at.group * kept.blocks + (at.first - at.group * run.group) / BACK_CHANNELS;
-    kept.shared[(block * kept.tokens + at.sequence.token + begin + time) * 2 * SLOTS + which] = sum;
+    for (int i = threadIdx.x; i < BACK_TIME * 2 * SLOTS; i += BACK_THREADS) {
+        const int time = i / (2 * SLOTS), which = i % (2 * SLOTS);
+        if (begin + time >= at.sequence.count) return;
+        float sum = 0;
+#pragma unroll
+        for (int warp = 0; warp < BACK_WARPS; warp++) sum += memory.part[warp][time][which];
+        kept.shared[(block * kept.tokens + at.sequence.token + begin + time) * 2 * SLOTS + which] = sum;
+    }
 }
 
-static __global__ void __launch_bounds__(BACK_THREADS)
+static __global__ void __launch_bounds__(BACK_THREADS, 2)
     scan_back(const __grid_constant__ scan_run run, const __grid_constant__ scan_kept kept) {
-    static_assert(BACK_THREADS == BACK_TIME * 2 * SLOTS, "a thread a sum of a chunk");
     back_memory &memory = *(back_memory *)block_memory();
     const scan_channels at = channels_of<BACK_CHANNELS>(run, blockIdx.x);
     const back_lane lane(run, at);

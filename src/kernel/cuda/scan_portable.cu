@@ -163,6 +163,7 @@ static __global__ void __launch_bounds__(SCAN_THREADS, STATES *LANES > 32 ? 3 : 
     const scan_channels at = channels_of<tile::channels>(run, blockIdx.x);
     const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES * OWN;
     const bool inside = channel < at.count; /* channels come in eights */
+    if (scan_slot(run, at.sequence.sequence) < 0) return;
     const int64_t place = ((int64_t)at.first + channel) * tile::slots + lane * STATES,
                   states = (int64_t)run.heads * run.value_size * tile::slots * scan_slot(run, at.sequence.sequence);
     float rate[OWN][STATES] = {}, state[OWN][STATES] = {};
@@ -209,9 +210,10 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_step(const __grid_co
     constexpr int lanes = SLOTS / 4;
     const ln_cuda_scan_tensors &t = run.tensors;
     const int64_t i = (int64_t)blockIdx.x * SCAN_THREADS + threadIdx.x, channels = (int64_t)run.heads * run.value_size;
-    const bool inside = i < run.sequences * channels * lanes;
-    const int64_t within = inside ? i % (channels * lanes) : 0;
-    const ln_cuda_scan_sequence at = run.sequence[inside ? i / (channels * lanes) : 0];
+    const bool there = i < run.sequences * channels * lanes;
+    const int64_t within = there ? i % (channels * lanes) : 0;
+    const ln_cuda_scan_sequence at = run.sequence[there ? i / (channels * lanes) : 0];
+    const bool inside = there && scan_slot(run, at.sequence) >= 0;
     const int channel = (int)(within / lanes), group = channel / run.group, first = (int)(within % lanes) * 4;
     const int64_t own = within * 4, states = channels * SLOTS * scan_slot(run, at.sequence);
     const bool alive = inside && at.count > 0;

@@ -18,7 +18,7 @@ typedef struct ln_cuda_scan_run {
 } ln_cuda_scan_run;
 
 /* What backward keeps. Channels of a block: LN_CUDA_SCAN_BLOCK, all of one group. */
-enum { LN_CUDA_SCAN_CHUNK = 16, LN_CUDA_SCAN_BLOCK = 64 };
+enum { LN_CUDA_SCAN_CHUNK = 16, LN_CUDA_SCAN_BLOCK = 32 };
 typedef struct ln_cuda_scan_kept {
     float *states; /* [chunks][channels][16], before each chunk */
     float *shared; /* [blocks of channels][tokens][2][16]: gradients of keys, of queries */

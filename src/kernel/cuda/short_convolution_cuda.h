@@ -34,9 +34,11 @@ typedef struct ln_cuda_short_convolution_tensors {
     ln_cuda_tensor value;       /* bf16 */
     const float *weight, *bias; /* [heads][value_size][taps], the last tap of the present token; bias may be NULL */
     ln_cuda_tensor output;
-    const float *state_in;      /* [slots][heads][taps - 1][value_size]; NULL: zeros */
-    float *state_out;           /* likewise; NULL: not wanted; may be state_in */
-    const int64_t *state_slots; /* on the device, [sequences]: where the states lie; NULL: 0, 1, ... */
+    const float *state_in; /* [slots][heads][taps - 1][value_size]; NULL: zeros */
+    float *state_out;      /* likewise; NULL: not wanted; may be state_in */
+    /* On the device, [sequences], no two alike: where the states lie; NULL: 0, 1, ... Forward, a sequence in a negative
+     * slot does not take part. */
+    const int64_t *state_slots;
 } ln_cuda_short_convolution_tensors;
 
 /* No two of these may overlap. NULL (or no data): not there, or not wanted. */

@@ -98,6 +98,7 @@ static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS <= 4 ? 4 : 2)
     lane_of_channels<TAPS, 8> lane;
     if (!lane.open(run)) return;
     const convolution_span span = lane.span;
+    if (run.tensors.state_slots && run.tensors.state_slots[span.sequence] < 0) return;
     const __nv_bfloat16 *from = lane.row(run.tensors.value, span.position);
     const int64_t stride = run.tensors.value.token_stride;
     uint4 next[tokens] = {};
@@ -156,12 +157,13 @@ static __device__ __forceinline__ void add_state_gradient(float (&to)[4], const 
     for (int c = 0; c < 4; c++) to[c] += more[c];
 }
 
+/* `to`: these channels of the gradients of the first value. */
 template <int TAPS>
 static __device__ __forceinline__ void store_gradient(const convolution_run &run, const lane_of_channels<TAPS, 4> &lane,
-                                                      int time, float (&gradient)[4]) {
-    add_state_gradient<TAPS>(gradient, run, lane, time);
+                                                      __nv_bfloat16 *to, int time, float (&gradient)[4]) {
+    if (time >= lane.span.length - (TAPS - 1)) add_state_gradient<TAPS>(gradient, run, lane, time);
     if (time >= 0) {
-        if (run.gradients.value.data) store_bf16((__nv_bfloat16 *)lane.row(run.gradients.value, time), gradient);
+        if (run.gradients.value.data) store_bf16(to + time * run.gradients.value.token_stride, gradient);
     } else if (run.gradients.state_in) {
         store_floats(run.gradients.state_in + lane.state_at(run, lane.span.sequence) +
                          (int64_t)(time + TAPS - 1) * run.value_size,
@@ -178,8 +180,10 @@ static __device__ __forceinline__ float silu_slope(float sum, const float (&weig
     return part * (1 + sum * (1 - part));
 }
 
-template <int TAPS>
-static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS <= 4 ? 4 : 2)
+template <int TAPS, bool SILU>
+static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS < 4    ? 4
+                                                              : TAPS == 4 ? 3
+                                                                          : 2)
     short_convolution_backward(const __grid_constant__ convolution_run run) {
     constexpr int tokens = CONVOLUTION_TOKENS;
     lane_of_channels<TAPS, 4> lane;
@@ -195,12 +199,15 @@ static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS <= 4 ? 4 : 2)
     /* The first span owes the state before the sequence its gradient too, and begins taps - 1 times earlier. */
     const int first = span.position == 0 ? 1 - TAPS : span.position, end = span.position + span.count;
     const int last = end + TAPS - 1, read = last < span.length ? last : span.length;
+    const int64_t value_stride = run.tensors.value.token_stride, slope_stride = run.gradients.output.token_stride;
+    const __nv_bfloat16 *values = lane.row(run.tensors.value, 0), *gradients = lane.row(run.gradients.output, 0);
+    __nv_bfloat16 *to_value = (__nv_bfloat16 *)lane.row(run.gradients.value, 0);
     uint2 value[tokens] = {}, slopes[tokens] = {};
 #pragma unroll
     for (int i = 0; i < tokens; i++)
         if (span.position + i < read) {
-            value[i] = *(const uint2 *)lane.row(run.tensors.value, span.position + i);
-            slopes[i] = *(const uint2 *)lane.row(run.gradients.output, span.position + i);
+            value[i] = *(const uint2 *)(values + (span.position + i) * value_stride);
+            slopes[i] = *(const uint2 *)(gradients + (span.position + i) * slope_stride);
         }
     for (int begin = span.position; begin < last; begin += tokens)
 #pragma unroll
@@ -216,13 +223,13 @@ static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS <= 4 ? 4 : 2)
             widen(rows[TAPS - 1], value[i]);
             widen(slope, slopes[i]);
             if (next < read) {
-                value[i] = *(const uint2 *)lane.row(run.tensors.value, next);
-                slopes[i] = *(const uint2 *)lane.row(run.gradients.output, next);
+                value[i] = *(const uint2 *)(values + next * value_stride);
+                slopes[i] = *(const uint2 *)(gradients + next * slope_stride);
             }
             if (time < read) {
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
-                    if (run.silu) slope[c] *= silu_slope<TAPS>(bias[c], weight, rows, c);
+                    if (SILU) slope[c] *= silu_slope<TAPS>(bias[c], weight, rows, c);
 #pragma unroll
                     for (int j = 0; j < TAPS; j++) pending[j][c] += weight[j][c] * slope[c];
                     if (time >= end) continue;
@@ -231,13 +238,13 @@ static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS <= 4 ? 4 : 2)
                     for (int j = 0; j < TAPS; j++) sums[j][c] += slope[c] * rows[j][c];
                 }
             }
-            if (done >= first && done < end) store_gradient<TAPS>(run, lane, done, pending[0]);
+            if (done >= first && done < end) store_gradient<TAPS>(run, lane, to_value, done, pending[0]);
         }
     const int64_t channels = (int64_t)run.heads * run.value_size;
-    float *to = run.partial + lane.index * (TAPS + 1) * channels + lane.channel;
+    float *to_sums = run.partial + lane.index * (TAPS + 1) * channels + lane.channel;
 #pragma unroll
-    for (int i = 0; i < TAPS; i++) store_floats(to + i * channels, sums[i]);
-    store_floats(to + TAPS * channels, bias_sum);
+    for (int i = 0; i < TAPS; i++) store_floats(to_sums + i * channels, sums[i]);
+    store_floats(to_sums + TAPS * channels, bias_sum);
 }
 
 /* One thread a weight. */
@@ -269,7 +276,8 @@ template <int TAPS> static ln_cuda_code forward_start(const ln_cuda_convolution_
 template <int TAPS> static ln_cuda_code backward_start(const ln_cuda_convolution_run *run, void *stream) {
     const int64_t channels = (int64_t)run->heads * run->value_size, threads = run->span_count * (channels / 4);
     const ln_cuda_code code =
-        launch(short_convolution_backward<TAPS>, dim3(blocks_of(threads)), dim3(CONVOLUTION_THREADS), 0, stream, *run);
+        launch(run->silu ? short_convolution_backward<TAPS, true> : short_convolution_backward<TAPS, false>,
+               dim3(blocks_of(threads)), dim3(CONVOLUTION_THREADS), 0, stream, *run);
     if (code || (!run->gradients.weight && !run->gradients.bias)) return code;
     return launch(add_spans, dim3(blocks_of(channels * (TAPS + 1))), dim3(CONVOLUTION_THREADS), 0, stream, *run, TAPS);
 }

@@ -30,7 +30,8 @@ static const char *wrong(const ln_cuda_step *s) {
     if (s->rule < 0 || s->rule >= LN_CUDA_STEP_RULES) return "there is no such rule";
     if (s->sequences < 1 || s->heads < 1 || s->key_heads < 1 || s->heads % s->key_heads)
         return "key_heads must divide heads, and there must be sequences";
-    if (s->key_size < 1 || s->value_size < 1 || s->value_size > INT_MAX / 1024) return "key_size and value_size are wrong";
+    if (s->key_size < 1 || s->value_size < 1 || s->value_size > INT_MAX / 1024)
+        return "key_size and value_size are wrong";
     if (s->heads > INT_MAX / s->value_size || s->sequences > INT_MAX / s->heads) return "there are too many heads";
     if (isnan(s->scale) || isinf(s->scale)) return "scale must be a number";
     if (s->normalise_keys && ln_cuda_step_rules[s->rule].kind == LN_CUDA_STEP_OUTER)

@@ -271,12 +271,9 @@ static __device__ __forceinline__ void store_output(const step_run &run, const s
 
 /* Rows that a block holds at once, the floats of a thread, and blocks for which a multiprocessor has registers. */
 template <int KIND, int KEY, int COLUMNS, int WARPS> struct step_shape {
-    static constexpr int rows = KIND != LN_CUDA_STEP_OUTER || KEY < 128 ? KEY : 128,
-                         floats = rows * COLUMNS / (32 * WARPS),
-                         blocks = (floats > 32   ? 16
-                                   : floats > 16 ? 20
-                                                 : 24) /
-                                  WARPS;
+    static constexpr int rows = KIND != LN_CUDA_STEP_OUTER || KEY < 128 ? KEY : 128;
+    static constexpr int floats = rows * COLUMNS / (32 * WARPS), warps = floats > 32 ? 16 : floats > 16 ? 20 : 24;
+    static constexpr int blocks = warps / WARPS;
 };
 
 template <int KIND, int KEY, int COLUMNS, int WARPS, bool ALIGNED>
