@@ -96,7 +96,7 @@ static const work BENCH[] = {
      .skip = true},
     {"gla 1 x 32768, 16 heads", 16, 16, 128, 128, {32768}, KEY, GENTLE, .layout = PACKED},
     {"gla strong 1 x 32768, 16 heads", 16, 16, 128, 128, {32768}, KEY, STRONG, .layout = PACKED},
-    {"mlstm 1 x 32768, 16 heads", 16, 16, 128, 128, {32768}, TOKEN, GENTLE, .write = true, .normalise = true},
+    {"mlstm 1 x 65536, 32 heads", 32, 32, 128, 128, {65536}, TOKEN, GENTLE, .write = true, .normalise = true},
 };
 enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0] };
 

@@ -332,7 +332,7 @@ void linear_gradients_plans(void) {
 void linear_gradients_bench(const ln_cuda_device *device, const check_options *options) {
     static const work BENCH[] = {
         {"gradients 1 x 16384, 32 heads", 32, 32, 128, 128, {16384}, .strength = 0.1},
-        {"gradients of keys 1 x 8192, 16 heads", 16, 16, 128, 128, {8192}, .keys = true, .strength = 0.1},
+        {"gradients of keys 1 x 32768, 16 heads", 16, 16, 128, 128, {32768}, .keys = true, .strength = 0.1},
     };
     for (int i = 0; i < 2; i++) {
         if (!strstr(BENCH[i].name, options->works)) continue;
