@@ -27,7 +27,7 @@ const ln_cuda_linear_kernel *ln_cuda_linear_kernels(int row) {
 }
 
 int64_t ln_cuda_linear_state_floats(const ln_cuda_linear *linear) {
-    return linear->key_size * linear->value_size + (linear->normalise ? linear->key_size + 1 : 0);
+    return linear->key_size * linear->value_size + (linear->normalise ? linear->key_size + 1 : 0) + linear->state_gap;
 }
 
 /* ---- plan ---- */

@@ -49,6 +49,7 @@ typedef struct ln_cuda_linear {
      * by. */
     bool query_whole, key_whole, value_shared, state_turned, state_kept;
     float state_divisor; /* 0: 1 */
+    int64_t state_gap;   /* floats behind the state of each head that are not its */
 } ln_cuda_linear;
 
 /* Tokens first .. first + tokens - 1 (rows of the tensors) of one head, value columns column .. */
