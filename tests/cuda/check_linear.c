@@ -312,9 +312,9 @@ static double compare_head(const problem *p, int sequence, int64_t head) {
             want[count + k * rows + v] = state[k * rows + v];
             got[count + k * rows + v] = tensor_at(&p->state_out, sequence, head, at);
         }
-    const double output = relative_error(got, want, count), kept = relative_error(got + count, want + count, size);
+    const double made = relative_error(got, want, count), kept = relative_error(got + count, want + count, size);
     /* Of a single token the sum of a key's few products may all but cancel. */
-    const double worst = fmax(end - first == 1 ? output / 2 : output, kept);
+    const double worst = fmax(end - first == 1 ? made / 2 : made, kept);
     free(state);
     free(output);
     free(want);
