@@ -96,8 +96,6 @@ template <class SHAPE> struct hopper_columns {
     }
     __device__ __forceinline__ void start_output() {
         const uint64_t query = tile_descriptor<key, CHUNK>(stage());
-        hold(output);
-        hold(left);
         products_open();
 #pragma unroll
         for (int k = 0; k < key / 16; k++) {
@@ -319,12 +317,18 @@ template <class SHAPE> struct hopper_columns {
         if constexpr (SHAPE::normalised) sum_score();
         store_score();
     }
+    /* While products run. */
+    __device__ __forceinline__ void step_normaliser() {
+        if constexpr (SHAPE::normalised) together().step_normaliser(gates(), exponential(control->last[at.stage]));
+    }
     /* The output but for this chunk's values, which are about to be added. */
     __device__ __forceinline__ void start_outputs(bool gentle) {
         convert_state();
+        hold(output); /* moved before products run, if at all */
         start_score();
         start_output();
         load_values();
+        step_normaliser();
         products_wait<1>();
         hold(score);
         if (gentle || !SHAPE::keys) make_weights();
@@ -358,7 +362,6 @@ template <class SHAPE> struct hopper_columns {
         if (rows < CHUNK) clear_tail();
         if constexpr (SHAPE::keys) gentle = together().raise_keys(total);
         if constexpr (SHAPE::values) gentle = together().raise_values(total);
-        if constexpr (SHAPE::normalised) together().step_normaliser(gates(), exponential(control->last[at.stage]));
         if constexpr (SHAPE::last)
             start_outputs(gentle);
         else
@@ -371,7 +374,10 @@ template <class SHAPE> struct hopper_columns {
             if (!gentle) fade_channels();
             start_state(values);
         }
-        if constexpr (SHAPE::last) finish_outputs(gentle);
+        if constexpr (SHAPE::last)
+            finish_outputs(gentle);
+        else
+            step_normaliser();
         products_wait<0>();
         hold(state);
         if constexpr (SHAPE::tokens)

@@ -276,14 +276,16 @@ template <class SHAPE> struct chunk_work {
         control->part[turn][thread() / pairs][pair] = sum;
         if (SHAPE::last) dot_normaliser(gates);
         groups_meet<SHAPE>();
-        if (thread() >= pairs) return;
-        float2 n = control->normaliser[pair];
-        n = {n.x * decay, n.y * decay};
+        float2 n = {0, 0};
+#pragma unroll
         for (int i = 0; i < parts; i++) {
             const float2 part = control->part[turn][i][pair];
             n = {n.x + part.x, n.y + part.y};
         }
-        control->normaliser[pair] = n;
+        if (thread() < pairs) {
+            float2 &own = control->normaliser[pair];
+            own = {fmaf(own.x, decay, n.x), fmaf(own.y, decay, n.y)};
+        }
     }
 };
 
