@@ -14,8 +14,9 @@
  * knows that they have read those of two chunks before.
  *
  * Decays of keys: the groups first put query 2^c and key 2^-c in place of queries and keys, where no channel decays by
- * more than 2^-40 in the chunk; else they make the weights one by one, then put key 2^(c[last] - c) there (see
- * linear_portable.cu). */
+ * more than 2^-40 in the chunk; else they make the weights themselves, then put key 2^(c[last] - c) there (see
+ * linear_portable.cu). Decays of values: likewise with values and outputs. A normaliser is stepped by all groups while
+ * the first products run. */
 #ifndef LN_KERNEL_CUDA_LINEAR_HOPPER_CUH
 #define LN_KERNEL_CUDA_LINEAR_HOPPER_CUH
 
