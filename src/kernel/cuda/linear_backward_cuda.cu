@@ -26,6 +26,8 @@ static void walks_of(const ln_cuda_linear *l, ln_cuda_linear_gradient_plan *plan
     const bool keys = l->decay == LN_CUDA_LINEAR_KEY;
     plan->states = *l;
     plan->states.output_float32 = true;
+    plan->states.normalise = false;
+    plan->states.state_gap = l->normalise ? l->key_size + 1 : 0;
     plan->query = plan->key = plan->value = plan->states;
     plan->states.state_kept = plan->value.state_kept = true;
 
@@ -50,9 +52,9 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
                                                ln_cuda_linear_gradient_plan *plan) {
     *plan = {};
     const bool walk_itself = linear->reverse || linear->query_whole || linear->key_whole || linear->value_shared ||
-                             linear->state_turned || linear->state_kept || linear->state_divisor != 0;
-    if (walk_itself || linear->normalise || linear->decay == LN_CUDA_LINEAR_VALUE || !(fabsf(linear->scale) > 0) ||
-        linear->key_size > 256) {
+                             linear->state_turned || linear->state_kept || linear->state_divisor != 0 ||
+                             linear->state_gap;
+    if (walk_itself || linear->decay == LN_CUDA_LINEAR_VALUE || !(fabsf(linear->scale) > 0) || linear->key_size > 256) {
         snprintf(
             plan->why, sizeof plan->why,
             "no gradient of reversed time, of a normaliser, of decays of values, of a scale of 0 or of keys of more "
@@ -86,6 +88,14 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
     plan->value_rows_at = place(&at, rows * linear->value_size * 4);
     plan->along_at = place(&at, rows * 4);
     plan->skip_at = place(&at, rows * 4);
+    if (linear->normalise) {
+        plan->slots = plan->states_plan.slots;
+        plan->dot_at = place(&at, rows * 4);
+        plan->dot_gradient_at = place(&at, rows * 4);
+        plan->weighted_at = place(&at, rows * linear->value_size * 2);
+        plan->sums_at = place(&at, plan->slots * (linear->key_size + 1) * 4);
+        plan->sums_back_at = place(&at, plan->slots * (linear->key_size + 1) * 4);
+    }
     plan->workspace = at;
     snprintf(plan->why, sizeof plan->why, "queries: %s; keys: %s; values: %s", plan->query_plan.kernel->name,
              plan->key_plan.kernel->name, plan->value_plan.kernel->name);
@@ -160,6 +170,66 @@ static ln_cuda_linear_finish finish_of(const ln_cuda_linear *l, const ln_cuda_li
     return finish;
 }
 
+/* ---- the normaliser ---- */
+
+static ln_cuda_vector_scan scan_of(const ln_cuda_linear *l, const ln_cuda_linear_gradient_plan *plan,
+                                   const ln_cuda_linear_tensors *tensors, char *at, bool reverse) {
+    const ln_cuda_linear_slots slots = ln_cuda_linear_kept(&plan->states, &plan->states_plan, at + plan->states_at);
+    ln_cuda_vector_scan scan = {};
+    scan.rows = reverse ? tensors->query : tensors->key;
+    scan.decay = tensors->token_decay;
+    scan.factor = tensors->write;
+    if (reverse) scan.factor = {(const float *)(at + plan->dot_gradient_at), l->heads, 1};
+    scan.scale = reverse ? l->scale : 1;
+    scan.head_floats = ln_cuda_linear_state_floats(l);
+    scan.sums = (float *)(at + (reverse ? plan->sums_back_at : plan->sums_at));
+    scan.logs = scan.sums + plan->slots * l->key_size;
+    scan.chains = slots.chains;
+    scan.tasks = (const ln_cuda_linear_task *)(at + plan->tasks_at);
+    scan.task_count = (int)plan->tasks;
+    scan.chain_count = (int)(l->sequences * l->heads);
+    scan.heads = (int)l->heads;
+    scan.key_heads = (int)l->key_heads;
+    scan.group = (int)(l->heads / l->key_heads);
+    scan.tiled = l->tiled_heads;
+    scan.key_size = (int)l->key_size;
+    scan.reverse = reverse;
+    return scan;
+}
+
+/* The gradient of the sums takes the place of the output's; n and the dots' gradients are left in the workspace. */
+static ln_cuda_code undo_normaliser(const ln_cuda_linear *l, const ln_cuda_linear_gradient_plan *plan,
+                                    const ln_cuda_linear_tensors *tensors, ln_cuda_linear_finish *finish, char *at,
+                                    void *stream) {
+    ln_cuda_vector_scan scan = scan_of(l, plan, tensors, at, false);
+    float *dot = (float *)(at + plan->dot_at);
+    if (tensors->state_in) scan.start = tensors->state_in + l->key_size * l->value_size;
+    ln_cuda_code code = ln_cuda_vector_scan_run(&scan, stream);
+    if (!code) code = ln_cuda_vector_scan_dot(&scan, &tensors->query, l->scale, dot, stream);
+    if (!code)
+        code = ln_cuda_linear_undo_normaliser(finish, dot, at + plan->weighted_at,
+                                              (float *)(at + plan->dot_gradient_at), stream);
+    finish->gradients.output = {at + plan->weighted_at, l->heads * l->value_size, l->value_size};
+    finish->sums = scan.sums;
+    finish->sums_back = (const float *)(at + plan->sums_back_at);
+    return code;
+}
+
+/* What goes through the dots, added to the walks' rows. */
+static ln_cuda_code add_dots(const ln_cuda_linear *l, const ln_cuda_linear_gradient_plan *plan,
+                             const ln_cuda_linear_tensors *tensors, const ln_cuda_linear_gradients *gradients, char *at,
+                             void *stream) {
+    const int64_t matrix = l->key_size * l->value_size;
+    ln_cuda_vector_scan scan = scan_of(l, plan, tensors, at, true);
+    if (gradients->state_out) scan.start = gradients->state_out + matrix;
+    if (gradients->state_in) scan.end = gradients->state_in + matrix;
+    ln_cuda_code code = ln_cuda_vector_scan_run(&scan, stream);
+    if (!code) code = ln_cuda_vector_scan_add(&scan, {}, 1, (float *)(at + plan->key_rows_at), stream);
+    const ln_cuda_gate by = scan.factor;
+    scan = scan_of(l, plan, tensors, at, false);
+    return code ? code : ln_cuda_vector_scan_add(&scan, by, l->scale, (float *)(at + plan->query_rows_at), stream);
+}
+
 static bool gradients_right(const ln_cuda_linear *l, const ln_cuda_linear_gradients *g) {
     const int64_t element = l->output_float32 ? 4 : 2;
     if (l->offsets[l->sequences] == 0) return true;
@@ -175,28 +245,35 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
     if (!plan->query_plan.kernel) return LN_CUDA_UNSUPPORTED;
     if (!workspace || (uintptr_t)workspace % 256 || !gradients_right(linear, gradients)) return LN_CUDA_ARGUMENT;
     char *at = (char *)workspace;
+    if (linear->normalise && linear->offsets[linear->sequences] > 0 &&
+        (!tensors->maximum.data || !ln_cuda_tensor_right(&tensors->output, linear->output_float32 ? 4 : 2)))
+        return LN_CUDA_ARGUMENT;
+    ln_cuda_linear_finish finish = finish_of(linear, plan, tensors, gradients, at);
     ln_cuda_linear_tensors walk = *tensors; /* the forward run's inputs, in the walks' places */
     walk.output = {};
     walk.state_out = NULL;
     walk.skip = NULL;
+    walk.maximum = {};
     ln_cuda_code code = ln_cuda_linear_forward(&plan->states, &plan->states_plan, &walk, at + plan->states_at, stream);
+    if (!code && linear->normalise) code = undo_normaliser(linear, plan, tensors, &finish, at, stream);
+    const ln_cuda_tensor output = finish.gradients.output;
 
-    walk.query = gradients->output, walk.key = tensors->value, walk.value = tensors->key;
+    walk.query = output, walk.key = tensors->value, walk.value = tensors->key;
     walk.output = rows_at(at + plan->query_rows_at, linear->heads, linear->key_size);
     if (!code) code = ln_cuda_linear_forward(&plan->query, &plan->query_plan, &walk, at + plan->query_at, stream);
 
     walk.write = {};
     walk.state_in = gradients->state_out;
-    walk.query = tensors->value, walk.key = gradients->output, walk.value = tensors->query;
+    walk.query = tensors->value, walk.key = output, walk.value = tensors->query;
     walk.output = rows_at(at + plan->key_rows_at, linear->heads, linear->key_size);
     if (!code) code = ln_cuda_linear_forward(&plan->key, &plan->key_plan, &walk, at + plan->key_at, stream);
 
-    walk.query = tensors->key, walk.key = tensors->query, walk.value = gradients->output;
+    walk.query = tensors->key, walk.key = tensors->query, walk.value = output;
     walk.output = rows_at(at + plan->value_rows_at, linear->heads, linear->value_size);
     walk.state_out = gradients->state_in;
     if (!code) code = ln_cuda_linear_forward(&plan->value, &plan->value_plan, &walk, at + plan->value_at, stream);
 
-    const ln_cuda_linear_finish finish = finish_of(linear, plan, tensors, gradients, at);
+    if (!code && linear->normalise) code = add_dots(linear, plan, tensors, gradients, at, stream);
     if (!code) code = ln_cuda_linear_finish_rows(&finish, stream);
     const bool keys = linear->decay == LN_CUDA_LINEAR_KEY;
     if (!code && (keys ? gradients->decay.data != NULL : gradients->token_decay != NULL))

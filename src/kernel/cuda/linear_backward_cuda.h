@@ -13,7 +13,14 @@
  *
  * of a key's channel the products of that channel alone (2312.06635, appendix C). Sums over a whole text would drown in
  * the roundings of what they cancel; here they run over a segment of 256 tokens, behind which S . D is formed anew from
- * states of both directions. Inside a chunk what cancels is rounded alike in both walks. */
+ * states of both directions. Inside a chunk what cancels is rounded alike in both walks.
+ *
+ * With a normaliser (mLSTM) output = sums / weight, weight = max(|dot|, e^-maximum) + 1e-6, dot = scale n . query, the
+ * walks take output' / weight, and
+ *
+ *     dot' = -sign(dot) (output' . output) / weight  where |dot| is the greater,
+ *
+ * goes on to query' += scale dot' n and to key' by a scan of vectors in reversed time. */
 #ifndef LN_KERNEL_CUDA_LINEAR_BACKWARD_H
 #define LN_KERNEL_CUDA_LINEAR_BACKWARD_H
 
@@ -30,13 +37,14 @@ typedef struct ln_cuda_linear_gradient_plan {
      * token and head. */
     int64_t states_at, query_at, key_at, value_at, tasks_at, query_rows_at, key_rows_at, value_rows_at, along_at,
         skip_at;
-    int64_t tasks;     /* segments of all heads */
-    int64_t workspace; /* bytes, aligned to 256 */
+    int64_t dot_at, dot_gradient_at, weighted_at, sums_at, sums_back_at; /* of a normaliser */
+    int64_t tasks, slots;                                                /* segments of all heads, their ends */
+    int64_t workspace;                                                   /* bytes, aligned to 256 */
     char why[LN_CUDA_WHY];
 } ln_cuda_linear_gradient_plan;
 
 /* major: of the newest kernels to be taken; 0: of the device. The problem's output_float32 is of the gradients of
- * queries, keys and values. Not of decays of values, reversed time or a normaliser. */
+ * queries, keys and values. Not of decays of values or of reversed time. */
 ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, const ln_cuda_device *device, int major,
                                                ln_cuda_linear_gradient_plan *plan);
 /* Fills a workspace; waits for the stream. */
@@ -48,14 +56,25 @@ typedef struct ln_cuda_linear_gradients {
     ln_cuda_tensor query, key, value;
     ln_cuda_tensor decay;       /* float32 [token, head, key_size], of decays of keys */
     float *token_decay, *write; /* [tokens][heads]; NULL: not wanted. That of a head is their sum over tokens */
+    float *maximum;             /* with a normaliser, [tokens][heads]; NULL: not wanted */
     float *skip;                /* [heads]; NULL: not wanted */
     float *state_in;            /* NULL: not wanted */
 } ln_cuda_linear_gradients;
 
-/* `tensors` are those of the forward run; their output and state_out are not read. */
+/* `tensors` are those of the forward run; their state_out is not read, nor, without a normaliser, their output. States
+ * of a normaliser are given and made but for their maxima. */
 ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda_linear_gradient_plan *plan,
                                      const ln_cuda_linear_tensors *tensors, const ln_cuda_linear_gradients *gradients,
                                      void *workspace, void *stream);
+
+/* Back through ln_cuda_mlstm_gates: of the gradients of its outputs those of input and decay, [tokens][heads]. The
+ * maxima's in state_out_gradient and state_in_gradient (NULL: 0, not wanted) are read and written in place. */
+ln_cuda_code ln_cuda_mlstm_gates_backward(const ln_cuda_linear *linear, const int64_t *offsets, ln_cuda_gate input,
+                                          ln_cuda_gate decay, const float *write, const float *maximum,
+                                          const float *state_in, const float *decay_gradient,
+                                          const float *write_gradient, const float *maximum_gradient,
+                                          const float *state_out_gradient, float *input_gradient,
+                                          float *decay_in_gradient, float *state_in_gradient, void *stream);
 
 #ifdef __cplusplus
 }

@@ -42,27 +42,26 @@ static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_c
         const int head = head_of_group(f, shared, n);
         const int64_t at = token * f.heads + head;
         const float write = f.tensors.write.data ? gate_value(f.tensors.write, token, head) : 1;
-        float along = 0;
+        float along = 0, written = 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const int channel = i * 32 + lane;
             if (channel >= f.key_size) break;
-            const float dq = f.query_rows[at * f.key_size + channel],
-                        dk = write * f.key_rows[at * f.key_size + channel];
-            along += bf16_at(f.tensors.query, token, shared, channel) * dq -
-                     bf16_at(f.tensors.key, token, shared, channel) * dk;
+            const float dq = f.query_rows[at * f.key_size + channel], dk = f.key_rows[at * f.key_size + channel];
+            const float own = bf16_at(f.tensors.key, token, shared, channel) * dk;
+            along += bf16_at(f.tensors.query, token, shared, channel) * dq - write * own;
+            written += own;
             query[i] += dq;
-            key[i] += dk;
+            key[i] += write * dk;
         }
         along = sum_warp(along);
         if (lane == 0) f.along[at] = along;
         const float skip = f.tensors.skip ? f.tensors.skip[head] : 0;
-        float written = 0, skipped = 0;
+        float skipped = 0;
         for (int channel = lane; channel < f.value_size; channel += 32) {
             const float dv = f.value_rows[at * f.value_size + channel],
                         out = bf16_at(f.gradients.output, token, head, channel),
                         value = bf16_at(f.tensors.value, token, head, channel);
-            written += value * dv;
             skipped += value * out;
             if (f.gradients.value.data)
                 gradient_set(f, f.gradients.value, token, head, channel, write * dv + (skip != 0 ? skip * out : 0));
@@ -120,6 +119,12 @@ static __global__ void __launch_bounds__(DECAY_THREADS)
     for (int i = threadIdx.x; i < f.key_size * f.value_size; i += DECAY_THREADS)
         dot += state[i] * as_taken(gradient[i]);
     float later = sum_block(dot, parts) * f.scale;
+    if (f.sums) {
+        const int64_t at = (task.from + 1) * (int64_t)f.key_size;
+        dot = 0;
+        for (int i = threadIdx.x; i < f.key_size; i += DECAY_THREADS) dot += f.sums[at + i] * f.sums_back[at + i];
+        later += sum_block(dot, parts);
+    }
     if (behind < task.end && f.tensors.token_decay.data)
         later *= exponential(decay_log(gate_value(f.tensors.token_decay, behind, task.head)));
     for (int end = task.tokens; end > 0; end -= DECAY_THREADS) { /* the last token is thread 0's */

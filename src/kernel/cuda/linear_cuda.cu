@@ -27,7 +27,7 @@ const ln_cuda_linear_kernel *ln_cuda_linear_kernels(int row) {
 }
 
 int64_t ln_cuda_linear_state_floats(const ln_cuda_linear *linear) {
-    return linear->key_size * linear->value_size + (linear->normalise ? linear->key_size + 1 : 0);
+    return linear->key_size * linear->value_size + (linear->normalise ? linear->key_size + 1 : 0) + linear->state_gap;
 }
 
 /* ---- plan ---- */
@@ -246,9 +246,9 @@ ln_cuda_code ln_cuda_linear_prepare(const ln_cuda_linear *linear, const ln_cuda_
 
 /* ---- launch ---- */
 
-/* Boxes of 64 columns of one head, a chunk high; of decays all columns. */
+/* Boxes of one head, a chunk high: of 64 columns of bf16, or of so many decays. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
-                             int64_t tokens, bool decays) {
+                             int64_t tokens, int64_t decays) {
     cudaDriverEntryPointQueryResult found;
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     cudaError_t error =
@@ -258,7 +258,7 @@ static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int
     const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
     const cuuint64_t element = decays ? 4 : 2, strides[2] = {(cuuint64_t)tensor->head_stride * element,
                                                              (cuuint64_t)tensor->token_stride * element};
-    const cuuint32_t box[3] = {decays ? (cuuint32_t)size : 64, 1, ln::CHUNK}, steps[3] = {1, 1, 1};
+    const cuuint32_t box[3] = {decays ? (cuuint32_t)decays : 64, 1, ln::CHUNK}, steps[3] = {1, 1, 1};
     const CUresult result = encode(map, decays ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
                                    tensor->data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                                    decays ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B,
@@ -322,11 +322,13 @@ ln_cuda_code ln_cuda_linear_forward(const ln_cuda_linear *linear, const ln_cuda_
     if (kernel->major == 9 && tokens > 0) {
         const int64_t queries = linear->query_whole ? heads : shared, keys = linear->key_whole ? heads : shared,
                       values = linear->value_shared ? shared : heads;
-        code = describe(&maps[0], &tensors->query, linear->key_size, queries, tokens, false);
-        if (!code) code = describe(&maps[1], &tensors->key, linear->key_size, keys, tokens, false);
-        if (!code) code = describe(&maps[2], &tensors->value, linear->value_size, values, tokens, false);
-        if (!code && linear->decay == LN_CUDA_LINEAR_KEY)
-            code = describe(&maps[3], &tensors->decay, linear->key_size, heads, tokens, true);
+        code = describe(&maps[0], &tensors->query, linear->key_size, queries, tokens, 0);
+        if (!code) code = describe(&maps[1], &tensors->key, linear->key_size, keys, tokens, 0);
+        if (!code) code = describe(&maps[2], &tensors->value, linear->value_size, values, tokens, 0);
+        const bool of_keys = linear->decay == LN_CUDA_LINEAR_KEY;
+        if (!code && linear->decay != LN_CUDA_LINEAR_TOKEN)
+            code = describe(&maps[3], &tensors->decay, of_keys ? linear->key_size : linear->value_size, heads, tokens,
+                            of_keys ? linear->key_size : kernel->columns);
     }
     void *const *given = kernel->major == 9 ? arguments : arguments + 4;
     if (!code && plan->first_tasks) {

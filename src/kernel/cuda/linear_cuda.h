@@ -49,6 +49,7 @@ typedef struct ln_cuda_linear {
      * by. */
     bool query_whole, key_whole, value_shared, state_turned, state_kept;
     float state_divisor; /* 0: 1 */
+    int64_t state_gap;   /* floats behind the state of each head that are not its */
 } ln_cuda_linear;
 
 /* Tokens first .. first + tokens - 1 (rows of the tensors) of one head, value columns column .. */
@@ -108,7 +109,7 @@ typedef struct ln_cuda_linear_tensors {
     ln_cuda_gate write, maximum; /* maximum: with normalise alone */
     const float *skip;           /* [heads]; NULL: none. Of tokens' decays */
     const float *state_in;       /* NULL: zeros */
-    float *state_out;            /* NULL: not wanted; may be state_in */
+    float *state_out;            /* NULL: not wanted; may be state_in, but for normalise */
 } ln_cuda_linear_tensors;
 
 /* Starts the work on the stream of the current device; may be captured in a graph. With state_kept no output data: the

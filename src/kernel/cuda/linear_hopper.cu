@@ -12,6 +12,8 @@ const ln_cuda_linear_kernel ln_cuda_linear_hopper_kernels[] = {
     hopper_kernel<128, 2, 2, 3, LN_CUDA_LINEAR_KEY>("hopper 128 keys: 128 columns"),
     hopper_kernel<64, 2, 3, 4, LN_CUDA_LINEAR_KEY>("hopper 64 keys: 128 columns"),
     hopper_kernel<64, 1, 2, 2, LN_CUDA_LINEAR_KEY>("hopper 64 keys: 64 columns"),
+    hopper_kernel<128, 2, 2, 3, LN_CUDA_LINEAR_VALUE>("hopper 128 values: 128 columns"),
+    hopper_kernel<64, 1, 2, 2, LN_CUDA_LINEAR_VALUE>("hopper 64 values: 64 columns"),
     hopper_kernel<128, 2, 3, 6, NORMALISED>("hopper 128 normalised: 128 columns"),
     hopper_kernel<64, 1, 3, 4, NORMALISED>("hopper 64 normalised: 64 columns"),
 };

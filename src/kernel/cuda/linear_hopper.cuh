@@ -1,4 +1,4 @@
-/* Linear attention with decays of tokens or of key channels for compute capability 9.0.
+/* Linear attention for compute capability 9.0.
  *
  * One block a task, which walks the chunks of its segment. Its first warp group feeds a ring of stages: one thread
  * keeps the copy engine busy with queries, keys and values, two or three warps by turns make the gates of a chunk.
@@ -14,8 +14,9 @@
  * knows that they have read those of two chunks before.
  *
  * Decays of keys: the groups first put query 2^c and key 2^-c in place of queries and keys, where no channel decays by
- * more than 2^-40 in the chunk; else they make the weights one by one, then put key 2^(c[last] - c) there (see
- * linear_portable.cu). */
+ * more than 2^-40 in the chunk; else they make the weights themselves, then put key 2^(c[last] - c) there (see
+ * linear_portable.cu). Decays of values: likewise with values and outputs. A normaliser is stepped by all groups while
+ * the first products run. */
 #ifndef LN_KERNEL_CUDA_LINEAR_HOPPER_CUH
 #define LN_KERNEL_CUDA_LINEAR_HOPPER_CUH
 
@@ -43,7 +44,7 @@ template <class SHAPE> struct hopper_columns {
     uint32_t values[CHUNK / 4], faded[CHUNK / 4];
 
     __device__ __forceinline__ char *stage() { return shared + at.stage * SHAPE::stage_bytes; }
-    __device__ __forceinline__ const token_gates &gates() { return control->gates[SHAPE::keys ? 0 : at.stage]; }
+    __device__ __forceinline__ const token_gates &gates() { return control->gates[SHAPE::tokens ? at.stage : 0]; }
     __device__ __forceinline__ bool sees(int i, int j) { return run.reverse ? j >= i : j <= i; }
     __device__ __forceinline__ chunk_work<SHAPE> together() {
         return {run, task, control, stage(), shared + SHAPE::weight_at + turn * SHAPE::weight_bytes, token, rows, turn};
@@ -62,15 +63,17 @@ template <class SHAPE> struct hopper_columns {
         groups_meet<SHAPE>();
     }
 
-    __device__ __forceinline__ void fade_keys() {
+    /* The state's decay over the chunk, of channels. */
+    __device__ __forceinline__ void fade_channels() {
+        const float *fade = (const float *)control->fade;
+        if constexpr (SHAPE::values) {
+            const int row = group * 64 + warp * 16 + lane / 4;
+            const float by[2] = {fade[row], fade[row + 8]};
 #pragma unroll
-        for (int j = 0; j < key / 8; j++) {
-            const float2 fade = control->fade[4 * j + lane % 4];
+            for (int i = 0; i < key / 2; i++) state[i] *= by[i / 2 % 2];
+        } else {
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                state[4 * j + 2 * r] *= fade.x;
-                state[4 * j + 2 * r + 1] *= fade.y;
-            }
+            for (int i = 0; i < key / 2; i++) state[i] *= fade[i / 4 * 8 + 2 * (lane % 4) + i % 2];
         }
     }
 
@@ -94,8 +97,6 @@ template <class SHAPE> struct hopper_columns {
     }
     __device__ __forceinline__ void start_output() {
         const uint64_t query = tile_descriptor<key, CHUNK>(stage());
-        hold(output);
-        hold(left);
         products_open();
 #pragma unroll
         for (int k = 0; k < key / 16; k++) {
@@ -252,6 +253,28 @@ template <class SHAPE> struct hopper_columns {
             for (int r = 0; r < 2; r++) output[j / 2 * 4 + 2 * r + j % 2] *= by;
         }
     }
+    /* Decays of values: what came before row i decays until then. Steep ones: that is done from their sums; what the
+     * chunk itself gives is added. */
+    __device__ __forceinline__ void raise_columns(bool gentle) {
+        chunk_work<SHAPE> work = together();
+#pragma unroll
+        for (int i = 0; i < CHUNK / 2; i++) {
+            const int row = i / 4 * 8 + 2 * (lane % 4) + i % 2, column = own_column(i);
+            const float x = ((const float *)work.outer_at(row, column / 2))[column % 2];
+            output[i] = gentle ? output[i] * x : output[i] + x;
+        }
+    }
+    __device__ __forceinline__ void raise_steep() {
+        const float *sums = (const float *)(stage() + SHAPE::decay_at);
+#pragma unroll
+        for (int i = 0; i < CHUNK / 2; i++) {
+            const int row = i / 4 * 8 + 2 * (lane % 4) + i % 2;
+            output[i] *= exponential(sums[row * SHAPE::channels + own_column(i)]);
+        }
+    }
+    __device__ __forceinline__ int own_column(int i) {
+        return group * 64 + warp * 16 + lane / 4 + i / 2 % 2 * 8;
+    }
     /* Through this warp's own rows of 16 columns, where they are turned back. */
     __device__ __forceinline__ void store_output() {
         const ln_cuda_tensor &to = run.tensors.output;
@@ -288,35 +311,48 @@ template <class SHAPE> struct hopper_columns {
     /* ---- a chunk, and all of them ---- */
 
     __device__ __forceinline__ void make_weights() {
-        if constexpr (SHAPE::keys)
-            mask_score();
-        else
+        if constexpr (SHAPE::tokens)
             decay_score();
+        else
+            mask_score();
         if constexpr (SHAPE::normalised) sum_score();
         store_score();
+    }
+    /* While products run. */
+    __device__ __forceinline__ void step_normaliser() {
+        if constexpr (SHAPE::normalised) together().step_normaliser(gates(), exponential(control->last[at.stage]));
     }
     /* The output but for this chunk's values, which are about to be added. */
     __device__ __forceinline__ void start_outputs(bool gentle) {
         convert_state();
+        hold(output); /* moved before products run, if at all */
         start_score();
         start_output();
         load_values();
+        step_normaliser();
         products_wait<1>();
         hold(score);
-        if (gentle) make_weights();
+        if (gentle || !SHAPE::keys) make_weights();
         products_wait<0>();
         hold(output);
         hold(left);
         raise_output();
         groups_meet<SHAPE>();
-        start_values();
+        if (gentle || !SHAPE::values)
+            start_values();
+        else {
+            raise_steep();
+            together().steep_values();
+            load_values();
+        }
     }
-    __device__ __forceinline__ void finish_outputs() {
+    __device__ __forceinline__ void finish_outputs(bool gentle) {
         products_wait<1>();
         hold(output);
         hold(values);
         if constexpr (SHAPE::normalised) normalise_output();
-        if (!SHAPE::keys && run.tensors.skip) skip_values();
+        if constexpr (SHAPE::values) raise_columns(gentle);
+        if (SHAPE::tokens && run.tensors.skip) skip_values();
         store_output();
     }
     __device__ __forceinline__ void step(int chunk) {
@@ -326,27 +362,31 @@ template <class SHAPE> struct hopper_columns {
         barrier_wait(&control->full[at.stage], at.phase);
         if (rows < CHUNK) clear_tail();
         if constexpr (SHAPE::keys) gentle = together().raise_keys(total);
-        if constexpr (SHAPE::normalised) together().step_normaliser(gates(), exponential(control->last[at.stage]));
+        if constexpr (SHAPE::values) gentle = together().raise_values(total);
         if constexpr (SHAPE::last)
             start_outputs(gentle);
         else
             load_values();
-        if constexpr (SHAPE::keys) {
-            if (!gentle) fade_keys();
-            start_state(values);
-        } else {
+        if constexpr (SHAPE::tokens) {
             fade_values();
             fade_state();
             start_state(faded);
+        } else {
+            if (!gentle) fade_channels();
+            start_state(values);
         }
-        if constexpr (SHAPE::last) finish_outputs();
+        if constexpr (SHAPE::last)
+            finish_outputs(gentle);
+        else
+            step_normaliser();
         products_wait<0>();
         hold(state);
-        if constexpr (SHAPE::keys) {
-            hold(values);
-            if (gentle) fade_keys();
-        } else
+        if constexpr (SHAPE::tokens)
             hold(faded);
+        else {
+            hold(values);
+            if (gentle) fade_channels();
+        }
         __syncwarp();
         if (lane == 0) barrier_arrive(&control->free[at.stage]);
         turn ^= 1;
@@ -355,11 +395,11 @@ template <class SHAPE> struct hopper_columns {
     __device__ __forceinline__ void leave(int value) {
         store_slot<key>(slot_of(run, task.to), value, state);
         const int pair = threadIdx.x - 128;
-        if (task.column > 0 || pair >= (SHAPE::keys ? key / 2 : 1)) return;
-        if (SHAPE::keys)
-            ((float2 *)slot_decay(run, task.to))[pair] = total;
-        else
+        if ((!SHAPE::values && task.column > 0) || pair >= (SHAPE::tokens ? 1 : SHAPE::pairs)) return;
+        if (SHAPE::tokens)
             slot_decay(run, task.to)[0] = total.x;
+        else
+            ((float2 *)(slot_decay(run, task.to) + (SHAPE::values ? task.column : 0)))[pair] = total;
     }
     /* n, whose threads are those that keep it. */
     __device__ __forceinline__ void load_normaliser() {
@@ -383,18 +423,20 @@ template <class SHAPE> struct hopper_columns {
         to[1] = control->normaliser[pair].y;
     }
     /* Reversed time has one decay behind its last step. */
-    __device__ __forceinline__ void fade_reversed() {
-        if constexpr (SHAPE::keys) {
+    __device__ __forceinline__ void fade_reversed(int value) {
+        if constexpr (SHAPE::tokens) {
+            const float factor = exponential(token_decay(run, task, task.first - 1, 0, 1));
+#pragma unroll
+            for (int i = 0; i < key / 2; i++) state[i] *= factor;
+        } else {
             const ln_cuda_tensor &from = run.tensors.decay;
             const float *first =
                 (const float *)from.data + task.first * from.token_stride + task.head * from.head_stride;
 #pragma unroll
-            for (int i = 0; i < key / 2; i++)
-                state[i] *= exponential(decay_log(first[i / 4 * 8 + 2 * (lane % 4) + i % 2]));
-        } else {
-            const float factor = exponential(token_decay(run, task, task.first - 1, 0, 1));
-#pragma unroll
-            for (int i = 0; i < key / 2; i++) state[i] *= factor;
+            for (int i = 0; i < key / 2; i++) {
+                const int channel = SHAPE::values ? value + i / 2 % 2 * 8 : i / 4 * 8 + 2 * (lane % 4) + i % 2;
+                state[i] *= exponential(decay_log(first[channel]));
+            }
         }
     }
     __device__ __forceinline__ void run_task() {
@@ -415,7 +457,7 @@ template <class SHAPE> struct hopper_columns {
             if (SHAPE::normalised) store_normaliser(slot_of(run, task.to));
         }
         if (task.to == LN_CUDA_STATE_GIVEN && run.tensors.state_out) {
-            if (run.reverse && task.tokens) fade_reversed();
+            if (run.reverse && task.tokens) fade_reversed(value);
             store_state<key>(run, task, value, state);
             if (SHAPE::normalised) store_normaliser(run.tensors.state_out + state_of(run, task));
         }
@@ -434,21 +476,21 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::blocks)
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < SHAPE::stages; stage++) {
-            barrier_open(&control->full[stage], SHAPE::keys ? 1 : 2);
+            barrier_open(&control->full[stage], SHAPE::tokens ? 1 + 32 : 1);
             barrier_open(&control->free[stage], 4 * SHAPE::groups);
         }
         barriers_opened();
         map_prefetch(&query_map);
         map_prefetch(&key_map);
         map_prefetch(&value_map);
-        if (SHAPE::keys) map_prefetch(&decay_map);
+        if (!SHAPE::tokens) map_prefetch(&decay_map);
     }
     __syncthreads();
     if (group == 0) {
         registers_less<SHAPE::copy_registers>();
         if (threadIdx.x == 0)
             copy_chunks<SHAPE>(&query_map, &key_map, &value_map, &decay_map, run, task, shared, control);
-        if (!SHAPE::keys && threadIdx.x >= 32 && threadIdx.x < 32 + 32 * SHAPE::gate_warps)
+        if (SHAPE::tokens && threadIdx.x >= 32 && threadIdx.x < 32 + 32 * SHAPE::gate_warps)
             make_gates<SHAPE>(run, task, control);
     } else {
         registers_more<SHAPE::group_registers>();
@@ -456,7 +498,7 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::blocks)
         columns.group = group - 1;
         columns.warp = threadIdx.x / 32 % 4;
         columns.lane = threadIdx.x % 32;
-        if (SHAPE::keys && threadIdx.x < 128 + CHUNK) control->gates[0].rise[threadIdx.x - 128] = run.scale;
+        if (!SHAPE::tokens && threadIdx.x < 128 + CHUNK) control->gates[0].rise[threadIdx.x - 128] = run.scale;
         columns.run_task();
     }
 #endif

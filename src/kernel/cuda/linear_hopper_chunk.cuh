@@ -1,5 +1,5 @@
-/* What the warp groups that own columns do together with a chunk in shared memory, beside its products: decays of keys,
- * and the normaliser.
+/* What the warp groups that own columns do together with a chunk in shared memory, beside its products: decays of
+ * channels, and the normaliser.
  *
  * Weights with steep decays of keys, in blocks of 16 steps of time: left of the diagonal, with r the sums of decays
  * before the query's block,
@@ -7,7 +7,7 @@
  *     weight[i][j] = (query[i] 2^(c[i] - r)) . (key[j] 2^(r - c[j])),
  *
  * by products of 16 x 8 x 16, as both exponents are at most 0; on the diagonal element by element (2312.06635, section
- * 4.3). */
+ * 4.3). Steep decays of values: the chunk's own part of the outputs is made element by element. */
 #ifndef LN_KERNEL_CUDA_LINEAR_HOPPER_CHUNK_CUH
 #define LN_KERNEL_CUDA_LINEAR_HOPPER_CHUNK_CUH
 
@@ -71,6 +71,12 @@ template <class SHAPE> struct chunk_work {
 #pragma unroll
         for (int i = 0; i < steps; i++) sum[i] = {sum[i].x + before.x, sum[i].y + before.y};
         return all;
+    }
+    /* Of all channels: a warp's threads have 64, their others the rest. */
+    static __device__ __forceinline__ bool is_gentle(float2 all, float2 other) {
+        const float least = fminf(fminf(all.x, all.y), fminf(other.x, other.y)),
+                    sum = all.x + all.y + other.x + other.y; /* not a number where one is not */
+        return __all_sync(~0u, least > STEEPEST && sum == sum);
     }
     static __device__ __forceinline__ uint32_t raised(uint32_t both, float x, float y) {
         const float2 pair = unpack(both);
@@ -150,9 +156,7 @@ template <class SHAPE> struct chunk_work {
         float2 sum[steps], other;
         sum_decays(sum, pair);
         const float2 all = join_decays(sum, pair, other);
-        const float least = fminf(fminf(all.x, all.y), fminf(other.x, other.y)),
-                    zero = all.x + all.y + other.x + other.y; /* not a number where one is not */
-        const bool gentle = __all_sync(~0u, least > STEEPEST && zero == zero);
+        const bool gentle = is_gentle(all, other);
         total = {total.x + all.x, total.y + all.y};
         if (thread() < pairs) control->fade[pair] = {exponential(all.x), exponential(all.y)};
         if (SHAPE::last && !gentle) steep_weights(sum, pair);
@@ -165,6 +169,80 @@ template <class SHAPE> struct chunk_work {
         stores_to_async();
         groups_meet<SHAPE>();
         return gentle;
+    }
+
+    /* ---- decays of values ---- */
+
+    /* Where 2^c of a pair of columns lies, or the chunk's own outputs: rows that a warp reads at a time meet all banks.
+     */
+    __device__ __forceinline__ float2 *outer_at(int row, int pair) {
+        return (float2 *)(stage + SHAPE::decay_at) + row * pairs + (pair ^ row / 2 % 4 * 4);
+    }
+    __device__ __forceinline__ void raise_rows(const float2 (&sum)[steps], int pair, float2 all, bool gentle) {
+#pragma unroll
+        for (int i = 0; i < steps; i++) {
+            uint32_t *values = pair_at(stage + SHAPE::value_at, row_of(i), pair);
+            *values = raised(*values, (gentle ? 0 : all.x) - sum[i].x, (gentle ? 0 : all.y) - sum[i].y);
+            if (SHAPE::last) *outer_at(row_of(i), pair) = {exponential(sum[i].x), exponential(sum[i].y)};
+        }
+        stores_to_async(); /* before the copy engine's next */
+        groups_meet<SHAPE>();
+    }
+    /* Values take the decays up, as keys do. Steep ones: not yet, where the chunk's weights are still to be made; their
+     * sums of decays go where the decays were. */
+    __device__ __forceinline__ bool raise_values(float2 &total) {
+        const int pair = thread() % pairs;
+        float2 sum[steps], other;
+        sum_decays(sum, pair);
+        const float2 all = join_decays(sum, pair, other);
+        const bool gentle = is_gentle(all, other);
+        total = {total.x + all.x, total.y + all.y};
+        if (thread() < pairs) control->fade[pair] = {exponential(all.x), exponential(all.y)};
+        if (gentle || !SHAPE::last) {
+            raise_rows(sum, pair, all, gentle);
+            return gentle;
+        }
+        float2 *sums = (float2 *)(stage + SHAPE::decay_at);
+#pragma unroll
+        for (int i = 0; i < steps; i++) sums[row_of(i) * pairs + pair] = sum[i];
+        groups_meet<SHAPE>();
+        return gentle;
+    }
+    __device__ __forceinline__ float weight_at(int row, int column) {
+        return __bfloat162float(
+            *(const __nv_bfloat16 *)(weight + row * 128 + (column / 8 ^ row % 8) * 16 + column % 8 * 2));
+    }
+    /* With the weights: the chunk's own part of the outputs goes where the sums of decays were; the values are raised.
+     */
+    __device__ __forceinline__ void steep_values() {
+        const int pair = thread() % pairs, part = thread() / pairs;
+        const float2 *sums = (const float2 *)(stage + SHAPE::decay_at);
+        const float2 all = sums[row_at(CHUNK - 1) * pairs + pair];
+        float2 sum[steps], own[steps];
+#pragma unroll
+        for (int i = 0; i < steps; i++) {
+            const int query = i * parts + part;
+            const float2 c = sums[row_at(query) * pairs + pair];
+            sum[i] = sums[row_of(i) * pairs + pair];
+            own[i] = {0, 0};
+#pragma unroll 2
+            for (int j = 0; j <= query; j++) {
+                const float2 d = sums[row_at(j) * pairs + pair],
+                             values = unpack(*pair_at(stage + SHAPE::value_at, row_at(j), pair));
+                const float by = weight_at(row_at(query), row_at(j));
+                own[i].x = fmaf(by * values.x, exponential(c.x - d.x), own[i].x);
+                own[i].y = fmaf(by * values.y, exponential(c.y - d.y), own[i].y);
+            }
+        }
+        groups_meet<SHAPE>();
+#pragma unroll
+        for (int i = 0; i < steps; i++) {
+            uint32_t *values = pair_at(stage + SHAPE::value_at, row_of(i), pair);
+            *values = raised(*values, all.x - sum[i].x, all.y - sum[i].y);
+            *outer_at(row_at(i * parts + part), pair) = own[i];
+        }
+        stores_to_async();
+        groups_meet<SHAPE>();
     }
 
     /* ---- the normaliser ---- */
@@ -198,14 +276,16 @@ template <class SHAPE> struct chunk_work {
         control->part[turn][thread() / pairs][pair] = sum;
         if (SHAPE::last) dot_normaliser(gates);
         groups_meet<SHAPE>();
-        if (thread() >= pairs) return;
-        float2 n = control->normaliser[pair];
-        n = {n.x * decay, n.y * decay};
+        float2 n = {0, 0};
+#pragma unroll
         for (int i = 0; i < parts; i++) {
             const float2 part = control->part[turn][i][pair];
             n = {n.x + part.x, n.y + part.y};
         }
-        control->normaliser[pair] = n;
+        if (thread() < pairs) {
+            float2 &own = control->normaliser[pair];
+            own = {fmaf(own.x, decay, n.x), fmaf(own.y, decay, n.y)};
+        }
     }
 };
 

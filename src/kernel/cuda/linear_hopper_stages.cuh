@@ -10,28 +10,35 @@ namespace ln {
 
 /* SHAPE of a kernel: sizes, groups of 64 value columns, stages of the last pass and of the first. */
 template <int KEY_SIZE, int GROUPS_, int STAGES_LAST, int STAGES_FIRST, int KIND, bool LAST> struct hopper_linear {
-    static constexpr bool last = LAST, keys = KIND == LN_CUDA_LINEAR_KEY, normalised = KIND == NORMALISED;
+    static constexpr bool last = LAST, keys = KIND == LN_CUDA_LINEAR_KEY, values = KIND == LN_CUDA_LINEAR_VALUE,
+                          tokens = !keys && !values, normalised = KIND == NORMALISED; /* what decays */
     static constexpr int key = KEY_SIZE, groups = GROUPS_, stages = LAST ? STAGES_LAST : STAGES_FIRST;
     static constexpr int columns = 64 * groups, threads = 128 * (groups + 1), blocks = groups == 1 ? 2 : 1;
+    static constexpr int channels = values ? columns : key;
     static constexpr int key_bytes = CHUNK * key * 2, value_bytes = CHUNK * columns * 2;
     static constexpr int key_at = LAST ? key_bytes : 0, value_at = key_at + key_bytes,
-                         decay_at = value_at + value_bytes, stage_bytes = decay_at + (keys ? CHUNK * key * 4 : 0);
+                         decay_at = value_at + value_bytes,
+                         stage_bytes = decay_at + (tokens ? 0 : CHUNK * channels * 4);
     static constexpr int weight_bytes = CHUNK * CHUNK * 2, row_bytes = 2048; /* of a warp's outputs */
     static constexpr int weight_at = stages * stage_bytes, rows_at = weight_at + (LAST ? 2 * weight_bytes : 0),
                          control_at = rows_at + (LAST ? groups * 4 * row_bytes : 0);
-    /* Where the groups share work on pairs of key channels: each thread has one, over a part of the chunk's time. */
-    static constexpr int pairs = key / 2, parts = 128 * groups / pairs, steps = CHUNK / parts;
+    /* Where the groups share work on pairs of channels: each thread has one, over a part of the chunk's time. */
+    static constexpr int pairs = channels / 2, parts = 128 * groups / pairs, steps = CHUNK / parts;
     static constexpr int gate_warps = stages % 3 == 0 ? 3 : 2;
     static_assert(stages % gate_warps == 0, "a stage belongs to one warp");
-    static constexpr int copy_registers = 40, group_registers = groups == 1 ? 216 : 232;
+    /* Of 128 or 168 a thread at the start. Gates need registers where they are made. */
+    static constexpr int copy_registers = tokens ? 40 : 24,
+                         group_registers = (groups == 1 ? 216 : 232) + (tokens        ? 0
+                                                                        : groups == 1 ? 16
+                                                                                      : 8);
 };
 
 template <class SHAPE> struct linear_control {
     uint64_t full[SHAPE::stages], free[SHAPE::stages];
     float last[SHAPE::stages];
-    token_gates gates[SHAPE::keys ? 1 : SHAPE::stages];
-    float2 part[SHAPE::keys || SHAPE::normalised ? 2 : 1][SHAPE::parts][SHAPE::pairs]; /* sums over parts of the time */
-    float2 fade[SHAPE::pairs];                                                         /* 2^c[last], of keys */
+    token_gates gates[SHAPE::tokens ? SHAPE::stages : 1];
+    float2 part[2][SHAPE::parts][SHAPE::pairs]; /* sums over parts of the time */
+    float2 fade[SHAPE::pairs];                  /* 2^c[last], of channels */
     float2 normaliser[SHAPE::pairs];
     float dot[2][SHAPE::groups + 1][CHUNK]; /* shares of scale n . query */
 };
@@ -77,8 +84,9 @@ static __device__ __forceinline__ void copy_chunks(const CUtensorMap *query_map,
         if (SHAPE::last) copy_chunk<SHAPE::key>(stage, query_map, full, 0, query_head, token);
         copy_chunk<SHAPE::key>(stage + SHAPE::key_at, key_map, full, 0, key_head, token);
         copy_chunk<SHAPE::columns>(stage + SHAPE::value_at, value_map, full, task.column, value_head, token);
-        if (SHAPE::keys)
-            copy_box(stage + SHAPE::decay_at, decay_map, full, 0, task.head, token + (run.reverse ? 1 : 0));
+        if (!SHAPE::tokens)
+            copy_box(stage + SHAPE::decay_at, decay_map, full, SHAPE::values ? task.column : 0, task.head,
+                     token + (run.reverse ? 1 : 0));
         at.template next<SHAPE::stages>();
     }
 }
@@ -98,8 +106,7 @@ static __device__ __forceinline__ void make_gates(const linear_run &run, const l
             barrier_wait(&control->free[at.stage], at.phase);
             const float last = fill_gates(run, control->gates[at.stage], given);
             if (threadIdx.x % 32 == 0) control->last[at.stage] = last;
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) barrier_arrive(&control->full[at.stage]);
+            barrier_arrive(&control->full[at.stage]);
             for (int i = 0; i < SHAPE::gate_warps; i++) at.template next<SHAPE::stages>();
         }
         if (step + SHAPE::gate_warps < chunks) {
