@@ -195,7 +195,7 @@ using namespace ln;
 /* Those with lists have 64 rows, of which tiles of any size are made; those without a cap, keys with factors. */
 const ln_cuda_kernel ln_cuda_portable_kernels[] = {
     LN_ROWS(128, 128, 64, 2, 0, "128 x 64"),
-    LN_ROWS(64, 64, 128, 2, 0, "64: 128 x 128"),
+    LN_ROWS(64, 64, 64, 2, 0, "64: 128 x 64"),
     LN_ROWS(256, 256, 64, 1, LN_CUDA_LISTS, "256: 64 x 64"),
     LN_ROWS(96, 96, 64, 2, 0, "96: 128 x 64"),
     LN_ROWS(192, 128, 64, 1, LN_CUDA_LISTS, "192/128: 64 x 64"),

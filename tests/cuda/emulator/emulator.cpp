@@ -177,7 +177,12 @@ static void slot_fit(slot *s, int threads) {
         if (s->memory == MAP_FAILED || !s->seen) fail("no memory for a block");
     }
     if (s->stack_count >= threads) return;
-    if (s->stacks) munmap(s->stacks, (size_t)s->stack_count * (STACK + GUARD));
+    if (s->stacks) {
+#ifdef LN_ADDRESS_SANITIZER
+        __asan_unpoison_memory_region(s->stacks, (size_t)s->stack_count * (STACK + GUARD));
+#endif
+        munmap(s->stacks, (size_t)s->stack_count * (STACK + GUARD));
+    }
     s->stack_count = threads;
     s->stacks = (char *)mmap(NULL, (size_t)threads * (STACK + GUARD), PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -491,6 +496,9 @@ static void block_open(block *b, slot *s, const std::function<void()> *thread, i
         t->warp = i / 32;
         t->lane = i % 32;
         t->of = b;
+#ifdef LN_ADDRESS_SANITIZER
+        __asan_unpoison_memory_region(stack_of(s, i), STACK); /* frames of threads that ended lay there */
+#endif
         t->stack = first_frame(stack_of(s, i) + STACK, fiber_main);
         b->warps[t->warp].alive |= 1u << t->lane;
         make_ready(t);
