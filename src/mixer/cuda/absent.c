@@ -79,3 +79,38 @@ linnet_status linnet_cuda_attention_forward(const linnet_cuda_attention *attenti
     (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
+linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_settings *settings, linnet_mixer_form form,
+                                     linnet_cuda_mixer **mixer) {
+    (void)cuda;
+    (void)settings;
+    (void)form;
+    (void)mixer;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+void linnet_cuda_mixer_close(linnet_cuda_mixer *mixer) {
+    (void)mixer;
+}
+uint64_t linnet_cuda_mixer_workspace(const linnet_cuda_mixer *mixer) {
+    (void)mixer;
+    return 0;
+}
+size_t linnet_cuda_mixer_text(const linnet_cuda_mixer *mixer, char *text, size_t bytes) {
+    (void)mixer;
+    (void)text;
+    (void)bytes;
+    return 0;
+}
+linnet_status linnet_cuda_mixer_prepare(const linnet_cuda_mixer *mixer, void *workspace, void *stream) {
+    (void)mixer;
+    (void)workspace;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors,
+                                    void *workspace, void *stream) {
+    (void)mixer;
+    (void)tensors;
+    (void)workspace;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
