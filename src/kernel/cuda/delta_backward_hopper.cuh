@@ -1,0 +1,68 @@
+/* Products of a warp group for the delta rule's backward: left operands in registers, right ones in panels that the
+ * tensor cores read as they lie. Starting one returns at once; products end in the order in which they started. */
+#ifndef LN_KERNEL_CUDA_DELTA_BACKWARD_HOPPER_CUH
+#define LN_KERNEL_CUDA_DELTA_BACKWARD_HOPPER_CUH
+
+#include "kernel/cuda/delta_backward.cuh"
+#include "kernel/cuda/hopper.cuh"
+
+namespace ln {
+
+struct group_products {
+    template <int N, int STEPS, bool ADD>
+    static __device__ __forceinline__ void by_rows(float (&sums)[N / 2], uint32_t (&left)[4 * STEPS],
+                                                   const char *right) {
+        const uint64_t tile = tile_descriptor<64, 64>(right);
+        hold(sums);
+        hold(left);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const uint64_t step = tile + (uint64_t)(k / 4 * (PANEL / 16) + k % 4 * 2);
+            if (ADD || k > 0)
+                product<N>::template registers<true, false>(sums, left + 4 * k, step);
+            else
+                product<N>::template registers<false, false>(sums, left + 4 * k, step);
+        }
+        products_commit();
+        hold(sums);
+    }
+    template <int N, int STEPS, bool ADD, bool PENDING = false>
+    static __device__ __forceinline__ void by_columns(float (&sums)[N / 2], uint32_t (&left)[4 * STEPS],
+                                                      const char *right) {
+        const uint64_t tile = tile_descriptor<N, 64>(right);
+        if (!PENDING) hold(sums);
+        hold(left);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const uint64_t step = tile + (uint64_t)(k * (16 * 128 / 16));
+            if (ADD || k > 0)
+                product<N>::template registers<true, true>(sums, left + 4 * k, step);
+            else
+                product<N>::template registers<false, true>(sums, left + 4 * k, step);
+        }
+        products_commit();
+        hold(sums);
+    }
+    template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...parts) {
+        products_wait<LEFT>();
+        (hold(parts), ...);
+    }
+    static __device__ __forceinline__ void publish() {
+        stores_to_async();
+    }
+    static __device__ __forceinline__ void store_step(char *tile, int step, const uint32_t (&part)[4]) {
+        const int lane = threadIdx.x % 32;
+        store_matrices<false>(tile + tile_at(first_row() + lane / 8 % 2 * 8 + lane % 8, 2 * step + lane / 16), part);
+    }
+    static __device__ __forceinline__ void store_turned(char *panel, int step, const uint32_t (&part)[4]) {
+        const int lane = threadIdx.x % 32;
+        store_matrices<true>(panel + tile_at(16 * step + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2),
+                             part);
+    }
+};
+
+} // namespace ln
+
+#endif

@@ -1,0 +1,206 @@
+/* The pairs of tokens of a chunk, one block a chunk and head, when tokens have one decay:
+ *
+ *     A[i][j] = beta[i] e^(gamma[i] - gamma[j]) key[i] . key[j], j < i,   T = (1 + A)^-1
+ *     P[i][j] = scale e^(gamma[i] - gamma[j]) query[i] . key[j], j <= i
+ *
+ * with gamma the sum of the decays up to a token. T is solved in float32, halves first:
+ *
+ *     T = [T1, 0; -T2 A21 T1, T2].
+ *
+ * Decays below FLOOR are that: their powers are 0 in float32 all the same, and differences of sums stay numbers. */
+#ifndef LN_KERNEL_CUDA_DELTA_BACKWARD_PAIRS_CUH
+#define LN_KERNEL_CUDA_DELTA_BACKWARD_PAIRS_CUH
+
+#include "kernel/cuda/delta_backward.cuh"
+
+namespace ln {
+
+enum { SOLVE_ROW = 68 /* floats */, SOLVE_BYTES = 64 * SOLVE_ROW * 4 };
+
+static constexpr float LOG2_E = 1.4426950408889634f;
+static constexpr float FLOOR = -160; /* of logarithms to base 2 */
+
+static __device__ __forceinline__ float decay_of(float natural) {
+    return fmaxf(natural * LOG2_E, FLOOR);
+}
+
+/* 1 / length of this thread's row (two threads a row), or 1. */
+template <int KEY> static __device__ __forceinline__ float norm_of(const char *tile, bool normalise) {
+    const int row = threadIdx.x / 2 % 64, half = threadIdx.x % 2;
+    float square = 0;
+    for (int piece = half; piece < KEY / 8; piece += 2) {
+        const uint4 x = *(const uint4 *)(tile + tile_at(row, piece));
+        const uint32_t words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float2 both = unpack(words[i]);
+            square += both.x * both.x + both.y * both.y;
+        }
+    }
+    square += __shfl_xor_sync(~0u, square, 1);
+    return normalise ? rsqrtf(square + 1e-6f) : 1;
+}
+
+/* ---- (1 + A)^-1 ---- */
+
+/* The inverse of 1 + the 32 x 32 lower triangle at `a`, in its place; lane l has column l. */
+static __device__ __forceinline__ void solve_half(float *a) {
+    const int lane = threadIdx.x % 32;
+    float column[32];
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        float sum = lane == i ? 1 : 0;
+#pragma unroll
+        for (int m = 0; m < i; m += 4) {
+            const float4 row = *(const float4 *)(a + i * SOLVE_ROW + m);
+            sum -= row.x * column[m];
+            if (m + 1 < i) sum -= row.y * column[m + 1];
+            if (m + 2 < i) sum -= row.z * column[m + 2];
+            if (m + 3 < i) sum -= row.w * column[m + 3];
+        }
+        column[i] = sum;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 32; i++) a[i * SOLVE_ROW + lane] = column[i];
+}
+
+/* to = sign left * right, all 32 x 32. */
+static __device__ __forceinline__ void multiply_halves(float *to, const float *left, const float *right, float sign) {
+    const int row = threadIdx.x / 4 % 32, column = threadIdx.x % 4 * 8;
+    float sum[8] = {};
+#pragma unroll 4
+    for (int m = 0; m < 32; m++) {
+        const float x = left[row * SOLVE_ROW + m];
+        const float4 one = *(const float4 *)(right + m * SOLVE_ROW + column),
+                     two = *(const float4 *)(right + m * SOLVE_ROW + column + 4);
+        sum[0] += x * one.x, sum[1] += x * one.y, sum[2] += x * one.z, sum[3] += x * one.w;
+        sum[4] += x * two.x, sum[5] += x * two.y, sum[6] += x * two.z, sum[7] += x * two.w;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) to[row * SOLVE_ROW + column + i] = sign * sum[i];
+}
+
+/* All 128 threads; `a` is spoiled. T goes to a panel as bf16. */
+static __device__ __forceinline__ void solve(float *a, char *panel) {
+    float *low = a + 32 * SOLVE_ROW, *corner = low + 32, *idle = a + 32;
+    const int warp = threadIdx.x / 32;
+    __syncthreads();
+    if (warp < 2) solve_half(warp == 0 ? a : corner);
+    __syncthreads();
+    multiply_halves(idle, low, a, 1);
+    __syncthreads();
+    multiply_halves(low, corner, idle, -1);
+    __syncthreads();
+    for (int i = threadIdx.x; i < 64 * 8; i += 128) {
+        const int row = i / 8, piece = i % 8;
+        const float *x = a + row * SOLVE_ROW + piece * 8;
+        uint4 all = {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])};
+        if (row < 32 && piece >= 4) all = {0, 0, 0, 0};
+        *(uint4 *)(panel + tile_at(row, piece)) = all;
+    }
+}
+
+/* ---- one decay a token ---- */
+
+template <int KEY> struct pairs_shape {
+    enum { PANELS = KEY / 64, KEYS = 0, QUERIES = PANELS * PANEL };
+    enum { RECORDS = (2 * PANELS * PANEL > SOLVE_BYTES + 2 * PANEL ? 2 * PANELS * PANEL : SOLVE_BYTES + 2 * PANEL) };
+    enum { OUT = SOLVE_BYTES, BYTES = RECORDS + RECORD * 4 };
+};
+
+/* Of the first warp: sums of the decays and what follows from them but for the norms. */
+static __device__ __forceinline__ void sum_decays(const delta_backward_run &run, const delta_backward_chunk &chunk,
+                                                  int head, float *record) {
+    const int lane = threadIdx.x;
+    float decay[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = 2 * lane + i;
+        const int64_t at = (chunk.token + row) * run.heads + head;
+        decay[i] = row < chunk.rows && run.decay ? decay_of(run.decay[at]) : 0;
+        record[STRENGTH + row] = row < chunk.rows ? run.beta[at] : 0;
+    }
+    float sum = decay[0] + decay[1];
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        const float before = __shfl_up_sync(~0u, sum, step);
+        if (lane >= step) sum += before;
+    }
+    record[GAMMA + 2 * lane] = sum - decay[1];
+    record[GAMMA + 2 * lane + 1] = sum;
+    if (lane == 31) record[END] = exponential(sum);
+}
+
+template <class ENGINE, int KEY>
+static __global__ void __launch_bounds__(128) delta_pairs(const __grid_constant__ delta_backward_run run) {
+    typedef pairs_shape<KEY> shape;
+    char *shared = block_memory();
+    float *record = (float *)(shared + shape::RECORDS);
+    const int head = blockIdx.x % run.heads, index = blockIdx.x / run.heads;
+    const delta_backward_chunk chunk = run.chunks[index];
+    const int64_t place = place_of(run, index, head);
+    copy_tokens<KEY, 128>(shared + shape::KEYS, run.key, key_head_of(run, head), 0, chunk);
+    copy_tokens<KEY, 128>(shared + shape::QUERIES, run.query, key_head_of(run, head), 0, chunk);
+    copies_commit();
+    if (threadIdx.x > 0) record[END + threadIdx.x] = 0;
+    if (threadIdx.x < 32) sum_decays(run, chunk, head, record);
+    copies_wait<0>();
+    ENGINE::publish();
+    __syncthreads();
+
+    const float key_norm = norm_of<KEY>(shared + shape::KEYS, run.normalise),
+                query_norm = norm_of<KEY>(shared + shape::QUERIES, run.normalise);
+    if (threadIdx.x % 2 == 0) {
+        const int row = threadIdx.x / 2;
+        const float gamma = record[GAMMA + row], past = exponential(gamma);
+        record[KEY_NORM + row] = key_norm;
+        record[QUERY_NORM + row] = query_norm;
+        record[READ + row] = key_norm * past;
+        record[WRITE + row] = key_norm * exponential(record[GAMMA + 63] - gamma);
+        record[ASK + row] = run.scale * query_norm * past;
+    }
+    float keys[32], queries[32];
+    {
+        uint32_t left[KEY / 4], other[KEY / 4];
+        load_rows<KEY / 16>(left, shared + shape::KEYS);
+        ENGINE::template by_rows<64, KEY / 16, false>(keys, left, shared + shape::KEYS);
+        load_rows<KEY / 16>(other, shared + shape::QUERIES);
+        ENGINE::template by_rows<64, KEY / 16, false>(queries, other, shared + shape::KEYS);
+        ENGINE::template settle<0>(keys, queries, left, other);
+    }
+    __syncthreads(); /* the record is there; keys and queries may go */
+
+    float *a = (float *)shared;
+    char *inverse = shared + shape::OUT, *weights = inverse + PANEL;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        uint32_t part[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = column_of(at);
+            float weight[2];
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                const int j = column + c;
+                const float between = exponential(fminf(record[GAMMA + row] - record[GAMMA + j], 0.0f)) *
+                                      record[KEY_NORM + j];
+                a[row * SOLVE_ROW + j] =
+                    j < row ? record[STRENGTH + row] * record[KEY_NORM + row] * between * keys[2 * at + c] : 0;
+                weight[c] = j <= row ? run.scale * record[QUERY_NORM + row] * between * queries[2 * at + c] : 0;
+            }
+            part[i] = pack(weight[0], weight[1]);
+        }
+        ENGINE::store_step(weights, k, part);
+    }
+    solve(a, inverse);
+    __syncthreads();
+    uint4 *to = (uint4 *)(run.pairs + place * 2 * PANEL), *to_record = (uint4 *)(run.records + place * RECORD);
+    for (int i = threadIdx.x; i < 2 * PANEL / 16; i += 128) to[i] = ((const uint4 *)inverse)[i];
+    if (threadIdx.x < RECORD / 4) to_record[threadIdx.x] = ((const uint4 *)record)[threadIdx.x];
+    if (threadIdx.x + 128 < RECORD / 4) to_record[threadIdx.x + 128] = ((const uint4 *)record)[threadIdx.x + 128];
+}
+
+} // namespace ln
+
+#endif

@@ -1,0 +1,53 @@
+/* Starts the kernels of the delta rule's backward one after the other. */
+#ifndef LN_KERNEL_CUDA_DELTA_BACKWARD_START_CUH
+#define LN_KERNEL_CUDA_DELTA_BACKWARD_START_CUH
+
+#include "kernel/cuda/delta_backward_inside.cuh"
+#include "kernel/cuda/delta_backward_pairs.cuh"
+#include "kernel/cuda/delta_backward_walk.cuh"
+
+namespace ln {
+
+/* Gradients of the output that came as float32, as bf16 without gaps; eight elements a thread. */
+static __global__ void __launch_bounds__(256) delta_narrow(const __grid_constant__ delta_backward_run run) {
+    const int pieces = run.slices * 8;
+    const int64_t all = run.tokens * run.heads * pieces;
+    for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < all; i += (int64_t)gridDim.x * 256) {
+        const int64_t row = i / pieces, token = row / run.heads, head = row % run.heads;
+        const float4 *from = (const float4 *)((const float *)run.wide.data + token * run.wide.token_stride +
+                                              head * run.wide.head_stride + i % pieces * 8);
+        const float4 x = from[0], y = from[1];
+        ((uint4 *)run.narrowed)[i] = {pack(x.x, x.y), pack(x.z, x.w), pack(y.x, y.y), pack(y.z, y.w)};
+    }
+}
+
+template <class ENGINE, int KEY, int WALK_STAGES, int STAGES>
+static ln_cuda_code delta_backward_start(const void *argument, void *stream) {
+    const delta_backward_run &run = *(const delta_backward_run *)argument;
+    const int tasks = run.chunk_count * run.heads, walks = run.sequences * run.heads * run.slices * 2,
+              blocks = run.chunk_count * run.key_heads;
+    ln_cuda_code code = LN_CUDA_OK;
+    if (run.narrowed)
+        code = launch(delta_narrow, dim3((unsigned)run.multiprocessors * 8), dim3(256), 0, stream, run);
+    if (!code && tasks)
+        code = launch(delta_pairs<ENGINE, KEY>, dim3((unsigned)tasks), dim3(128), (int)pairs_shape<KEY>::BYTES, stream,
+                      run);
+    typedef walk<ENGINE, KEY, false, WALK_STAGES> steps;
+    if (!code)
+        code = launch(delta_walk<ENGINE, KEY, false, WALK_STAGES>, dim3((unsigned)walks), dim3(128), (int)steps::BYTES,
+                      stream, run);
+    if (!code && tasks)
+        code = launch(delta_inside<ENGINE, KEY, STAGES>,
+                      dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)), dim3(256),
+                      (int)inside<ENGINE, KEY, STAGES>::BYTES, stream, run);
+    return code;
+}
+
+template <class ENGINE, int KEY, int WALK_STAGES, int STAGES> static constexpr int delta_backward_bytes() {
+    const int one = walk<ENGINE, KEY, false, WALK_STAGES>::BYTES, two = inside<ENGINE, KEY, STAGES>::BYTES;
+    return one > two ? one : two;
+}
+
+} // namespace ln
+
+#endif
