@@ -4,7 +4,7 @@
  * Of two groups of four warps the first has the queries, the second the keys:
  *
  *     dP = dO V'^T,   dQ = scale e^gamma dO S^T + M K,          M = scale e^(gamma - gamma) dP, j <= i
- *     X = R V'^T,     dK = -beta e^gamma R S^T + e^(end - gamma) V' D^T + (Z + Z^T) K + M^T Q,
+ *     X = R V'^T,     dK = -beta e^gamma R S^T + e^(end - gamma) V' D^T + Z K + Z^T K + M^T Q,
  *                     Z = -beta e^(gamma - gamma) X, j < i
  *
  * and the gradient of gamma[i] is what contains it: the sums of row i less those of column i of M (Q K^T) + Z (K K^T),
@@ -64,7 +64,8 @@ template <class ENGINE, int KEY, int STAGES> struct inside {
            STAGE = GRADIENT + PANELS * PANEL };
     /* With one stage the pairs' gradients lie where the last slice was. */
     enum { KEYS = 0, QUERIES = PANELS * PANEL, STAGED = 2 * QUERIES,
-           TURNED = STAGES == 1 ? STAGED : STAGED + STAGES * STAGE, BOTH = TURNED + PANEL,
+           TURNED_QUERIES = STAGES == 1 ? STAGED : STAGED + STAGES * STAGE,
+           TURNED_KEYS = TURNED_QUERIES + PANEL,
            NUMBERS = STAGED + STAGES * STAGE + (STAGES == 1 ? 0 : 2 * PANEL) };
     struct numbers {
         float record[RECORD];
@@ -165,29 +166,6 @@ template <class ENGINE, int KEY, int STAGES> struct inside {
     __device__ __forceinline__ float between(int i, int j) const {
         return exponential(fminf(own->record[GAMMA + i] - own->record[GAMMA + j], 0.0f));
     }
-    /* Sums of rows and columns of `part`, in the places of accumulators, go to decay and column. */
-    __device__ __forceinline__ void sum_pairs(const float (&part)[32], float2 rows) {
-        float row[2] = {0, 0};
-        const int warp = threadIdx.x / 32 % 4;
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float low = sum_of_column(part[4 * j] + part[4 * j + 2]),
-                        high = sum_of_column(part[4 * j + 1] + part[4 * j + 3]);
-            if (threadIdx.x % 32 < 4) {
-                own->column[group][warp][column_of(2 * j)] = low;
-                own->column[group][warp][column_of(2 * j) + 1] = high;
-            }
-            row[0] += part[4 * j] + part[4 * j + 1];
-            row[1] += part[4 * j + 2] + part[4 * j + 3];
-        }
-        row[0] = sum_of_row(row[0]);
-        row[1] = sum_of_row(row[1]);
-        if (threadIdx.x % 4 == 0) {
-            own->decay[group][row_of()] = row[0] + rows.x;
-            own->decay[group][row_of() + 8] = row[1] + rows.y;
-        }
-    }
-
     /* Products of rows with keys. */
     __device__ __forceinline__ void dot_pairs(float (&dots)[32], const char *rows) {
         uint32_t left[KEY / 4];
@@ -196,74 +174,57 @@ template <class ENGINE, int KEY, int STAGES> struct inside {
         ENGINE::template settle<0>(dots, left);
     }
 
-    /* M, times norms as left operands: `left` for dQ, the turned tile for dK. */
-    __device__ __forceinline__ void query_pairs(uint32_t (&left)[16]) {
-        float dots[32];
-        dot_pairs(dots, shared + QUERIES);
+    /* The gradient of pairs, M or Z, from dP or X: times norms it becomes `left`, for the gradient of the group's own
+     * rows, and a turned tile, for that of the keys. What the pairs' own gradient adds to those of gamma and beta goes
+     * to decay, column and beta, beside `rows`. */
+    __device__ __forceinline__ void weigh(uint32_t (&left)[16], float2 rows) {
+        const float *own_norm = own->record + (group == 0 ? QUERY_NORM : KEY_NORM);
+        float dots[32], sum[2] = {0, 0}, strength[2], norm[2];
+        dot_pairs(dots, shared + (group == 0 ? QUERIES : KEYS));
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            strength[r] = group == 0 ? 1 : own->record[STRENGTH + row_of() + 8 * r];
+            norm[r] = own_norm[row_of() + 8 * r];
+        }
+        const float sign = group == 0 ? run.scale : -1;
 #pragma unroll
         for (int i = 0; i < 16; i++) {
-            const int i_row = row_of() + i % 2 * 8;
-            const float query_norm = own->record[QUERY_NORM + i_row];
-            float m[2], k[2];
+            const int row = row_of() + i % 2 * 8, column = column_of(i), last = row - group;
+            const float2 other = *(const float2 *)(own->record + KEY_NORM + column);
+            float x[2];
 #pragma unroll
-            for (int c = 0; c < 2; c++) {
-                const int j = column_of(i) + c;
-                k[c] = own->record[KEY_NORM + j];
-                m[c] = j <= i_row ? run.scale * between(i_row, j) * pair[2 * i + c] : 0;
-                dots[2 * i + c] *= m[c] * k[c] * query_norm;
-                pair[2 * i + c] = m[c] * query_norm;
-            }
-            left[i] = pack(m[0] * k[0], m[1] * k[1]);
-            if (i % 2) __syncwarp(); /* few numbers at a time: registers are short */
+            for (int c = 0; c < 2; c++)
+                x[c] = column + c <= last ? sign * between(row, column + c) * pair[2 * i + c] : 0;
+            dots[2 * i] *= x[0] * other.x * norm[i % 2];
+            dots[2 * i + 1] *= x[1] * other.y * norm[i % 2];
+            sum[i % 2] += dots[2 * i] + dots[2 * i + 1];
+            x[0] *= strength[i % 2];
+            x[1] *= strength[i % 2];
+            left[i] = pack(x[0] * other.x, x[1] * other.y);
+            pair[2 * i] = x[0] * norm[i % 2];
+            pair[2 * i + 1] = x[1] * norm[i % 2];
         }
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             uint32_t turned[4];
             round_sums(turned, pair + 8 * k);
-            ENGINE::store_turned(shared + TURNED, k, turned);
+            ENGINE::store_turned(shared + (group == 0 ? TURNED_QUERIES : TURNED_KEYS), k, turned);
         }
-        const int row = row_of();
-        float2 dot = dot_rows<KEY>(sums, shared + QUERIES);
-        dot.x *= own->record[QUERY_NORM + row];
-        dot.y *= own->record[QUERY_NORM + row + 8];
-        sum_pairs(dots, dot);
-    }
-
-    /* (Z + Z^T) times norms of its columns to the tile; row sums for the gradient of beta. */
-    __device__ __forceinline__ void key_pairs(float2 read, float2 write) {
-        float strength[2] = {0, 0};
-        float dots[32];
-        dot_pairs(dots, shared + KEYS);
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const int row = row_of() + i % 2 * 8;
-            const float key_norm = own->record[KEY_NORM + row], beta = own->record[STRENGTH + row];
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                const int j = column_of(i) + c;
-                const float other = own->record[KEY_NORM + j], x = j < row ? -between(row, j) * pair[2 * i + c] : 0,
-                            a = x * key_norm * other * dots[2 * i + c];
-                strength[i % 2] += a;
-                dots[2 * i + c] = beta * a;
-                if (j <= row) {
-                    __nv_bfloat16 *tile = (__nv_bfloat16 *)(shared + BOTH);
-                    tile[tile_at(row, j / 8) / 2 + j % 8] = __float2bfloat16(beta * x * other);
-                    tile[tile_at(j, row / 8) / 2 + row % 8] = __float2bfloat16(beta * x * key_norm);
-                }
-            }
-            if (i % 2) __syncwarp();
+        for (int j = 0; j < 8; j++) {
+            const float low = sum_of_column(strength[0] * dots[4 * j] + strength[1] * dots[4 * j + 2]),
+                        high = sum_of_column(strength[0] * dots[4 * j + 1] + strength[1] * dots[4 * j + 3]);
+            if (threadIdx.x % 32 < 4)
+                *(float2 *)(own->column[group][threadIdx.x / 32 % 4] + column_of(2 * j)) = make_float2(low, high);
         }
-        /* read: key . R S^T times norms and e^gamma; write likewise, of V' D^T */
-        const int row = row_of();
-        const float beta[2] = {own->record[STRENGTH + row], own->record[STRENGTH + row + 8]};
-        sum_pairs(dots, {-beta[0] * read.x - write.x, -beta[1] * read.y - write.y});
-        strength[0] = sum_of_row(strength[0]);
-        strength[1] = sum_of_row(strength[1]);
-        if (threadIdx.x % 4 == 0) {
-            own->beta[row] = strength[0] - read.x;
-            own->beta[row + 8] = strength[1] - read.y;
-            own->after[row] = write.x;
-            own->after[row + 8] = write.y;
+        sum[0] = sum_of_row(sum[0]);
+        sum[1] = sum_of_row(sum[1]);
+        if (threadIdx.x % 4) return;
+        own->decay[group][row_of()] = strength[0] * sum[0] + rows.x;
+        own->decay[group][row_of() + 8] = strength[1] * sum[1] + rows.y;
+        if (group == 1) {
+            own->beta[row_of()] += sum[0];
+            own->beta[row_of() + 8] += sum[1];
         }
     }
 
@@ -281,40 +242,47 @@ template <class ENGINE, int KEY, int STAGES> struct inside {
         for (int step = 16; step > 0; step /= 2) state_sum += __shfl_xor_sync(~0u, state_sum, step);
         if (lane == 0) own->state[warp] = state_sum;
         if (STAGES == 1) __syncthreads(); /* the tiles of pairs lie where the slice was */
+        const float past[2] = {exponential(record[GAMMA + row]), exponential(record[GAMMA + row + 8])};
+        float2 rows; /* what states before and after the chunk add to the gradient of gamma */
         if (group == 0) {
-            scale_rows(sums, run.scale * exponential(record[GAMMA + row]),
-                       run.scale * exponential(record[GAMMA + row + 8]));
-            ENGINE::template settle<0>(sums);
-            query_pairs(left);
+            scale_rows(sums, run.scale * past[0], run.scale * past[1]);
+            rows = dot_rows<KEY>(sums, shared + QUERIES);
+            rows = make_float2(rows.x * record[QUERY_NORM + row], rows.y * record[QUERY_NORM + row + 8]);
         } else {
-            const float past[2] = {exponential(record[GAMMA + row]), exponential(record[GAMMA + row + 8])},
-                        rest[2] = {exponential(record[GAMMA + 63] - record[GAMMA + row]),
-                                   exponential(record[GAMMA + 63] - record[GAMMA + row + 8])};
-            const float n[2] = {record[KEY_NORM + row], record[KEY_NORM + row + 8]};
+            const float end = record[GAMMA + 63], beta[2] = {record[STRENGTH + row], record[STRENGTH + row + 8]},
+                        norm[2] = {record[KEY_NORM + row], record[KEY_NORM + row + 8]};
             scale_rows(sums, past[0], past[1]);
-            scale_rows(after, rest[0], rest[1]);
+            scale_rows(after, exponential(end - record[GAMMA + row]), exponential(end - record[GAMMA + row + 8]));
             float2 read = dot_rows<KEY>(sums, shared + KEYS), write = dot_rows<KEY>(after, shared + KEYS);
-            read.x *= n[0], read.y *= n[1], write.x *= n[0], write.y *= n[1];
-            scale_rows(sums, -record[STRENGTH + row], -record[STRENGTH + row + 8]);
+            read = make_float2(norm[0] * read.x, norm[1] * read.y);
+            write = make_float2(norm[0] * write.x, norm[1] * write.y);
+            rows = make_float2(-beta[0] * read.x - write.x, -beta[1] * read.y - write.y);
+            if (lane % 4 == 0) {
+                own->beta[row] = -read.x;
+                own->beta[row + 8] = -read.y;
+                own->after[row] = write.x;
+                own->after[row + 8] = write.y;
+            }
+            scale_rows(sums, -beta[0], -beta[1]);
 #pragma unroll
             for (int i = 0; i < KEY / 2; i++) sums[i] += after[i];
-            ENGINE::template settle<0>(sums); /* now: registers are short */
-            key_pairs(read, write);
         }
+        ENGINE::template settle<0>(sums); /* nothing is put off: registers are short */
+        weigh(left, rows);
         ENGINE::publish();
         __syncthreads();
+        ENGINE::template by_columns<KEY, 4, true>(sums, left, shared + KEYS);
         if (group == 0) {
-            ENGINE::template by_columns<KEY, 4, true>(sums, left, shared + KEYS);
             if (warp == 0) store_numbers(head);
-            ENGINE::template settle<0>(sums, left);
         } else {
-            uint32_t other[16];
-            load_rows<4>(left, shared + BOTH);
-            ENGINE::template by_columns<KEY, 4, true>(sums, left, shared + KEYS);
-            load_rows<4>(other, shared + TURNED);
-            ENGINE::template by_columns<KEY, 4, true>(sums, other, shared + QUERIES);
-            ENGINE::template settle<0>(sums, left, other);
+            uint32_t one[16], two[16];
+            load_rows<4>(one, shared + TURNED_KEYS);
+            ENGINE::template by_columns<KEY, 4, true, true>(sums, one, shared + KEYS);
+            load_rows<4>(two, shared + TURNED_QUERIES);
+            ENGINE::template by_columns<KEY, 4, true, true>(sums, two, shared + QUERIES);
+            ENGINE::template settle<0>(one, two);
         }
+        ENGINE::template settle<0>(sums, left);
     }
 
     /* Gradients of decays and beta; one warp, two tokens a lane. */
