@@ -12,6 +12,7 @@ using namespace ln;
 
 const ln_cuda_delta_backward_kernel ln_cuda_delta_backward_hopper[] = {
     LN_ROW(128, 3, 2, "group 128"),
+    LN_ROW(128, 2, 2, "group 128 w2"),
     LN_ROW(64, 3, 2, "group 64"),
 };
 const int ln_cuda_delta_backward_hopper_count =
