@@ -4,16 +4,11 @@
 
 using namespace ln;
 
-#define LN_ROW(key, walk_stages, stages, name)                                               \
-    {                                                                                        \
-        name, key, LN_CUDA_DECAY_HEAD, delta_backward_bytes<group_products, key, walk_stages, stages>(), 9, \
-            delta_backward_start<group_products, key, walk_stages, stages>                   \
-    }
-
 const ln_cuda_delta_backward_kernel ln_cuda_delta_backward_hopper[] = {
-    LN_ROW(128, 3, 2, "group 128"),
-    LN_ROW(128, 2, 2, "group 128 w2"),
-    LN_ROW(64, 3, 2, "group 64"),
+    delta_backward_row<group_products, 128, false, 3, 2>("group 128", 9),
+    delta_backward_row<group_products, 64, false, 3, 2>("group 64", 9),
+    delta_backward_row<group_products, 128, true, 2, 1>("group channel 128", 9),
+    delta_backward_row<group_products, 64, true, 2, 1>("group channel 64", 9),
 };
 const int ln_cuda_delta_backward_hopper_count =
     sizeof ln_cuda_delta_backward_hopper / sizeof ln_cuda_delta_backward_hopper[0];

@@ -58,7 +58,7 @@ static __device__ __forceinline__ void unnormalise(float (&sums)[KEY / 2], const
     }
 }
 
-template <class ENGINE, int KEY, int STAGES> struct inside {
+template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside {
     enum { THREADS = 256, PANELS = KEY / 64 };
     enum { OUTPUT = 0, VALUES = PANEL, RESIDUALS = 2 * PANEL, STATE = 3 * PANEL, GRADIENT = STATE + PANELS * PANEL,
            STAGE = GRADIENT + PANELS * PANEL };
@@ -151,7 +151,7 @@ template <class ENGINE, int KEY, int STAGES> struct inside {
         }
         dot = sum_of_row(dot);
         if (quarter == 0) own->beta_value[row] = first ? dot : own->beta_value[row] + dot;
-        for (int at = (int)threadIdx.x * 16; at < PANELS * PANEL; at += THREADS * 16) {
+        for (int at = (int)threadIdx.x * 16; at < PANELS * PANEL && !CHANNEL; at += THREADS * 16) {
             const uint4 s = *(const uint4 *)(stage + STATE + at), d = *(const uint4 *)(stage + GRADIENT + at);
             const uint32_t one[4] = {s.x, s.y, s.z, s.w}, two[4] = {d.x, d.y, d.z, d.w};
 #pragma unroll
@@ -319,7 +319,8 @@ template <class ENGINE, int KEY, int STAGES> struct inside {
         }
     }
 
-    __device__ __forceinline__ void go() {
+    /* SELF: this, or what is made of it. */
+    template <class SELF> __device__ __forceinline__ void go(SELF &self) {
         const int steps = run.group * run.slices;
         for (int i = 0; i < STAGES - 1; i++) {
             if (i < steps) load(value_head(run, key_head, i / run.slices), i % run.slices, i);
@@ -355,8 +356,9 @@ template <class ENGINE, int KEY, int STAGES> struct inside {
             products(shared + STAGED + stage * STAGE, slice == 0);
             if (slice == 0) __syncthreads();
             elementwise(shared + STAGED + stage * STAGE, head, slice, value, slice == 0);
+            if constexpr (CHANNEL) self.sum_states(shared + STAGED + stage * STAGE, slice == 0);
             if (slice == run.slices - 1) {
-                finish(head);
+                self.finish(head);
                 total(step / run.slices);
             }
             stage = stage == STAGES - 1 ? 0 : stage + 1;
@@ -387,25 +389,27 @@ template <class ENGINE, int KEY, int STAGES> struct inside {
 };
 
 /* Blocks stay and take chunk after chunk, so that sums over value heads need little room. */
+template <class STEPS, int KEY> static __device__ __forceinline__ void take_chunks(STEPS &steps) {
+    const delta_backward_run &run = steps.run;
+    steps.group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    for (int task = blockIdx.x; task < run.chunk_count * run.key_heads; task += gridDim.x) {
+        steps.index = task / run.key_heads;
+        steps.key_head = task % run.key_heads;
+        steps.chunk = run.chunks[steps.index];
+        __syncthreads();
+        copy_tokens<KEY, 256>(steps.shared + STEPS::KEYS, run.key, steps.key_head, 0, steps.chunk);
+        copy_tokens<KEY, 256>(steps.shared + STEPS::QUERIES, run.query, steps.key_head, 0, steps.chunk);
+        copies_commit();
+        steps.go(steps);
+    }
+}
+
 template <class ENGINE, int KEY, int STAGES>
 static __global__ void __launch_bounds__(256, 1) delta_inside(const __grid_constant__ delta_backward_run run) {
-    typedef inside<ENGINE, KEY, STAGES> steps;
+    typedef inside<ENGINE, KEY, STAGES> kind;
     char *shared = block_memory();
-    steps s = {run, shared, (typename steps::numbers *)(shared + steps::NUMBERS)};
-    s.group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    for (int task = blockIdx.x; task < run.chunk_count * run.key_heads; task += gridDim.x) {
-        s.index = task / run.key_heads;
-        s.key_head = task % run.key_heads;
-        s.chunk = run.chunks[s.index];
-        __syncthreads();
-        copy_tokens<KEY, 256>(shared + steps::KEYS, run.key, s.key_head, 0, s.chunk);
-        copy_tokens<KEY, 256>(shared + steps::QUERIES, run.query, s.key_head, 0, s.chunk);
-        copies_commit();
-        copies_wait<0>();
-        ENGINE::publish();
-        __syncthreads();
-        s.go();
-    }
+    kind steps = {run, shared, (typename kind::numbers *)(shared + kind::NUMBERS)};
+    take_chunks<kind, KEY>(steps);
 }
 
 } // namespace ln

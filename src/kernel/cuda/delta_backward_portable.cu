@@ -3,15 +3,11 @@
 
 using namespace ln;
 
-#define LN_ROW(key, name)                                                             \
-    {                                                                                 \
-        name, key, LN_CUDA_DECAY_HEAD, delta_backward_bytes<warp_products, key, 1, 1>(), 8, \
-            delta_backward_start<warp_products, key, 1, 1>                            \
-    }
-
 const ln_cuda_delta_backward_kernel ln_cuda_delta_backward_portable[] = {
-    LN_ROW(128, "portable 128"),
-    LN_ROW(64, "portable 64"),
+    delta_backward_row<warp_products, 128, false, 1, 1>("portable 128", 8),
+    delta_backward_row<warp_products, 64, false, 1, 1>("portable 64", 8),
+    delta_backward_row<warp_products, 128, true, 1, 1>("portable channel 128", 8),
+    delta_backward_row<warp_products, 64, true, 1, 1>("portable channel 64", 8),
 };
 const int ln_cuda_delta_backward_portable_count =
     sizeof ln_cuda_delta_backward_portable / sizeof ln_cuda_delta_backward_portable[0];

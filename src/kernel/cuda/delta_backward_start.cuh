@@ -2,8 +2,7 @@
 #ifndef LN_KERNEL_CUDA_DELTA_BACKWARD_START_CUH
 #define LN_KERNEL_CUDA_DELTA_BACKWARD_START_CUH
 
-#include "kernel/cuda/delta_backward_inside.cuh"
-#include "kernel/cuda/delta_backward_pairs.cuh"
+#include "kernel/cuda/delta_backward_channel.cuh"
 #include "kernel/cuda/delta_backward_walk.cuh"
 
 namespace ln {
@@ -21,31 +20,49 @@ static __global__ void __launch_bounds__(256) delta_narrow(const __grid_constant
     }
 }
 
-template <class ENGINE, int KEY, int WALK_STAGES, int STAGES>
+template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct chunk_kernels;
+template <class ENGINE, int KEY, int STAGES> struct chunk_kernels<ENGINE, KEY, false, STAGES> {
+    enum { PAIRS_BYTES = pairs_shape<KEY>::BYTES, BYTES = inside<ENGINE, KEY, STAGES>::BYTES };
+    static constexpr auto pairs = delta_pairs<ENGINE, KEY>, chunk = delta_inside<ENGINE, KEY, STAGES>;
+};
+template <class ENGINE, int KEY, int STAGES> struct chunk_kernels<ENGINE, KEY, true, STAGES> {
+    enum { PAIRS_BYTES = channel_pairs_shape<KEY>::BYTES, BYTES = inside_channel<ENGINE, KEY>::BYTES };
+    static constexpr auto pairs = delta_channel_pairs<KEY>, chunk = delta_channel_inside<ENGINE, KEY>;
+};
+
+template <class ENGINE, int KEY, bool CHANNEL, int WALK_STAGES, int STAGES>
 static ln_cuda_code delta_backward_start(const void *argument, void *stream) {
+    typedef chunk_kernels<ENGINE, KEY, CHANNEL, STAGES> kernels;
+    typedef walk<ENGINE, KEY, CHANNEL, WALK_STAGES> steps;
     const delta_backward_run &run = *(const delta_backward_run *)argument;
     const int tasks = run.chunk_count * run.heads, walks = run.sequences * run.heads * run.slices * 2,
               blocks = run.chunk_count * run.key_heads;
     ln_cuda_code code = LN_CUDA_OK;
-    if (run.narrowed)
+    if (run.narrowed && tasks)
         code = launch(delta_narrow, dim3((unsigned)run.multiprocessors * 8), dim3(256), 0, stream, run);
     if (!code && tasks)
-        code = launch(delta_pairs<ENGINE, KEY>, dim3((unsigned)tasks), dim3(128), (int)pairs_shape<KEY>::BYTES, stream,
-                      run);
-    typedef walk<ENGINE, KEY, false, WALK_STAGES> steps;
+        code = launch(kernels::pairs, dim3((unsigned)tasks), dim3(128), (int)kernels::PAIRS_BYTES, stream, run);
     if (!code)
-        code = launch(delta_walk<ENGINE, KEY, false, WALK_STAGES>, dim3((unsigned)walks), dim3(128), (int)steps::BYTES,
-                      stream, run);
+        code = launch(delta_walk<ENGINE, KEY, CHANNEL, WALK_STAGES>, dim3((unsigned)walks), dim3(128),
+                      (int)steps::BYTES, stream, run);
     if (!code && tasks)
-        code = launch(delta_inside<ENGINE, KEY, STAGES>,
-                      dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)), dim3(256),
-                      (int)inside<ENGINE, KEY, STAGES>::BYTES, stream, run);
+        code = launch(kernels::chunk, dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)),
+                      dim3(256), (int)kernels::BYTES, stream, run);
     return code;
 }
 
-template <class ENGINE, int KEY, int WALK_STAGES, int STAGES> static constexpr int delta_backward_bytes() {
-    const int one = walk<ENGINE, KEY, false, WALK_STAGES>::BYTES, two = inside<ENGINE, KEY, STAGES>::BYTES;
-    return one > two ? one : two;
+/* A row of the table. */
+template <class ENGINE, int KEY, bool CHANNEL, int WALK_STAGES, int STAGES>
+static constexpr ln_cuda_delta_backward_kernel delta_backward_row(const char *name, int major) {
+    typedef chunk_kernels<ENGINE, KEY, CHANNEL, STAGES> kernels;
+    const int walk_bytes = walk<ENGINE, KEY, CHANNEL, WALK_STAGES>::BYTES,
+              most = kernels::BYTES > kernels::PAIRS_BYTES ? kernels::BYTES : kernels::PAIRS_BYTES;
+    return {name,
+            KEY,
+            CHANNEL ? LN_CUDA_DECAY_KEY : LN_CUDA_DECAY_HEAD,
+            walk_bytes > most ? walk_bytes : most,
+            major,
+            delta_backward_start<ENGINE, KEY, CHANNEL, WALK_STAGES, STAGES>};
 }
 
 } // namespace ln
