@@ -189,8 +189,8 @@ static void problem_open(problem *p, const work *w) {
     p->input[QUERY] = tensor_random(tokens, w->key_heads, w->key_size, w->layout, ELEMENT_BF16, 1);
     p->input[KEY] = tensor_random(tokens, w->key_heads, w->key_size, w->layout, ELEMENT_BF16, key);
     p->input[VALUE] = tensor_random(tokens, w->heads, w->value_size, w->layout, ELEMENT_BF16, 1);
-    p->input[OUTPUT] = tensor_random(tokens, w->heads, w->value_size, w->layout,
-                                     w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16, 1);
+    p->input[OUTPUT] =
+        tensor_random(tokens, w->heads, w->value_size, w->layout, w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16, 1);
     p->input[BETA] = tensor_open(tokens, w->heads, 1, PACKED, ELEMENT_FLOAT32);
     p->input[DECAY] = tensor_open(tokens, w->heads, decays, PACKED, ELEMENT_FLOAT32);
     p->input[STATE_IN] = tensor_random(sequences, w->heads, state, PACKED, ELEMENT_FLOAT32, 1);
@@ -281,8 +281,7 @@ static void step(const work *w, const rows *r, const double *state, double *to) 
     for (int k = 0; k < w->key_size; k++)
         for (int v = 0; v < n; v++) r->error[v] -= r->decay[k] * state[k * n + v] * r->key[k];
     for (int k = 0; k < w->key_size; k++)
-        for (int v = 0; v < n; v++)
-            to[k * n + v] = r->decay[k] * state[k * n + v] + r->key[k] * r->beta * r->error[v];
+        for (int v = 0; v < n; v++) to[k * n + v] = r->decay[k] * state[k * n + v] + r->key[k] * r->beta * r->error[v];
 }
 
 static void add_unit(const problem *p, double *gradient, int64_t token, int64_t head, const double *x, double norm,
@@ -336,16 +335,9 @@ static void oracle_head(const problem *p, int sequence, int64_t head, double *co
     const work *w = p->of;
     const int64_t n = w->tokens[sequence], state = (int64_t)w->key_size * w->value_size, most = 512;
     double *room = calloc((size_t)(10 * most + (n + 3) * state), sizeof *room);
-    rows r = {room,
-              room + most,
-              room + 2 * most,
-              room + 3 * most,
-              room + 4 * most,
-              room + 5 * most,
-              room + 9 * most,
-              0,
-              0,
-              0};
+    rows r = {
+        room, room + most, room + 2 * most, room + 3 * most, room + 4 * most, room + 5 * most, room + 9 * most, 0, 0,
+        0};
     double *states = room + 10 * most, *d = states + (n + 1) * state;
     for (int64_t i = 0; i < state && !w->stateless; i++) {
         states[i] = tensor_at(&p->input[STATE_IN], p->slots[sequence], head, i);
@@ -379,7 +371,8 @@ static double compare(const problem *p, int input, const double *wanted) {
     const tensor *t = &p->gradient[input];
     double *got = calloc((size_t)(t->tokens * t->heads * t->size + 1), sizeof *got);
     for (int s = 0; s < sequences_of(p->of); s++) {
-        const int64_t first = input == STATE_IN ? s : p->offsets[s], end = input == STATE_IN ? s + 1 : p->offsets[s + 1];
+        const int64_t first = input == STATE_IN ? s : p->offsets[s],
+                      end = input == STATE_IN ? s + 1 : p->offsets[s + 1];
         for (int64_t row = first; row < end && !(p->of->infinite && s % 2); row++)
             for (int64_t head = 0; head < t->heads; head++)
                 for (int64_t i = 0; i < t->size; i++)
@@ -415,8 +408,8 @@ static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda
         if (!p->of->infinite) tensor_expect_written(&p->gradient[i], name, kernel->name);
         const double error = compare(p, i, wanted[i]);
         const bool few = i == DECAY && (p->of->kind == STRONG || p->of->kind == HARD);
-        EXPECT(error < (few ? 4e-2 : 1e-2), "%s, %s: relative error of the gradient of %s %.2e", name, kernel->name, INPUT_NAMES[i],
-               error);
+        EXPECT(error < (few ? 4e-2 : 1e-2), "%s, %s: relative error of the gradient of %s %.2e", name, kernel->name,
+               INPUT_NAMES[i], error);
         printf(" %s %.1e", INPUT_NAMES[i], error);
     }
     printf("\n");

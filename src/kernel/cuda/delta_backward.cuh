@@ -108,8 +108,7 @@ static __device__ __forceinline__ void load_step(uint32_t (&left)[4], const char
     const int lane = threadIdx.x % 32;
     load_matrices<false>(left, tile + tile_at(first_row() + lane % 16, 2 * step + lane / 16));
 }
-template <int STEPS>
-static __device__ __forceinline__ void load_rows(uint32_t (&left)[4 * STEPS], const char *tile) {
+template <int STEPS> static __device__ __forceinline__ void load_rows(uint32_t (&left)[4 * STEPS], const char *tile) {
 #pragma unroll
     for (int k = 0; k < STEPS; k++) load_step(*(uint32_t(*)[4])(left + 4 * k), tile, k);
 }
@@ -135,8 +134,7 @@ static __device__ __forceinline__ float sum_of_column(float x) {
 }
 
 /* Rows of accumulators times the same rows of a tile: the two rows' sums. */
-template <int SIZE>
-static __device__ __forceinline__ float2 dot_rows(const float (&sums)[SIZE / 2], const char *tile) {
+template <int SIZE> static __device__ __forceinline__ float2 dot_rows(const float (&sums)[SIZE / 2], const char *tile) {
     float2 dot = {0, 0};
 #pragma unroll
     for (int k = 0; k < SIZE / 16; k++) {
@@ -169,8 +167,7 @@ struct warp_products {
 #pragma unroll
             for (int j = 0; j < N; j += 16) {
                 uint32_t part[4];
-                load_matrices<false>(part,
-                                     right + tile_at(j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+                load_matrices<false>(part, right + tile_at(j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
                 add_product(sums + j / 2, left + 4 * k, part);
                 add_product(sums + j / 2 + 4, left + 4 * k, part + 2);
             }
@@ -193,11 +190,9 @@ struct warp_products {
             }
     }
     /* All products but the last LEFT are done: their sums may be read, their left operands changed. */
-    template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...) {
-    }
+    template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...) {}
     /* What this thread wrote to shared memory may be read by products after the next barrier. */
-    static __device__ __forceinline__ void publish() {
-    }
+    static __device__ __forceinline__ void publish() {}
     /* The reverse of load_step. */
     static __device__ __forceinline__ void store_step(char *tile, int step, const uint32_t (&part)[4]) {
         const int lane = threadIdx.x % 32;

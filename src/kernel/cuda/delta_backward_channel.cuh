@@ -20,7 +20,9 @@
 namespace ln {
 
 /* Rows of gamma in shared memory, four floats longer than they need be: other rows are in other banks. */
-template <int KEY> struct channel_rows { enum { ROW = KEY + 4, BYTES = CHUNK * ROW * 4 }; };
+template <int KEY> struct channel_rows {
+    enum { ROW = KEY + 4, BYTES = CHUNK * ROW * 4 };
+};
 
 template <int KEY>
 static __device__ __forceinline__ void sum_channels(const delta_backward_run &run, const delta_backward_chunk &chunk,
@@ -48,9 +50,9 @@ static __device__ __forceinline__ void load_faded(uint32_t (&right)[4], const ch
         const int row = token + i % 2 * 8;
         const float *at = gamma + channel + i / 2 * 8;
         const float from = at[base * channel_rows<KEY>::ROW];
-        right[i] = pack(
-            x.x * factor[row] * exponential(fminf(sign * (at[row * channel_rows<KEY>::ROW] - from), 0.0f)),
-            x.y * factor[row + 1] * exponential(fminf(sign * (at[(row + 1) * channel_rows<KEY>::ROW] - from), 0.0f)));
+        right[i] = pack(x.x * factor[row] * exponential(fminf(sign * (at[row * channel_rows<KEY>::ROW] - from), 0.0f)),
+                        x.y * factor[row + 1] *
+                            exponential(fminf(sign * (at[(row + 1) * channel_rows<KEY>::ROW] - from), 0.0f)));
     }
 }
 
@@ -155,8 +157,8 @@ static __device__ __forceinline__ void pairs_far(const delta_backward_run &run, 
                 query[i] = pack(q.x * past[0], q.y * past[1]);
                 const float *its =
                     gamma + (16 * block + lane / 4 + i / 2 * 8) * channel_rows<KEY>::ROW + channel + i % 2 * 8;
-                other[i] = pack(o.x * exponential(from[i % 2 * 8] - its[0]),
-                                o.y * exponential(from[i % 2 * 8 + 1] - its[1]));
+                other[i] =
+                    pack(o.x * exponential(from[i % 2 * 8] - its[0]), o.y * exponential(from[i % 2 * 8 + 1] - its[1]));
             }
             add_product(keys, key, other);
             add_product(keys + 4, key, other + 2);
@@ -223,9 +225,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     enum { ROW = channel_rows<KEY>::ROW, GAMMA_AT = base::STAGED + 2 * PANEL, PARTS = 2 * base::THREADS / KEY };
     enum { SUMS_AT = base::BYTES, WRITES_AT = SUMS_AT + PARTS * KEY * 4, BYTES = WRITES_AT + 4 * KEY * 4 };
 
-    __device__ __forceinline__ float *gamma() const {
-        return (float *)(shared + GAMMA_AT);
-    }
+    __device__ __forceinline__ float *gamma() const { return (float *)(shared + GAMMA_AT); }
 
     /* Sums over values of S D, each channel for itself: two channels and a part of the values a thread. */
     __device__ __forceinline__ void sum_states(const char *stage, bool first) {
@@ -252,8 +252,8 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
 #pragma unroll 1
             for (int k = 0; k < warp; k++) {
                 uint32_t left[4], right[4];
-                load_matrices<true>(left, turned + tile_at(16 * k + lane / 16 * 8 + lane % 8,
-                                                           first_row() / 8 + lane / 8 % 2));
+                load_matrices<true>(
+                    left, turned + tile_at(16 * k + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2));
                 load_faded<KEY>(right, shared + base::KEYS, g, k, block, first_row(), -1, norm);
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
@@ -342,8 +342,8 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int at = 4 * k + i, last = row_of() + i % 2 * 8 - group, column = column_of(at);
-                part[i] = pack(column <= last ? sign * pair[2 * at] : 0,
-                               column + 1 <= last ? sign * pair[2 * at + 1] : 0);
+                part[i] =
+                    pack(column <= last ? sign * pair[2 * at] : 0, column + 1 <= last ? sign * pair[2 * at + 1] : 0);
             }
             ENGINE::store_turned(shared + (group == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS), k, part);
         }
@@ -363,8 +363,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
                 const float *x = after + 8 * k + 2 * i;
                 const float one = sum_of_column(norm[0] * x[0] * low.x + norm[1] * x[2] * high.x),
                             two = sum_of_column(norm[0] * x[1] * low.y + norm[1] * x[3] * high.y);
-                if (threadIdx.x % 32 < 4)
-                    *(float2 *)(to + column_of(4 * k + i)) = make_float2(one, two);
+                if (threadIdx.x % 32 < 4) *(float2 *)(to + column_of(4 * k + i)) = make_float2(one, two);
             }
         }
     }
@@ -413,7 +412,8 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
         const int row = row_of();
         __syncthreads(); /* the slice may go */
         sum_channels<KEY>(run, chunk, head, gamma());
-        if (threadIdx.x < CHUNK) record[WRITE + threadIdx.x] = record[STRENGTH + threadIdx.x] * record[KEY_NORM + threadIdx.x];
+        if (threadIdx.x < CHUNK)
+            record[WRITE + threadIdx.x] = record[STRENGTH + threadIdx.x] * record[KEY_NORM + threadIdx.x];
         turn_pairs();
         __syncthreads();
         fade(sums, false, group == 0 ? run.scale : -1);
@@ -447,8 +447,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
 };
 
 template <class ENGINE, int KEY>
-static __global__ void __launch_bounds__(256, 1)
-    delta_channel_inside(const __grid_constant__ delta_backward_run run) {
+static __global__ void __launch_bounds__(256, 1) delta_channel_inside(const __grid_constant__ delta_backward_run run) {
     typedef inside_channel<ENGINE, KEY> kind;
     char *shared = block_memory();
     kind steps = {{run, shared, (typename kind::numbers *)(shared + kind::NUMBERS)}};

@@ -30,9 +30,9 @@ typedef struct ln_cuda_delta_backward_tensors {
     ln_cuda_tensor query, key, value; /* as the forward had them, like the next four */
     const float *beta, *decay;
     const float *state_in;
-    const int64_t *state_slots;       /* of state_in */
-    ln_cuda_tensor output_gradient;   /* [tokens, heads, value_size] */
-    const float *state_out_gradient;  /* [sequences, heads, key_size, value_size]; NULL: zeros */
+    const int64_t *state_slots;      /* of state_in */
+    ln_cuda_tensor output_gradient;  /* [tokens, heads, value_size] */
+    const float *state_out_gradient; /* [sequences, heads, key_size, value_size]; NULL: zeros */
     ln_cuda_tensor query_gradient, key_gradient, value_gradient;
     float *beta_gradient, *decay_gradient;
     float *state_in_gradient; /* [sequences, heads, key_size, value_size] */

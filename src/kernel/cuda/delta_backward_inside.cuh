@@ -60,13 +60,23 @@ static __device__ __forceinline__ void unnormalise(float (&sums)[KEY / 2], const
 
 template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside {
     enum { THREADS = 256, PANELS = KEY / 64 };
-    enum { OUTPUT = 0, VALUES = PANEL, RESIDUALS = 2 * PANEL, STATE = 3 * PANEL, GRADIENT = STATE + PANELS * PANEL,
-           STAGE = GRADIENT + PANELS * PANEL };
+    enum {
+        OUTPUT = 0,
+        VALUES = PANEL,
+        RESIDUALS = 2 * PANEL,
+        STATE = 3 * PANEL,
+        GRADIENT = STATE + PANELS * PANEL,
+        STAGE = GRADIENT + PANELS * PANEL
+    };
     /* With one stage the pairs' gradients lie where the last slice was. */
-    enum { KEYS = 0, QUERIES = PANELS * PANEL, STAGED = 2 * QUERIES,
-           TURNED_QUERIES = STAGES == 1 ? STAGED : STAGED + STAGES * STAGE,
-           TURNED_KEYS = TURNED_QUERIES + PANEL,
-           NUMBERS = STAGED + STAGES * STAGE + (STAGES == 1 ? 0 : 2 * PANEL) };
+    enum {
+        KEYS = 0,
+        QUERIES = PANELS * PANEL,
+        STAGED = 2 * QUERIES,
+        TURNED_QUERIES = STAGES == 1 ? STAGED : STAGED + STAGES * STAGE,
+        TURNED_KEYS = TURNED_QUERIES + PANEL,
+        NUMBERS = STAGED + STAGES * STAGE + (STAGES == 1 ? 0 : 2 * PANEL)
+    };
     struct numbers {
         float record[RECORD];
         float decay[2][64], column[2][4][64], after[64], beta[64], beta_value[64], state[8];
@@ -188,26 +198,23 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         }
         const float sign = group == 0 ? run.scale : -1;
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const int row = row_of() + i % 2 * 8, column = column_of(i), last = row - group;
-            const float2 other = *(const float2 *)(own->record + KEY_NORM + column);
-            float x[2];
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-                x[c] = column + c <= last ? sign * between(row, column + c) * pair[2 * i + c] : 0;
-            dots[2 * i] *= x[0] * other.x * norm[i % 2];
-            dots[2 * i + 1] *= x[1] * other.y * norm[i % 2];
-            sum[i % 2] += dots[2 * i] + dots[2 * i + 1];
-            x[0] *= strength[i % 2];
-            x[1] *= strength[i % 2];
-            left[i] = pack(x[0] * other.x, x[1] * other.y);
-            pair[2 * i] = x[0] * norm[i % 2];
-            pair[2 * i + 1] = x[1] * norm[i % 2];
-        }
-#pragma unroll
         for (int k = 0; k < 4; k++) {
             uint32_t turned[4];
-            round_sums(turned, pair + 8 * k);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = column_of(at), last = row - group;
+                const float2 other = *(const float2 *)(own->record + KEY_NORM + column);
+                float x[2];
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    x[c] = column + c <= last ? sign * between(row, column + c) * pair[2 * at + c] : 0;
+                    dots[2 * at + c] *= x[c] * (c ? other.y : other.x) * norm[i % 2];
+                    sum[i % 2] += dots[2 * at + c];
+                    x[c] *= strength[i % 2];
+                }
+                left[at] = pack(x[0] * other.x, x[1] * other.y);
+                turned[i] = pack(x[0] * norm[i % 2], x[1] * norm[i % 2]);
+            }
             ENGINE::store_turned(shared + (group == 0 ? TURNED_QUERIES : TURNED_KEYS), k, turned);
         }
 #pragma unroll

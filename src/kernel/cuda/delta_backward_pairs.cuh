@@ -183,8 +183,8 @@ static __global__ void __launch_bounds__(128) delta_pairs(const __grid_constant_
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 const int j = column + c;
-                const float between = exponential(fminf(record[GAMMA + row] - record[GAMMA + j], 0.0f)) *
-                                      record[KEY_NORM + j];
+                const float between =
+                    exponential(fminf(record[GAMMA + row] - record[GAMMA + j], 0.0f)) * record[KEY_NORM + j];
                 a[row * SOLVE_ROW + j] =
                     j < row ? record[STRENGTH + row] * record[KEY_NORM + row] * between * keys[2 * at + c] : 0;
                 weight[c] = j <= row ? run.scale * record[QUERY_NORM + row] * between * queries[2 * at + c] : 0;

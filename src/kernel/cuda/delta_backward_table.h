@@ -19,15 +19,15 @@ struct delta_backward_run {
     const int64_t *state_slots;
     /* The workspace. */
     const delta_backward_chunk *chunks;
-    const int *first_chunk;          /* [sequences + 1] */
-    char *pairs;                     /* of a chunk and head: T, P */
-    char *keys;                      /* K~, K^, Q~, of decays a channel */
-    char *states, *state_gradients;  /* of a chunk, head and 64 values: S^T before it, D^T after it */
-    char *values, *residuals;        /* V', R */
+    const int *first_chunk;         /* [sequences + 1] */
+    char *pairs;                    /* of a chunk and head: T, P */
+    char *keys;                     /* K~, K^, Q~, of decays a channel */
+    char *states, *state_gradients; /* of a chunk, head and 64 values: S^T before it, D^T after it */
+    char *values, *residuals;       /* V', R */
     float *records;
-    float *totals;                   /* of a block: sums over value heads */
-    void *narrowed;                  /* output gradients as bf16, where they came as float32 */
-    ln_cuda_tensor wide;             /* these */
+    float *totals;       /* of a block: sums over value heads */
+    void *narrowed;      /* output gradients as bf16, where they came as float32 */
+    ln_cuda_tensor wide; /* these */
     int64_t tokens;
     float scale;
     int chunk_count, sequences, heads, key_heads, group, slices, multiprocessors;

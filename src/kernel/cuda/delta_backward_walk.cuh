@@ -33,9 +33,7 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     int head, slice, sequence, first, end;
     float state[KEY / 2]; /* or its gradient; rows are values */
 
-    __device__ __forceinline__ int64_t place(int chunk) const {
-        return place_of(run, chunk, head);
-    }
+    __device__ __forceinline__ int64_t place(int chunk) const { return place_of(run, chunk, head); }
     __device__ __forceinline__ char *slice_of(char *panels, int chunk, int count) const {
         return panels + (place(chunk) * run.slices + slice) * count * PANEL;
     }
