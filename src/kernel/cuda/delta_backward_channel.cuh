@@ -222,6 +222,7 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
 template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, true> {
     typedef inside<ENGINE, KEY, 1, true> base;
     using base::chunk, base::group, base::own, base::pair, base::run, base::shared, base::sums, base::after;
+    using base::record, base::rows;
     enum { ROW = channel_rows<KEY>::ROW, GAMMA_AT = base::STAGED + 2 * PANEL, PARTS = 2 * base::THREADS / KEY };
     enum { SUMS_AT = base::BYTES, WRITES_AT = SUMS_AT + PARTS * KEY * 4, BYTES = WRITES_AT + 4 * KEY * 4 };
 
@@ -245,7 +246,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
      * gradients with readers as columns. */
     __device__ __forceinline__ void add_read(const char *turned) {
         const int lane = threadIdx.x % 32, warp = first_row() / 16, row = row_of();
-        const float *g = gamma(), *norm = own->record + KEY_NORM;
+        const float *g = gamma(), *norm = record + KEY_NORM;
 #pragma unroll
         for (int block = 0; block < KEY / 16; block++) {
             float part[8] = {}, *to = sums + 8 * block;
@@ -254,7 +255,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
                 uint32_t left[4], right[4];
                 load_matrices<true>(
                     left, turned + tile_at(16 * k + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2));
-                load_faded<KEY>(right, shared + base::KEYS, g, k, block, first_row(), -1, norm);
+                load_faded<KEY>(right, rows + base::KEYS, g, k, block, first_row(), -1, norm);
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
             }
@@ -271,7 +272,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
                     const int channel = 16 * block + i / 4 * 8 + lane % 4 * 2 + i % 2;
-                    to[i] += weight[i / 2 % 2] * element(shared + base::KEYS, j, channel) *
+                    to[i] += weight[i / 2 % 2] * element(rows + base::KEYS, j, channel) *
                              exponential(fminf(mine[i] - g[j * ROW + channel], 0.0f));
                 }
             }
@@ -281,7 +282,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     /* Tokens of this warp's rows as writers: adds to `after` what the tokens from them on read of them. */
     __device__ __forceinline__ void add_written(const char *queries, const char *keys) {
         const int lane = threadIdx.x % 32, warp = first_row() / 16, row = row_of(), last = first_row() + 15;
-        const float *g = gamma(), *query_norm = own->record + QUERY_NORM, *strength = own->record + WRITE;
+        const float *g = gamma(), *query_norm = record + QUERY_NORM, *strength = record + WRITE;
 #pragma unroll
         for (int block = 0; block < KEY / 16; block++) {
             float part[8] = {}, *to = after + 8 * block;
@@ -289,11 +290,11 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
             for (int k = warp + 1; k < 4; k++) {
                 uint32_t left[4], right[4];
                 load_step(left, queries, k);
-                load_faded<KEY>(right, shared + base::QUERIES, g, k, block, last, 1, query_norm);
+                load_faded<KEY>(right, rows + base::QUERIES, g, k, block, last, 1, query_norm);
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
                 load_step(left, keys, k);
-                load_faded<KEY>(right, shared + base::KEYS, g, k, block, last, 1, strength);
+                load_faded<KEY>(right, rows + base::KEYS, g, k, block, last, 1, strength);
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
             }
@@ -312,8 +313,8 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
                     const int channel = 16 * block + i / 4 * 8 + lane % 4 * 2 + i % 2;
-                    to[i] += (query[i / 2 % 2] * element(shared + base::QUERIES, r, channel) +
-                              key[i / 2 % 2] * element(shared + base::KEYS, r, channel)) *
+                    to[i] += (query[i / 2 % 2] * element(rows + base::QUERIES, r, channel) +
+                              key[i / 2 % 2] * element(rows + base::KEYS, r, channel)) *
                              exponential(fminf(g[r * ROW + channel] - mine[i], 0.0f));
                 }
             }
@@ -352,11 +353,11 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     /* Of the writers' part that goes through the state after the chunk: sums over tokens. */
     __device__ __forceinline__ void sum_writes() {
         float *to = (float *)(shared + WRITES_AT) + first_row() / 16 * KEY;
-        const float norm[2] = {own->record[KEY_NORM + row_of()], own->record[KEY_NORM + row_of() + 8]};
+        const float norm[2] = {record[KEY_NORM + row_of()], record[KEY_NORM + row_of() + 8]};
 #pragma unroll
         for (int k = 0; k < KEY / 16; k++) {
             uint32_t part[4];
-            load_step(part, shared + base::KEYS, k);
+            load_step(part, rows + base::KEYS, k);
 #pragma unroll
             for (int i = 0; i < 4; i += 2) {
                 const float2 low = unpack(part[i]), high = unpack(part[i + 1]);
@@ -397,7 +398,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
         if (thread >= KEY || !run.decay_gradient) return;
         float sum = 0;
         for (int part = 0; part < PARTS; part++) sum += sums_of[part * KEY + thread];
-        sum *= own->record[END + thread];
+        sum *= record[END + thread];
         for (int warp = 0; warp < 4; warp++) sum += writes[warp * KEY + thread];
 #pragma unroll 4
         for (int row = 63; row >= 0; row--) {
@@ -408,7 +409,6 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     }
 
     __device__ __forceinline__ void finish(int head) {
-        float *record = own->record;
         const int row = row_of();
         __syncthreads(); /* the slice may go */
         sum_channels<KEY>(run, chunk, head, gamma());
@@ -419,7 +419,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
         fade(sums, false, group == 0 ? run.scale : -1);
         add_read(shared + (group == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS));
         if (group == 1) {
-            const float2 dot = dot_rows<KEY>(sums, shared + base::KEYS);
+            const float2 dot = dot_rows<KEY>(sums, rows + base::KEYS);
             if (threadIdx.x % 4 == 0) {
                 own->beta[row] = dot.x * record[KEY_NORM + row];
                 own->beta[row + 8] = dot.y * record[KEY_NORM + row + 8];
@@ -437,10 +437,10 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
                 after[i] = sums[i] - write;
                 sums[i] += write;
             }
-            put_decays(after, shared + base::KEYS, record + KEY_NORM, false);
+            put_decays(after, rows + base::KEYS, record + KEY_NORM, false);
         }
         __syncthreads();
-        if (group == 0) put_decays(sums, shared + base::QUERIES, record + QUERY_NORM, true);
+        if (group == 0) put_decays(sums, rows + base::QUERIES, record + QUERY_NORM, true);
         __syncthreads();
         store_numbers(head);
     }
@@ -451,7 +451,8 @@ static __global__ void __launch_bounds__(256, 1) delta_channel_inside(const __gr
     typedef inside_channel<ENGINE, KEY> kind;
     char *shared = block_memory();
     kind steps = {{run, shared, (typename kind::numbers *)(shared + kind::NUMBERS)}};
-    take_chunks<kind, KEY>(steps);
+    steps.group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    steps.go(steps);
 }
 
 } // namespace ln

@@ -66,19 +66,21 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         RESIDUALS = 2 * PANEL,
         STATE = 3 * PANEL,
         GRADIENT = STATE + PANELS * PANEL,
-        STAGE = GRADIENT + PANELS * PANEL
+        FACTORS = GRADIENT + PANELS * PANEL,
+        STAGE = (FACTORS + RECORD * 4 + 1023) / 1024 * 1024
     };
-    /* With one stage the pairs' gradients lie where the last slice was. */
+    /* Keys and queries of this task and the next, the stages, and the pairs' gradients, which with one stage lie where
+     * the last slice was. */
     enum {
         KEYS = 0,
         QUERIES = PANELS * PANEL,
-        STAGED = 2 * QUERIES,
+        ROWS = 2 * QUERIES,
+        STAGED = (STAGES == 1 ? 1 : 2) * ROWS,
         TURNED_QUERIES = STAGES == 1 ? STAGED : STAGED + STAGES * STAGE,
         TURNED_KEYS = TURNED_QUERIES + PANEL,
         NUMBERS = STAGED + STAGES * STAGE + (STAGES == 1 ? 0 : 2 * PANEL)
     };
     struct numbers {
-        float record[RECORD];
         float decay[2][64], column[2][4][64], after[64], beta[64], beta_value[64], state[8];
     };
     enum { BYTES = NUMBERS + (int)sizeof(numbers) };
@@ -86,21 +88,37 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     const delta_backward_run &run;
     char *shared;
     numbers *own;
-    int index, key_head, group;
+    char *rows;    /* keys and queries of this task */
+    float *record; /* of this value head */
+    int key_head, group;
     delta_backward_chunk chunk;
     float pair[32];       /* dP or X */
     float sums[KEY / 2];  /* dO S^T or R S^T, then the gradient of query or key */
     float after[KEY / 2]; /* V' D^T */
     float state_sum;
 
-    __device__ __forceinline__ void load(int head, int slice, int stage) {
+    /* Steps of a block follow one another through its tasks: task blockIdx.x + n gridDim.x, member of the group, slice. */
+    __device__ __forceinline__ int task_of(int step) const {
+        return (int)blockIdx.x + step / (run.group * run.slices) * (int)gridDim.x;
+    }
+    __device__ __forceinline__ int rows_at(int step) const {
+        return STAGES == 1 ? 0 : step / (run.group * run.slices) % 2 * ROWS;
+    }
+    __device__ __forceinline__ void load(int step, int stage, const delta_backward_chunk &of) {
         char *to = shared + STAGED + stage * STAGE;
-        const int64_t place = place_of(run, index, head) * run.slices + slice;
-        copy_tokens<64, THREADS>(to + OUTPUT, run.output_gradient, head, slice * 64, chunk);
+        const int task = task_of(step), key = task % run.key_heads, slice = step % run.slices,
+                  head = value_head(run, key, step / run.slices % run.group);
+        const int64_t record_at = place_of(run, task / run.key_heads, head), place = record_at * run.slices + slice;
+        if (step % (run.group * run.slices) == 0) {
+            copy_tokens<KEY, THREADS>(shared + rows_at(step) + KEYS, run.key, key, 0, of);
+            copy_tokens<KEY, THREADS>(shared + rows_at(step) + QUERIES, run.query, key, 0, of);
+        }
+        copy_tokens<64, THREADS>(to + OUTPUT, run.output_gradient, head, slice * 64, of);
         copy_panels<THREADS>(to + VALUES, run.values + place * PANEL, PANEL);
         copy_panels<THREADS>(to + RESIDUALS, run.residuals + place * PANEL, PANEL);
         copy_panels<THREADS>(to + STATE, run.states + place * PANELS * PANEL, PANELS * PANEL);
         copy_panels<THREADS>(to + GRADIENT, run.state_gradients + place * PANELS * PANEL, PANELS * PANEL);
+        copy_panels<THREADS>(to + FACTORS, (const char *)(run.records + record_at * RECORD), RECORD * 4);
     }
     /* Four threads a row. */
     __device__ __forceinline__ const __nv_bfloat16 *value_row(int head, int slice) const {
@@ -132,7 +150,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     __device__ __forceinline__ void elementwise(const char *stage, int head, int slice, const uint4 (&value)[2],
                                                 bool first) {
         const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
-        const float beta = own->record[STRENGTH + row];
+        const float beta = record[STRENGTH + row];
         float dot = 0;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -174,26 +192,26 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 
     /* e^(gamma - gamma') and 1 / length of key j. */
     __device__ __forceinline__ float between(int i, int j) const {
-        return exponential(fminf(own->record[GAMMA + i] - own->record[GAMMA + j], 0.0f));
+        return exponential(fminf(record[GAMMA + i] - record[GAMMA + j], 0.0f));
     }
     /* Products of rows with keys. */
-    __device__ __forceinline__ void dot_pairs(float (&dots)[32], const char *rows) {
+    __device__ __forceinline__ void dot_pairs(float (&dots)[32], const char *own_rows) {
         uint32_t left[KEY / 4];
-        load_rows<KEY / 16>(left, rows);
-        ENGINE::template by_rows<64, KEY / 16, false>(dots, left, shared + KEYS);
+        load_rows<KEY / 16>(left, own_rows);
+        ENGINE::template by_rows<64, KEY / 16, false>(dots, left, rows + KEYS);
         ENGINE::template settle<0>(dots, left);
     }
 
     /* The gradient of pairs, M or Z, from dP or X: times norms it becomes `left`, for the gradient of the group's own
      * rows, and a turned tile, for that of the keys. What the pairs' own gradient adds to those of gamma and beta goes
-     * to decay, column and beta, beside `rows`. */
-    __device__ __forceinline__ void weigh(uint32_t (&left)[16], float2 rows) {
-        const float *own_norm = own->record + (group == 0 ? QUERY_NORM : KEY_NORM);
+     * to decay, column and beta, beside `states`. */
+    __device__ __forceinline__ void weigh(uint32_t (&left)[16], float2 states) {
+        const float *own_norm = record + (group == 0 ? QUERY_NORM : KEY_NORM);
         float dots[32], sum[2] = {0, 0}, strength[2], norm[2];
-        dot_pairs(dots, shared + (group == 0 ? QUERIES : KEYS));
+        dot_pairs(dots, rows + (group == 0 ? QUERIES : KEYS));
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            strength[r] = group == 0 ? 1 : own->record[STRENGTH + row_of() + 8 * r];
+            strength[r] = group == 0 ? 1 : record[STRENGTH + row_of() + 8 * r];
             norm[r] = own_norm[row_of() + 8 * r];
         }
         const float sign = group == 0 ? run.scale : -1;
@@ -203,7 +221,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = column_of(at), last = row - group;
-                const float2 other = *(const float2 *)(own->record + KEY_NORM + column);
+                const float2 other = *(const float2 *)(record + KEY_NORM + column);
                 float x[2];
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
@@ -227,8 +245,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         sum[0] = sum_of_row(sum[0]);
         sum[1] = sum_of_row(sum[1]);
         if (threadIdx.x % 4) return;
-        own->decay[group][row_of()] = strength[0] * sum[0] + rows.x;
-        own->decay[group][row_of() + 8] = strength[1] * sum[1] + rows.y;
+        own->decay[group][row_of()] = strength[0] * sum[0] + states.x;
+        own->decay[group][row_of() + 8] = strength[1] * sum[1] + states.y;
         if (group == 1) {
             own->beta[row_of()] += sum[0];
             own->beta[row_of() + 8] += sum[1];
@@ -242,7 +260,6 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 
     /* After the slices of a value head. */
     __device__ __forceinline__ void finish(int head) {
-        const float *record = own->record;
         const int row = row_of(), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         uint32_t left[16];
 #pragma unroll
@@ -250,20 +267,20 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         if (lane == 0) own->state[warp] = state_sum;
         if (STAGES == 1) __syncthreads(); /* the tiles of pairs lie where the slice was */
         const float past[2] = {exponential(record[GAMMA + row]), exponential(record[GAMMA + row + 8])};
-        float2 rows; /* what states before and after the chunk add to the gradient of gamma */
+        float2 states; /* what states before and after the chunk add to the gradient of gamma */
         if (group == 0) {
             scale_rows(sums, run.scale * past[0], run.scale * past[1]);
-            rows = dot_rows<KEY>(sums, shared + QUERIES);
-            rows = make_float2(rows.x * record[QUERY_NORM + row], rows.y * record[QUERY_NORM + row + 8]);
+            states = dot_rows<KEY>(sums, rows + QUERIES);
+            states = make_float2(states.x * record[QUERY_NORM + row], states.y * record[QUERY_NORM + row + 8]);
         } else {
             const float end = record[GAMMA + 63], beta[2] = {record[STRENGTH + row], record[STRENGTH + row + 8]},
                         norm[2] = {record[KEY_NORM + row], record[KEY_NORM + row + 8]};
             scale_rows(sums, past[0], past[1]);
             scale_rows(after, exponential(end - record[GAMMA + row]), exponential(end - record[GAMMA + row + 8]));
-            float2 read = dot_rows<KEY>(sums, shared + KEYS), write = dot_rows<KEY>(after, shared + KEYS);
+            float2 read = dot_rows<KEY>(sums, rows + KEYS), write = dot_rows<KEY>(after, rows + KEYS);
             read = make_float2(norm[0] * read.x, norm[1] * read.y);
             write = make_float2(norm[0] * write.x, norm[1] * write.y);
-            rows = make_float2(-beta[0] * read.x - write.x, -beta[1] * read.y - write.y);
+            states = make_float2(-beta[0] * read.x - write.x, -beta[1] * read.y - write.y);
             if (lane % 4 == 0) {
                 own->beta[row] = -read.x;
                 own->beta[row + 8] = -read.y;
@@ -275,18 +292,18 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             for (int i = 0; i < KEY / 2; i++) sums[i] += after[i];
         }
         ENGINE::template settle<0>(sums); /* nothing is put off: registers are short */
-        weigh(left, rows);
+        weigh(left, states);
         ENGINE::publish();
         __syncthreads();
-        ENGINE::template by_columns<KEY, 4, true>(sums, left, shared + KEYS);
+        ENGINE::template by_columns<KEY, 4, true>(sums, left, rows + KEYS);
         if (group == 0) {
             if (warp == 0) store_numbers(head);
         } else {
             uint32_t one[16], two[16];
             load_rows<4>(one, shared + TURNED_KEYS);
-            ENGINE::template by_columns<KEY, 4, true, true>(sums, one, shared + KEYS);
+            ENGINE::template by_columns<KEY, 4, true, true>(sums, one, rows + KEYS);
             load_rows<4>(two, shared + TURNED_QUERIES);
-            ENGINE::template by_columns<KEY, 4, true, true>(sums, two, shared + QUERIES);
+            ENGINE::template by_columns<KEY, 4, true, true>(sums, two, rows + QUERIES);
             ENGINE::template settle<0>(one, two);
         }
         ENGINE::template settle<0>(sums, left);
@@ -307,7 +324,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) write += __shfl_xor_sync(~0u, write, step);
         for (int i = 0; i < 8; i++) states += own->state[i];
-        if (lane == 31) decay[1] += write + states * own->record[END];
+        if (lane == 31) decay[1] += write + states * record[END];
         float sum = decay[0] + decay[1];
 #pragma unroll
         for (int step = 1; step < 32; step *= 2) {
@@ -328,14 +345,21 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 
     /* SELF: this, or what is made of it. */
     template <class SELF> __device__ __forceinline__ void go(SELF &self) {
-        const int steps = run.group * run.slices;
+        const int all = run.chunk_count * run.key_heads, each = run.group * run.slices,
+                  steps = (all - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x * each;
+        delta_backward_chunk ahead = run.chunks[task_of(0) / run.key_heads]; /* of the step to be loaded next */
+        chunk = ahead;
         for (int i = 0; i < STAGES - 1; i++) {
-            if (i < steps) load(value_head(run, key_head, i / run.slices), i % run.slices, i);
+            if (i < steps) load(i, i, ahead);
             copies_commit();
+            if (i + 1 < steps) ahead = run.chunks[task_of(i + 1) / run.key_heads];
         }
         for (int step = 0, stage = 0; step < steps; step++) {
-            const int slice = step % run.slices, head = value_head(run, key_head, step / run.slices),
-                      next = step + STAGES - 1;
+            const int task = task_of(step), slice = step % run.slices, next = step + STAGES - 1,
+                      member = step / run.slices % run.group;
+            if (step % each == 0) chunk = run.chunks[task / run.key_heads];
+            key_head = task % run.key_heads;
+            const int head = value_head(run, key_head, member);
             uint4 value[2] = {};
             if ((int)threadIdx.x / 4 < chunk.rows) {
                 const __nv_bfloat16 *from = value_row(head, slice);
@@ -344,29 +368,27 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             }
             if (STAGES == 1) {
                 __syncthreads();
-                load(head, slice, 0);
+                load(step, 0, chunk);
                 copies_commit();
             }
             copies_wait<STAGES == 1 ? 0 : STAGES - 2>();
             ENGINE::publish();
             __syncthreads();
-            if (slice == 0) /* its last readers passed the barrier above */
-                for (int i = threadIdx.x; i < RECORD; i += THREADS)
-                    own->record[i] = run.records[place_of(run, index, head) * RECORD + i];
             if (STAGES > 1) {
-                if (next < steps)
-                    load(value_head(run, key_head, next / run.slices), next % run.slices,
-                         stage == 0 ? STAGES - 1 : stage - 1);
+                if (next < steps) load(next, stage == 0 ? STAGES - 1 : stage - 1, ahead);
                 copies_commit();
+                if (next + 1 < steps) ahead = run.chunks[task_of(next + 1) / run.key_heads];
             }
+            const char *now = shared + STAGED + stage * STAGE;
+            rows = shared + rows_at(step);
+            record = (float *)(now + FACTORS);
             if (slice == 0) state_sum = 0;
-            products(shared + STAGED + stage * STAGE, slice == 0);
-            if (slice == 0) __syncthreads();
-            elementwise(shared + STAGED + stage * STAGE, head, slice, value, slice == 0);
-            if constexpr (CHANNEL) self.sum_states(shared + STAGED + stage * STAGE, slice == 0);
+            products(now, slice == 0);
+            elementwise(now, head, slice, value, slice == 0);
+            if constexpr (CHANNEL) self.sum_states(now, slice == 0);
             if (slice == run.slices - 1) {
                 self.finish(head);
-                total(step / run.slices);
+                total(member);
             }
             stage = stage == STAGES - 1 ? 0 : stage + 1;
         }
@@ -389,34 +411,20 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             return;
         }
         const ln_cuda_tensor &to = group == 0 ? run.query_gradient : run.key_gradient;
-        unnormalise<KEY>(sums, shared + (group == 0 ? QUERIES : KEYS),
-                         own->record + (group == 0 ? QUERY_NORM : KEY_NORM), run.normalise);
+        unnormalise<KEY>(sums, rows + (group == 0 ? QUERIES : KEYS),
+                         record + (group == 0 ? QUERY_NORM : KEY_NORM), run.normalise);
         if (to.data) store_gradient<KEY>(to, run.gradients_bf16, key_head, chunk, sums);
     }
 };
 
-/* Blocks stay and take chunk after chunk, so that sums over value heads need little room. */
-template <class STEPS, int KEY> static __device__ __forceinline__ void take_chunks(STEPS &steps) {
-    const delta_backward_run &run = steps.run;
-    steps.group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    for (int task = blockIdx.x; task < run.chunk_count * run.key_heads; task += gridDim.x) {
-        steps.index = task / run.key_heads;
-        steps.key_head = task % run.key_heads;
-        steps.chunk = run.chunks[steps.index];
-        __syncthreads();
-        copy_tokens<KEY, 256>(steps.shared + STEPS::KEYS, run.key, steps.key_head, 0, steps.chunk);
-        copy_tokens<KEY, 256>(steps.shared + STEPS::QUERIES, run.query, steps.key_head, 0, steps.chunk);
-        copies_commit();
-        steps.go(steps);
-    }
-}
-
+/* Blocks stay and take chunk after chunk: sums over value heads need little room, and copies never pause. */
 template <class ENGINE, int KEY, int STAGES>
 static __global__ void __launch_bounds__(256, 1) delta_inside(const __grid_constant__ delta_backward_run run) {
     typedef inside<ENGINE, KEY, STAGES> kind;
     char *shared = block_memory();
     kind steps = {run, shared, (typename kind::numbers *)(shared + kind::NUMBERS)};
-    take_chunks<kind, KEY>(steps);
+    steps.group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    steps.go(steps);
 }
 
 } // namespace ln
