@@ -52,14 +52,14 @@ static __device__ __forceinline__ int tile_at(int row, int piece) {
 }
 
 template <int THREADS> static __device__ __forceinline__ void copy_panels(char *to, const char *from, int bytes) {
-    for (int at = (int)threadIdx.x * 16; at < bytes; at += THREADS * 16) copy_piece(to + at, from + at, true);
+    for (int at = (int)threadIdx.x % THREADS * 16; at < bytes; at += THREADS * 16) copy_piece(to + at, from + at, true);
 }
 /* A chunk of one head's rows of SIZE elements; zeros after its last token. */
 template <int SIZE, int THREADS>
 static __device__ __forceinline__ void copy_tokens(char *to, const ln_cuda_tensor &from, int head, int column,
                                                    const delta_backward_chunk &chunk) {
     constexpr int pieces = SIZE / 8, step = THREADS / pieces; /* a multiple of 8 rows */
-    const int row = threadIdx.x / pieces, piece = threadIdx.x % pieces;
+    const int row = threadIdx.x % THREADS / pieces, piece = threadIdx.x % pieces;
     const __nv_bfloat16 *base = (const __nv_bfloat16 *)from.data + chunk.token * from.token_stride +
                                 head * from.head_stride + column + piece * 8;
     to += tile_at(row, piece);

@@ -97,7 +97,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     float after[KEY / 2]; /* V' D^T */
     float state_sum;
 
-    /* Steps of a block follow one another through its tasks: task blockIdx.x + n gridDim.x, member of the group, slice. */
+    /* Steps of a block follow one another through its tasks: task blockIdx.x + n gridDim.x, member of the group, slice.
+     */
     __device__ __forceinline__ int task_of(int step) const {
         return (int)blockIdx.x + step / (run.group * run.slices) * (int)gridDim.x;
     }
@@ -411,8 +412,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             return;
         }
         const ln_cuda_tensor &to = group == 0 ? run.query_gradient : run.key_gradient;
-        unnormalise<KEY>(sums, rows + (group == 0 ? QUERIES : KEYS),
-                         record + (group == 0 ? QUERY_NORM : KEY_NORM), run.normalise);
+        unnormalise<KEY>(sums, rows + (group == 0 ? QUERIES : KEYS), record + (group == 0 ? QUERY_NORM : KEY_NORM),
+                         run.normalise);
         if (to.data) store_gradient<KEY>(to, run.gradients_bf16, key_head, chunk, sums);
     }
 };

@@ -3,7 +3,8 @@
  *     A[i][j] = beta[i] e^(gamma[i] - gamma[j]) key[i] . key[j], j < i,   T = (1 + A)^-1
  *     P[i][j] = scale e^(gamma[i] - gamma[j]) query[i] . key[j], j <= i
  *
- * with gamma the sum of the decays up to a token. T is solved in float32, halves first:
+ * with gamma the sum of the decays up to a token. T is solved in float32, halves first, the rest
+ * as products of tf32:
  *
  *     T = [T1, 0; -T2 A21 T1, T2].
  *
@@ -28,6 +29,7 @@ static __device__ __forceinline__ float decay_of(float natural) {
 template <int KEY> static __device__ __forceinline__ float norm_of(const char *tile, bool normalise) {
     const int row = threadIdx.x / 2 % 64, half = threadIdx.x % 2;
     float square = 0;
+    if (!normalise) return 1;
     for (int piece = half; piece < KEY / 8; piece += 2) {
         const uint4 x = *(const uint4 *)(tile + tile_at(row, piece));
         const uint32_t words[4] = {x.x, x.y, x.z, x.w};
@@ -38,7 +40,7 @@ template <int KEY> static __device__ __forceinline__ float norm_of(const char *t
         }
     }
     square += __shfl_xor_sync(~0u, square, 1);
-    return normalise ? rsqrtf(square + 1e-6f) : 1;
+    return rsqrtf(square + 1e-6f);
 }
 
 /* ---- (1 + A)^-1 ---- */
@@ -49,36 +51,47 @@ static __device__ __forceinline__ void solve_half(float *a) {
     float column[32];
 #pragma unroll
     for (int i = 0; i < 32; i++) {
-        float sum = lane == i ? 1 : 0;
+        float sum[4] = {lane == i ? 1.0f : 0.0f, 0, 0, 0};
 #pragma unroll
         for (int m = 0; m < i; m += 4) {
             const float4 row = *(const float4 *)(a + i * SOLVE_ROW + m);
-            sum -= row.x * column[m];
-            if (m + 1 < i) sum -= row.y * column[m + 1];
-            if (m + 2 < i) sum -= row.z * column[m + 2];
-            if (m + 3 < i) sum -= row.w * column[m + 3];
+            sum[0] -= row.x * column[m];
+            if (m + 1 < i) sum[1] -= row.y * column[m + 1];
+            if (m + 2 < i) sum[2] -= row.z * column[m + 2];
+            if (m + 3 < i) sum[3] -= row.w * column[m + 3];
         }
-        column[i] = sum;
+        column[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 32; i++) a[i * SOLVE_ROW + lane] = column[i];
 }
 
-/* to = sign left * right, all 32 x 32. */
+/* Rounded to tf32, whose products leave the last 13 bits unread. */
+static __device__ __forceinline__ uint32_t rounded_tf32(float x) {
+    return __float_as_uint(x) + 0x1000;
+}
+
+/* to = sign left * right, all 32 x 32; a quarter a warp. */
 static __device__ __forceinline__ void multiply_halves(float *to, const float *left, const float *right, float sign) {
-    const int row = threadIdx.x / 4 % 32, column = threadIdx.x % 4 * 8;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = warp / 2 * 16 + lane / 4,
+              column = warp % 2 * 16;
     float sum[8] = {};
-#pragma unroll 4
-    for (int m = 0; m < 32; m++) {
-        const float x = left[row * SOLVE_ROW + m];
-        const float4 one = *(const float4 *)(right + m * SOLVE_ROW + column),
-                     two = *(const float4 *)(right + m * SOLVE_ROW + column + 4);
-        sum[0] += x * one.x, sum[1] += x * one.y, sum[2] += x * one.z, sum[3] += x * one.w;
-        sum[4] += x * two.x, sum[5] += x * two.y, sum[6] += x * two.z, sum[7] += x * two.w;
+#pragma unroll
+    for (int k = 0; k < 32; k += 8) {
+        const float *x = left + row * SOLVE_ROW + k + lane % 4,
+                    *y = right + (k + lane % 4) * SOLVE_ROW + column + lane / 4;
+        const uint32_t part[4] = {rounded_tf32(x[0]), rounded_tf32(x[8 * SOLVE_ROW]), rounded_tf32(x[4]),
+                                  rounded_tf32(x[8 * SOLVE_ROW + 4])};
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            const uint32_t other[2] = {rounded_tf32(y[8 * n]), rounded_tf32(y[8 * n + 4 * SOLVE_ROW])};
+            add_product_tf32(sum + 4 * n, part, other);
+        }
     }
 #pragma unroll
-    for (int i = 0; i < 8; i++) to[row * SOLVE_ROW + column + i] = sign * sum[i];
+    for (int i = 0; i < 8; i++)
+        to[(row + i / 2 % 2 * 8) * SOLVE_ROW + column + i / 4 * 8 + lane % 4 * 2 + i % 2] = sign * sum[i];
 }
 
 /* All 128 threads; `a` is spoiled. T goes to a panel as bf16. */
@@ -133,7 +146,7 @@ static __device__ __forceinline__ void sum_decays(const delta_backward_run &run,
 }
 
 template <class ENGINE, int KEY>
-static __global__ void __launch_bounds__(128) delta_pairs(const __grid_constant__ delta_backward_run run) {
+static __global__ void __launch_bounds__(128, 4) delta_pairs(const __grid_constant__ delta_backward_run run) {
     typedef pairs_shape<KEY> shape;
     char *shared = block_memory();
     float *record = (float *)(shared + shape::RECORDS);
@@ -162,12 +175,13 @@ static __global__ void __launch_bounds__(128) delta_pairs(const __grid_constant_
     }
     float keys[32], queries[32];
     {
-        uint32_t left[KEY / 4], other[KEY / 4];
+        uint32_t left[KEY / 4]; /* one after the other: registers are short */
         load_rows<KEY / 16>(left, shared + shape::KEYS);
         ENGINE::template by_rows<64, KEY / 16, false>(keys, left, shared + shape::KEYS);
-        load_rows<KEY / 16>(other, shared + shape::QUERIES);
-        ENGINE::template by_rows<64, KEY / 16, false>(queries, other, shared + shape::KEYS);
-        ENGINE::template settle<0>(keys, queries, left, other);
+        ENGINE::template settle<0>(keys, left);
+        load_rows<KEY / 16>(left, shared + shape::QUERIES);
+        ENGINE::template by_rows<64, KEY / 16, false>(queries, left, shared + shape::KEYS);
+        ENGINE::template settle<0>(queries, left);
     }
     __syncthreads(); /* the record is there; keys and queries may go */
 

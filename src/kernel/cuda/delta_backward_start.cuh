@@ -43,7 +43,7 @@ static ln_cuda_code delta_backward_start(const void *argument, void *stream) {
     if (!code && tasks)
         code = launch(kernels::pairs, dim3((unsigned)tasks), dim3(128), (int)kernels::PAIRS_BYTES, stream, run);
     if (!code)
-        code = launch(delta_walk<ENGINE, KEY, CHANNEL, WALK_STAGES>, dim3((unsigned)walks), dim3(128),
+        code = launch(delta_walk<ENGINE, KEY, CHANNEL, WALK_STAGES>, dim3((unsigned)walks), dim3(256),
                       (int)steps::BYTES, stream, run);
     if (!code && tasks)
         code = launch(kernels::chunk, dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)),

@@ -4,8 +4,9 @@
  *     backward:  R^T = (dO^T P + D^T K^^T) T,      D^T <- e^g D^T + dO^T Q~ - (beta R)^T K~
  *
  * With values as rows the state stays in accumulators from chunk to chunk, and every left operand is made of the
- * accumulators of the product before it: no warp waits for another, but for the copies. Copies run STAGES - 1 chunks
- * ahead. Invariant: a stage is filled again after the barrier that follows its last use. */
+ * accumulators of the product before it: the four warps that compute never wait for each other. Four more copy: chunks
+ * to come, STAGES - 1 ahead, and what the last chunk left in shared memory. All meet once a chunk. Invariant: between
+ * two meetings a stage, or a room for what is left, is either copied or computed with. */
 #ifndef LN_KERNEL_CUDA_DELTA_BACKWARD_WALK_CUH
 #define LN_KERNEL_CUDA_DELTA_BACKWARD_WALK_CUH
 
@@ -14,7 +15,7 @@
 namespace ln {
 
 template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
-    enum { THREADS = 128, PANELS = KEY / 64 };
+    enum { COPIERS = 128, THREADS = 128 + COPIERS, PANELS = KEY / 64 };
     /* Of a stage. */
     enum {
         KEYS_READ = 0,
@@ -26,7 +27,8 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         FACTORS = VALUES + PANEL,
         STAGE = (FACTORS + RECORD * 4 + 1023) / 1024 * 1024
     };
-    enum { STATE_OUT = STAGES * STAGE, VALUE_OUT = STATE_OUT + PANELS * PANEL, BYTES = VALUE_OUT + PANEL };
+    enum { STATE_OUT = 0, VALUE_OUT = PANELS * PANEL, OUT = VALUE_OUT + PANEL, ROOMS = STAGES == 1 ? 1 : 2 };
+    enum { LEFT = STAGES * STAGE, BYTES = LEFT + ROOMS * OUT };
 
     const delta_backward_run &run;
     char *shared;
@@ -43,14 +45,14 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         const delta_backward_chunk c = run.chunks[chunk];
         const int64_t at = place(chunk);
         if (CHANNEL) {
-            copy_panels<THREADS>(to, run.keys + at * 3 * PANELS * PANEL, (BACKWARD ? 3 : 2) * PANELS * PANEL);
+            copy_panels<COPIERS>(to, run.keys + at * 3 * PANELS * PANEL, (BACKWARD ? 3 : 2) * PANELS * PANEL);
         } else {
-            copy_tokens<KEY, THREADS>(to + KEYS_READ, run.key, key_head_of(run, head), 0, c);
-            if (BACKWARD) copy_tokens<KEY, THREADS>(to + QUERIES, run.query, key_head_of(run, head), 0, c);
+            copy_tokens<KEY, COPIERS>(to + KEYS_READ, run.key, key_head_of(run, head), 0, c);
+            if (BACKWARD) copy_tokens<KEY, COPIERS>(to + QUERIES, run.query, key_head_of(run, head), 0, c);
         }
-        copy_panels<THREADS>(to + INVERSE, run.pairs + at * 2 * PANEL, (BACKWARD ? 2 : 1) * PANEL);
-        copy_tokens<64, THREADS>(to + VALUES, BACKWARD ? run.output_gradient : run.value, head, slice * 64, c);
-        copy_panels<THREADS>(to + FACTORS, (const char *)(run.records + at * RECORD), RECORD * 4);
+        copy_panels<COPIERS>(to + INVERSE, run.pairs + at * 2 * PANEL, (BACKWARD ? 2 : 1) * PANEL);
+        copy_tokens<64, COPIERS>(to + VALUES, BACKWARD ? run.output_gradient : run.value, head, slice * 64, c);
+        copy_panels<COPIERS>(to + FACTORS, (const char *)(run.records + at * RECORD), RECORD * 4);
     }
 
     /* States lie as [key][value]. */
@@ -72,33 +74,25 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         return (slot * run.heads + head) * KEY * run.slices * 64;
     }
 
-    /* Each warp copies what it wrote itself. */
-    __device__ __forceinline__ void keep_state(const uint32_t (&left)[KEY / 4], char *to) {
-        char *from = shared + STATE_OUT;
+    __device__ __forceinline__ void leave_state(const uint32_t (&left)[KEY / 4], char *room) {
 #pragma unroll
-        for (int k = 0; k < KEY / 16; k++) ENGINE::store_step(from, k, *(const uint32_t(*)[4])(left + 4 * k));
-        __syncwarp();
-#pragma unroll
-        for (int p = 0; p < PANELS; p++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int at = p * PANEL + first_row() * 128 + i * 512 + (int)threadIdx.x % 32 * 16;
-                *(uint4 *)(to + at) = *(const uint4 *)(from + at);
-            }
-        __syncwarp();
+        for (int k = 0; k < KEY / 16; k++)
+            ENGINE::store_step(room + STATE_OUT, k, *(const uint32_t(*)[4])(left + 4 * k));
     }
-    __device__ __forceinline__ void keep_values(const uint32_t (&rounded)[16], char *to) {
-        char *from = shared + VALUE_OUT;
-        const int lane = threadIdx.x % 32;
+    __device__ __forceinline__ void leave_values(const uint32_t (&rounded)[16], char *room) {
 #pragma unroll
-        for (int k = 0; k < 4; k++) ENGINE::store_turned(from, k, *(const uint32_t(*)[4])(rounded + 4 * k));
-        __syncwarp();
+        for (int k = 0; k < 4; k++) ENGINE::store_turned(room + VALUE_OUT, k, *(const uint32_t(*)[4])(rounded + 4 * k));
+    }
+    template <bool BACKWARD> __device__ __forceinline__ void take(int chunk, const char *room) {
+        char *state_to = slice_of(BACKWARD ? run.state_gradients : run.states, chunk, PANELS),
+             *value_to = slice_of(BACKWARD ? run.residuals : run.values, chunk, 1);
+        const int from = (int)threadIdx.x % COPIERS * 16;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int at = tile_at(i * 16 + lane / 2, first_row() / 8 + lane % 2);
-            *(uint4 *)(to + at) = *(const uint4 *)(from + at);
-        }
-        __syncwarp();
+        for (int at = 0; at < PANELS * PANEL; at += COPIERS * 16)
+            *(uint4 *)(state_to + from + at) = *(const uint4 *)(room + STATE_OUT + from + at);
+#pragma unroll
+        for (int at = 0; at < PANEL; at += COPIERS * 16)
+            *(uint4 *)(value_to + from + at) = *(const uint4 *)(room + VALUE_OUT + from + at);
     }
 
     __device__ __forceinline__ void fade(const float *factors) {
@@ -111,14 +105,14 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         }
     }
 
-    __device__ __forceinline__ void forward(int chunk, const char *stage) {
+    __device__ __forceinline__ void forward(const char *stage, char *room) {
         const float *factors = (const float *)(stage + FACTORS);
         uint32_t left[KEY / 4], value[16], right[16];
         float read[32];
         round_sums(left, state);
         ENGINE::template by_rows<64, KEY / 16, false>(read, left, stage + KEYS_READ);
         load_turned(value, stage + VALUES);
-        keep_state(left, slice_of(run.states, chunk, PANELS));
+        leave_state(left, room);
         ENGINE::template settle<0>(read, left);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
@@ -132,11 +126,11 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         round_columns(right, read, factors + WRITE);
         ENGINE::template by_columns<KEY, 4, true>(state, right, stage + KEYS_WRITE);
         round_sums(value, read);
-        keep_values(value, slice_of(run.values, chunk, 1));
+        leave_values(value, room);
         ENGINE::template settle<0>(state, right);
     }
 
-    __device__ __forceinline__ void backward(int chunk, const char *stage) {
+    __device__ __forceinline__ void backward(const char *stage, char *room) {
         const float *factors = (const float *)(stage + FACTORS);
         uint32_t left[KEY / 4], output[16], right[16], rounded[16];
         float write[32], weighed[32];
@@ -144,7 +138,7 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         load_turned(output, stage + VALUES);
         ENGINE::template by_rows<64, KEY / 16, false>(write, left, stage + KEYS_WRITE);
         ENGINE::template by_columns<64, 4, false>(weighed, output, stage + WEIGHTS);
-        keep_state(left, slice_of(run.state_gradients, chunk, PANELS));
+        leave_state(left, room);
         fade(factors);
         ENGINE::template settle<0>(write, weighed, left, output);
 #pragma unroll
@@ -168,55 +162,75 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
             right[i] = pack(-beta.x * by.x * write[2 * i], -beta.y * by.y * write[2 * i + 1]);
         }
         ENGINE::template by_columns<KEY, 4, true, true>(state, right, stage + KEYS_READ);
-        keep_values(rounded, slice_of(run.residuals, chunk, 1));
+        leave_values(rounded, room);
         ENGINE::template settle<0>(state, output, right);
     }
 
-    template <bool BACKWARD> __device__ __forceinline__ void go() {
+    template <bool BACKWARD> __device__ __forceinline__ int chunk_of(int step) const {
+        return BACKWARD ? end - 1 - step : first + step;
+    }
+    __device__ __forceinline__ char *room_of(int step) {
+        return shared + LEFT + step % ROOMS * OUT;
+    }
+
+    template <bool BACKWARD> __device__ __forceinline__ void copy() {
         const int count = end - first;
-        if (STAGES > 1)
-            for (int i = 0; i < STAGES - 1; i++) {
-                if (i < count) load<BACKWARD>(BACKWARD ? end - 1 - i : first + i, i);
-                copies_commit();
-            }
-        for (int i = 0, stage = 0; i < count; i++) {
-            const int chunk = BACKWARD ? end - 1 - i : first + i, next = i + STAGES - 1;
-            if (STAGES == 1) {
-                __syncthreads();
-                load<BACKWARD>(chunk, 0);
-                copies_commit();
-            }
-            copies_wait<STAGES == 1 ? 0 : STAGES - 2>();
-            ENGINE::publish();
-            __syncthreads();
+        for (int i = 0; i < STAGES - 1; i++) {
+            if (i < count) load<BACKWARD>(chunk_of<BACKWARD>(i), i);
+            copies_commit();
+        }
+        for (int i = 0, stage = STAGES - 1; i <= count; i++) {
+            const int next = i + STAGES - 1;
             if (STAGES > 1) {
-                if (next < count)
-                    load<BACKWARD>(BACKWARD ? end - 1 - next : first + next, stage == 0 ? STAGES - 1 : stage - 1);
-                copies_commit();
+                copies_wait<STAGES == 1 ? 0 : STAGES - 2>();
+                ENGINE::publish();
             }
+            __syncthreads();
+            if (next < count) load<BACKWARD>(chunk_of<BACKWARD>(next), stage);
+            copies_commit();
+            if (i > 0) take<BACKWARD>(chunk_of<BACKWARD>(i - 1), room_of(i - 1));
+            if (STAGES == 1) {
+                copies_wait<0>();
+                ENGINE::publish();
+                __syncthreads();
+            }
+            stage = stage == STAGES - 1 ? 0 : stage + 1;
+        }
+    }
+    template <bool BACKWARD> __device__ __forceinline__ void compute() {
+        const int count = end - first;
+        for (int i = 0, stage = 0; i <= count; i++) {
+            __syncthreads();
+            if (STAGES == 1) __syncthreads();
+            if (i == count) break;
             if (BACKWARD)
-                backward(chunk, shared + stage * STAGE);
+                backward(shared + stage * STAGE, room_of(i));
             else
-                forward(chunk, shared + stage * STAGE);
+                forward(shared + stage * STAGE, room_of(i));
             stage = stage == STAGES - 1 ? 0 : stage + 1;
         }
     }
 };
 
 template <class ENGINE, int KEY, bool CHANNEL, int STAGES>
-static __global__ void __launch_bounds__(128, 1) delta_walk(const __grid_constant__ delta_backward_run run) {
+static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constant__ delta_backward_run run) {
     typedef walk<ENGINE, KEY, CHANNEL, STAGES> steps;
     const int task = blockIdx.x / 2, slice = task % run.slices, head = task / run.slices % run.heads,
               sequence = task / run.slices / run.heads;
     steps w = {run, block_memory(), head, slice, sequence, run.first_chunk[sequence], run.first_chunk[sequence + 1]};
-    if (blockIdx.x % 2 == 0) {
+    if (threadIdx.x >= 128) {
+        if (blockIdx.x % 2 == 0)
+            w.template copy<true>();
+        else
+            w.template copy<false>();
+    } else if (blockIdx.x % 2 == 0) {
         w.state_from(run.state_out_gradient ? run.state_out_gradient + w.state_place(sequence) : nullptr);
-        w.template go<true>();
+        w.template compute<true>();
         if (run.state_in_gradient) w.state_to(run.state_in_gradient + w.state_place(sequence));
     } else {
         const int64_t slot = run.state_slots ? run.state_slots[sequence] : sequence;
         w.state_from(run.state_in ? run.state_in + w.state_place(slot) : nullptr);
-        w.template go<false>();
+        w.template compute<false>();
     }
 }
 
