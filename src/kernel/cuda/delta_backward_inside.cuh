@@ -1,7 +1,8 @@
 /* What is left of each chunk when its tokens have one decay; a block takes a chunk and a key head, and the value heads
  * that share it one after the other. Keys and queries are divided by their lengths where that is asked for.
  *
- * Of two groups of four warps the first has the queries, the second the keys:
+ * Groups of four warps have the queries or the keys, and 64 channels of their gradients each. Of pairs of tokens they
+ * share the columns, which meet in shared memory:
  *
  *     dP = dO V'^T,   dQ = scale e^gamma dO S^T + M K,          M = scale e^(gamma - gamma) dP, j <= i
  *     X = R V'^T,     dK = -beta e^gamma R S^T + e^(end - gamma) V' D^T + Z K + Z^T K + M^T Q,
@@ -17,17 +18,16 @@
 
 namespace ln {
 
-/* A row's gradient in registers, to bf16 or float32. */
-template <int KEY>
-static __device__ __forceinline__ void store_gradient(const ln_cuda_tensor &to, bool narrow, int head,
-                                                      const delta_backward_chunk &chunk, const float (&sums)[KEY / 2]) {
+/* 64 columns of a gradient in registers, to bf16 or float32. */
+static __device__ __forceinline__ void store_gradient(const ln_cuda_tensor &to, bool narrow, int head, int first,
+                                                      const delta_backward_chunk &chunk, const float (&sums)[32]) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int row = row_of() + 8 * r;
         if (row >= chunk.rows) continue;
-        const int64_t base = (chunk.token + row) * to.token_stride + head * to.head_stride;
+        const int64_t base = (chunk.token + row) * to.token_stride + head * to.head_stride + first;
 #pragma unroll
-        for (int i = r; i < KEY / 4; i += 2) {
+        for (int i = r; i < 16; i += 2) {
             if (narrow)
                 *(uint32_t *)((__nv_bfloat16 *)to.data + base + column_of(i)) = pack(sums[2 * i], sums[2 * i + 1]);
             else
@@ -36,30 +36,8 @@ static __device__ __forceinline__ void store_gradient(const ln_cuda_tensor &to, 
     }
 }
 
-/* From the gradient of x / length, or of x, to that of x; `tile` holds x. */
-template <int KEY>
-static __device__ __forceinline__ void unnormalise(float (&sums)[KEY / 2], const char *tile, const float *norm,
-                                                   bool normalise) {
-    if (!normalise) return;
-    const float2 dot = dot_rows<KEY>(sums, tile);
-    const float n[2] = {norm[row_of()], norm[row_of() + 8]};
-    const float along[2] = {dot.x * n[0] * n[0], dot.y * n[1] * n[1]};
-#pragma unroll
-    for (int k = 0; k < KEY / 16; k++) {
-        uint32_t part[4];
-        load_step(part, tile, k);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float2 x = unpack(part[i]);
-            float *to = sums + 8 * k + 2 * i;
-            to[0] = n[i % 2] * (to[0] - along[i % 2] * x.x);
-            to[1] = n[i % 2] * (to[1] - along[i % 2] * x.y);
-        }
-    }
-}
-
 template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside {
-    enum { THREADS = 256, PANELS = KEY / 64 };
+    enum { PANELS = KEY / 64, GROUPS = 2 * PANELS, THREADS = 128 * GROUPS, COLUMNS = 64 / PANELS /* of pairs */ };
     enum {
         OUTPUT = 0,
         VALUES = PANEL,
@@ -78,10 +56,13 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         STAGED = (STAGES == 1 ? 1 : 2) * ROWS,
         TURNED_QUERIES = STAGES == 1 ? STAGED : STAGED + STAGES * STAGE,
         TURNED_KEYS = TURNED_QUERIES + PANEL,
-        NUMBERS = STAGED + STAGES * STAGE + (STAGES == 1 ? 0 : 2 * PANEL)
+        PLAIN_QUERIES = TURNED_KEYS + PANEL,
+        PLAIN_KEYS = PLAIN_QUERIES + PANEL,
+        NUMBERS = STAGED + STAGES * STAGE + (STAGES == 1 ? 0 : 4 * PANEL)
     };
     struct numbers {
-        float decay[2][64], column[2][4][64], after[64], beta[64], beta_value[64], state[8];
+        float decay[GROUPS][64], column[2][4][64], after[PANELS][64], beta[PANELS][64], along[GROUPS][64];
+        float beta_value[64], state[THREADS / 32];
     };
     enum { BYTES = NUMBERS + (int)sizeof(numbers) };
 
@@ -90,12 +71,14 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     numbers *own;
     char *rows;    /* keys and queries of this task */
     float *record; /* of this value head */
-    int key_head, group;
+    int key_head;
+    int role, half; /* of this group of warps: queries or keys; which columns of pairs and panel of channels */
     delta_backward_chunk chunk;
-    float pair[32];       /* dP or X */
-    float sums[KEY / 2];  /* dO S^T or R S^T, then the gradient of query or key */
-    float after[KEY / 2]; /* V' D^T */
+    float pair[COLUMNS / 2]; /* dP or X */
+    float sums[32];          /* dO S^T or R S^T, then the gradient of query or key */
+    float after[32];         /* V' D^T */
     float state_sum;
+    uint32_t left[16], values[16];
 
     /* Steps of a block follow one another through its tasks: task blockIdx.x + n gridDim.x, member of the group, slice.
      */
@@ -121,44 +104,44 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         copy_panels<THREADS>(to + GRADIENT, run.state_gradients + place * PANELS * PANEL, PANELS * PANEL);
         copy_panels<THREADS>(to + FACTORS, (const char *)(run.records + record_at * RECORD), RECORD * 4);
     }
-    /* Four threads a row. */
-    __device__ __forceinline__ const __nv_bfloat16 *value_row(int head, int slice) const {
-        const int row = threadIdx.x / 4;
-        return (const __nv_bfloat16 *)run.value.data + (chunk.token + row) * run.value.token_stride +
-               head * run.value.head_stride + slice * 64 + threadIdx.x % 4 * 8;
+    /* Values are read by 2 GROUPS threads a row. */
+    enum { LANES = 2 * GROUPS, PIECES = 8 / LANES };
+    __device__ __forceinline__ void load_values(uint4 (&value)[PIECES], int head, int slice) const {
+        const int row = threadIdx.x / LANES;
+        const __nv_bfloat16 *from = (const __nv_bfloat16 *)run.value.data +
+                                    (chunk.token + row) * run.value.token_stride + head * run.value.head_stride +
+                                    slice * 64 + threadIdx.x % LANES * 8;
+#pragma unroll
+        for (int p = 0; p < PIECES; p++)
+            value[p] = row < chunk.rows ? *(const uint4 *)(from + p * LANES * 8) : make_uint4(0, 0, 0, 0);
     }
 
-    __device__ __forceinline__ void products(const char *stage, bool first) {
-        uint32_t left[16];
+    __device__ __forceinline__ void start_products(const char *stage, bool first) {
         if (first) {
             clear(pair);
             clear(sums);
             clear(after);
         }
-        load_rows<4>(left, stage + (group == 0 ? OUTPUT : RESIDUALS));
-        ENGINE::template by_rows<64, 4, true>(pair, left, stage + VALUES);
-        ENGINE::template by_columns<KEY, 4, true>(sums, left, stage + STATE);
-        if (group == 1) {
-            uint32_t values[16];
-            load_rows<4>(values, stage + VALUES);
-            ENGINE::template by_columns<KEY, 4, true>(after, values, stage + GRADIENT);
-            ENGINE::template settle<0>(after, values);
-        }
-        ENGINE::template settle<0>(pair, sums, left);
+        load_rows<4>(left, stage + (role == 0 ? OUTPUT : RESIDUALS));
+        ENGINE::template by_rows<COLUMNS, 4, true>(pair, left, stage + VALUES + half * COLUMNS * 128);
+        ENGINE::template by_columns<64, 4, true>(sums, left, stage + STATE + half * PANEL);
+        if (role == 0) return;
+        load_rows<4>(values, stage + VALUES);
+        ENGINE::template by_columns<64, 4, true>(after, values, stage + GRADIENT + half * PANEL);
     }
 
     /* dV = beta R; R V for the gradient of beta; S D for that of the decay. */
-    __device__ __forceinline__ void elementwise(const char *stage, int head, int slice, const uint4 (&value)[2],
+    __device__ __forceinline__ void elementwise(const char *stage, int head, int slice, const uint4 (&value)[PIECES],
                                                 bool first) {
-        const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
+        const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
         const float beta = record[STRENGTH + row];
         float dot = 0;
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const int piece = quarter + 4 * h;
+        for (int p = 0; p < PIECES; p++) {
+            const int piece = lane + p * LANES;
             const uint4 residual = *(const uint4 *)(stage + RESIDUALS + tile_at(row, piece));
             const uint32_t r[4] = {residual.x, residual.y, residual.z, residual.w},
-                           v[4] = {value[h].x, value[h].y, value[h].z, value[h].w};
+                           v[4] = {value[p].x, value[p].y, value[p].z, value[p].w};
             float out[8];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -178,14 +161,17 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
                 to[1] = make_float4(out[4], out[5], out[6], out[7]);
             }
         }
-        dot = sum_of_row(dot);
-        if (quarter == 0) own->beta_value[row] = first ? dot : own->beta_value[row] + dot;
-        for (int at = (int)threadIdx.x * 16; at < PANELS * PANEL && !CHANNEL; at += THREADS * 16) {
+#pragma unroll
+        for (int step = 1; step < LANES; step *= 2) dot += __shfl_xor_sync(~0u, dot, step);
+        if (lane == 0) own->beta_value[row] = first ? dot : own->beta_value[row] + dot;
+#pragma unroll
+        for (int i = 0; i < (CHANNEL ? 0 : PANELS * PANEL / 16 / THREADS); i++) {
+            const int at = ((int)threadIdx.x + i * THREADS) * 16;
             const uint4 s = *(const uint4 *)(stage + STATE + at), d = *(const uint4 *)(stage + GRADIENT + at);
             const uint32_t one[4] = {s.x, s.y, s.z, s.w}, two[4] = {d.x, d.y, d.z, d.w};
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float2 x = unpack(one[i]), y = unpack(two[i]);
+            for (int j = 0; j < 4; j++) {
+                const float2 x = unpack(one[j]), y = unpack(two[j]);
                 state_sum += x.x * y.x + x.y * y.y;
             }
         }
@@ -195,33 +181,32 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     __device__ __forceinline__ float between(int i, int j) const {
         return exponential(fminf(record[GAMMA + i] - record[GAMMA + j], 0.0f));
     }
-    /* Products of rows with keys. */
-    __device__ __forceinline__ void dot_pairs(float (&dots)[32], const char *own_rows) {
-        uint32_t left[KEY / 4];
-        load_rows<KEY / 16>(left, own_rows);
-        ENGINE::template by_rows<64, KEY / 16, false>(dots, left, rows + KEYS);
-        ENGINE::template settle<0>(dots, left);
-    }
-
-    /* The gradient of pairs, M or Z, from dP or X: times norms it becomes `left`, for the gradient of the group's own
-     * rows, and a turned tile, for that of the keys. What the pairs' own gradient adds to those of gamma and beta goes
-     * to decay, column and beta, beside `states`. */
-    __device__ __forceinline__ void weigh(uint32_t (&left)[16], float2 states) {
-        const float *own_norm = record + (group == 0 ? QUERY_NORM : KEY_NORM);
-        float dots[32], sum[2] = {0, 0}, strength[2], norm[2];
-        dot_pairs(dots, rows + (group == 0 ? QUERIES : KEYS));
+    /* The gradient of pairs, M or Z, from dP or X: times norms it goes to a tile, for the gradient of the group's own
+     * rows, and to a turned one, for that of the keys. What the pairs' own gradient adds to those of gamma and beta
+     * goes to decay, column and beta, beside `states`. */
+    __device__ __forceinline__ void weigh(float2 states) {
+        const char *own_rows = rows + (role == 0 ? QUERIES : KEYS);
+        const float *own_norm = record + (role == 0 ? QUERY_NORM : KEY_NORM);
+        const int first = half * COLUMNS;
+        float dots[COLUMNS / 2], sum[2] = {0, 0}, strength[2], norm[2];
+        {
+            uint32_t all[KEY / 4];
+            load_rows<KEY / 16>(all, own_rows);
+            ENGINE::template by_rows<COLUMNS, KEY / 16, false>(dots, all, rows + KEYS + first * 128);
+            ENGINE::template settle<0>(dots, all);
+        }
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            strength[r] = group == 0 ? 1 : record[STRENGTH + row_of() + 8 * r];
+            strength[r] = role == 0 ? 1 : record[STRENGTH + row_of() + 8 * r];
             norm[r] = own_norm[row_of() + 8 * r];
         }
-        const float sign = group == 0 ? run.scale : -1;
+        const float sign = role == 0 ? run.scale : -1;
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            uint32_t turned[4];
+        for (int k = 0; k < COLUMNS / 16; k++) {
+            uint32_t plain[4], turned[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = column_of(at), last = row - group;
+                const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = first + column_of(at), last = row - role;
                 const float2 other = *(const float2 *)(record + KEY_NORM + column);
                 float x[2];
 #pragma unroll
@@ -231,85 +216,99 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
                     sum[i % 2] += dots[2 * at + c];
                     x[c] *= strength[i % 2];
                 }
-                left[at] = pack(x[0] * other.x, x[1] * other.y);
+                plain[i] = pack(x[0] * other.x, x[1] * other.y);
                 turned[i] = pack(x[0] * norm[i % 2], x[1] * norm[i % 2]);
             }
-            ENGINE::store_turned(shared + (group == 0 ? TURNED_QUERIES : TURNED_KEYS), k, turned);
+            ENGINE::store_step(shared + (role == 0 ? PLAIN_QUERIES : PLAIN_KEYS), first / 16 + k, plain);
+            ENGINE::store_turned(shared + (role == 0 ? TURNED_QUERIES : TURNED_KEYS), first / 16 + k, turned);
         }
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < COLUMNS / 8; j++) {
             const float low = sum_of_column(strength[0] * dots[4 * j] + strength[1] * dots[4 * j + 2]),
                         high = sum_of_column(strength[0] * dots[4 * j + 1] + strength[1] * dots[4 * j + 3]);
             if (threadIdx.x % 32 < 4)
-                *(float2 *)(own->column[group][threadIdx.x / 32 % 4] + column_of(2 * j)) = make_float2(low, high);
+                *(float2 *)(own->column[role][threadIdx.x / 32 % 4] + first + column_of(2 * j)) =
+                    make_float2(low, high);
         }
         sum[0] = sum_of_row(sum[0]);
         sum[1] = sum_of_row(sum[1]);
         if (threadIdx.x % 4) return;
-        own->decay[group][row_of()] = strength[0] * sum[0] + states.x;
-        own->decay[group][row_of() + 8] = strength[1] * sum[1] + states.y;
-        if (group == 1) {
-            own->beta[row_of()] += sum[0];
-            own->beta[row_of() + 8] += sum[1];
+        float *decay = own->decay[2 * half + role];
+        decay[row_of()] = strength[0] * sum[0] + states.x;
+        decay[row_of() + 8] = strength[1] * sum[1] + states.y;
+        if (role == 1) {
+            own->beta[half][row_of()] += sum[0];
+            own->beta[half][row_of() + 8] += sum[1];
         }
     }
 
-    __device__ __forceinline__ void scale_rows(float (&x)[KEY / 2], float low, float high) {
+    static __device__ __forceinline__ void scale_rows(float (&x)[32], float low, float high) {
 #pragma unroll
-        for (int i = 0; i < KEY / 2; i++) x[i] *= i / 2 % 2 ? high : low;
+        for (int i = 0; i < 32; i++) x[i] *= i / 2 % 2 ? high : low;
+    }
+
+    /* sums and after times their decays; for the keys, their sum goes to sums. What states before and after the chunk
+     * add to the gradient of gamma. */
+    __device__ __forceinline__ float2 weigh_states() {
+        const int row = row_of();
+        const float past[2] = {exponential(record[GAMMA + row]), exponential(record[GAMMA + row + 8])};
+        if (role == 0) {
+            scale_rows(sums, run.scale * past[0], run.scale * past[1]);
+            const float2 dot = dot_rows<64>(sums, rows + QUERIES + half * PANEL);
+            return make_float2(dot.x * record[QUERY_NORM + row], dot.y * record[QUERY_NORM + row + 8]);
+        }
+        const float end = record[GAMMA + 63], beta[2] = {record[STRENGTH + row], record[STRENGTH + row + 8]},
+                    norm[2] = {record[KEY_NORM + row], record[KEY_NORM + row + 8]};
+        scale_rows(sums, past[0], past[1]);
+        scale_rows(after, exponential(end - record[GAMMA + row]), exponential(end - record[GAMMA + row + 8]));
+        float2 read = dot_rows<64>(sums, rows + KEYS + half * PANEL),
+               write = dot_rows<64>(after, rows + KEYS + half * PANEL);
+        read = make_float2(norm[0] * read.x, norm[1] * read.y);
+        write = make_float2(norm[0] * write.x, norm[1] * write.y);
+        if (threadIdx.x % 4 == 0) {
+            own->beta[half][row] = -read.x;
+            own->beta[half][row + 8] = -read.y;
+            own->after[half][row] = write.x;
+            own->after[half][row + 8] = write.y;
+        }
+        scale_rows(sums, -beta[0], -beta[1]);
+#pragma unroll
+        for (int i = 0; i < 32; i++) sums[i] += after[i];
+        return make_float2(-beta[0] * read.x - write.x, -beta[1] * read.y - write.y);
     }
 
     /* After the slices of a value head. */
     __device__ __forceinline__ void finish(int head) {
-        const int row = row_of(), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        uint32_t left[16];
+        const int panel = half * PANEL;
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) state_sum += __shfl_xor_sync(~0u, state_sum, step);
-        if (lane == 0) own->state[warp] = state_sum;
+        if (threadIdx.x % 32 == 0) own->state[threadIdx.x / 32] = state_sum;
         if (STAGES == 1) __syncthreads(); /* the tiles of pairs lie where the slice was */
-        const float past[2] = {exponential(record[GAMMA + row]), exponential(record[GAMMA + row + 8])};
-        float2 states; /* what states before and after the chunk add to the gradient of gamma */
-        if (group == 0) {
-            scale_rows(sums, run.scale * past[0], run.scale * past[1]);
-            states = dot_rows<KEY>(sums, rows + QUERIES);
-            states = make_float2(states.x * record[QUERY_NORM + row], states.y * record[QUERY_NORM + row + 8]);
-        } else {
-            const float end = record[GAMMA + 63], beta[2] = {record[STRENGTH + row], record[STRENGTH + row + 8]},
-                        norm[2] = {record[KEY_NORM + row], record[KEY_NORM + row + 8]};
-            scale_rows(sums, past[0], past[1]);
-            scale_rows(after, exponential(end - record[GAMMA + row]), exponential(end - record[GAMMA + row + 8]));
-            float2 read = dot_rows<KEY>(sums, rows + KEYS), write = dot_rows<KEY>(after, rows + KEYS);
-            read = make_float2(norm[0] * read.x, norm[1] * read.y);
-            write = make_float2(norm[0] * write.x, norm[1] * write.y);
-            states = make_float2(-beta[0] * read.x - write.x, -beta[1] * read.y - write.y);
-            if (lane % 4 == 0) {
-                own->beta[row] = -read.x;
-                own->beta[row + 8] = -read.y;
-                own->after[row] = write.x;
-                own->after[row + 8] = write.y;
-            }
-            scale_rows(sums, -beta[0], -beta[1]);
-#pragma unroll
-            for (int i = 0; i < KEY / 2; i++) sums[i] += after[i];
-        }
+        const float2 states = weigh_states();
         ENGINE::template settle<0>(sums); /* nothing is put off: registers are short */
-        weigh(left, states);
+        weigh(states);
         ENGINE::publish();
         __syncthreads();
-        ENGINE::template by_columns<KEY, 4, true>(sums, left, rows + KEYS);
-        if (group == 0) {
-            if (warp == 0) store_numbers(head);
+        load_rows<4>(left, shared + (role == 0 ? PLAIN_QUERIES : PLAIN_KEYS));
+        ENGINE::template by_columns<64, 4, true>(sums, left, rows + KEYS + panel);
+        if (role == 0) {
+            if (threadIdx.x < 32) store_numbers(head);
         } else {
-            uint32_t one[16], two[16];
-            load_rows<4>(one, shared + TURNED_KEYS);
-            ENGINE::template by_columns<KEY, 4, true, true>(sums, one, rows + KEYS);
-            load_rows<4>(two, shared + TURNED_QUERIES);
-            ENGINE::template by_columns<KEY, 4, true, true>(sums, two, rows + QUERIES);
-            ENGINE::template settle<0>(one, two);
+            uint32_t turned[16];
+            load_rows<4>(values, shared + TURNED_KEYS);
+            ENGINE::template by_columns<64, 4, true, true>(sums, values, rows + KEYS + panel);
+            load_rows<4>(turned, shared + TURNED_QUERIES);
+            ENGINE::template by_columns<64, 4, true, true>(sums, turned, rows + QUERIES + panel);
+            ENGINE::template settle<0>(values, turned);
         }
         ENGINE::template settle<0>(sums, left);
     }
 
+    __device__ __forceinline__ float beta_gradient(int t) const {
+        float sum = own->beta_value[t];
+        for (int panel = 0; panel < PANELS; panel++) sum += own->beta[panel][t];
+        return sum;
+    }
     /* Gradients of decays and beta; one warp, two tokens a lane. */
     __device__ __forceinline__ void store_numbers(int head) {
         const int lane = threadIdx.x;
@@ -317,14 +316,14 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int t = 2 * lane + i;
-            decay[i] = own->decay[0][t] + own->decay[1][t];
-            for (int group = 0; group < 2; group++)
-                for (int warp = 0; warp < 4; warp++) decay[i] -= own->column[group][warp][t];
-            write += own->after[t];
+            decay[i] = 0;
+            for (int group = 0; group < GROUPS; group++) decay[i] += own->decay[group][t];
+            for (int column = 0; column < 8; column++) decay[i] -= own->column[column / 4][column % 4][t];
+            for (int panel = 0; panel < PANELS; panel++) write += own->after[panel][t];
         }
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) write += __shfl_xor_sync(~0u, write, step);
-        for (int i = 0; i < 8; i++) states += own->state[i];
+        for (int i = 0; i < THREADS / 32; i++) states += own->state[i];
         if (lane == 31) decay[1] += write + states * record[END];
         float sum = decay[0] + decay[1];
 #pragma unroll
@@ -337,7 +336,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             const int t = 2 * lane + i;
             const int64_t at = (chunk.token + t) * run.heads + head;
             if (t >= chunk.rows) continue;
-            if (run.beta_gradient) run.beta_gradient[at] = own->beta[t] + own->beta_value[t];
+            if (run.beta_gradient) run.beta_gradient[at] = beta_gradient(t);
             /* e^-104 is 0: so is its derivative */
             if (run.decay_gradient && run.decay)
                 run.decay_gradient[at] = run.decay[at] < -104 ? 0 : i == 0 ? sum : sum - decay[0];
@@ -361,12 +360,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             if (step % each == 0) chunk = run.chunks[task / run.key_heads];
             key_head = task % run.key_heads;
             const int head = value_head(run, key_head, member);
-            uint4 value[2] = {};
-            if ((int)threadIdx.x / 4 < chunk.rows) {
-                const __nv_bfloat16 *from = value_row(head, slice);
-                value[0] = *(const uint4 *)from;
-                value[1] = *(const uint4 *)(from + 32);
-            }
+            uint4 value[PIECES];
+            load_values(value, head, slice);
             if (STAGES == 1) {
                 __syncthreads();
                 load(step, 0, chunk);
@@ -384,9 +379,10 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             rows = shared + rows_at(step);
             record = (float *)(now + FACTORS);
             if (slice == 0) state_sum = 0;
-            products(now, slice == 0);
+            start_products(now, slice == 0);
             elementwise(now, head, slice, value, slice == 0);
             if constexpr (CHANNEL) self.sum_states(now, slice == 0);
+            ENGINE::template settle<0>(pair, sums, after, left, values);
             if (slice == run.slices - 1) {
                 self.finish(head);
                 total(member);
@@ -397,35 +393,71 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 
     /* Sums over value heads: each thread its own elements, in the order of the heads. */
     __device__ __forceinline__ void total(int member) {
-        float4 *kept = (float4 *)run.totals + (int64_t)blockIdx.x * (KEY / 8) * THREADS + threadIdx.x;
+        float4 *kept = (float4 *)run.totals + (int64_t)blockIdx.x * 8 * THREADS + threadIdx.x;
         if (member > 0)
 #pragma unroll
-            for (int i = 0; i < KEY / 8; i++) {
+            for (int i = 0; i < 8; i++) {
                 const float4 x = kept[i * THREADS];
                 sums[4 * i] = x.x + sums[4 * i], sums[4 * i + 1] = x.y + sums[4 * i + 1];
                 sums[4 * i + 2] = x.z + sums[4 * i + 2], sums[4 * i + 3] = x.w + sums[4 * i + 3];
             }
         if (member < run.group - 1) {
 #pragma unroll
-            for (int i = 0; i < KEY / 8; i++)
+            for (int i = 0; i < 8; i++)
                 kept[i * THREADS] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
             return;
         }
-        const ln_cuda_tensor &to = group == 0 ? run.query_gradient : run.key_gradient;
-        unnormalise<KEY>(sums, rows + (group == 0 ? QUERIES : KEYS), record + (group == 0 ? QUERY_NORM : KEY_NORM),
-                         run.normalise);
-        if (to.data) store_gradient<KEY>(to, run.gradients_bf16, key_head, chunk, sums);
+        const ln_cuda_tensor &to = role == 0 ? run.query_gradient : run.key_gradient;
+        if (run.normalise) unnormalise();
+        if (to.data) store_gradient(to, run.gradients_bf16, key_head, half * 64, chunk, sums);
+    }
+
+    /* From the gradient of x / length to that of x. */
+    __device__ __forceinline__ void unnormalise() {
+        const char *tile = rows + (role == 0 ? QUERIES : KEYS) + half * PANEL;
+        const float *norm = record + (role == 0 ? QUERY_NORM : KEY_NORM);
+        const float2 dot = dot_rows<64>(sums, tile);
+        const int row = row_of();
+        if (threadIdx.x % 4 == 0) {
+            own->along[2 * half + role][row] = dot.x;
+            own->along[2 * half + role][row + 8] = dot.y;
+        }
+        __syncthreads();
+        const float n[2] = {norm[row], norm[row + 8]};
+        float along[2] = {0, 0};
+#pragma unroll
+        for (int panel = 0; panel < PANELS; panel++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) along[r] += own->along[2 * panel + role][row + 8 * r] * n[r] * n[r];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t part[4];
+            load_step(part, tile, k);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float2 x = unpack(part[i]);
+                float *to = sums + 8 * k + 2 * i;
+                to[0] = n[i % 2] * (to[0] - along[i % 2] * x.x);
+                to[1] = n[i % 2] * (to[1] - along[i % 2] * x.y);
+            }
+        }
     }
 };
 
+template <class STEPS> static __device__ __forceinline__ void start_steps(STEPS &steps) {
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    steps.role = group % 2;
+    steps.half = group / 2;
+    steps.go(steps);
+}
+
 /* Blocks stay and take chunk after chunk: sums over value heads need little room, and copies never pause. */
 template <class ENGINE, int KEY, int STAGES>
-static __global__ void __launch_bounds__(256, 1) delta_inside(const __grid_constant__ delta_backward_run run) {
+static __global__ void __launch_bounds__(2 * KEY * 2, 1) delta_inside(const __grid_constant__ delta_backward_run run) {
     typedef inside<ENGINE, KEY, STAGES> kind;
     char *shared = block_memory();
     kind steps = {run, shared, (typename kind::numbers *)(shared + kind::NUMBERS)};
-    steps.group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    steps.go(steps);
+    start_steps(steps);
 }
 
 } // namespace ln
