@@ -189,6 +189,21 @@ struct warp_products {
                 add_product(sums + j / 2 + 4, left + 4 * k, part + 2);
             }
     }
+    /* The same with left operands from the first 64 rows of a tile; sums are added to, or begun. */
+    template <int N, int STEPS>
+    static __device__ __forceinline__ void tiles_by_rows(float (&sums)[N / 2], bool add, const char *left,
+                                                         const char *right) {
+        uint32_t all[4 * STEPS];
+        load_rows<STEPS>(all, left);
+        if (!add) clear(sums);
+        by_rows<N, STEPS, true>(sums, all, right);
+    }
+    template <int N, bool PENDING = false>
+    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], const char *left, const char *right) {
+        uint32_t all[16];
+        load_rows<4>(all, left);
+        by_columns<N, 4, true>(sums, all, right);
+    }
     /* All products but the last LEFT are done: their sums may be read, their left operands changed. */
     template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...) {}
     /* What this thread wrote to shared memory may be read by products after the next barrier. */

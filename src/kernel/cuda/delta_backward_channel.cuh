@@ -221,16 +221,18 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
 
 template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, true> {
     typedef inside<ENGINE, KEY, 1, true> base;
-    using base::chunk, base::group, base::own, base::pair, base::run, base::shared, base::sums, base::after;
-    using base::record, base::rows;
-    enum { ROW = channel_rows<KEY>::ROW, GAMMA_AT = base::STAGED + 2 * PANEL, PARTS = 2 * base::THREADS / KEY };
-    enum { SUMS_AT = base::BYTES, WRITES_AT = SUMS_AT + PARTS * KEY * 4, BYTES = WRITES_AT + 4 * KEY * 4 };
+    using base::chunk, base::own, base::pair, base::run, base::shared, base::sums, base::after;
+    using base::half, base::record, base::role, base::rows;
+    enum { ROW = channel_rows<KEY>::ROW, GAMMA_AT = base::STAGED + 2 * PANEL, PARTS = 4 };
+    enum { SUMS_AT = base::BYTES, BYTES = SUMS_AT + PARTS * KEY * 4 };
+    static_assert(sizeof(base::numbers::column) >= 4 * KEY * 4, "sums over tokens lie there");
 
     __device__ __forceinline__ float *gamma() const { return (float *)(shared + GAMMA_AT); }
 
     /* Sums over values of S D, each channel for itself: two channels and a part of the values a thread. */
     __device__ __forceinline__ void sum_states(const char *stage, bool first) {
         const int channel = threadIdx.x % (KEY / 2) * 2, part = threadIdx.x / (KEY / 2);
+        if (part >= PARTS) return;
         float2 *to = (float2 *)(shared + SUMS_AT) + (part * KEY + channel) / 2, sum = {0, 0};
         for (int row = part * (64 / PARTS); row < (part + 1) * (64 / PARTS); row++) {
             const int at = tile_at(row, channel / 8) + channel % 8 * 2;
@@ -248,8 +250,9 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
         const int lane = threadIdx.x % 32, warp = first_row() / 16, row = row_of();
         const float *g = gamma(), *norm = record + KEY_NORM;
 #pragma unroll
-        for (int block = 0; block < KEY / 16; block++) {
-            float part[8] = {}, *to = sums + 8 * block;
+        for (int b = 0; b < 4; b++) {
+            const int block = 4 * half + b;
+            float part[8] = {}, *to = sums + 8 * b;
 #pragma unroll 1
             for (int k = 0; k < warp; k++) {
                 uint32_t left[4], right[4];
@@ -284,8 +287,9 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
         const int lane = threadIdx.x % 32, warp = first_row() / 16, row = row_of(), last = first_row() + 15;
         const float *g = gamma(), *query_norm = record + QUERY_NORM, *strength = record + WRITE;
 #pragma unroll
-        for (int block = 0; block < KEY / 16; block++) {
-            float part[8] = {}, *to = after + 8 * block;
+        for (int b = 0; b < 4; b++) {
+            const int block = 4 * half + b;
+            float part[8] = {}, *to = after + 8 * b;
 #pragma unroll 1
             for (int k = warp + 1; k < 4; k++) {
                 uint32_t left[4], right[4];
@@ -325,39 +329,40 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     }
 
     /* x times 2^(gamma) or 2^(end - gamma) and `by`, channel by channel. */
-    __device__ __forceinline__ void fade(float (&x)[KEY / 2], bool to_end, float by) {
+    __device__ __forceinline__ void fade(float (&x)[32], bool to_end, float by) {
         const float *g = gamma();
 #pragma unroll
-        for (int i = 0; i < KEY / 2; i++) {
-            const int row = row_of() + i / 2 % 2 * 8, channel = column_of(i / 2) + i % 2;
+        for (int i = 0; i < 32; i++) {
+            const int row = row_of() + i / 2 % 2 * 8, channel = 64 * half + column_of(i / 2) + i % 2;
             const float mine = g[row * ROW + channel];
             x[i] *= by * exponential(to_end ? g[63 * ROW + channel] - mine : mine);
         }
     }
 
     __device__ __forceinline__ void turn_pairs() {
-        const float sign = group == 0 ? run.scale : -1;
+        const float sign = role == 0 ? run.scale : -1;
+        const int first = half * base::COLUMNS;
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
+        for (int k = 0; k < base::COLUMNS / 16; k++) {
             uint32_t part[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int at = 4 * k + i, last = row_of() + i % 2 * 8 - group, column = column_of(at);
+                const int at = 4 * k + i, last = row_of() + i % 2 * 8 - role, column = first + column_of(at);
                 part[i] =
                     pack(column <= last ? sign * pair[2 * at] : 0, column + 1 <= last ? sign * pair[2 * at + 1] : 0);
             }
-            ENGINE::store_turned(shared + (group == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS), k, part);
+            ENGINE::store_turned(shared + (role == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS), first / 16 + k, part);
         }
     }
 
     /* Of the writers' part that goes through the state after the chunk: sums over tokens. */
     __device__ __forceinline__ void sum_writes() {
-        float *to = (float *)(shared + WRITES_AT) + first_row() / 16 * KEY;
+        float *to = &own->column[0][0][0] + first_row() / 16 * KEY + 64 * half;
         const float norm[2] = {record[KEY_NORM + row_of()], record[KEY_NORM + row_of() + 8]};
 #pragma unroll
-        for (int k = 0; k < KEY / 16; k++) {
+        for (int k = 0; k < 4; k++) {
             uint32_t part[4];
-            load_step(part, rows + base::KEYS, k);
+            load_step(part, rows + base::KEYS + half * PANEL, k);
 #pragma unroll
             for (int i = 0; i < 4; i += 2) {
                 const float2 low = unpack(part[i]), high = unpack(part[i + 1]);
@@ -370,13 +375,12 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     }
 
     /* x times the group's own rows, to or onto the gradient of gamma, which takes the room of gamma. */
-    __device__ __forceinline__ void put_decays(const float (&x)[KEY / 2], const char *tile, const float *norm,
-                                               bool add) {
-        float *to = gamma();
+    __device__ __forceinline__ void put_decays(const float (&x)[32], const char *tile, const float *norm, bool add) {
+        float *to = gamma() + 64 * half;
 #pragma unroll
-        for (int k = 0; k < KEY / 16; k++) {
+        for (int k = 0; k < 4; k++) {
             uint32_t part[4];
-            load_step(part, tile, k);
+            load_step(part, tile + half * PANEL, k);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int row = row_of() + i % 2 * 8;
@@ -390,11 +394,10 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     }
 
     __device__ __forceinline__ void store_numbers(int head) {
-        const float *sums_of = (const float *)(shared + SUMS_AT), *writes = (const float *)(shared + WRITES_AT);
+        const float *sums_of = (const float *)(shared + SUMS_AT), *writes = &own->column[0][0][0];
         const int thread = threadIdx.x;
         if (thread >= 128 && thread < 128 + chunk.rows && run.beta_gradient)
-            run.beta_gradient[(chunk.token + thread - 128) * run.heads + head] =
-                own->beta[thread - 128] + own->beta_value[thread - 128];
+            run.beta_gradient[(chunk.token + thread - 128) * run.heads + head] = this->beta_gradient(thread - 128);
         if (thread >= KEY || !run.decay_gradient) return;
         float sum = 0;
         for (int part = 0; part < PARTS; part++) sum += sums_of[part * KEY + thread];
@@ -416,13 +419,13 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
             record[WRITE + threadIdx.x] = record[STRENGTH + threadIdx.x] * record[KEY_NORM + threadIdx.x];
         turn_pairs();
         __syncthreads();
-        fade(sums, false, group == 0 ? run.scale : -1);
-        add_read(shared + (group == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS));
-        if (group == 1) {
-            const float2 dot = dot_rows<KEY>(sums, rows + base::KEYS);
+        fade(sums, false, role == 0 ? run.scale : -1);
+        add_read(shared + (role == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS));
+        if (role == 1) {
+            const float2 dot = dot_rows<64>(sums, rows + base::KEYS + half * PANEL);
             if (threadIdx.x % 4 == 0) {
-                own->beta[row] = dot.x * record[KEY_NORM + row];
-                own->beta[row + 8] = dot.y * record[KEY_NORM + row + 8];
+                own->beta[half][row] = dot.x * record[KEY_NORM + row];
+                own->beta[half][row + 8] = dot.y * record[KEY_NORM + row + 8];
             }
             this->scale_rows(sums, record[STRENGTH + row], record[STRENGTH + row + 8]);
             fade(after, true, 1);
@@ -430,9 +433,9 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
             add_written(shared + base::TURNED_QUERIES, shared + base::TURNED_KEYS);
         }
         __syncthreads(); /* gamma may go */
-        if (group == 1) {
+        if (role == 1) {
 #pragma unroll
-            for (int i = 0; i < KEY / 2; i++) {
+            for (int i = 0; i < 32; i++) {
                 const float write = after[i];
                 after[i] = sums[i] - write;
                 sums[i] += write;
@@ -440,19 +443,19 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
             put_decays(after, rows + base::KEYS, record + KEY_NORM, false);
         }
         __syncthreads();
-        if (group == 0) put_decays(sums, rows + base::QUERIES, record + QUERY_NORM, true);
+        if (role == 0) put_decays(sums, rows + base::QUERIES, record + QUERY_NORM, true);
         __syncthreads();
         store_numbers(head);
     }
 };
 
 template <class ENGINE, int KEY>
-static __global__ void __launch_bounds__(256, 1) delta_channel_inside(const __grid_constant__ delta_backward_run run) {
+static __global__ void __launch_bounds__(2 * KEY * 2, 1)
+    delta_channel_inside(const __grid_constant__ delta_backward_run run) {
     typedef inside_channel<ENGINE, KEY> kind;
     char *shared = block_memory();
     kind steps = {{run, shared, (typename kind::numbers *)(shared + kind::NUMBERS)}};
-    steps.group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    steps.go(steps);
+    start_steps(steps);
 }
 
 } // namespace ln

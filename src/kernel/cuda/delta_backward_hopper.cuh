@@ -45,6 +45,34 @@ struct group_products {
         products_commit();
         hold(sums);
     }
+    /* The same with left operands from the first 64 rows of a tile. */
+    template <int N, int STEPS>
+    static __device__ __forceinline__ void tiles_by_rows(float (&sums)[N / 2], bool add, const char *left,
+                                                         const char *right) {
+        const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<64, 64>(right);
+        if (!add) clear(sums);
+        hold(sums);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const uint64_t step = (uint64_t)(k / 4 * (PANEL / 16) + k % 4 * 2);
+            product<N>::template shared<true>(sums, one + step, two + step);
+        }
+        products_commit();
+        hold(sums);
+    }
+    template <int N, bool PENDING = false>
+    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], const char *left, const char *right) {
+        const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<N, 64>(right);
+        if (!PENDING) hold(sums);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            product<N>::template turned<true, false, true>(sums, one + (uint64_t)(k * 2),
+                                                           two + (uint64_t)(k * (16 * 128 / 16)));
+        products_commit();
+        hold(sums);
+    }
     template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...parts) {
         products_wait<LEFT>();
         (hold(parts), ...);

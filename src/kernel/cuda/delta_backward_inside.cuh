@@ -78,7 +78,6 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     float sums[32];          /* dO S^T or R S^T, then the gradient of query or key */
     float after[32];         /* V' D^T */
     float state_sum;
-    uint32_t left[16], values[16];
 
     /* Steps of a block follow one another through its tasks: task blockIdx.x + n gridDim.x, member of the group, slice.
      */
@@ -122,12 +121,10 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             clear(sums);
             clear(after);
         }
-        load_rows<4>(left, stage + (role == 0 ? OUTPUT : RESIDUALS));
-        ENGINE::template by_rows<COLUMNS, 4, true>(pair, left, stage + VALUES + half * COLUMNS * 128);
-        ENGINE::template by_columns<64, 4, true>(sums, left, stage + STATE + half * PANEL);
-        if (role == 0) return;
-        load_rows<4>(values, stage + VALUES);
-        ENGINE::template by_columns<64, 4, true>(after, values, stage + GRADIENT + half * PANEL);
+        const char *left = stage + (role == 0 ? OUTPUT : RESIDUALS);
+        ENGINE::template tiles_by_rows<COLUMNS, 4>(pair, true, left, stage + VALUES + half * COLUMNS * 128);
+        ENGINE::template tiles_by_columns<64>(sums, left, stage + STATE + half * PANEL);
+        if (role == 1) ENGINE::template tiles_by_columns<64>(after, stage + VALUES, stage + GRADIENT + half * PANEL);
     }
 
     /* dV = beta R; R V for the gradient of beta; S D for that of the decay. */
@@ -189,12 +186,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         const float *own_norm = record + (role == 0 ? QUERY_NORM : KEY_NORM);
         const int first = half * COLUMNS;
         float dots[COLUMNS / 2], sum[2] = {0, 0}, strength[2], norm[2];
-        {
-            uint32_t all[KEY / 4];
-            load_rows<KEY / 16>(all, own_rows);
-            ENGINE::template by_rows<COLUMNS, KEY / 16, false>(dots, all, rows + KEYS + first * 128);
-            ENGINE::template settle<0>(dots, all);
-        }
+        ENGINE::template tiles_by_rows<COLUMNS, KEY / 16>(dots, false, own_rows, rows + KEYS + first * 128);
+        ENGINE::template settle<0>(dots);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             strength[r] = role == 0 ? 1 : record[STRENGTH + row_of() + 8 * r];
@@ -289,19 +282,14 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         weigh(states);
         ENGINE::publish();
         __syncthreads();
-        load_rows<4>(left, shared + (role == 0 ? PLAIN_QUERIES : PLAIN_KEYS));
-        ENGINE::template by_columns<64, 4, true>(sums, left, rows + KEYS + panel);
-        if (role == 0) {
-            if (threadIdx.x < 32) store_numbers(head);
-        } else {
-            uint32_t turned[16];
-            load_rows<4>(values, shared + TURNED_KEYS);
-            ENGINE::template by_columns<64, 4, true, true>(sums, values, rows + KEYS + panel);
-            load_rows<4>(turned, shared + TURNED_QUERIES);
-            ENGINE::template by_columns<64, 4, true, true>(sums, turned, rows + QUERIES + panel);
-            ENGINE::template settle<0>(values, turned);
-        }
-        ENGINE::template settle<0>(sums, left);
+        ENGINE::template tiles_by_columns<64>(sums, shared + (role == 0 ? PLAIN_QUERIES : PLAIN_KEYS),
+                                              rows + KEYS + panel);
+        if (role == 1) {
+            ENGINE::template tiles_by_columns<64, true>(sums, shared + TURNED_KEYS, rows + KEYS + panel);
+            ENGINE::template tiles_by_columns<64, true>(sums, shared + TURNED_QUERIES, rows + QUERIES + panel);
+        } else if (threadIdx.x < 32)
+            store_numbers(head);
+        ENGINE::template settle<0>(sums);
     }
 
     __device__ __forceinline__ float beta_gradient(int t) const {
@@ -382,7 +370,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             start_products(now, slice == 0);
             elementwise(now, head, slice, value, slice == 0);
             if constexpr (CHANNEL) self.sum_states(now, slice == 0);
-            ENGINE::template settle<0>(pair, sums, after, left, values);
+            ENGINE::template settle<0>(pair, sums, after);
             if (slice == run.slices - 1) {
                 self.finish(head);
                 total(member);

@@ -47,7 +47,7 @@ static ln_cuda_code delta_backward_start(const void *argument, void *stream) {
                       (int)steps::BYTES, stream, run);
     if (!code && tasks)
         code = launch(kernels::chunk, dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)),
-                      dim3(256), (int)kernels::BYTES, stream, run);
+                      dim3(2 * KEY * 2), (int)kernels::BYTES, stream, run);
     return code;
 }
 
