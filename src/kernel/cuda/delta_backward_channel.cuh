@@ -2,8 +2,9 @@
  * each chunk after the walks. Sums of logarithms of decays, gamma[token][channel], lie in shared memory.
  *
  * A pair of tokens is a sum over channels of products with e^(gamma[i] - gamma[j]). Of tokens in different blocks of 16
- * it is a product of matrices with both sides measured from a row between them, so that no exponent is above 0; within
- * a block every channel of every pair has its own exponential. The gradients go the same ways:
+ * it is a product of matrices with both sides measured from a row between them, so that no exponent is above 0. Within
+ * a block it is measured from the first or last row, unless a channel fades by more than 2^-RANGE in it: then every
+ * channel of every pair has its own exponential. The gradients go the same ways:
  *
  *     dQ[i] = scale e^gamma dO S^T + sum_j M[i][j] K[j] e^(gamma[i] - gamma[j]),  M = scale dP, j <= i
  *     dK[i] as a reader = beta (-e^gamma R S^T + sum_j Z[i][j] K[j] e^(gamma[i] - gamma[j])),  Z = -X, j < i
@@ -37,6 +38,16 @@ static __device__ __forceinline__ void sum_channels(const delta_backward_run &ru
     }
 }
 
+enum { RANGE = 100 };
+
+/* Whether no channel fades by more than RANGE in this warp's 16 rows. */
+template <int KEY> static __device__ __forceinline__ bool fades_little(const float *gamma) {
+    const float *first = gamma + first_row() * channel_rows<KEY>::ROW, *last = first + 15 * channel_rows<KEY>::ROW;
+    bool far = false;
+    for (int c = threadIdx.x % 32; c < KEY; c += 32) far |= !(first[c] - last[c] < RANGE);
+    return !__any_sync(~0u, far);
+}
+
 /* Tokens 16 k .. 16 k + 15 and channels 16 block .. of a tile as a right operand, each row times factor[row] and
  * 2^(sign (gamma[row] - gamma[base])). */
 template <int KEY>
@@ -50,9 +61,8 @@ static __device__ __forceinline__ void load_faded(uint32_t (&right)[4], const ch
         const int row = token + i % 2 * 8;
         const float *at = gamma + channel + i / 2 * 8;
         const float from = at[base * channel_rows<KEY>::ROW];
-        right[i] = pack(x.x * factor[row] * exponential(fminf(sign * (at[row * channel_rows<KEY>::ROW] - from), 0.0f)),
-                        x.y * factor[row + 1] *
-                            exponential(fminf(sign * (at[(row + 1) * channel_rows<KEY>::ROW] - from), 0.0f)));
+        right[i] = pack(x.x * factor[row] * exponential(sign * (at[row * channel_rows<KEY>::ROW] - from)),
+                        x.y * factor[row + 1] * exponential(sign * (at[(row + 1) * channel_rows<KEY>::ROW] - from)));
     }
 }
 
@@ -129,16 +139,16 @@ static __device__ __forceinline__ void pairs_near(const delta_backward_run &run,
     }
 }
 
-/* Pairs in different 16 tokens: this warp's rows with all columns before them, zeros after. */
+/* Pairs in different 16 tokens, or all: this warp's rows with all columns before them, zeros after. */
 template <int KEY>
 static __device__ __forceinline__ void pairs_far(const delta_backward_run &run, const char *shared, const float *gamma,
-                                                 const float *record, float *a, char *weights) {
+                                                 const float *record, bool all, float *a, char *weights) {
     typedef channel_pairs_shape<KEY> shape;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, base = first_row();
     for (int block = 0; block < 4; block++) {
-        if (block == warp) continue;
+        if (block == warp && !all) continue;
         float keys[8] = {}, queries[8] = {};
-        for (int step = 0; step < KEY / 16 && block < warp; step++) {
+        for (int step = 0; step < KEY / 16 && block <= warp; step++) {
             uint32_t key[4], query[4], other[4];
             load_step(key, shared + shape::KEYS, step);
             load_step(query, shared + shape::QUERIES, step);
@@ -169,9 +179,10 @@ static __device__ __forceinline__ void pairs_far(const delta_backward_run &run, 
         for (int i = 0; i < 8; i++) {
             const int row = row_of() + i / 2 % 2 * 8, column = 16 * block + i / 4 * 8 + lane % 4 * 2 + i % 2;
             const float norm = record[KEY_NORM + column];
-            a[row * SOLVE_ROW + column] = record[STRENGTH + row] * record[KEY_NORM + row] * norm * keys[i];
+            a[row * SOLVE_ROW + column] =
+                column < row ? record[STRENGTH + row] * record[KEY_NORM + row] * norm * keys[i] : 0;
             *(__nv_bfloat16 *)(weights + tile_at(row, column / 8) + column % 8 * 2) =
-                __float2bfloat16(run.scale * record[QUERY_NORM + row] * norm * queries[i]);
+                __float2bfloat16(column <= row ? run.scale * record[QUERY_NORM + row] * norm * queries[i] : 0);
         }
     }
 }
@@ -205,8 +216,9 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
         threadIdx.x < KEY ? exponential(gamma[63 * channel_rows<KEY>::ROW + threadIdx.x]) : 0.0f;
     __syncthreads();
     fade_tiles<KEY>(run, shared, gamma, record, run.keys + place * 3 * shape::PANELS * PANEL);
-    pairs_near<KEY>(run, shared, gamma, record, a, weights);
-    pairs_far<KEY>(run, shared, gamma, record, a, weights);
+    const bool all = fades_little<KEY>(gamma);
+    if (!all) pairs_near<KEY>(run, shared, gamma, record, a, weights);
+    pairs_far<KEY>(run, shared, gamma, record, all, a, weights);
     solve(a, inverse); /* keys may go after its first barrier */
     __syncthreads();
     uint4 *to = (uint4 *)(run.pairs + place * 2 * PANEL), *to_record = (uint4 *)(run.records + place * RECORD);
@@ -249,12 +261,13 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     __device__ __forceinline__ void add_read(const char *turned) {
         const int lane = threadIdx.x % 32, warp = first_row() / 16, row = row_of();
         const float *g = gamma(), *norm = record + KEY_NORM;
+        const bool all = fades_little<KEY>(g);
 #pragma unroll
         for (int b = 0; b < 4; b++) {
             const int block = 4 * half + b;
             float part[8] = {}, *to = sums + 8 * b;
 #pragma unroll 1
-            for (int k = 0; k < warp; k++) {
+            for (int k = 0; k < warp + all; k++) {
                 uint32_t left[4], right[4];
                 load_matrices<true>(
                     left, turned + tile_at(16 * k + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2));
@@ -270,7 +283,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
                 to[i] += part[i] * exponential(mine[i] - g[first_row() * ROW + channel]);
             }
 #pragma unroll 1
-            for (int j = first_row(); j < first_row() + 16; j++) {
+            for (int j = first_row(); j < first_row() + 16 && !all; j++) {
                 const float weight[2] = {element(turned, j, row) * norm[j], element(turned, j, row + 8) * norm[j]};
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
@@ -286,12 +299,13 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     __device__ __forceinline__ void add_written(const char *queries, const char *keys) {
         const int lane = threadIdx.x % 32, warp = first_row() / 16, row = row_of(), last = first_row() + 15;
         const float *g = gamma(), *query_norm = record + QUERY_NORM, *strength = record + WRITE;
+        const bool all = fades_little<KEY>(g);
 #pragma unroll
         for (int b = 0; b < 4; b++) {
             const int block = 4 * half + b;
             float part[8] = {}, *to = after + 8 * b;
 #pragma unroll 1
-            for (int k = warp + 1; k < 4; k++) {
+            for (int k = warp + !all; k < 4; k++) {
                 uint32_t left[4], right[4];
                 load_step(left, queries, k);
                 load_faded<KEY>(right, rows + base::QUERIES, g, k, block, last, 1, query_norm);
@@ -310,7 +324,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
                 to[i] += part[i] * exponential(g[last * ROW + channel] - mine[i]);
             }
 #pragma unroll 1
-            for (int r = first_row(); r <= last; r++) {
+            for (int r = first_row(); r <= last && !all; r++) {
                 const float query[2] = {element(queries, row, r) * query_norm[r],
                                         element(queries, row + 8, r) * query_norm[r]},
                             key[2] = {element(keys, row, r) * strength[r], element(keys, row + 8, r) * strength[r]};
