@@ -189,6 +189,15 @@ struct warp_products {
                 add_product(sums + j / 2 + 4, left + 4 * k, part + 2);
             }
     }
+    /* Copies of what lies in a row, by THREADS threads of which this is one; they belong to its next commit. */
+    static __device__ __forceinline__ void open(uint64_t *, int) {}
+    static __device__ __forceinline__ void expect(uint64_t *, int, int) {}
+    template <int THREADS>
+    static __device__ __forceinline__ void copy(char *to, const void *from, int bytes, uint64_t *, int thread) {
+        for (int at = thread * 16; at < bytes; at += THREADS * 16) copy_piece(to + at, (const char *)from + at, true);
+    }
+    static __device__ __forceinline__ void await(uint64_t *, int) {}
+
     /* The same with left operands from the first 64 rows of a tile; sums are added to, or begun. */
     template <int N, int STEPS>
     static __device__ __forceinline__ void tiles_by_rows(float (&sums)[N / 2], bool add, const char *left,

@@ -45,6 +45,25 @@ struct group_products {
         products_commit();
         hold(sums);
     }
+    /* Copies of what lies in a row are started by one thread and end at a barrier. */
+    static __device__ __forceinline__ void open(uint64_t *full, int stages) {
+        if (threadIdx.x == 0) {
+            for (int stage = 0; stage < stages; stage++) barrier_open(full + stage, 1);
+            barriers_opened();
+        }
+        __syncthreads();
+    }
+    static __device__ __forceinline__ void expect(uint64_t *full, int bytes, int thread) {
+        if (thread == 0) barrier_expect(full, bytes);
+    }
+    template <int THREADS>
+    static __device__ __forceinline__ void copy(char *to, const void *from, int bytes, uint64_t *full, int thread) {
+        if (thread == 0) copy_row(to, from, full, bytes);
+    }
+    static __device__ __forceinline__ void await(uint64_t *full, int phase) {
+        barrier_wait(full, phase);
+    }
+
     /* The same with left operands from the first 64 rows of a tile. */
     template <int N, int STEPS>
     static __device__ __forceinline__ void tiles_by_rows(float (&sums)[N / 2], bool add, const char *left,

@@ -61,6 +61,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         NUMBERS = STAGED + STAGES * STAGE + (STAGES == 1 ? 0 : 4 * PANEL)
     };
     struct numbers {
+        uint64_t full[STAGES];
         float decay[GROUPS][64], column[2][4][64], after[PANELS][64], beta[PANELS][64], along[GROUPS][64];
         float beta_value[64], state[THREADS / 32];
     };
@@ -79,29 +80,44 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     float after[32];         /* V' D^T */
     float state_sum;
 
-    /* Steps of a block follow one another through its tasks: task blockIdx.x + n gridDim.x, member of the group, slice.
-     */
-    __device__ __forceinline__ int task_of(int step) const {
-        return (int)blockIdx.x + step / (run.group * run.slices) * (int)gridDim.x;
+    /* A step is a slice of a value head of a task. A block's steps follow one another through its tasks, one in
+     * gridDim.x: the next task begins when the last is done. */
+    struct cursor {
+        int task, index, key_head, member, slice, rows_at;
+        delta_backward_chunk chunk;
+    };
+    __device__ __forceinline__ void enter(cursor &at) const {
+        at.index = at.task / run.key_heads;
+        at.key_head = at.task - at.index * run.key_heads;
+        if (at.index < run.chunk_count) at.chunk = run.chunks[at.index];
     }
-    __device__ __forceinline__ int rows_at(int step) const {
-        return STAGES == 1 ? 0 : step / (run.group * run.slices) % 2 * ROWS;
+    __device__ __forceinline__ void advance(cursor &at) const {
+        if (++at.slice < run.slices) return;
+        at.slice = 0;
+        if (++at.member < run.group) return;
+        at.member = 0;
+        at.task += gridDim.x;
+        at.rows_at = STAGES == 1 ? 0 : ROWS - at.rows_at;
+        enter(at);
     }
-    __device__ __forceinline__ void load(int step, int stage, const delta_backward_chunk &of) {
+    __device__ __forceinline__ void load(const cursor &at, int stage) {
         char *to = shared + STAGED + stage * STAGE;
-        const int task = task_of(step), key = task % run.key_heads, slice = step % run.slices,
-                  head = value_head(run, key, step / run.slices % run.group);
-        const int64_t record_at = place_of(run, task / run.key_heads, head), place = record_at * run.slices + slice;
-        if (step % (run.group * run.slices) == 0) {
-            copy_tokens<KEY, THREADS>(shared + rows_at(step) + KEYS, run.key, key, 0, of);
-            copy_tokens<KEY, THREADS>(shared + rows_at(step) + QUERIES, run.query, key, 0, of);
+        const int head = value_head(run, at.key_head, at.member);
+        const int64_t record_at = place_of(run, at.index, head), place = record_at * run.slices + at.slice;
+        uint64_t *full = &own->full[stage];
+        ENGINE::expect(full, (2 + 2 * PANELS) * PANEL + RECORD * 4, threadIdx.x);
+        ENGINE::template copy<THREADS>(to + VALUES, run.values + place * PANEL, PANEL, full, threadIdx.x);
+        ENGINE::template copy<THREADS>(to + RESIDUALS, run.residuals + place * PANEL, PANEL, full, threadIdx.x);
+        ENGINE::template copy<THREADS>(to + STATE, run.states + place * PANELS * PANEL, PANELS * PANEL, full,
+                                       threadIdx.x);
+        ENGINE::template copy<THREADS>(to + GRADIENT, run.state_gradients + place * PANELS * PANEL, PANELS * PANEL,
+                                       full, threadIdx.x);
+        ENGINE::template copy<THREADS>(to + FACTORS, run.records + record_at * RECORD, RECORD * 4, full, threadIdx.x);
+        if (at.slice == 0 && at.member == 0) {
+            copy_tokens<KEY, THREADS>(shared + at.rows_at + KEYS, run.key, at.key_head, 0, at.chunk);
+            copy_tokens<KEY, THREADS>(shared + at.rows_at + QUERIES, run.query, at.key_head, 0, at.chunk);
         }
-        copy_tokens<64, THREADS>(to + OUTPUT, run.output_gradient, head, slice * 64, of);
-        copy_panels<THREADS>(to + VALUES, run.values + place * PANEL, PANEL);
-        copy_panels<THREADS>(to + RESIDUALS, run.residuals + place * PANEL, PANEL);
-        copy_panels<THREADS>(to + STATE, run.states + place * PANELS * PANEL, PANELS * PANEL);
-        copy_panels<THREADS>(to + GRADIENT, run.state_gradients + place * PANELS * PANEL, PANELS * PANEL);
-        copy_panels<THREADS>(to + FACTORS, (const char *)(run.records + record_at * RECORD), RECORD * 4);
+        copy_tokens<64, THREADS>(to + OUTPUT, run.output_gradient, head, at.slice * 64, at.chunk);
     }
     /* Values are read by 2 GROUPS threads a row. */
     enum { LANES = 2 * GROUPS, PIECES = 8 / LANES };
@@ -196,9 +212,13 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         const float sign = role == 0 ? run.scale : -1;
 #pragma unroll
         for (int k = 0; k < COLUMNS / 16; k++) {
-            uint32_t plain[4], turned[4];
+            uint32_t plain[4] = {}, turned[4] = {};
+            const bool seen = first + 16 * k < first_row() + 16; /* of all this warp's rows the block may be none */
+#pragma unroll
+            for (int i = 0; i < 8; i++) dots[8 * k + i] = seen ? dots[8 * k + i] : 0;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
+                if (!seen) break;
                 const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = first + column_of(at), last = row - role;
                 const float2 other = *(const float2 *)(record + KEY_NORM + column);
                 float x[2];
@@ -333,48 +353,51 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 
     /* SELF: this, or what is made of it. */
     template <class SELF> __device__ __forceinline__ void go(SELF &self) {
-        const int all = run.chunk_count * run.key_heads, each = run.group * run.slices,
-                  steps = (all - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x * each;
-        delta_backward_chunk ahead = run.chunks[task_of(0) / run.key_heads]; /* of the step to be loaded next */
-        chunk = ahead;
+        const int tasks = run.chunk_count * run.key_heads;
+        cursor now = {(int)blockIdx.x}, ahead;
+        enter(now);
+        ahead = now;
+        ENGINE::open(own->full, STAGES);
         for (int i = 0; i < STAGES - 1; i++) {
-            if (i < steps) load(i, i, ahead);
+            if (ahead.task < tasks) load(ahead, i);
             copies_commit();
-            if (i + 1 < steps) ahead = run.chunks[task_of(i + 1) / run.key_heads];
+            advance(ahead);
         }
-        for (int step = 0, stage = 0; step < steps; step++) {
-            const int task = task_of(step), slice = step % run.slices, next = step + STAGES - 1,
-                      member = step / run.slices % run.group;
-            if (step % each == 0) chunk = run.chunks[task / run.key_heads];
-            key_head = task % run.key_heads;
-            const int head = value_head(run, key_head, member);
+        for (int stage = 0, phase = 0; now.task < tasks; advance(now)) {
+            chunk = now.chunk;
+            key_head = now.key_head;
+            const int head = value_head(run, now.key_head, now.member);
             uint4 value[PIECES];
-            load_values(value, head, slice);
+            load_values(value, head, now.slice);
             if (STAGES == 1) {
+                ENGINE::publish();
                 __syncthreads();
-                load(step, 0, chunk);
+                load(now, 0);
                 copies_commit();
             }
             copies_wait<STAGES == 1 ? 0 : STAGES - 2>();
             ENGINE::publish();
+            ENGINE::await(&own->full[stage], phase);
             __syncthreads();
             if (STAGES > 1) {
-                if (next < steps) load(next, stage == 0 ? STAGES - 1 : stage - 1, ahead);
+                if (ahead.task < tasks) load(ahead, stage == 0 ? STAGES - 1 : stage - 1);
                 copies_commit();
-                if (next + 1 < steps) ahead = run.chunks[task_of(next + 1) / run.key_heads];
+                advance(ahead);
             }
-            const char *now = shared + STAGED + stage * STAGE;
-            rows = shared + rows_at(step);
-            record = (float *)(now + FACTORS);
-            if (slice == 0) state_sum = 0;
-            start_products(now, slice == 0);
-            elementwise(now, head, slice, value, slice == 0);
-            if constexpr (CHANNEL) self.sum_states(now, slice == 0);
+            const char *tiles = shared + STAGED + stage * STAGE;
+            const bool first = now.slice == 0;
+            rows = shared + now.rows_at;
+            record = (float *)(tiles + FACTORS);
+            if (first) state_sum = 0;
+            start_products(tiles, first);
+            elementwise(tiles, head, now.slice, value, first);
+            if constexpr (CHANNEL) self.sum_states(tiles, first);
             ENGINE::template settle<0>(pair, sums, after);
-            if (slice == run.slices - 1) {
+            if (now.slice == run.slices - 1) {
                 self.finish(head);
-                total(member);
+                total(now.member);
             }
+            phase ^= stage == STAGES - 1;
             stage = stage == STAGES - 1 ? 0 : stage + 1;
         }
     }

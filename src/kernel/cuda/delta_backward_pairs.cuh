@@ -189,9 +189,11 @@ static __global__ void __launch_bounds__(128, 4) delta_pairs(const __grid_consta
     char *inverse = shared + shape::OUT, *weights = inverse + PANEL;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        uint32_t part[4];
+        uint32_t part[4] = {};
+        const bool seen = 16 * k < first_row() + 16; /* the rest of A is not read */
 #pragma unroll
         for (int i = 0; i < 4; i++) {
+            if (!seen) break;
             const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = column_of(at);
             float weight[2];
 #pragma unroll

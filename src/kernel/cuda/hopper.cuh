@@ -74,6 +74,13 @@ static __device__ __forceinline__ void copy_box(void *to, const CUtensorMap *map
                  "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(token)
                  : "memory");
 }
+/* `bytes` (a multiple of 16) that lie in a row. */
+static __device__ __forceinline__ void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
 
 /* ---- products of a warp group ---- */
 
