@@ -51,9 +51,6 @@ static __device__ __forceinline__ int tile_at(int row, int piece) {
     return piece / 8 * PANEL + row * 128 + (piece % 8 ^ row % 8) * 16;
 }
 
-template <int THREADS> static __device__ __forceinline__ void copy_panels(char *to, const char *from, int bytes) {
-    for (int at = (int)threadIdx.x % THREADS * 16; at < bytes; at += THREADS * 16) copy_piece(to + at, from + at, true);
-}
 /* A chunk of one head's rows of SIZE elements; zeros after its last token. */
 template <int SIZE, int THREADS>
 static __device__ __forceinline__ void copy_tokens(char *to, const ln_cuda_tensor &from, int head, int column,

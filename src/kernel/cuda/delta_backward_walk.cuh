@@ -25,7 +25,8 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         WEIGHTS = INVERSE + PANEL,
         VALUES = WEIGHTS + PANEL, /* or output gradients */
         FACTORS = VALUES + PANEL,
-        STAGE = (FACTORS + RECORD * 4 + 1023) / 1024 * 1024
+        FULL = FACTORS + RECORD * 4, /* a barrier */
+        STAGE = (FULL + 8 + 1023) / 1024 * 1024
     };
     enum { STATE_OUT = 0, VALUE_OUT = PANELS * PANEL, OUT = VALUE_OUT + PANEL, ROOMS = STAGES == 1 ? 1 : 2 };
     enum { LEFT = STAGES * STAGE, BYTES = LEFT + ROOMS * OUT };
@@ -40,19 +41,26 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         return panels + (place(chunk) * run.slices + slice) * count * PANEL;
     }
 
+    __device__ __forceinline__ uint64_t *full_of(int stage) const {
+        return (uint64_t *)(shared + stage * STAGE + FULL);
+    }
     template <bool BACKWARD> __device__ __forceinline__ void load(int chunk, int stage) {
         char *to = shared + stage * STAGE;
         const delta_backward_chunk c = run.chunks[chunk];
         const int64_t at = place(chunk);
+        const int thread = threadIdx.x % COPIERS, keys = CHANNEL ? (BACKWARD ? 3 : 2) * PANELS * PANEL : 0,
+                  pairs = (BACKWARD ? 2 : 1) * PANEL;
+        uint64_t *full = full_of(stage);
+        ENGINE::expect(full, keys + pairs + RECORD * 4, thread);
+        ENGINE::template copy<COPIERS>(to + INVERSE, run.pairs + at * 2 * PANEL, pairs, full, thread);
+        ENGINE::template copy<COPIERS>(to + FACTORS, run.records + at * RECORD, RECORD * 4, full, thread);
         if (CHANNEL) {
-            copy_panels<COPIERS>(to, run.keys + at * 3 * PANELS * PANEL, (BACKWARD ? 3 : 2) * PANELS * PANEL);
+            ENGINE::template copy<COPIERS>(to, run.keys + at * 3 * PANELS * PANEL, keys, full, thread);
         } else {
             copy_tokens<KEY, COPIERS>(to + KEYS_READ, run.key, key_head_of(run, head), 0, c);
             if (BACKWARD) copy_tokens<KEY, COPIERS>(to + QUERIES, run.query, key_head_of(run, head), 0, c);
         }
-        copy_panels<COPIERS>(to + INVERSE, run.pairs + at * 2 * PANEL, (BACKWARD ? 2 : 1) * PANEL);
         copy_tokens<64, COPIERS>(to + VALUES, BACKWARD ? run.output_gradient : run.value, head, slice * 64, c);
-        copy_panels<COPIERS>(to + FACTORS, (const char *)(run.records + at * RECORD), RECORD * 4);
     }
 
     /* States lie as [key][value]. */
@@ -179,11 +187,12 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
             if (i < count) load<BACKWARD>(chunk_of<BACKWARD>(i), i);
             copies_commit();
         }
-        for (int i = 0, stage = STAGES - 1; i <= count; i++) {
+        for (int i = 0, stage = STAGES - 1, now = 0, phase = 0; i <= count; i++) {
             const int next = i + STAGES - 1;
             if (STAGES > 1) {
                 copies_wait<STAGES == 1 ? 0 : STAGES - 2>();
                 ENGINE::publish();
+                if (i < count) ENGINE::await(full_of(now), phase);
             }
             __syncthreads();
             if (next < count) load<BACKWARD>(chunk_of<BACKWARD>(next), stage);
@@ -192,8 +201,11 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
             if (STAGES == 1) {
                 copies_wait<0>();
                 ENGINE::publish();
+                if (i < count) ENGINE::await(full_of(now), phase);
                 __syncthreads();
             }
+            phase ^= now == STAGES - 1;
+            now = now == STAGES - 1 ? 0 : now + 1;
             stage = stage == STAGES - 1 ? 0 : stage + 1;
         }
     }
@@ -218,6 +230,7 @@ static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constan
     const int task = blockIdx.x / 2, slice = task % run.slices, head = task / run.slices % run.heads,
               sequence = task / run.slices / run.heads;
     steps w = {run, block_memory(), head, slice, sequence, run.first_chunk[sequence], run.first_chunk[sequence + 1]};
+    for (int stage = 0; stage < STAGES; stage++) ENGINE::open(w.full_of(stage), 1);
     if (threadIdx.x >= 128) {
         if (blockIdx.x % 2 == 0)
             w.template copy<true>();
