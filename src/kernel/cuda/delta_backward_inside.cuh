@@ -266,27 +266,27 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         const int row = row_of();
         const float past[2] = {exponential(record[GAMMA + row]), exponential(record[GAMMA + row + 8])};
         if (role == 0) {
-            scale_rows(sums, run.scale * past[0], run.scale * past[1]);
             const float2 dot = dot_rows<64>(sums, rows + QUERIES + half * PANEL);
-            return make_float2(dot.x * record[QUERY_NORM + row], dot.y * record[QUERY_NORM + row + 8]);
+            const float by[2] = {run.scale * past[0], run.scale * past[1]};
+            scale_rows(sums, by[0], by[1]);
+            return make_float2(by[0] * dot.x * record[QUERY_NORM + row], by[1] * dot.y * record[QUERY_NORM + row + 8]);
         }
         const float end = record[GAMMA + 63], beta[2] = {record[STRENGTH + row], record[STRENGTH + row + 8]},
-                    norm[2] = {record[KEY_NORM + row], record[KEY_NORM + row + 8]};
-        scale_rows(sums, past[0], past[1]);
-        scale_rows(after, exponential(end - record[GAMMA + row]), exponential(end - record[GAMMA + row + 8]));
+                    norm[2] = {record[KEY_NORM + row], record[KEY_NORM + row + 8]},
+                    rest[2] = {exponential(end - record[GAMMA + row]), exponential(end - record[GAMMA + row + 8])};
         float2 read = dot_rows<64>(sums, rows + KEYS + half * PANEL),
                write = dot_rows<64>(after, rows + KEYS + half * PANEL);
-        read = make_float2(norm[0] * read.x, norm[1] * read.y);
-        write = make_float2(norm[0] * write.x, norm[1] * write.y);
+        read = make_float2(norm[0] * past[0] * read.x, norm[1] * past[1] * read.y);
+        write = make_float2(norm[0] * rest[0] * write.x, norm[1] * rest[1] * write.y);
         if (threadIdx.x % 4 == 0) {
             own->beta[half][row] = -read.x;
             own->beta[half][row + 8] = -read.y;
             own->after[half][row] = write.x;
             own->after[half][row + 8] = write.y;
         }
-        scale_rows(sums, -beta[0], -beta[1]);
+        scale_rows(after, rest[0], rest[1]);
 #pragma unroll
-        for (int i = 0; i < 32; i++) sums[i] += after[i];
+        for (int i = 0; i < 32; i++) sums[i] = after[i] - beta[i / 2 % 2] * past[i / 2 % 2] * sums[i];
         return make_float2(-beta[0] * read.x - write.x, -beta[1] * read.y - write.y);
     }
 
