@@ -472,6 +472,16 @@ static void check_plans(void) {
     delta.forward.key_heads = 16;
     delta.forward.offsets = wrong;
     EXPECT(ln_cuda_delta_backward_plan_make(&delta, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "offsets: %s", plan.why);
+    delta.forward.offsets = offsets;
+    EXPECT(ln_cuda_delta_backward_plan_make(&delta, &hopper, NULL, &plan) == LN_CUDA_OK, "again: %s", plan.why);
+    const ln_cuda_delta_backward_tensors none = {.beta = NULL};
+    char *const somewhere = (char *)(uintptr_t)4096;
+    EXPECT(ln_cuda_delta_backward_run(&delta, &plan, &none, NULL, NULL) == LN_CUDA_ARGUMENT, "no workspace");
+    EXPECT(ln_cuda_delta_backward_run(&delta, &plan, &none, somewhere + 16, NULL) == LN_CUDA_ARGUMENT, "16 bytes off");
+    EXPECT(ln_cuda_delta_backward_run(&delta, &plan, &none, somewhere, NULL) == LN_CUDA_ARGUMENT, "no tensors");
+    EXPECT(ln_cuda_delta_backward_prepare(&delta, &plan, NULL, NULL) == LN_CUDA_ARGUMENT, "nothing to prepare");
+    plan.kernel = NULL;
+    EXPECT(ln_cuda_delta_backward_run(&delta, &plan, &none, somewhere, NULL) == LN_CUDA_UNSUPPORTED, "no kernel");
     for (int row = 0; ln_cuda_delta_backward_kernels(row)->start; row++) {
         const ln_cuda_delta_backward_kernel *kernel = ln_cuda_delta_backward_kernels(row);
         EXPECT(kernel->shared_bytes <= (kernel->major == 9 ? 232448 : 101376), "%s: %d bytes of shared memory",

@@ -33,7 +33,8 @@ static __device__ __forceinline__ void sum_channels(const delta_backward_run &ru
     float sum = 0;
 #pragma unroll 8
     for (int row = 0; row < CHUNK; row++) {
-        if (row < chunk.rows) sum += decay_of(run.decay[((chunk.token + row) * run.heads + head) * KEY + channel]);
+        if (row < chunk.rows)
+            sum += decay_of(run.decay[((int64_t)(chunk.token + row) * run.heads + head) * KEY + channel]);
         gamma[row * channel_rows<KEY>::ROW + channel] = sum;
     }
 }
@@ -207,7 +208,7 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
                 query_norm = norm_of<KEY>(shared + shape::QUERIES, run.normalise);
     if (threadIdx.x % 2 == 0) {
         record[READ + row] = record[WRITE + row] = record[ASK + row] = 1;
-        record[STRENGTH + row] = row < chunk.rows ? run.beta[(chunk.token + row) * run.heads + head] : 0;
+        record[STRENGTH + row] = row < chunk.rows ? run.beta[(int64_t)(chunk.token + row) * run.heads + head] : 0;
         record[GAMMA + row] = 0;
         record[KEY_NORM + row] = key_norm;
         record[QUERY_NORM + row] = query_norm;
@@ -411,7 +412,8 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
         const float *sums_of = (const float *)(shared + SUMS_AT), *writes = &own->column[0][0][0];
         const int thread = threadIdx.x;
         if (thread >= 128 && thread < 128 + chunk.rows && run.beta_gradient)
-            run.beta_gradient[(chunk.token + thread - 128) * run.heads + head] = this->beta_gradient(thread - 128);
+            run.beta_gradient[(int64_t)(chunk.token + thread - 128) * run.heads + head] =
+                this->beta_gradient(thread - 128);
         if (thread >= KEY || !run.decay_gradient) return;
         float sum = 0;
         for (int part = 0; part < PARTS; part++) sum += sums_of[part * KEY + thread];
@@ -420,7 +422,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
 #pragma unroll 4
         for (int row = 63; row >= 0; row--) {
             sum += gamma()[row * ROW + thread];
-            const int64_t at = ((chunk.token + row) * run.heads + head) * KEY + thread;
+            const int64_t at = ((int64_t)(chunk.token + row) * run.heads + head) * KEY + thread;
             if (row < chunk.rows) run.decay_gradient[at] = run.decay[at] < -104 ? 0 : sum;
         }
     }

@@ -139,7 +139,7 @@ ln_cuda_code ln_cuda_delta_backward_prepare(const ln_cuda_delta_backward *delta,
         first[s] = count;
         for (int64_t token = d->offsets[s]; token < d->offsets[s + 1]; token += ln::CHUNK) {
             const int64_t left = d->offsets[s + 1] - token;
-            chunk[count++] = {token, (int)(left < ln::CHUNK ? left : (int64_t)ln::CHUNK), (int)s};
+            chunk[count++] = {(int)token, (int)(left < ln::CHUNK ? left : (int64_t)ln::CHUNK)};
         }
     }
     first[d->sequences] = count;

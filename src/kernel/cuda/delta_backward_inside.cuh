@@ -83,12 +83,14 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     /* A step is a slice of a value head of a task. A block's steps follow one another through its tasks, one in
      * gridDim.x: the next task begins when the last is done. */
     struct cursor {
-        int task, index, key_head, member, slice, rows_at;
+        int index, key_head, member, slice, rows_at;
         delta_backward_chunk chunk;
     };
+    /* key_head may be too large: by so many tasks. */
     __device__ __forceinline__ void enter(cursor &at) const {
-        at.index = at.task / run.key_heads;
-        at.key_head = at.task - at.index * run.key_heads;
+        const int task = at.key_head, skipped = task / run.key_heads;
+        at.index += skipped;
+        at.key_head = task - skipped * run.key_heads;
         if (at.index < run.chunk_count) at.chunk = run.chunks[at.index];
     }
     __device__ __forceinline__ void advance(cursor &at) const {
@@ -96,7 +98,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         at.slice = 0;
         if (++at.member < run.group) return;
         at.member = 0;
-        at.task += gridDim.x;
+        at.key_head += gridDim.x;
         at.rows_at = STAGES == 1 ? 0 : ROWS - at.rows_at;
         enter(at);
     }
@@ -342,7 +344,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int t = 2 * lane + i;
-            const int64_t at = (chunk.token + t) * run.heads + head;
+            const int64_t at = (int64_t)(chunk.token + t) * run.heads + head;
             if (t >= chunk.rows) continue;
             if (run.beta_gradient) run.beta_gradient[at] = beta_gradient(t);
             /* e^-104 is 0: so is its derivative */
@@ -353,17 +355,16 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 
     /* SELF: this, or what is made of it. */
     template <class SELF> __device__ __forceinline__ void go(SELF &self) {
-        const int tasks = run.chunk_count * run.key_heads;
-        cursor now = {(int)blockIdx.x}, ahead;
+        cursor now = {0, (int)blockIdx.x}, ahead;
         enter(now);
         ahead = now;
         ENGINE::open(own->full, STAGES);
         for (int i = 0; i < STAGES - 1; i++) {
-            if (ahead.task < tasks) load(ahead, i);
+            if (ahead.index < run.chunk_count) load(ahead, i);
             copies_commit();
             advance(ahead);
         }
-        for (int stage = 0, phase = 0; now.task < tasks; advance(now)) {
+        for (int stage = 0, phase = 0; now.index < run.chunk_count; advance(now)) {
             chunk = now.chunk;
             key_head = now.key_head;
             const int head = value_head(run, now.key_head, now.member);
@@ -380,7 +381,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             ENGINE::await(&own->full[stage], phase);
             __syncthreads();
             if (STAGES > 1) {
-                if (ahead.task < tasks) load(ahead, stage == 0 ? STAGES - 1 : stage - 1);
+                if (ahead.index < run.chunk_count) load(ahead, stage == 0 ? STAGES - 1 : stage - 1);
                 copies_commit();
                 advance(ahead);
             }

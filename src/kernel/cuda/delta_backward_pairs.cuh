@@ -130,7 +130,7 @@ static __device__ __forceinline__ void sum_decays(const delta_backward_run &run,
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = 2 * lane + i;
-        const int64_t at = (chunk.token + row) * run.heads + head;
+        const int64_t at = (int64_t)(chunk.token + row) * run.heads + head;
         decay[i] = row < chunk.rows && run.decay ? decay_of(run.decay[at]) : 0;
         record[STRENGTH + row] = row < chunk.rows ? run.beta[at] : 0;
     }

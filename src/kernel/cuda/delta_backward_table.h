@@ -7,8 +7,7 @@
 namespace ln {
 
 struct delta_backward_chunk {
-    int64_t token; /* its first */
-    int rows, sequence;
+    int token, rows; /* its first token, how many */
 };
 
 struct delta_backward_run {
