@@ -243,7 +243,7 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
     __device__ __forceinline__ float *gamma() const { return (float *)(shared + GAMMA_AT); }
 
     /* Sums over values of S D, each channel for itself: two channels and a part of the values a thread. */
-    __device__ __forceinline__ void sum_states(const char *stage, bool first) {
+    __device__ __forceinline__ void sum_channel_states(const char *stage, bool first) {
         const int channel = threadIdx.x % (KEY / 2) * 2, part = threadIdx.x / (KEY / 2);
         if (part >= PARTS) return;
         float2 *to = (float2 *)(shared + SUMS_AT) + (part * KEY + channel) / 2, sum = {0, 0};

@@ -63,7 +63,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     struct numbers {
         uint64_t full[STAGES];
         float decay[GROUPS][64], column[2][4][64], after[PANELS][64], beta[PANELS][64], along[GROUPS][64];
-        float beta_value[64], state[THREADS / 32];
+        float beta_value[64], state[4 * PANELS];
     };
     enum { BYTES = NUMBERS + (int)sizeof(numbers) };
 
@@ -77,8 +77,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     delta_backward_chunk chunk;
     float pair[COLUMNS / 2]; /* dP or X */
     float sums[32];          /* dO S^T or R S^T, then the gradient of query or key */
-    float after[32];         /* V' D^T */
-    float state_sum;
+    float after[32];         /* V' D^T; for queries S^T D, whose diagonal is wanted */
 
     /* A step is a slice of a value head of a task. A block's steps follow one another through its tasks, one in
      * gridDim.x: the next task begins when the last is done. */
@@ -142,10 +141,14 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         const char *left = stage + (role == 0 ? OUTPUT : RESIDUALS);
         ENGINE::template tiles_by_rows<COLUMNS, 4>(pair, true, left, stage + VALUES + half * COLUMNS * 128);
         ENGINE::template tiles_by_columns<64>(sums, left, stage + STATE + half * PANEL);
-        if (role == 1) ENGINE::template tiles_by_columns<64>(after, stage + VALUES, stage + GRADIENT + half * PANEL);
+        if (role == 1)
+            ENGINE::template tiles_by_columns<64>(after, stage + VALUES, stage + GRADIENT + half * PANEL);
+        else if (!CHANNEL)
+            ENGINE::template tiles_by_rows<64, 4>(after, true, stage + STATE + half * PANEL,
+                                                  stage + GRADIENT + half * PANEL);
     }
 
-    /* dV = beta R; R V for the gradient of beta; S D for that of the decay. */
+    /* dV = beta R; R V for the gradient of beta. */
     __device__ __forceinline__ void elementwise(const char *stage, int head, int slice, const uint4 (&value)[PIECES],
                                                 bool first) {
         const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
@@ -179,17 +182,6 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
 #pragma unroll
         for (int step = 1; step < LANES; step *= 2) dot += __shfl_xor_sync(~0u, dot, step);
         if (lane == 0) own->beta_value[row] = first ? dot : own->beta_value[row] + dot;
-#pragma unroll
-        for (int i = 0; i < (CHANNEL ? 0 : PANELS * PANEL / 16 / THREADS); i++) {
-            const int at = ((int)threadIdx.x + i * THREADS) * 16;
-            const uint4 s = *(const uint4 *)(stage + STATE + at), d = *(const uint4 *)(stage + GRADIENT + at);
-            const uint32_t one[4] = {s.x, s.y, s.z, s.w}, two[4] = {d.x, d.y, d.z, d.w};
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const float2 x = unpack(one[j]), y = unpack(two[j]);
-                state_sum += x.x * y.x + x.y * y.y;
-            }
-        }
     }
 
     /* e^(gamma - gamma') and 1 / length of key j. */
@@ -292,12 +284,20 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         return make_float2(-beta[0] * read.x - write.x, -beta[1] * read.y - write.y);
     }
 
+    /* S D. */
+    __device__ __forceinline__ void sum_states() {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < 32; i++) sum += column_of(i / 2) + i % 2 == row_of() + i / 2 % 2 * 8 ? after[i] : 0;
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+        if (threadIdx.x % 32 == 0) own->state[half * 4 + first_row() / 16] = sum;
+    }
+
     /* After the slices of a value head. */
     __device__ __forceinline__ void finish(int head) {
         const int panel = half * PANEL;
-#pragma unroll
-        for (int step = 16; step > 0; step /= 2) state_sum += __shfl_xor_sync(~0u, state_sum, step);
-        if (threadIdx.x % 32 == 0) own->state[threadIdx.x / 32] = state_sum;
+        if (role == 0 && !CHANNEL) sum_states();
         if (STAGES == 1) __syncthreads(); /* the tiles of pairs lie where the slice was */
         const float2 states = weigh_states();
         ENGINE::template settle<0>(sums); /* nothing is put off: registers are short */
@@ -333,7 +333,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
         }
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) write += __shfl_xor_sync(~0u, write, step);
-        for (int i = 0; i < THREADS / 32; i++) states += own->state[i];
+        for (int i = 0; i < 4 * PANELS; i++) states += own->state[i];
         if (lane == 31) decay[1] += write + states * record[END];
         float sum = decay[0] + decay[1];
 #pragma unroll
@@ -389,10 +389,9 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
             const bool first = now.slice == 0;
             rows = shared + now.rows_at;
             record = (float *)(tiles + FACTORS);
-            if (first) state_sum = 0;
             start_products(tiles, first);
             elementwise(tiles, head, now.slice, value, first);
-            if constexpr (CHANNEL) self.sum_states(tiles, first);
+            if constexpr (CHANNEL) self.sum_channel_states(tiles, first);
             ENGINE::template settle<0>(pair, sums, after);
             if (now.slice == run.slices - 1) {
                 self.finish(head);
