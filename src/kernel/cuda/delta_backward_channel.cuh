@@ -232,8 +232,8 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
 
 /* ---- what is left of a chunk ---- */
 
-template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, true> {
-    typedef inside<ENGINE, KEY, 1, true> base;
+template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE, KEY, 1, true, ROLE> {
+    typedef inside<ENGINE, KEY, 1, true, ROLE> base;
     using base::chunk, base::own, base::pair, base::run, base::shared, base::sums, base::after;
     using base::half, base::record, base::role, base::rows;
     enum { ROW = channel_rows<KEY>::ROW, GAMMA_AT = base::STAGED + 2 * PANEL, PARTS = 4 };
@@ -468,10 +468,11 @@ template <class ENGINE, int KEY> struct inside_channel : inside<ENGINE, KEY, 1, 
 template <class ENGINE, int KEY>
 static __global__ void __launch_bounds__(2 * KEY * 2, 1)
     delta_channel_inside(const __grid_constant__ delta_backward_run run) {
-    typedef inside_channel<ENGINE, KEY> kind;
-    char *shared = block_memory();
-    kind steps = {{run, shared, (typename kind::numbers *)(shared + kind::NUMBERS)}};
-    start_steps(steps);
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    if (group % 2 == 0)
+        start_steps<inside_channel<ENGINE, KEY, 0>>(run, group / 2);
+    else
+        start_steps<inside_channel<ENGINE, KEY, 1>>(run, group / 2);
 }
 
 } // namespace ln

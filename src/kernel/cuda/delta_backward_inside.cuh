@@ -36,7 +36,9 @@ static __device__ __forceinline__ void store_gradient(const ln_cuda_tensor &to, 
     }
 }
 
-template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside {
+/* ROLE 0: queries, 1: keys. */
+template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct inside {
+    static constexpr int role = ROLE;
     enum { PANELS = KEY / 64, GROUPS = 2 * PANELS, THREADS = 128 * GROUPS, COLUMNS = 64 / PANELS /* of pairs */ };
     enum {
         OUTPUT = 0,
@@ -73,7 +75,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     char *rows;    /* keys and queries of this task */
     float *record; /* of this value head */
     int key_head;
-    int role, half; /* of this group of warps: queries or keys; which columns of pairs and panel of channels */
+    int half; /* of this group of warps: which columns of pairs and panel of channels */
     delta_backward_chunk chunk;
     float pair[COLUMNS / 2]; /* dP or X */
     float sums[32];          /* dO S^T or R S^T, then the gradient of query or key */
@@ -455,20 +457,21 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL = false> struct inside
     }
 };
 
-template <class STEPS> static __device__ __forceinline__ void start_steps(STEPS &steps) {
-    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    steps.role = group % 2;
-    steps.half = group / 2;
+template <class STEPS> static __device__ __forceinline__ void start_steps(const delta_backward_run &run, int half) {
+    STEPS steps = {run, block_memory()};
+    steps.own = (typename STEPS::numbers *)(steps.shared + STEPS::NUMBERS);
+    steps.half = half;
     steps.go(steps);
 }
 
 /* Blocks stay and take chunk after chunk: sums over value heads need little room, and copies never pause. */
 template <class ENGINE, int KEY, int STAGES>
 static __global__ void __launch_bounds__(2 * KEY * 2, 1) delta_inside(const __grid_constant__ delta_backward_run run) {
-    typedef inside<ENGINE, KEY, STAGES> kind;
-    char *shared = block_memory();
-    kind steps = {run, shared, (typename kind::numbers *)(shared + kind::NUMBERS)};
-    start_steps(steps);
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    if (group % 2 == 0)
+        start_steps<inside<ENGINE, KEY, STAGES, false, 0>>(run, group / 2);
+    else
+        start_steps<inside<ENGINE, KEY, STAGES, false, 1>>(run, group / 2);
 }
 
 } // namespace ln

@@ -22,11 +22,11 @@ static __global__ void __launch_bounds__(256) delta_narrow(const __grid_constant
 
 template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct chunk_kernels;
 template <class ENGINE, int KEY, int STAGES> struct chunk_kernels<ENGINE, KEY, false, STAGES> {
-    enum { PAIRS_BYTES = pairs_shape<KEY>::BYTES, BYTES = inside<ENGINE, KEY, STAGES>::BYTES };
+    enum { PAIRS_BYTES = pairs_shape<KEY>::BYTES, BYTES = inside<ENGINE, KEY, STAGES, false, 0>::BYTES };
     static constexpr auto pairs = delta_pairs<ENGINE, KEY>, chunk = delta_inside<ENGINE, KEY, STAGES>;
 };
 template <class ENGINE, int KEY, int STAGES> struct chunk_kernels<ENGINE, KEY, true, STAGES> {
-    enum { PAIRS_BYTES = channel_pairs_shape<KEY>::BYTES, BYTES = inside_channel<ENGINE, KEY>::BYTES };
+    enum { PAIRS_BYTES = channel_pairs_shape<KEY>::BYTES, BYTES = inside_channel<ENGINE, KEY, 0>::BYTES };
     static constexpr auto pairs = delta_channel_pairs<KEY>, chunk = delta_channel_inside<ENGINE, KEY>;
 };
 
