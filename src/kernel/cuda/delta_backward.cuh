@@ -54,9 +54,9 @@ static __device__ __forceinline__ int tile_at(int row, int piece) {
 /* A chunk of one head's rows of SIZE elements; zeros after its last token. */
 template <int SIZE, int THREADS>
 static __device__ __forceinline__ void copy_tokens(char *to, const ln_cuda_tensor &from, int head, int column,
-                                                   const delta_backward_chunk &chunk) {
+                                                   const delta_backward_chunk &chunk, int thread = threadIdx.x) {
     constexpr int pieces = SIZE / 8, step = THREADS / pieces; /* a multiple of 8 rows */
-    const int row = threadIdx.x % THREADS / pieces, piece = threadIdx.x % pieces;
+    const int row = thread % THREADS / pieces, piece = thread % pieces;
     const __nv_bfloat16 *base = (const __nv_bfloat16 *)from.data + chunk.token * from.token_stride +
                                 head * from.head_stride + column + piece * 8;
     to += tile_at(row, piece);
@@ -70,16 +70,19 @@ static __device__ __forceinline__ void copy_tokens(char *to, const ln_cuda_tenso
 static __device__ __forceinline__ float2 unpack(uint32_t both) {
     return __bfloat1622float2(*(const __nv_bfloat162 *)&both);
 }
+/* Places of a thread are told by its index, which a kernel may give itself where the compiler should not keep all that
+ * follows from it in registers. */
+
 /* Two neighbouring columns of accumulators lie at 2 i and 2 i + 1; this is the first one's column. */
-static __device__ __forceinline__ int column_of(int pair) {
-    return pair / 2 * 8 + (int)threadIdx.x % 4 * 2;
+static __device__ __forceinline__ int column_of(int pair, int thread = threadIdx.x) {
+    return pair / 2 * 8 + thread % 4 * 2;
 }
-static __device__ __forceinline__ int first_row() {
-    return (int)threadIdx.x / 32 % 4 * 16;
+static __device__ __forceinline__ int first_row(int thread = threadIdx.x) {
+    return thread / 32 % 4 * 16;
 }
 /* Row of accumulators 2 i and 2 i + 1 is row_of() + 8 (i % 2). */
-static __device__ __forceinline__ int row_of() {
-    return first_row() + (int)threadIdx.x % 32 / 4;
+static __device__ __forceinline__ int row_of(int thread = threadIdx.x) {
+    return first_row(thread) + thread % 32 / 4;
 }
 
 template <int N> static __device__ __forceinline__ void round_sums(uint32_t (&left)[N], const float *sums) {
@@ -101,9 +104,10 @@ template <int N> static __device__ __forceinline__ void clear(float (&sums)[N]) 
 }
 
 /* Left operands: this warp's 16 rows of a tile, columns 16 STEP .. 16 STEP + 15. */
-static __device__ __forceinline__ void load_step(uint32_t (&left)[4], const char *tile, int step) {
-    const int lane = threadIdx.x % 32;
-    load_matrices<false>(left, tile + tile_at(first_row() + lane % 16, 2 * step + lane / 16));
+static __device__ __forceinline__ void load_step(uint32_t (&left)[4], const char *tile, int step,
+                                                 int thread = threadIdx.x) {
+    const int lane = thread % 32;
+    load_matrices<false>(left, tile + tile_at(first_row(thread) + lane % 16, 2 * step + lane / 16));
 }
 template <int STEPS> static __device__ __forceinline__ void load_rows(uint32_t (&left)[4 * STEPS], const char *tile) {
 #pragma unroll
@@ -131,12 +135,13 @@ static __device__ __forceinline__ float sum_of_column(float x) {
 }
 
 /* Rows of accumulators times the same rows of a tile: the two rows' sums. */
-template <int SIZE> static __device__ __forceinline__ float2 dot_rows(const float (&sums)[SIZE / 2], const char *tile) {
+template <int SIZE>
+static __device__ __forceinline__ float2 dot_rows(const float (&sums)[SIZE / 2], const char *tile, int thread) {
     float2 dot = {0, 0};
 #pragma unroll
     for (int k = 0; k < SIZE / 16; k++) {
         uint32_t part[4];
-        load_step(part, tile, k);
+        load_step(part, tile, k, thread);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const float2 x = unpack(part[i]);
@@ -215,19 +220,22 @@ struct warp_products {
     /* What this thread wrote to shared memory may be read by products after the next barrier. */
     static __device__ __forceinline__ void publish() {}
     /* The reverse of load_step. */
-    static __device__ __forceinline__ void store_step(char *tile, int step, const uint32_t (&part)[4]) {
-        const int lane = threadIdx.x % 32;
+    static __device__ __forceinline__ void store_step(char *tile, int step, const uint32_t (&part)[4],
+                                                      int thread = threadIdx.x) {
+        const int lane = thread % 32;
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            *(uint32_t *)(tile + tile_at(first_row() + i % 2 * 8 + lane / 4, 2 * step + i / 2) + lane % 4 * 4) =
+            *(uint32_t *)(tile + tile_at(first_row(thread) + i % 2 * 8 + lane / 4, 2 * step + i / 2) + lane % 4 * 4) =
                 part[i];
     }
     /* Of four matrices at rows first_row() and columns 16 step, the columns become rows. */
-    static __device__ __forceinline__ void store_turned(char *panel, int step, const uint32_t (&part)[4]) {
-        const int lane = threadIdx.x % 32;
+    static __device__ __forceinline__ void store_turned(char *panel, int step, const uint32_t (&part)[4],
+                                                        int thread = threadIdx.x) {
+        const int lane = thread % 32;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int token = 16 * step + i / 2 * 8 + lane % 4 * 2, piece = first_row() / 8 + i % 2, word = lane / 4;
+            const int token = 16 * step + i / 2 * 8 + lane % 4 * 2, piece = first_row(thread) / 8 + i % 2,
+                      word = lane / 4;
             *(uint16_t *)(panel + tile_at(token, piece) + word * 2) = (uint16_t)part[i];
             *(uint16_t *)(panel + tile_at(token + 1, piece) + word * 2) = (uint16_t)(part[i] >> 16);
         }

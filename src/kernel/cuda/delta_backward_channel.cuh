@@ -235,7 +235,7 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
 template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE, KEY, 1, true, ROLE> {
     typedef inside<ENGINE, KEY, 1, true, ROLE> base;
     using base::chunk, base::own, base::pair, base::run, base::shared, base::sums, base::after;
-    using base::half, base::record, base::role, base::rows;
+    using base::half, base::record, base::role, base::rows, base::thread;
     enum { ROW = channel_rows<KEY>::ROW, GAMMA_AT = base::STAGED + 2 * PANEL, PARTS = 4 };
     enum { SUMS_AT = base::BYTES, BYTES = SUMS_AT + PARTS * KEY * 4 };
     static_assert(sizeof(base::numbers::column) >= 4 * KEY * 4, "sums over tokens lie there");
@@ -244,7 +244,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 
     /* Sums over values of S D, each channel for itself: two channels and a part of the values a thread. */
     __device__ __forceinline__ void sum_channel_states(const char *stage, bool first) {
-        const int channel = threadIdx.x % (KEY / 2) * 2, part = threadIdx.x / (KEY / 2);
+        const int channel = thread % (KEY / 2) * 2, part = thread / (KEY / 2);
         if (part >= PARTS) return;
         float2 *to = (float2 *)(shared + SUMS_AT) + (part * KEY + channel) / 2, sum = {0, 0};
         for (int row = part * (64 / PARTS); row < (part + 1) * (64 / PARTS); row++) {
@@ -260,7 +260,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
     /* Tokens of this warp's rows as readers: adds what they read of the tokens before them; `turned` holds the pairs'
      * gradients with readers as columns. */
     __device__ __forceinline__ void add_read(const char *turned) {
-        const int lane = threadIdx.x % 32, warp = first_row() / 16, row = row_of();
+        const int lane = thread % 32, warp = first_row(thread) / 16, row = row_of(thread);
         const float *g = gamma(), *norm = record + KEY_NORM;
         const bool all = fades_little<KEY>(g);
 #pragma unroll
@@ -271,8 +271,8 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
             for (int k = 0; k < warp + all; k++) {
                 uint32_t left[4], right[4];
                 load_matrices<true>(
-                    left, turned + tile_at(16 * k + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2));
-                load_faded<KEY>(right, rows + base::KEYS, g, k, block, first_row(), -1, norm);
+                    left, turned + tile_at(16 * k + lane / 16 * 8 + lane % 8, first_row(thread) / 8 + lane / 8 % 2));
+                load_faded<KEY>(right, rows + base::KEYS, g, k, block, first_row(thread), -1, norm);
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
             }
@@ -281,10 +281,10 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
             for (int i = 0; i < 8; i++) {
                 const int channel = 16 * block + i / 4 * 8 + lane % 4 * 2 + i % 2;
                 mine[i] = g[(row + i / 2 % 2 * 8) * ROW + channel];
-                to[i] += part[i] * exponential(mine[i] - g[first_row() * ROW + channel]);
+                to[i] += part[i] * exponential(mine[i] - g[first_row(thread) * ROW + channel]);
             }
 #pragma unroll 1
-            for (int j = first_row(); j < first_row() + 16 && !all; j++) {
+            for (int j = first_row(thread); j < first_row(thread) + 16 && !all; j++) {
                 const float weight[2] = {element(turned, j, row) * norm[j], element(turned, j, row + 8) * norm[j]};
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
@@ -298,7 +298,8 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 
     /* Tokens of this warp's rows as writers: adds to `after` what the tokens from them on read of them. */
     __device__ __forceinline__ void add_written(const char *queries, const char *keys) {
-        const int lane = threadIdx.x % 32, warp = first_row() / 16, row = row_of(), last = first_row() + 15;
+        const int lane = thread % 32, warp = first_row(thread) / 16, row = row_of(thread),
+                  last = first_row(thread) + 15;
         const float *g = gamma(), *query_norm = record + QUERY_NORM, *strength = record + WRITE;
         const bool all = fades_little<KEY>(g);
 #pragma unroll
@@ -308,11 +309,11 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 #pragma unroll 1
             for (int k = warp + !all; k < 4; k++) {
                 uint32_t left[4], right[4];
-                load_step(left, queries, k);
+                load_step(left, queries, k, thread);
                 load_faded<KEY>(right, rows + base::QUERIES, g, k, block, last, 1, query_norm);
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
-                load_step(left, keys, k);
+                load_step(left, keys, k, thread);
                 load_faded<KEY>(right, rows + base::KEYS, g, k, block, last, 1, strength);
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
@@ -325,7 +326,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
                 to[i] += part[i] * exponential(g[last * ROW + channel] - mine[i]);
             }
 #pragma unroll 1
-            for (int r = first_row(); r <= last && !all; r++) {
+            for (int r = first_row(thread); r <= last && !all; r++) {
                 const float query[2] = {element(queries, row, r) * query_norm[r],
                                         element(queries, row + 8, r) * query_norm[r]},
                             key[2] = {element(keys, row, r) * strength[r], element(keys, row + 8, r) * strength[r]};
@@ -348,7 +349,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
         const float *g = gamma();
 #pragma unroll
         for (int i = 0; i < 32; i++) {
-            const int row = row_of() + i / 2 % 2 * 8, channel = 64 * half + column_of(i / 2) + i % 2;
+            const int row = row_of(thread) + i / 2 % 2 * 8, channel = 64 * half + column_of(i / 2, thread) + i % 2;
             const float mine = g[row * ROW + channel];
             x[i] *= by * exponential(to_end ? g[63 * ROW + channel] - mine : mine);
         }
@@ -362,29 +363,31 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
             uint32_t part[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int at = 4 * k + i, last = row_of() + i % 2 * 8 - role, column = first + column_of(at);
+                const int at = 4 * k + i, last = row_of(thread) + i % 2 * 8 - role,
+                          column = first + column_of(at, thread);
                 part[i] =
                     pack(column <= last ? sign * pair[2 * at] : 0, column + 1 <= last ? sign * pair[2 * at + 1] : 0);
             }
-            ENGINE::store_turned(shared + (role == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS), first / 16 + k, part);
+            ENGINE::store_turned(shared + (role == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS), first / 16 + k, part,
+                                 thread);
         }
     }
 
     /* Of the writers' part that goes through the state after the chunk: sums over tokens. */
     __device__ __forceinline__ void sum_writes() {
-        float *to = &own->column[0][0][0] + first_row() / 16 * KEY + 64 * half;
-        const float norm[2] = {record[KEY_NORM + row_of()], record[KEY_NORM + row_of() + 8]};
+        float *to = &own->column[0][0][0] + first_row(thread) / 16 * KEY + 64 * half;
+        const float norm[2] = {record[KEY_NORM + row_of(thread)], record[KEY_NORM + row_of(thread) + 8]};
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             uint32_t part[4];
-            load_step(part, rows + base::KEYS + half * PANEL, k);
+            load_step(part, rows + base::KEYS + half * PANEL, k, thread);
 #pragma unroll
             for (int i = 0; i < 4; i += 2) {
                 const float2 low = unpack(part[i]), high = unpack(part[i + 1]);
                 const float *x = after + 8 * k + 2 * i;
                 const float one = sum_of_column(norm[0] * x[0] * low.x + norm[1] * x[2] * high.x),
                             two = sum_of_column(norm[0] * x[1] * low.y + norm[1] * x[3] * high.y);
-                if (threadIdx.x % 32 < 4) *(float2 *)(to + column_of(4 * k + i)) = make_float2(one, two);
+                if (thread % 32 < 4) *(float2 *)(to + column_of(4 * k + i, thread)) = make_float2(one, two);
             }
         }
     }
@@ -395,12 +398,12 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             uint32_t part[4];
-            load_step(part, tile + half * PANEL, k);
+            load_step(part, tile + half * PANEL, k, thread);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int row = row_of() + i % 2 * 8;
+                const int row = row_of(thread) + i % 2 * 8;
                 const float2 y = unpack(part[i]);
-                float2 *at = (float2 *)(to + row * ROW + column_of(4 * k + i));
+                float2 *at = (float2 *)(to + row * ROW + column_of(4 * k + i, thread));
                 float2 sum = {x[8 * k + 2 * i] * y.x * norm[row], x[8 * k + 2 * i + 1] * y.y * norm[row]};
                 if (add) sum = make_float2(sum.x + at->x, sum.y + at->y);
                 *at = sum;
@@ -410,7 +413,6 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 
     __device__ __forceinline__ void store_numbers(int head) {
         const float *sums_of = (const float *)(shared + SUMS_AT), *writes = &own->column[0][0][0];
-        const int thread = threadIdx.x;
         if (thread >= 128 && thread < 128 + chunk.rows && run.beta_gradient)
             run.beta_gradient[(int64_t)(chunk.token + thread - 128) * run.heads + head] =
                 this->beta_gradient(thread - 128);
@@ -428,27 +430,29 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
     }
 
     __device__ __forceinline__ void finish(int head) {
-        const int row = row_of();
+        const int row = row_of(thread);
         __syncthreads(); /* the slice may go */
         sum_channels<KEY>(run, chunk, head, gamma());
-        if (threadIdx.x < CHUNK)
-            record[WRITE + threadIdx.x] = record[STRENGTH + threadIdx.x] * record[KEY_NORM + threadIdx.x];
+        if (thread < CHUNK) record[WRITE + thread] = record[STRENGTH + thread] * record[KEY_NORM + thread];
         turn_pairs();
         __syncthreads();
+        this->forget();
         fade(sums, false, role == 0 ? run.scale : -1);
         add_read(shared + (role == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS));
         if (role == 1) {
-            const float2 dot = dot_rows<64>(sums, rows + base::KEYS + half * PANEL);
-            if (threadIdx.x % 4 == 0) {
+            const float2 dot = dot_rows<64>(sums, rows + base::KEYS + half * PANEL, thread);
+            if (thread % 4 == 0) {
                 own->beta[half][row] = dot.x * record[KEY_NORM + row];
                 own->beta[half][row + 8] = dot.y * record[KEY_NORM + row + 8];
             }
             this->scale_rows(sums, record[STRENGTH + row], record[STRENGTH + row + 8]);
+            this->forget();
             fade(after, true, 1);
             sum_writes();
             add_written(shared + base::TURNED_QUERIES, shared + base::TURNED_KEYS);
         }
         __syncthreads(); /* gamma may go */
+        this->forget();
         if (role == 1) {
 #pragma unroll
             for (int i = 0; i < 32; i++) {

@@ -99,14 +99,17 @@ struct group_products {
     static __device__ __forceinline__ void publish() {
         stores_to_async();
     }
-    static __device__ __forceinline__ void store_step(char *tile, int step, const uint32_t (&part)[4]) {
-        const int lane = threadIdx.x % 32;
-        store_matrices<false>(tile + tile_at(first_row() + lane / 8 % 2 * 8 + lane % 8, 2 * step + lane / 16), part);
+    static __device__ __forceinline__ void store_step(char *tile, int step, const uint32_t (&part)[4],
+                                                      int thread = threadIdx.x) {
+        const int lane = thread % 32;
+        store_matrices<false>(tile + tile_at(first_row(thread) + lane / 8 % 2 * 8 + lane % 8, 2 * step + lane / 16),
+                              part);
     }
-    static __device__ __forceinline__ void store_turned(char *panel, int step, const uint32_t (&part)[4]) {
-        const int lane = threadIdx.x % 32;
-        store_matrices<true>(panel + tile_at(16 * step + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2),
-                             part);
+    static __device__ __forceinline__ void store_turned(char *panel, int step, const uint32_t (&part)[4],
+                                                        int thread = threadIdx.x) {
+        const int lane = thread % 32;
+        store_matrices<true>(
+            panel + tile_at(16 * step + lane / 16 * 8 + lane % 8, first_row(thread) / 8 + lane / 8 % 2), part);
     }
 };
 

@@ -20,18 +20,20 @@ namespace ln {
 
 /* 64 columns of a gradient in registers, to bf16 or float32. */
 static __device__ __forceinline__ void store_gradient(const ln_cuda_tensor &to, bool narrow, int head, int first,
-                                                      const delta_backward_chunk &chunk, const float (&sums)[32]) {
+                                                      const delta_backward_chunk &chunk, const float (&sums)[32],
+                                                      int thread) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int row = row_of() + 8 * r;
+        const int row = row_of(thread) + 8 * r;
         if (row >= chunk.rows) continue;
         const int64_t base = (chunk.token + row) * to.token_stride + head * to.head_stride + first;
 #pragma unroll
         for (int i = r; i < 16; i += 2) {
             if (narrow)
-                *(uint32_t *)((__nv_bfloat16 *)to.data + base + column_of(i)) = pack(sums[2 * i], sums[2 * i + 1]);
+                *(uint32_t *)((__nv_bfloat16 *)to.data + base + column_of(i, thread)) =
+                    pack(sums[2 * i], sums[2 * i + 1]);
             else
-                *(float2 *)((float *)to.data + base + column_of(i)) = make_float2(sums[2 * i], sums[2 * i + 1]);
+                *(float2 *)((float *)to.data + base + column_of(i, thread)) = make_float2(sums[2 * i], sums[2 * i + 1]);
         }
     }
 }
@@ -75,7 +77,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     char *rows;    /* keys and queries of this task */
     float *record; /* of this value head */
     int key_head;
-    int half; /* of this group of warps: which columns of pairs and panel of channels */
+    int thread; /* threadIdx.x, of which the compiler does not know it: addresses are made again in each step */
+    int half;   /* of this group of warps: which columns of pairs and panel of channels */
     delta_backward_chunk chunk;
     float pair[COLUMNS / 2]; /* dP or X */
     float sums[32];          /* dO S^T or R S^T, then the gradient of query or key */
@@ -108,27 +111,26 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         const int head = value_head(run, at.key_head, at.member);
         const int64_t record_at = place_of(run, at.index, head), place = record_at * run.slices + at.slice;
         uint64_t *full = &own->full[stage];
-        ENGINE::expect(full, (2 + 2 * PANELS) * PANEL + RECORD * 4, threadIdx.x);
-        ENGINE::template copy<THREADS>(to + VALUES, run.values + place * PANEL, PANEL, full, threadIdx.x);
-        ENGINE::template copy<THREADS>(to + RESIDUALS, run.residuals + place * PANEL, PANEL, full, threadIdx.x);
-        ENGINE::template copy<THREADS>(to + STATE, run.states + place * PANELS * PANEL, PANELS * PANEL, full,
-                                       threadIdx.x);
+        ENGINE::expect(full, (2 + 2 * PANELS) * PANEL + RECORD * 4, thread);
+        ENGINE::template copy<THREADS>(to + VALUES, run.values + place * PANEL, PANEL, full, thread);
+        ENGINE::template copy<THREADS>(to + RESIDUALS, run.residuals + place * PANEL, PANEL, full, thread);
+        ENGINE::template copy<THREADS>(to + STATE, run.states + place * PANELS * PANEL, PANELS * PANEL, full, thread);
         ENGINE::template copy<THREADS>(to + GRADIENT, run.state_gradients + place * PANELS * PANEL, PANELS * PANEL,
-                                       full, threadIdx.x);
-        ENGINE::template copy<THREADS>(to + FACTORS, run.records + record_at * RECORD, RECORD * 4, full, threadIdx.x);
+                                       full, thread);
+        ENGINE::template copy<THREADS>(to + FACTORS, run.records + record_at * RECORD, RECORD * 4, full, thread);
         if (at.slice == 0 && at.member == 0) {
-            copy_tokens<KEY, THREADS>(shared + at.rows_at + KEYS, run.key, at.key_head, 0, at.chunk);
-            copy_tokens<KEY, THREADS>(shared + at.rows_at + QUERIES, run.query, at.key_head, 0, at.chunk);
+            copy_tokens<KEY, THREADS>(shared + at.rows_at + KEYS, run.key, at.key_head, 0, at.chunk, thread);
+            copy_tokens<KEY, THREADS>(shared + at.rows_at + QUERIES, run.query, at.key_head, 0, at.chunk, thread);
         }
-        copy_tokens<64, THREADS>(to + OUTPUT, run.output_gradient, head, at.slice * 64, at.chunk);
+        copy_tokens<64, THREADS>(to + OUTPUT, run.output_gradient, head, at.slice * 64, at.chunk, thread);
     }
     /* Values are read by 2 GROUPS threads a row. */
     enum { LANES = 2 * GROUPS, PIECES = 8 / LANES };
     __device__ __forceinline__ void load_values(uint4 (&value)[PIECES], int head, int slice) const {
-        const int row = threadIdx.x / LANES;
+        const int row = thread / LANES;
         const __nv_bfloat16 *from = (const __nv_bfloat16 *)run.value.data +
                                     (chunk.token + row) * run.value.token_stride + head * run.value.head_stride +
-                                    slice * 64 + threadIdx.x % LANES * 8;
+                                    slice * 64 + thread % LANES * 8;
 #pragma unroll
         for (int p = 0; p < PIECES; p++)
             value[p] = row < chunk.rows ? *(const uint4 *)(from + p * LANES * 8) : make_uint4(0, 0, 0, 0);
@@ -153,7 +155,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     /* dV = beta R; R V for the gradient of beta. */
     __device__ __forceinline__ void elementwise(const char *stage, int head, int slice, const uint4 (&value)[PIECES],
                                                 bool first) {
-        const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+        const int row = thread / LANES, lane = thread % LANES;
         const float beta = record[STRENGTH + row];
         float dot = 0;
 #pragma unroll
@@ -202,20 +204,17 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         ENGINE::template settle<0>(dots);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            strength[r] = role == 0 ? 1 : record[STRENGTH + row_of() + 8 * r];
-            norm[r] = own_norm[row_of() + 8 * r];
+            strength[r] = role == 0 ? 1 : record[STRENGTH + row_of(thread) + 8 * r];
+            norm[r] = own_norm[row_of(thread) + 8 * r];
         }
         const float sign = role == 0 ? run.scale : -1;
 #pragma unroll
         for (int k = 0; k < COLUMNS / 16; k++) {
-            uint32_t plain[4] = {}, turned[4] = {};
-            const bool seen = first + 16 * k < first_row() + 16; /* of all this warp's rows the block may be none */
-#pragma unroll
-            for (int i = 0; i < 8; i++) dots[8 * k + i] = seen ? dots[8 * k + i] : 0;
+            uint32_t plain[4], turned[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                if (!seen) break;
-                const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = first + column_of(at), last = row - role;
+                const int at = 4 * k + i, row = row_of(thread) + i % 2 * 8, column = first + column_of(at, thread),
+                          last = row - role;
                 const float2 other = *(const float2 *)(record + KEY_NORM + column);
                 float x[2];
 #pragma unroll
@@ -228,26 +227,26 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
                 plain[i] = pack(x[0] * other.x, x[1] * other.y);
                 turned[i] = pack(x[0] * norm[i % 2], x[1] * norm[i % 2]);
             }
-            ENGINE::store_step(shared + (role == 0 ? PLAIN_QUERIES : PLAIN_KEYS), first / 16 + k, plain);
-            ENGINE::store_turned(shared + (role == 0 ? TURNED_QUERIES : TURNED_KEYS), first / 16 + k, turned);
+            ENGINE::store_step(shared + (role == 0 ? PLAIN_QUERIES : PLAIN_KEYS), first / 16 + k, plain, thread);
+            ENGINE::store_turned(shared + (role == 0 ? TURNED_QUERIES : TURNED_KEYS), first / 16 + k, turned, thread);
         }
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; j++) {
             const float low = sum_of_column(strength[0] * dots[4 * j] + strength[1] * dots[4 * j + 2]),
                         high = sum_of_column(strength[0] * dots[4 * j + 1] + strength[1] * dots[4 * j + 3]);
-            if (threadIdx.x % 32 < 4)
-                *(float2 *)(own->column[role][threadIdx.x / 32 % 4] + first + column_of(2 * j)) =
+            if (thread % 32 < 4)
+                *(float2 *)(own->column[role][thread / 32 % 4] + first + column_of(2 * j, thread)) =
                     make_float2(low, high);
         }
         sum[0] = sum_of_row(sum[0]);
         sum[1] = sum_of_row(sum[1]);
-        if (threadIdx.x % 4) return;
+        if (thread % 4) return;
         float *decay = own->decay[2 * half + role];
-        decay[row_of()] = strength[0] * sum[0] + states.x;
-        decay[row_of() + 8] = strength[1] * sum[1] + states.y;
+        decay[row_of(thread)] = strength[0] * sum[0] + states.x;
+        decay[row_of(thread) + 8] = strength[1] * sum[1] + states.y;
         if (role == 1) {
-            own->beta[half][row_of()] += sum[0];
-            own->beta[half][row_of() + 8] += sum[1];
+            own->beta[half][row_of(thread)] += sum[0];
+            own->beta[half][row_of(thread) + 8] += sum[1];
         }
     }
 
@@ -259,10 +258,10 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     /* sums and after times their decays; for the keys, their sum goes to sums. What states before and after the chunk
      * add to the gradient of gamma. */
     __device__ __forceinline__ float2 weigh_states() {
-        const int row = row_of();
+        const int row = row_of(thread);
         const float past[2] = {exponential(record[GAMMA + row]), exponential(record[GAMMA + row + 8])};
         if (role == 0) {
-            const float2 dot = dot_rows<64>(sums, rows + QUERIES + half * PANEL);
+            const float2 dot = dot_rows<64>(sums, rows + QUERIES + half * PANEL, thread);
             const float by[2] = {run.scale * past[0], run.scale * past[1]};
             scale_rows(sums, by[0], by[1]);
             return make_float2(by[0] * dot.x * record[QUERY_NORM + row], by[1] * dot.y * record[QUERY_NORM + row + 8]);
@@ -270,11 +269,11 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         const float end = record[GAMMA + 63], beta[2] = {record[STRENGTH + row], record[STRENGTH + row + 8]},
                     norm[2] = {record[KEY_NORM + row], record[KEY_NORM + row + 8]},
                     rest[2] = {exponential(end - record[GAMMA + row]), exponential(end - record[GAMMA + row + 8])};
-        float2 read = dot_rows<64>(sums, rows + KEYS + half * PANEL),
-               write = dot_rows<64>(after, rows + KEYS + half * PANEL);
+        float2 read = dot_rows<64>(sums, rows + KEYS + half * PANEL, thread),
+               write = dot_rows<64>(after, rows + KEYS + half * PANEL, thread);
         read = make_float2(norm[0] * past[0] * read.x, norm[1] * past[1] * read.y);
         write = make_float2(norm[0] * rest[0] * write.x, norm[1] * rest[1] * write.y);
-        if (threadIdx.x % 4 == 0) {
+        if (thread % 4 == 0) {
             own->beta[half][row] = -read.x;
             own->beta[half][row + 8] = -read.y;
             own->after[half][row] = write.x;
@@ -290,10 +289,11 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     __device__ __forceinline__ void sum_states() {
         float sum = 0;
 #pragma unroll
-        for (int i = 0; i < 32; i++) sum += column_of(i / 2) + i % 2 == row_of() + i / 2 % 2 * 8 ? after[i] : 0;
+        for (int i = 0; i < 32; i++)
+            sum += column_of(i / 2, thread) + i % 2 == row_of(thread) + i / 2 % 2 * 8 ? after[i] : 0;
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-        if (threadIdx.x % 32 == 0) own->state[half * 4 + first_row() / 16] = sum;
+        if (thread % 32 == 0) own->state[half * 4 + first_row(thread) / 16] = sum;
     }
 
     /* After the slices of a value head. */
@@ -303,7 +303,9 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         if (STAGES == 1) __syncthreads(); /* the tiles of pairs lie where the slice was */
         const float2 states = weigh_states();
         ENGINE::template settle<0>(sums); /* nothing is put off: registers are short */
+        forget();
         weigh(states);
+        forget();
         ENGINE::publish();
         __syncthreads();
         ENGINE::template tiles_by_columns<64>(sums, shared + (role == 0 ? PLAIN_QUERIES : PLAIN_KEYS),
@@ -311,7 +313,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         if (role == 1) {
             ENGINE::template tiles_by_columns<64, true>(sums, shared + TURNED_KEYS, rows + KEYS + panel);
             ENGINE::template tiles_by_columns<64, true>(sums, shared + TURNED_QUERIES, rows + QUERIES + panel);
-        } else if (threadIdx.x < 32)
+        } else if (thread < 32)
             store_numbers(head);
         ENGINE::template settle<0>(sums);
     }
@@ -323,7 +325,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     }
     /* Gradients of decays and beta; one warp, two tokens a lane. */
     __device__ __forceinline__ void store_numbers(int head) {
-        const int lane = threadIdx.x;
+        const int lane = thread;
         float decay[2], write = 0, states = 0;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -355,6 +357,11 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         }
     }
 
+    /* The compiler forgets what it made of them. */
+    __device__ __forceinline__ void forget() {
+        thread = __shfl_sync(~0u, thread, thread % 32);
+        half = thread / 256;
+    }
     /* SELF: this, or what is made of it. */
     template <class SELF> __device__ __forceinline__ void go(SELF &self) {
         cursor now = {0, (int)blockIdx.x}, ahead;
@@ -367,6 +374,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             advance(ahead);
         }
         for (int stage = 0, phase = 0; now.index < run.chunk_count; advance(now)) {
+            forget();
             chunk = now.chunk;
             key_head = now.key_head;
             const int head = value_head(run, now.key_head, now.member);
@@ -406,7 +414,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
 
     /* Sums over value heads: each thread its own elements, in the order of the heads. */
     __device__ __forceinline__ void total(int member) {
-        float4 *kept = (float4 *)run.totals + (int64_t)blockIdx.x * 8 * THREADS + threadIdx.x;
+        float4 *kept = (float4 *)run.totals + (int64_t)blockIdx.x * 8 * THREADS + thread;
         if (member > 0)
 #pragma unroll
             for (int i = 0; i < 8; i++) {
@@ -422,16 +430,16 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         }
         const ln_cuda_tensor &to = role == 0 ? run.query_gradient : run.key_gradient;
         if (run.normalise) unnormalise();
-        if (to.data) store_gradient(to, run.gradients_bf16, key_head, half * 64, chunk, sums);
+        if (to.data) store_gradient(to, run.gradients_bf16, key_head, half * 64, chunk, sums, thread);
     }
 
     /* From the gradient of x / length to that of x. */
     __device__ __forceinline__ void unnormalise() {
         const char *tile = rows + (role == 0 ? QUERIES : KEYS) + half * PANEL;
         const float *norm = record + (role == 0 ? QUERY_NORM : KEY_NORM);
-        const float2 dot = dot_rows<64>(sums, tile);
-        const int row = row_of();
-        if (threadIdx.x % 4 == 0) {
+        const float2 dot = dot_rows<64>(sums, tile, thread);
+        const int row = row_of(thread);
+        if (thread % 4 == 0) {
             own->along[2 * half + role][row] = dot.x;
             own->along[2 * half + role][row + 8] = dot.y;
         }
@@ -445,7 +453,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             uint32_t part[4];
-            load_step(part, tile, k);
+            load_step(part, tile, k, thread);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float2 x = unpack(part[i]);
@@ -460,6 +468,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
 template <class STEPS> static __device__ __forceinline__ void start_steps(const delta_backward_run &run, int half) {
     STEPS steps = {run, block_memory()};
     steps.own = (typename STEPS::numbers *)(steps.shared + STEPS::NUMBERS);
+    steps.thread = threadIdx.x;
     steps.half = half;
     steps.go(steps);
 }

@@ -34,7 +34,8 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     const delta_backward_run &run;
     char *shared;
     int head, slice, sequence, first, end;
-    float state[KEY / 2]; /* or its gradient; rows are values */
+    int first_token, end_token; /* of the sequence */
+    float state[KEY / 2];       /* or its gradient; rows are values */
 
     __device__ __forceinline__ int64_t place(int chunk) const { return place_of(run, chunk, head); }
     __device__ __forceinline__ char *slice_of(char *panels, int chunk, int count) const {
@@ -46,7 +47,8 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     }
     template <bool BACKWARD> __device__ __forceinline__ void load(int chunk, int stage) {
         char *to = shared + stage * STAGE;
-        const delta_backward_chunk c = run.chunks[chunk];
+        const int token = first_token + (chunk - first) * CHUNK;
+        const delta_backward_chunk c = {token, min(end_token - token, (int)CHUNK)};
         const int64_t at = place(chunk);
         const int thread = threadIdx.x % COPIERS, keys = CHANNEL ? (BACKWARD ? 3 : 2) * PANELS * PANEL : 0,
                   pairs = (BACKWARD ? 2 : 1) * PANEL;
@@ -230,6 +232,11 @@ static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constan
     const int task = blockIdx.x / 2, slice = task % run.slices, head = task / run.slices % run.heads,
               sequence = task / run.slices / run.heads;
     steps w = {run, block_memory(), head, slice, sequence, run.first_chunk[sequence], run.first_chunk[sequence + 1]};
+    if (w.first < w.end) {
+        const delta_backward_chunk last = run.chunks[w.end - 1];
+        w.first_token = run.chunks[w.first].token;
+        w.end_token = last.token + last.rows;
+    }
     for (int stage = 0; stage < STAGES; stage++) ENGINE::open(w.full_of(stage), 1);
     if (threadIdx.x >= 128) {
         if (blockIdx.x % 2 == 0)
