@@ -3,8 +3,8 @@
  *     A[i][j] = beta[i] e^(gamma[i] - gamma[j]) key[i] . key[j], j < i,   T = (1 + A)^-1
  *     P[i][j] = scale e^(gamma[i] - gamma[j]) query[i] . key[j], j <= i
  *
- * with gamma the sum of the decays up to a token. T is solved in float32, halves first, the rest
- * as products of tf32:
+ * with gamma the sum of the decays up to a token. T is solved in float32 by blocks of 16, then as
+ * products of tf32 by blocks of 32 and the whole:
  *
  *     T = [T1, 0; -T2 A21 T1, T2].
  *
@@ -45,26 +45,28 @@ template <int KEY> static __device__ __forceinline__ float norm_of(const char *t
 
 /* ---- (1 + A)^-1 ---- */
 
-/* The inverse of 1 + the 32 x 32 lower triangle at `a`, in its place; lane l has column l. */
-static __device__ __forceinline__ void solve_half(float *a) {
-    const int lane = threadIdx.x % 32;
-    float column[32];
+/* The inverse of 1 + the 16 x 16 lower triangle at `a`, in its place; lanes l and l + 16 have column l. */
+static __device__ __forceinline__ void solve_block(float *a) {
+    const int lane = threadIdx.x % 16;
+    float column[16];
 #pragma unroll
-    for (int i = 0; i < 32; i++) {
-        float sum[4] = {lane == i ? 1.0f : 0.0f, 0, 0, 0};
+    for (int i = 0; i < 16; i++) {
+        float sum[2] = {lane == i ? 1.0f : 0.0f, 0};
 #pragma unroll
         for (int m = 0; m < i; m += 4) {
             const float4 row = *(const float4 *)(a + i * SOLVE_ROW + m);
             sum[0] -= row.x * column[m];
             if (m + 1 < i) sum[1] -= row.y * column[m + 1];
-            if (m + 2 < i) sum[2] -= row.z * column[m + 2];
-            if (m + 3 < i) sum[3] -= row.w * column[m + 3];
+            if (m + 2 < i) sum[0] -= row.z * column[m + 2];
+            if (m + 3 < i) sum[1] -= row.w * column[m + 3];
         }
-        column[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        column[i] = sum[0] + sum[1];
     }
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 32; i++) a[i * SOLVE_ROW + lane] = column[i];
+    for (int i = 0; i < 16; i++)
+        if (threadIdx.x % 32 < 16) a[i * SOLVE_ROW + lane] = column[i];
+    __syncwarp();
 }
 
 /* Rounded to tf32, whose products leave the last 13 bits unread. */
@@ -72,15 +74,14 @@ static __device__ __forceinline__ uint32_t rounded_tf32(float x) {
     return __float_as_uint(x) + 0x1000;
 }
 
-/* to = sign left * right, all 32 x 32; a quarter a warp. */
-static __device__ __forceinline__ void multiply_halves(float *to, const float *left, const float *right, float sign) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = warp / 2 * 16 + lane / 4,
-              column = warp % 2 * 16;
+/* to (16 x 16) = sign left (16 x INNER) * right, by a warp. */
+template <int INNER>
+static __device__ __forceinline__ void multiply_blocks(float *to, const float *left, const float *right, float sign) {
+    const int lane = threadIdx.x % 32, row = lane / 4;
     float sum[8] = {};
 #pragma unroll
-    for (int k = 0; k < 32; k += 8) {
-        const float *x = left + row * SOLVE_ROW + k + lane % 4,
-                    *y = right + (k + lane % 4) * SOLVE_ROW + column + lane / 4;
+    for (int k = 0; k < INNER; k += 8) {
+        const float *x = left + row * SOLVE_ROW + k + lane % 4, *y = right + (k + lane % 4) * SOLVE_ROW + lane / 4;
         const uint32_t part[4] = {rounded_tf32(x[0]), rounded_tf32(x[8 * SOLVE_ROW]), rounded_tf32(x[4]),
                                   rounded_tf32(x[8 * SOLVE_ROW + 4])};
 #pragma unroll
@@ -91,19 +92,27 @@ static __device__ __forceinline__ void multiply_halves(float *to, const float *l
     }
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        to[(row + i / 2 % 2 * 8) * SOLVE_ROW + column + i / 4 * 8 + lane % 4 * 2 + i % 2] = sign * sum[i];
+        to[(row + i / 2 % 2 * 8) * SOLVE_ROW + i / 4 * 8 + lane % 4 * 2 + i % 2] = sign * sum[i];
 }
 
-/* All 128 threads; `a` is spoiled. T goes to a panel as bf16. */
+/* All 128 threads; `a` is spoiled, of which the blocks of 16 beside the diagonal of each half must be 0 above it. T
+ * goes to a panel as bf16. */
 static __device__ __forceinline__ void solve(float *a, char *panel) {
     float *low = a + 32 * SOLVE_ROW, *corner = low + 32, *idle = a + 32;
-    const int warp = threadIdx.x / 32;
+    const int warp = threadIdx.x / 32, row = warp / 2 * 16 * SOLVE_ROW, column = warp % 2 * 16;
     __syncthreads();
-    if (warp < 2) solve_half(warp == 0 ? a : corner);
+    solve_block(a + warp * 16 * (SOLVE_ROW + 1));
     __syncthreads();
-    multiply_halves(idle, low, a, 1);
+    if (warp < 2) {
+        float *half = warp == 0 ? a : corner, *below = half + 16 * SOLVE_ROW, *room = idle + warp * 16;
+        multiply_blocks<16>(room, below, half, 1);
+        __syncwarp();
+        multiply_blocks<16>(below, below + 16, room, -1);
+    }
     __syncthreads();
-    multiply_halves(low, corner, idle, -1);
+    multiply_blocks<32>(idle + row + column, low + row, a + column, 1);
+    __syncthreads();
+    multiply_blocks<32>(low + row + column, corner + row, idle + column, -1);
     __syncthreads();
     for (int i = threadIdx.x; i < 64 * 8; i += 128) {
         const int row = i / 8, piece = i % 8;
@@ -190,10 +199,13 @@ static __global__ void __launch_bounds__(128, 4) delta_pairs(const __grid_consta
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         uint32_t part[4] = {};
-        const bool seen = 16 * k < first_row() + 16; /* the rest of A is not read */
+        const bool seen = 16 * k < first_row() + 16; /* of A, the block after it must be 0, the rest is not read */
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            if (!seen) break;
+            if (!seen) {
+                if (k % 2) *(float2 *)(a + (row_of() + i % 2 * 8) * SOLVE_ROW + column_of(4 * k + i)) = {0, 0};
+                continue;
+            }
             const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = column_of(at);
             float weight[2];
 #pragma unroll
