@@ -86,15 +86,7 @@ static const work WORKS[] = {
      .sampled = 1},
     {"kda 1000", 4, 4, 128, 128, {1000, 333, -1}, LN_CUDA_DECAY_KEY, .normalise = true},
     {"kda 8192", 64, 64, 128, 128, {8192, -1}, LN_CUDA_DECAY_KEY, NEAR, .normalise = true, .sampled = 1},
-    {"delta 32768 written little",
-     4,
-     2,
-     128,
-     128,
-     {32768, -1},
-     .strength = 0.02,
-     .normalise = true,
-     .sampled = 1},
+    {"delta 32768 written little", 4, 2, 128, 128, {32768, -1}, .strength = 0.02, .normalise = true, .sampled = 1},
     {"kda 32768 near 1", 4, 4, 128, 128, {32768, -1}, LN_CUDA_DECAY_KEY, NEAR, .normalise = true, .sampled = 1},
 };
 enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0], KERNELS_MOST = 32 };
@@ -547,8 +539,8 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
         if (kernels) p[kernels] = p[0];
         p[kernels].plan = &plan[kernels];
         contexts[kernels] = &p[kernels];
-        if (!kernels) EXPECT(workspace_open(&p[0], &plan[0], &p[0].workspace), "tables");
-        kernels++; /* all use one workspace, one after the other */
+        EXPECT(workspace_open(&p[kernels], &plan[kernels], &p[kernels].workspace), "tables");
+        kernels++;
     }
     if (kernels) time_in_turns(forward, contexts, kernels, options->rounds, times);
     const double tokens = (double)p[0].offsets[p[0].sequences];
@@ -557,7 +549,7 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
                times[k].least, 4 * tokens * w->heads * w->key_size * w->value_size / times[k].median * 1e-9,
                plan[k].kernel == chosen.kernel ? " *" : "");
     fflush(stdout);
-    if (kernels) device_close(p[0].workspace);
+    for (int k = 0; k < kernels; k++) device_close(p[k].workspace);
     problem_close(&p[0]);
 }
 
