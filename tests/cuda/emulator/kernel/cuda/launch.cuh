@@ -18,6 +18,12 @@ static ln_cuda_code launch(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block,
     return ln_cuda_code_of(error);
 }
 
+template <class... PARAMETERS>
+static ln_cuda_code launch_together(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes,
+                                    void *stream, PARAMETERS... arguments) {
+    return launch(kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
 } // namespace ln
 
 #endif
