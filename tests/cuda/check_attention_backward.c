@@ -677,6 +677,14 @@ static void check_plans(void) {
            "plan: %s", plan.why);
     EXPECT(ln_cuda_backward_plan_make(&backward, &ampere, NULL, &plan) == LN_CUDA_OK && plan.kernel->major == 8,
            "plan: %s", plan.why);
+    const ln_cuda_backward_tensors none = {.sink_gradient = NULL};
+    EXPECT(ln_cuda_backward_run(&backward, &plan, &none, NULL, NULL) == LN_CUDA_ARGUMENT, "no workspace");
+    EXPECT(ln_cuda_backward_run(&backward, &plan, &none, (void *)256, NULL) == LN_CUDA_ARGUMENT, "no tensors");
+    backward.attention.rank = 2;
+    EXPECT(ln_cuda_backward_plan_make(&backward, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0],
+           "factors: %s", plan.why);
+    EXPECT(ln_cuda_backward_run(&backward, &plan, &none, (void *)256, NULL) == LN_CUDA_UNSUPPORTED, "no kernel");
+    backward.attention.rank = 0;
     backward.attention.key_size = 40;
     EXPECT(ln_cuda_backward_plan_make(&backward, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0],
            "size 40: %s", plan.why);

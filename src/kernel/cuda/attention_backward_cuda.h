@@ -5,6 +5,8 @@
  *     query_gradient = scale slope key,   key_gradient = scale slope^T query,   value_gradient = weight^T
  *     output_gradient,   sink_gradient = -sum over queries of exp(sink - lse) part.
  *
+ * Not yet with factors of a bias (rank) and lists of tiles: a plan says so.
+ *
  * Gradients of keys and values are summed over the query heads that share them. Every sum is taken in a fixed order, so
  * that the bits are the same in every run on the same kind of device. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_BACKWARD_H
@@ -18,7 +20,7 @@ extern "C" {
 
 typedef struct ln_cuda_backward {
     ln_cuda_attention attention; /* of the forward pass; output_float32 tells what its output is */
-    bool gradient_float32;       /* gradients are float32, else bf16; the output's gradient is bf16 */
+    bool gradient_float32; /* gradients are float32, else of the type of queries, which the output's gradient has too */
 } ln_cuda_backward;
 
 /* One tile of queries of every head: rows of the tensors, the position of its first query, and the tiles of keys that
@@ -27,7 +29,7 @@ typedef struct ln_cuda_backward_rows {
     int32_t query, rows, position, key, keys, first_tile, end_tile, filler;
 } ln_cuda_backward_rows;
 
-/* How the tiles of keys of one sequence and head meet its tiles of queries; see attention_backward_order.c. */
+/* How the tiles of keys of one sequence and head meet its tiles of queries; see attention_backward_cuda.cu. */
 enum { LN_CUDA_UP, LN_CUDA_DOWN, LN_CUDA_ROUND };
 
 /* One tile of keys of one key-value head: tile number `tile` of its sequence, whose first key is row `key` of the
@@ -74,7 +76,7 @@ ln_cuda_code ln_cuda_backward_prepare(const ln_cuda_backward_plan *plan, const l
                                       const ln_cuda_backward_task *tasks, void *workspace, void *stream);
 
 typedef struct ln_cuda_backward_tensors {
-    ln_cuda_tensor query, key, value, output_gradient; /* bf16 */
+    ln_cuda_tensor query, key, value, output_gradient; /* bf16 or f16 */
     ln_cuda_tensor output;
     const float *log_sum_exp; /* [query tokens, heads], of the forward pass */
     const float *sinks;       /* [heads], as scores of a key without value that the lse has in it; NULL: none */

@@ -282,10 +282,10 @@ static __global__ void __launch_bounds__(384, 1)
 template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS>
 static ln_cuda_code backward_wide_start(void *const *arguments, int blocks, void *stream) {
     typedef backward_wide_tile<KEY_SIZE, VALUE_SIZE, STAGES> tile;
-    return launch(attention_backward_wide<KEY_SIZE, VALUE_SIZE, STAGES, OPTIONS>, dim3((unsigned)blocks),
-                  dim3(tile::threads), tile::bytes, stream, *(const CUtensorMap *)arguments[0],
-                  *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
-                  *(const CUtensorMap *)arguments[3], *(const backward_run *)arguments[4]);
+    return launch_together(attention_backward_wide<KEY_SIZE, VALUE_SIZE, STAGES, OPTIONS>, dim3((unsigned)blocks),
+                           dim3(tile::threads), tile::bytes, stream, *(const CUtensorMap *)arguments[0],
+                           *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2],
+                           *(const CUtensorMap *)arguments[3], *(const backward_run *)arguments[4]);
 }
 
 /* A row of the table of kernels. */

@@ -9,16 +9,27 @@
 namespace ln {
 
 template <class... PARAMETERS>
-static ln_cuda_code launch(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes, void *stream,
-                           PARAMETERS... arguments) {
+static ln_cuda_code launch_with(cudaLaunchAttribute *attribute, void (*kernel)(PARAMETERS...), dim3 grid, dim3 block,
+                                int shared_bytes, void *stream, PARAMETERS... arguments) {
     cudaError_t error =
         cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     void *pointers[] = {(void *)&arguments...};
-    if (error == cudaSuccess)
-        error =
-            cudaLaunchKernel((const void *)kernel, grid, block, pointers, (size_t)shared_bytes, (cudaStream_t)stream);
+    cudaLaunchConfig_t how = {};
+    how.gridDim = grid;
+    how.blockDim = block;
+    how.dynamicSmemBytes = (size_t)shared_bytes;
+    how.stream = (cudaStream_t)stream;
+    how.attrs = attribute;
+    how.numAttrs = attribute ? 1 : 0;
+    if (error == cudaSuccess) error = cudaLaunchKernelExC(&how, (const void *)kernel, pointers);
     if (error != cudaSuccess) cudaGetLastError();
     return ln_cuda_code_of(error);
+}
+
+template <class... PARAMETERS>
+static ln_cuda_code launch(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes, void *stream,
+                           PARAMETERS... arguments) {
+    return launch_with(NULL, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 /* The same, but that the kernel may start while the one before it on the stream still runs: it must call
@@ -26,22 +37,20 @@ static ln_cuda_code launch(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block,
 template <class... PARAMETERS>
 static ln_cuda_code launch_early(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes, void *stream,
                                  PARAMETERS... arguments) {
-    cudaError_t error =
-        cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    void *pointers[] = {(void *)&arguments...};
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t how = {};
-    how.gridDim = grid;
-    how.blockDim = block;
-    how.dynamicSmemBytes = (size_t)shared_bytes;
-    how.stream = (cudaStream_t)stream;
-    how.attrs = &early;
-    how.numAttrs = 1;
-    if (error == cudaSuccess) error = cudaLaunchKernelExC(&how, (const void *)kernel, pointers);
-    if (error != cudaSuccess) cudaGetLastError();
-    return ln_cuda_code_of(error);
+    return launch_with(&early, kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+/* The same, with all blocks on the device at the same time: they may wait for each other. */
+template <class... PARAMETERS>
+static ln_cuda_code launch_together(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes,
+                                    void *stream, PARAMETERS... arguments) {
+    cudaLaunchAttribute together = {};
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    return launch_with(&together, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 } // namespace ln
