@@ -21,6 +21,8 @@ linnet_status ln_device_session_refuse(const linnet_session *session, const char
 static linnet_status feed_piece(linnet_session *session, const int32_t *ids, int64_t count, bool last) {
     linnet_context *context = session->model->context;
     if (ln_interrupted(context)) return ln_fail(context, LINNET_INTERRUPTED, "interrupted");
+    /* The device holds one row of logits, which are gone now. */
+    if (!session->fetched) session->has_logits = false;
     const linnet_status status = session->device->run(session->sequence, ids, count, session->position, last);
     if (status != LINNET_OK) return status;
     memcpy(session->tokens + session->position, ids, (size_t)count * sizeof *ids);

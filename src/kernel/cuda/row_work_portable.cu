@@ -119,7 +119,7 @@ struct rows_run {
 /* ENTER: the row is that of a token, normed if the model says so; else what a part gave, on top of x. What no kernel
  * before this one writes is asked for before these are waited for. */
 template <int VECTORS, bool ENTER>
-static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_constant__ rows_run all) {
+static __global__ void __launch_bounds__(ROW_THREADS, 1) make_rows(const __grid_constant__ rows_run all) {
     __shared__ float room[ROW_THREADS / 32];
     const ln_cuda_rows &run = all.rows;
     const int64_t token = blockIdx.x, width = run.width;
@@ -127,18 +127,21 @@ static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_con
     row_part<VECTORS> row, next = {}, post = {}, x = {};
     let_next_start();
     const ln_cuda_norm &norm = ENTER ? run.embedding_norm : run.post;
-    if (!ENTER && run.next.weight) load_row(next, run.next.weight, count);
-    if (!ENTER && norm.weight) load_row(post, norm.weight, count);
+    constexpr bool early = !ENTER && VECTORS == 1; /* more leaves no registers for norms */
+    if (early && run.next.weight) load_row(next, run.next.weight, count);
+    if (early && norm.weight) load_row(post, norm.weight, count);
     wait_for_previous();
     if constexpr (ENTER) {
         const int32_t id = run.ids[token];
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++)
+        for (int v = 0; v < VECTORS; v++) {
+            const int column = row_part<VECTORS>::column(v);
+            row.value[v][0] = row.value[v][1] = row.value[v][2] = row.value[v][3] = 0;
+            if (column < count) weights_at(all.embedding, id, column, row.value[v]);
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int column = row_part<VECTORS>::column(v) + k;
-                row.value[v][k] = column < count ? run.embedding_scale * weight_at(all.embedding, id, column) : 0.0f;
-            }
+            for (int k = 0; k < 4; k++)
+                row.value[v][k] = column + k < count ? run.embedding_scale * row.value[v][k] : 0.0f;
+        }
     } else {
         load_row(row, run.given + token * width, count);
         load_row(x, run.x + token * width, count);
@@ -151,9 +154,8 @@ static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_con
                 row.value[v][k] *= run.scale;
             }
     }
-    if (ENTER && norm.weight) load_row(post, norm.weight, count);
+    if (!early && norm.weight) load_row(post, norm.weight, count);
     norm_row(row, post, norm, count, run.epsilon, room);
-    if (ENTER && run.next.weight) load_row(next, run.next.weight, count);
     if constexpr (!ENTER) {
 #pragma unroll
         for (int v = 0; v < VECTORS; v++)
@@ -161,6 +163,7 @@ static __global__ void __launch_bounds__(ROW_THREADS) make_rows(const __grid_con
             for (int k = 0; k < 4; k++) row.value[v][k] = run.keep * x.value[v][k] + run.add * row.value[v][k];
     }
     if (!run.from_norm) store_row(run.x + token * width, row, count);
+    if (!early && run.next.weight) load_row(next, run.next.weight, count);
     norm_row(row, next, run.next, count, run.epsilon, room);
     if (run.from_norm) store_row(run.x + token * width, row, count);
     leave_h(run, row, count);

@@ -29,19 +29,25 @@ static __device__ __forceinline__ int64_t q4_place(const weight_place &at) {
     return at.tile * 512 + at.lane * 16 + at.half * 8 + at.upper * 4;
 }
 
-/* One weight; for single rows, not for products. */
-static __device__ __forceinline__ float weight_at(const ln_cuda_weight &weight, int64_t row, int64_t column) {
+/* Four weights from a column on that is a multiple of four; for single rows, not for products. */
+static __device__ __forceinline__ void weights_at(const ln_cuda_weight &weight, int64_t row, int64_t column,
+                                                  float (&value)[4]) {
     if (weight.kind == LN_CUDA_WEIGHT_BF16) {
-        const int64_t padded = (weight.columns + 63) / 64 * 64;
-        return __bfloat162float(((const __nv_bfloat16 *)weight.codes)[row * padded + column]);
+        const __nv_bfloat16 *from =
+            (const __nv_bfloat16 *)weight.codes + row * ((weight.columns + 63) / 64 * 64) + column;
+#pragma unroll
+        for (int k = 0; k < 4; k++) value[k] = __bfloat162float(from[k]);
+        return;
     }
     const weight_place at = place_of(weight.columns, row, column);
     const float scale = __half2float(((const __half *)weight.scales)[scale_place(at)]);
-    if (weight.kind == LN_CUDA_WEIGHT_Q8_0)
-        return scale * (float)((const signed char *)weight.codes)[q8_place(at) + column % 8];
-    const uint32_t word = *(const uint32_t *)((const char *)weight.codes + q4_place(at));
-    const int nibble = (int)(column % 4 * 2 + column % 8 / 4);
-    return scale * (float)((int)(word >> 4 * nibble & 15) - 8);
+    const bool bytes = weight.kind == LN_CUDA_WEIGHT_Q8_0;
+    const uint32_t word =
+        *(const uint32_t *)((const char *)weight.codes + (bytes ? q8_place(at) + column % 8 : q4_place(at)));
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+        value[k] = scale * (float)(bytes ? (int)(signed char)(word >> 8 * k)
+                                         : (int)(word >> (8 * k + (int)(column % 8)) & 15) - 8);
 }
 
 } // namespace ln
