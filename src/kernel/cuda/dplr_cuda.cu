@@ -11,7 +11,7 @@
 
 static const int64_t ALIGN = 256, CHUNK = LN_CUDA_DPLR_CHUNK;
 /* Of records: two segments forward, one backward. */
-static const int64_t BYTES = INT64_C(256) << 20, BACK_BYTES = INT64_C(2048) << 20;
+static const int64_t BYTES = INT64_C(512) << 20, BACK_BYTES = INT64_C(2048) << 20;
 
 const ln_cuda_dplr_kernel *ln_cuda_dplr_kernels(int row) {
     static const ln_cuda_dplr_kernel none = {};
