@@ -66,12 +66,13 @@ static int64_t slots_of(const ln_cuda_linear *l, int64_t segments) {
 /* Tasks of both passes, slots. */
 static void count_tasks(const ln_cuda_linear *l, ln_cuda_linear_plan *plan) {
     const int64_t parts = l->value_size / plan->kernel->columns;
-    plan->tasks = plan->first_tasks = plan->slots = 0;
+    plan->tasks = plan->first_tasks = plan->slots = plan->chains = 0;
     for (int64_t s = 0; s < l->sequences; s++) {
         const int64_t segments = segments_of(l->offsets[s + 1] - l->offsets[s], plan->segment);
         plan->tasks += segments * l->heads * parts;
         plan->first_tasks += left_of(l, segments) * l->heads * parts;
         plan->slots += slots_of(l, segments) * l->heads;
+        plan->chains += slots_of(l, segments) ? l->heads : 0;
     }
 }
 
@@ -121,9 +122,8 @@ static int64_t aligned(int64_t bytes) {
 static int64_t task_bytes(const ln_cuda_linear_plan *plan) {
     return aligned((plan->first_tasks + plan->tasks) * (int64_t)sizeof(ln_cuda_linear_task));
 }
-/* At most one chain for two slots. */
 static int64_t chain_bytes(const ln_cuda_linear_plan *plan) {
-    return aligned(plan->slots / 2 * (int64_t)sizeof(ln_cuda_linear_chain));
+    return aligned(plan->chains * (int64_t)sizeof(ln_cuda_linear_chain));
 }
 
 ln_cuda_code ln_cuda_linear_plan_make(const ln_cuda_linear *linear, const ln_cuda_device *device,
@@ -216,16 +216,13 @@ void ln_cuda_linear_tasks(const ln_cuda_linear *linear, const ln_cuda_linear_pla
     qsort(tasks + plan->first_tasks, (size_t)plan->tasks, sizeof *tasks, before);
 }
 
-static int64_t chains_of(const ln_cuda_linear *l, const ln_cuda_linear_plan *plan, ln_cuda_linear_chain *chains) {
-    int64_t count = 0, slot = 0;
+static void chains_of(const ln_cuda_linear *l, const ln_cuda_linear_plan *plan, ln_cuda_linear_chain *chains) {
+    int64_t slot = 0;
     for (int64_t s = 0; s < l->sequences; s++) {
         const int64_t slots = slots_of(l, segments_of(l->offsets[s + 1] - l->offsets[s], plan->segment));
-        for (int64_t head = 0; slots && head < l->heads; head++, slot += slots) {
-            if (chains) chains[count] = {(int32_t)slot, (int32_t)slots};
-            count++;
-        }
+        for (int64_t head = 0; slots && head < l->heads; head++, slot += slots)
+            *chains++ = {(int32_t)slot, (int32_t)slots};
     }
-    return count;
 }
 
 ln_cuda_code ln_cuda_linear_prepare(const ln_cuda_linear *linear, const ln_cuda_linear_plan *plan,
@@ -235,9 +232,9 @@ ln_cuda_code ln_cuda_linear_prepare(const ln_cuda_linear *linear, const ln_cuda_
     cudaError_t error = cudaMemcpyAsync(workspace, tasks, bytes, cudaMemcpyHostToDevice, on);
     ln_cuda_linear_chain *chains = (ln_cuda_linear_chain *)malloc((size_t)chain_bytes(plan) + 1);
     if (!chains) return LN_CUDA_OUT_OF_MEMORY;
-    const int64_t count = chains_of(linear, plan, chains);
-    if (error == cudaSuccess && count)
-        error = cudaMemcpyAsync((char *)workspace + task_bytes(plan), chains, (size_t)count * sizeof *chains,
+    chains_of(linear, plan, chains);
+    if (error == cudaSuccess && plan->chains)
+        error = cudaMemcpyAsync((char *)workspace + task_bytes(plan), chains, (size_t)plan->chains * sizeof *chains,
                                 cudaMemcpyHostToDevice, on);
     if (error == cudaSuccess) error = cudaStreamSynchronize(on);
     free(chains);
@@ -335,8 +332,7 @@ ln_cuda_code ln_cuda_linear_forward(const ln_cuda_linear *linear, const ln_cuda_
         const ln_cuda_linear_chain *chains = (const ln_cuda_linear_chain *)((char *)workspace + task_bytes(plan));
         code = kernel->start(given, false, (int)plan->first_tasks, stream);
         if (!code)
-            code = ln_cuda_linear_scan(&run, linear->decay, linear->normalise, chains,
-                                       (int)chains_of(linear, plan, NULL), stream);
+            code = ln_cuda_linear_scan(&run, linear->decay, linear->normalise, chains, (int)plan->chains, stream);
     }
     if (linear->state_kept && !tensors->output.data) return code;
     run.tasks += plan->first_tasks;

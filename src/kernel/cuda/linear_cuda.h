@@ -78,7 +78,7 @@ typedef struct ln_cuda_linear_plan {
     const ln_cuda_linear_kernel *kernel;
     int64_t segment;            /* tokens, a multiple of 64 */
     int64_t first_tasks, tasks; /* of the first and of the last pass */
-    int64_t slots;              /* states between segments */
+    int64_t slots, chains;      /* states between segments, heads that have some */
     int64_t workspace;          /* bytes, aligned to 256 */
     char why[LN_CUDA_WHY];
 } ln_cuda_linear_plan;
