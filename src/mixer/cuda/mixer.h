@@ -69,7 +69,7 @@ struct ln_cuda_way {
 
 extern const ln_cuda_way ln_cuda_linear_way, ln_cuda_linear_backward_way, ln_cuda_delta_way, ln_cuda_delta_backward_way,
     ln_cuda_dplr_way, ln_cuda_scan_way, ln_cuda_scan_step_way, ln_cuda_convolution_way, ln_cuda_convolution_step_way,
-    ln_cuda_convolution_backward_way, ln_cuda_step_way;
+    ln_cuda_convolution_backward_way, ln_cuda_step_way, ln_cuda_dplr_backward_way, ln_cuda_scan_backward_way;
 
 /* ---- for the ways: inputs by name, strides explicit ---- */
 
@@ -87,6 +87,8 @@ static inline ln_cuda_tensor ln_cuda_tensor_of(linnet_tensor t) {
 /* Whether a tensor of one number a token and head, or of a head's columns, lies without gaps. */
 bool ln_cuda_mixer_dense(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors, const char *name);
 
+/* LN_CUDA_UNSUPPORTED with a reason, where gradients are asked for in float32 and the kernels write bf16. */
+ln_cuda_code ln_cuda_mixer_gradients_short(linnet_cuda_mixer *mixer);
 /* log(1 - 2^(-5 - head)) of every head, to the device; waits for the stream. */
 ln_cuda_code ln_cuda_retention_decays(const linnet_cuda_mixer *mixer, void *to, void *stream);
 

@@ -109,29 +109,51 @@ static ln_cuda_code open_dplr(linnet_cuda_mixer *m) {
                                      .offsets = m->offsets,
                                      .scale = s->scale,
                                      .output_float32 = s->output == LINNET_F32};
-    const ln_cuda_code code = ln_cuda_dplr_plan_make(&m->dplr.problem, &m->cuda->device, 0, &m->dplr.plan);
+    const ln_cuda_code code = ln_cuda_dplr_plan_make(&m->dplr.problem, &m->cuda->device, NULL, 0, &m->dplr.plan);
     m->why = m->dplr.plan.why;
-    m->workspace = (uint64_t)m->dplr.plan.workspace;
-    return code;
+    m->workspace =
+        (uint64_t)(m->form == LINNET_MIXER_BACKWARD ? m->dplr.plan.gradient_workspace : m->dplr.plan.workspace);
+    return code ? code : ln_cuda_mixer_gradients_short(m);
 }
 
 static ln_cuda_code prepare_dplr(const linnet_cuda_mixer *m, void *workspace, void *stream) {
     return ln_cuda_dplr_prepare(&m->dplr.problem, &m->dplr.plan, workspace, stream);
 }
 
+static ln_cuda_dplr_tensors dplr_places(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t) {
+    return (ln_cuda_dplr_tensors){.query = ln_cuda_mixer_input(m, t, "query"),
+                                  .key = ln_cuda_mixer_input(m, t, "key"),
+                                  .value = ln_cuda_mixer_input(m, t, "value"),
+                                  .a = ln_cuda_mixer_input(m, t, "a"),
+                                  .b = ln_cuda_mixer_input(m, t, "b"),
+                                  .decay = ln_cuda_mixer_input(m, t, "decay"),
+                                  .output = ln_cuda_tensor_of(t->output),
+                                  .state_in = t->state_in,
+                                  .state_out = t->state_out,
+                                  .state_slots = t->state_slots};
+}
+
 static ln_cuda_code run_dplr(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t, void *workspace, void *stream) {
-    const ln_cuda_dplr_tensors to = {.query = ln_cuda_mixer_input(m, t, "query"),
-                                     .key = ln_cuda_mixer_input(m, t, "key"),
-                                     .value = ln_cuda_mixer_input(m, t, "value"),
-                                     .a = ln_cuda_mixer_input(m, t, "a"),
-                                     .b = ln_cuda_mixer_input(m, t, "b"),
-                                     .decay = ln_cuda_mixer_input(m, t, "decay"),
-                                     .output = ln_cuda_tensor_of(t->output),
-                                     .state_in = t->state_in,
-                                     .state_out = t->state_out,
-                                     .state_slots = t->state_slots};
+    const ln_cuda_dplr_tensors to = dplr_places(m, t);
     return ln_cuda_dplr_forward(&m->dplr.problem, &m->dplr.plan, &to, workspace, stream);
 }
 
+static ln_cuda_code run_dplr_backward(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t, void *workspace,
+                                      void *stream) {
+    const ln_cuda_dplr_tensors to = dplr_places(m, t);
+    const ln_cuda_dplr_gradients gradients = {.output = ln_cuda_tensor_of(t->output_gradient),
+                                              .query = ln_cuda_mixer_gradient(m, t, "query"),
+                                              .key = ln_cuda_mixer_gradient(m, t, "key"),
+                                              .value = ln_cuda_mixer_gradient(m, t, "value"),
+                                              .a = ln_cuda_mixer_gradient(m, t, "a"),
+                                              .b = ln_cuda_mixer_gradient(m, t, "b"),
+                                              .decay = ln_cuda_mixer_gradient(m, t, "decay"),
+                                              .state_out = t->state_out_gradient,
+                                              .state_in = t->state_in_gradient};
+    return ln_cuda_dplr_backward(&m->dplr.problem, &m->dplr.plan, &to, &gradients, workspace, stream);
+}
+
 static const char *const dplr_rows[] = {"dplr", "rwkv7", NULL};
-const ln_cuda_way ln_cuda_dplr_way = {dplr_rows, LINNET_MIXER_FORWARD, open_dplr, prepare_dplr, run_dplr};
+const ln_cuda_way ln_cuda_dplr_way = {dplr_rows, LINNET_MIXER_FORWARD, open_dplr, prepare_dplr, run_dplr},
+                  ln_cuda_dplr_backward_way = {dplr_rows, LINNET_MIXER_BACKWARD, open_dplr, prepare_dplr,
+                                               run_dplr_backward};

@@ -13,32 +13,59 @@ static ln_cuda_code open_scan(linnet_cuda_mixer *m) {
                                      .output_float32 = s->output == LINNET_F32};
     const ln_cuda_code code = ln_cuda_scan_plan_make(&m->scan.problem, &m->cuda->device, NULL, &m->scan.plan);
     m->why = m->scan.plan.why;
-    m->workspace = (uint64_t)m->scan.plan.workspace;
-    return code;
+    m->workspace =
+        (uint64_t)(m->form == LINNET_MIXER_BACKWARD ? m->scan.plan.gradient_workspace : m->scan.plan.workspace);
+    return code ? code : ln_cuda_mixer_gradients_short(m);
 }
 
 static ln_cuda_code prepare_scan(const linnet_cuda_mixer *m, void *workspace, void *stream) {
     return ln_cuda_scan_prepare(&m->scan.problem, &m->scan.plan, workspace, stream);
 }
 
+static ln_cuda_scan_tensors scan_places(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t) {
+    return (ln_cuda_scan_tensors){.value = ln_cuda_mixer_input(m, t, "value"),
+                                  .key = ln_cuda_mixer_input(m, t, "key"),
+                                  .query = ln_cuda_mixer_input(m, t, "query"),
+                                  .step = ln_cuda_mixer_input(m, t, "step"),
+                                  .rate = ln_cuda_mixer_input(m, t, "rate").data,
+                                  .skip = ln_cuda_mixer_input(m, t, "skip").data,
+                                  .output = ln_cuda_tensor_of(t->output),
+                                  .state_in = t->state_in,
+                                  .state_out = t->state_out,
+                                  .state_slots = t->state_slots};
+}
+
+static bool rates_right(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t) {
+    return ln_cuda_mixer_dense(m, t, "rate") && ln_cuda_mixer_dense(m, t, "skip");
+}
+
 static ln_cuda_code run_scan(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t, void *workspace, void *stream) {
-    if (!ln_cuda_mixer_dense(m, t, "rate") || !ln_cuda_mixer_dense(m, t, "skip")) return LN_CUDA_ARGUMENT;
-    const ln_cuda_scan_tensors to = {.value = ln_cuda_mixer_input(m, t, "value"),
-                                     .key = ln_cuda_mixer_input(m, t, "key"),
-                                     .query = ln_cuda_mixer_input(m, t, "query"),
-                                     .step = ln_cuda_mixer_input(m, t, "step"),
-                                     .rate = ln_cuda_mixer_input(m, t, "rate").data,
-                                     .skip = ln_cuda_mixer_input(m, t, "skip").data,
-                                     .output = ln_cuda_tensor_of(t->output),
-                                     .state_in = t->state_in,
-                                     .state_out = t->state_out,
-                                     .state_slots = t->state_slots};
+    if (!rates_right(m, t)) return LN_CUDA_ARGUMENT;
+    const ln_cuda_scan_tensors to = scan_places(m, t);
     return ln_cuda_scan_forward(&m->scan.problem, &m->scan.plan, &to, workspace, stream);
+}
+
+static ln_cuda_code run_scan_backward(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t, void *workspace,
+                                      void *stream) {
+    if (!rates_right(m, t)) return LN_CUDA_ARGUMENT;
+    const ln_cuda_scan_tensors to = scan_places(m, t);
+    const ln_cuda_scan_gradients gradients = {.output = ln_cuda_tensor_of(t->output_gradient),
+                                              .value = ln_cuda_mixer_gradient(m, t, "value"),
+                                              .key = ln_cuda_mixer_gradient(m, t, "key"),
+                                              .query = ln_cuda_mixer_gradient(m, t, "query"),
+                                              .step = ln_cuda_mixer_gradient(m, t, "step"),
+                                              .rate = ln_cuda_mixer_gradient(m, t, "rate").data,
+                                              .skip = ln_cuda_mixer_gradient(m, t, "skip").data,
+                                              .state_out = t->state_out_gradient,
+                                              .state_in = t->state_in_gradient};
+    return ln_cuda_scan_backward(&m->scan.problem, &m->scan.plan, &to, &gradients, workspace, stream);
 }
 
 static const char *const scan_rows[] = {"selective_scan", NULL};
 const ln_cuda_way ln_cuda_scan_way = {scan_rows, LINNET_MIXER_FORWARD, open_scan, prepare_scan, run_scan},
-                  ln_cuda_scan_step_way = {scan_rows, LINNET_MIXER_STEP, open_scan, prepare_scan, run_scan};
+                  ln_cuda_scan_step_way = {scan_rows, LINNET_MIXER_STEP, open_scan, prepare_scan, run_scan},
+                  ln_cuda_scan_backward_way = {scan_rows, LINNET_MIXER_BACKWARD, open_scan, prepare_scan,
+                                               run_scan_backward};
 
 /* ---- short convolution ---- */
 
@@ -56,7 +83,7 @@ static ln_cuda_code open_convolution(linnet_cuda_mixer *m) {
     m->why = m->convolution.plan.why;
     m->workspace = (uint64_t)(m->form == LINNET_MIXER_BACKWARD ? m->convolution.plan.gradient_workspace
                                                                : m->convolution.plan.workspace);
-    return code;
+    return code ? code : ln_cuda_mixer_gradients_short(m);
 }
 
 static ln_cuda_code prepare_convolution(const linnet_cuda_mixer *m, void *workspace, void *stream) {
