@@ -25,6 +25,7 @@ static const work WORKS[] = {
     {"63 full", 4, 4, 128, 128, {63}, {63}, .float32 = true},
     {"127 causal", 4, 4, 128, 128, {127}, {127}, .causal = true},
     {"129 causal, groups", 8, 2, 128, 128, {129}, {129}, .causal = true},
+    {"300 causal, large scores", 2, 2, 128, 128, {300}, {300}, .causal = true, .stretch = 8},
     {"1000 causal", 4, 4, 128, 128, {1000}, {1000}, .causal = true, .layout = PADDED},
     {"1000 full", 4, 1, 128, 128, {1000}, {1000}, .layout = HEAD_MAJOR},
     {"2048 full", 4, 4, 128, 128, {2048}, {2048}, .causal = false},
