@@ -52,6 +52,12 @@ static __device__ __forceinline__ void copy_piece(void *to, const void *from, bo
                  "r"(inside ? 16 : 0)
                  : "memory");
 }
+/* The same with 8 bytes. */
+static __device__ __forceinline__ void copy_half_piece(void *to, const void *from, bool inside) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(inside ? 8 : 0)
+                 : "memory");
+}
 static __device__ __forceinline__ void copies_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -86,6 +92,13 @@ template <bool TURN> static __device__ __forceinline__ void store_matrices(void 
         asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(part[0]),
                      "r"(part[1]), "r"(part[2]), "r"(part[3])
                      : "memory");
+}
+
+/* An 8 x 8 matrix of 2-byte elements held as (l / 4, 2 (l % 4) + 0, 1): the transposed one, held likewise. */
+static __device__ __forceinline__ uint32_t transpose_matrix(uint32_t part) {
+    uint32_t turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(part));
+    return turned;
 }
 
 /* sums (16 x 8) += left (16 x 16) * right (16 x 8), bf16 and f16. */
