@@ -1,0 +1,151 @@
+/* The host's side of decode attention on a GPU: which kernel, how many blocks, how large a workspace, and the launch.
+ * What depends on lengths is left to the device. */
+#include "kernel/cuda/decode_cuda.h"
+
+#include <cuda_runtime.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+
+#include "kernel/cuda/decode_layout.h"
+#include "kernel/cuda/decode_table.h"
+#include "kernel/cuda/decode_work.cuh"
+
+const ln_cuda_decode_kernel *ln_cuda_decode_kernels(int row) {
+    static const ln_cuda_decode_kernel none = {};
+    return row >= 0 && row < ln_cuda_decode_portable_count ? &ln_cuda_decode_portable_kernels[row] : &none;
+}
+
+int64_t ln_cuda_tile_bytes(ln_cuda_page_format format, int64_t size) {
+    return ln_cuda_tile_size(format, (int)size);
+}
+
+/* ---- plan ---- */
+
+static bool arguments_right(const ln_cuda_decode *d) {
+    if (d->heads < 1 || d->key_value_heads < 1 || d->heads % d->key_value_heads || d->heads > 65535) return false;
+    if (d->sequences < 1 || d->queries < 1 || d->queries > LN_CUDA_QUERIES || d->capacity < 0) return false;
+    if (d->page_tokens && (d->page_tokens < LN_CUDA_TILE || (d->page_tokens & (d->page_tokens - 1)))) return false;
+    if (d->page_tokens > 1 << 30 || d->capacity > 1 << 30 || d->window < 0 || d->window > INT_MAX / 2) return false;
+    if ((unsigned)d->format >= LN_CUDA_PAGE_FORMATS || (unsigned)d->query_element > LN_CUDA_ELEMENT_FLOAT32)
+        return false;
+    if (d->output_element != LN_CUDA_ELEMENT_BF16 && d->output_element != LN_CUDA_ELEMENT_FLOAT32) return false;
+    return d->scale > 0 && d->soft_cap >= 0 && !isinf(d->scale) && !isinf(d->soft_cap);
+}
+
+static int64_t rows_of(const ln_cuda_decode *d) {
+    return d->heads / d->key_value_heads * d->queries;
+}
+
+/* NULL, or why this kernel cannot do this work. */
+static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel) {
+    if (d->key_size != kernel->key_size || d->value_size != kernel->value_size) return "made for another size of heads";
+    if (d->format != kernel->format) return "made for another format of pages";
+    if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
+    if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
+    return NULL;
+}
+
+/* Of two kernels that can: the first whose tile holds all rows, else the one with the larger tile. */
+static bool better(const ln_cuda_decode *d, const ln_cuda_decode_kernel *next, const ln_cuda_decode_kernel *best) {
+    return !best || (best->rows < rows_of(d) && next->rows > best->rows);
+}
+
+ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cuda_device *device,
+                                      const ln_cuda_decode_kernel *kernel, ln_cuda_decode_plan *plan) {
+    *plan = {};
+    plan->device = *device;
+    if (!arguments_right(decode)) {
+        snprintf(plan->why, sizeof plan->why,
+                 "heads, sequences, queries, capacity, pages, format, window, scale or cap are out of range");
+        return LN_CUDA_ARGUMENT;
+    }
+    const ln_cuda_decode_kernel *best = NULL;
+    const char *why = "none made for this size of heads and format";
+    for (int row = 0; ln_cuda_decode_kernels(row)->start; row++) {
+        const ln_cuda_decode_kernel *next = ln_cuda_decode_kernels(row);
+        if (kernel && next != kernel) continue;
+        const char *no = refusal(decode, device, next);
+        if (!no && better(decode, next, best)) best = next;
+        if (no && next->key_size == decode->key_size && next->format == decode->format) why = no;
+    }
+    if (!best) {
+        snprintf(plan->why, sizeof plan->why,
+                 "no kernel for keys of %lld and values of %lld elements on compute capability %d.%d: %s",
+                 (long long)decode->key_size, (long long)decode->value_size, device->major, device->minor, why);
+        return LN_CUDA_UNSUPPORTED;
+    }
+    plan->parts = (rows_of(decode) + best->rows - 1) / best->rows * decode->key_value_heads;
+    const int64_t tiles = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
+    if (tiles * plan->parts > INT_MAX / 4 / decode->sequences) {
+        snprintf(plan->why, sizeof plan->why, "more than 2^29 tiles of keys");
+        return LN_CUDA_ARGUMENT;
+    }
+    plan->kernel = best;
+    plan->blocks = (int64_t)device->multiprocessors * best->blocks;
+    plan->workspace = (decode->sequences * plan->parts * 4 + 255) / 256 * 256 +
+                      plan->blocks * 2 * best->rows * (best->value_size + 2) * (int64_t)sizeof(float);
+    plan->workspace = (plan->workspace + 255) / 256 * 256;
+    snprintf(plan->why, sizeof plan->why, "%s: %lld blocks, %lld rows in tiles of %d", best->name,
+             (long long)plan->blocks, (long long)rows_of(decode), best->rows);
+    return LN_CUDA_OK;
+}
+
+ln_cuda_code ln_cuda_decode_prepare(const ln_cuda_decode_plan *plan, void *workspace, void *stream) {
+    if (!plan->kernel) return LN_CUDA_UNSUPPORTED;
+    if (!workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
+    cudaError_t error = cudaMemsetAsync(workspace, 0, (size_t)plan->workspace, (cudaStream_t)stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize((cudaStream_t)stream);
+    return ln_cuda_code_of(error);
+}
+
+/* ---- launch ---- */
+
+static bool part_right(const ln_cuda_page_part *part) {
+    return part->data && (uintptr_t)part->data % 16 == 0 && part->page_stride % 16 == 0 &&
+           part->head_stride % 16 == 0 && part->token_stride % 16 == 0 && part->page_stride >= 0 &&
+           part->head_stride >= 0 && part->token_stride >= 0;
+}
+static bool pages_right(const ln_cuda_decode *d, const ln_cuda_decode_tensors *tensors) {
+    if (!tensors->lengths || (d->page_tokens && (!tensors->page_table || tensors->table_stride < 0))) return false;
+    return d->capacity == 0 || (part_right(&tensors->key) && part_right(&tensors->value));
+}
+static int element_bytes(ln_cuda_element element) {
+    return element == LN_CUDA_ELEMENT_FLOAT32 ? 4 : 2;
+}
+
+static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan *plan,
+                             const ln_cuda_decode_tensors *tensors, void *workspace) {
+    const double log2_e = 1.4426950408889634;
+    ln::decode_run run = {};
+    run.of = *tensors;
+    run.sequences = (int)d->sequences, run.queries = (int)d->queries;
+    run.heads = (int)d->heads, run.key_value_heads = (int)d->key_value_heads;
+    run.group = (int)(d->heads / d->key_value_heads), run.rows = (int)rows_of(d);
+    run.tiles = (int)(plan->parts / d->key_value_heads), run.parts = (int)plan->parts;
+    run.page_shift = 30;
+    if (d->page_tokens)
+        for (run.page_shift = 0; 1 << run.page_shift < d->page_tokens;) run.page_shift++;
+    else
+        run.of.page_table = NULL;
+    run.window = (int)d->window;
+    run.least = 4;
+    run.scale = (float)((d->soft_cap > 0 ? d->soft_cap : d->scale) * log2_e);
+    run.cap_scale = d->soft_cap > 0 ? (float)(2 * log2_e * d->scale / d->soft_cap) : 0;
+    run.query_element = d->query_element;
+    run.output_float32 = d->output_element == LN_CUDA_ELEMENT_FLOAT32;
+    run.tickets = (unsigned *)workspace;
+    run.partial = (float *)((char *)workspace + (d->sequences * plan->parts * 4 + 255) / 256 * 256);
+    return run;
+}
+
+ln_cuda_code ln_cuda_decode_run(const ln_cuda_decode *decode, const ln_cuda_decode_plan *plan,
+                                const ln_cuda_decode_tensors *tensors, void *workspace, void *stream) {
+    if (!plan->kernel) return LN_CUDA_UNSUPPORTED;
+    if (!ln_cuda_tensor_right(&tensors->query, element_bytes(decode->query_element)) ||
+        !ln_cuda_tensor_right(&tensors->output, element_bytes(decode->output_element)))
+        return LN_CUDA_ARGUMENT;
+    if (!pages_right(decode, tensors) || !workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
+    const ln::decode_run run = run_of(decode, plan, tensors, workspace);
+    return plan->kernel->start(&run, (int)plan->blocks, stream);
+}

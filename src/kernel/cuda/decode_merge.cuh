@@ -1,0 +1,181 @@
+/* Merging results of rows: each has a base (of exponents), a sum of weights 2^(exponent - base) and the output that
+ * belongs to them, and results of disjoint sets of keys become that of their union,
+ *
+ *     base = max_w base[w],  sum = sum_w 2^(base[w] - base) sum[w],  likewise outputs,
+ *
+ * first of the warps of a block, in shared memory, then of the blocks of a segment, in the workspace. A base of -inf:
+ * no key was seen, and the output is not read. Terms are added in the order of warps and of blocks. */
+#ifndef LN_KERNEL_CUDA_DECODE_MERGE_CUH
+#define LN_KERNEL_CUDA_DECODE_MERGE_CUH
+
+#include "kernel/cuda/decode_work.cuh"
+
+namespace ln {
+
+/* tanh(x ln(2) / 2), as attention_rows.cuh has it. */
+static __device__ __forceinline__ float decode_tangent(float x) {
+    return fmaf(-2.0f, reciprocal(1.0f + exponential(x)), 1.0f);
+}
+
+/* Floats from row to row of outputs: quarters of a warp meet all banks. */
+static __host__ __device__ constexpr int decode_row(int size) {
+    return size + 4;
+}
+static __host__ __device__ constexpr int decode_merge_bytes(int size, int rows, int warps) {
+    return warps * rows * (decode_row(size) + 2) * 4 + 16;
+}
+
+struct decode_merge {
+    float *output, *base, *sum; /* [warps][rows]; output: decode_row floats each */
+    int *last;
+};
+static __device__ __forceinline__ decode_merge decode_merge_open(char *memory, int size, int rows, int warps) {
+    decode_merge merge;
+    merge.output = (float *)memory;
+    merge.base = merge.output + warps * rows * decode_row(size);
+    merge.sum = merge.base + warps * rows;
+    merge.last = (int *)(merge.sum + warps * rows);
+    return merge;
+}
+
+static __device__ __forceinline__ void add_scaled(float4 &sum, float4 x, float factor) {
+    sum.x = fmaf(x.x, factor, sum.x), sum.y = fmaf(x.y, factor, sum.y);
+    sum.z = fmaf(x.z, factor, sum.z), sum.w = fmaf(x.w, factor, sum.w);
+}
+
+/* A row's base, sum and four of its outputs, of `count` results. */
+struct decode_result {
+    float base, sum;
+    float4 output;
+};
+/* 2^(one - base); 0 of a result that saw nothing. */
+static __device__ __forceinline__ float merge_factor(float one, float base) {
+    return one == -CUDART_INF_F ? 0.0f : exponential(one - base);
+}
+
+template <int SIZE, int ROWS, int WARPS>
+static __device__ __forceinline__ decode_result merge_warps(const decode_merge &merge, int row, int column) {
+    decode_result all = {-CUDART_INF_F, 0, {0, 0, 0, 0}};
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) all.base = fmaxf(all.base, merge.base[w * ROWS + row]);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        const float base = merge.base[w * ROWS + row], factor = merge_factor(base, all.base);
+        if (base == -CUDART_INF_F) continue;
+        all.sum = fmaf(merge.sum[w * ROWS + row], factor, all.sum);
+        add_scaled(all.output, *(const float4 *)(merge.output + (w * ROWS + row) * decode_row(SIZE) + column), factor);
+    }
+    return all;
+}
+
+/* The final four values of a row, and its log of the sum of exponentials. */
+static __device__ __forceinline__ void store_result(const decode_run &run, int sequence, int head, int row, int column,
+                                                    const decode_result &all) {
+    const int64_t token = (int64_t)sequence * run.queries + row / run.group;
+    const int query_head = head * run.group + row % run.group;
+    float base = all.base, sum = all.sum, factor = 1;
+    if (run.of.sinks) {
+        const float sink = run.of.sinks[query_head] * 1.4426950408889634f;
+        base = fmaxf(all.base, sink);
+        factor = merge_factor(all.base, base);
+        sum = sum * factor + merge_factor(sink, base);
+    }
+    const float inverse = base == -CUDART_INF_F ? 0.0f : factor / sum;
+    const int64_t at = token * run.of.output.token_stride + query_head * run.of.output.head_stride + column;
+    const float4 x = {all.output.x * inverse, all.output.y * inverse, all.output.z * inverse, all.output.w * inverse};
+    if (run.output_float32)
+        *(float4 *)((float *)run.of.output.data + at) = x;
+    else
+        *(uint2 *)((__nv_bfloat16 *)run.of.output.data + at) = {pack(x.x, x.y), pack(x.z, x.w)};
+    if (run.of.log_sum_exp && column == 0)
+        run.of.log_sum_exp[token * run.heads + query_head] =
+            base == -CUDART_INF_F ? base : (base + log2f(sum)) * CUDART_LN2_F;
+}
+
+/* ---- blocks ---- */
+
+/* A block is in the middle of at most one segment that began before it (slot 0), and begins one that goes on (1). */
+template <int SIZE, int ROWS>
+static __device__ __forceinline__ float *partial_of(const decode_run &run, int block, bool begins) {
+    return run.partial + ((int64_t)block * 2 + begins) * ROWS * (SIZE + 2);
+}
+
+template <int SIZE, int ROWS>
+static __device__ __forceinline__ decode_result merge_blocks(const decode_run &run, int first, int count, int row,
+                                                             int column) {
+    decode_result all = {-CUDART_INF_F, 0, {0, 0, 0, 0}};
+#pragma unroll 8
+    for (int p = 0; p < count; p++)
+        all.base = fmaxf(all.base, __ldcg(partial_of<SIZE, ROWS>(run, first + p, p == 0) + ROWS * SIZE + row));
+#pragma unroll 8
+    for (int p = 0; p < count; p++) {
+        const float *from = partial_of<SIZE, ROWS>(run, first + p, p == 0);
+        const float factor = merge_factor(__ldcg(from + ROWS * SIZE + row), all.base);
+        all.sum = fmaf(__ldcg(from + ROWS * (SIZE + 1) + row), factor, all.sum);
+        add_scaled(all.output, __ldcg((const float4 *)(from + row * SIZE + column)), factor);
+    }
+    return all;
+}
+
+/* Whether this block is the last of the segment's to have stored its result; all its threads see those of the others.
+ */
+static __device__ __forceinline__ bool last_to_arrive(const decode_run &run, const decode_segment &at, int count,
+                                                      const decode_merge &merge) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        unsigned *ticket = run.tickets + (int64_t)at.sequence * run.parts + at.part;
+        const bool last = atomicAdd(ticket, 1u) == (unsigned)count - 1;
+        if (last) *ticket = 0;
+        *merge.last = last;
+        __threadfence();
+    }
+    __syncthreads();
+    return *merge.last != 0;
+}
+
+/* What is to be done with the results of all warps for a segment. */
+template <int SIZE, int ROWS, int WARPS>
+static __device__ __forceinline__ void decode_finish(const decode_run &run, const decode_segment &at, int share,
+                                                     const decode_merge &merge) {
+    constexpr int quarters = SIZE / 4;
+    const int head = at.part / run.tiles, row0 = at.part % run.tiles * ROWS, rows = min(ROWS, run.rows - row0);
+    const int first = at.origin / share, last = (at.origin + at.units - 1) / share, count = last - first + 1;
+    for (int i = threadIdx.x; i < rows * quarters; i += 32 * WARPS) {
+        const int row = i / quarters, column = i % quarters * 4;
+        const decode_result all = merge_warps<SIZE, ROWS, WARPS>(merge, row, column);
+        if (count == 1) {
+            store_result(run, at.sequence, head, row0 + row, column, all);
+            continue;
+        }
+        float *to = partial_of<SIZE, ROWS>(run, (int)blockIdx.x, first == (int)blockIdx.x);
+        __stcg((float4 *)(to + row * SIZE + column), all.output);
+        if (column == 0) {
+            __stcg(to + ROWS * SIZE + row, all.base);
+            __stcg(to + ROWS * (SIZE + 1) + row, all.sum);
+        }
+    }
+    if (count == 1 || !last_to_arrive(run, at, count, merge)) return;
+    for (int i = threadIdx.x; i < rows * quarters; i += 32 * WARPS) {
+        const int row = i / quarters, column = i % quarters * 4;
+        const decode_result all = merge_blocks<SIZE, ROWS>(run, first, count, row, column);
+        store_result(run, at.sequence, head, row0 + row, column, all);
+    }
+}
+
+/* The results of sequences without keys. */
+static __device__ __forceinline__ void decode_nothing(const decode_run &run, int size) {
+    for (int s = (int)blockIdx.x; s < run.sequences; s += (int)gridDim.x) {
+        if (run.of.lengths[s] > 0) continue;
+        const int quarters = size / 4, rows = run.queries * run.heads;
+        for (int i = threadIdx.x; i < rows * quarters; i += (int)blockDim.x) {
+            const int row = i / quarters % run.rows, head = i / quarters / run.rows;
+            const decode_result none = {-CUDART_INF_F, 0, {0, 0, 0, 0}};
+            store_result(run, s, head, row, i % quarters * 4, none);
+        }
+    }
+}
+
+} // namespace ln
+
+#endif

@@ -1,0 +1,121 @@
+/* How the keys of a batch are divided over the blocks of a decode kernel, on the device, from the lengths that it finds
+ * there.
+ *
+ * A unit is 16 tokens of one sequence and one part (a key-value head and a tile of its rows). All units lie in a line,
+ * sequence by sequence, part by part, token by token; block b takes units b n .. b n + n - 1, n = ceil(units / blocks):
+ * a run of segments, of which only the first and the last may be shared with other blocks. */
+#ifndef LN_KERNEL_CUDA_DECODE_WORK_CUH
+#define LN_KERNEL_CUDA_DECODE_WORK_CUH
+
+#include "kernel/cuda/decode_layout.h"
+#include "kernel/cuda/instructions.cuh"
+
+namespace ln {
+
+/* What a kernel is given. */
+struct decode_run {
+    ln_cuda_decode_tensors of;
+    int sequences, queries, heads, key_value_heads;
+    int group, rows;   /* query heads of a key-value head; rows: group * queries */
+    int tiles, parts;  /* of rows, of a key-value head; parts: tiles * key_value_heads */
+    int page_shift;    /* log2 of the tokens of a page */
+    int window, least; /* least: units of a block */
+    float scale;       /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
+    float cap_scale;   /* 2 scale / cap, with log2(e) in it; 0: no cap */
+    int query_element, output_float32;
+    unsigned *tickets; /* [sequences * parts], 0 before and after a run */
+    float *partial;    /* [blocks][2][rows of a tile][value_size + 2] */
+};
+
+/* A block's units of one sequence and part. */
+struct decode_segment {
+    int sequence, part, length;
+    int first;      /* the tile of 16 tokens that unit 0 is */
+    int units;      /* of the sequence and part */
+    int begin, end; /* those of this block */
+    int left;       /* the block's units after these */
+    int origin;     /* the number of unit 0 in the line */
+};
+
+static __device__ __forceinline__ int decode_units(const decode_run &run, int length, int *first) {
+    const int low = run.window ? max(0, length - run.queries - run.window + 1) : 0;
+    *first = low / LN_CUDA_TILE;
+    return length > 0 ? (length + LN_CUDA_TILE - 1) / LN_CUDA_TILE - *first : 0;
+}
+
+static __device__ __forceinline__ void segment_fill(decode_segment &at) {
+    at.end = min(at.units, at.begin + at.left);
+    at.left -= at.end - at.begin;
+}
+/* To the next segment of a block that has units left. */
+static __device__ __forceinline__ void segment_next(const decode_run &run, decode_segment &at) {
+    at.origin += at.units;
+    at.begin = 0;
+    if (++at.part == run.parts) {
+        at.part = 0;
+        do {
+            at.length = run.of.lengths[++at.sequence];
+            at.units = decode_units(run, at.length, &at.first);
+        } while (at.units == 0);
+    }
+    segment_fill(at);
+}
+
+/* The first segment of this block; every warp finds it for itself: its lanes sum the units of a slab of sequences each.
+ * share: units of a block. No units: begin = end. */
+static __device__ __forceinline__ decode_segment segment_first(const decode_run &run, int *share) {
+    const int lane = threadIdx.x % 32, slab = (run.sequences + 31) / 32;
+    const int low = lane * slab, high = min(run.sequences, low + slab);
+    int own = 0, unused;
+    for (int s = low; s < high; s++) own += decode_units(run, run.of.lengths[s], &unused);
+    int until = own;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(~0u, until, step);
+        if (lane >= step) until += other;
+    }
+    const int all = __shfl_sync(~0u, until, 31) * run.parts;
+    *share = max((all + (int)gridDim.x - 1) / (int)gridDim.x, run.least);
+    const int begin = (int)blockIdx.x * *share;
+    decode_segment at = {};
+    if (begin >= all) return at;
+    const int holder = __ffs((int)__ballot_sync(~0u, until * run.parts > begin)) - 1;
+    int sequence = low, before = until - own;
+    if (lane == holder)
+        for (;;) {
+            const int units = decode_units(run, run.of.lengths[sequence], &unused);
+            if ((before + units) * run.parts > begin) break;
+            before += units;
+            sequence++;
+        }
+    at.sequence = __shfl_sync(~0u, sequence, holder);
+    before = __shfl_sync(~0u, before, holder);
+    at.length = run.of.lengths[at.sequence];
+    at.units = decode_units(run, at.length, &at.first);
+    at.part = (begin - before * run.parts) / at.units;
+    at.origin = before * run.parts + at.part * at.units;
+    at.begin = begin - at.origin;
+    at.left = min(*share, all - begin);
+    segment_fill(at);
+    return at;
+}
+
+/* Keys low .. high - 1 are those that some row, or every row, of the sequence sees. */
+struct decode_sight {
+    int low, high;
+};
+static __device__ __forceinline__ decode_sight seen_by_some(const decode_run &run, int length) {
+    return {run.window ? max(0, length - run.queries - run.window + 1) : 0, length};
+}
+static __device__ __forceinline__ decode_sight seen_by_all(const decode_run &run, int length) {
+    return {run.window ? max(0, length - run.window) : 0, length - run.queries + 1};
+}
+/* Of a row of the part. */
+static __device__ __forceinline__ decode_sight seen_by_row(const decode_run &run, int length, int row) {
+    const int position = length - run.queries + row / run.group;
+    return {run.window ? max(0, position - run.window + 1) : 0, position + 1};
+}
+
+} // namespace ln
+
+#endif

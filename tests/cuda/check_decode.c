@@ -1,0 +1,567 @@
+/* Decode attention over pages against float64.
+ *
+ * Pages lie in a pool in random order; what no token was written to keeps its 0xff, in page tables too, so that a
+ * kernel that reads it shows. */
+#include "check.h"
+
+#include "kernel/cuda/decode_layout.h"
+
+enum { SEQUENCES = 8, KERNELS_MOST = 64 };
+
+typedef struct work {
+    const char *name;
+    ln_cuda_page_format format;
+    int heads, key_value_heads, size, value_size; /* value_size 0: the same */
+    int lengths[SEQUENCES], sequences;            /* more than SEQUENCES of them repeat the first, or all */
+    int page_tokens, queries;                     /* queries 0: 1 */
+    int window;
+    float cap, stretch; /* stretch: of queries, 0: 1 */
+    bool sinks, float32, token_major;
+    ln_cuda_element query;
+} work;
+
+#define BF16 LN_CUDA_PAGE_BF16
+#define F16 LN_CUDA_PAGE_F16
+#define Q8_0 LN_CUDA_PAGE_Q8_0
+#define Q4_0 LN_CUDA_PAGE_Q4_0
+#define Q4 LN_CUDA_PAGE_Q4
+#define Q2 LN_CUDA_PAGE_Q2
+
+static const work WORKS[] = {
+    {"one key", BF16, 4, 4, 128, 0, {1}, 1, 16, .float32 = true},
+    {"17 keys", BF16, 4, 1, 128, 0, {17}, 1, 16, .queries = 1},
+    {"300 keys, float32", BF16, 8, 2, 128, 0, {300}, 1, 32, .float32 = true, .query = LN_CUDA_ELEMENT_FLOAT32},
+    {"contiguous", BF16, 8, 2, 128, 0, {200, 77}, 2, 0, .queries = 1},
+    {"token major", BF16, 8, 2, 128, 0, {200, 77}, 2, 16, .token_major = true},
+    {"ragged with none", BF16, 4, 2, 128, 0, {0, 5, 600, 0, 33, 1, 128, 0}, 8, 16, .queries = 1},
+    {"none at all", BF16, 4, 2, 128, 0, {0}, 2, 16, .sinks = true},
+    {"group of 16, sinks", BF16, 16, 1, 128, 0, {150}, 1, 64, .sinks = true, .float32 = true},
+    {"group of 12", BF16, 24, 2, 128, 0, {150, 10}, 2, 64, .queries = 1},
+    {"window", BF16, 8, 2, 128, 0, {700, 90, 300}, 3, 16, .window = 100},
+    {"window, 5 queries", BF16, 8, 2, 128, 0, {700, 3, 300}, 3, 16, .window = 37, .queries = 5},
+    {"8 queries", BF16, 8, 2, 128, 0, {100, 8, 4}, 3, 32, .queries = 8, .float32 = true},
+    {"cap, large scores", BF16, 8, 4, 128, 0, {500}, 1, 32, .cap = 20, .stretch = 5},
+    {"large scores", BF16, 8, 4, 128, 0, {900}, 1, 32, .stretch = 8},
+    {"40 sequences", BF16, 4, 2, 128, 0, {40, 1, 99, 16, 0, 33, 31, 64}, 40, 16, .queries = 1},
+    {"f16", F16, 8, 2, 128, 0, {333, 48}, 2, 16, .query = LN_CUDA_ELEMENT_F16},
+    {"f16 size 96", F16, 8, 2, 96, 0, {333, 48}, 2, 16, .queries = 1},
+    {"size 64", BF16, 8, 2, 64, 0, {333, 48}, 2, 16, .queries = 1},
+    {"size 96", BF16, 8, 2, 96, 0, {333, 48}, 2, 16, .float32 = true},
+    {"size 192", BF16, 8, 2, 192, 0, {333, 48}, 2, 16, .queries = 1},
+    {"size 256", BF16, 8, 2, 256, 0, {333, 48}, 2, 16, .queries = 1},
+    {"size 256, group of 16", BF16, 16, 1, 256, 0, {333}, 1, 16, .queries = 1},
+    {"q8_0", Q8_0, 8, 2, 128, 0, {333, 48}, 2, 16, .float32 = true},
+    {"q4_0", Q4_0, 8, 2, 128, 0, {333, 48}, 2, 16, .float32 = true},
+    {"q4_0, 3 queries, window", Q4_0, 8, 2, 128, 0, {333, 48}, 2, 16, .queries = 3, .window = 50},
+    {"q4", Q4, 8, 2, 128, 0, {333, 48}, 2, 64, .float32 = true},
+    {"q2", Q2, 8, 2, 128, 0, {333, 48}, 2, 16, .float32 = true},
+    {"q8_0 size 64", Q8_0, 8, 2, 64, 0, {100, 48}, 2, 16, .queries = 1},
+    {"q8_0 size 96", Q8_0, 8, 2, 96, 0, {100, 48}, 2, 16, .queries = 1},
+    {"q4_0 size 96", Q4_0, 8, 2, 96, 0, {100, 48}, 2, 16, .queries = 1},
+    {"q4 size 192", Q4, 8, 2, 192, 0, {100, 48}, 2, 16, .queries = 1},
+    {"q2 size 64", Q2, 8, 2, 64, 0, {100, 48}, 2, 16, .queries = 1},
+    {"q2 size 96", Q2, 8, 2, 96, 0, {100, 48}, 2, 16, .queries = 1},
+    {"q2 size 192", Q2, 8, 2, 192, 0, {100, 48}, 2, 16, .queries = 1},
+    {"q2 size 256, group of 12", Q2, 12, 1, 256, 0, {100, 48}, 2, 16, .sinks = true},
+    {"q4_0 contiguous", Q4_0, 8, 2, 128, 0, {100, 200}, 2, 0, .queries = 1},
+};
+enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0] };
+
+static const work BENCH[] = {
+    {"0.5 GB: 16 x 8k, 32/8", BF16, 32, 8, 128, 0, {8192}, 16, 16, .queries = 1},
+    {"0.5 GB, contiguous", BF16, 32, 8, 128, 0, {8192}, 16, 0, .queries = 1},
+    {"0.5 GB, token major", BF16, 32, 8, 128, 0, {8192}, 16, 0, .token_major = true},
+    {"2 GB: 64 x 8k", BF16, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
+    {"1 GB, ragged", BF16, 32, 8, 128, 0, {131072, 100, 3000, 65536, 20000, 17, 40000, 8192}, 8, 16, .queries = 1},
+    {"1 x 128k", BF16, 32, 8, 128, 0, {131072}, 1, 16, .queries = 1},
+    {"1 x 32k", BF16, 32, 8, 128, 0, {32768}, 1, 16, .queries = 1},
+    {"1 x 1k", BF16, 32, 8, 128, 0, {1024}, 1, 16, .queries = 1},
+    {"0.5 GB bf16 of q4_0", Q4_0, 32, 8, 128, 0, {8192}, 16, 16, .queries = 1},
+    {"2 GB bf16 of q4_0", Q4_0, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
+    {"2 GB bf16 of q4", Q4, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
+    {"2 GB bf16 of q8_0", Q8_0, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
+    {"2 GB bf16 of q2", Q2, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
+    {"group of 1: 16 x 2k", BF16, 32, 32, 128, 0, {2048}, 16, 16, .queries = 1},
+    {"group of 16: 16 x 32k", BF16, 32, 2, 128, 0, {32768}, 16, 16, .queries = 1},
+    {"size 64: 32 x 8k", BF16, 32, 8, 64, 0, {8192}, 32, 16, .queries = 1},
+    {"size 256: 16 x 8k", BF16, 32, 4, 256, 0, {8192}, 16, 16, .queries = 1},
+};
+enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0] };
+
+/* ---- pages ---- */
+
+/* The keys or the values: [page][head][token] (or [page][token][head]) of a pool. */
+typedef struct pages {
+    ln_cuda_page_format format;
+    bool values;
+    int size;
+    ln_cuda_page_part device;
+    unsigned char *host;
+    int64_t bytes;
+} pages;
+
+static int64_t bytes_of_tokens(ln_cuda_page_format format, int size, int64_t tokens) {
+    return format <= F16 ? tokens * size * 2 : tokens / LN_CUDA_TILE * ln_cuda_tile_bytes(format, size);
+}
+
+static pages pages_open(const work *w, bool values, int64_t count, int64_t tokens, bool mirrored) {
+    pages p = {.format = w->format, .values = values, .size = w->size};
+    const int64_t run = bytes_of_tokens(w->format, w->size, tokens), row = (int64_t)w->size * 2;
+    p.device.page_stride = run * w->key_value_heads;
+    p.device.head_stride = w->token_major ? row : run;
+    p.device.token_stride = w->token_major ? row * w->key_value_heads : row;
+    p.bytes = p.device.page_stride * count;
+    p.device.data = device_open(p.bytes);
+    if (mirrored) {
+        p.host = malloc((size_t)p.bytes);
+        memset(p.host, 0xff, (size_t)p.bytes);
+    }
+    return p;
+}
+static void pages_close(pages *p) {
+    device_close(p->device.data);
+    free(p->host);
+}
+
+static unsigned char *row_of(const pages *p, int64_t page, int64_t head, int64_t token) {
+    unsigned char *at = p->host + page * p->device.page_stride + head * p->device.head_stride;
+    return at + (p->format <= F16 ? token * p->device.token_stride
+                                  : token / LN_CUDA_TILE * ln_cuda_tile_bytes(p->format, p->size));
+}
+
+static uint16_t random_scale(ln_cuda_page_format format) {
+    const uint16_t half = f16_of((float)(0.02 + 0.1 * random_uniform()));
+    if (format == Q8_0) return f16_of((float)(0.002 + 0.01 * random_uniform()));
+    if (format == Q4_0) return (uint16_t)(half | (random_next() & 1 ? 0x8000 : 0));
+    return (uint16_t)(half >> 5 << 6 | (random_next() & 63));
+}
+
+static void token_fill(const pages *p, int64_t page, int64_t head, int64_t token) {
+    unsigned char *row = row_of(p, page, head, token);
+    for (int i = 0; i < p->size; i++) {
+        if (p->format <= F16) {
+            const uint16_t x = p->format == F16 ? f16_of(random_normal()) : bf16_of(random_normal());
+            memcpy(row + 2 * i, &x, 2);
+            continue;
+        }
+        const int in_tile = (int)(token % LN_CUDA_TILE), bits = ln_cuda_page_bits(p->format);
+        if (i % 32 == 0) {
+            const uint16_t scale = random_scale(p->format);
+            memcpy(row + ln_cuda_scale_place(p->format, p->size, in_tile, i / 32), &scale, 2);
+        }
+        int bit;
+        const int place = ln_cuda_code_place(p->format, p->values, p->size, in_tile, i, &bit);
+        const unsigned mask = (1u << bits) - 1u, code = (unsigned)random_next() & mask;
+        row[place] = (unsigned char)((row[place] & ~(mask << bit)) | code << bit);
+    }
+}
+
+static double value_at(const pages *p, int64_t page, int64_t head, int64_t token, int i) {
+    const unsigned char *row = row_of(p, page, head, token);
+    uint16_t half;
+    if (p->format <= F16) {
+        memcpy(&half, row + 2 * i, 2);
+        return (double)(p->format == F16 ? of_f16(half) : of_bf16(half));
+    }
+    const int in_tile = (int)(token % LN_CUDA_TILE), bits = ln_cuda_page_bits(p->format);
+    memcpy(&half, row + ln_cuda_scale_place(p->format, p->size, in_tile, i / 32), 2);
+    int bit;
+    const int place = ln_cuda_code_place(p->format, p->values, p->size, in_tile, i, &bit);
+    const int code = row[place] >> bit & ((1 << bits) - 1);
+    if (p->format == Q8_0) return (double)of_f16(half) * (int8_t)code;
+    if (p->format == Q4_0) return (double)of_f16(half) * (code - 8);
+    const double zero = (half & 63) * ((1 << bits) - 1) / 63.0;
+    return (double)of_f16((uint16_t)(half >> 6 << 5)) * (code - zero);
+}
+
+/* ---- a case ---- */
+
+typedef struct problem {
+    const work *of;
+    int queries, sequences;
+    int64_t page_tokens, pages_each; /* of a sequence; page_tokens of the pool, also where contiguous */
+    int32_t *lengths, *table;
+    ln_cuda_decode decode;
+    ln_cuda_decode_tensors tensors;
+    pages key, value;
+    tensor query, output, log_sum_exp, sinks;
+    const ln_cuda_decode_plan *plan;
+    void *workspace;
+} problem;
+
+/* Numbers 0 .. count - 1 in random order. */
+static void shuffle(int32_t *numbers, int64_t count) {
+    for (int64_t i = 0; i < count; i++) numbers[i] = (int32_t)i;
+    for (int64_t i = count - 1; i > 0; i--) {
+        const int64_t other = (int64_t)(random_next() % (uint64_t)(i + 1));
+        const int32_t held = numbers[i];
+        numbers[i] = numbers[other];
+        numbers[other] = held;
+    }
+}
+
+static void problem_table(problem *p) {
+    const int64_t count = p->pages_each * p->sequences;
+    int32_t *order = malloc((size_t)count * sizeof *order);
+    p->table = malloc((size_t)count * sizeof *p->table);
+    shuffle(order, count);
+    memset(p->table, 0x7f, (size_t)count * sizeof *p->table);
+    for (int s = 0; s < p->sequences; s++)
+        for (int64_t i = 0; i * p->page_tokens < p->lengths[s]; i++)
+            p->table[s * p->pages_each + i] = order[s * p->pages_each + i];
+    free(order);
+}
+
+static int64_t page_of(const problem *p, int sequence, int64_t token) {
+    return p->of->page_tokens ? p->table[sequence * p->pages_each + token / p->page_tokens] : sequence;
+}
+
+static void *sent(const void *from, int64_t bytes) {
+    void *to = device_open(bytes);
+    device_send(to, from, bytes);
+    return to;
+}
+
+/* mirrored: with random contents that the host knows. */
+static void problem_open(problem *p, const work *w, bool mirrored) {
+    memset(p, 0, sizeof *p);
+    p->of = w;
+    p->queries = w->queries ? w->queries : 1;
+    p->sequences = w->sequences;
+    p->lengths = malloc((size_t)w->sequences * sizeof *p->lengths);
+    const int given = w->sequences <= SEQUENCES ? w->sequences : w->lengths[1] ? SEQUENCES : 1;
+    int longest = 0;
+    for (int s = 0; s < w->sequences; s++) {
+        p->lengths[s] = w->lengths[s % given];
+        if (p->lengths[s] > longest) longest = p->lengths[s];
+    }
+    const int64_t rounded = (longest + 15) / 16 * 16 + (longest == 0 ? 16 : 0);
+    p->page_tokens = w->page_tokens ? w->page_tokens : rounded;
+    p->pages_each = (rounded + p->page_tokens - 1) / p->page_tokens;
+    problem_table(p);
+    p->key = pages_open(w, false, p->pages_each * p->sequences, p->page_tokens, mirrored);
+    p->value = pages_open(w, true, p->pages_each * p->sequences, p->page_tokens, mirrored);
+    p->decode = (ln_cuda_decode){.sequences = w->sequences,
+                                 .queries = p->queries,
+                                 .heads = w->heads,
+                                 .key_value_heads = w->key_value_heads,
+                                 .key_size = w->size,
+                                 .value_size = w->size,
+                                 .capacity = longest,
+                                 .page_tokens = w->page_tokens,
+                                 .format = w->format,
+                                 .query_element = w->query,
+                                 .output_element = w->float32 ? LN_CUDA_ELEMENT_FLOAT32 : LN_CUDA_ELEMENT_BF16,
+                                 .scale = 1 / sqrtf((float)w->size),
+                                 .soft_cap = w->cap,
+                                 .window = w->window};
+    static const element elements[] = {ELEMENT_BF16, ELEMENT_F16, ELEMENT_FLOAT32};
+    const int64_t tokens = (int64_t)p->queries * p->sequences;
+    p->query = tensor_random(tokens, w->heads, w->size, PADDED, elements[w->query], w->stretch > 0 ? w->stretch : 1);
+    p->output = tensor_open(tokens, w->heads, w->size, PADDED, w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16);
+    p->log_sum_exp = tensor_open(tokens, 1, w->heads, PACKED, ELEMENT_FLOAT32);
+    p->sinks = tensor_random(1, 1, w->heads, PACKED, ELEMENT_FLOAT32, 3);
+    p->tensors = (ln_cuda_decode_tensors){
+        .query = p->query.device,
+        .output = p->output.device,
+        .key = p->key.device,
+        .value = p->value.device,
+        .page_table = sent(p->table, p->pages_each * p->sequences * 4),
+        .table_stride = p->pages_each,
+        .lengths = sent(p->lengths, (int64_t)p->sequences * 4),
+        .sinks = w->sinks ? p->sinks.device.data : NULL,
+        .log_sum_exp = p->log_sum_exp.device.data,
+    };
+}
+
+static void problem_fill(problem *p) {
+    for (int s = 0; s < p->sequences; s++)
+        for (int64_t t = 0; t < p->lengths[s]; t++)
+            for (int64_t h = 0; h < p->of->key_value_heads; h++) {
+                token_fill(&p->key, page_of(p, s, t), h, t % p->page_tokens);
+                token_fill(&p->value, page_of(p, s, t), h, t % p->page_tokens);
+            }
+    device_send(p->key.device.data, p->key.host, p->key.bytes);
+    device_send(p->value.device.data, p->value.host, p->value.bytes);
+}
+
+static void problem_close(problem *p) {
+    tensor_close(&p->query);
+    tensor_close(&p->output);
+    tensor_close(&p->log_sum_exp);
+    tensor_close(&p->sinks);
+    pages_close(&p->key);
+    pages_close(&p->value);
+    device_close((void *)(uintptr_t)p->tensors.page_table);
+    device_close((void *)(uintptr_t)p->tensors.lengths);
+    free(p->lengths);
+    free(p->table);
+}
+
+static ln_cuda_code decode(void *context, void *stream) {
+    const problem *p = context;
+    return ln_cuda_decode_run(&p->decode, p->plan, &p->tensors, p->workspace, stream);
+}
+
+/* ---- float64 ---- */
+
+/* One query of one head. Returns lse. */
+static double oracle_row(const problem *p, int sequence, int query, int64_t head, double *output) {
+    const work *w = p->of;
+    const int64_t length = p->lengths[sequence], position = length - p->queries + query;
+    const int64_t shared = head / (w->heads / w->key_value_heads), token = (int64_t)sequence * p->queries + query;
+    double *score = malloc((size_t)(length + 1) * sizeof *score), sum = 0;
+    double most = w->sinks ? tensor_at(&p->sinks, 0, 0, head) : -INFINITY;
+    for (int64_t j = 0; j < length; j++) {
+        score[j] = -INFINITY;
+        if (j > position || (w->window && position - j >= w->window)) continue;
+        double dot = 0;
+        for (int i = 0; i < w->size; i++)
+            dot += tensor_at(&p->query, token, head, i) *
+                   value_at(&p->key, page_of(p, sequence, j), shared, j % p->page_tokens, i);
+        dot *= (double)p->decode.scale;
+        score[j] = w->cap > 0 ? (double)w->cap * tanh(dot / (double)w->cap) : dot;
+        if (score[j] > most) most = score[j];
+    }
+    for (int i = 0; i < w->size; i++) output[i] = 0;
+    if (w->sinks) sum = exp(tensor_at(&p->sinks, 0, 0, head) - most);
+    for (int64_t j = 0; j < length; j++) {
+        if (score[j] == -INFINITY) continue;
+        const double weight = exp(score[j] - most);
+        sum += weight;
+        for (int i = 0; i < w->size; i++)
+            output[i] += weight * value_at(&p->value, page_of(p, sequence, j), shared, j % p->page_tokens, i);
+    }
+    free(score);
+    if (sum > 0)
+        for (int i = 0; i < w->size; i++) output[i] /= sum;
+    return sum > 0 ? most + log(sum) : -INFINITY;
+}
+
+/* All rows of an output: [sequence][query][head][size + 1], the last one lse. */
+static double *oracle(const problem *p) {
+    const int64_t rows = (int64_t)p->sequences * p->queries * p->of->heads, row = p->of->size + 1;
+    double *all = malloc((size_t)(rows * row) * sizeof *all);
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t token = r / p->of->heads;
+        all[r * row + row - 1] =
+            oracle_row(p, (int)(token / p->queries), (int)(token % p->queries), r % p->of->heads, all + r * row);
+    }
+    return all;
+}
+
+/* The largest relative error of a row. */
+static double compare(const problem *p, const double *wanted, const char *kernel) {
+    const work *w = p->of;
+    const int64_t row = w->size + 1;
+    double *got = malloc((size_t)row * sizeof *got), worst = 0;
+    for (int64_t token = 0; token < (int64_t)p->sequences * p->queries; token++)
+        for (int64_t head = 0; head < w->heads; head++) {
+            const double *want = wanted + (token * w->heads + head) * row, lse = want[row - 1];
+            for (int i = 0; i < w->size; i++) got[i] = tensor_at(&p->output, token, head, i);
+            const double error = relative_error(got, want, w->size);
+            if (!(error <= worst)) worst = error;
+            const double sum = tensor_at(&p->log_sum_exp, token, 0, head);
+            EXPECT(sum == lse || fabs(sum - lse) < 2e-2 + 1e-3 * fabs(lse),
+                   "%s, %s: lse of query %lld, head %lld is %g, not %g", w->name, kernel, (long long)token,
+                   (long long)head, sum, lse);
+        }
+    free(got);
+    return worst;
+}
+
+/* ---- runs ---- */
+
+static bool workspace_open(const problem *p, const ln_cuda_decode_plan *plan, void **workspace) {
+    *workspace = device_open(plan->workspace);
+    const ln_cuda_code code = ln_cuda_decode_prepare(plan, *workspace, NULL);
+    EXPECT(code == LN_CUDA_OK, "%s: prepare gave %d", p->of->name, code);
+    return code == LN_CUDA_OK;
+}
+
+static void check_kernel(problem *p, const double *wanted, const ln_cuda_device *device,
+                         const ln_cuda_decode_kernel *kernel) {
+    const char *name = p->of->name;
+    ln_cuda_decode_plan plan;
+    if (ln_cuda_decode_plan_make(&p->decode, device, kernel, &plan) != LN_CUDA_OK) return;
+    if (!workspace_open(p, &plan, &p->workspace)) return;
+    p->plan = &plan;
+    tensor_poison(&p->output);
+    tensor_poison(&p->log_sum_exp);
+    run_now(decode, p, name, kernel->name);
+    tensor_fetch(&p->output);
+    tensor_fetch(&p->log_sum_exp);
+    tensor_expect_written(&p->output, name, kernel->name);
+    const double worst = compare(p, wanted, kernel->name);
+    EXPECT(worst < 6e-3, "%s, %s: relative error %.2e", name, kernel->name, worst);
+    cudaGraphExec_t graph = run_capture(decode, p, name, kernel->name);
+    tensor_poison(&p->output);
+    tensor_poison(&p->log_sum_exp);
+    run_graph(graph, name, kernel->name);
+    tensor_expect_same(&p->output, name, kernel->name, "output");
+    tensor_expect_same(&p->log_sum_exp, name, kernel->name, "sums");
+    printf("  %-34s %-28s %.2e\n", name, kernel->name, worst);
+    cudaGraphExecDestroy(graph);
+    device_close(p->workspace);
+}
+
+/* Multiply-adds of products padded to 8 rows. */
+static double cost_of(const work *w) {
+    double keys = 0;
+    for (int s = 0; s < w->sequences; s++) keys += w->lengths[s % SEQUENCES] + 16;
+    return keys * w->key_value_heads * w->size * 2 * 16;
+}
+
+static void check(const ln_cuda_device *device, const check_options *options) {
+    for (int i = 0; i < WORK_COUNT; i++) {
+        const work *w = &WORKS[i];
+        if (!work_wanted(options, w->name, cost_of(w))) continue;
+        problem p;
+        problem_open(&p, w, true);
+        problem_fill(&p);
+        double *wanted = oracle(&p);
+        int kernels = 0;
+        for (int row = 0; ln_cuda_decode_kernels(row)->start; row++) {
+            const ln_cuda_decode_kernel *kernel = ln_cuda_decode_kernels(row);
+            if (kernel->format == w->format && kernel->key_size == w->size) kernels++;
+            if (kernel_wanted(options, kernel->name)) check_kernel(&p, wanted, device, kernel);
+        }
+        if (!kernels) printf("  %-34s no kernel\n", w->name);
+        free(wanted);
+        problem_close(&p);
+        fflush(stdout);
+    }
+}
+
+/* ---- bench ---- */
+
+/* Random bytes all over; codes of 16 bits are kept finite. */
+static void bench_fill(const pages *p) {
+    const int64_t piece = INT64_C(1) << 22;
+    unsigned char *bytes = malloc((size_t)piece);
+    uint16_t *halves = (uint16_t *)(void *)bytes;
+    for (int64_t i = 0; i < piece / 2; i++)
+        halves[i] = p->format == BF16 ? bf16_of(random_normal()) : (uint16_t)(random_next() & 0x2fff);
+    for (int64_t at = 0; at < p->bytes; at += piece)
+        device_send((char *)p->device.data + at, bytes, at + piece < p->bytes ? piece : p->bytes - at);
+    free(bytes);
+}
+
+static double bytes_read(const problem *p) {
+    double bytes = 0;
+    for (int s = 0; s < p->sequences; s++)
+        bytes += (double)bytes_of_tokens(p->of->format, p->of->size, (p->lengths[s] + 15) / 16 * 16);
+    return 2 * bytes * p->of->key_value_heads;
+}
+
+enum { REPEATS = 20 };
+static ln_cuda_code decode_repeated(void *context, void *stream) {
+    ln_cuda_code code = LN_CUDA_OK;
+    for (int i = 0; i < REPEATS && code == LN_CUDA_OK; i++) code = decode(context, stream);
+    return code;
+}
+typedef struct replay {
+    cudaGraphExec_t graph;
+} replay;
+static ln_cuda_code replay_run(void *context, void *stream) {
+    return ln_cuda_code_of(cudaGraphLaunch(((replay *)context)->graph, (cudaStream_t)stream));
+}
+
+static void bench_work(const work *w, const ln_cuda_device *device, const check_options *options) {
+    static problem p[KERNELS_MOST];
+    void *contexts[KERNELS_MOST];
+    replay replays[KERNELS_MOST];
+    ln_cuda_decode_plan plan[KERNELS_MOST];
+    timing times[KERNELS_MOST];
+    int kernels = 0;
+    problem_open(&p[0], w, false);
+    bench_fill(&p[0].key);
+    bench_fill(&p[0].value);
+    for (int row = 0; ln_cuda_decode_kernels(row)->start && kernels < KERNELS_MOST; row++) {
+        const ln_cuda_decode_kernel *kernel = ln_cuda_decode_kernels(row);
+        if (!kernel_wanted(options, kernel->name)) continue;
+        if (ln_cuda_decode_plan_make(&p[0].decode, device, kernel, &plan[kernels]) != LN_CUDA_OK) continue;
+        p[kernels] = p[0];
+        p[kernels].plan = &plan[kernels];
+        if (!workspace_open(&p[0], &plan[kernels], &p[kernels].workspace)) continue;
+        run_now(decode, &p[kernels], w->name, kernel->name);
+        replays[kernels].graph = run_capture(decode_repeated, &p[kernels], w->name, kernel->name);
+        contexts[kernels] = &replays[kernels];
+        kernels++;
+    }
+    time_in_turns(replay_run, contexts, kernels, bytes_read(&p[0]) > 1e8 ? 3 : options->rounds, times);
+    const double bytes = bytes_read(&p[0]);
+    for (int k = 0; k < kernels; k++) {
+        const double each = times[k].median / REPEATS;
+        printf("%-26s %-26s %9.2f us %6.3f TB/s (best %.3f) %8.1f million keys/s\n", w->name, plan[k].kernel->name,
+               each * 1e3, bytes / each * 1e-9, bytes / times[k].least * REPEATS * 1e-9,
+               bytes / each * 1e-3 / (double)bytes_of_tokens(w->format, w->size, 16) * 8 / w->key_value_heads);
+        cudaGraphExecDestroy(replays[k].graph);
+        device_close(p[k].workspace);
+    }
+    fflush(stdout);
+    problem_close(&p[0]);
+}
+
+static void bench(const ln_cuda_device *device, const check_options *options) {
+    for (int i = 0; i < BENCH_COUNT; i++)
+        if (strstr(BENCH[i].name, options->works)) bench_work(&BENCH[i], device, options);
+}
+
+/* ---- without a GPU ---- */
+
+/* Every code and scale of a tile has a place of its own. */
+static void check_layout(ln_cuda_page_format format, bool values, int size) {
+    const int64_t bytes = ln_cuda_tile_bytes(format, size);
+    unsigned char *taken = calloc((size_t)bytes, 1);
+    int wrong = 0;
+    for (int token = 0; token < LN_CUDA_TILE; token++) {
+        for (int i = 0; i < size; i++) {
+            int bit;
+            const int place = ln_cuda_code_place(format, values, size, token, i, &bit);
+            const unsigned mask = ((1u << ln_cuda_page_bits(format)) - 1u) << bit;
+            wrong += place < 0 || place >= bytes || mask > 255 || (taken[place] & mask);
+            taken[place] |= (unsigned char)mask;
+        }
+        for (int b = 0; b < size / 32; b++)
+            for (int i = 0; i < 2; i++) {
+                const int place = ln_cuda_scale_place(format, size, token, b) + i;
+                wrong += place >= bytes || taken[place];
+                taken[place] = 0xff;
+            }
+    }
+    for (int64_t i = 0; i < bytes; i++) wrong += taken[i] != 0xff;
+    EXPECT(wrong == 0, "layout of format %d, size %d: %d wrong places", (int)format, size, wrong);
+    free(taken);
+}
+
+static void check_plans(void) {
+    const ln_cuda_device hopper = {0, 9, 0, 132, 232448, 50 << 20};
+    static const int sizes[] = {64, 96, 128, 192, 256, 576};
+    for (int i = 0; i < 6; i++)
+        for (int format = Q8_0; format <= Q2; format++)
+            for (int values = 0; values < 2; values++) check_layout((ln_cuda_page_format)format, values, sizes[i]);
+    ln_cuda_decode decode = {1, 1, 32, 8, 128, 128, 4096, 16, BF16, 0, 0, 0.1f, 0, 0};
+    ln_cuda_decode_plan plan;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_OK, "plan: %s", plan.why);
+    decode.key_size = 40;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "size 40");
+    decode.key_size = 128;
+    decode.page_tokens = 24;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "pages of 24");
+    decode.page_tokens = 8;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "pages of 8");
+    decode.page_tokens = 16;
+    decode.queries = 9;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "9 queries");
+    decode.queries = 1;
+    decode.heads = 33;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "33 heads of 8");
+    for (int row = 0; ln_cuda_decode_kernels(row)->start; row++) {
+        const ln_cuda_decode_kernel *kernel = ln_cuda_decode_kernels(row);
+        EXPECT(kernel->shared_bytes * kernel->blocks <= 233472 - 1024 * kernel->blocks, "%s: %d bytes of shared memory",
+               kernel->name, kernel->shared_bytes);
+    }
+}
+
+const suite cuda_suite_decode = {"decode", WORK_COUNT, check_plans, check, bench};
