@@ -51,6 +51,17 @@ static bool better(const ln_cuda_decode *d, const ln_cuda_decode_kernel *next, c
     return !best || (best->rows < rows_of(d) && next->rows > best->rows);
 }
 
+static int64_t ticket_bytes(const ln_cuda_decode *d, const ln_cuda_decode_plan *plan) {
+    return (d->sequences * d->key_value_heads * plan->tiles * 4 + 255) / 256 * 256;
+}
+
+/* The last block to arrive reads what the others of a segment left: about what it could have read of keys meanwhile, a
+ * second kernel costs a few microseconds. */
+static bool joined(const ln_cuda_decode *d, const ln_cuda_decode_kernel *kernel, int64_t shares) {
+    const int64_t rows = rows_of(d) < kernel->rows ? rows_of(d) : kernel->rows;
+    return shares / (d->sequences * d->key_value_heads) * rows * kernel->value_size * 4 > 256 << 10;
+}
+
 ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cuda_device *device,
                                       const ln_cuda_decode_kernel *kernel, ln_cuda_decode_plan *plan) {
     *plan = {};
@@ -75,19 +86,21 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
                  (long long)decode->key_size, (long long)decode->value_size, device->major, device->minor, why);
         return LN_CUDA_UNSUPPORTED;
     }
-    plan->parts = (rows_of(decode) + best->rows - 1) / best->rows * decode->key_value_heads;
-    const int64_t tiles = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
-    if (tiles * plan->parts > INT_MAX / 4 / decode->sequences) {
+    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks;
+    const int64_t tokens = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
+    plan->tiles = (rows_of(decode) + best->rows - 1) / best->rows;
+    if (tokens * decode->key_value_heads > INT_MAX / 4 / decode->sequences) {
         snprintf(plan->why, sizeof plan->why, "more than 2^29 tiles of keys");
         return LN_CUDA_ARGUMENT;
     }
     plan->kernel = best;
-    plan->blocks = (int64_t)device->multiprocessors * best->blocks;
-    plan->workspace = (decode->sequences * plan->parts * 4 + 255) / 256 * 256 +
-                      plan->blocks * 2 * best->rows * (best->value_size + 2) * (int64_t)sizeof(float);
+    plan->shares = blocks > plan->tiles ? blocks / plan->tiles : 1;
+    plan->joined = joined(decode, best, plan->shares);
+    plan->workspace = ticket_bytes(decode, plan) +
+                      plan->tiles * plan->shares * 2 * best->rows * (best->value_size + 2) * (int64_t)sizeof(float);
     plan->workspace = (plan->workspace + 255) / 256 * 256;
-    snprintf(plan->why, sizeof plan->why, "%s: %lld blocks, %lld rows in tiles of %d", best->name,
-             (long long)plan->blocks, (long long)rows_of(decode), best->rows);
+    snprintf(plan->why, sizeof plan->why, "%s: %lld blocks for %lld tiles of %d rows%s", best->name,
+             (long long)plan->shares, (long long)plan->tiles, best->rows, plan->joined ? ", joined" : "");
     return LN_CUDA_OK;
 }
 
@@ -122,7 +135,8 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     run.sequences = (int)d->sequences, run.queries = (int)d->queries;
     run.heads = (int)d->heads, run.key_value_heads = (int)d->key_value_heads;
     run.group = (int)(d->heads / d->key_value_heads), run.rows = (int)rows_of(d);
-    run.tiles = (int)(plan->parts / d->key_value_heads), run.parts = (int)plan->parts;
+    run.tiles = (int)plan->tiles, run.shares = (int)plan->shares;
+    run.unit_shift = plan->kernel->unit_shift;
     run.page_shift = 30;
     if (d->page_tokens)
         for (run.page_shift = 0; 1 << run.page_shift < d->page_tokens;) run.page_shift++;
@@ -134,8 +148,8 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     run.cap_scale = d->soft_cap > 0 ? (float)(2 * log2_e * d->scale / d->soft_cap) : 0;
     run.query_element = d->query_element;
     run.output_float32 = d->output_element == LN_CUDA_ELEMENT_FLOAT32;
-    run.tickets = (unsigned *)workspace;
-    run.partial = (float *)((char *)workspace + (d->sequences * plan->parts * 4 + 255) / 256 * 256);
+    run.tickets = plan->joined ? NULL : (unsigned *)workspace;
+    run.partial = (float *)((char *)workspace + ticket_bytes(d, plan));
     return run;
 }
 
@@ -147,5 +161,5 @@ ln_cuda_code ln_cuda_decode_run(const ln_cuda_decode *decode, const ln_cuda_deco
         return LN_CUDA_ARGUMENT;
     if (!pages_right(decode, tensors) || !workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
     const ln::decode_run run = run_of(decode, plan, tensors, workspace);
-    return plan->kernel->start(&run, (int)plan->blocks, stream);
+    return plan->kernel->start(&run, (int)(plan->tiles * plan->shares), stream);
 }

@@ -62,9 +62,10 @@ typedef struct ln_cuda_decode {
 typedef struct ln_cuda_decode_kernel {
     const char *name;
     ln_cuda_page_format format;
-    int key_size, value_size, rows; /* rows: of a tile of queries */
-    int threads, shared_bytes, blocks;
-    int major; /* 9: sm_90a alone; 8: sm_80 and newer */
+    int key_size, value_size, rows;    /* rows: of a tile of queries */
+    int threads, shared_bytes, blocks; /* blocks: of a multiprocessor */
+    int unit_shift;                    /* log2 of the tokens of a unit of work */
+    int major;                         /* 9: sm_90a alone; 8: sm_80 and newer */
     /* Starts it with its run. NULL: the end of the table. */
     ln_cuda_code (*start)(const void *run, int blocks, void *stream);
 } ln_cuda_decode_kernel;
@@ -72,8 +73,9 @@ typedef struct ln_cuda_decode_kernel {
 typedef struct ln_cuda_decode_plan {
     ln_cuda_device device;
     const ln_cuda_decode_kernel *kernel;
-    int64_t blocks, parts; /* parts: pieces of work of a sequence that share no output */
+    int64_t tiles, shares; /* of rows of a key-value head; blocks that divide the keys. Blocks: tiles * shares */
     int64_t workspace;     /* bytes, aligned to 256 */
+    bool joined;           /* a second kernel joins what blocks leave */
     char why[LN_CUDA_WHY];
 } ln_cuda_decode_plan;
 

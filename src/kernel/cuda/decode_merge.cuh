@@ -3,12 +3,14 @@
  *
  *     base = max_w base[w],  sum = sum_w 2^(base[w] - base) sum[w],  likewise outputs,
  *
- * first of the warps of a block, in shared memory, then of the blocks of a segment, in the workspace. A base of -inf:
+ * first of the warps of a block, in shared memory, then of the blocks of a segment, in the workspace: by the last of
+ * them to arrive, or, where they are many and large, by a second kernel that has the whole device. A base of -inf:
  * no key was seen, and the output is not read. Terms are added in the order of warps and of blocks. */
 #ifndef LN_KERNEL_CUDA_DECODE_MERGE_CUH
 #define LN_KERNEL_CUDA_DECODE_MERGE_CUH
 
 #include "kernel/cuda/decode_work.cuh"
+#include "kernel/cuda/launch.cuh"
 
 namespace ln {
 
@@ -68,48 +70,71 @@ static __device__ __forceinline__ decode_result merge_warps(const decode_merge &
     return all;
 }
 
-/* The final four values of a row, and its log of the sum of exponentials. */
-static __device__ __forceinline__ void store_result(const decode_run &run, int sequence, int head, int row, int column,
-                                                    const decode_result &all) {
-    const int64_t token = (int64_t)sequence * run.queries + row / run.group;
-    const int query_head = head * run.group + row % run.group;
-    float base = all.base, sum = all.sum, factor = 1;
+/* A row's query token and query head. */
+struct decode_place {
+    int64_t token;
+    int head;
+};
+static __device__ __forceinline__ decode_place place_of(const decode_run &run, int sequence, int head, int row) {
+    return {(int64_t)sequence * run.queries + row / run.group, head * run.group + row % run.group};
+}
+
+/* What a row's outputs are to be multiplied by, and its log of the sum of exponentials. */
+static __device__ __forceinline__ float close_row(const decode_run &run, int head, float base, float sum, float *lse) {
+    float factor = 1;
     if (run.of.sinks) {
-        const float sink = run.of.sinks[query_head] * 1.4426950408889634f;
-        base = fmaxf(all.base, sink);
-        factor = merge_factor(all.base, base);
+        const float sink = run.of.sinks[head] * 1.4426950408889634f, from = base;
+        base = fmaxf(from, sink);
+        factor = merge_factor(from, base);
         sum = sum * factor + merge_factor(sink, base);
     }
-    const float inverse = base == -CUDART_INF_F ? 0.0f : factor / sum;
-    const int64_t at = token * run.of.output.token_stride + query_head * run.of.output.head_stride + column;
+    *lse = base == -CUDART_INF_F ? base : (base + log2f(sum)) * CUDART_LN2_F;
+    return base == -CUDART_INF_F ? 0.0f : factor / sum;
+}
+
+/* The final four values of a row from `column` on. */
+static __device__ __forceinline__ void store_result(const decode_run &run, int sequence, int head, int row, int column,
+                                                    const decode_result &all) {
+    const decode_place place = place_of(run, sequence, head, row);
+    float lse;
+    const float inverse = close_row(run, place.head, all.base, all.sum, &lse);
+    const int64_t at = place.token * run.of.output.token_stride + place.head * run.of.output.head_stride + column;
     const float4 x = {all.output.x * inverse, all.output.y * inverse, all.output.z * inverse, all.output.w * inverse};
     if (run.output_float32)
         *(float4 *)((float *)run.of.output.data + at) = x;
     else
         *(uint2 *)((__nv_bfloat16 *)run.of.output.data + at) = {pack(x.x, x.y), pack(x.z, x.w)};
-    if (run.of.log_sum_exp && column == 0)
-        run.of.log_sum_exp[token * run.heads + query_head] =
-            base == -CUDART_INF_F ? base : (base + log2f(sum)) * CUDART_LN2_F;
+    if (run.of.log_sum_exp && column == 0) run.of.log_sum_exp[place.token * run.heads + place.head] = lse;
 }
 
 /* ---- blocks ---- */
 
-/* A block is in the middle of at most one segment that began before it (slot 0), and begins one that goes on (1). */
+/* The shares first .. first + count - 1 that have units of a segment. */
+struct decode_shares {
+    int first, count;
+};
+static __device__ __forceinline__ decode_shares shares_of(const decode_segment &at, int share) {
+    const int first = at.origin / share;
+    return {first, (at.origin + at.units - 1) / share - first + 1};
+}
+
+/* A share is in the middle of at most one segment that began before it (slot 0), and begins one that goes on (1). */
 template <int SIZE, int ROWS>
-static __device__ __forceinline__ float *partial_of(const decode_run &run, int block, bool begins) {
-    return run.partial + ((int64_t)block * 2 + begins) * ROWS * (SIZE + 2);
+static __device__ __forceinline__ float *partial_of(const decode_run &run, int share, int tile, bool begins) {
+    return run.partial + (((int64_t)share * run.tiles + tile) * 2 + begins) * ROWS * (SIZE + 2);
 }
 
 template <int SIZE, int ROWS>
-static __device__ __forceinline__ decode_result merge_blocks(const decode_run &run, int first, int count, int row,
-                                                             int column) {
+static __device__ __forceinline__ decode_result merge_blocks(const decode_run &run, const decode_shares &shares,
+                                                             int tile, int row, int column) {
     decode_result all = {-CUDART_INF_F, 0, {0, 0, 0, 0}};
 #pragma unroll 8
-    for (int p = 0; p < count; p++)
-        all.base = fmaxf(all.base, __ldcg(partial_of<SIZE, ROWS>(run, first + p, p == 0) + ROWS * SIZE + row));
+    for (int p = 0; p < shares.count; p++)
+        all.base =
+            fmaxf(all.base, __ldcg(partial_of<SIZE, ROWS>(run, shares.first + p, tile, p == 0) + ROWS * SIZE + row));
 #pragma unroll 8
-    for (int p = 0; p < count; p++) {
-        const float *from = partial_of<SIZE, ROWS>(run, first + p, p == 0);
+    for (int p = 0; p < shares.count; p++) {
+        const float *from = partial_of<SIZE, ROWS>(run, shares.first + p, tile, p == 0);
         const float factor = merge_factor(__ldcg(from + ROWS * SIZE + row), all.base);
         all.sum = fmaf(__ldcg(from + ROWS * (SIZE + 1) + row), factor, all.sum);
         add_scaled(all.output, __ldcg((const float4 *)(from + row * SIZE + column)), factor);
@@ -119,12 +144,12 @@ static __device__ __forceinline__ decode_result merge_blocks(const decode_run &r
 
 /* Whether this block is the last of the segment's to have stored its result; all its threads see those of the others.
  */
-static __device__ __forceinline__ bool last_to_arrive(const decode_run &run, const decode_segment &at, int count,
-                                                      const decode_merge &merge) {
+static __device__ __forceinline__ bool last_to_arrive(const decode_run &run, const decode_segment &at, int tile,
+                                                      int count, const decode_merge &merge) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        unsigned *ticket = run.tickets + (int64_t)at.sequence * run.parts + at.part;
+        unsigned *ticket = run.tickets + ((int64_t)at.sequence * run.key_value_heads + at.head) * run.tiles + tile;
         const bool last = atomicAdd(ticket, 1u) == (unsigned)count - 1;
         if (last) *ticket = 0;
         *merge.last = last;
@@ -139,28 +164,65 @@ template <int SIZE, int ROWS, int WARPS>
 static __device__ __forceinline__ void decode_finish(const decode_run &run, const decode_segment &at, int share,
                                                      const decode_merge &merge) {
     constexpr int quarters = SIZE / 4;
-    const int head = at.part / run.tiles, row0 = at.part % run.tiles * ROWS, rows = min(ROWS, run.rows - row0);
-    const int first = at.origin / share, last = (at.origin + at.units - 1) / share, count = last - first + 1;
+    const int own = (int)blockIdx.x / run.tiles, tile = (int)blockIdx.x % run.tiles;
+    const int row0 = tile * ROWS, rows = min(ROWS, run.rows - row0);
+    const decode_shares shares = shares_of(at, share);
     for (int i = threadIdx.x; i < rows * quarters; i += 32 * WARPS) {
         const int row = i / quarters, column = i % quarters * 4;
         const decode_result all = merge_warps<SIZE, ROWS, WARPS>(merge, row, column);
-        if (count == 1) {
-            store_result(run, at.sequence, head, row0 + row, column, all);
+        if (shares.count == 1) {
+            store_result(run, at.sequence, at.head, row0 + row, column, all);
             continue;
         }
-        float *to = partial_of<SIZE, ROWS>(run, (int)blockIdx.x, first == (int)blockIdx.x);
+        float *to = partial_of<SIZE, ROWS>(run, own, tile, shares.first == own);
         __stcg((float4 *)(to + row * SIZE + column), all.output);
         if (column == 0) {
             __stcg(to + ROWS * SIZE + row, all.base);
             __stcg(to + ROWS * (SIZE + 1) + row, all.sum);
         }
     }
-    if (count == 1 || !last_to_arrive(run, at, count, merge)) return;
+    if (shares.count == 1 || !run.tickets || !last_to_arrive(run, at, tile, shares.count, merge)) return;
     for (int i = threadIdx.x; i < rows * quarters; i += 32 * WARPS) {
         const int row = i / quarters, column = i % quarters * 4;
-        const decode_result all = merge_blocks<SIZE, ROWS>(run, first, count, row, column);
-        store_result(run, at.sequence, head, row0 + row, column, all);
+        const decode_result all = merge_blocks<SIZE, ROWS>(run, shares, tile, row, column);
+        store_result(run, at.sequence, at.head, row0 + row, column, all);
     }
+}
+
+/* ---- a kernel that joins what blocks have left ---- */
+
+/* Block (x, y): rows 4 y .. 4 y + 3 of tile x of all (sequence, head, tile). A warp a row. */
+template <int SIZE, int ROWS>
+static __global__ void __launch_bounds__(128) decode_join(const __grid_constant__ decode_run run) {
+    const int tile = (int)blockIdx.x % run.tiles, head = (int)blockIdx.x / run.tiles % run.key_value_heads;
+    const int sequence = (int)blockIdx.x / run.tiles / run.key_value_heads, lane = threadIdx.x % 32;
+    const int row = (int)blockIdx.y * 4 + (int)threadIdx.x / 32;
+    int before = 0, all = 0, unused;
+    for (int s = lane; s < run.sequences; s += 32) {
+        const int units = decode_units(run, run.of.lengths[s], &unused);
+        all += units;
+        if (s < sequence) before += units;
+    }
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        before += __shfl_xor_sync(~0u, before, step);
+        all += __shfl_xor_sync(~0u, all, step);
+    }
+    decode_segment at = {};
+    at.units = decode_units(run, run.of.lengths[sequence], &unused);
+    at.origin = before * run.key_value_heads + head * at.units;
+    if (at.units == 0 || row >= ROWS || tile * ROWS + row >= run.rows) return;
+    const decode_shares shares = shares_of(at, share_of(run, all * run.key_value_heads));
+    if (shares.count == 1) return;
+    for (int column = lane * 4; column < SIZE; column += 128)
+        store_result(run, sequence, head, tile * ROWS + row, column,
+                     merge_blocks<SIZE, ROWS>(run, shares, tile, row, column));
+}
+
+template <int SIZE, int ROWS> static ln_cuda_code join_start(const decode_run &run, void *stream) {
+    return launch(decode_join<SIZE, ROWS>,
+                  dim3((unsigned)(run.sequences * run.key_value_heads * run.tiles), (unsigned)((ROWS + 3) / 4)),
+                  dim3(128), 0, stream, run);
 }
 
 /* The results of sequences without keys. */

@@ -96,7 +96,7 @@ template <class SHAPE>
 static __device__ __forceinline__ void copy_unit(const decode_run &run, decode_cursor &next, char *stage) {
     if (next.unit < next.at.end) {
         const ln_cuda_decode_tensors &of = run.of;
-        const int token = (next.at.first + next.unit) * LN_CUDA_TILE, head = next.at.part / run.tiles;
+        const int token = (next.at.first + next.unit) * LN_CUDA_TILE, head = next.at.head;
         const int64_t inside = token & ((1 << run.page_shift) - 1);
         const char *key = (const char *)of.key.data + next.page * of.key.page_stride + head * of.key.head_stride,
                    *value =
@@ -141,23 +141,23 @@ template <class SHAPE> struct decode_queries {
 
     __device__ __forceinline__ void load(const decode_run &run, const decode_segment &at) {
         const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-        const int head = at.part / run.tiles, tile = at.part % run.tiles;
+        const int tile = (int)blockIdx.x % run.tiles;
         const ln_cuda_tensor &query = run.of.query;
 #pragma unroll
         for (int t = 0; t < SHAPE::COLUMNS; t++) {
             const int row = tile * SHAPE::rows + 8 * t + g;
             const bool real = row < run.rows;
-            const int64_t from = ((int64_t)at.sequence * run.queries + row / run.group) * query.token_stride +
-                                 (head * run.group + row % run.group) * query.head_stride + c * 8;
+            const decode_place place = place_of(run, at.sequence, at.head, row);
+            const int64_t from = place.token * query.token_stride + place.head * query.head_stride + c * 8;
 #pragma unroll
             for (int j = 0; j < SHAPE::blocks; j++) {
                 float x[8] = {};
                 if (real) load_eight(x, query.data, from + 32 * j, run.query_element);
-                place(t, j, x);
+                put(t, j, x);
             }
         }
     }
-    __device__ __forceinline__ void place(int t, int j, const float (&x)[8]) {
+    __device__ __forceinline__ void put(int t, int j, const float (&x)[8]) {
         float sum = 0;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -425,7 +425,7 @@ static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], c
     for (int t = 0; t < SHAPE::COLUMNS; t++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            const int row = at.part % run.tiles * SHAPE::rows + 8 * t + 2 * (lane % 4) + e;
+            const int row = (int)blockIdx.x % run.tiles * SHAPE::rows + 8 * t + 2 * (lane % 4) + e;
             const decode_sight seen = seen_by_row(run, at.length, row);
 #pragma unroll
             for (int h = 0; h < 2; h++)
@@ -539,15 +539,17 @@ static __global__ void __launch_bounds__(SHAPE::threads) decode_portable(const _
 }
 
 template <class SHAPE> static ln_cuda_code decode_start(const void *run, int blocks, void *stream) {
-    return launch(decode_portable<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads), SHAPE::shared_bytes, stream,
-                  *(const decode_run *)run);
+    const decode_run *of = (const decode_run *)run;
+    const ln_cuda_code code =
+        launch(decode_portable<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads), SHAPE::shared_bytes, stream, *of);
+    return code || of->tickets ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
 template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS>
 static ln_cuda_decode_kernel decode_kernel(const char *name) {
     using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES>;
-    return {name,           (ln_cuda_page_format)FORMAT, SIZE,   SIZE, shape::rows,
-            shape::threads, shape::shared_bytes,         BLOCKS, 8,    decode_start<shape>};
+    return {name, (ln_cuda_page_format)FORMAT, SIZE, SIZE, shape::rows, shape::threads, shape::shared_bytes, BLOCKS, 4,
+            8,    decode_start<shape>};
 }
 
 } // namespace ln

@@ -1,9 +1,10 @@
 /* How the keys of a batch are divided over the blocks of a decode kernel, on the device, from the lengths that it finds
  * there.
  *
- * A unit is 16 tokens of one sequence and one part (a key-value head and a tile of its rows). All units lie in a line,
- * sequence by sequence, part by part, token by token; block b takes units b n .. b n + n - 1, n = ceil(units / blocks):
- * a run of segments, of which only the first and the last may be shared with other blocks. */
+ * A unit is a tile of 16 (or 64) tokens of one sequence and one key-value head. All units lie in a line, sequence by
+ * sequence, head by head, token by token; share b is units b n .. b n + n - 1, n = ceil(units / shares): a run of
+ * segments, of which only the first and the last may go on in other shares. Where the rows of a head are several tiles,
+ * as many blocks have the same share, one tile each, next to one another so that they meet in the second cache. */
 #ifndef LN_KERNEL_CUDA_DECODE_WORK_CUH
 #define LN_KERNEL_CUDA_DECODE_WORK_CUH
 
@@ -16,43 +17,43 @@ namespace ln {
 struct decode_run {
     ln_cuda_decode_tensors of;
     int sequences, queries, heads, key_value_heads;
-    int group, rows;   /* query heads of a key-value head; rows: group * queries */
-    int tiles, parts;  /* of rows, of a key-value head; parts: tiles * key_value_heads */
-    int page_shift;    /* log2 of the tokens of a page */
-    int window, least; /* least: units of a block */
-    float scale;       /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
-    float cap_scale;   /* 2 scale / cap, with log2(e) in it; 0: no cap */
+    int group, rows;            /* query heads of a key-value head; rows: group * queries */
+    int tiles, shares;          /* tiles of rows; blocks: tiles * shares */
+    int page_shift, unit_shift; /* log2 of the tokens of a page and of a unit */
+    int window, least;          /* least: units of a share */
+    float scale;                /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
+    float cap_scale;            /* 2 scale / cap, with log2(e) in it; 0: no cap */
     int query_element, output_float32;
-    unsigned *tickets; /* [sequences * parts], 0 before and after a run */
+    unsigned *tickets; /* [sequences][key_value_heads][tiles], 0 before and after a run; NULL: another kernel joins */
     float *partial;    /* [blocks][2][rows of a tile][value_size + 2] */
 };
 
-/* A block's units of one sequence and part. */
+/* A share's units of one sequence and head. */
 struct decode_segment {
-    int sequence, part, length;
-    int first;      /* the tile of 16 tokens that unit 0 is */
-    int units;      /* of the sequence and part */
-    int begin, end; /* those of this block */
-    int left;       /* the block's units after these */
+    int sequence, head, length;
+    int first;      /* number of the tile of tokens that unit 0 is */
+    int units;      /* of the sequence and head */
+    int begin, end; /* those of this share */
+    int left;       /* the share's units after these */
     int origin;     /* the number of unit 0 in the line */
 };
 
 static __device__ __forceinline__ int decode_units(const decode_run &run, int length, int *first) {
     const int low = run.window ? max(0, length - run.queries - run.window + 1) : 0;
-    *first = low / LN_CUDA_TILE;
-    return length > 0 ? (length + LN_CUDA_TILE - 1) / LN_CUDA_TILE - *first : 0;
+    *first = low >> run.unit_shift;
+    return length > 0 ? ((length - 1) >> run.unit_shift) + 1 - *first : 0;
 }
 
 static __device__ __forceinline__ void segment_fill(decode_segment &at) {
     at.end = min(at.units, at.begin + at.left);
     at.left -= at.end - at.begin;
 }
-/* To the next segment of a block that has units left. */
+/* To the next segment of a share that has units left. */
 static __device__ __forceinline__ void segment_next(const decode_run &run, decode_segment &at) {
     at.origin += at.units;
     at.begin = 0;
-    if (++at.part == run.parts) {
-        at.part = 0;
+    if (++at.head == run.key_value_heads) {
+        at.head = 0;
         do {
             at.length = run.of.lengths[++at.sequence];
             at.units = decode_units(run, at.length, &at.first);
@@ -61,10 +62,15 @@ static __device__ __forceinline__ void segment_next(const decode_run &run, decod
     segment_fill(at);
 }
 
+/* The units of a share, for so many in all. */
+static __device__ __forceinline__ int share_of(const decode_run &run, int all) {
+    return max((all + run.shares - 1) / run.shares, run.least);
+}
+
 /* The first segment of this block; every warp finds it for itself: its lanes sum the units of a slab of sequences each.
- * share: units of a block. No units: begin = end. */
+ * share: units of a share. No units: begin = end. */
 static __device__ __forceinline__ decode_segment segment_first(const decode_run &run, int *share) {
-    const int lane = threadIdx.x % 32, slab = (run.sequences + 31) / 32;
+    const int lane = threadIdx.x % 32, slab = (run.sequences + 31) / 32, heads = run.key_value_heads;
     const int low = lane * slab, high = min(run.sequences, low + slab);
     int own = 0, unused;
     for (int s = low; s < high; s++) own += decode_units(run, run.of.lengths[s], &unused);
@@ -74,17 +80,17 @@ static __device__ __forceinline__ decode_segment segment_first(const decode_run 
         const int other = __shfl_up_sync(~0u, until, step);
         if (lane >= step) until += other;
     }
-    const int all = __shfl_sync(~0u, until, 31) * run.parts;
-    *share = max((all + (int)gridDim.x - 1) / (int)gridDim.x, run.least);
-    const int begin = (int)blockIdx.x * *share;
+    const int all = __shfl_sync(~0u, until, 31) * heads;
+    *share = share_of(run, all);
+    const int begin = (int)blockIdx.x / run.tiles * *share;
     decode_segment at = {};
     if (begin >= all) return at;
-    const int holder = __ffs((int)__ballot_sync(~0u, until * run.parts > begin)) - 1;
+    const int holder = __ffs((int)__ballot_sync(~0u, until * heads > begin)) - 1;
     int sequence = low, before = until - own;
     if (lane == holder)
         for (;;) {
             const int units = decode_units(run, run.of.lengths[sequence], &unused);
-            if ((before + units) * run.parts > begin) break;
+            if ((before + units) * heads > begin) break;
             before += units;
             sequence++;
         }
@@ -92,8 +98,8 @@ static __device__ __forceinline__ decode_segment segment_first(const decode_run 
     before = __shfl_sync(~0u, before, holder);
     at.length = run.of.lengths[at.sequence];
     at.units = decode_units(run, at.length, &at.first);
-    at.part = (begin - before * run.parts) / at.units;
-    at.origin = before * run.parts + at.part * at.units;
+    at.head = (begin - before * heads) / at.units;
+    at.origin = before * heads + at.head * at.units;
     at.begin = begin - at.origin;
     at.left = min(*share, all - begin);
     segment_fill(at);
