@@ -1,9 +1,11 @@
-/* Codes of a page as operands of products: each becomes a bf16 that is exactly the code less `middle`; a granule
- * (decode_layout.h) becomes the left operands of two products of 16 x 8 x 16.
+/* Codes of a page as operands of products: each becomes exactly a bf16, and a granule (decode_layout.h) the left operands of
+ * two products of 16 x 8 x 16.
  *
- *     value = step (code - middle - zero).
+ *     value = step (code - zero),   zero = middle where the format has one for all.
  *
- * A code of 4 bits or less is put into the mantissa of 128, two at a time; a byte into that of 2^23 of a float32. */
+ * A byte is put into the mantissa of 2^23 of a float32, which is then taken away. A code of 4 bits or less is put into
+ * that of 128, two at a time, and has this bias until after the product: what the bias has done is known from the
+ * sum of the other operand. */
 #ifndef LN_KERNEL_CUDA_DECODE_CODES_CUH
 #define LN_KERNEL_CUDA_DECODE_CODES_CUH
 
@@ -20,18 +22,14 @@ template <int FORMAT> struct page_codes {
                                                               : 4;
     static constexpr bool plain = bits == 16, zeros = FORMAT == LN_CUDA_PAGE_Q4 || FORMAT == LN_CUDA_PAGE_Q2;
     static constexpr int words = plain ? 4 : bits / 2; /* of a granule */
-    static constexpr int middle = bits == 4 ? 8 : bits == 2 ? 2 : 0;
+    static constexpr bool biased = bits < 8;
+    static constexpr int bias = biased ? 128 : 0, middle = bits == 4 ? 8 : bits == 2 ? 2 : 0;
 };
 
-/* Two bf16 less a number that both have. */
-static __device__ __forceinline__ uint32_t subtract_pair(uint32_t pair, float number) {
-    const __nv_bfloat162 less = __hsub2(*(const __nv_bfloat162 *)&pair, __float2bfloat162_rn(number));
-    return *(const uint32_t *)&less;
-}
-/* Codes number i of the low and the high half of a word. */
+/* Codes number i of the low and the high half of a word, with the bias. */
 template <int BITS> static __device__ __forceinline__ uint32_t codes_pair(uint32_t word, int i) {
     constexpr uint32_t mask = ((1u << BITS) - 1) * 0x10001u;
-    return subtract_pair((word >> BITS * i & mask) | 0x43004300u, 128.0f + (1 << (BITS - 1)));
+    return (word >> BITS * i & mask) | 0x43004300u;
 }
 /* Byte i of a word of signed bytes whose sign bits are turned. */
 static __device__ __forceinline__ float byte_float(uint32_t word, int i) {
@@ -92,14 +90,33 @@ static __device__ __forceinline__ float half_float(uint32_t bits) {
     const __half_raw raw = {(unsigned short)bits};
     return __half2float(__half(raw));
 }
-/* The step and the zero of a block's scale. */
-template <int FORMAT> static __device__ __forceinline__ float step_of(uint32_t scale) {
-    return half_float(page_codes<FORMAT>::zeros ? (scale & 0xffffu) >> 6 << 5 : scale & 0xffffu);
+/* Eight elements of a query. */
+static __device__ __forceinline__ void load_eight(float (&x)[8], const void *data, int64_t at, int element) {
+    if (element == LN_CUDA_ELEMENT_FLOAT32) {
+#pragma unroll
+        for (int i = 0; i < 8; i += 4) *(float4 *)(x + i) = *(const float4 *)((const float *)data + at + i);
+        return;
+    }
+    const uint4 four = *(const uint4 *)((const uint16_t *)data + at);
+    const uint32_t word[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const uint32_t bits = word[i / 2] >> i % 2 * 16 & 0xffffu;
+        x[i] = element == LN_CUDA_ELEMENT_BF16 ? __uint_as_float(bits << 16) : half_float(bits);
+    }
 }
+
+/* The step in the low (0) or high half of a word of scales. */
+template <int FORMAT> static __device__ __forceinline__ float step_of(uint32_t scales, int half) {
+    const uint32_t bits = page_codes<FORMAT>::zeros ? (scales & 0xffc0ffc0u) >> 1 : scales;
+    const __half2 both = *(const __half2 *)&bits;
+    return half ? __high2float(both) : __low2float(both);
+}
+/* What is to be taken from a code with its bias, of a scale in the low half. */
 template <int FORMAT> static __device__ __forceinline__ float zero_of(uint32_t scale) {
     if constexpr (page_codes<FORMAT>::zeros) {
         constexpr float unit = (float)((1 << page_codes<FORMAT>::bits) - 1) / 63;
-        return fmaf((float)(scale & 63u), unit, -(float)page_codes<FORMAT>::middle);
+        return fmaf((float)(scale & 63u), unit, (float)page_codes<FORMAT>::bias);
     } else {
         return 0.0f;
     }

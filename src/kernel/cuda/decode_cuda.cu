@@ -2,6 +2,7 @@
  * What depends on lengths is left to the device. */
 #include "kernel/cuda/decode_cuda.h"
 
+#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 #include <limits.h>
 #include <math.h>
@@ -13,7 +14,10 @@
 
 const ln_cuda_decode_kernel *ln_cuda_decode_kernels(int row) {
     static const ln_cuda_decode_kernel none = {};
-    return row >= 0 && row < ln_cuda_decode_portable_count ? &ln_cuda_decode_portable_kernels[row] : &none;
+    if (row < 0) return &none;
+    if (row < ln_cuda_decode_hopper_count) return &ln_cuda_decode_hopper_kernels[row];
+    row -= ln_cuda_decode_hopper_count;
+    return row < ln_cuda_decode_portable_count ? &ln_cuda_decode_portable_kernels[row] : &none;
 }
 
 int64_t ln_cuda_tile_bytes(ln_cuda_page_format format, int64_t size) {
@@ -30,6 +34,7 @@ static bool arguments_right(const ln_cuda_decode *d) {
     if ((unsigned)d->format >= LN_CUDA_PAGE_FORMATS || (unsigned)d->query_element > LN_CUDA_ELEMENT_FLOAT32)
         return false;
     if (d->output_element != LN_CUDA_ELEMENT_BF16 && d->output_element != LN_CUDA_ELEMENT_FLOAT32) return false;
+    if (d->value_in_key && (d->key_value_heads != 1 || d->value_size > d->key_size)) return false;
     return d->scale > 0 && d->soft_cap >= 0 && !isinf(d->scale) && !isinf(d->soft_cap);
 }
 
@@ -40,6 +45,7 @@ static int64_t rows_of(const ln_cuda_decode *d) {
 /* NULL, or why this kernel cannot do this work. */
 static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel) {
     if (d->key_size != kernel->key_size || d->value_size != kernel->value_size) return "made for another size of heads";
+    if (d->value_in_key != kernel->value_in_key) return "made for values elsewhere";
     if (d->format != kernel->format) return "made for another format of pages";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
@@ -59,7 +65,8 @@ static int64_t ticket_bytes(const ln_cuda_decode *d, const ln_cuda_decode_plan *
  * second kernel costs a few microseconds. */
 static bool joined(const ln_cuda_decode *d, const ln_cuda_decode_kernel *kernel, int64_t shares) {
     const int64_t rows = rows_of(d) < kernel->rows ? rows_of(d) : kernel->rows;
-    return shares / (d->sequences * d->key_value_heads) * rows * kernel->value_size * 4 > 256 << 10;
+    return kernel->value_in_key ||
+           shares / (d->sequences * d->key_value_heads) * rows * kernel->value_size * 4 > 256 << 10;
 }
 
 ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cuda_device *device,
@@ -86,7 +93,7 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
                  (long long)decode->key_size, (long long)decode->value_size, device->major, device->minor, why);
         return LN_CUDA_UNSUPPORTED;
     }
-    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks;
+    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks * best->waves;
     const int64_t tokens = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
     plan->tiles = (rows_of(decode) + best->rows - 1) / best->rows;
     if (tokens * decode->key_value_heads > INT_MAX / 4 / decode->sequences) {
@@ -121,10 +128,14 @@ static bool part_right(const ln_cuda_page_part *part) {
 }
 static bool pages_right(const ln_cuda_decode *d, const ln_cuda_decode_tensors *tensors) {
     if (!tensors->lengths || (d->page_tokens && (!tensors->page_table || tensors->table_stride < 0))) return false;
-    return d->capacity == 0 || (part_right(&tensors->key) && part_right(&tensors->value));
+    return d->capacity == 0 || (part_right(&tensors->key) && (d->value_in_key || part_right(&tensors->value)));
 }
 static int element_bytes(ln_cuda_element element) {
     return element == LN_CUDA_ELEMENT_FLOAT32 ? 4 : 2;
+}
+
+static int page_rows(const ln_cuda_page_part *part) {
+    return part->token_stride ? (int)(part->page_stride / part->token_stride) : 0;
 }
 
 static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan *plan,
@@ -143,14 +154,50 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     else
         run.of.page_table = NULL;
     run.window = (int)d->window;
-    run.least = 4;
+    run.least = 64 >> plan->kernel->unit_shift;
     run.scale = (float)((d->soft_cap > 0 ? d->soft_cap : d->scale) * log2_e);
     run.cap_scale = d->soft_cap > 0 ? (float)(2 * log2_e * d->scale / d->soft_cap) : 0;
+    if (d->format <= LN_CUDA_PAGE_F16) {
+        run.key_rows = page_rows(&tensors->key);
+        run.value_rows = page_rows(&tensors->value);
+    }
     run.query_element = d->query_element;
     run.output_float32 = d->output_element == LN_CUDA_ELEMENT_FLOAT32;
     run.tickets = plan->joined ? NULL : (unsigned *)workspace;
     run.partial = (float *)((char *)workspace + ticket_bytes(d, plan));
     return run;
+}
+
+/* Boxes of 64 columns of `rows` tokens of one head: the tensor [token of any page][head][column]. How many pages there
+ * are is not known here. */
+static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_decode *d, const ln_cuda_page_part *part, int64_t size,
+                             int64_t rows) {
+    cudaDriverEntryPointQueryResult found;
+    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
+    cudaError_t error =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
+    if (error != cudaSuccess) return ln_cuda_code_of(error);
+    if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
+    if (part->token_stride == 0 || part->page_stride % part->token_stride) return LN_CUDA_ARGUMENT;
+    const int64_t page = part->page_stride / part->token_stride;
+    const cuuint64_t tokens = d->page_tokens ? INT_MAX : (cuuint64_t)((d->sequences - 1) * page + d->capacity);
+    const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)d->key_value_heads, tokens};
+    const cuuint64_t strides[2] = {(cuuint64_t)part->head_stride, (cuuint64_t)part->token_stride};
+    const cuuint32_t box[3] = {64, 1, (cuuint32_t)rows}, steps[3] = {1, 1, 1};
+    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, part->data, extents, strides, box, steps,
+                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
+}
+
+/* What kernels for compute capability 9.0 are told of plain pages. */
+static ln_cuda_code describe_pages(CUtensorMap *maps, const ln_cuda_decode *d, const ln_cuda_decode_plan *plan,
+                                   const ln_cuda_decode_tensors *tensors) {
+    const int64_t unit = 1 << plan->kernel->unit_shift,
+                  rows = d->page_tokens && d->page_tokens < unit ? d->page_tokens : unit;
+    if (plan->kernel->major != 9 || d->format > LN_CUDA_PAGE_F16 || d->capacity == 0) return LN_CUDA_OK;
+    const ln_cuda_code code = describe(&maps[0], d, &tensors->key, d->key_size, rows);
+    return code || d->value_in_key ? code : describe(&maps[1], d, &tensors->value, d->value_size, rows);
 }
 
 ln_cuda_code ln_cuda_decode_run(const ln_cuda_decode *decode, const ln_cuda_decode_plan *plan,
@@ -161,5 +208,9 @@ ln_cuda_code ln_cuda_decode_run(const ln_cuda_decode *decode, const ln_cuda_deco
         return LN_CUDA_ARGUMENT;
     if (!pages_right(decode, tensors) || !workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
     const ln::decode_run run = run_of(decode, plan, tensors, workspace);
-    return plan->kernel->start(&run, (int)(plan->tiles * plan->shares), stream);
+    CUtensorMap maps[2] = {};
+    void *const arguments[] = {(void *)&run, &maps[0], &maps[1]};
+    const ln_cuda_code code = describe_pages(maps, decode, plan, tensors);
+    if (code) return code;
+    return plan->kernel->start(arguments, (int)(plan->tiles * plan->shares), stream);
 }

@@ -38,7 +38,7 @@ enum { LN_CUDA_TILE = 16, LN_CUDA_QUERIES = 8 /* most queries of a sequence */ }
 
 /* The keys or the values of all pages: token t of page p and head h is at data + p * page_stride + h * head_stride, and
  * then t * token_stride, or in tile t / LN_CUDA_TILE of the tiles that lie one after the other there. Strides in bytes,
- * multiples of 16. */
+ * multiples of 16; of plain pages, page_stride a multiple of token_stride. */
 typedef struct ln_cuda_page_part {
     void *data;
     int64_t page_stride, head_stride, token_stride;
@@ -56,6 +56,7 @@ typedef struct ln_cuda_decode {
     ln_cuda_element query_element, output_element; /* output: bf16 or float32 */
     float scale, soft_cap;                         /* scale > 0; soft_cap 0: none */
     int64_t window;                                /* 0: none */
+    bool value_in_key; /* values are the first value_size elements of keys (latent attention); key_value_heads is 1 */
 } ln_cuda_decode;
 
 /* One compiled kernel. */
@@ -63,11 +64,14 @@ typedef struct ln_cuda_decode_kernel {
     const char *name;
     ln_cuda_page_format format;
     int key_size, value_size, rows;    /* rows: of a tile of queries */
-    int threads, shared_bytes, blocks; /* blocks: of a multiprocessor */
+    int threads, shared_bytes;
+    int blocks, waves; /* of a multiprocessor at a time; one after the other, so that fast ones take more */
     int unit_shift;                    /* log2 of the tokens of a unit of work */
     int major;                         /* 9: sm_90a alone; 8: sm_80 and newer */
-    /* Starts it with its run. NULL: the end of the table. */
-    ln_cuda_code (*start)(const void *run, int blocks, void *stream);
+    bool value_in_key;                 /* and results are always joined by a second kernel */
+    /* Starts it; `arguments` are its run and (of 9) the description of keys for the copy engine. NULL: the end of the
+     * table. */
+    ln_cuda_code (*start)(void *const *arguments, int blocks, void *stream);
 } ln_cuda_decode_kernel;
 
 typedef struct ln_cuda_decode_plan {

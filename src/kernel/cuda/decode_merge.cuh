@@ -124,20 +124,36 @@ static __device__ __forceinline__ float *partial_of(const decode_run &run, int s
     return run.partial + (((int64_t)share * run.tiles + tile) * 2 + begins) * ROWS * (SIZE + 2);
 }
 
+/* Results of 16 shares at a time are read at once. */
 template <int SIZE, int ROWS>
 static __device__ __forceinline__ decode_result merge_blocks(const decode_run &run, const decode_shares &shares,
                                                              int tile, int row, int column) {
+    enum { AT_ONCE = 16 };
     decode_result all = {-CUDART_INF_F, 0, {0, 0, 0, 0}};
-#pragma unroll 8
-    for (int p = 0; p < shares.count; p++)
-        all.base =
-            fmaxf(all.base, __ldcg(partial_of<SIZE, ROWS>(run, shares.first + p, tile, p == 0) + ROWS * SIZE + row));
-#pragma unroll 8
-    for (int p = 0; p < shares.count; p++) {
-        const float *from = partial_of<SIZE, ROWS>(run, shares.first + p, tile, p == 0);
-        const float factor = merge_factor(__ldcg(from + ROWS * SIZE + row), all.base);
-        all.sum = fmaf(__ldcg(from + ROWS * (SIZE + 1) + row), factor, all.sum);
-        add_scaled(all.output, __ldcg((const float4 *)(from + row * SIZE + column)), factor);
+#pragma unroll 1
+    for (int p0 = 0; p0 < shares.count; p0 += AT_ONCE) {
+        float base[AT_ONCE], sum[AT_ONCE], most = all.base;
+        float4 output[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int p = min(p0 + i, shares.count - 1);
+            const float *from = partial_of<SIZE, ROWS>(run, shares.first + p, tile, p == 0);
+            base[i] = __ldcg(from + ROWS * SIZE + row);
+            sum[i] = __ldcg(from + ROWS * (SIZE + 1) + row);
+            output[i] = __ldcg((const float4 *)(from + row * SIZE + column));
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) most = fmaxf(most, base[i]);
+        const float older = merge_factor(all.base, most);
+        all.base = most, all.sum *= older;
+        all.output.x *= older, all.output.y *= older, all.output.z *= older, all.output.w *= older;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (p0 + i >= shares.count) continue;
+            const float factor = merge_factor(base[i], most);
+            all.sum = fmaf(sum[i], factor, all.sum);
+            add_scaled(all.output, output[i], factor);
+        }
     }
     return all;
 }
@@ -146,9 +162,9 @@ static __device__ __forceinline__ decode_result merge_blocks(const decode_run &r
  */
 static __device__ __forceinline__ bool last_to_arrive(const decode_run &run, const decode_segment &at, int tile,
                                                       int count, const decode_merge &merge) {
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        __threadfence();
         unsigned *ticket = run.tickets + ((int64_t)at.sequence * run.key_value_heads + at.head) * run.tiles + tile;
         const bool last = atomicAdd(ticket, 1u) == (unsigned)count - 1;
         if (last) *ticket = 0;
@@ -226,11 +242,11 @@ template <int SIZE, int ROWS> static ln_cuda_code join_start(const decode_run &r
 }
 
 /* The results of sequences without keys. */
-static __device__ __forceinline__ void decode_nothing(const decode_run &run, int size) {
+static __device__ __forceinline__ void decode_nothing(const decode_run &run, int size, int thread, int threads) {
     for (int s = (int)blockIdx.x; s < run.sequences; s += (int)gridDim.x) {
         if (run.of.lengths[s] > 0) continue;
         const int quarters = size / 4, rows = run.queries * run.heads;
-        for (int i = threadIdx.x; i < rows * quarters; i += (int)blockDim.x) {
+        for (int i = thread; i < rows * quarters; i += threads) {
             const int row = i / quarters % run.rows, head = i / quarters / run.rows;
             const decode_result none = {-CUDART_INF_F, 0, {0, 0, 0, 0}};
             store_result(run, s, head, row, i % quarters * 4, none);

@@ -1,75 +1,32 @@
-/* Decode attention for compute capability 8.0 and newer. A block has an equal run of units of 16 tokens
- * (decode_work.cuh), which its warps take in turn; each warp copies its units into its own ring of stages, far ahead,
- * across the ends of segments, and never waits for another warp but where a segment ends:
+/* The copies of decode attention for compute capability 8.0 and newer: each warp has a ring of stages of its own, which
+ * its lanes fill by asynchronous copies, far ahead and across the ends of segments. It never waits for another warp but
+ * where a segment ends.
  *
- *     score^T (16 tokens x 8 rows) = key * query^T,   weight = softmax(score),
- *     output^T (values x 8 rows) += value^T * weight^T,
- *
- * so that rows are padded to 8 only. Keys and values are left operands as they come: a lane copies the very pieces of
- * 16 bytes that its operands are made of, and their order within a row is matched by that of the query. Weights turn
- * from result to right operand by a transposition of 8 x 8.
- *
- * Where a segment ends, the warps' results (base, sum, output) are merged; where other blocks share the segment, the
- * block writes its result and the last to arrive merges all of them in their order, whoever that is. */
+ * Plain rows are put in the order in which lanes read them (decode_warp.cuh); both the 32 pieces that a copy reads and
+ * the eight that are stored at once lie together. */
 #ifndef LN_KERNEL_CUDA_DECODE_PORTABLE_CUH
 #define LN_KERNEL_CUDA_DECODE_PORTABLE_CUH
 
-#include "kernel/cuda/decode_codes.cuh"
-#include "kernel/cuda/decode_merge.cuh"
-#include "kernel/cuda/decode_work.cuh"
-#include "kernel/cuda/launch.cuh"
+#include "kernel/cuda/decode_warp.cuh"
 
 namespace ln {
 
-template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_> struct decode_shape {
-    static constexpr int FORMAT = FORMAT_, SIZE = SIZE_, COLUMNS = COLUMNS_, WARPS = WARPS_, STAGES = STAGES_;
-    using codes = page_codes<FORMAT>;
-    static constexpr int rows = 8 * COLUMNS, threads = 32 * WARPS, blocks = SIZE / 32;
-    static constexpr int tile_codes = LN_CUDA_TILE * SIZE * codes::bits / 8;
-    static constexpr int tile = tile_codes + (codes::plain ? 0 : SIZE), stage = 2 * tile;
-    static constexpr int ring_bytes = WARPS * STAGES * stage;
-    static constexpr int shared_bytes = ring_bytes + decode_merge_bytes(SIZE, rows, WARPS);
-};
-
-/* ---- copies ---- */
-
-/* Where a warp's copies are: a unit of a segment, ahead of its products. */
-struct decode_cursor {
-    decode_segment at;
-    int unit, page;
-};
-
-static __device__ __forceinline__ int page_of(const decode_run &run, const decode_cursor &next) {
-    const int tile = next.at.first + next.unit;
-    return run.of.page_table
-               ? run.of.page_table[next.at.sequence * run.of.table_stride + (tile >> (run.page_shift - 4))]
-               : next.at.sequence;
-}
-static __device__ __forceinline__ void cursor_settle(const decode_run &run, decode_cursor &next) {
-    while (next.unit >= next.at.end && next.at.left > 0) {
-        segment_next(run, next.at);
-        next.unit = (int)threadIdx.x / 32;
-    }
-    if (next.unit < next.at.end) next.page = page_of(run, next);
-}
-
-/* 16 tokens of plain rows. Piece p of a lane, of keys: 8 elements of chunk p / 2 of 32, of token g + 8 (p % 2); of
- * values: 8 elements of chunk p / 4 of 64, of token 2 c + p % 2 + 8 (p / 2 % 2), the last chunk of 32 in halves. Tokens
- * outside low .. high - 1 become zeros. */
+/* 16 tokens of plain rows. Piece p of lane 4 g + c, of keys: 8 elements of chunk p / 2 of 32, of token g + 8 (p % 2);
+ * of values: 8 elements of chunk p / 4 of 64, of token 2 c + p % 2 + 8 (p / 2 % 2), the last chunk of 32 in halves.
+ * Tokens outside low .. high - 1 become zeros. */
 template <class SHAPE>
 static __device__ __forceinline__ void copy_plain(char *stage, const char *key, const char *value,
                                                   const ln_cuda_decode_tensors &of, int low, int high) {
+    constexpr int chunks = SHAPE::SIZE / 32;
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    char *to = stage + lane * 16;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int token = g + 8 * half;
+    for (int i = 0; i < 2 * chunks; i++) {
+        const int pair = (4 * i + lane / 8) / chunks, j = (4 * i + lane / 8) % chunks, token = 2 * pair + lane / 4 % 2;
         const bool inside = token >= low && token < high;
-        const char *from = key + (inside ? token : low) * of.key.token_stride + c * 16;
-#pragma unroll
-        for (int j = 0; j < SHAPE::SIZE / 32; j++) copy_piece(to + (2 * j + half) * 512, from + j * 64, inside);
+        copy_piece(stage + (2 * j + token / 8) * 512 + token % 8 * 64 + c * 16,
+                   key + (inside ? token : low) * of.key.token_stride + j * 64 + c * 16, inside);
     }
-    to += SHAPE::tile;
+    char *to = stage + SHAPE::tile + lane * 16;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int token = 2 * c + i % 2 + 8 * (i / 2);
@@ -110,446 +67,53 @@ static __device__ __forceinline__ void copy_unit(const decode_run &run, decode_c
             copy_codes<SHAPE>(stage + SHAPE::tile, value + inside / LN_CUDA_TILE * SHAPE::tile);
         }
         next.unit += SHAPE::WARPS;
-        cursor_settle(run, next);
+        cursor_settle<SHAPE>(run, next);
     }
     copies_commit();
 }
 
-/* ---- queries ---- */
+template <class SHAPE> struct copied_ring {
+    char *stages;
+    int stage;
 
-static __device__ __forceinline__ void load_eight(float (&x)[8], const void *data, int64_t at, int element) {
-    if (element == LN_CUDA_ELEMENT_FLOAT32) {
-#pragma unroll
-        for (int i = 0; i < 8; i += 4) *(float4 *)(x + i) = *(const float4 *)((const float *)data + at + i);
-        return;
+    __device__ __forceinline__ void open(const decode_run &run, decode_cursor &next) {
+        stage = 0;
+#pragma unroll 1
+        for (int i = 0; i < SHAPE::STAGES; i++) copy_unit<SHAPE>(run, next, stages + i * SHAPE::stage);
     }
-    const uint4 four = *(const uint4 *)((const uint16_t *)data + at);
-    const uint32_t word[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const uint32_t bits = word[i / 2] >> i % 2 * 16 & 0xffffu;
-        x[i] = element == LN_CUDA_ELEMENT_BF16 ? __uint_as_float(bits << 16) : half_float(bits);
+    __device__ __forceinline__ char *await() {
+        copies_wait<SHAPE::STAGES - 1>();
+        __syncwarp();
+        return stages + stage * SHAPE::stage;
     }
-}
-
-/* The rows of a part as right operands, in the order of the keys' elements: word 4 j + i of a column of rows is pair i
- * of chunk j. total: the sums of a chunk of rows 2 c and 2 c + 1, where keys have zeros. */
-template <class SHAPE> struct decode_queries {
-    static constexpr int WORDS = SHAPE::SIZE / 8;
-    uint32_t word[SHAPE::COLUMNS][WORDS];
-    float total[SHAPE::codes::zeros ? SHAPE::COLUMNS : 1][SHAPE::codes::zeros ? SHAPE::blocks : 1][2];
-
-    __device__ __forceinline__ void load(const decode_run &run, const decode_segment &at) {
-        const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-        const int tile = (int)blockIdx.x % run.tiles;
-        const ln_cuda_tensor &query = run.of.query;
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++) {
-            const int row = tile * SHAPE::rows + 8 * t + g;
-            const bool real = row < run.rows;
-            const decode_place place = place_of(run, at.sequence, at.head, row);
-            const int64_t from = place.token * query.token_stride + place.head * query.head_stride + c * 8;
-#pragma unroll
-            for (int j = 0; j < SHAPE::blocks; j++) {
-                float x[8] = {};
-                if (real) load_eight(x, query.data, from + 32 * j, run.query_element);
-                put(t, j, x);
-            }
-        }
-    }
-    __device__ __forceinline__ void put(int t, int j, const float (&x)[8]) {
-        float sum = 0;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float low = SHAPE::codes::bits >= 8 ? x[2 * i] : x[i],
-                        high = SHAPE::codes::bits >= 8 ? x[2 * i + 1] : x[i + 4];
-            const uint32_t pair = SHAPE::FORMAT == LN_CUDA_PAGE_F16 ? pack_half(low, high) : pack(low, high);
-            word[t][4 * j + i] = pair;
-            sum += __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
-        }
-        if constexpr (SHAPE::codes::zeros) {
-            sum += __shfl_xor_sync(~0u, sum, 1);
-            sum += __shfl_xor_sync(~0u, sum, 2);
-            const int from = (int)threadIdx.x % 4 * 8;
-            total[t][j][0] = __shfl_sync(~0u, sum, from);
-            total[t][j][1] = __shfl_sync(~0u, sum, from + 4);
-        }
+    __device__ __forceinline__ void refill(const decode_run &run, decode_cursor &next) {
+        __syncwarp();
+        copy_unit<SHAPE>(run, next, stages + stage * SHAPE::stage);
+        if (++stage == SHAPE::STAGES) stage = 0;
     }
 };
-
-/* ---- a unit ---- */
-
-/* What a warp knows of its rows. Element 2 h + e of a score is token g + 8 h of row 2 c + e; element 2 h + e of
- * output[t][m] is value h of pair m of that row. */
-template <class SHAPE> struct decode_state {
-    float base[SHAPE::COLUMNS][2], sum[SHAPE::COLUMNS][2]; /* sums of this lane's tokens */
-    float output[SHAPE::COLUMNS][SHAPE::SIZE / 16][4];
-    float rest[SHAPE::codes::zeros ? SHAPE::COLUMNS : 1][SHAPE::codes::zeros ? SHAPE::blocks : 1][2]; /* of zeros */
-
-    __device__ __forceinline__ void open() {
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++) {
-#pragma unroll
-            for (int e = 0; e < 2; e++) base[t][e] = -CUDART_INF_F, sum[t][e] = 0;
-#pragma unroll
-            for (int i = 0; i < SHAPE::SIZE / 16; i++)
-#pragma unroll
-                for (int k = 0; k < 4; k++) output[t][i][k] = 0;
-            if constexpr (SHAPE::codes::zeros)
-#pragma unroll
-                for (int b = 0; b < SHAPE::blocks; b++) rest[t][b][0] = rest[t][b][1] = 0;
-        }
-    }
-
-    /* Bases move where an exponent has grown above 8: sums and outputs are to be multiplied. */
-    __device__ __forceinline__ void move(float (&exponent)[SHAPE::COLUMNS][4]) {
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++) {
-            float factor[2];
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                float by = fmaxf(exponent[t][e], exponent[t][2 + e]);
-                by = fmaxf(by, __shfl_xor_sync(~0u, by, 4));
-                by = fmaxf(by, __shfl_xor_sync(~0u, by, 8));
-                by = fmaxf(by, __shfl_xor_sync(~0u, by, 16));
-                const bool first = base[t][e] == -CUDART_INF_F;
-                if (by == -CUDART_INF_F || (!first && by <= 8.0f))
-                    by = 0;
-                else
-                    base[t][e] = first ? by : base[t][e] + by;
-                factor[e] = first ? 0 : exponential(-by);
-                sum[t][e] *= factor[e];
-                exponent[t][e] -= by;
-                exponent[t][2 + e] -= by;
-            }
-#pragma unroll
-            for (int i = 0; i < SHAPE::SIZE / 16; i++)
-#pragma unroll
-                for (int k = 0; k < 4; k++) output[t][i][k] *= factor[k % 2];
-            if constexpr (SHAPE::codes::zeros)
-#pragma unroll
-                for (int b = 0; b < SHAPE::blocks; b++) rest[t][b][0] *= factor[0], rest[t][b][1] *= factor[1];
-        }
-    }
-
-    /* Scores become weights. */
-    __device__ __forceinline__ void weigh(float (&score)[SHAPE::COLUMNS][4], float scale) {
-        bool grown = false;
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                const bool first = base[t][e] == -CUDART_INF_F;
-                const float from = first ? 0 : base[t][e];
-                score[t][e] = fmaf(score[t][e], scale, -from);
-                score[t][2 + e] = fmaf(score[t][2 + e], scale, -from);
-                grown = grown || first || fmaxf(score[t][e], score[t][2 + e]) > 8.0f;
-            }
-        if (__any_sync(~0u, grown)) move(score);
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                score[t][k] = exponential(score[t][k]);
-                sum[t][k % 2] += score[t][k];
-            }
-    }
-};
-
-template <class SHAPE>
-static __device__ __forceinline__ void multiply_add(float *sum, const uint32_t *left, const uint32_t *right) {
-    if constexpr (SHAPE::FORMAT == LN_CUDA_PAGE_F16)
-        add_product_half(sum, left, right);
-    else
-        add_product(sum, left, right);
-}
-
-template <class SHAPE>
-static __device__ __forceinline__ void plain_scores(float (&score)[SHAPE::COLUMNS][4], const char *stage,
-                                                    const decode_queries<SHAPE> &query) {
-    const uint4 *piece = (const uint4 *)stage + threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < SHAPE::SIZE / 32; j++) {
-        const uint4 low = piece[2 * j * 32], high = piece[(2 * j + 1) * 32];
-        const uint32_t left[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-            for (int step = 0; step < 2; step++)
-                multiply_add<SHAPE>(score[t], left[step], query.word[t] + 4 * j + 2 * step);
-    }
-}
-
-/* Pairs of tokens of two elements, from rows of two tokens each. */
-static __device__ __forceinline__ void turn_pairs(uint32_t (&left)[4], uint32_t t0, uint32_t t1, uint32_t t8,
-                                                  uint32_t t9) {
-    left[0] = __byte_perm(t0, t1, 0x5410);
-    left[1] = __byte_perm(t0, t1, 0x7632);
-    left[2] = __byte_perm(t8, t9, 0x5410);
-    left[3] = __byte_perm(t8, t9, 0x7632);
-}
-
-template <class SHAPE>
-static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state, const char *stage,
-                                                     const float (&weight)[SHAPE::COLUMNS][4]) {
-    constexpr bool half = SHAPE::FORMAT == LN_CUDA_PAGE_F16;
-    uint32_t right[SHAPE::COLUMNS][2];
-#pragma unroll
-    for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-            right[t][h] = transpose_matrix(half ? pack_half(weight[t][2 * h], weight[t][2 * h + 1])
-                                                : pack(weight[t][2 * h], weight[t][2 * h + 1]));
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < SHAPE::SIZE / 64; j++) {
-        uint32_t word[4][4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint4 four = ((const uint4 *)stage)[(4 * j + i) * 32 + lane];
-            word[i][0] = four.x, word[i][1] = four.y, word[i][2] = four.z, word[i][3] = four.w;
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t left[4];
-            turn_pairs(left, word[0][i], word[1][i], word[2][i], word[3][i]);
-#pragma unroll
-            for (int t = 0; t < SHAPE::COLUMNS; t++) multiply_add<SHAPE>(state.output[t][4 * j + i], left, right[t]);
-        }
-    }
-    if constexpr (SHAPE::SIZE % 64 != 0) {
-        uint2 two[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) two[i] = ((const uint2 *)(stage + SHAPE::SIZE / 64 * 2048))[i * 32 + lane];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            uint32_t left[4];
-            turn_pairs(left, i ? two[0].y : two[0].x, i ? two[1].y : two[1].x, i ? two[2].y : two[2].x,
-                       i ? two[3].y : two[3].x);
-#pragma unroll
-            for (int t = 0; t < SHAPE::COLUMNS; t++)
-                multiply_add<SHAPE>(state.output[t][SHAPE::SIZE / 64 * 4 + i], left, right[t]);
-        }
-    }
-}
-
-/* The granules of this lane, and the scales of tokens g (low half) and g + 8 of each block. */
-template <class SHAPE> struct decode_granules {
-    static constexpr int BYTES = SHAPE::tile_codes / 32, WORDS = BYTES / 4;
-    uint32_t code[WORDS], scale[SHAPE::blocks];
-
-    __device__ __forceinline__ void load(const char *tile) {
-        const int lane = threadIdx.x % 32;
-        constexpr int whole = WORDS / 4 * 4, left = WORDS % 4;
-#pragma unroll
-        for (int i = 0; i < whole; i += 4) {
-            const uint4 four = ((const uint4 *)tile)[i / 4 * 32 + lane];
-            code[i] = four.x, code[i + 1] = four.y, code[i + 2] = four.z, code[i + 3] = four.w;
-        }
-        if constexpr (left >= 2) {
-            const uint2 two = ((const uint2 *)(tile + whole * 128))[lane];
-            code[whole] = two.x, code[whole + 1] = two.y;
-        }
-        if constexpr (left % 2 != 0) code[WORDS - 1] = ((const uint32_t *)(tile + (WORDS - 1) * 128))[lane];
-        const uint32_t *scales = (const uint32_t *)(tile + SHAPE::tile_codes) + lane / 4 * SHAPE::blocks;
-#pragma unroll
-        for (int b = 0; b < SHAPE::blocks; b++) scale[b] = scales[b];
-    }
-};
-
-template <class SHAPE>
-static __device__ __forceinline__ void code_scores(float (&score)[SHAPE::COLUMNS][4], const char *stage,
-                                                   const decode_queries<SHAPE> &query) {
-    using codes = typename SHAPE::codes;
-    decode_granules<SHAPE> keys;
-    keys.load(stage);
-#pragma unroll
-    for (int b = 0; b < SHAPE::blocks; b++) {
-        uint32_t left[2][4];
-        key_operands<codes::bits>(left, keys.code + b * codes::words);
-        const float step[2] = {step_of<SHAPE::FORMAT>(keys.scale[b]), step_of<SHAPE::FORMAT>(keys.scale[b] >> 16)};
-        const float zero[2] = {zero_of<SHAPE::FORMAT>(keys.scale[b]), zero_of<SHAPE::FORMAT>(keys.scale[b] >> 16)};
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++) {
-            float part[4] = {};
-            add_product(part, left[0], query.word[t] + 4 * b);
-            add_product(part, left[1], query.word[t] + 4 * b + 2);
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                if constexpr (codes::zeros) part[k] = fmaf(-zero[k / 2], query.total[t][b][k % 2], part[k]);
-                score[t][k] = fmaf(step[k / 2], part[k], score[t][k]);
-            }
-        }
-    }
-}
-
-/* present: tokens g and g + 8 are there; scales of others are anything. */
-template <class SHAPE>
-static __device__ __forceinline__ void code_outputs(decode_state<SHAPE> &state, const char *stage,
-                                                    const float (&weight)[SHAPE::COLUMNS][4],
-                                                    const bool (&present)[2]) {
-    using codes = typename SHAPE::codes;
-    decode_granules<SHAPE> values;
-    values.load(stage);
-#pragma unroll
-    for (int b = 0; b < SHAPE::blocks; b++) {
-        uint32_t left[2][4];
-        value_operands<codes::bits>(left, values.code + b * codes::words);
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++) {
-            uint32_t right[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const uint32_t scale = values.scale[b] >> 16 * h;
-                const float step = present[h] ? step_of<SHAPE::FORMAT>(scale) : 0;
-                const uint32_t pair = pack(weight[t][2 * h] * step, weight[t][2 * h + 1] * step);
-                if constexpr (codes::zeros) {
-                    const float zero = zero_of<SHAPE::FORMAT>(scale);
-                    state.rest[t][b][0] = fmaf(-zero, __uint_as_float(pair << 16), state.rest[t][b][0]);
-                    state.rest[t][b][1] = fmaf(-zero, __uint_as_float(pair & 0xffff0000u), state.rest[t][b][1]);
-                }
-                right[h] = transpose_matrix(pair);
-            }
-            add_product(state.output[t][2 * b], left[0], right);
-            add_product(state.output[t][2 * b + 1], left[1], right);
-        }
-    }
-}
-
-/* Scores of keys that their row does not see become -inf. `token`: the first of the unit. */
-template <class SHAPE>
-static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], const decode_run &run,
-                                            const decode_segment &at, int token) {
-    const int lane = threadIdx.x % 32, key = token + lane / 4;
-#pragma unroll
-    for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int row = (int)blockIdx.x % run.tiles * SHAPE::rows + 8 * t + 2 * (lane % 4) + e;
-            const decode_sight seen = seen_by_row(run, at.length, row);
-#pragma unroll
-            for (int h = 0; h < 2; h++)
-                if (key + 8 * h < seen.low || key + 8 * h >= seen.high) score[t][2 * h + e] = -CUDART_INF_F;
-        }
-}
-
-template <class SHAPE>
-static __device__ __forceinline__ void take_unit(const decode_run &run, const decode_segment &at, int unit,
-                                                 const char *stage, const decode_queries<SHAPE> &query,
-                                                 decode_state<SHAPE> &state) {
-    const int token = (at.first + unit) * LN_CUDA_TILE;
-    float score[SHAPE::COLUMNS][4] = {};
-    if constexpr (SHAPE::codes::plain)
-        plain_scores<SHAPE>(score, stage, query);
-    else
-        code_scores<SHAPE>(score, stage, query);
-    if (run.cap_scale > 0)
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) score[t][k] = decode_tangent(score[t][k] * run.cap_scale);
-    const decode_sight all = seen_by_all(run, at.length);
-    const bool whole = token >= all.low && token + LN_CUDA_TILE <= all.high;
-    if (!whole) mask<SHAPE>(score, run, at, token);
-    state.weigh(score, run.scale);
-    if constexpr (SHAPE::codes::plain) {
-        plain_outputs<SHAPE>(state, stage + SHAPE::tile, score);
-    } else {
-        const int key = token + (int)threadIdx.x % 32 / 4;
-        const decode_sight some = seen_by_some(run, at.length);
-        const bool present[2] = {key >= some.low && key < some.high, key + 8 >= some.low && key + 8 < some.high};
-        code_outputs<SHAPE>(state, stage + SHAPE::tile, score, present);
-    }
-}
-
-/* ---- the kernel ---- */
-
-/* The warp's results go where the block merges them. */
-template <class SHAPE>
-static __device__ __forceinline__ void give_result(decode_state<SHAPE> &state, const decode_merge &merge) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
-#pragma unroll
-    for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            float sum = state.sum[t][e];
-#pragma unroll
-            for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-            const int row = warp * SHAPE::rows + 8 * t + 2 * c + e;
-            if (g == 0) merge.base[row] = state.base[t][e], merge.sum[row] = sum;
-            if constexpr (SHAPE::codes::zeros)
-#pragma unroll
-                for (int b = 0; b < SHAPE::blocks; b++)
-#pragma unroll
-                    for (int step = 4; step < 32; step *= 2)
-                        state.rest[t][b][e] += __shfl_xor_sync(~0u, state.rest[t][b][e], step);
-            float *to = merge.output + row * decode_row(SHAPE::SIZE);
-#pragma unroll
-            for (int m = 0; m < SHAPE::SIZE / 16; m += 2) {
-                const bool eights = SHAPE::codes::plain && m / 4 < SHAPE::SIZE / 64;
-                const int column = eights ? m / 4 * 64 + 8 * g + m % 4 * 2 : m / 2 * 32 + 4 * g;
-                const float rest = SHAPE::codes::zeros
-                                       ? state.rest[SHAPE::codes::zeros ? t : 0][SHAPE::codes::zeros ? m / 2 : 0][e]
-                                       : 0;
-                *(float4 *)(to + column) = {state.output[t][m][e] + rest, state.output[t][m][2 + e] + rest,
-                                            state.output[t][m + 1][e] + rest, state.output[t][m + 1][2 + e] + rest};
-            }
-        }
-}
 
 template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads) decode_portable(const __grid_constant__ decode_run run) {
     char *memory = block_memory();
-    const int warp = threadIdx.x / 32;
-    char *ring = memory + warp * SHAPE::STAGES * SHAPE::stage;
-    const decode_merge merge = decode_merge_open(memory + SHAPE::ring_bytes, SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
-
-    int share;
-    decode_segment here = segment_first(run, &share);
-    decode_cursor next = {here, here.begin + warp, 0};
-    cursor_settle(run, next);
-#pragma unroll 1
-    for (int stage = 0; stage < SHAPE::STAGES; stage++) copy_unit<SHAPE>(run, next, ring + stage * SHAPE::stage);
-
-    int stage = 0;
-    while (here.begin < here.end) {
-        decode_queries<SHAPE> query;
-        decode_state<SHAPE> state;
-        query.load(run, here);
-        state.open();
-#pragma unroll 1
-        for (int unit = here.begin + warp; unit < here.end; unit += SHAPE::WARPS) {
-            copies_wait<SHAPE::STAGES - 1>();
-            if constexpr (!SHAPE::codes::plain) __syncwarp();
-            char *from = ring + stage * SHAPE::stage;
-            take_unit<SHAPE>(run, here, unit, from, query, state);
-            if constexpr (!SHAPE::codes::plain) __syncwarp();
-            copy_unit<SHAPE>(run, next, from);
-            if (++stage == SHAPE::STAGES) stage = 0;
-        }
-        give_result<SHAPE>(state, merge);
-        __syncthreads();
-        decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS>(run, here, share, merge);
-        __syncthreads();
-        if (here.left == 0) break;
-        segment_next(run, here);
-    }
+    copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0};
+    decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
     copies_wait<0>();
-    decode_nothing(run, SHAPE::SIZE);
 }
 
-template <class SHAPE> static ln_cuda_code decode_start(const void *run, int blocks, void *stream) {
-    const decode_run *of = (const decode_run *)run;
+template <class SHAPE> static ln_cuda_code decode_start(void *const *arguments, int blocks, void *stream) {
+    const decode_run *of = (const decode_run *)arguments[0];
     const ln_cuda_code code =
         launch(decode_portable<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads), SHAPE::shared_bytes, stream, *of);
     return code || of->tickets ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
-template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS>
+template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS, int WAVES = 1>
 static ln_cuda_decode_kernel decode_kernel(const char *name) {
-    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES>;
-    return {name, (ln_cuda_page_format)FORMAT, SIZE, SIZE, shape::rows, shape::threads, shape::shared_bytes, BLOCKS, 4,
-            8,    decode_start<shape>};
+    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES, LANE_ORDER>;
+    return {name,           (ln_cuda_page_format)FORMAT, SIZE,   SIZE, shape::rows,
+            shape::threads, shape::shared_bytes,         BLOCKS, WAVES, 4,    8,
+            false,          decode_start<shape>};
 }
 
 } // namespace ln

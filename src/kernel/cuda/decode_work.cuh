@@ -21,6 +21,7 @@ struct decode_run {
     int tiles, shares;          /* tiles of rows; blocks: tiles * shares */
     int page_shift, unit_shift; /* log2 of the tokens of a page and of a unit */
     int window, least;          /* least: units of a share */
+    int key_rows, value_rows;   /* page_stride / token_stride */
     float scale;                /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
     float cap_scale;            /* 2 scale / cap, with log2(e) in it; 0: no cap */
     int query_element, output_float32;
@@ -72,8 +73,8 @@ static __device__ __forceinline__ int share_of(const decode_run &run, int all) {
 static __device__ __forceinline__ decode_segment segment_first(const decode_run &run, int *share) {
     const int lane = threadIdx.x % 32, slab = (run.sequences + 31) / 32, heads = run.key_value_heads;
     const int low = lane * slab, high = min(run.sequences, low + slab);
-    int own = 0, unused;
-    for (int s = low; s < high; s++) own += decode_units(run, run.of.lengths[s], &unused);
+    int own = 0, length = 0, unused;
+    for (int s = low; s < high; s++) own += decode_units(run, length = run.of.lengths[s], &unused);
     int until = own;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
@@ -87,16 +88,17 @@ static __device__ __forceinline__ decode_segment segment_first(const decode_run 
     if (begin >= all) return at;
     const int holder = __ffs((int)__ballot_sync(~0u, until * heads > begin)) - 1;
     int sequence = low, before = until - own;
-    if (lane == holder)
+    if (lane == holder && slab > 1)
         for (;;) {
-            const int units = decode_units(run, run.of.lengths[sequence], &unused);
+            length = run.of.lengths[sequence];
+            const int units = decode_units(run, length, &unused);
             if ((before + units) * heads > begin) break;
             before += units;
             sequence++;
         }
     at.sequence = __shfl_sync(~0u, sequence, holder);
     before = __shfl_sync(~0u, before, holder);
-    at.length = run.of.lengths[at.sequence];
+    at.length = __shfl_sync(~0u, length, holder);
     at.units = decode_units(run, at.length, &at.first);
     at.head = (begin - before * heads) / at.units;
     at.origin = before * heads + at.head * at.units;

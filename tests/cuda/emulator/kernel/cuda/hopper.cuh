@@ -50,6 +50,9 @@ static inline void copy_box(void *to, const CUtensorMap *map, uint64_t *barrier,
     ln_emulator::engine_load(to, map, barrier, coordinates, 3);
 }
 
+static inline void copy_box_once(void *to, const CUtensorMap *map, uint64_t *barrier, int column, int head, int token) {
+    copy_box(to, map, barrier, column, head, token);
+}
 static inline void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
     ln_emulator::engine_load_bytes(to, from, bytes, barrier);
 }
