@@ -11,7 +11,7 @@ enum { SEQUENCES = 8, KERNELS_MOST = 64 };
 typedef struct work {
     const char *name;
     ln_cuda_page_format format;
-    int heads, key_value_heads, size, value_size; /* value_size 0: the same */
+    int heads, key_value_heads, size, value_size; /* value_size 0: the same; else values are in the keys */
     int lengths[SEQUENCES], sequences;            /* more than SEQUENCES of them repeat the first, or all */
     int page_tokens, queries;                     /* queries 0: 1 */
     int window;
@@ -63,6 +63,11 @@ static const work WORKS[] = {
     {"q2 size 96", Q2, 8, 2, 96, 0, {100, 48}, 2, 16, .queries = 1},
     {"q2 size 192", Q2, 8, 2, 192, 0, {100, 48}, 2, 16, .queries = 1},
     {"q2 size 256, group of 12", Q2, 12, 1, 256, 0, {100, 48}, 2, 16, .sinks = true},
+    {"latent, 16 heads", BF16, 16, 1, 576, 512, {100}, 1, 64, .float32 = true},
+    {"latent, ragged", BF16, 128, 1, 576, 512, {70, 0, 333, 1}, 4, 16},
+    {"latent, contiguous", BF16, 40, 1, 576, 512, {200, 130}, 2, 0, .sinks = true, .stretch = 3},
+    {"latent, 3 queries, cap", BF16, 32, 1, 576, 512, {150, 65}, 2, 32, .queries = 3, .cap = 15},
+    {"latent, window, large pages", BF16, 64, 1, 576, 512, {500}, 1, 128, .window = 140, .stretch = 5},
     {"q4_0 contiguous", Q4_0, 8, 2, 128, 0, {100, 200}, 2, 0, .queries = 1},
 };
 enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0] };
@@ -83,6 +88,11 @@ static const work BENCH[] = {
     {"2 GB bf16 of q2", Q2, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
     {"group of 1: 16 x 2k", BF16, 32, 32, 128, 0, {2048}, 16, 16, .queries = 1},
     {"group of 16: 16 x 32k", BF16, 32, 2, 128, 0, {32768}, 16, 16, .queries = 1},
+    {"latent: 64 x 8k, 16", BF16, 16, 1, 576, 512, {8192}, 64, 64, .queries = 1},
+    {"latent: 64 x 8k, 64", BF16, 64, 1, 576, 512, {8192}, 64, 64, .queries = 1},
+    {"latent: 64 x 8k, 128", BF16, 128, 1, 576, 512, {8192}, 64, 64, .queries = 1},
+    {"latent: 128 x 4k, 128", BF16, 128, 1, 576, 512, {4096}, 128, 16, .queries = 1},
+    {"latent: 1 x 32k, 128", BF16, 128, 1, 576, 512, {32768}, 1, 64, .queries = 1},
     {"size 64: 32 x 8k", BF16, 32, 8, 64, 0, {8192}, 32, 16, .queries = 1},
     {"size 256: 16 x 8k", BF16, 32, 4, 256, 0, {8192}, 16, 16, .queries = 1},
 };
@@ -99,6 +109,10 @@ typedef struct pages {
     unsigned char *host;
     int64_t bytes;
 } pages;
+
+static int value_size_of(const work *w) {
+    return w->value_size ? w->value_size : w->size;
+}
 
 static int64_t bytes_of_tokens(ln_cuda_page_format format, int size, int64_t tokens) {
     return format <= F16 ? tokens * size * 2 : tokens / LN_CUDA_TILE * ln_cuda_tile_bytes(format, size);
@@ -240,13 +254,14 @@ static void problem_open(problem *p, const work *w, bool mirrored) {
     p->pages_each = (rounded + p->page_tokens - 1) / p->page_tokens;
     problem_table(p);
     p->key = pages_open(w, false, p->pages_each * p->sequences, p->page_tokens, mirrored);
-    p->value = pages_open(w, true, p->pages_each * p->sequences, p->page_tokens, mirrored);
+    p->value = pages_open(w, true, w->value_size ? 0 : p->pages_each * p->sequences, p->page_tokens, mirrored);
     p->decode = (ln_cuda_decode){.sequences = w->sequences,
                                  .queries = p->queries,
                                  .heads = w->heads,
                                  .key_value_heads = w->key_value_heads,
                                  .key_size = w->size,
-                                 .value_size = w->size,
+                                 .value_size = value_size_of(w),
+                                 .value_in_key = w->value_size != 0,
                                  .capacity = longest,
                                  .page_tokens = w->page_tokens,
                                  .format = w->format,
@@ -258,7 +273,7 @@ static void problem_open(problem *p, const work *w, bool mirrored) {
     static const element elements[] = {ELEMENT_BF16, ELEMENT_F16, ELEMENT_FLOAT32};
     const int64_t tokens = (int64_t)p->queries * p->sequences;
     p->query = tensor_random(tokens, w->heads, w->size, PADDED, elements[w->query], w->stretch > 0 ? w->stretch : 1);
-    p->output = tensor_open(tokens, w->heads, w->size, PADDED, w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16);
+    p->output = tensor_open(tokens, w->heads, value_size_of(w), PADDED, w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16);
     p->log_sum_exp = tensor_open(tokens, 1, w->heads, PACKED, ELEMENT_FLOAT32);
     p->sinks = tensor_random(1, 1, w->heads, PACKED, ELEMENT_FLOAT32, 3);
     p->tensors = (ln_cuda_decode_tensors){
@@ -279,7 +294,7 @@ static void problem_fill(problem *p) {
         for (int64_t t = 0; t < p->lengths[s]; t++)
             for (int64_t h = 0; h < p->of->key_value_heads; h++) {
                 token_fill(&p->key, page_of(p, s, t), h, t % p->page_tokens);
-                token_fill(&p->value, page_of(p, s, t), h, t % p->page_tokens);
+                if (!p->of->value_size) token_fill(&p->value, page_of(p, s, t), h, t % p->page_tokens);
             }
     device_send(p->key.device.data, p->key.host, p->key.bytes);
     device_send(p->value.device.data, p->value.host, p->value.bytes);
@@ -323,24 +338,26 @@ static double oracle_row(const problem *p, int sequence, int query, int64_t head
         score[j] = w->cap > 0 ? (double)w->cap * tanh(dot / (double)w->cap) : dot;
         if (score[j] > most) most = score[j];
     }
-    for (int i = 0; i < w->size; i++) output[i] = 0;
+    const pages *values = w->value_size ? &p->key : &p->value;
+    const int value_size = value_size_of(w);
+    for (int i = 0; i < value_size; i++) output[i] = 0;
     if (w->sinks) sum = exp(tensor_at(&p->sinks, 0, 0, head) - most);
     for (int64_t j = 0; j < length; j++) {
         if (score[j] == -INFINITY) continue;
         const double weight = exp(score[j] - most);
         sum += weight;
-        for (int i = 0; i < w->size; i++)
-            output[i] += weight * value_at(&p->value, page_of(p, sequence, j), shared, j % p->page_tokens, i);
+        for (int i = 0; i < value_size; i++)
+            output[i] += weight * value_at(values, page_of(p, sequence, j), shared, j % p->page_tokens, i);
     }
     free(score);
     if (sum > 0)
-        for (int i = 0; i < w->size; i++) output[i] /= sum;
+        for (int i = 0; i < value_size; i++) output[i] /= sum;
     return sum > 0 ? most + log(sum) : -INFINITY;
 }
 
-/* All rows of an output: [sequence][query][head][size + 1], the last one lse. */
+/* All rows of an output: [sequence][query][head][value size + 1], the last one lse. */
 static double *oracle(const problem *p) {
-    const int64_t rows = (int64_t)p->sequences * p->queries * p->of->heads, row = p->of->size + 1;
+    const int64_t rows = (int64_t)p->sequences * p->queries * p->of->heads, row = value_size_of(p->of) + 1;
     double *all = malloc((size_t)(rows * row) * sizeof *all);
     for (int64_t r = 0; r < rows; r++) {
         const int64_t token = r / p->of->heads;
@@ -353,13 +370,13 @@ static double *oracle(const problem *p) {
 /* The largest relative error of a row. */
 static double compare(const problem *p, const double *wanted, const char *kernel) {
     const work *w = p->of;
-    const int64_t row = w->size + 1;
+    const int64_t row = value_size_of(w) + 1;
     double *got = malloc((size_t)row * sizeof *got), worst = 0;
     for (int64_t token = 0; token < (int64_t)p->sequences * p->queries; token++)
         for (int64_t head = 0; head < w->heads; head++) {
             const double *want = wanted + (token * w->heads + head) * row, lse = want[row - 1];
-            for (int i = 0; i < w->size; i++) got[i] = tensor_at(&p->output, token, head, i);
-            const double error = relative_error(got, want, w->size);
+            for (int i = 0; i < row - 1; i++) got[i] = tensor_at(&p->output, token, head, i);
+            const double error = relative_error(got, want, row - 1);
             if (!(error <= worst)) worst = error;
             const double sum = tensor_at(&p->log_sum_exp, token, 0, head);
             EXPECT(sum == lse || fabs(sum - lse) < 2e-2 + 1e-3 * fabs(lse),
@@ -451,7 +468,7 @@ static double bytes_read(const problem *p) {
     double bytes = 0;
     for (int s = 0; s < p->sequences; s++)
         bytes += (double)bytes_of_tokens(p->of->format, p->of->size, (p->lengths[s] + 15) / 16 * 16);
-    return 2 * bytes * p->of->key_value_heads;
+    return (p->of->value_size ? 1 : 2) * bytes * p->of->key_value_heads;
 }
 
 enum { REPEATS = 20 };
@@ -490,12 +507,14 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
         kernels++;
     }
     time_in_turns(replay_run, contexts, kernels, bytes_read(&p[0]) > 1e8 ? 3 : options->rounds, times);
-    const double bytes = bytes_read(&p[0]);
+    const double bytes = bytes_read(&p[0]), row = (double)bytes_of_tokens(w->format, w->size, 16) / 16;
+    const double keys = bytes / row / (w->value_size ? 1 : 2) / w->key_value_heads;
+    const double flops = 2 * keys * w->heads * (w->size + value_size_of(w));
     for (int k = 0; k < kernels; k++) {
         const double each = times[k].median / REPEATS;
-        printf("%-26s %-26s %9.2f us %6.3f TB/s (best %.3f) %8.1f million keys/s\n", w->name, plan[k].kernel->name,
-               each * 1e3, bytes / each * 1e-9, bytes / times[k].least * REPEATS * 1e-9,
-               bytes / each * 1e-3 / (double)bytes_of_tokens(w->format, w->size, 16) * 8 / w->key_value_heads);
+        printf("%-26s %-26s %9.2f us %6.3f TB/s (best %.3f) %8.1f million keys/s %6.1f TFLOP/s\n", w->name,
+               plan[k].kernel->name, each * 1e3, bytes / each * 1e-9, bytes / times[k].least * REPEATS * 1e-9,
+               keys / each * 1e-3, flops / each * 1e-9);
         cudaGraphExecDestroy(replays[k].graph);
         device_close(p[k].workspace);
     }
@@ -541,7 +560,7 @@ static void check_plans(void) {
     for (int i = 0; i < 6; i++)
         for (int format = Q8_0; format <= Q2; format++)
             for (int values = 0; values < 2; values++) check_layout((ln_cuda_page_format)format, values, sizes[i]);
-    ln_cuda_decode decode = {1, 1, 32, 8, 128, 128, 4096, 16, BF16, 0, 0, 0.1f, 0, 0};
+    ln_cuda_decode decode = {1, 1, 32, 8, 128, 128, 4096, 16, BF16, 0, 0, 0.1f, 0, 0, false};
     ln_cuda_decode_plan plan;
     EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_OK, "plan: %s", plan.why);
     decode.key_size = 40;
