@@ -64,7 +64,7 @@ static const work WORKS[] = {
     {"q2 size 192", Q2, 8, 2, 192, 0, {100, 48}, 2, 16, .queries = 1},
     {"q2 size 256, group of 12", Q2, 12, 1, 256, 0, {100, 48}, 2, 16, .sinks = true},
     {"latent, 16 heads", BF16, 16, 1, 576, 512, {100}, 1, 64, .float32 = true},
-    {"latent, ragged", BF16, 128, 1, 576, 512, {70, 0, 333, 1}, 4, 16},
+    {"latent, ragged", BF16, 128, 1, 576, 512, {70, 0, 333, 1}, 4, 16, .queries = 1},
     {"latent, contiguous", BF16, 40, 1, 576, 512, {200, 130}, 2, 0, .sinks = true, .stretch = 3},
     {"latent, 3 queries, cap", BF16, 32, 1, 576, 512, {150, 65}, 2, 32, .queries = 3, .cap = 15},
     {"latent, window, large pages", BF16, 64, 1, 576, 512, {500}, 1, 128, .window = 140, .stretch = 5},

@@ -80,7 +80,7 @@ template <class SHAPE> struct bulk_shape {
 };
 
 template <class SHAPE>
-static __global__ void __launch_bounds__(SHAPE::threads)
+static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_bulk(const __grid_constant__ CUtensorMap key_map, const __grid_constant__ CUtensorMap value_map,
                 const __grid_constant__ decode_run run) {
     char *memory = block_memory();
@@ -105,7 +105,7 @@ template <class SHAPE> static ln_cuda_code bulk_start(void *const *arguments, in
 
 template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS, int WAVES = 1, int ORDER = PANEL_ORDER>
 static ln_cuda_decode_kernel bulk_kernel(const char *name) {
-    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES, ORDER>;
+    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES, ORDER, BLOCKS>;
     return {name,
             (ln_cuda_page_format)FORMAT,
             SIZE,
@@ -113,7 +113,8 @@ static ln_cuda_decode_kernel bulk_kernel(const char *name) {
             shape::rows,
             shape::threads,
             bulk_shape<shape>::shared_bytes,
-            BLOCKS, WAVES,
+            BLOCKS,
+            WAVES,
             4,
             9,
             false,

@@ -1,5 +1,5 @@
-/* Codes of a page as operands of products: each becomes exactly a bf16, and a granule (decode_layout.h) the left operands of
- * two products of 16 x 8 x 16.
+/* Codes of a page as operands of products: each becomes exactly a bf16, and a granule (decode_layout.h) the left
+ * operands of two products of 16 x 8 x 16.
  *
  *     value = step (code - zero),   zero = middle where the format has one for all.
  *

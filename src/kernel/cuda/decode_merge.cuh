@@ -124,11 +124,11 @@ static __device__ __forceinline__ float *partial_of(const decode_run &run, int s
     return run.partial + (((int64_t)share * run.tiles + tile) * 2 + begins) * ROWS * (SIZE + 2);
 }
 
-/* Results of 16 shares at a time are read at once. */
+/* Results of 8 shares at a time are read at once. */
 template <int SIZE, int ROWS>
 static __device__ __forceinline__ decode_result merge_blocks(const decode_run &run, const decode_shares &shares,
                                                              int tile, int row, int column) {
-    enum { AT_ONCE = 16 };
+    enum { AT_ONCE = 8 };
     decode_result all = {-CUDART_INF_F, 0, {0, 0, 0, 0}};
 #pragma unroll 1
     for (int p0 = 0; p0 < shares.count; p0 += AT_ONCE) {

@@ -111,9 +111,7 @@ template <int BITS> struct block_search {
         const float c = times(plus(value, -from), inverse), magic = 12582912.0f;
         return plus(plus(fminf(c > 0 ? c : 0.0f, (float)top), magic), -magic);
     }
-    static __device__ __forceinline__ float inverse_of(float step) {
-        return step > 0 ? divided(1.0f, step) : 0.0f;
-    }
+    static __device__ __forceinline__ float inverse_of(float step) { return step > 0 ? divided(1.0f, step) : 0.0f; }
     __device__ __forceinline__ float error_of(float step, float minimum) const {
         const float inverse = inverse_of(step);
         float sum = 0;
@@ -150,8 +148,7 @@ template <int BITS> struct block_search {
     }
 };
 
-template <int BITS>
-static __device__ __forceinline__ uint32_t encode_low(const float (&x)[8], uint32_t (&code)[8]) {
+template <int BITS> static __device__ __forceinline__ uint32_t encode_low(const float (&x)[8], uint32_t (&code)[8]) {
     block_search<BITS> search;
     float low = 0, high = 0;
 #pragma unroll
@@ -206,8 +203,9 @@ static __device__ __forceinline__ char *page_place(const page_run &run, const pa
     const int page =
         run.page_table ? run.page_table[sequence * run.table_stride + (token >> run.page_shift)] : sequence;
     const int inside = token & ((1 << run.page_shift) - 1);
-    const int64_t at = bits == 16 ? inside * side.pages.token_stride
-                                  : (int64_t)(inside / LN_CUDA_TILE) * (LN_CUDA_TILE * side.size * bits / 8 + side.size);
+    const int64_t at = bits == 16
+                           ? inside * side.pages.token_stride
+                           : (int64_t)(inside / LN_CUDA_TILE) * (LN_CUDA_TILE * side.size * bits / 8 + side.size);
     return (char *)side.pages.data + page * side.pages.page_stride + head * side.pages.head_stride + at;
 }
 
@@ -238,7 +236,8 @@ static __device__ __forceinline__ float row_value(const page_side &side, int64_t
 enum { PAGE_THREADS = 128 };
 
 /* Four threads for each block of 32 values of (sequence, token, head, keys then values). */
-template <int FORMAT> static __global__ void __launch_bounds__(PAGE_THREADS) append_rows(const __grid_constant__ page_run run) {
+template <int FORMAT>
+static __global__ void __launch_bounds__(PAGE_THREADS) append_rows(const __grid_constant__ page_run run) {
     __shared__ uint8_t rows[PAGE_THREADS / 4][32];
     const int key_blocks = run.side[0].size / 32, blocks = key_blocks + run.side[1].size / 32;
     const int64_t unit = ((int64_t)blockIdx.x * PAGE_THREADS + threadIdx.x) / 4;
@@ -292,7 +291,8 @@ template <int FORMAT> static __device__ __forceinline__ float decoded(uint32_t c
 }
 
 /* A thread for eight values of (token, head, keys then values) of one sequence. */
-template <int FORMAT> static __global__ void __launch_bounds__(PAGE_THREADS) unpack_rows(const __grid_constant__ page_run run) {
+template <int FORMAT>
+static __global__ void __launch_bounds__(PAGE_THREADS) unpack_rows(const __grid_constant__ page_run run) {
     constexpr int bits = page_codes<FORMAT>::bits;
     const int key_pieces = run.side[0].size / 8, pieces = key_pieces + run.side[1].size / 8;
     const int64_t unit = (int64_t)blockIdx.x * PAGE_THREADS + threadIdx.x;
@@ -319,8 +319,8 @@ template <int FORMAT> static __global__ void __launch_bounds__(PAGE_THREADS) unp
     uint32_t word[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) word[i] = bf16_bits(x[2 * i]) | bf16_bits(x[2 * i + 1]) << 16;
-    *(uint4 *)((uint16_t *)side.rows.data + row * side.rows.token_stride + head * side.rows.head_stride + at) = {
-        word[0], word[1], word[2], word[3]};
+    *(uint4 *)((uint16_t *)side.rows.data + row * side.rows.token_stride + head * side.rows.head_stride +
+               at) = {word[0], word[1], word[2], word[3]};
 }
 
 } // namespace ln

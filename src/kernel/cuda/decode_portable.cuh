@@ -94,7 +94,8 @@ template <class SHAPE> struct copied_ring {
 };
 
 template <class SHAPE>
-static __global__ void __launch_bounds__(SHAPE::threads) decode_portable(const __grid_constant__ decode_run run) {
+static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
+    decode_portable(const __grid_constant__ decode_run run) {
     char *memory = block_memory();
     copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0};
     decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
@@ -110,10 +111,20 @@ template <class SHAPE> static ln_cuda_code decode_start(void *const *arguments, 
 
 template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS, int WAVES = 1>
 static ln_cuda_decode_kernel decode_kernel(const char *name) {
-    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES, LANE_ORDER>;
-    return {name,           (ln_cuda_page_format)FORMAT, SIZE,   SIZE, shape::rows,
-            shape::threads, shape::shared_bytes,         BLOCKS, WAVES, 4,    8,
-            false,          decode_start<shape>};
+    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES, LANE_ORDER, BLOCKS>;
+    return {name,
+            (ln_cuda_page_format)FORMAT,
+            SIZE,
+            SIZE,
+            shape::rows,
+            shape::threads,
+            shape::shared_bytes,
+            BLOCKS,
+            WAVES,
+            4,
+            8,
+            false,
+            decode_start<shape>};
 }
 
 } // namespace ln

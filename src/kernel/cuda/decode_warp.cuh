@@ -21,9 +21,9 @@ namespace ln {
  * engine exchanged; as they are in memory. */
 enum decode_order { LANE_ORDER, PANEL_ORDER, ROW_ORDER };
 
-template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_, int ORDER_> struct decode_shape {
+template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_, int ORDER_, int BLOCKS_> struct decode_shape {
     static constexpr int FORMAT = FORMAT_, SIZE = SIZE_, COLUMNS = COLUMNS_, WARPS = WARPS_, STAGES = STAGES_;
-    static constexpr int ORDER = ORDER_;
+    static constexpr int ORDER = ORDER_, BLOCKS = BLOCKS_;
     using codes = page_codes<FORMAT>;
     static constexpr int rows = 8 * COLUMNS, threads = 32 * WARPS, blocks = SIZE / 32;
     static constexpr int tile_codes = LN_CUDA_TILE * SIZE * codes::bits / 8;
@@ -61,7 +61,8 @@ static __device__ __forceinline__ void cursor_settle(const decode_run &run, deco
 /* ---- queries ---- */
 
 /* The rows of a tile as right operands, in the order of the keys' elements: word 4 j + i of a column of rows is pair i
- * of chunk j. total: the sums of a chunk of rows 2 c and 2 c + 1, where keys have zeros. */
+ * of chunk j. total: of codes, the sums of a chunk of rows 2 c and 2 c + 1, times
+ * -(bias + middle) where keys have no zeros. */
 template <class SHAPE> struct decode_queries {
     static constexpr int WORDS = SHAPE::SIZE / 8;
     uint32_t word[SHAPE::COLUMNS][WORDS];
@@ -363,7 +364,8 @@ static __device__ __forceinline__ void code_outputs(decode_state<SHAPE> &state, 
                 const float known = step_of<SHAPE::FORMAT>(values.scale[b], h), step = present[h] ? known : 0;
                 const uint32_t pair = pack(weight[t][2 * h] * step, weight[t][2 * h + 1] * step);
                 if constexpr (codes::zeros) {
-                    const float zero = zero_of<SHAPE::FORMAT>(values.scale[b] >> 16 * h) - (codes::bias + codes::middle);
+                    const float zero =
+                        zero_of<SHAPE::FORMAT>(values.scale[b] >> 16 * h) - (codes::bias + codes::middle);
                     state.rest[t][b][0] = fmaf(-zero, __uint_as_float(pair << 16), state.rest[t][b][0]);
                     state.rest[t][b][1] = fmaf(-zero, __uint_as_float(pair & 0xffff0000u), state.rest[t][b][1]);
                 }
@@ -411,9 +413,8 @@ static __device__ __forceinline__ void clear_values(char *tile, const decode_run
 }
 
 template <class SHAPE>
-static __device__ __forceinline__ void take_unit(const decode_run &run, const decode_segment &at, int unit,
-                                                 char *stage, const decode_queries<SHAPE> &query,
-                                                 decode_state<SHAPE> &state) {
+static __device__ __forceinline__ void take_unit(const decode_run &run, const decode_segment &at, int unit, char *stage,
+                                                 const decode_queries<SHAPE> &query, decode_state<SHAPE> &state) {
     const int token = (at.first + unit) * LN_CUDA_TILE;
     float score[SHAPE::COLUMNS][4] = {};
     if constexpr (SHAPE::codes::plain)
