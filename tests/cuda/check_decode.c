@@ -5,6 +5,7 @@
 #include "check.h"
 
 #include "kernel/cuda/decode_layout.h"
+#include "oracle_decode.h"
 
 enum { SEQUENCES = 8, KERNELS_MOST = 64 };
 
@@ -429,7 +430,10 @@ static double cost_of(const work *w) {
     return keys * w->key_value_heads * w->size * 2 * 16;
 }
 
+static void check_pages(const check_options *options);
+
 static void check(const ln_cuda_device *device, const check_options *options) {
+    check_pages(options);
     for (int i = 0; i < WORK_COUNT; i++) {
         const work *w = &WORKS[i];
         if (!work_wanted(options, w->name, cost_of(w))) continue;
@@ -448,6 +452,155 @@ static void check(const ln_cuda_device *device, const check_options *options) {
         problem_close(&p);
         fflush(stdout);
     }
+}
+
+/* ---- writing and reading pages ---- */
+
+/* A row of plain or of odd numbers: all zeros, huge, tiny, one that is not finite. */
+static void row_random(float *row, int size) {
+    const int kind = (int)(random_next() % 8);
+    const float stretch = kind == 1 ? 1e30f : kind == 2 ? 1e-30f : kind == 3 ? 3000.0f : 1.0f;
+    for (int i = 0; i < size; i++) row[i] = kind == 4 ? 0 : stretch * random_normal();
+    if (kind == 5) row[random_next() % (uint64_t)size] = random_next() & 1 ? INFINITY : NAN;
+    if (kind == 6)
+        for (int i = 0; i < size; i++) row[i] = roundf(row[i]);
+    if (kind == 7)
+        for (int i = 0; i < size; i++) row[i] = fabsf(row[i]) + 2;
+}
+
+/* What the page should hold of a row, and what reading it should give. */
+static void row_expected(const pages *p, const float *row, unsigned char *page, int token, uint16_t *read) {
+    for (int i = 0; i < p->size; i += 32) {
+        uint8_t codes[32];
+        uint16_t scale = 0;
+        if (p->format > F16) {
+            oracle_encode(p->format, row + i, codes, &scale);
+            memcpy(page + ln_cuda_scale_place(p->format, p->size, token, i / 32), &scale, 2);
+        }
+        for (int k = 0; k < 32; k++) {
+            if (p->format <= F16) {
+                const uint16_t half = oracle_half(p->format, row[i + k]);
+                memcpy(page + 2 * (i + k), &half, 2);
+                read[i + k] = oracle_half(BF16, p->format == F16 ? of_f16(half) : of_bf16(half));
+                continue;
+            }
+            int bit;
+            const int place = ln_cuda_code_place(p->format, p->values, p->size, token, i + k, &bit);
+            const unsigned mask = (1u << ln_cuda_page_bits(p->format)) - 1u;
+            page[place] = (unsigned char)((page[place] & ~(mask << bit)) | (unsigned)codes[k] << bit);
+            read[i + k] = oracle_half(BF16, oracle_decode(p->format, codes[k], scale));
+        }
+    }
+}
+
+typedef struct append_run {
+    problem *p;
+    ln_cuda_decode_rows rows;
+} append_run;
+static ln_cuda_code append(void *context, void *stream) {
+    const append_run *run = context;
+    return ln_cuda_decode_append(&run->p->decode, &run->p->tensors, &run->rows, stream);
+}
+
+/* Whether both are NaN, or the same bits. */
+static bool same_half(uint16_t a, uint16_t b) {
+    return a == b || (of_bf16(a) != of_bf16(a) && of_bf16(b) != of_bf16(b));
+}
+
+static void expect_read(problem *p, const tensor *keys, const tensor *values, const uint16_t *wanted, int sequence,
+                        int64_t tokens) {
+    const int64_t first = p->lengths[sequence] - tokens, heads = p->of->key_value_heads, size = p->of->size;
+    int wrong = 0;
+    const ln_cuda_code code =
+        ln_cuda_decode_unpack(&p->decode, &p->tensors, sequence, first, tokens, &keys->device, &values->device, NULL);
+    EXPECT(code == LN_CUDA_OK && device_wait(NULL, 10), "%s: reading pages gave %d", p->of->name, code);
+    for (int side = 0; side < 2; side++) {
+        tensor *got = (tensor *)(side ? values : keys);
+        tensor_fetch(got);
+        for (int64_t r = 0; r < tokens * heads * size; r++) {
+            const int64_t at = tensor_place(got, r / size / heads, r / size % heads) + r % size;
+            const uint16_t want = wanted[(((side * p->sequences + sequence) * tokens) * heads) * size + r];
+            wrong += !same_half(((const uint16_t *)got->host)[at], want);
+        }
+    }
+    EXPECT(wrong == 0, "%s: %d values of sequence %d read wrongly", p->of->name, wrong, sequence);
+}
+
+/* Rows appended to poisoned pages are there bit for bit as the CPU rounds them, and nothing else was written. */
+static void check_append(const work *w, bool float32) {
+    enum { TOKENS = 5 };
+    problem p;
+    problem_open(&p, w, true);
+    p.decode.value_size = w->size;
+    const int64_t heads = w->key_value_heads, size = w->size, rows = (int64_t)TOKENS * p.sequences;
+    const element of = float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16;
+    tensor news[2] = {tensor_random(rows, heads, size, PADDED, of, 1), tensor_random(rows, heads, size, PACKED, of, 1)};
+    uint16_t *read = calloc((size_t)(2 * rows * heads * size), sizeof *read);
+    float *row = malloc((size_t)size * sizeof *row);
+    for (int side = 0; side < 2; side++) {
+        pages *to = side ? &p.value : &p.key;
+        for (int64_t r = 0; r < rows * heads; r++) {
+            const int sequence = (int)(r / heads / TOKENS);
+            const int64_t head = r % heads, token = p.lengths[sequence] - TOKENS + r / heads % TOKENS;
+            row_random(row, (int)size);
+            for (int i = 0; i < size; i++) {
+                tensor_set(&news[side], r / heads, head, i, (double)row[i]);
+                row[i] = (float)tensor_at(&news[side], r / heads, head, i);
+            }
+            if (token < 0) continue;
+            unsigned char *page = row_of(to, page_of(&p, sequence, token), head, token % p.page_tokens);
+            row_expected(to, row, page, (int)(token % LN_CUDA_TILE), read + (side * rows * heads + r) * size);
+        }
+        tensor_send(&news[side]);
+    }
+    append_run run = {
+        &p, {TOKENS, float32 ? LN_CUDA_ELEMENT_FLOAT32 : LN_CUDA_ELEMENT_BF16, news[0].device, news[1].device}};
+    run_now(append, &run, w->name, "append");
+    for (int side = 0; side < 2; side++) {
+        const pages *to = side ? &p.value : &p.key;
+        unsigned char *got = malloc((size_t)to->bytes);
+        device_fetch(got, to->device.data, to->bytes);
+        int64_t at = 0, wrong = 0, first = -1;
+        for (; at < to->bytes; at += 2) {
+            uint16_t a, b;
+            memcpy(&a, got + at, 2);
+            memcpy(&b, to->host + at, 2);
+            const bool same = a == b || (w->format == BF16 && same_half(a, b));
+            if (!same && first < 0) first = at;
+            wrong += !same;
+        }
+        EXPECT(wrong == 0, "%s: %lld halves of the %s appended wrongly, from byte %lld on", w->name, (long long)wrong,
+               side ? "values" : "keys", (long long)first);
+        free(got);
+    }
+    for (int s = 0; s < p.sequences; s++) {
+        if (p.lengths[s] < TOKENS) continue;
+        tensor keys = tensor_open(TOKENS, heads, size, PADDED, ELEMENT_BF16),
+               values = tensor_open(TOKENS, heads, size, PACKED, ELEMENT_BF16);
+        expect_read(&p, &keys, &values, read, s, TOKENS);
+        tensor_close(&keys);
+        tensor_close(&values);
+    }
+    printf("  %-34s appended and read\n", w->name);
+    tensor_close(&news[0]);
+    tensor_close(&news[1]);
+    free(read);
+    free(row);
+    problem_close(&p);
+}
+
+static void check_pages(const check_options *options) {
+    static const ln_cuda_page_format formats[] = {BF16, F16, Q8_0, Q4_0, Q4, Q2};
+    static const int sizes[] = {64, 96, 128, 256};
+    for (int i = 0; i < 6; i++)
+        for (int k = 0; k < 4; k++) {
+            char name[64];
+            snprintf(name, sizeof name, "pages of format %d, size %d", (int)formats[i], sizes[k]);
+            if (!work_wanted(options, name, 1e5)) continue;
+            const work w = {name,        formats[i], 4, 2, sizes[k], 0, {70, 3, 16, 37}, 4, k == 1 ? 0 : 16 << k % 3,
+                            .queries = 1};
+            check_append(&w, k % 2 == 0);
+        }
 }
 
 /* ---- bench ---- */

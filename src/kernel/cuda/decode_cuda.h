@@ -108,14 +108,17 @@ typedef struct ln_cuda_decode_tensors {
 ln_cuda_code ln_cuda_decode_run(const ln_cuda_decode *decode, const ln_cuda_decode_plan *plan,
                                 const ln_cuda_decode_tensors *tensors, void *workspace, void *stream);
 
-/* New keys or values, [sequences * queries][key_value_heads][size], rounded as on the CPU into the pages: they are the
- * last `queries` tokens of each length. Started before ln_cuda_decode_run on its stream. */
+/* New keys and values, row s * tokens + i token i of sequence s. */
 typedef struct ln_cuda_decode_rows {
-    ln_cuda_tensor rows;
+    int64_t tokens;          /* of each sequence */
     ln_cuda_element element; /* bf16 or float32 */
+    ln_cuda_tensor key, value;
 } ln_cuda_decode_rows;
+
+/* Rounds them into the pages as the CPU does, as the last `tokens` tokens of each length; those that would lie before
+ * the first are left out. No plan is needed; of `decode` sizes, heads, sequences, pages and format are read. */
 ln_cuda_code ln_cuda_decode_append(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors,
-                                   const ln_cuda_decode_rows *keys, const ln_cuda_decode_rows *values, void *stream);
+                                   const ln_cuda_decode_rows *rows, void *stream);
 /* Tokens first .. first + tokens - 1 of a sequence, rounded to bf16, for attention of a prompt. */
 ln_cuda_code ln_cuda_decode_unpack(const ln_cuda_decode *decode, const ln_cuda_decode_tensors *tensors,
                                    int64_t sequence, int64_t first, int64_t tokens, const ln_cuda_tensor *keys,

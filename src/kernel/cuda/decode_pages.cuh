@@ -122,13 +122,14 @@ template <int BITS> struct block_search {
         }
         return block_sum(sum);
     }
-    __device__ __forceinline__ void try_range(float low, float high) {
+    /* All lanes of a warp take part; `wanted` is the same in a block. */
+    __device__ __forceinline__ void try_range(float low, float high, bool wanted) {
         const uint32_t half = f16_bits(divided(plus(high, -low), (float)top)), most = 0x7c00u - 32;
         const uint32_t stored = min((half + 16) / 32 * 32, most);
         const float next = half_float(stored), zero = next > 0 ? divided(divided(-low, next), unit) : 0.0f;
         const int nearest = (int)plus(zero > 0 ? zero < 63 ? zero : 63.0f : 0.0f, 0.5f);
         const float from = -times(next, times((float)nearest, unit)), worse = error_of(next, from);
-        if (!(worse < error)) return;
+        if (!wanted || !(worse < error)) return;
         step = next, minimum = from, error = worse, word = stored >> 5 << 6 | (uint32_t)nearest;
     }
     __device__ __forceinline__ void refine() {
@@ -144,7 +145,7 @@ template <int BITS> struct block_search {
                     spread = plus(times(n, block_sum(c2)), -times(c, c)), both = block_sum(cx);
         const float better = divided(plus(times(n, both), -times(c, all)), spread),
                     low = divided(plus(all, -times(better, c)), n);
-        if (spread > 0 && better > 0) try_range(low, plus(low, times(better, (float)top)));
+        try_range(low, plus(low, times(better, (float)top)), spread > 0 && better > 0);
     }
 };
 
@@ -161,7 +162,7 @@ template <int BITS> static __device__ __forceinline__ uint32_t encode_low(const 
 #pragma unroll 1
     for (int i = 0; i < block_search<BITS>::tries; i++) {
         const float factor = plus(1.0f, -times(block_search<BITS>::narrower, (float)i));
-        search.try_range(times(factor, low), times(factor, high));
+        search.try_range(times(factor, low), times(factor, high), true);
     }
 #pragma unroll 1
     for (int i = 0; i < block_search<BITS>::refinements; i++) search.refine();
