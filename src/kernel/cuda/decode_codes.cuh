@@ -9,6 +9,8 @@
 #ifndef LN_KERNEL_CUDA_DECODE_CODES_CUH
 #define LN_KERNEL_CUDA_DECODE_CODES_CUH
 
+#include <string.h>
+
 #include "kernel/cuda/decode_layout.h"
 #include "kernel/cuda/instructions.cuh"
 
@@ -109,7 +111,8 @@ static __device__ __forceinline__ void load_eight(float (&x)[8], const void *dat
 /* The step in the low (0) or high half of a word of scales. */
 template <int FORMAT> static __device__ __forceinline__ float step_of(uint32_t scales, int half) {
     const uint32_t bits = page_codes<FORMAT>::zeros ? (scales & 0xffc0ffc0u) >> 1 : scales;
-    const __half2 both = *(const __half2 *)&bits;
+    __half2 both;
+    memcpy(&both, &bits, sizeof both);
     return half ? __high2float(both) : __low2float(both);
 }
 /* What is to be taken from a code with its bias, of a scale in the low half. */
