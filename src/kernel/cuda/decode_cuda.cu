@@ -134,10 +134,6 @@ static int element_bytes(ln_cuda_element element) {
     return element == LN_CUDA_ELEMENT_FLOAT32 ? 4 : 2;
 }
 
-static int page_rows(const ln_cuda_page_part *part) {
-    return part->token_stride ? (int)(part->page_stride / part->token_stride) : 0;
-}
-
 static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan *plan,
                              const ln_cuda_decode_tensors *tensors, void *workspace) {
     const double log2_e = 1.4426950408889634;
@@ -157,10 +153,6 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     run.least = 64 >> plan->kernel->unit_shift;
     run.scale = (float)((d->soft_cap > 0 ? d->soft_cap : d->scale) * log2_e);
     run.cap_scale = d->soft_cap > 0 ? (float)(2 * log2_e * d->scale / d->soft_cap) : 0;
-    if (d->format <= LN_CUDA_PAGE_F16) {
-        run.key_rows = page_rows(&tensors->key);
-        run.value_rows = page_rows(&tensors->value);
-    }
     run.query_element = d->query_element;
     run.output_float32 = d->output_element == LN_CUDA_ELEMENT_FLOAT32;
     run.tickets = plan->joined ? NULL : (unsigned *)workspace;
@@ -168,36 +160,50 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     return run;
 }
 
-/* Boxes of 64 columns of `rows` tokens of one head: the tensor [token of any page][head][column]. How many pages there
- * are is not known here. */
-static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_decode *d, const ln_cuda_page_part *part, int64_t size,
-                             int64_t rows) {
+/* The tensor [row][line of 128 bytes][64 elements], and boxes of some of them. How many pages there are is not known
+ * here. */
+static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_decode *d, const ln_cuda_page_part *part,
+                             const ln::page_steps *steps, int64_t lines, int64_t box_lines, int64_t box_rows) {
     cudaDriverEntryPointQueryResult found;
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
     if (error != cudaSuccess) return ln_cuda_code_of(error);
     if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
-    if (part->token_stride == 0 || part->page_stride % part->token_stride) return LN_CUDA_ARGUMENT;
-    const int64_t page = part->page_stride / part->token_stride;
-    const cuuint64_t tokens = d->page_tokens ? INT_MAX : (cuuint64_t)((d->sequences - 1) * page + d->capacity);
-    const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)d->key_value_heads, tokens};
-    const cuuint64_t strides[2] = {(cuuint64_t)part->head_stride, (cuuint64_t)part->token_stride};
-    const cuuint32_t box[3] = {64, 1, (cuuint32_t)rows}, steps[3] = {1, 1, 1};
-    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, part->data, extents, strides, box, steps,
+    const int64_t heads = d->key_value_heads - 1,
+                  tokens = (d->sequences - 1) * steps->page + heads * steps->head + d->capacity;
+    const cuuint64_t extents[3] = {64, (cuuint64_t)(lines + heads * steps->lines),
+                                   d->page_tokens ? (cuuint64_t)INT_MAX : (cuuint64_t)tokens};
+    const cuuint64_t strides[2] = {128, (cuuint64_t)part->token_stride};
+    const cuuint32_t box[3] = {64, (cuuint32_t)box_lines, (cuuint32_t)box_rows}, each[3] = {1, 1, 1};
+    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, part->data, extents, strides, box, each,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
 }
 
+/* Of heads that are rows apart, or lines of a row. */
+static bool page_steps_of(const ln_cuda_page_part *part, ln::page_steps *steps) {
+    const int64_t row = part->token_stride;
+    if (row == 0 || part->page_stride % row) return false;
+    const bool lines = part->head_stride % row != 0;
+    if (lines && part->head_stride % 128) return false;
+    *steps = {(int)(part->page_stride / row), lines ? 0 : (int)(part->head_stride / row),
+              lines ? (int)(part->head_stride / 128) : 0};
+    return true;
+}
+
 /* What kernels for compute capability 9.0 are told of plain pages. */
-static ln_cuda_code describe_pages(CUtensorMap *maps, const ln_cuda_decode *d, const ln_cuda_decode_plan *plan,
-                                   const ln_cuda_decode_tensors *tensors) {
+static ln_cuda_code describe_pages(CUtensorMap *maps, ln::decode_run *run, const ln_cuda_decode *d,
+                                   const ln_cuda_decode_plan *plan) {
     const int64_t unit = 1 << plan->kernel->unit_shift,
-                  rows = d->page_tokens && d->page_tokens < unit ? d->page_tokens : unit;
+                  rows = d->page_tokens && d->page_tokens < unit ? d->page_tokens : unit, lines = d->key_size / 64;
     if (plan->kernel->major != 9 || d->format > LN_CUDA_PAGE_F16 || d->capacity == 0) return LN_CUDA_OK;
-    const ln_cuda_code code = describe(&maps[0], d, &tensors->key, d->key_size, rows);
-    return code || d->value_in_key ? code : describe(&maps[1], d, &tensors->value, d->value_size, rows);
+    if (!page_steps_of(&run->of.key, &run->key)) return LN_CUDA_ARGUMENT;
+    const ln_cuda_code code = describe(&maps[0], d, &run->of.key, &run->key, lines, d->value_in_key ? 1 : lines, rows);
+    if (code || d->value_in_key) return code;
+    if (!page_steps_of(&run->of.value, &run->value)) return LN_CUDA_ARGUMENT;
+    return describe(&maps[1], d, &run->of.value, &run->value, lines, lines, rows);
 }
 
 ln_cuda_code ln_cuda_decode_run(const ln_cuda_decode *decode, const ln_cuda_decode_plan *plan,
@@ -207,10 +213,10 @@ ln_cuda_code ln_cuda_decode_run(const ln_cuda_decode *decode, const ln_cuda_deco
         !ln_cuda_tensor_right(&tensors->output, element_bytes(decode->output_element)))
         return LN_CUDA_ARGUMENT;
     if (!pages_right(decode, tensors) || !workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
-    const ln::decode_run run = run_of(decode, plan, tensors, workspace);
+    ln::decode_run run = run_of(decode, plan, tensors, workspace);
     CUtensorMap maps[2] = {};
-    void *const arguments[] = {(void *)&run, &maps[0], &maps[1]};
-    const ln_cuda_code code = describe_pages(maps, decode, plan, tensors);
+    void *const arguments[] = {&run, &maps[0], &maps[1]};
+    const ln_cuda_code code = describe_pages(maps, &run, decode, plan);
     if (code) return code;
     return plan->kernel->start(arguments, (int)(plan->tiles * plan->shares), stream);
 }

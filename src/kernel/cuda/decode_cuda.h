@@ -38,7 +38,7 @@ enum { LN_CUDA_TILE = 16, LN_CUDA_QUERIES = 8 /* most queries of a sequence */ }
 
 /* The keys or the values of all pages: token t of page p and head h is at data + p * page_stride + h * head_stride, and
  * then t * token_stride, or in tile t / LN_CUDA_TILE of the tiles that lie one after the other there. Strides in bytes,
- * multiples of 16; of plain pages, page_stride a multiple of token_stride. */
+ * multiples of 16. Of plain pages the page_stride is a multiple of token_stride, and the head_stride is, or of 128. */
 typedef struct ln_cuda_page_part {
     void *data;
     int64_t page_stride, head_stride, token_stride;

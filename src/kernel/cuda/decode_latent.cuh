@@ -51,8 +51,8 @@ static __device__ __forceinline__ void copy_unit(const CUtensorMap *map, const d
                              : at.sequence;
 #pragma unroll 1
         for (int column = 0; column < KEY; column += 64)
-            copy_box(tile + column / 64 * PANEL + i * rows * 128, map, full, column, 0,
-                     page * run.key_rows + (first & (page_tokens - 1)));
+            copy_box_once(tile + column / 64 * PANEL + i * rows * 128, map, full, 0, column / 64,
+                          page * run.key.page + (first & (page_tokens - 1)));
     }
 }
 

@@ -160,9 +160,10 @@ static __device__ __forceinline__ decode_result merge_blocks(const decode_run &r
 
 /* Whether this block is the last of the segment's to have stored its result; all its threads see those of the others.
  */
+template <class RING>
 static __device__ __forceinline__ bool last_to_arrive(const decode_run &run, const decode_segment &at, int tile,
                                                       int count, const decode_merge &merge) {
-    __syncthreads();
+    RING::meet();
     if (threadIdx.x == 0) {
         __threadfence();
         unsigned *ticket = run.tickets + ((int64_t)at.sequence * run.key_value_heads + at.head) * run.tiles + tile;
@@ -171,12 +172,12 @@ static __device__ __forceinline__ bool last_to_arrive(const decode_run &run, con
         *merge.last = last;
         __threadfence();
     }
-    __syncthreads();
+    RING::meet();
     return *merge.last != 0;
 }
 
 /* What is to be done with the results of all warps for a segment. */
-template <int SIZE, int ROWS, int WARPS>
+template <int SIZE, int ROWS, int WARPS, class RING>
 static __device__ __forceinline__ void decode_finish(const decode_run &run, const decode_segment &at, int share,
                                                      const decode_merge &merge) {
     constexpr int quarters = SIZE / 4;
@@ -197,7 +198,7 @@ static __device__ __forceinline__ void decode_finish(const decode_run &run, cons
             __stcg(to + ROWS * (SIZE + 1) + row, all.sum);
         }
     }
-    if (shares.count == 1 || !run.tickets || !last_to_arrive(run, at, tile, shares.count, merge)) return;
+    if (shares.count == 1 || !run.tickets || !last_to_arrive<RING>(run, at, tile, shares.count, merge)) return;
     for (int i = threadIdx.x; i < rows * quarters; i += 32 * WARPS) {
         const int row = i / quarters, column = i % quarters * 4;
         const decode_result all = merge_blocks<SIZE, ROWS>(run, shares, tile, row, column);

@@ -51,7 +51,7 @@ template <class SHAPE> static __device__ __forceinline__ void copy_codes(char *t
 /* Starts the copy of the cursor's unit, if there is one, and moves it to the warp's next. */
 template <class SHAPE>
 static __device__ __forceinline__ void copy_unit(const decode_run &run, decode_cursor &next, char *stage) {
-    if (next.unit < next.at.end) {
+    if (cursor_valid(next)) {
         const ln_cuda_decode_tensors &of = run.of;
         const int token = (next.at.first + next.unit) * LN_CUDA_TILE, head = next.at.head;
         const int64_t inside = token & ((1 << run.page_shift) - 1);
@@ -67,7 +67,7 @@ static __device__ __forceinline__ void copy_unit(const decode_run &run, decode_c
             copy_codes<SHAPE>(stage + SHAPE::tile, value + inside / LN_CUDA_TILE * SHAPE::tile);
         }
         next.unit += SHAPE::WARPS;
-        cursor_settle<SHAPE>(run, next);
+        cursor_settle(run, next);
     }
     copies_commit();
 }
@@ -75,21 +75,26 @@ static __device__ __forceinline__ void copy_unit(const decode_run &run, decode_c
 template <class SHAPE> struct copied_ring {
     char *stages;
     int stage;
+    decode_cursor next;
 
-    __device__ __forceinline__ void open(const decode_run &run, decode_cursor &next) {
-        stage = 0;
+    __device__ __forceinline__ void open(const decode_run &run, const decode_segment &first) {
+        next = cursor_open(run, first, (int)threadIdx.x / 32);
 #pragma unroll 1
-        for (int i = 0; i < SHAPE::STAGES; i++) copy_unit<SHAPE>(run, next, stages + i * SHAPE::stage);
+        for (stage = 0; stage < SHAPE::STAGES; stage++) copy_unit<SHAPE>(run, next, stages + stage * SHAPE::stage);
+        stage = 0;
     }
     __device__ __forceinline__ char *await() {
         copies_wait<SHAPE::STAGES - 1>();
         __syncwarp();
         return stages + stage * SHAPE::stage;
     }
-    __device__ __forceinline__ void refill(const decode_run &run, decode_cursor &next) {
+    __device__ __forceinline__ void leave(const decode_run &run, bool) {
         __syncwarp();
         copy_unit<SHAPE>(run, next, stages + stage * SHAPE::stage);
         if (++stage == SHAPE::STAGES) stage = 0;
+    }
+    static __device__ __forceinline__ void meet() {
+        __syncthreads();
     }
 };
 
@@ -97,7 +102,7 @@ template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_portable(const __grid_constant__ decode_run run) {
     char *memory = block_memory();
-    copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0};
+    copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0, {}};
     decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
     copies_wait<0>();
 }

@@ -17,9 +17,9 @@
 
 namespace ln {
 
-/* How plain rows lie in a stage: in the order in which lanes read them; in panels of 64 columns whose pieces the copy
- * engine exchanged; as they are in memory. */
-enum decode_order { LANE_ORDER, PANEL_ORDER, ROW_ORDER };
+/* How plain rows lie in a stage: in the order in which lanes read them; or as they are in memory, by lines of 128 bytes
+ * whose eight pieces the copy engine has exchanged by the number of the line (swizzle). */
+enum decode_order { LANE_ORDER, LINE_ORDER };
 
 template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_, int ORDER_, int BLOCKS_> struct decode_shape {
     static constexpr int FORMAT = FORMAT_, SIZE = SIZE_, COLUMNS = COLUMNS_, WARPS = WARPS_, STAGES = STAGES_;
@@ -29,33 +29,45 @@ template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_, int ORD
     static constexpr int tile_codes = LN_CUDA_TILE * SIZE * codes::bits / 8;
     static constexpr int tile = tile_codes + (codes::plain ? 0 : SIZE), stage = 2 * tile;
     static constexpr int ring_bytes = WARPS * STAGES * stage;
-    /* Of panels, eight lanes that read at once then meet all banks, in keys and in values. */
-    static constexpr bool turned = ORDER == PANEL_ORDER && codes::plain;
-    static __device__ __forceinline__ int row_token(int line) { return turned ? line ^ (line & 1) << 2 : line; }
+    /* Which token line g of the operands is: such that of rows in LINE_ORDER eight lanes that read at once meet all
+     * banks (of size 256, half of them, in values). */
+    static __device__ __forceinline__ int row_token(int line) {
+        const int c = line / 2;
+        if (ORDER == LANE_ORDER || !codes::plain) return line;
+        if (SIZE == 64) return line ^ (line & 1) << 2;
+        return line % 2 == 0 ? c : 4 + (c ^ (SIZE == 128 ? 2 : SIZE == 256 ? 1 : 0));
+    }
     static constexpr int shared_bytes = ring_bytes + decode_merge_bytes(SIZE, rows, WARPS);
 };
 
 /* ---- where the copies of a warp are ---- */
 
-/* Where a warp's copies are: a unit of a segment, ahead of its products. */
+/* The next unit of a warp that is to be copied, of a segment ahead of its products. */
 struct decode_cursor {
     decode_segment at;
-    int unit, page;
+    int unit, page, warp;
 };
 
-static __device__ __forceinline__ int page_of(const decode_run &run, const decode_cursor &next) {
-    const int tile = next.at.first + next.unit;
-    return run.of.page_table
-               ? run.of.page_table[next.at.sequence * run.of.table_stride + (tile >> (run.page_shift - 4))]
-               : next.at.sequence;
-}
-template <class SHAPE>
+/* Over the ends of segments; learns the unit's page, long before it is needed. */
 static __device__ __forceinline__ void cursor_settle(const decode_run &run, decode_cursor &next) {
     while (next.unit >= next.at.end && next.at.left > 0) {
         segment_next(run, next.at);
-        next.unit = (int)threadIdx.x / 32;
+        next.unit = next.warp;
     }
-    if (next.unit < next.at.end) next.page = page_of(run, next);
+    if (next.unit >= next.at.end) return;
+    const int tile = next.at.first + next.unit;
+    next.page = run.of.page_table
+                    ? run.of.page_table[next.at.sequence * run.of.table_stride + (tile >> (run.page_shift - 4))]
+                    : next.at.sequence;
+}
+static __device__ __forceinline__ decode_cursor cursor_open(const decode_run &run, const decode_segment &first,
+                                                            int warp) {
+    decode_cursor next = {first, first.begin + warp, 0, warp};
+    cursor_settle(run, next);
+    return next;
+}
+static __device__ __forceinline__ bool cursor_valid(const decode_cursor &next) {
+    return next.unit < next.at.end;
 }
 
 /* ---- queries ---- */
@@ -173,7 +185,7 @@ template <class SHAPE> struct decode_state {
                 const float from = first ? 0 : base[t][e];
                 score[t][e] = fmaf(score[t][e], scale, -from);
                 score[t][2 + e] = fmaf(score[t][2 + e], scale, -from);
-                grown = grown || first || fmaxf(score[t][e], score[t][2 + e]) > 8.0f;
+                grown = grown || fmaxf(score[t][e], score[t][2 + e]) > (first ? -CUDART_INF_F : 8.0f);
             }
         if (__any_sync(~0u, grown)) move(score);
 #pragma unroll
@@ -194,27 +206,25 @@ static __device__ __forceinline__ void multiply_add(float *sum, const uint32_t *
         add_product(sum, left, right);
 }
 
-/* Panels of 64 columns of 16 tokens (128 bytes each), pieces exchanged by the token (swizzle). */
-static __device__ __forceinline__ const uint4 *panel_piece(const char *tile, int panel, int token, int piece) {
-    return (const uint4 *)(tile + panel * 2048 + token * 128 + (piece ^ token % 8) * 16);
+/* Piece `piece` of a token's row in LINE_ORDER. */
+template <class SHAPE>
+static __device__ __forceinline__ const uint4 *line_piece(const char *tile, int token, int piece) {
+    const int line = token * (SHAPE::SIZE / 64) + piece / 8;
+    return (const uint4 *)(tile + line * 128 + (piece % 8 ^ line % 8) * 16);
 }
 /* Elements 32 j + 8 c .. + 7 of the token of line g, or of that of line g + 8 (half 1). */
 template <class SHAPE> static __device__ __forceinline__ const uint4 *key_piece(const char *tile, int j, int half) {
     const int lane = threadIdx.x % 32;
-    if constexpr (SHAPE::ORDER == PANEL_ORDER)
-        return panel_piece(tile, j / 2, SHAPE::row_token(lane / 4) + 8 * half, j % 2 * 4 + lane % 4);
-    else if constexpr (SHAPE::ORDER == ROW_ORDER)
-        return (const uint4 *)(tile + (lane / 4 + 8 * half) * SHAPE::SIZE * 2 + j * 64 + lane % 4 * 16);
+    if constexpr (SHAPE::ORDER == LINE_ORDER)
+        return line_piece<SHAPE>(tile, SHAPE::row_token(lane / 4) + 8 * half, 4 * j + lane % 4);
     else
         return (const uint4 *)tile + (2 * j + half) * 32 + lane;
 }
 /* Elements 64 j + 8 g .. + 7 of the token of line 2 c + i % 2 + 8 (i / 2). */
 template <class SHAPE> static __device__ __forceinline__ const uint4 *value_piece(const char *tile, int j, int i) {
     const int lane = threadIdx.x % 32;
-    if constexpr (SHAPE::ORDER == PANEL_ORDER)
-        return panel_piece(tile, j, SHAPE::row_token(lane % 4 * 2 + i % 2) + 8 * (i / 2), lane / 4);
-    else if constexpr (SHAPE::ORDER == ROW_ORDER)
-        return (const uint4 *)(tile + (lane % 4 * 2 + i % 2 + 8 * (i / 2)) * SHAPE::SIZE * 2 + j * 128 + lane / 4 * 16);
+    if constexpr (SHAPE::ORDER == LINE_ORDER)
+        return line_piece<SHAPE>(tile, SHAPE::row_token(lane % 4 * 2 + i % 2) + 8 * (i / 2), 8 * j + lane / 4);
     else
         return (const uint4 *)tile + (4 * j + i) * 32 + lane;
 }
@@ -341,11 +351,9 @@ static __device__ __forceinline__ void code_scores(float (&score)[SHAPE::COLUMNS
     }
 }
 
-/* present: tokens g and g + 8 are there; scales of others are anything. */
 template <class SHAPE>
 static __device__ __forceinline__ void code_outputs(decode_state<SHAPE> &state, const char *stage,
-                                                    const float (&weight)[SHAPE::COLUMNS][4],
-                                                    const bool (&present)[2]) {
+                                                    const float (&weight)[SHAPE::COLUMNS][4]) {
     using codes = typename SHAPE::codes;
     decode_granules<SHAPE> values;
     values.load(stage);
@@ -361,7 +369,7 @@ static __device__ __forceinline__ void code_outputs(decode_state<SHAPE> &state, 
             uint32_t right[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const float known = step_of<SHAPE::FORMAT>(values.scale[b], h), step = present[h] ? known : 0;
+                const float step = step_of<SHAPE::FORMAT>(values.scale[b], h);
                 const uint32_t pair = pack(weight[t][2 * h] * step, weight[t][2 * h + 1] * step);
                 if constexpr (codes::zeros) {
                     const float zero =
@@ -398,22 +406,28 @@ static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], c
         }
 }
 
-/* Values of tokens that no row sees may be anything: their weights are 0, but 0 times infinity is not. */
+/* Values of tokens that no row sees may be anything, their scales too: their weights are 0, but 0 times infinity is
+ * not.
+ */
 template <class SHAPE>
 static __device__ __forceinline__ void clear_values(char *tile, const decode_run &run, const decode_segment &at,
                                                     int token) {
-    constexpr int width = SHAPE::ORDER == PANEL_ORDER ? 128 : SHAPE::SIZE * 2;
     const decode_sight some = seen_by_some(run, at.length);
+    constexpr int width = SHAPE::codes::plain ? SHAPE::SIZE * 2 : SHAPE::SIZE / 16; /* bytes of a token */
 #pragma unroll 1
-    for (int i = threadIdx.x % 32 * 16; i < SHAPE::tile; i += 512) {
-        const int key = token + i / width % LN_CUDA_TILE;
-        if (key < some.low || key >= some.high) *(uint4 *)(tile + i) = {0, 0, 0, 0};
+    for (int i = (int)threadIdx.x % 32 * 2; i < LN_CUDA_TILE * width; i += 64) {
+        const int line = i / width, at = i % width;
+        if (token + line >= some.low && token + line < some.high) continue;
+        char *to = SHAPE::codes::plain ? tile + line * width + at
+                                       : tile + ln_cuda_scale_place(SHAPE::codes::format, SHAPE::SIZE, line, at / 2);
+        *(uint16_t *)to = 0;
     }
     __syncwarp();
 }
 
+/* Returns whether it has written to the stage. */
 template <class SHAPE>
-static __device__ __forceinline__ void take_unit(const decode_run &run, const decode_segment &at, int unit, char *stage,
+static __device__ __forceinline__ bool take_unit(const decode_run &run, const decode_segment &at, int unit, char *stage,
                                                  const decode_queries<SHAPE> &query, decode_state<SHAPE> &state) {
     const int token = (at.first + unit) * LN_CUDA_TILE;
     float score[SHAPE::COLUMNS][4] = {};
@@ -430,18 +444,15 @@ static __device__ __forceinline__ void take_unit(const decode_run &run, const de
     const bool whole = token >= all.low && token + LN_CUDA_TILE <= all.high;
     if (!whole) {
         mask<SHAPE>(score, run, at, token);
-        if constexpr (SHAPE::codes::plain && SHAPE::ORDER != LANE_ORDER)
+        if constexpr (!SHAPE::codes::plain || SHAPE::ORDER != LANE_ORDER)
             clear_values<SHAPE>(stage + SHAPE::tile, run, at, token);
     }
     state.weigh(score, run.scale);
-    if constexpr (SHAPE::codes::plain) {
+    if constexpr (SHAPE::codes::plain)
         plain_outputs<SHAPE>(state, stage + SHAPE::tile, score);
-    } else {
-        const int key = token + (int)threadIdx.x % 32 / 4;
-        const decode_sight some = seen_by_some(run, at.length);
-        const bool present[2] = {key >= some.low && key < some.high, key + 8 >= some.low && key + 8 < some.high};
-        code_outputs<SHAPE>(state, stage + SHAPE::tile, score, present);
-    }
+    else
+        code_outputs<SHAPE>(state, stage + SHAPE::tile, score);
+    return !whole;
 }
 
 /* ---- the end of a segment ---- */
@@ -479,31 +490,27 @@ static __device__ __forceinline__ void give_result(decode_state<SHAPE> &state, c
         }
 }
 
-/* The block's work. RING brings a warp its units in order: open (from the first on), await (the next one), refill
- * (after it was used). */
+/* The block's work. RING brings a warp its units in order: open (from the first on), await (the next one), leave (after
+ * it was used); meet: all warps that do this work. */
 template <class SHAPE, class RING>
 static __device__ __forceinline__ void decode_block(const decode_run &run, RING &ring, char *merging) {
     const int warp = threadIdx.x / 32;
     const decode_merge merge = decode_merge_open(merging, SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
     int share;
     decode_segment here = segment_first(run, &share);
-    decode_cursor next = {here, here.begin + warp, 0};
-    cursor_settle<SHAPE>(run, next);
-    ring.open(run, next);
+    ring.open(run, here);
     while (here.begin < here.end) {
         decode_queries<SHAPE> query;
         decode_state<SHAPE> state;
         query.load(run, here);
         state.open();
 #pragma unroll 1
-        for (int unit = here.begin + warp; unit < here.end; unit += SHAPE::WARPS) {
-            take_unit<SHAPE>(run, here, unit, ring.await(), query, state);
-            ring.refill(run, next);
-        }
+        for (int unit = here.begin + warp; unit < here.end; unit += SHAPE::WARPS)
+            ring.leave(run, take_unit<SHAPE>(run, here, unit, ring.await(), query, state));
         give_result<SHAPE>(state, merge);
-        __syncthreads();
-        decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS>(run, here, share, merge);
-        __syncthreads();
+        RING::meet();
+        decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS, RING>(run, here, share, merge);
+        RING::meet();
         if (here.left == 0) break;
         segment_next(run, here);
     }

@@ -13,6 +13,12 @@
 
 namespace ln {
 
+/* Where plain rows are in what the copy engine was told, [row][lines of 128 bytes]: a page is so many rows after the
+ * one before, a head so many rows and so many lines. */
+struct page_steps {
+    int page, head, lines;
+};
+
 /* What a kernel is given. */
 struct decode_run {
     ln_cuda_decode_tensors of;
@@ -21,9 +27,9 @@ struct decode_run {
     int tiles, shares;          /* tiles of rows; blocks: tiles * shares */
     int page_shift, unit_shift; /* log2 of the tokens of a page and of a unit */
     int window, least;          /* least: units of a share */
-    int key_rows, value_rows;   /* page_stride / token_stride */
-    float scale;                /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
-    float cap_scale;            /* 2 scale / cap, with log2(e) in it; 0: no cap */
+    page_steps key, value;
+    float scale;     /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
+    float cap_scale; /* 2 scale / cap, with log2(e) in it; 0: no cap */
     int query_element, output_float32;
     unsigned *tickets; /* [sequences][key_value_heads][tiles], 0 before and after a run; NULL: another kernel joins */
     float *partial;    /* [blocks][2][rows of a tile][value_size + 2] */
