@@ -94,6 +94,8 @@ static __global__ void __launch_bounds__(bulk_shape<SHAPE>::threads, SHAPE::BLOC
     barriers_opened();
     __syncthreads();
     if (warp == SHAPE::WARPS) {
+        if constexpr (SHAPE::codes::plain)
+            if (threadIdx.x % 32 < 2) map_prefetch(threadIdx.x % 32 ? &value_map : &key_map);
         bulk_produce<SHAPE>({&key_map, &value_map}, run, memory, full, empty);
         return;
     }

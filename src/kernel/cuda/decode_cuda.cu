@@ -14,10 +14,15 @@
 
 const ln_cuda_decode_kernel *ln_cuda_decode_kernels(int row) {
     static const ln_cuda_decode_kernel none = {};
-    if (row < 0) return &none;
-    if (row < ln_cuda_decode_hopper_count) return &ln_cuda_decode_hopper_kernels[row];
-    row -= ln_cuda_decode_hopper_count;
-    return row < ln_cuda_decode_portable_count ? &ln_cuda_decode_portable_kernels[row] : &none;
+    const struct {
+        const ln_cuda_decode_kernel *rows;
+        int count;
+    } tables[] = {{ln_cuda_decode_hopper_kernels, ln_cuda_decode_hopper_count},
+                  {ln_cuda_decode_portable_kernels, ln_cuda_decode_portable_count},
+                  {ln_cuda_decode_codes_portable_kernels, ln_cuda_decode_codes_portable_count}};
+    for (int i = 0; i < 3 && row >= 0; row -= tables[i++].count)
+        if (row < tables[i].count) return &tables[i].rows[row];
+    return &none;
 }
 
 int64_t ln_cuda_tile_bytes(ln_cuda_page_format format, int64_t size) {

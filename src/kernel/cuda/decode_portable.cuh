@@ -114,22 +114,24 @@ template <class SHAPE> static ln_cuda_code decode_start(void *const *arguments, 
     return code || of->tickets ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
-template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS, int WAVES = 1>
-static ln_cuda_decode_kernel decode_kernel(const char *name) {
-    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES, LANE_ORDER, BLOCKS>;
-    return {name,
-            (ln_cuda_page_format)FORMAT,
-            SIZE,
-            SIZE,
-            shape::rows,
-            shape::threads,
-            shape::shared_bytes,
-            BLOCKS,
-            WAVES,
-            4,
-            8,
-            false,
-            decode_start<shape>};
+/* What fits into the 99 KiB that a block has on the smaller devices. */
+template <int FORMAT, int SIZE, int COLUMNS> struct portable_choice {
+    static constexpr int warps = SIZE * COLUMNS > 256 ? 2 : 4;
+    template <int STAGES> using of = decode_shape<FORMAT, SIZE, COLUMNS, warps, STAGES, LANE_ORDER, 1>;
+    static constexpr int room = 101376;
+    static constexpr int stages = of<4>::shared_bytes <= room   ? 4
+                                  : of<3>::shared_bytes <= room ? 3
+                                  : of<2>::shared_bytes <= room ? 2
+                                                                : 1;
+    using shape = of<stages>;
+    static_assert(shape::shared_bytes <= room, "too little shared memory");
+};
+
+template <int FORMAT, int SIZE, int COLUMNS> static ln_cuda_decode_kernel portable_kernel(const char *name) {
+    using shape = typename portable_choice<FORMAT, SIZE, COLUMNS>::shape;
+    return {
+        name,  (ln_cuda_page_format)FORMAT, SIZE, SIZE, shape::rows, shape::threads, shape::shared_bytes, 1, 1, 4, 8,
+        false, decode_start<shape>};
 }
 
 } // namespace ln
