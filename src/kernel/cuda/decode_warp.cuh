@@ -315,9 +315,20 @@ template <class SHAPE> struct decode_granules {
             code[whole] = two.x, code[whole + 1] = two.y;
         }
         if constexpr (left % 2 != 0) code[WORDS - 1] = ((const uint32_t *)(tile + (WORDS - 1) * 128))[lane];
-        const uint32_t *scales = (const uint32_t *)(tile + SHAPE::tile_codes) + lane / 4 * SHAPE::blocks;
+        const char *scales = tile + SHAPE::tile_codes + lane / 4 * (SHAPE::blocks * 4);
+        constexpr int step = SHAPE::blocks % 4 == 0 ? 4 : SHAPE::blocks % 2 == 0 ? 2 : 1;
 #pragma unroll
-        for (int b = 0; b < SHAPE::blocks; b++) scale[b] = scales[b];
+        for (int b = 0; b < SHAPE::blocks; b += step) {
+            if constexpr (step == 4) {
+                const uint4 four = *(const uint4 *)(scales + 4 * b);
+                scale[b] = four.x, scale[b + 1] = four.y, scale[b + 2] = four.z, scale[b + 3] = four.w;
+            } else if constexpr (step == 2) {
+                const uint2 two = *(const uint2 *)(scales + 4 * b);
+                scale[b] = two.x, scale[b + 1] = two.y;
+            } else {
+                scale[b] = *(const uint32_t *)(scales + 4 * b);
+            }
+        }
     }
 };
 
