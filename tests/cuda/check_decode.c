@@ -7,7 +7,7 @@
 #include "kernel/cuda/decode_layout.h"
 #include "oracle_decode.h"
 
-enum { SEQUENCES = 8, KERNELS_MOST = 64 };
+enum { SEQUENCES = 8, KERNELS_MOST = 8 };
 
 typedef struct work {
     const char *name;
