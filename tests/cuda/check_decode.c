@@ -7,7 +7,7 @@
 #include "kernel/cuda/decode_layout.h"
 #include "oracle_decode.h"
 
-enum { SEQUENCES = 8, KERNELS_MOST = 64 };
+enum { SEQUENCES = 8, KERNELS_MOST = 8 };
 
 typedef struct work {
     const char *name;
@@ -101,22 +101,8 @@ enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0] };
 
 /* ---- pages ---- */
 
-/* The keys or the values: [page][head][token] (or [page][token][head]) of a pool. */
-typedef struct pages {
-    ln_cuda_page_format format;
-    bool values;
-    int size;
-    ln_cuda_page_part device;
-    unsigned char *host;
-    int64_t bytes;
-} pages;
-
 static int value_size_of(const work *w) {
     return w->value_size ? w->value_size : w->size;
-}
-
-static int64_t bytes_of_tokens(ln_cuda_page_format format, int size, int64_t tokens) {
-    return format <= F16 ? tokens * size * 2 : tokens / LN_CUDA_TILE * ln_cuda_tile_bytes(format, size);
 }
 
 static pages pages_open(const work *w, bool values, int64_t count, int64_t tokens, bool mirrored) {
@@ -136,57 +122,6 @@ static pages pages_open(const work *w, bool values, int64_t count, int64_t token
 static void pages_close(pages *p) {
     device_close(p->device.data);
     free(p->host);
-}
-
-static unsigned char *row_of(const pages *p, int64_t page, int64_t head, int64_t token) {
-    unsigned char *at = p->host + page * p->device.page_stride + head * p->device.head_stride;
-    return at + (p->format <= F16 ? token * p->device.token_stride
-                                  : token / LN_CUDA_TILE * ln_cuda_tile_bytes(p->format, p->size));
-}
-
-static uint16_t random_scale(ln_cuda_page_format format) {
-    const uint16_t half = f16_of((float)(0.02 + 0.1 * random_uniform()));
-    if (format == Q8_0) return f16_of((float)(0.002 + 0.01 * random_uniform()));
-    if (format == Q4_0) return (uint16_t)(half | (random_next() & 1 ? 0x8000 : 0));
-    return (uint16_t)(half >> 5 << 6 | (random_next() & 63));
-}
-
-static void token_fill(const pages *p, int64_t page, int64_t head, int64_t token) {
-    unsigned char *row = row_of(p, page, head, token);
-    for (int i = 0; i < p->size; i++) {
-        if (p->format <= F16) {
-            const uint16_t x = p->format == F16 ? f16_of(random_normal()) : bf16_of(random_normal());
-            memcpy(row + 2 * i, &x, 2);
-            continue;
-        }
-        const int in_tile = (int)(token % LN_CUDA_TILE), bits = ln_cuda_page_bits(p->format);
-        if (i % 32 == 0) {
-            const uint16_t scale = random_scale(p->format);
-            memcpy(row + ln_cuda_scale_place(p->format, p->size, in_tile, i / 32), &scale, 2);
-        }
-        int bit;
-        const int place = ln_cuda_code_place(p->format, p->values, p->size, in_tile, i, &bit);
-        const unsigned mask = (1u << bits) - 1u, code = (unsigned)random_next() & mask;
-        row[place] = (unsigned char)((row[place] & ~(mask << bit)) | code << bit);
-    }
-}
-
-static double value_at(const pages *p, int64_t page, int64_t head, int64_t token, int i) {
-    const unsigned char *row = row_of(p, page, head, token);
-    uint16_t half;
-    if (p->format <= F16) {
-        memcpy(&half, row + 2 * i, 2);
-        return (double)(p->format == F16 ? of_f16(half) : of_bf16(half));
-    }
-    const int in_tile = (int)(token % LN_CUDA_TILE), bits = ln_cuda_page_bits(p->format);
-    memcpy(&half, row + ln_cuda_scale_place(p->format, p->size, in_tile, i / 32), 2);
-    int bit;
-    const int place = ln_cuda_code_place(p->format, p->values, p->size, in_tile, i, &bit);
-    const int code = row[place] >> bit & ((1 << bits) - 1);
-    if (p->format == Q8_0) return (double)of_f16(half) * (int8_t)code;
-    if (p->format == Q4_0) return (double)of_f16(half) * (code - 8);
-    const double zero = (half & 63) * ((1 << bits) - 1) / 63.0;
-    return (double)of_f16((uint16_t)(half >> 6 << 5)) * (code - zero);
 }
 
 /* ---- a case ---- */

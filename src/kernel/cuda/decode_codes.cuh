@@ -31,7 +31,7 @@ template <int FORMAT> struct page_codes {
 /* Codes number i of the low and the high half of a word, with the bias. */
 template <int BITS> static __device__ __forceinline__ uint32_t codes_pair(uint32_t word, int i) {
     constexpr uint32_t mask = ((1u << BITS) - 1) * 0x10001u;
-    return (word >> BITS * i & mask) | 0x43004300u;
+    return take_bits(word >> BITS * i, mask, 0x43004300u);
 }
 /* Byte i of a word of signed bytes whose sign bits are turned. */
 static __device__ __forceinline__ float byte_float(uint32_t word, int i) {

@@ -12,9 +12,7 @@ using namespace ln;
         portable_kernel<format, 96, 1>("portable " name " 96 x 8"),    \
         portable_kernel<format, 96, 2>("portable " name " 96 x 16"),   \
         portable_kernel<format, 192, 1>("portable " name " 192 x 8"),  \
-        portable_kernel<format, 192, 2>("portable " name " 192 x 16"), \
-        portable_kernel<format, 256, 1>("portable " name " 256 x 8"),  \
-        portable_kernel<format, 256, 2>("portable " name " 256 x 16")
+        portable_kernel<format, 256, 1>("portable " name " 256 x 8")
 
 const ln_cuda_decode_kernel ln_cuda_decode_codes_portable_kernels[] = {
     LN_SIZES(LN_CUDA_PAGE_Q8_0, "q8_0"),

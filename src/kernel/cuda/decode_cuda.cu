@@ -183,7 +183,7 @@ static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_decode *d, const ln
     const cuuint32_t box[3] = {64, (cuuint32_t)box_lines, (cuuint32_t)box_rows}, each[3] = {1, 1, 1};
     const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, part->data, extents, strides, box, each,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
 }
 

@@ -1,33 +1,35 @@
-/* The decode kernels for compute capability 9.0. */
+/* The decode kernels for compute capability 9.0: columns of rows, warps, stages and blocks as measured best at size 128
+ * (docs/cuda-ladder-decode.md). Codes in tiles of 8 rows are faster when lanes copy for themselves, with twice the
+ * warps: the warp that copies costs registers, which are given to warps by fours. */
 #include "kernel/cuda/decode_bulk.cuh"
 #include "kernel/cuda/decode_latent.cuh"
+#include "kernel/cuda/decode_portable.cuh"
 #include "kernel/cuda/decode_table.h"
 
 using namespace ln;
 
+template <int FORMAT, int SIZE, int STAGES> static ln_cuda_decode_kernel codes_kernel(const char *name) {
+    return lane_kernel<decode_shape<FORMAT, SIZE, 1, 8, STAGES, LANE_ORDER, 2>, 9>(name);
+}
+
+#define LN_PLAIN(format, name)                                                                                         \
+    bulk_kernel<format, 128, 1, 10, 1, 1>(name " 128 x 8"), bulk_kernel<format, 128, 2, 7, 1, 1>(name " 128 x 16"),    \
+        bulk_kernel<format, 64, 1, 8, 2, 2>(name " 64 x 8"), bulk_kernel<format, 64, 2, 8, 2, 1>(name " 64 x 16"),     \
+        bulk_kernel<format, 192, 1, 8, 1, 1>(name " 192 x 8"), bulk_kernel<format, 192, 2, 7, 1, 1>(name " 192 x 16"), \
+        bulk_kernel<format, 256, 1, 6, 1, 1>(name " 256 x 8")
+#define LN_CODES(format, name, stages)                                                                          \
+    codes_kernel<format, 128, stages>(name " 128 x 8"), bulk_kernel<format, 128, 2, 3, 4, 2>(name " 128 x 16"), \
+        codes_kernel<format, 64, stages>(name " 64 x 8"), bulk_kernel<format, 64, 2, 7, 3, 1>(name " 64 x 16"), \
+        codes_kernel<format, 96, stages>(name " 96 x 8"), bulk_kernel<format, 96, 2, 3, 4, 2>(name " 96 x 16"), \
+        bulk_kernel<format, 192, 1, 3, 3, 2>(name " 192 x 8"), bulk_kernel<format, 256, 1, 3, 3, 2>(name " 256 x 8")
+
 const ln_cuda_decode_kernel ln_cuda_decode_hopper_kernels[] = {
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 1, 8, 2, 1>("bulk bf16 128 w8 s2 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 1, 8, 1, 1>("bulk bf16 128 w8 s1 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 1, 12, 1, 1>("bulk bf16 128 w12 s1 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 1, 6, 2, 1>("bulk bf16 128 w6 s2 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 1, 4, 3, 1>("bulk bf16 128 w4 s3 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 1, 4, 4, 1>("bulk bf16 128 w4 s4 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 1, 4, 2, 2>("bulk bf16 128 w4 s2 b2"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 1, 4, 1, 3>("bulk bf16 128 w4 s1 b3"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 2, 4, 3, 1>("bulk bf16 128 c2 w4 s3 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 128, 2, 8, 1, 1>("bulk bf16 128 c2 w8 s1 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 64, 1, 8, 3, 1>("bulk bf16 64 w8 s3 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 192, 1, 4, 2, 1>("bulk bf16 192 w4 s2 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 256, 1, 4, 2, 1>("bulk bf16 256 w4 s2 b1"),
-    bulk_kernel<LN_CUDA_PAGE_BF16, 256, 1, 8, 1, 1>("bulk bf16 256 w8 s1 b1"),
-    bulk_kernel<LN_CUDA_PAGE_F16, 128, 1, 8, 2, 1>("bulk f16 128 w8 s2 b1"),
-    bulk_kernel<LN_CUDA_PAGE_Q8_0, 128, 1, 8, 2, 1>("bulk q8_0 128 w8 s2 b1"),
-    bulk_kernel<LN_CUDA_PAGE_Q8_0, 128, 1, 8, 1, 2>("bulk q8_0 128 w8 s1 b2"),
-    bulk_kernel<LN_CUDA_PAGE_Q4_0, 128, 1, 8, 3, 2>("bulk q4_0 128 w8 s3 b2"),
-    bulk_kernel<LN_CUDA_PAGE_Q4_0, 128, 1, 12, 3, 1>("bulk q4_0 128 w12 s3 b1"),
-    bulk_kernel<LN_CUDA_PAGE_Q4_0, 128, 1, 4, 2, 4>("bulk q4_0 128 w4 s2 b4"),
-    bulk_kernel<LN_CUDA_PAGE_Q4, 128, 1, 4, 2, 4>("bulk q4 128 w4 s2 b4"),
-    bulk_kernel<LN_CUDA_PAGE_Q2, 128, 1, 4, 2, 4>("bulk q2 128 w4 s2 b4"),
+    LN_PLAIN(LN_CUDA_PAGE_BF16, "bf16"),
+    LN_PLAIN(LN_CUDA_PAGE_F16, "f16"),
+    LN_CODES(LN_CUDA_PAGE_Q8_0, "q8_0", 2),
+    LN_CODES(LN_CUDA_PAGE_Q4_0, "q4_0", 4),
+    LN_CODES(LN_CUDA_PAGE_Q4, "q4", 4),
+    LN_CODES(LN_CUDA_PAGE_Q2, "q2", 4),
     {"latent 64 x 64", LN_CUDA_PAGE_BF16, latent::KEY, latent::VALUE, latent::ROWS, latent::THREADS,
      latent::SHARED_BYTES, 1, 1, latent::UNIT_SHIFT, 9, true, latent::start},
 };

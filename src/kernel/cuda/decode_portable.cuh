@@ -114,6 +114,22 @@ template <class SHAPE> static ln_cuda_code decode_start(void *const *arguments, 
     return code || of->tickets ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
+template <class SHAPE, int MAJOR> static ln_cuda_decode_kernel lane_kernel(const char *name) {
+    return {name,
+            SHAPE::codes::format,
+            SHAPE::SIZE,
+            SHAPE::SIZE,
+            SHAPE::rows,
+            SHAPE::threads,
+            SHAPE::shared_bytes,
+            SHAPE::BLOCKS,
+            1,
+            4,
+            MAJOR,
+            false,
+            decode_start<SHAPE>};
+}
+
 /* What fits into the 99 KiB that a block has on the smaller devices. */
 template <int FORMAT, int SIZE, int COLUMNS> struct portable_choice {
     static constexpr int warps = SIZE * COLUMNS > 256 ? 2 : 4;
@@ -128,10 +144,7 @@ template <int FORMAT, int SIZE, int COLUMNS> struct portable_choice {
 };
 
 template <int FORMAT, int SIZE, int COLUMNS> static ln_cuda_decode_kernel portable_kernel(const char *name) {
-    using shape = typename portable_choice<FORMAT, SIZE, COLUMNS>::shape;
-    return {
-        name,  (ln_cuda_page_format)FORMAT, SIZE, SIZE, shape::rows, shape::threads, shape::shared_bytes, 1, 1, 4, 8,
-        false, decode_start<shape>};
+    return lane_kernel<typename portable_choice<FORMAT, SIZE, COLUMNS>::shape, 8>(name);
 }
 
 } // namespace ln

@@ -46,6 +46,13 @@ template <bool HALF> static __device__ __forceinline__ uint32_t pack_as(float lo
     return HALF ? pack_half(low, high) : pack(low, high);
 }
 
+/* word & mask | more, as one instruction: written as such it is two where both are constants. */
+static __device__ __forceinline__ uint32_t take_bits(uint32_t word, uint32_t mask, uint32_t more) {
+    uint32_t taken;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(taken) : "r"(word), "r"(mask), "r"(more));
+    return taken;
+}
+
 /* 16 bytes to shared memory, zeros where not inside; `from` must be readable all the same. */
 static __device__ __forceinline__ void copy_piece(void *to, const void *from, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),

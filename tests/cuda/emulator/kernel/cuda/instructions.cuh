@@ -59,6 +59,9 @@ template <bool TURN> static inline void store_matrices(void *to, const uint32_t 
     ln_emulator::store_matrices(to, part, 4, TURN);
 }
 
+static inline uint32_t take_bits(uint32_t word, uint32_t mask, uint32_t more) {
+    return (word & mask) | more;
+}
 static inline uint32_t transpose_matrix(uint32_t part) {
     return ln_emulator::transpose_matrix(part);
 }
