@@ -74,7 +74,9 @@ typedef struct linnet_cuda_mixer linnet_cuda_mixer;
  *   forward   retention, lightning_attention, linear_attention, simple_gla, gla, ssd, mlstm, delta_rule,
  *             gated_delta_rule, kda, dplr, rwkv7, selective_scan, short_convolution;
  *   step      the same and mlstm_sigmoid: one token of each sequence, tokens = sequences;
- *   backward  linear_attention, simple_gla, gla, delta_rule, gated_delta_rule, kda, short_convolution.
+ *   backward  linear_attention, simple_gla, gla, delta_rule, gated_delta_rule, kda, dplr, rwkv7, selective_scan,
+ *             short_convolution. output_gradient is bf16; gradients of inputs of settings.type are of settings.output,
+ *             which must be LINNET_BF16 for the last four, those of gates, parameters and states float32.
  * States are float32 in the layout that they have on the processor, so that they may move between the two. state_slots
  * are on the device; linear attention has none in its forward form. LINNET_ERROR_UNSUPPORTED names the row, the size or
  * the option that there is no kernel for. */

@@ -103,6 +103,14 @@ static float *fetched(void *from, int64_t count) {
     must(linnet_cuda_fetch(cuda, to, from, (uint64_t)count * sizeof *to), "fetch");
     return to;
 }
+static float *fetched_bf16(void *from, int64_t count) {
+    uint16_t *bits = malloc((size_t)count * sizeof *bits + 1);
+    float *to = malloc((size_t)count * sizeof *to + 1);
+    must(linnet_cuda_fetch(cuda, bits, from, (uint64_t)count * sizeof *bits), "fetch");
+    for (int64_t i = 0; i < count; i++) to[i] = of_bf16(bits[i]);
+    free(bits);
+    return to;
+}
 static float *random_floats(int64_t count, double scale) {
     float *x = malloc((size_t)count * sizeof *x + 1);
     for (int64_t i = 0; i < count; i++) x[i] = (float)(normal() * scale);
@@ -119,16 +127,17 @@ static uint16_t *rounded(float *x, int64_t count) {
 typedef struct pair {
     float *here, *there; /* there: on the device */
     int64_t count;
+    bool bf16; /* there */
 } pair;
 
-static pair pair_open(int64_t count) {
-    pair p = {malloc((size_t)count * sizeof(float) + 1), poisoned(count * 4), count};
+static pair pair_open(int64_t count, bool bf16) {
+    pair p = {malloc((size_t)count * sizeof(float) + 1), poisoned(count * (bf16 ? 2 : 4)), count, bf16};
     memset(p.here, 0xff, (size_t)count * sizeof(float));
     return p;
 }
 static void pair_expect(pair *p, double tolerance, const char *work, const char *what) {
     if (!p->count) return;
-    float *got = fetched(p->there, p->count);
+    float *got = p->bf16 ? fetched_bf16(p->there, p->count) : fetched(p->there, p->count);
     const double error = distance(got, p->here, p->count);
     EXPECT(error <= tolerance, "%s: %s differs by %.2e of its size", work, what, error);
     free(got);
@@ -145,45 +154,48 @@ typedef struct mixer_work {
     linnet_mixer_form form;
     int64_t key_heads, key_size, value_size, slots;
     double option;
+    bool bf16; /* the output, or gradients */
 } mixer_work;
 
 static const mixer_work MIXERS[] = {
-    {"linear_attention", LINNET_MIXER_FORWARD, 2, 64, 64, 0, 0},
-    {"retention", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0},
-    {"lightning_attention", LINNET_MIXER_FORWARD, 4, 128, 64, 0, 0},
-    {"simple_gla", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0},
-    {"gla", LINNET_MIXER_FORWARD, 4, 64, 128, 0, 0},
-    {"ssd", LINNET_MIXER_FORWARD, 1, 128, 64, 0, 0},
-    {"mlstm", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0},
-    {"delta_rule", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0},
-    {"gated_delta_rule", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0},
-    {"kda", LINNET_MIXER_FORWARD, 4, 128, 128, 0, 0},
-    {"dplr", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0},
-    {"rwkv7", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0},
-    {"selective_scan", LINNET_MIXER_FORWARD, 1, 1, 64, 16, 1},
-    {"short_convolution", LINNET_MIXER_FORWARD, 4, 1, 64, 4, 1},
-    {"linear_attention", LINNET_MIXER_STEP, 2, 64, 64, 0, 0},
-    {"retention", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
-    {"lightning_attention", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
-    {"simple_gla", LINNET_MIXER_STEP, 2, 128, 64, 0, 0},
-    {"gla", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
-    {"ssd", LINNET_MIXER_STEP, 1, 128, 64, 0, 0},
-    {"mlstm", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
-    {"mlstm_sigmoid", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
-    {"delta_rule", LINNET_MIXER_STEP, 2, 64, 64, 0, 0},
-    {"gated_delta_rule", LINNET_MIXER_STEP, 2, 128, 128, 0, 0},
-    {"kda", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
-    {"dplr", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
-    {"rwkv7", LINNET_MIXER_STEP, 4, 64, 64, 0, 0},
-    {"selective_scan", LINNET_MIXER_STEP, 1, 1, 64, 16, 0},
-    {"short_convolution", LINNET_MIXER_STEP, 4, 1, 64, 4, 0},
-    {"linear_attention", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0},
-    {"simple_gla", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0},
-    {"gla", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0},
-    {"delta_rule", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0},
-    {"gated_delta_rule", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0},
-    {"kda", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0},
-    {"short_convolution", LINNET_MIXER_BACKWARD, 4, 1, 64, 4, 1},
+    {"linear_attention", LINNET_MIXER_FORWARD, 2, 64, 64, 0, 0, false},
+    {"retention", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0, false},
+    {"lightning_attention", LINNET_MIXER_FORWARD, 4, 128, 64, 0, 0, false},
+    {"simple_gla", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0, true},
+    {"gla", LINNET_MIXER_FORWARD, 4, 64, 128, 0, 0, false},
+    {"ssd", LINNET_MIXER_FORWARD, 1, 128, 64, 0, 0, false},
+    {"mlstm", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0, false},
+    {"delta_rule", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0, false},
+    {"gated_delta_rule", LINNET_MIXER_FORWARD, 2, 128, 128, 0, 0, false},
+    {"kda", LINNET_MIXER_FORWARD, 4, 128, 128, 0, 0, false},
+    {"dplr", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0, false},
+    {"rwkv7", LINNET_MIXER_FORWARD, 4, 64, 64, 0, 0, false},
+    {"selective_scan", LINNET_MIXER_FORWARD, 1, 1, 64, 16, 1, false},
+    {"short_convolution", LINNET_MIXER_FORWARD, 4, 1, 64, 4, 1, false},
+    {"linear_attention", LINNET_MIXER_STEP, 2, 64, 64, 0, 0, false},
+    {"retention", LINNET_MIXER_STEP, 4, 64, 64, 0, 0, false},
+    {"lightning_attention", LINNET_MIXER_STEP, 4, 64, 64, 0, 0, false},
+    {"simple_gla", LINNET_MIXER_STEP, 2, 128, 64, 0, 0, false},
+    {"gla", LINNET_MIXER_STEP, 4, 64, 64, 0, 0, false},
+    {"ssd", LINNET_MIXER_STEP, 1, 128, 64, 0, 0, false},
+    {"mlstm", LINNET_MIXER_STEP, 4, 64, 64, 0, 0, false},
+    {"mlstm_sigmoid", LINNET_MIXER_STEP, 4, 64, 64, 0, 0, false},
+    {"delta_rule", LINNET_MIXER_STEP, 2, 64, 64, 0, 0, false},
+    {"gated_delta_rule", LINNET_MIXER_STEP, 2, 128, 128, 0, 0, false},
+    {"kda", LINNET_MIXER_STEP, 4, 64, 64, 0, 0, false},
+    {"dplr", LINNET_MIXER_STEP, 4, 64, 64, 0, 0, false},
+    {"rwkv7", LINNET_MIXER_STEP, 4, 64, 64, 0, 0, false},
+    {"selective_scan", LINNET_MIXER_STEP, 1, 1, 64, 16, 0, false},
+    {"short_convolution", LINNET_MIXER_STEP, 4, 1, 64, 4, 0, false},
+    {"linear_attention", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0, false},
+    {"simple_gla", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0, false},
+    {"gla", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0, false},
+    {"delta_rule", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0, false},
+    {"gated_delta_rule", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0, false},
+    {"kda", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0, false},
+    {"short_convolution", LINNET_MIXER_BACKWARD, 4, 1, 64, 4, 1, true},
+    {"dplr", LINNET_MIXER_BACKWARD, 4, 64, 64, 0, 0, true},
+    {"selective_scan", LINNET_MIXER_BACKWARD, 1, 1, 64, 16, 0, true},
 };
 enum { MIXER_COUNT = sizeof MIXERS / sizeof MIXERS[0] };
 static const char *const FORMS[] = {"forward", "step", "backward"};
@@ -213,7 +225,7 @@ static void add_input(mixer_case *c, const linnet_mixer_input *input, linnet_mix
         c->there.input[k].data = sent(x, count * 4);
     c->here.input[k].data = x;
     if (form != LINNET_MIXER_BACKWARD) return;
-    c->gradients[k] = pair_open(count);
+    c->gradients[k] = pair_open(count, c->device.output == LINNET_BF16 && input->type == LINNET_BF16);
     c->here.input_gradient[k].data = c->gradients[k].here;
     c->there.input_gradient[k].data = c->gradients[k].there;
 }
@@ -229,11 +241,13 @@ static void case_open(mixer_case *c, const mixer_work *w, const int64_t *offsets
     s.value_size = w->value_size;
     if (w->slots) s.slots = w->slots;
     s.option[0] = w->option;
+    s.output = w->bf16 ? LINNET_BF16 : LINNET_F32;
     s.sequences = 3;
     s.tokens = w->form == LINNET_MIXER_STEP ? 3 : offsets[3];
     if (w->form != LINNET_MIXER_STEP) s.offsets = offsets;
     c->device = c->processor = s;
     c->processor.type = LINNET_F32;
+    c->processor.output = LINNET_F32;
     c->here.size = c->there.size = sizeof c->here;
     linnet_mixer_input input;
     for (int k = 0; linnet_mixer_input_of(&s, k, &input); k++) add_input(c, &input, w->form);
@@ -249,13 +263,13 @@ static void case_open(mixer_case *c, const mixer_work *w, const int64_t *offsets
         c->there.output_gradient.data = sent(bits, outputs * 2);
         c->here.state_out_gradient = behind;
         c->there.state_out_gradient = sent(behind, states * 4);
-        c->state_gradient = pair_open(states);
+        c->state_gradient = pair_open(states, false);
         c->here.state_in_gradient = c->state_gradient.here;
         c->there.state_in_gradient = c->state_gradient.there;
         free(bits);
     } else {
-        c->output = pair_open(outputs);
-        c->state = pair_open(states);
+        c->output = pair_open(outputs, s.output == LINNET_BF16);
+        c->state = pair_open(states, false);
         c->here.output.data = c->output.here;
         c->there.output.data = c->output.there;
         c->here.state_out = c->state.here;
@@ -394,7 +408,7 @@ static void check_attention(const attention_work *w) {
     here.sinks = extra[0], here.query_factors = extra[1], here.key_factors = extra[2];
     there.sinks = sent(extra[0], extras[0] * 4), there.query_factors = sent(extra[1], extras[1] * 4);
     there.key_factors = sent(extra[2], extras[2] * 4);
-    pair output = pair_open(TOKENS * w->heads * w->value_size), sums = pair_open(TOKENS * w->heads);
+    pair output = pair_open(TOKENS * w->heads * w->value_size, false), sums = pair_open(TOKENS * w->heads, false);
     here.output.data = output.here, there.output.data = output.there;
     here.log_sum_exp = sums.here, there.log_sum_exp = sums.there;
 

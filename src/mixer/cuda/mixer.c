@@ -17,7 +17,9 @@ static const ln_cuda_way *const ways[] = {&ln_cuda_linear_way,
                                           &ln_cuda_convolution_way,
                                           &ln_cuda_convolution_step_way,
                                           &ln_cuda_step_way,
-                                          &ln_cuda_convolution_backward_way};
+                                          &ln_cuda_convolution_backward_way,
+                                          &ln_cuda_dplr_backward_way,
+                                          &ln_cuda_scan_backward_way};
 
 static const ln_cuda_way *way_of(const char *row, linnet_mixer_form form) {
     for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++)
@@ -60,6 +62,12 @@ bool ln_cuda_mixer_dense(const linnet_cuda_mixer *mixer, const linnet_mixer_tens
     const linnet_tensor *t = &tensors->input[k];
     return (heads == 1 || t->head_stride == columns) &&
            (input->flags & LN_PARAMETER || t->token_stride == heads * columns);
+}
+
+ln_cuda_code ln_cuda_mixer_gradients_short(linnet_cuda_mixer *mixer) {
+    if (mixer->form != LINNET_MIXER_BACKWARD || mixer->settings.output == LINNET_BF16) return LN_CUDA_OK;
+    mixer->why = "on a GPU its gradients are bf16: settings.output must say so";
+    return LN_CUDA_UNSUPPORTED;
 }
 
 /* ---- opening ---- */
