@@ -4,9 +4,6 @@
 #include "kernel/cuda/attention_backward_table.h"
 #include "kernel/cuda/attention_backward_wide.cuh"
 
-const ln_cuda_backward_kernel ln_cuda_backward_hopper_kernels[] = {
-    ln::backward_hopper_kernel<128, 128, 64, 3, ln::ENGINE>("hopper 128: 64 x 128 engine", 128),
-    ln::backward_hopper_kernel<128, 128, 64, 3, ln::ENGINE | ln::LATE>("hopper 128: 64 x 128 engine late", 128),
-    ln::backward_hopper_kernel<128, 128, 64, 3, ln::LATE>("hopper 128: 64 x 128 late", 128), LN_BACKWARD_ROWS(0, "")};
+const ln_cuda_backward_kernel ln_cuda_backward_hopper_kernels[] = {LN_BACKWARD_ROWS(0, "")};
 const int ln_cuda_backward_hopper_count =
     sizeof ln_cuda_backward_hopper_kernels / sizeof ln_cuda_backward_hopper_kernels[0];

@@ -3,15 +3,14 @@
  * value's gradient, the second the slopes and the key's; weights go from the first to the second through shared memory,
  * each thread's to the thread with the same place, and slopes back to it.
  *
- *     first:  start value_gradient += weight(n) output_gradient(n) ; start score(n+1) = key query(n+1)^T ; meet ;
- *             start query_gradient = slope(n)^T key, its columns ; weight(n+1) = exp(score(n+1) - lse), passed on ;
- *             add the query gradient
- *     second: take weight(n) ; slope(n) = weight(n) (change(n) - part) ; meet ; start query_gradient = slope(n)^T key,
- *             its columns ; start key_gradient += slope(n) query(n) ; add the query gradient ;
+ *     first:  weight(n) = exp(score(n) - lse) ; pass weight ; start value_gradient += weight(n) output_gradient(n) ;
+ *             start score(n+1) = key query(n+1)^T ; meet ; query_gradient = slope(n)^T key, its columns
+ *     second: wait for change(n) ; take weight ; slope(n) = weight(n) (change(n) - part) ; meet ;
+ *             start query_gradient = slope(n)^T key, its columns ; start key_gradient += slope(n) query(n) ;
  *             start change(n+1) = value output_gradient(n+1)^T
  *
- * Invariant: they meet once a step. Weights of n+1 are passed after it, when those of n have been taken; slopes of n+2
- * lie where those of n did, which the first group has read before they meet at n+1. */
+ * Invariant: the first group passes weight(n+1) after its query gradient of n is done, so that the second has taken
+ * weight(n) and slope(n) has been read by both when slope(n+1) is written. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_BACKWARD_WIDE_CUH
 #define LN_KERNEL_CUDA_ATTENTION_BACKWARD_WIDE_CUH
 
@@ -26,7 +25,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES> struct backward_wide_tile {
                          slope_bytes = queries * keys * 2, row_bytes = queries * 2 * 4;
     static constexpr int value_at = key_bytes, query_at = value_at + value_bytes,
                          gradient_at = query_at + STAGES * query_bytes,
-                         slope_at = gradient_at + STAGES * gradient_bytes, weight_at = slope_at + 2 * slope_bytes,
+                         slope_at = gradient_at + STAGES * gradient_bytes, weight_at = slope_at + slope_bytes,
                          row_at = weight_at + slope_bytes, control_at = row_at + STAGES * row_bytes;
     static constexpr int bytes = control_at + (int)sizeof(backward_control<STAGES>);
     /* Columns of the query gradient, in blocks of 64, that the first group takes. */
@@ -39,7 +38,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
     typedef backward_wide_tile<KEY_SIZE, VALUE_SIZE, STAGES> tile;
     static constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     backward_group<tile, STAGES, OPTIONS> of;
-    int buffer; /* of slopes */
 
     __device__ __forceinline__ uint64_t query_rows(int stage) {
         return tile_descriptor<KEY_SIZE, 64>(of.shared + tile::query_at) + stage * (tile::query_bytes / 16);
@@ -56,7 +54,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
     }
     /* 64 columns of slope^T * key. */
     __device__ __forceinline__ void start_query(float (&query_gradient)[32], int block) {
-        const uint64_t left = tile_descriptor<64, 64>(of.shared + tile::slope_at) + buffer * (tile::slope_bytes / 16),
+        const uint64_t left = tile_descriptor<64, 64>(of.shared + tile::slope_at),
                        right = tile_descriptor<KEY_SIZE, 64>(of.shared) + block * (64 * 8);
         hold(query_gradient);
         products_open();
@@ -68,13 +66,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
                 product<64, HALF>::template turned<true, false, true>(query_gradient, left + 2 * k, right + 128 * k);
         products_commit();
         hold(query_gradient);
-    }
-    /* What start_query began, once it is done. */
-    __device__ __forceinline__ void add_query(float (&query_gradient)[32], int block) {
-        const int place = of.control->step[of.now.stage].place, turn = of.control->step[of.now.stage].turn;
-        hold(query_gradient);
-        barrier_wait(&of.control->turn_come[of.now.stage], of.now.phase);
-        of.add_query(query_gradient, place, block, turn);
     }
     __device__ __forceinline__ const float *rows_of(int stage) {
         return (const float *)(of.shared + tile::row_at + stage * tile::row_bytes);
@@ -112,40 +103,38 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
     __device__ __forceinline__ void first_step(const ln_cuda_backward_task &task,
                                                float (&value_gradient)[VALUE_SIZE / 2]) {
         const int stage = of.now.stage;
+        const int place = of.control->step[stage].place, turn = of.control->step[stage].turn;
         backward_ring<STAGES> after = of.now;
         after.next();
+        barrier_wait(&of.control->gradient_full[stage], of.now.phase);
+        weigh(task, stage);
         of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
+        products_wait<0>();
+        hold(value_gradient);
+        hold(of.weight);
+        of.leave(&of.control->gradient_free[stage]);
         float following_score[32] = {};
         if (!LAST) {
             of.await_queries(after);
             start_score(following_score, after.stage);
         }
         named_wait(SLOPES_MET, 256);
-        float query_gradient[32] = {};
-        start_query(query_gradient, 0);
-        products_wait<1>();
-        hold(value_gradient);
-        hold(of.weight);
-        of.leave(&of.control->gradient_free[stage]);
-        if constexpr (!LAST) {
-            hold(following_score);
 #pragma unroll
-            for (int i = 0; i < 32; i++) of.score[i] = following_score[i];
-            of.leave(&of.control->query_free[after.stage]);
-            barrier_wait(&of.control->gradient_full[after.stage], after.phase);
-            weigh(task, after.stage);
-        }
-        products_wait<0>();
-        add_query(query_gradient, 0);
-#pragma unroll
-        for (int block = 1; block < tile::first_blocks; block++) {
-            float more[32] = {};
-            start_query(more, block);
+        for (int block = 0; block < tile::first_blocks; block++) {
+            float query_gradient[32] = {};
+            start_query(query_gradient, block);
             products_wait<0>();
-            add_query(more, block);
+            hold(query_gradient);
+            barrier_wait(&of.control->turn_come[stage], of.now.phase);
+            of.add_query(query_gradient, place, block, turn);
         }
         of.pass_turn(stage);
-        buffer ^= 1;
+        if (!LAST) {
+            hold(following_score);
+            of.leave(&of.control->query_free[after.stage]);
+#pragma unroll
+            for (int i = 0; i < 32; i++) of.score[i] = following_score[i];
+        }
         of.now = after;
     }
     __device__ __forceinline__ void walk_first(const ln_cuda_backward_task &task, int count,
@@ -155,49 +144,41 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         products_wait<0>();
         hold(of.score);
         of.leave(&of.control->query_free[of.now.stage]);
-        barrier_wait(&of.control->gradient_full[of.now.stage], of.now.phase);
-        weigh(task, of.now.stage);
         for (int n = 0; n < count - 1; n++) first_step<false>(task, value_gradient);
         first_step<true>(task, value_gradient);
     }
 
     template <bool LAST> __device__ __forceinline__ void second_step(float (&key_gradient)[KEY_SIZE / 2]) {
         const int stage = of.now.stage;
+        const int place = of.control->step[stage].place, turn = of.control->step[stage].turn;
         backward_ring<STAGES> after = of.now;
         after.next();
         take_weights();
-        products_wait<0>();
-        hold(of.score);
-        of.incline(of.score, rows_of(stage) + 64, tile::slope_at + buffer * tile::slope_bytes);
+        of.incline(of.score, rows_of(stage) + 64, tile::slope_at);
         of.leave(&of.control->gradient_free[stage]);
         if (!LAST) of.await_queries(after);
         stores_to_async();
         named_wait(SLOPES_MET, 256);
-        float query_gradient[32] = {};
-        start_query(query_gradient, tile::first_blocks);
         of.template start_sum<KEY_SIZE>(key_gradient, of.slope, query_rows(stage));
-        products_wait<1>();
-        add_query(query_gradient, tile::first_blocks);
-        float following_change[32] = {};
-        if constexpr (tile::first_blocks + 1 < KEY_SIZE / 64) start_query(query_gradient, tile::first_blocks + 1);
-        if constexpr (!LAST) {
-            barrier_wait(&of.control->gradient_full[after.stage], after.phase);
-            start_change(following_change, after.stage);
-            products_wait<1>();
-        } else
+#pragma unroll
+        for (int block = tile::first_blocks; block < KEY_SIZE / 64; block++) {
+            float query_gradient[32] = {};
+            start_query(query_gradient, block);
             products_wait<0>();
+            hold(query_gradient);
+            barrier_wait(&of.control->turn_come[stage], of.now.phase);
+            of.add_query(query_gradient, place, block, turn);
+        }
+        of.pass_turn(stage);
         hold(key_gradient);
         hold(of.slope);
         of.leave(&of.control->query_free[stage]);
-        if constexpr (tile::first_blocks + 1 < KEY_SIZE / 64) add_query(query_gradient, tile::first_blocks + 1);
-        of.pass_turn(stage);
-        if constexpr (!LAST) {
+        if (!LAST) {
+            barrier_wait(&of.control->gradient_full[after.stage], after.phase);
+            start_change(of.score, after.stage);
             products_wait<0>();
-            hold(following_change);
-#pragma unroll
-            for (int i = 0; i < 32; i++) of.score[i] = following_change[i];
+            hold(of.score);
         }
-        buffer ^= 1;
         of.now = after;
     }
     __device__ __forceinline__ void walk_second(int count, float (&key_gradient)[KEY_SIZE / 2]) {
@@ -214,7 +195,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         backward_ring<2> tasks = {0, 0};
         int phase = 0;
         of.now = {0, 0};
-        buffer = 0;
         for (;;) {
             barrier_wait(&of.control->task_full[tasks.stage], tasks.phase);
             const ln_cuda_backward_task &task = of.control->task[tasks.stage];
@@ -309,21 +289,18 @@ static ln_cuda_backward_kernel backward_wide_kernel(const char *name) {
 
 /* The rows of the table for bf16 (0, "") or f16 (LN_CUDA_HALF, " f16"). Heads of 96 run in tiles of 128 columns, of
  * which the copy engine fills the last 32 with zeros. */
-#define LN_BACKWARD_ROWS(half, type)                                                                                  \
-    ln::backward_hopper_kernel<128, 128, 64, 3, (half)>("hopper 128: 64 x 128" type, 128),                            \
-        ln::backward_hopper_kernel<128, 128, 64, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 128: 64 x 128 cap" type, \
-                                                                                     128),                            \
-        ln::backward_hopper_kernel<64, 64, 128, 3, (half) | ln::LATE>("hopper 64: 128 x 128" type, 64),               \
-        ln::backward_hopper_kernel<64, 64, 128, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 64: 128 x 128 cap" type,  \
-                                                                                    64),                              \
-        ln::backward_hopper_kernel<128, 128, 64, 3, (half)>("hopper 96: 64 x 128" type, 96),                          \
-        ln::backward_hopper_kernel<128, 128, 64, 3, (half) | LN_CUDA_CAP | ln::LATE>("hopper 96: 64 x 128 cap" type,  \
-                                                                                     96),                             \
-        ln::backward_wide_kernel<256, 256, 2, (half)>("hopper 256: 64 x 64" type),                                    \
-        ln::backward_wide_kernel<256, 256, 2, (half) | LN_CUDA_CAP>("hopper 256: 64 x 64 cap" type),                  \
-        ln::backward_wide_kernel<192, 192, 2, (half)>("hopper 192: 64 x 64" type),                                    \
-        ln::backward_wide_kernel<192, 192, 2, (half) | LN_CUDA_CAP>("hopper 192: 64 x 64 cap" type),                  \
-        ln::backward_wide_kernel<192, 128, 2, (half)>("hopper 192/128: 64 x 64" type),                                \
-        ln::backward_wide_kernel<192, 128, 2, (half) | LN_CUDA_CAP>("hopper 192/128: 64 x 64 cap" type)
+#define LN_BACKWARD_SQUARE(size, wide, queries, options, name, type)                          \
+    ln::backward_hopper_kernel<wide, wide, queries, 3, (options)>("hopper " name type, size), \
+        ln::backward_hopper_kernel<wide, wide, queries, 3, (options) | LN_CUDA_CAP>("hopper " name " cap" type, size)
+#define LN_BACKWARD_WIDE(key_size, value_size, options, name, type)                    \
+    ln::backward_wide_kernel<key_size, value_size, 2, (options)>("hopper " name type), \
+        ln::backward_wide_kernel<key_size, value_size, 2, (options) | LN_CUDA_CAP>("hopper " name " cap" type)
+#define LN_BACKWARD_ROWS(half, type)                                                           \
+    LN_BACKWARD_SQUARE(128, 128, 64, (half) | ln::LATE | ln::ENGINE, "128: 64 x 128", type),   \
+        LN_BACKWARD_SQUARE(64, 64, 128, (half) | ln::LATE, "64: 128 x 128", type),             \
+        LN_BACKWARD_SQUARE(96, 128, 64, (half) | ln::LATE | ln::ENGINE, "96: 64 x 128", type), \
+        LN_BACKWARD_WIDE(256, 256, half, "256: 64 x 64", type),                                \
+        LN_BACKWARD_WIDE(192, 192, half, "192: 64 x 64", type),                                \
+        LN_BACKWARD_WIDE(192, 128, half, "192/128: 64 x 64", type)
 
 #endif
