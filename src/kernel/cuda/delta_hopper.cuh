@@ -131,11 +131,9 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     typedef typename SHAPE::record record;
     enum { STEPS = KEY_SIZE / 16 };
     const delta_run &run;
-    const delta_text *text; /* in memory: registers are short */
-    int token, tokens;      /* its own */
-    uint64_t tiles;         /* description of the first stage's */
-    char *shared;
-    delta_control *control;
+    const delta_text *text;  /* in memory: registers are short */
+    int token, tokens;       /* its own */
+    uint64_t tiles;          /* description of the first stage's */
     int head, column, group; /* column: of values, the group's first */
     int drained;             /* phase */
     delta_ring<STAGES> ring;
@@ -143,7 +141,9 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     uint32_t left[KEY_SIZE / 4];    /* the state in bf16 */
     uint32_t difference[CHUNK / 4]; /* of the chunk to come */
 
-    __device__ __forceinline__ char *stage() { return shared + ring.stage * SHAPE::stage; }
+    /* Not kept: registers are short. */
+    __device__ __forceinline__ delta_control *control() { return (delta_control *)(block_memory() + SHAPE::control); }
+    __device__ __forceinline__ char *stage() { return block_memory() + ring.stage * SHAPE::stage; }
     __device__ __forceinline__ int within() { return threadIdx.x / 32 % 4 * 16; }
 
     /* Rows after the last token belong to others: they weigh nothing, but nothing times infinity is not nothing. */
@@ -163,10 +163,10 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     /* The output of a chunk to the group's scratch, from where another warp stores it. */
     __device__ __forceinline__ void leave() {
         const int lane = threadIdx.x % 32;
-        char *to = shared + SHAPE::scratch + group * 8192 + within() * 128;
+        char *to = block_memory() + SHAPE::scratch + group * 8192 + within() * 128;
         uint32_t finished[CHUNK / 4];
         pack_all(finished, output);
-        barrier_wait(&control->drained[group], drained);
+        barrier_wait(&control()->drained[group], drained);
         drained ^= 1;
 #pragma unroll
         for (int n = 0; n < CHUNK / 16; n++) {
@@ -174,7 +174,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             store_matrices<true>(to + scratch_at(16 * n + lane % 8 + lane / 16 * 8, lane / 8 % 2), part);
         }
         __syncwarp();
-        if (lane == 0) barrier_arrive(&control->written[group]);
+        if (lane == 0) barrier_arrive(&control()->written[group]);
     }
 
     /* The description of the tile at this byte of the stage; all tiles have panels of CHUNK rows of 128 bytes. */
@@ -225,7 +225,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
 
     /* Waits for the chunk of this stage, which starts at token `at` of the text. */
     __device__ __forceinline__ void meet(int at) {
-        barrier_wait(&control->full[ring.stage], ring.phase);
+        barrier_wait(&control()->full[ring.stage], ring.phase);
         if (at + CHUNK > tokens) clear_rows(tokens - at);
     }
     /* Past the values a summary has columns of the identity, which nothing is written to. */
@@ -280,7 +280,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             products_wait<1>();
             hold(output), hold(plain);
         }
-        if (threadIdx.x % 32 == 0) barrier_arrive(&control->free[here]);
+        if (threadIdx.x % 32 == 0) barrier_arrive(&control()->free[here]);
         if constexpr (!SUMMARY) {
             if (run.float32)
                 store_float32(output, run, token + at, min((int)CHUNK, tokens - at), head, column + within());
@@ -319,7 +319,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
 
     __device__ __forceinline__ void walk() {
         begin();
-        tiles = tile_descriptor<KEY_SIZE, CHUNK>(shared);
+        tiles = tile_descriptor<KEY_SIZE, CHUNK>(block_memory());
         ring = {0, 0};
         drained = 1; /* the first wait passes at once */
         if (tokens > 0) {
@@ -376,7 +376,6 @@ static __global__ void __launch_bounds__(128 * (GROUPS + 1), 1)
     } else {
         registers_more<shape::walk_registers>();
         delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SUMMARY, STAGES> walk = {run, text, text->token, text->tokens};
-        walk.shared = shared, walk.control = control;
         walk.head = head, walk.group = group - 1, walk.column = slice * shape::columns + (group - 1) * 64;
         walk.walk();
     }
