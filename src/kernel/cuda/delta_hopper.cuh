@@ -392,9 +392,19 @@ static ln_cuda_code delta_hopper_start(void *const *arguments, int64_t blocks, v
 
 /* ---- segments ---- */
 
-enum { JOIN_COLUMNS = 16, JOIN_THREADS = 256, JOIN_SLAB = 32 };
+enum { JOIN_COLUMNS = 8, JOIN_THREADS = 256, JOIN_SLAB = 32 };
 
-/* The states that segments begin with, one after the other, 16 columns of one sequence and head: the first is state_in,
+template <int KEY_SIZE>
+static __device__ __forceinline__ void load_slab(float (&slab)[KEY_SIZE * JOIN_SLAB / JOIN_THREADS],
+                                                 const float *from) {
+#pragma unroll
+    for (int i = 0; i < KEY_SIZE * JOIN_SLAB / JOIN_THREADS; i++) {
+        const int at = i * JOIN_THREADS + threadIdx.x;
+        slab[i] = from[at / JOIN_SLAB * KEY_SIZE + at % JOIN_SLAB];
+    }
+}
+
+/* The states that segments begin with, one after the other, 8 columns of one sequence and head: the first is state_in,
  * S[n + 1] = A[n] S[n] + B[n]. In float32. */
 template <int KEY_SIZE>
 static __global__ void __launch_bounds__(JOIN_THREADS) delta_join_segments(const __grid_constant__ delta_run run) {
@@ -417,11 +427,17 @@ static __global__ void __launch_bounds__(JOIN_THREADS) delta_join_segments(const
         const float *add = summary_at(run, join.first + n, head), *turn = add + KEY_SIZE * run.value_size;
 #pragma unroll
         for (int i = 0; i < each; i++) sum[i] = add[row * run.value_size + column + part + i];
+        float next[KEY_SIZE * JOIN_SLAB / JOIN_THREADS]; /* the slab to come, on its way while one is used */
+        load_slab<KEY_SIZE>(next, turn);
         for (int first = 0; first < KEY_SIZE; first += JOIN_SLAB) {
             __syncthreads();
-            for (int i = threadIdx.x; i < KEY_SIZE * JOIN_SLAB; i += JOIN_THREADS)
-                slab[i / JOIN_SLAB][i % JOIN_SLAB] = turn[i / JOIN_SLAB * KEY_SIZE + first + i % JOIN_SLAB];
+#pragma unroll
+            for (int i = 0; i < KEY_SIZE * JOIN_SLAB / JOIN_THREADS; i++) {
+                const int at = i * JOIN_THREADS + threadIdx.x;
+                slab[at / JOIN_SLAB][at % JOIN_SLAB] = next[i];
+            }
             __syncthreads();
+            if (first + JOIN_SLAB < KEY_SIZE) load_slab<KEY_SIZE>(next, turn + first + JOIN_SLAB);
 #pragma unroll 8
             for (int c = 0; c < JOIN_SLAB; c++)
 #pragma unroll
