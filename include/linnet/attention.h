@@ -73,6 +73,7 @@ typedef struct linnet_attention_settings {
     bool backward;          /* linnet_attention_backward will be called too */
     int64_t cache_capacity; /* most tokens of a cache that linnet_attention_cached will be called with; 0: not called.
                                Then offsets of keys are not needed */
+    linnet_type output;     /* of the output: LINNET_F32, the default; on a device (cuda.h) also that of `type` */
 } linnet_attention_settings;
 
 LINNET_API linnet_attention_settings linnet_attention_settings_default(void);

@@ -63,6 +63,9 @@ static linnet_status check_shape(linnet_context *context, linnet_attention_setti
     if (s->cache_capacity && s->backward)
         return ln_fail(context, LINNET_ERROR_ARGUMENT,
                        "backward is not for attention over caches: set cache_capacity to 0");
+    if (s->output != LINNET_F32)
+        return ln_fail(context, LINNET_ERROR_ARGUMENT, "the output of attention on this processor is f32, not %s",
+                       linnet_type_name(s->output) ? linnet_type_name(s->output) : "an unknown type");
     if (!isfinite(s->scale) || !isfinite(s->soft_cap))
         return ln_fail(context, LINNET_ERROR_ARGUMENT, "scale and soft_cap must be finite numbers");
     return LINNET_OK;

@@ -14,6 +14,10 @@ typedef struct work {
     float cap, stretch; /* stretch: scores are larger by it; 0: 1 */
     int layout;
     bool float32, infinite; /* infinite: values of odd sequences are infinite */
+    bool half, sinks;
+    int rank;
+    int query_tile, key_tile; /* of random lists; 0: none */
+    bool per_head;
 } work;
 
 static const work WORKS[] = {
@@ -59,6 +63,34 @@ static const work WORKS[] = {
     {"d192/128 ragged full", 4, 4, 192, 128, {300, 80}, {300, 500}, .causal = false},
     {"d192 1000 causal", 4, 2, 192, 192, {1000}, {1000}, .causal = true},
     {"d192 cap", 2, 2, 192, 192, {500}, {500}, .causal = false, .cap = 30},
+    {"f16 300 causal", 4, 2, 128, 128, {300}, {300}, .causal = true, .half = true},
+    {"f16 d64 ragged window", 2, 1, 64, 64, {100, 200}, {150, 200}, .causal = true, .window = 70, .half = true},
+    {"f16 d96 full, float32", 2, 2, 96, 96, {200}, {260}, .half = true, .float32 = true},
+    {"f16 d256 cap", 2, 2, 256, 256, {150}, {150}, .causal = true, .cap = 20, .half = true},
+    {"f16 d192/128", 2, 2, 192, 128, {130}, {190}, .half = true},
+    {"sinks causal", 4, 2, 128, 128, {200}, {200}, .causal = true, .sinks = true},
+    {"sinks, some rows see no key", 2, 1, 64, 64, {150}, {90}, .causal = true, .sinks = true, .window = 40},
+    {"sinks far above the scores", 2, 2, 96, 96, {70}, {70}, .causal = true, .sinks = true, .stretch = 0.01f},
+    {"factors causal", 4, 2, 128, 128, {300}, {300}, .causal = true, .rank = 5},
+    {"factors, ragged", 2, 2, 64, 64, {100, 33}, {80, 133}, .rank = 21, .float32 = true},
+    {"factors d96 f16", 2, 1, 96, 96, {150}, {150}, .causal = true, .rank = 3, .half = true},
+    {"factors d192", 2, 2, 192, 192, {100}, {100}, .causal = true, .rank = 20, .window = 50},
+    {"factors of 40", 2, 2, 128, 128, {140}, {140}, .rank = 40, .sinks = true},
+    {"lists 128 x 128", 4, 2, 128, 128, {700}, {700}, .causal = true, .query_tile = 128, .key_tile = 128},
+    {"lists 128 x 64 per head", 3, 3, 64, 64, {500}, {777}, .query_tile = 128, .key_tile = 64, .per_head = true},
+    {"lists 64 x 64", 2, 1, 128, 128, {300}, {300}, .causal = true, .query_tile = 64, .key_tile = 64, .per_head = true},
+    {"lists 256 x 192, window",
+     2,
+     2,
+     96,
+     96,
+     {600},
+     {600},
+     .causal = true,
+     .window = 250,
+     .query_tile = 256,
+     .key_tile = 192},
+    {"lists d256 f16", 2, 1, 256, 256, {300}, {300}, .causal = true, .query_tile = 128, .key_tile = 64, .half = true},
 };
 enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0] };
 
@@ -101,8 +133,12 @@ static const work BENCH[] = {
     {"d128 causal 16k, 64/8 heads", 64, 8, 128, 128, {16384}, {16384}, .causal = true},
     {"d128 window 1024 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .window = 1024},
     {"d128 cap causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .cap = 30},
+    {"d128 f16 full 16k", 16, 16, 128, 128, {16384}, {16384}, .half = true},
+    {"d128 f16 causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .half = true},
+    {"d128 half of the tiles, 16k", 16, 16, 128, 128, {16384}, {16384}, .query_tile = 128, .key_tile = 128},
+    {"d128 rank 16 full 16k", 16, 16, 128, 128, {16384}, {16384}, .rank = 16},
 };
-enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0], KERNELS_MOST = 64 };
+enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0], KERNELS_MOST = 96 };
 
 /* ---- a case ---- */
 
@@ -114,6 +150,9 @@ typedef struct problem {
     tensor log_sum_exp; /* [token][head] */
     const ln_cuda_attention_plan *plan;
     void *workspace;
+    tensor sinks, query_factors, key_factors;
+    int64_t *list_offsets;
+    int32_t *listed;
 } problem;
 
 static int sequences_of(const work *w) {
@@ -122,7 +161,27 @@ static int sequences_of(const work *w) {
     return count;
 }
 
-static void problem_open(problem *p, const work *w) {
+static int tiles(int tokens, int tile) {
+    return (tokens + tile - 1) / tile;
+}
+
+/* About half of the tiles, and of some lists none. */
+static void draw_lists(problem *p) {
+    const work *w = p->of;
+    const int key_tiles = tiles(w->keys[0], w->key_tile),
+              lists = tiles(w->queries[0], w->query_tile) * (w->per_head ? w->heads : 1);
+    p->list_offsets = calloc((size_t)lists + 1, sizeof *p->list_offsets);
+    p->listed = malloc((size_t)(lists * key_tiles) * sizeof *p->listed);
+    for (int l = 0; l < lists; l++) {
+        int64_t count = p->list_offsets[l];
+        for (int tile = 0; tile < key_tiles && l != 1; tile++)
+            if (random_uniform() < 0.5) p->listed[count++] = tile;
+        p->list_offsets[l + 1] = count;
+    }
+}
+
+/* The shapes alone. */
+static void describe(problem *p, const work *w) {
     memset(p, 0, sizeof *p);
     p->of = w;
     const int sequences = sequences_of(w);
@@ -130,6 +189,7 @@ static void problem_open(problem *p, const work *w) {
         p->query_offsets[s + 1] = p->query_offsets[s] + w->queries[s];
         p->key_offsets[s + 1] = p->key_offsets[s] + w->keys[s];
     }
+    if (w->query_tile) draw_lists(p);
     p->attention = (ln_cuda_attention){.heads = w->heads,
                                        .key_value_heads = w->key_value_heads,
                                        .key_size = w->key_size,
@@ -141,12 +201,29 @@ static void problem_open(problem *p, const work *w) {
                                        .soft_cap = w->cap,
                                        .causal = w->causal,
                                        .window = w->window,
-                                       .output_float32 = w->float32};
+                                       .output_float32 = w->float32,
+                                       .half = w->half,
+                                       .rank = w->rank,
+                                       .query_tile = w->query_tile,
+                                       .key_tile = w->key_tile,
+                                       .list_per_head = w->per_head,
+                                       .list_offsets = p->list_offsets,
+                                       .listed = p->listed};
+}
+
+static void problem_open(problem *p, const work *w) {
+    describe(p, w);
+    const int64_t sequences = p->attention.sequences;
     const int64_t queries = p->query_offsets[sequences], keys = p->key_offsets[sequences];
-    const element output = w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16;
-    p->query = tensor_random(queries, w->heads, w->key_size, w->layout, ELEMENT_BF16, w->stretch > 0 ? w->stretch : 1);
-    p->key = tensor_random(keys, w->key_value_heads, w->key_size, w->layout, ELEMENT_BF16, 1);
-    p->value = tensor_random(keys, w->key_value_heads, w->value_size, w->layout, ELEMENT_BF16, 1);
+    const element input = w->half ? ELEMENT_F16 : ELEMENT_BF16, output = w->float32 ? ELEMENT_FLOAT32 : input;
+    p->query = tensor_random(queries, w->heads, w->key_size, w->layout, input, w->stretch > 0 ? w->stretch : 1);
+    p->key = tensor_random(keys, w->key_value_heads, w->key_size, w->layout, input, 1);
+    p->value = tensor_random(keys, w->key_value_heads, w->value_size, w->layout, input, 1);
+    if (w->sinks) p->sinks = tensor_random(1, 1, w->heads, PACKED, ELEMENT_FLOAT32, 3);
+    if (w->rank) {
+        p->query_factors = tensor_random(queries, w->heads, w->rank, PACKED, ELEMENT_FLOAT32, 0.7f);
+        p->key_factors = tensor_random(keys, w->key_value_heads, w->rank, PACKED, ELEMENT_FLOAT32, 0.7f);
+    }
     p->output = tensor_open(queries, w->heads, w->value_size, w->layout, output);
     p->log_sum_exp = tensor_open(queries, 1, w->heads, PACKED, ELEMENT_FLOAT32);
     if (w->infinite)
@@ -162,6 +239,13 @@ static void problem_close(problem *p) {
     tensor_close(&p->value);
     tensor_close(&p->output);
     tensor_close(&p->log_sum_exp);
+    if (p->of->sinks) tensor_close(&p->sinks);
+    if (p->of->rank) {
+        tensor_close(&p->query_factors);
+        tensor_close(&p->key_factors);
+    }
+    free(p->list_offsets);
+    free(p->listed);
 }
 
 static ln_cuda_code forward(void *context, void *stream) {
@@ -170,41 +254,57 @@ static ln_cuda_code forward(void *context, void *stream) {
                                                .key = p->key.device,
                                                .value = p->value.device,
                                                .output = p->output.device,
-                                               .log_sum_exp = p->log_sum_exp.device.data};
+                                               .log_sum_exp = p->log_sum_exp.device.data,
+                                               .sinks = p->sinks.device.data,
+                                               .query_factors = p->query_factors.device.data,
+                                               .key_factors = p->key_factors.device.data};
     return ln_cuda_attention_forward(&p->attention, p->plan, &tensors, p->workspace, stream);
 }
 
 /* ---- float64 ---- */
 
+static bool sees(const problem *p, int sequence, int64_t row, int64_t head, int64_t key) {
+    const work *w = p->of;
+    const int64_t position = row + w->keys[sequence] - w->queries[sequence];
+    if (w->causal && key > position) return false;
+    if (w->window && (position - key >= w->window || (!w->causal && key - position >= w->window))) return false;
+    if (!w->query_tile) return true;
+    const int64_t list = (w->per_head ? head * tiles(w->queries[0], w->query_tile) : 0) + row / w->query_tile;
+    for (int64_t i = p->list_offsets[list]; i < p->list_offsets[list + 1]; i++)
+        if (p->listed[i] == key / w->key_tile) return true;
+    return false;
+}
+
+static double dot(const tensor *a, int64_t a_token, int64_t a_head, const tensor *b, int64_t b_token, int64_t b_head) {
+    double sum = 0;
+    for (int64_t i = 0; i < a->size; i++) sum += tensor_at(a, a_token, a_head, i) * tensor_at(b, b_token, b_head, i);
+    return sum;
+}
+
 /* Query `row` of the sequence. Returns lse. */
 static double oracle_row(const problem *p, int sequence, int64_t row, int64_t head, double *output) {
     const work *w = p->of;
-    const int64_t n = w->queries[sequence], m = w->keys[sequence], position = row + m - n;
-    const int64_t shared = head / (w->heads / w->key_value_heads);
-    const uint16_t *query =
-        (const uint16_t *)p->query.host + tensor_place(&p->query, p->query_offsets[sequence] + row, head);
-    double *score = malloc((size_t)(m + 1) * sizeof *score), most = -INFINITY, sum = 0;
+    const int64_t m = w->keys[sequence], token = p->query_offsets[sequence] + row,
+                  shared = head / (w->heads / w->key_value_heads);
+    const double sink = w->sinks ? tensor_at(&p->sinks, 0, 0, head) : -INFINITY;
+    double *score = malloc((size_t)(m + 1) * sizeof *score), most = sink;
     for (int64_t j = 0; j < m; j++) {
-        const bool seen = (!w->causal || j <= position) &&
-                          (!w->window || (position - j < w->window && (w->causal || j - position < w->window)));
+        const int64_t key = p->key_offsets[sequence] + j;
         score[j] = -INFINITY;
-        if (!seen) continue;
-        const uint16_t *key =
-            (const uint16_t *)p->key.host + tensor_place(&p->key, p->key_offsets[sequence] + j, shared);
-        double dot = 0;
-        for (int i = 0; i < w->key_size; i++) dot += (double)of_bf16(query[i]) * (double)of_bf16(key[i]);
-        dot *= (double)p->attention.scale;
-        score[j] = w->cap > 0 ? (double)w->cap * tanh(dot / (double)w->cap) : dot;
+        if (!sees(p, sequence, row, head, j)) continue;
+        score[j] = dot(&p->query, token, head, &p->key, key, shared) * (double)p->attention.scale;
+        if (w->cap > 0) score[j] = (double)w->cap * tanh(score[j] / (double)w->cap);
+        if (w->rank) score[j] += dot(&p->query_factors, token, head, &p->key_factors, key, shared);
         if (score[j] > most) most = score[j];
     }
+    double sum = most > -INFINITY ? exp(sink - most) : 0;
     for (int i = 0; i < w->value_size; i++) output[i] = 0;
-    for (int64_t j = 0; j < m && most > -INFINITY; j++) {
+    for (int64_t j = 0; j < m; j++) {
         if (score[j] == -INFINITY) continue;
         const double weight = exp(score[j] - most);
-        const uint16_t *value =
-            (const uint16_t *)p->value.host + tensor_place(&p->value, p->key_offsets[sequence] + j, shared);
         sum += weight;
-        for (int i = 0; i < w->value_size; i++) output[i] += weight * (double)of_bf16(value[i]);
+        for (int i = 0; i < w->value_size; i++)
+            output[i] += weight * tensor_at(&p->value, p->key_offsets[sequence] + j, shared, i);
     }
     for (int i = 0; i < w->value_size && sum > 0; i++) output[i] /= sum;
     free(score);
@@ -238,7 +338,7 @@ static double compare(const problem *p, const char *kernel) {
 /* ---- runs ---- */
 
 static bool workspace_open(const problem *p, const ln_cuda_attention_plan *plan, void **workspace) {
-    ln_cuda_task *tasks = malloc((size_t)(plan->tasks + 1) * sizeof *tasks);
+    ln_cuda_task *tasks = malloc((size_t)plan->tables + 1);
     ln_cuda_attention_tasks(&p->attention, plan, tasks);
     *workspace = device_open(plan->workspace);
     const ln_cuda_code code = ln_cuda_attention_prepare(plan, tasks, *workspace, NULL);
@@ -276,49 +376,56 @@ static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda
 
 /* Every query, key block and head is in the tasks once, and those left out are not seen. */
 static void check_tasks(const work *w, const ln_cuda_kernel *kernel, const ln_cuda_device *device) {
-    problem p = {.of = w};
+    problem p;
+    describe(&p, w);
     const int sequences = sequences_of(w);
-    for (int s = 0; s < sequences; s++) {
-        p.query_offsets[s + 1] = p.query_offsets[s] + w->queries[s];
-        p.key_offsets[s + 1] = p.key_offsets[s] + w->keys[s];
-    }
-    const ln_cuda_attention attention = {w->heads,  w->key_value_heads, w->key_size,   w->value_size,
-                                         sequences, p.query_offsets,    p.key_offsets, 1,
-                                         w->cap,    w->causal,          w->window,     w->float32};
     ln_cuda_attention_plan plan;
-    if (ln_cuda_attention_plan_make(&attention, device, kernel, &plan) != LN_CUDA_OK) return;
-    ln_cuda_task *tasks = malloc((size_t)(plan.tasks + 1) * sizeof *tasks);
-    ln_cuda_attention_tasks(&attention, &plan, tasks);
+    if (ln_cuda_attention_plan_make(&p.attention, device, kernel, &plan) != LN_CUDA_OK) {
+        free(p.list_offsets);
+        free(p.listed);
+        return;
+    }
+    ln_cuda_task *tasks = malloc((size_t)plan.tables + 1);
+    ln_cuda_attention_tasks(&p.attention, &plan, tasks);
+    const int32_t *blocks = (const int32_t *)(tasks + plan.tasks);
     int64_t rows = 0, seen = 0, wanted = 0;
     for (int64_t t = 0; t < plan.tasks; t++) {
         rows += tasks[t].rows;
-        for (int row = 0; row < tasks[t].rows; row++)
-            for (int64_t j = (int64_t)tasks[t].first_block * kernel->keys;
-                 j < (int64_t)tasks[t].end_block * kernel->keys; j++) {
-                const int64_t position = tasks[t].position + row;
-                seen += j < tasks[t].keys && (!w->causal || j <= position) &&
-                        (!w->window || (position - j < w->window && (w->causal || j - position < w->window)));
-            }
+        for (int64_t place = tasks[t].first_block; place < tasks[t].end_block; place++) {
+            const int64_t block = w->query_tile ? blocks[place] : place;
+            for (int row = 0; row < tasks[t].rows; row++)
+                for (int64_t j = block * kernel->keys; j < (block + 1) * kernel->keys; j++) {
+                    const int64_t position = tasks[t].position + row;
+                    seen += j < tasks[t].keys && (!w->causal || j <= position) &&
+                            (!w->window || (position - j < w->window && (w->causal || j - position < w->window)));
+                }
+        }
     }
     for (int s = 0; s < sequences; s++)
         for (int64_t i = 0; i < w->queries[s]; i++)
-            for (int64_t j = 0; j < w->keys[s]; j++) {
-                const int64_t position = i + w->keys[s] - w->queries[s];
-                wanted +=
-                    w->heads * ((!w->causal || j <= position) &&
-                                (!w->window || (position - j < w->window && (w->causal || j - position < w->window))));
-            }
+            for (int64_t j = 0; j < w->keys[s]; j++)
+                for (int64_t h = 0; h < w->heads; h++) wanted += sees(&p, s, i, h, j);
     EXPECT(rows == p.query_offsets[sequences] * w->heads, "%s, %s: %lld rows in tasks", w->name, kernel->name,
            (long long)rows);
     EXPECT(seen == wanted, "%s, %s: tasks see %lld pairs of %lld", w->name, kernel->name, (long long)seen,
            (long long)wanted);
     free(tasks);
+    free(p.list_offsets);
+    free(p.listed);
 }
 
 static void check_plans(void) {
     const ln_cuda_device hopper = {0, 9, 0, 132, 232448, 50 << 20}, ampere = {0, 8, 6, 84, 101376, 6 << 20};
     const int64_t offsets[2] = {0, 1000}, wrong[2] = {0, -1};
-    ln_cuda_attention attention = {8, 2, 128, 128, 1, offsets, offsets, 0.1f, 0, true, 0, false};
+    ln_cuda_attention attention = {.heads = 8,
+                                   .key_value_heads = 2,
+                                   .key_size = 128,
+                                   .value_size = 128,
+                                   .sequences = 1,
+                                   .query_offsets = offsets,
+                                   .key_offsets = offsets,
+                                   .scale = 0.1f,
+                                   .causal = true};
     ln_cuda_attention_plan plan;
     EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->major == 9,
            "plan: %s", plan.why);
@@ -346,6 +453,16 @@ static void check_plans(void) {
     attention.key_offsets = wrong;
     EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "offsets: %s", plan.why);
     attention.key_offsets = offsets;
+    const int64_t lists[] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+    const int32_t listed[] = {0, 1, 2, 3, 4, 5, 6, 70};
+    attention.query_tile = attention.key_tile = 128;
+    attention.list_offsets = lists;
+    attention.listed = listed;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "lists: %s", plan.why);
+    attention.query_tile = 0;
+    attention.rank = 200;
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED, "rank: %s", plan.why);
+    attention.rank = 0;
     attention.scale = -1;
     EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "scale: %s", plan.why);
     for (int row = 0; ln_cuda_attention_kernels(row)->start; row++) {
@@ -378,7 +495,7 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
     for (int row = 0; ln_cuda_attention_kernels(row)->start && kernels < KERNELS_MOST; row++) {
         const ln_cuda_kernel *kernel = ln_cuda_attention_kernels(row);
         if (!kernel_wanted(options, kernel->name)) continue;
-        if (!w->window && kernel->options && !(w->cap > 0)) continue;
+        if (!w->window && (kernel->options & ~LN_CUDA_HALF) && !(w->cap > 0) && !w->query_tile && !w->rank) continue;
         if (ln_cuda_attention_plan_make(&p[0].attention, device, kernel, &plan[kernels]) != LN_CUDA_OK) continue;
         p[kernels] = p[0];
         p[kernels].plan = &plan[kernels];

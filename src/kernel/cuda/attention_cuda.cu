@@ -16,13 +16,37 @@ enum { COUNTER_BYTES = 256 }; /* in front of the tasks of a workspace */
 
 const ln_cuda_kernel *ln_cuda_attention_kernels(int row) {
     static const ln_cuda_kernel none = {};
+    const ln_cuda_kernel *const tables[] = {ln_cuda_hopper_kernels, ln_cuda_hopper_half_kernels,
+                                            ln_cuda_portable_kernels};
+    const int counts[] = {ln_cuda_hopper_count, ln_cuda_hopper_half_count, ln_cuda_portable_count};
     if (row < 0) return &none;
-    if (row < ln_cuda_hopper_count) return &ln_cuda_hopper_kernels[row];
-    row -= ln_cuda_hopper_count;
-    return row < ln_cuda_portable_count ? &ln_cuda_portable_kernels[row] : &none;
+    for (int i = 0; i < 3; row -= counts[i++])
+        if (row < counts[i]) return &tables[i][row];
+    return &none;
 }
 
 /* ---- plan ---- */
+
+static int64_t query_tiles(const ln_cuda_attention *a) {
+    return (a->query_offsets[a->sequences] + a->query_tile - 1) / a->query_tile;
+}
+
+static bool lists_right(const ln_cuda_attention *a) {
+    if (a->query_tile == 0) return true;
+    if (a->query_tile < 64 || a->query_tile % 64 || a->key_tile < 64 || a->key_tile % 64 || a->key_tile > INT_MAX / 2)
+        return false;
+    if (a->sequences != 1 || !a->list_offsets || a->list_offsets[0] != 0) return false;
+    const int64_t lists = query_tiles(a) * (a->list_per_head ? a->heads : 1),
+                  tiles = (a->key_offsets[1] + a->key_tile - 1) / a->key_tile;
+    for (int64_t l = 0; l < lists; l++) {
+        if (a->list_offsets[l + 1] < a->list_offsets[l]) return false;
+        for (int64_t i = a->list_offsets[l]; i < a->list_offsets[l + 1]; i++)
+            if (a->listed[i] < 0 || a->listed[i] >= tiles ||
+                (i > a->list_offsets[l] && a->listed[i] <= a->listed[i - 1]))
+                return false;
+    }
+    return true;
+}
 
 static bool arguments_right(const ln_cuda_attention *a) {
     if (a->heads < 1 || a->key_value_heads < 1 || a->heads % a->key_value_heads || a->heads > 65535) return false;
@@ -31,8 +55,9 @@ static bool arguments_right(const ln_cuda_attention *a) {
     if (!(a->scale > 0) || !(a->soft_cap >= 0) || isinf(a->scale) || isinf(a->soft_cap)) return false;
     for (int64_t s = 0; s < a->sequences; s++)
         if (a->query_offsets[s + 1] < a->query_offsets[s] || a->key_offsets[s + 1] < a->key_offsets[s]) return false;
+    if (a->rank < 0 || a->rank > 1024 || (a->rank > 0 && a->soft_cap > 0)) return false;
     return a->query_offsets[0] == 0 && a->key_offsets[0] == 0 && a->query_offsets[a->sequences] <= INT_MAX / 2 &&
-           a->key_offsets[a->sequences] <= INT_MAX / 2;
+           a->key_offsets[a->sequences] <= INT_MAX / 2 && lists_right(a);
 }
 
 static int64_t tiles_of(const ln_cuda_attention *a, const ln_cuda_kernel *kernel) {
@@ -44,11 +69,17 @@ static int64_t tiles_of(const ln_cuda_attention *a, const ln_cuda_kernel *kernel
 
 /* NULL, or why this kernel cannot do this work. */
 static const char *refusal(const ln_cuda_attention *a, const ln_cuda_device *device, const ln_cuda_kernel *kernel) {
-    const int wanted = (a->window ? LN_CUDA_WINDOW : 0) | (a->soft_cap > 0 ? LN_CUDA_CAP : 0);
-    if (a->key_size != kernel->key_size || a->value_size != kernel->value_size) return "made for another size of heads";
-    if ((wanted & ~kernel->options) || ((kernel->options & LN_CUDA_CAP) && a->soft_cap == 0))
-        return "made for other options";
+    const int wanted = (a->window ? LN_CUDA_WINDOW : 0) | (a->soft_cap > 0 ? LN_CUDA_CAP : 0) |
+                       (a->query_tile ? LN_CUDA_LISTS : 0) | (a->half ? LN_CUDA_HALF : 0);
+    const int64_t key_size = a->key_size + 3 * a->rank; /* what is left of a packed row is filled with zeros */
+    if ((a->rank ? key_size > kernel->key_size : key_size != kernel->key_size) || a->value_size != kernel->value_size)
+        return "made for another size of heads";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
+    if ((wanted & ~kernel->options) || ((kernel->options & ~wanted) & (LN_CUDA_CAP | LN_CUDA_HALF)))
+        return "made for other options";
+    if (kernel->major == 9 && !a->query_tile && (kernel->options & LN_CUDA_LISTS)) return "made for lists";
+    if (a->query_tile && (a->query_tile % kernel->rows || a->key_tile % kernel->keys))
+        return "tiles of the lists are no multiples of its own";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
     return NULL;
 }
@@ -58,6 +89,78 @@ static bool wants_short(const ln_cuda_attention *a) {
     const int64_t keys = a->key_offsets[a->sequences] / a->sequences,
                   seen = a->window && a->window < keys ? a->window : keys;
     return seen < (a->causal || a->window ? 6144 : 1024);
+}
+
+/* Keys low .. high - 1 are those that some of `rows` queries from the given position on see. */
+static void seen_by(const ln_cuda_attention *a, int64_t position, int64_t rows, int64_t keys, int64_t *low,
+                    int64_t *high) {
+    const int64_t last = position + rows - 1;
+    *low = 0, *high = keys;
+    if (a->causal && last + 1 < *high) *high = last + 1;
+    if (a->window && !a->causal && last + a->window < *high) *high = last + a->window;
+    if (a->window && position - a->window + 1 > 0) *low = position - a->window + 1;
+}
+
+/* The blocks of a list that are seen, in places from `place` on; `blocks` NULL: only counted. */
+static int64_t list_blocks(const ln_cuda_attention *a, const ln_cuda_kernel *kernel, int64_t head, int64_t row,
+                           int64_t low, int64_t high, int32_t *blocks) {
+    const int64_t list = (a->list_per_head ? head * query_tiles(a) : 0) + row / a->query_tile,
+                  each = a->key_tile / kernel->keys;
+    int64_t count = 0;
+    for (int64_t i = a->list_offsets[list]; i < a->list_offsets[list + 1]; i++)
+        for (int64_t block = a->listed[i] * each; block < (a->listed[i] + 1) * each; block++) {
+            if (block * kernel->keys >= high || (block + 1) * kernel->keys <= low) continue;
+            if (blocks) blocks[count] = (int32_t)block;
+            count++;
+        }
+    return count;
+}
+
+/* blocks, *count: the table so far; blocks NULL: only counted. */
+static ln_cuda_task task_of(const ln_cuda_attention *a, const ln_cuda_kernel *kernel, int64_t sequence, int64_t head,
+                            int64_t row, int32_t *blocks, int64_t *count) {
+    const int64_t queries = a->query_offsets[sequence + 1] - a->query_offsets[sequence];
+    const int64_t keys = a->key_offsets[sequence + 1] - a->key_offsets[sequence];
+    const int64_t rows = queries - row < kernel->rows ? queries - row : kernel->rows;
+    const int64_t position = row + keys - queries;
+    int64_t low, high;
+    seen_by(a, position, rows, keys, &low, &high);
+    ln_cuda_task task = {(int32_t)(a->query_offsets[sequence] + row),
+                         (int32_t)rows,
+                         (int32_t)position,
+                         (int32_t)a->key_offsets[sequence],
+                         (int32_t)keys,
+                         (int32_t)head,
+                         0,
+                         0};
+    if (low < high && a->query_tile) {
+        task.first_block = (int32_t)*count;
+        *count += list_blocks(a, kernel, head, row, low, high, blocks ? blocks + *count : NULL);
+        task.end_block = (int32_t)*count;
+    } else if (low < high) {
+        task.first_block = (int32_t)(low / kernel->keys);
+        task.end_block = (int32_t)((high + kernel->keys - 1) / kernel->keys);
+    }
+    return task;
+}
+
+static int64_t blocks_of(const ln_cuda_attention *a, const ln_cuda_kernel *kernel) {
+    int64_t count = 0;
+    for (int64_t head = 0; head < a->heads && count <= INT_MAX / 2; head++)
+        for (int64_t row = 0; row < a->query_offsets[1]; row += kernel->rows)
+            task_of(a, kernel, 0, head, row, NULL, &count);
+    return count;
+}
+
+static int64_t round_up(int64_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
+/* Of all queries or keys with their factors. */
+static int64_t packed_bytes(const ln_cuda_attention *a, const ln_cuda_attention_plan *plan, bool keys) {
+    const int64_t rows =
+        keys ? a->key_offsets[a->sequences] * a->key_value_heads : a->query_offsets[a->sequences] * a->heads;
+    return round_up(rows * plan->packed_size * 2);
 }
 
 ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, const ln_cuda_device *device,
@@ -75,7 +178,8 @@ ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, con
         if (!next->start) break;
         if (kernel && next != kernel) continue;
         const char *why = refusal(attention, device, next);
-        if (next->major == 9 && next->key_size == attention->key_size && next->value_size == attention->value_size)
+        if (next->major == 9 && next->key_size == attention->key_size && next->value_size == attention->value_size &&
+            (attention->query_tile || !(next->options & LN_CUDA_LISTS)))
             fast = why ? why : "taken";
         if (!why && (!best || (next->major == best->major && next->short_rows == wants_short(attention)))) best = next;
     }
@@ -93,7 +197,17 @@ ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, con
     }
     plan->kernel = best;
     plan->tasks = tasks;
-    plan->workspace = COUNTER_BYTES + (tasks * (int64_t)sizeof(ln_cuda_task) + 255) / 256 * 256;
+    plan->blocks = attention->query_tile ? blocks_of(attention, best) : 0;
+    if (plan->blocks > INT_MAX / 2) {
+        snprintf(plan->why, sizeof plan->why, "lists of more than 2^30 blocks of keys");
+        return LN_CUDA_ARGUMENT;
+    }
+    plan->tables = tasks * (int64_t)sizeof(ln_cuda_task) + plan->blocks * 4;
+    plan->workspace = COUNTER_BYTES + round_up(plan->tables);
+    if (attention->rank) {
+        plan->packed_size = best->key_size;
+        plan->workspace += packed_bytes(attention, plan, false) + packed_bytes(attention, plan, true);
+    }
     snprintf(plan->why, sizeof plan->why, "%s: %lld tasks of %d queries, keys by %d%s%s", best->name, (long long)tasks,
              best->rows, best->keys,
              best->major == 9 ? "" : "; copy engine and warp group products: ", best->major == 9 ? "" : fast);
@@ -112,36 +226,12 @@ static int before(const void *one, const void *two) {
     return a->query < b->query ? -1 : a->query > b->query;
 }
 
-static ln_cuda_task task_of(const ln_cuda_attention *a, const ln_cuda_kernel *kernel, int64_t sequence, int64_t head,
-                            int64_t row) {
-    const int64_t queries = a->query_offsets[sequence + 1] - a->query_offsets[sequence];
-    const int64_t keys = a->key_offsets[sequence + 1] - a->key_offsets[sequence];
-    const int64_t rows = queries - row < kernel->rows ? queries - row : kernel->rows;
-    const int64_t position = row + keys - queries, last = position + rows - 1;
-    int64_t low = 0, high = keys;
-    if (a->causal && last + 1 < high) high = last + 1;
-    if (a->window && !a->causal && last + a->window < high) high = last + a->window;
-    if (a->window && position - a->window + 1 > 0) low = position - a->window + 1;
-    ln_cuda_task task = {(int32_t)(a->query_offsets[sequence] + row),
-                         (int32_t)rows,
-                         (int32_t)position,
-                         (int32_t)a->key_offsets[sequence],
-                         (int32_t)keys,
-                         (int32_t)head,
-                         0,
-                         0};
-    if (low < high) {
-        task.first_block = (int32_t)(low / kernel->keys);
-        task.end_block = (int32_t)((high + kernel->keys - 1) / kernel->keys);
-    }
-    return task;
-}
-
 void ln_cuda_attention_tasks(const ln_cuda_attention *attention, const ln_cuda_attention_plan *plan,
                              ln_cuda_task *tasks) {
     const int64_t group = attention->heads / attention->key_value_heads;
     const int64_t row_bytes = 2 * (attention->key_size + attention->value_size);
-    int64_t count = 0, section = 0, bytes = 0;
+    int32_t *blocks = (int32_t *)(tasks + plan->tasks);
+    int64_t count = 0, section = 0, bytes = 0, listed = 0;
     for (int64_t s = 0; s < attention->sequences; s++)
         for (int64_t shared = 0; shared < attention->key_value_heads; shared++) {
             const int64_t queries = attention->query_offsets[s + 1] - attention->query_offsets[s];
@@ -154,7 +244,7 @@ void ln_cuda_attention_tasks(const ln_cuda_attention *attention, const ln_cuda_a
             bytes += more;
             for (int64_t head = shared * group; head < (shared + 1) * group; head++)
                 for (int64_t row = 0; row < queries; row += plan->kernel->rows)
-                    tasks[count++] = task_of(attention, plan->kernel, s, head, row);
+                    tasks[count++] = task_of(attention, plan->kernel, s, head, row, blocks, &listed);
         }
     if (count > section) qsort(tasks + section, (size_t)(count - section), sizeof *tasks, before);
 }
@@ -164,13 +254,31 @@ ln_cuda_code ln_cuda_attention_prepare(const ln_cuda_attention_plan *plan, const
     cudaStream_t on = (cudaStream_t)stream;
     cudaError_t error = cudaMemsetAsync(workspace, 0, COUNTER_BYTES, on);
     if (error == cudaSuccess)
-        error = cudaMemcpyAsync((char *)workspace + COUNTER_BYTES, tasks, (size_t)plan->tasks * sizeof *tasks,
-                                cudaMemcpyHostToDevice, on);
+        error =
+            cudaMemcpyAsync((char *)workspace + COUNTER_BYTES, tasks, (size_t)plan->tables, cudaMemcpyHostToDevice, on);
     if (error == cudaSuccess) error = cudaStreamSynchronize(on);
     return ln_cuda_code_of(error);
 }
 
 /* ---- launch ---- */
+
+/* Queries and keys with their factors, in the workspace; `packed` then stands for the tensors. */
+static ln_cuda_code pack_factors(const ln_cuda_attention *a, const ln_cuda_attention_plan *plan, void *workspace,
+                                 ln_cuda_attention_tensors *packed, void *stream) {
+    if (!packed->query_factors || !packed->key_factors) return LN_CUDA_ARGUMENT;
+    const int64_t size = plan->packed_size, queries = a->query_offsets[a->sequences],
+                  keys = a->key_offsets[a->sequences];
+    char *query = (char *)workspace + COUNTER_BYTES + round_up(plan->tables);
+    char *key = query + packed_bytes(a, plan, false);
+    ln_cuda_code code = ln_cuda_attention_pack(&packed->query, a->key_size, packed->query_factors, a->rank,
+                                               1 / a->scale, queries, a->heads, a->half, false, size, query, stream);
+    if (!code)
+        code = ln_cuda_attention_pack(&packed->key, a->key_size, packed->key_factors, a->rank, 1, keys,
+                                      a->key_value_heads, a->half, true, size, key, stream);
+    packed->query = {query, size * a->heads, size};
+    packed->key = {key, size * a->key_value_heads, size};
+    return code;
+}
 
 /* Boxes of one panel of one head, `rows` tokens high. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
@@ -201,6 +309,8 @@ static ln::attention_run run_of(const ln_cuda_attention *a, const ln_cuda_attent
     run.next = (unsigned *)workspace;
     run.tasks = (const ln_cuda_task *)((const char *)workspace + COUNTER_BYTES);
     run.task_count = (int)plan->tasks;
+    run.blocks = a->query_tile ? (const int32_t *)(run.tasks + plan->tasks) : NULL;
+    run.sinks = tensors->sinks;
     run.heads = (int)a->heads;
     run.group = (int)(a->heads / a->key_value_heads);
     run.causal = a->causal;
@@ -224,18 +334,23 @@ ln_cuda_code ln_cuda_attention_forward(const ln_cuda_attention *attention, const
         return LN_CUDA_ARGUMENT;
     if (!workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
 
-    ln::attention_run run = run_of(attention, plan, tensors, workspace);
+    ln_cuda_attention_tensors own = *tensors;
+    if (attention->rank) {
+        const ln_cuda_code code = pack_factors(attention, plan, workspace, &own, stream);
+        if (code) return code;
+    }
+    ln::attention_run run = run_of(attention, plan, &own, workspace);
     CUtensorMap maps[3];
     void *arguments[4] = {&maps[0], &maps[1], &maps[2], &run};
     int grid = (int)plan->tasks;
     if (kernel->major == 9) {
         const int64_t *queries = attention->query_offsets, *keys = attention->key_offsets, s = attention->sequences;
         /* Without keys nothing is copied, but the kernel takes descriptions all the same: of the queries. */
-        const ln_cuda_tensor *key = keyless ? &tensors->query : &tensors->key, *value = keyless ? key : &tensors->value;
-        const int64_t key_size = attention->key_size, value_size = keyless ? key_size : attention->value_size;
+        const ln_cuda_tensor *key = keyless ? &own.query : &own.key, *value = keyless ? key : &own.value;
+        const int64_t key_size = kernel->key_size, value_size = keyless ? key_size : attention->value_size;
         const int64_t key_heads = keyless ? attention->heads : attention->key_value_heads,
                       key_tokens = keyless ? queries[s] : keys[s];
-        ln_cuda_code code = describe(&maps[0], &tensors->query, key_size, attention->heads, queries[s], kernel->rows);
+        ln_cuda_code code = describe(&maps[0], &own.query, key_size, attention->heads, queries[s], kernel->rows);
         if (!code) code = describe(&maps[1], key, key_size, key_heads, key_tokens, kernel->keys);
         if (!code) code = describe(&maps[2], value, value_size, key_heads, key_tokens, kernel->keys);
         if (code) return code;

@@ -1,11 +1,14 @@
 /* Exact attention on an NVIDIA GPU.
  *
- *     score[i][j] = cap(scale * query[i] . key[j]) for the keys j that query i sees,
- *     output[i] = sum_j exp(score[i][j] - lse[i]) value[j],   lse[i] = log(sum_j exp(score[i][j])).
+ *     score[i][j] = cap(scale * query[i] . key[j]) + query_factor[i] . key_factor[j]   for the keys j that query i
+ * sees, output[i] = sum_j exp(score[i][j] - lse[i]) value[j],   lse[i] = log(exp(sink) + sum_j exp(score[i][j])).
  *
  * A plan cuts the queries of all heads into tasks: one tile of queries, one head, and the run of key blocks that the
  * tile sees. Tasks lie in the order in which they should start: the longest first, heads together that share the
- * second-level cache. They are independent, so that the order changes no bit of the result. */
+ * second-level cache. They are independent, so that the order changes no bit of the result.
+ *
+ * A bias of low rank (P257) needs no kernel of its own: [scale query, query_factor] . [key, key_factor] is the whole
+ * score. Factors are float32; they go through 2-byte products as high and low halves, three columns for each. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_H
 #define LN_KERNEL_CUDA_ATTENTION_H
 
@@ -23,16 +26,27 @@ typedef struct ln_cuda_attention {
     float scale, soft_cap;                      /* scale > 0; soft_cap 0: none */
     bool causal;         /* query i of n stands at position i + m - n of m keys: key <= position */
     int64_t window;      /* position - key < window and, unless causal, key - position < window; 0: none */
-    bool output_float32; /* output is float32, else bf16 */
+    bool output_float32; /* output is float32, else bf16 or f16 as the rest is */
+    bool half;           /* query, key and value are f16, else bf16 */
+    int64_t rank;        /* of the bias; 0: none. Not with a cap */
+    /* Which key tiles the query tiles of the (only) sequence see: for list l = head * query tiles + tile, or l = tile
+     * where all heads share them, tiles listed[list_offsets[l]] .. listed[list_offsets[l + 1] - 1], ascending; on the
+     * host. Sizes are multiples of 64. query_tile 0: all that the other options allow. */
+    int64_t query_tile, key_tile;
+    bool list_per_head;
+    const int64_t *list_offsets;
+    const int32_t *listed;
 } ln_cuda_attention;
 
 /* One tile of queries of one head: its first query is row `query` of the tensors and stands at `position`; it sees
- * key blocks first_block .. end_block - 1 of the sequence whose first key is row `key` of the tensors. */
+ * key blocks first_block .. end_block - 1 of the sequence whose first key is row `key` of the tensors. With lists these
+ * are places in the plan's table of blocks. */
 typedef struct ln_cuda_task {
     int32_t query, rows, position, key, keys, head, first_block, end_block;
 } ln_cuda_task;
 
-enum { LN_CUDA_WINDOW = 1, LN_CUDA_CAP = 2 }; /* options that a kernel was compiled with */
+/* What a kernel was compiled with. */
+enum { LN_CUDA_WINDOW = 1, LN_CUDA_CAP = 2, LN_CUDA_LISTS = 4, LN_CUDA_HALF = 8 };
 
 /* One compiled kernel. */
 typedef struct ln_cuda_kernel {
@@ -49,7 +63,10 @@ typedef struct ln_cuda_kernel {
 typedef struct ln_cuda_attention_plan {
     ln_cuda_device device;
     const ln_cuda_kernel *kernel;
-    int64_t tasks, workspace; /* bytes, aligned to 256 */
+    int64_t tasks, blocks; /* blocks: entries of the table of blocks, with lists */
+    int64_t tables;        /* bytes that ln_cuda_attention_tasks writes */
+    int64_t workspace;     /* bytes, aligned to 256 */
+    int64_t packed_size;   /* columns of a query or key with its factors; 0: there are none */
     char why[LN_CUDA_WHY];
 } ln_cuda_attention_plan;
 
@@ -59,7 +76,8 @@ const ln_cuda_kernel *ln_cuda_attention_kernels(int row);
 /* Chooses a kernel; `kernel` not NULL: takes that one or fails. */
 ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, const ln_cuda_device *device,
                                          const ln_cuda_kernel *kernel, ln_cuda_attention_plan *plan);
-/* The tasks of the plan, [plan->tasks], on the host. */
+/* On the host: the tasks of the plan, [plan->tasks], and behind them the table of blocks, int32 [plan->blocks];
+ * plan->tables bytes. */
 void ln_cuda_attention_tasks(const ln_cuda_attention *attention, const ln_cuda_attention_plan *plan,
                              ln_cuda_task *tasks);
 /* Fills a workspace on the device from `tasks`; waits for the stream. Once for a plan: running leaves the workspace
@@ -68,9 +86,11 @@ ln_cuda_code ln_cuda_attention_prepare(const ln_cuda_attention_plan *plan, const
                                        void *stream);
 
 typedef struct ln_cuda_attention_tensors {
-    ln_cuda_tensor query, key, value; /* bf16 */
+    ln_cuda_tensor query, key, value; /* bf16 or f16 */
     ln_cuda_tensor output;
-    float *log_sum_exp; /* [query tokens, heads]; NULL: not wanted */
+    float *log_sum_exp;                       /* [query tokens, heads]; NULL: not wanted */
+    const float *sinks;                       /* [heads]; NULL: none */
+    const float *query_factors, *key_factors; /* [query tokens, heads, rank], [key tokens, key_value_heads, rank] */
 } ln_cuda_attention_tensors;
 
 /* Starts the work on the stream of the plan's device, which must be the current one; may be captured in a graph. */

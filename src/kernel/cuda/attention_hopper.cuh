@@ -20,7 +20,7 @@
 
 namespace ln {
 
-enum { TURNS = 4, HELD = 8 }; /* beside LN_CUDA_WINDOW and LN_CUDA_CAP: groups take turns; queries stay in registers */
+enum { TURNS = 16, HELD = 32 }; /* beside LN_CUDA_*: groups take turns; queries stay in registers */
 
 enum { STAGES = 2 };
 
@@ -77,13 +77,14 @@ static __device__ __forceinline__ void copy_tasks(const CUtensorMap *query_map, 
         index = gridDim.x + atomicInc(run.next, run.task_count - 1); /* back to 0 after as many as there are tasks */
         const int shared_head = task.head / run.group;
 #pragma unroll 1
-        for (int block = task.end_block - 1; block >= task.first_block; block--) {
+        for (int place = task.end_block - 1; place >= task.first_block; place--) {
+            const int block = run.block_at(place);
             barrier_wait(&control->key_free[keys.stage], keys.phase);
             barrier_expect(&control->key_full[keys.stage], TILE::key_bytes);
             copy_tile<KEY_SIZE, KEYS>(shared + TILE::key_at + keys.stage * TILE::key_bytes, key_map,
                                       &control->key_full[keys.stage], shared_head, task.key + block * KEYS);
             keys.next();
-            if (block == task.end_block - 1) {
+            if (place == task.end_block - 1) {
                 barrier_wait(&control->query_free, query_phase);
                 query_phase ^= 1;
                 barrier_expect(&control->query_full, TILE::query_bytes);
@@ -101,6 +102,7 @@ static __device__ __forceinline__ void copy_tasks(const CUtensorMap *query_map, 
 /* One warp group's part of one task. */
 template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS> struct hopper_rows {
     typedef hopper_tile<KEY_SIZE, VALUE_SIZE, KEYS, GROUPS> tile;
+    static constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     const attention_run &run;
     hopper_control *control;
     char *shared;
@@ -136,13 +138,13 @@ template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS> struc
             const uint64_t right = key + (k / steps * (KEYS * width * 2 / 16) + step);
             if constexpr ((OPTIONS & HELD) != 0) {
                 if (k == 0)
-                    product<KEYS>::template registers<false, false>(score, query, right);
+                    product<KEYS, HALF>::template registers<false, false>(score, query, right);
                 else
-                    product<KEYS>::template registers<true, false>(score, query + 4 * k, right);
+                    product<KEYS, HALF>::template registers<true, false>(score, query + 4 * k, right);
             } else if (k == 0)
-                product<KEYS>::template shared<false>(score, left, right);
+                product<KEYS, HALF>::template shared<false>(score, left, right);
             else
-                product<KEYS>::template shared<true>(score, left, right);
+                product<KEYS, HALF>::template shared<true>(score, left, right);
         }
         products_commit();
         hold(score);
@@ -155,8 +157,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS> struc
         products_open();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++)
-            product<VALUE_SIZE>::template registers<true, true>(output, weight + 4 * k,
-                                                                value + (uint64_t)(k * (16 * width * 2 / 16)));
+            product<VALUE_SIZE, HALF>::template registers<true, true>(output, weight + 4 * k,
+                                                                      value + (uint64_t)(k * (16 * width * 2 / 16)));
         products_commit();
         hold(output);
     }
@@ -173,7 +175,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS> struc
      */
     __device__ __forceinline__ void clear_values(const ln_cuda_task &task) {
         constexpr int width = panel<VALUE_SIZE>::columns * 2;
-        const int from = task.keys - (task.end_block - 1) * KEYS;
+        const int from = task.keys - run.block_at(task.end_block - 1) * KEYS;
         if (from >= KEYS) return;
         barrier_wait(&control->value_full[values.stage], values.phase);
         char *value = shared + tile::value_at + values.stage * tile::value_bytes;
@@ -202,11 +204,11 @@ template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS> struc
         leave(&control->value_free[values.stage]);
         values.next();
         if (moved) softmax<KEYS>::rescale(output, factor);
-        softmax<KEYS>::convert(score, weight);
+        softmax<KEYS>::template convert<HALF>(score, weight);
     }
 
     __device__ __forceinline__ void walk(const ln_cuda_task &task, int query_phase) {
-        int block = task.end_block - 1;
+        int place = task.end_block - 1;
         const int first = task.first_block;
         barrier_wait(&control->query_full, query_phase);
         if constexpr ((OPTIONS & HELD) != 0) {
@@ -223,15 +225,23 @@ template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS> struc
         leave(&control->key_free[keys.stage]);
         keys.next();
         clear_values(task);
-        soften<true, true>(task, block);
-        softmax<KEYS>::convert(score, weight);
+        soften<true, true>(task, run.block_at(place));
+        softmax<KEYS>::template convert<HALF>(score, weight);
 
         const sight whole = whole_blocks<KEYS>(run, task, tile::rows);
-        block--;
-        for (; block >= max(first, whole.high); block--) step<true>(task, block);
-        for (; block >= max(first, whole.low); block--) step<false>(task, block);
+        place--;
+        if constexpr ((OPTIONS & LN_CUDA_LISTS) != 0)
+            for (; place >= first; place--) {
+                const int block = run.block_at(place);
+                if (block < whole.high && block >= whole.low)
+                    step<false>(task, block);
+                else
+                    step<true>(task, block);
+            }
+        for (; place >= max(first, whole.high); place--) step<true>(task, place);
+        for (; place >= max(first, whole.low); place--) step<false>(task, place);
         if constexpr ((OPTIONS & LN_CUDA_WINDOW) != 0)
-            for (; block >= first; block--) step<true>(task, block);
+            for (; place >= first; place--) step<true>(task, place);
 
         if constexpr ((OPTIONS & HELD) == 0) leave(&control->query_free);
         barrier_wait(&control->value_full[values.stage], values.phase);
@@ -260,9 +270,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int GROUPS, int OPTIONS> struc
                 query_phase ^= 1;
             }
             float inverse[2], lse[2];
-            weights.close(inverse, lse);
+            weights.close(inverse, lse, sink_of(run, task.head));
             const int row = group * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-            store_rows<VALUE_SIZE>(run, task, row, output, inverse, lse);
+            store_rows<VALUE_SIZE, HALF>(run, task, row, output, inverse, lse);
             __syncwarp();
             leave(&control->task_free[tasks.stage]);
             tasks.next();
@@ -331,7 +341,7 @@ static ln_cuda_kernel hopper_kernel(const char *name, bool short_rows) {
             VALUE_SIZE,
             tile::rows,
             KEYS,
-            OPTIONS & (LN_CUDA_WINDOW | LN_CUDA_CAP),
+            OPTIONS & (LN_CUDA_WINDOW | LN_CUDA_CAP | LN_CUDA_LISTS | LN_CUDA_HALF),
             tile::threads,
             tile::control_at + (int)sizeof(hopper_control),
             9,

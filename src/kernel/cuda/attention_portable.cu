@@ -34,6 +34,7 @@ static __device__ __forceinline__ void copies_meet() {
 
 template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int WARPS, int OPTIONS>
 static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __grid_constant__ attention_run run) {
+    constexpr bool HALF = (OPTIONS & LN_CUDA_HALF) != 0;
     constexpr int rows = 16 * WARPS, threads = 32 * WARPS;
     constexpr int key_row = padded<KEY_SIZE>::row, value_row = padded<VALUE_SIZE>::row;
     __nv_bfloat16 *query = (__nv_bfloat16 *)block_memory(), *key = query + rows * key_row,
@@ -53,11 +54,12 @@ static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __
     const __nv_bfloat16 *key_part = key + (lane / 16 * 8 + lane % 8) * key_row + lane / 8 % 2 * 8;
     const __nv_bfloat16 *value_part = value + lane % 16 * value_row + lane / 16 * 8;
     if (task.first_block < task.end_block) {
-        const int begin = (task.end_block - 1) * KEYS;
+        const int begin = run.block_at(task.end_block - 1) * KEYS;
         copy_rows<KEY_SIZE, rows, threads>(query, run.query, task.head, task.query, task.rows);
         copy_rows<KEY_SIZE, KEYS, threads>(key, run.key, shared_head, task.key + begin, task.keys - begin);
     }
-    for (int block = task.end_block - 1; block >= task.first_block; block--) {
+    for (int place = task.end_block - 1; place >= task.first_block; place--) {
+        const int block = run.block_at(place);
         copies_meet();
         copy_rows<VALUE_SIZE, KEYS, threads>(value, run.value, shared_head, task.key + block * KEYS,
                                              task.keys - block * KEYS);
@@ -70,8 +72,8 @@ static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __
             for (int j = 0; j < KEYS; j += 16) {
                 uint32_t right[4];
                 load_matrices<false>(right, key_part + j * key_row + k);
-                add_product(score + j / 2, left, right);
-                add_product(score + j / 2 + 4, left, right + 2);
+                add_product_as<HALF>(score + j / 2, left, right);
+                add_product_as<HALF>(score + j / 2 + 4, left, right + 2);
             }
         }
         if constexpr ((OPTIONS & LN_CUDA_CAP) != 0) softmax<KEYS>::cap(score, run.cap_scale);
@@ -81,23 +83,24 @@ static __global__ void __launch_bounds__(32 * WARPS) attention_portable(const __
         float factor[2];
         uint32_t weight[KEYS / 4];
         if (weights.template step<false>(score, run.scale, factor)) softmax<KEYS>::rescale(output, factor);
-        softmax<KEYS>::convert(score, weight);
+        softmax<KEYS>::template convert<HALF>(score, weight);
         copies_meet();
-        if (block > task.first_block)
-            copy_rows<KEY_SIZE, KEYS, threads>(key, run.key, shared_head, task.key + (block - 1) * KEYS, KEYS);
+        if (place > task.first_block)
+            copy_rows<KEY_SIZE, KEYS, threads>(key, run.key, shared_head, task.key + run.block_at(place - 1) * KEYS,
+                                               KEYS);
 #pragma unroll
         for (int k = 0; k < KEYS; k += 16)
 #pragma unroll
             for (int j = 0; j < VALUE_SIZE; j += 16) {
                 uint32_t right[4];
                 load_matrices<true>(right, value_part + k * value_row + j);
-                add_product(output + j / 2, weight + k / 4, right);
-                add_product(output + j / 2 + 4, weight + k / 4, right + 2);
+                add_product_as<HALF>(output + j / 2, weight + k / 4, right);
+                add_product_as<HALF>(output + j / 2 + 4, weight + k / 4, right + 2);
             }
     }
     float inverse[2], lse[2];
-    weights.close(inverse, lse);
-    store_rows<VALUE_SIZE>(run, task, row, output, inverse, lse);
+    weights.close(inverse, lse, sink_of(run, task.head));
+    store_rows<VALUE_SIZE, HALF>(run, task, row, output, inverse, lse);
 }
 
 template <int KEY_SIZE, int VALUE_SIZE, int KEYS, int WARPS>
@@ -130,13 +133,27 @@ static ln_cuda_kernel portable_kernel(const char *name) {
 
 using namespace ln;
 
-#define LN_ROWS(key_size, value_size, keys, warps, name)                                  \
-    portable_kernel<key_size, value_size, keys, warps, LN_CUDA_WINDOW>("portable " name), \
-        portable_kernel<key_size, value_size, keys, warps, LN_CUDA_WINDOW | LN_CUDA_CAP>("portable " name " cap")
+#define LN_PAIR(key_size, value_size, keys, warps, options, name)                    \
+    portable_kernel<key_size, value_size, keys, warps, (options)>("portable " name), \
+        portable_kernel<key_size, value_size, keys, warps, (options) | LN_CUDA_HALF>("portable " name " f16")
+#define LN_ROWS(key_size, value_size, keys, warps, options, name)                 \
+    LN_PAIR(key_size, value_size, keys, warps, (options) | LN_CUDA_WINDOW, name), \
+        LN_PAIR(key_size, value_size, keys, warps, (options) | LN_CUDA_WINDOW | LN_CUDA_CAP, name " cap")
 
+/* Those with lists have 64 rows, of which tiles of any size are made; those without a cap, keys with factors. */
 const ln_cuda_kernel ln_cuda_portable_kernels[] = {
-    LN_ROWS(128, 128, 64, 8, "128 x 64"),         LN_ROWS(64, 64, 64, 8, "64: 128 x 64"),
-    LN_ROWS(256, 256, 64, 4, "256: 64 x 64"),     LN_ROWS(96, 96, 64, 8, "96: 128 x 64"),
-    LN_ROWS(192, 128, 64, 4, "192/128: 64 x 64"), LN_ROWS(192, 192, 64, 4, "192: 64 x 64"),
+    LN_ROWS(128, 128, 64, 8, 0, "128 x 64"),
+    LN_ROWS(64, 64, 64, 8, 0, "64: 128 x 64"),
+    LN_ROWS(256, 256, 64, 4, LN_CUDA_LISTS, "256: 64 x 64"),
+    LN_ROWS(96, 96, 64, 8, 0, "96: 128 x 64"),
+    LN_ROWS(192, 128, 64, 4, LN_CUDA_LISTS, "192/128: 64 x 64"),
+    LN_ROWS(192, 192, 64, 4, LN_CUDA_LISTS, "192: 64 x 64"),
+    LN_ROWS(128, 128, 64, 4, LN_CUDA_LISTS, "64 x 64"),
+    LN_ROWS(64, 64, 64, 4, LN_CUDA_LISTS, "64: 64 x 64"),
+    LN_ROWS(96, 96, 64, 4, LN_CUDA_LISTS, "96: 64 x 64"),
+    LN_PAIR(128, 64, 64, 4, LN_CUDA_WINDOW | LN_CUDA_LISTS, "128/64: 64 x 64"),
+    LN_PAIR(128, 96, 64, 4, LN_CUDA_WINDOW | LN_CUDA_LISTS, "128/96: 64 x 64"),
+    LN_PAIR(256, 128, 64, 4, LN_CUDA_WINDOW | LN_CUDA_LISTS, "256/128: 64 x 64"),
+    LN_PAIR(256, 192, 64, 4, LN_CUDA_WINDOW | LN_CUDA_LISTS, "256/192: 64 x 64"),
 };
 const int ln_cuda_portable_count = sizeof ln_cuda_portable_kernels / sizeof ln_cuda_portable_kernels[0];

@@ -19,13 +19,16 @@ namespace ln {
 struct attention_run {
     ln_cuda_tensor query, key, value, output;
     float *log_sum_exp;
+    const float *sinks; /* [heads]; NULL: none */
     const ln_cuda_task *tasks;
-    unsigned *next; /* 0 before and after a run */
+    const int32_t *blocks; /* the table of blocks; NULL: a task's blocks are neighbours */
+    unsigned *next;        /* 0 before and after a run */
     int task_count, heads, group;
     int causal, window; /* window 0: none */
     float scale;        /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
     float cap_scale;    /* 2 scale / cap, with log2(e) in it */
     int output_float32;
+    __device__ __forceinline__ int block_at(int place) const { return blocks ? blocks[place] : place; }
 };
 
 /* 1 - 2 / (1 + 2^x) = tanh(x ln(2) / 2), within 2^-21 of 1; the instruction for it is wrong by up to 2^-11, which a cap
@@ -154,9 +157,10 @@ template <int KEYS> struct softmax {
     }
 
     /* Weights as left operands of products with 16 keys each. */
+    template <bool HALF>
     static __device__ __forceinline__ void convert(const float (&score)[KEYS / 2], uint32_t (&weight)[KEYS / 4]) {
 #pragma unroll
-        for (int i = 0; i < KEYS / 4; i++) weight[i] = pack(score[2 * i], score[2 * i + 1]);
+        for (int i = 0; i < KEYS / 4; i++) weight[i] = pack_as<HALF>(score[2 * i], score[2 * i + 1]);
     }
 
     template <int N> static __device__ __forceinline__ void rescale(float (&output)[N], const float (&factor)[2]) {
@@ -164,19 +168,30 @@ template <int KEYS> struct softmax {
         for (int i = 0; i < N; i++) output[i] *= factor[i / 2 % 2];
     }
 
-    /* Leaves 1 / sum, and lse in natural logarithms; a row that saw nothing: 0 and -inf. */
-    __device__ __forceinline__ void close(float (&inverse)[2], float (&lse)[2]) {
+    /* Leaves 1 / sum, and lse in natural logarithms; a row that saw nothing: 0 and -inf. sink: in base 2; -inf: none.
+     */
+    __device__ __forceinline__ void close(float (&inverse)[2], float (&lse)[2], float sink) {
 #pragma unroll
         for (int row = 0; row < 2; row++) {
-            float all = sum[row];
+            float all = sum[row], top = base[row], factor = 1;
             all += __shfl_xor_sync(~0u, all, 1);
             all += __shfl_xor_sync(~0u, all, 2);
+            if (sink > top) { /* of a row that saw nothing too */
+                factor = exponential(top - sink);
+                all = fmaf(all, factor, 1.0f);
+                top = sink;
+            } else if (sink > -CUDART_INF_F)
+                all += exponential(sink - top);
             const bool any = all > 0;
-            inverse[row] = any ? 1.0f / all : all != all ? all : 0;
-            lse[row] = any ? (base[row] + log2f(all)) * CUDART_LN2_F : all != all ? all : -CUDART_INF_F;
+            inverse[row] = any ? factor / all : all != all ? all : 0;
+            lse[row] = any ? (top + log2f(all)) * CUDART_LN2_F : all != all ? all : -CUDART_INF_F;
         }
     }
 };
+
+static __device__ __forceinline__ float sink_of(const attention_run &run, int head) {
+    return run.sinks ? run.sinks[head] * CUDART_L2E_F : -CUDART_INF_F;
+}
 
 /* Four threads hold words 0 .. 3 of four groups each; afterwards each holds its own group whole. */
 static __device__ __forceinline__ void transpose_quad(uint32_t (&word)[4]) {
@@ -196,7 +211,7 @@ static __device__ __forceinline__ void transpose_quad(uint32_t (&word)[4]) {
 }
 
 /* Rows `row` and `row + 8` of the tile. */
-template <int SIZE>
+template <int SIZE, bool HALF>
 static __device__ __forceinline__ void store_rows(const attention_run &run, const ln_cuda_task &task, int row,
                                                   float (&output)[SIZE / 2], const float (&inverse)[2],
                                                   const float (&lse)[2]) {
@@ -219,8 +234,8 @@ static __device__ __forceinline__ void store_rows(const attention_run &run, cons
                 uint32_t word[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    word[i] = pack(output[4 * (j + i) + 2 * half] * inverse[half],
-                                   output[4 * (j + i) + 2 * half + 1] * inverse[half]);
+                    word[i] = pack_as<HALF>(output[4 * (j + i) + 2 * half] * inverse[half],
+                                            output[4 * (j + i) + 2 * half + 1] * inverse[half]);
                 transpose_quad(word);
                 if (inside)
                     *(uint4 *)((__nv_bfloat16 *)run.output.data + at + 8 * (j + lane)) = {word[0], word[1], word[2],

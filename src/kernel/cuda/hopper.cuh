@@ -130,8 +130,10 @@ template <int N> static __device__ __forceinline__ void hold(uint32_t (&register
 }
 
 /* product<N>::shared: sums = (or +=) left (64 x 16, rows in shared memory) * right^T (N x 16, likewise).
- * product<N>::registers: the same with left in registers; TURNED: right is 16 x N, rows in shared memory. */
-template <int N> struct product;
+ * product<N>::turned: the same with left 16 x 64 or right 16 x N in shared memory where said.
+ * product<N>::registers: the same with left in registers; TURNED: right is 16 x N, rows in shared memory.
+ * HALF: operands are f16, else bf16. */
+template <int N, bool HALF = false> struct product;
 
 #define LN_F8(i)                                                                                                \
     "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), \
@@ -148,6 +150,7 @@ template <int N> struct product;
 #define LN_N16                                                                            \
     LN_N12 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
            ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define LN_L2 LN_F8(0), LN_F8(8)
 #define LN_L4 LN_F8(0), LN_F8(8), LN_F8(16), LN_F8(24)
 #define LN_L5 LN_L4, LN_F8(32)
 #define LN_L6 LN_L5, LN_F8(40)
@@ -157,34 +160,48 @@ template <int N> struct product;
 #define LN_L16 LN_L12, LN_F8(96), LN_F8(104), LN_F8(112), LN_F8(120)
 
 /* a .. g: the numbers of the operands after the sums. */
-#define LN_PRODUCT(n, numbers, list, a, b, c, d, e, f, g)                                                             \
-    template <> struct product<n> {                                                                                   \
-        template <bool ADD>                                                                                           \
-        static __device__ __forceinline__ void shared(float (&s)[n / 2], uint64_t left, uint64_t right) {             \
-            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" c ", 0;\n"                                          \
-                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" numbers "}, %" a ", %" b        \
-                         ", add, 1, 1, 0, 0;\n}"                                                                      \
-                         : list                                                                                       \
-                         : "l"(left), "l"(right), "n"(ADD ? 1 : 0));                                                  \
-        }                                                                                                             \
-        template <bool ADD, bool TURNED>                                                                              \
-        static __device__ __forceinline__ void registers(float (&s)[n / 2], const uint32_t *left, uint64_t right) {   \
-            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" f ", 0;\n"                                          \
-                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" numbers "}, {%" a ",%" b ",%" c \
-                         ",%" d "}, %" e ", add, 1, 1, %" g ";\n}"                                                    \
-                         : list                                                                                       \
-                         : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "n"(ADD ? 1 : 0),      \
-                           "n"(TURNED ? 1 : 0));                                                                      \
-        }                                                                                                             \
+#define LN_PRODUCT_OF(n, m, half, type, a, b, c, d, e, f, g)                                                        \
+    template <> struct product<n, half> {                                                                           \
+        template <bool ADD>                                                                                         \
+        static __device__ __forceinline__ void shared(float (&s)[n / 2], uint64_t left, uint64_t right) {           \
+            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" c ", 0;\n"                                        \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" LN_N##m               \
+                         "}, %" a ", %" b ", add, 1, 1, 0, 0;\n}"                                                   \
+                         : LN_L##m                                                                                  \
+                         : "l"(left), "l"(right), "n"(ADD ? 1 : 0));                                                \
+        }                                                                                                           \
+        template <bool ADD, bool LEFT_TURNED, bool RIGHT_TURNED>                                                    \
+        static __device__ __forceinline__ void turned(float (&s)[n / 2], uint64_t left, uint64_t right) {           \
+            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" c ", 0;\n"                                        \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" LN_N##m               \
+                         "}, %" a ", %" b ", add, 1, 1, %" d ", %" e ";\n}"                                         \
+                         : LN_L##m                                                                                  \
+                         : "l"(left), "l"(right), "n"(ADD ? 1 : 0), "n"(LEFT_TURNED ? 1 : 0),                       \
+                           "n"(RIGHT_TURNED ? 1 : 0));                                                              \
+        }                                                                                                           \
+        template <bool ADD, bool TURNED>                                                                            \
+        static __device__ __forceinline__ void registers(float (&s)[n / 2], const uint32_t *left, uint64_t right) { \
+            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" f ", 0;\n"                                        \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" LN_N##m               \
+                         "}, {%" a ",%" b ",%" c ",%" d "}, %" e ", add, 1, 1, %" g ";\n}"                          \
+                         : LN_L##m                                                                                  \
+                         : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "n"(ADD ? 1 : 0),    \
+                           "n"(TURNED ? 1 : 0));                                                                    \
+        }                                                                                                           \
     };
 
-LN_PRODUCT(64, LN_N4, LN_L4, "32", "33", "34", "35", "36", "37", "38")
-LN_PRODUCT(80, LN_N5, LN_L5, "40", "41", "42", "43", "44", "45", "46")
-LN_PRODUCT(96, LN_N6, LN_L6, "48", "49", "50", "51", "52", "53", "54")
-LN_PRODUCT(112, LN_N7, LN_L7, "56", "57", "58", "59", "60", "61", "62")
-LN_PRODUCT(128, LN_N8, LN_L8, "64", "65", "66", "67", "68", "69", "70")
-LN_PRODUCT(192, LN_N12, LN_L12, "96", "97", "98", "99", "100", "101", "102")
-LN_PRODUCT(256, LN_N16, LN_L16, "128", "129", "130", "131", "132", "133", "134")
+#define LN_PRODUCT(n, m, ...)                       \
+    LN_PRODUCT_OF(n, m, false, "bf16", __VA_ARGS__) \
+    LN_PRODUCT_OF(n, m, true, "f16", __VA_ARGS__)
+
+LN_PRODUCT(32, 2, "16", "17", "18", "19", "20", "21", "22")
+LN_PRODUCT(64, 4, "32", "33", "34", "35", "36", "37", "38")
+LN_PRODUCT(80, 5, "40", "41", "42", "43", "44", "45", "46")
+LN_PRODUCT(96, 6, "48", "49", "50", "51", "52", "53", "54")
+LN_PRODUCT(112, 7, "56", "57", "58", "59", "60", "61", "62")
+LN_PRODUCT(128, 8, "64", "65", "66", "67", "68", "69", "70")
+LN_PRODUCT(192, 12, "96", "97", "98", "99", "100", "101", "102")
+LN_PRODUCT(256, 16, "128", "129", "130", "131", "132", "133", "134")
 
 } // namespace ln
 

@@ -42,6 +42,9 @@ static __device__ __forceinline__ uint32_t pack_half(float low, float high) {
     const __half2 both = __floats2half2_rn(low, high);
     return *(const uint32_t *)&both;
 }
+template <bool HALF> static __device__ __forceinline__ uint32_t pack_as(float low, float high) {
+    return HALF ? pack_half(low, high) : pack(low, high);
+}
 
 /* 16 bytes to shared memory, zeros where not inside; `from` must be readable all the same. */
 static __device__ __forceinline__ void copy_piece(void *to, const void *from, bool inside) {
@@ -99,11 +102,12 @@ static __device__ __forceinline__ void add_product_half(float *sum, const uint32
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
-/* To the nearest number that tf32 has. */
-static __device__ __forceinline__ uint32_t tf32_of(float x) {
-    uint32_t y;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-    return y;
+template <bool HALF>
+static __device__ __forceinline__ void add_product_as(float *sum, const uint32_t *left, const uint32_t *right) {
+    if (HALF)
+        add_product_half(sum, left, right);
+    else
+        add_product(sum, left, right);
 }
 /* sums (16 x 8) += left (16 x 8) * right (8 x 8), tf32: elements (l / 4 + 8 r, l % 4 + 4 c) as left[r + 2 c], and
  * (l % 4 + 4 c, l / 4) as right[c]. */

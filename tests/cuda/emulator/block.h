@@ -66,7 +66,7 @@ struct block {
     slot *at;
     const std::function<void()> *thread;
     int threads, live, shared_bytes, spinning;
-    char *memory;
+    char *memory, *seen;
     uint32_t ready_warps;
     std::vector<thread_state> fibers;
     warp_state warps[32];
@@ -83,6 +83,7 @@ void barrier_zero_check();
 std::string barrier_text(const uint64_t *barrier);
 void engine_turn(bool now); /* delivers what is due; now: one at least */
 void engine_thread_ends();
+void async_read(const void *shared, int bytes); /* reports what it may not see */
 
 } // namespace ln_emulator
 

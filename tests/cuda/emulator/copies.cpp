@@ -1,4 +1,5 @@
 /* Barriers that count bytes, cp.async, and the tensor copy engine. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,7 +85,41 @@ void barrier_wait(uint64_t *barrier, int phase) {
     }
 }
 
-void stores_to_async() {}
+/* ---- what the copy engine and the products see ---- */
+
+/* `seen` is the memory as they see it: with what they wrote themselves, and what ordinary stores wrote before the last
+ * fence of any thread. */
+void stores_to_async() {
+    block *b = running_block();
+    memcpy(b->seen, b->memory, (size_t)b->shared_bytes);
+}
+
+static char *seen_at(const void *shared) {
+    block *b = running_block();
+    const ptrdiff_t at = (const char *)shared - b->memory;
+    return at >= 0 && at < b->shared_bytes ? b->seen + at : NULL;
+}
+
+void async_read(const void *shared, int bytes) {
+    const char *seen = seen_at(shared);
+    if (seen && memcmp(seen, shared, (size_t)bytes))
+        fail("ordinary stores at %#x are read by the copy engine or a product without stores_to_async() between",
+             shared_address(shared));
+}
+
+static void async_write(char *to, const char *from, int valid, int bytes) {
+    char *const both[2] = {to, seen_at(to)};
+    for (char *each : both) {
+        if (!each) continue;
+        if (valid) memcpy(each, from, (size_t)valid);
+        memset(each + valid, 0, (size_t)(bytes - valid));
+    }
+}
+
+static void async_fill(char *to, int bytes) {
+    memset(to, 0xff, (size_t)bytes);
+    if (seen_at(to)) memset(seen_at(to), 0xff, (size_t)bytes);
+}
 
 /* ---- cp.async ---- */
 
@@ -234,9 +269,10 @@ template <class VISIT> static void walk_box(const description &d, char *shared, 
 /* ---- loads ---- */
 
 static void begin_load(transfer &&t) {
-    t.turns = (int)(random_next() % 64);
-    if (random_next() % 8 == 0) t.turns = 5000;
-    memset(t.to, 0xff, (size_t)t.bytes);
+    static const int LATEST[4] = {64, 64, 4096, INT_MAX}; /* the last: when nothing else can run */
+    const int latest = LATEST[random_next() % 4];
+    t.turns = latest == INT_MAX ? latest : (int)(random_next() % (unsigned)latest);
+    async_fill(t.to, t.bytes);
     running_block()->transfers.push_back(t);
 }
 
@@ -259,12 +295,10 @@ void engine_load_bytes(void *to, const void *from, int bytes, uint64_t *barrier)
 
 static void end_load(const transfer &t) {
     if (t.from)
-        memcpy(t.to, t.from, (size_t)t.bytes);
+        async_write(t.to, t.from, t.bytes, t.bytes);
     else
-        walk_box(read_map(&t.map), t.to, t.coordinates, [](char *to, const char *from, int valid) {
-            if (valid) memcpy(to, from, (size_t)valid);
-            memset(to + valid, 0, (size_t)(16 - valid));
-        });
+        walk_box(read_map(&t.map), t.to, t.coordinates,
+                 [](char *to, const char *from, int valid) { async_write(to, from, valid, 16); });
     barrier_bytes(t.barrier, t.bytes);
 }
 
@@ -283,6 +317,7 @@ void engine_turn(bool now) {
 /* ---- stores ---- */
 
 static void snapshot(const engine_piece &p, std::vector<char> *content) {
+    async_read(p.from, p.bytes);
     content->resize((size_t)p.bytes);
     memcpy(content->data(), p.from, (size_t)p.bytes);
 }

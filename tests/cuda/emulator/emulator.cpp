@@ -2,6 +2,7 @@
 #include "emulator.h"
 
 #include <condition_variable>
+#include <link.h>
 #include <mutex>
 #include <signal.h>
 #include <stdarg.h>
@@ -24,6 +25,9 @@
 #if __has_feature(address_sanitizer)
 #define LN_ADDRESS_SANITIZER 1
 #endif
+#endif
+#if defined(LN_ADDRESS_SANITIZER) || defined(__SANITIZE_THREAD__)
+#define LN_SANITIZED 1
 #endif
 #ifdef LN_ADDRESS_SANITIZER
 #include <sanitizer/asan_interface.h>
@@ -144,14 +148,16 @@ enum { GUARD = 4096 * 16 };
 struct slot {
     char *stacks;
     int stack_count;
-    char *memory; /* MEMORY_MOST bytes and a page */
+    char *memory, *seen; /* MEMORY_MOST bytes and a page */
     std::thread thread;
     std::condition_variable turn;
     bool finished;
 };
 
-static std::vector<slot *> slots;
+static std::vector<slot *> &slots = *new std::vector<slot *>(); /* never destroyed: reachable at the end */
 static __thread block *here;
+static __thread slot *own_slot;
+static uint64_t polls; /* of all blocks, since anything else happened */
 static __thread void *scheduler_stack;
 #ifdef LN_ADDRESS_SANITIZER
 static __thread void *scheduler_fake;
@@ -167,7 +173,8 @@ static char *stack_of(slot *s, int index) {
 static void slot_fit(slot *s, int threads) {
     if (!s->memory) {
         s->memory = (char *)mmap(NULL, 256 << 10, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (s->memory == MAP_FAILED) fail("no memory for a block");
+        s->seen = (char *)malloc(256 << 10);
+        if (s->memory == MAP_FAILED || !s->seen) fail("no memory for a block");
     }
     if (s->stack_count >= threads) return;
     if (s->stacks) munmap(s->stacks, (size_t)s->stack_count * (STACK + GUARD));
@@ -225,6 +232,7 @@ void wait_until_ready(const char *what, const void *where, int detail) {
     t->waits = what;
     t->where = where;
     t->detail = detail;
+    if (!t->spins) polls = 0;
     leave(false);
 }
 
@@ -238,6 +246,7 @@ void spin() {
     thread_state *t = (thread_state *)running;
     t->spins = true;
     here->spinning++;
+    polls++;
     wait_until_ready("memory that another writes", NULL, 0);
 }
 
@@ -251,6 +260,7 @@ void thread_ended() {
     thread_state *t = (thread_state *)running;
     engine_thread_ends();
     t->ended = true;
+    polls = 0;
     here->live--;
     here->warps[t->warp].alive &= ~(1u << t->lane);
     barrier_zero_check();
@@ -432,6 +442,26 @@ block *running_block() {
 
 /* ---- a block ---- */
 
+/* __shared__ variables are thread-local ones of this program, which the emulator's own lie among. */
+static int poison_module(struct dl_phdr_info *module, size_t, void *) {
+    for (int i = 0; i < module->dlpi_phnum; i++)
+        if (module->dlpi_phdr[i].p_type == PT_TLS && module->dlpi_tls_data)
+            memset(module->dlpi_tls_data, 0xff, module->dlpi_phdr[i].p_memsz);
+    return 1; /* the first module is the program */
+}
+static void poison_variables() {
+#ifndef LN_SANITIZED
+    const uint3 index = block_index;
+    block *const b = here;
+    slot *const s = own_slot;
+    dl_iterate_phdr(poison_module, NULL);
+    block_index = index;
+    here = b;
+    own_slot = s;
+    running = NULL;
+#endif
+}
+
 static void block_open(block *b, slot *s, const std::function<void()> *thread, int shared_bytes) {
     const int threads = (int)(block_size.x * block_size.y * block_size.z);
     slot_fit(s, threads);
@@ -439,14 +469,17 @@ static void block_open(block *b, slot *s, const std::function<void()> *thread, i
     b->thread = thread;
     b->threads = b->live = threads;
     b->memory = s->memory;
+    b->seen = s->seen;
     b->shared_bytes = shared_bytes;
 #ifdef LN_ADDRESS_SANITIZER
     __asan_unpoison_memory_region(s->memory, MEMORY_MOST + 4096);
 #endif
     memset(b->memory, 0xff, MEMORY_MOST + 4096);
+    memset(b->seen, 0xff, MEMORY_MOST + 4096);
 #ifdef LN_ADDRESS_SANITIZER
     __asan_poison_memory_region(s->memory + shared_bytes, (size_t)(MEMORY_MOST + 4096 - shared_bytes));
 #endif
+    poison_variables();
     b->fibers.resize((size_t)threads);
     for (int i = 0; i < threads; i++) {
         thread_state *t = &b->fibers[(size_t)i];
@@ -484,7 +517,7 @@ static int random_bit(uint32_t set) {
 
 /* Of one warp until it waits, mostly: then of another. */
 static thread_state *choose(int *warp, int *turn) {
-    if (!(here->ready_warps >> *warp & 1) || random_next() % 256 == 0) {
+    if (!(here->ready_warps >> *warp & 1) || random_next() % 64 == 0) {
         *warp = random_bit(here->ready_warps);
         *turn = (int)(random_next() % 32);
     }
@@ -493,10 +526,9 @@ static thread_state *choose(int *warp, int *turn) {
 }
 
 static bool pass_turn(); /* to another block; false: there is none */
-static __thread uint64_t fruitless;
 
 static void run_block() {
-    int warp = 0, turn = 0;
+    int warp = random_bit(here->ready_warps), turn = (int)(random_next() % 32);
     while (here->live) {
         if (!here->transfers.empty()) engine_turn(false);
         if (here->ready_warps) {
@@ -504,8 +536,7 @@ static void run_block() {
             unready(t);
             enter(t);
             running = NULL;
-            if (random_next() % 4096 == 0) pass_turn();
-            if (!here->spinning) fruitless = 0;
+            if (random_next() % 2048 == 0) pass_turn();
             continue;
         }
         if (!here->transfers.empty()) {
@@ -519,8 +550,8 @@ static void run_block() {
                 t.spins = false;
                 make_ready(&t);
             }
-        if (!pass_turn() && ++fruitless > 100000) fail("threads poll memory that no other thread will write");
-        if (fruitless > 10000000) fail("threads poll memory for ever");
+        if (polls > 300000) fail("threads poll memory that no other thread writes");
+        pass_turn();
     }
 }
 
@@ -537,7 +568,6 @@ struct grid_state {
     slot *holder;
 };
 static grid_state grid;
-static __thread slot *own_slot;
 
 static void slot_main(slot *s);
 

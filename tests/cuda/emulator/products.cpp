@@ -216,7 +216,9 @@ static const char *piece_at(const tile &t, uint32_t address) {
     const uint32_t end = MEMORY_FIRST + (uint32_t)running_block()->shared_bytes;
     if (address < MEMORY_FIRST || address + 16 > end)
         fail("a product reads shared memory at %#x, outside %#x to %#x", address, MEMORY_FIRST, end);
-    return (const char *)shared_pointer(address);
+    const char *piece = (const char *)shared_pointer(address);
+    async_read(piece, 16);
+    return piece;
 }
 /* Rows of 16 elements of k: two pieces of 16 bytes each. */
 static void gather_rows(uint64_t bits, int first, int count, uint16_t *to) {
@@ -302,6 +304,12 @@ static void close_sums(group_state *s, sums *done) {
 
 /* ---- one product ---- */
 
+#if defined(__x86_64__) && defined(__clang__)
+#define LN_WIDE __attribute__((target("avx2,fma")))
+#elif defined(__x86_64__)
+#define LN_WIDE __attribute__((target("avx2,fma"), optimize("O3")))
+#endif
+
 static inline __attribute__((always_inline)) void multiply_rows(float (*sum)[COLUMNS_MOST], const float (*left)[DEPTH],
                                                                 const float (*right)[COLUMNS_MOST], int columns) {
     for (int r = 0; r < 16; r++)
@@ -310,15 +318,15 @@ static inline __attribute__((always_inline)) void multiply_rows(float (*sum)[COL
             for (int c = 0; c < columns; c++) sum[r][c] += x * right[k][c];
         }
 }
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
-__attribute__((target("avx2,fma"), optimize("O3"))) static void
-multiply_wide(float (*sum)[COLUMNS_MOST], const float (*left)[DEPTH], const float (*right)[COLUMNS_MOST], int columns) {
+#ifdef LN_WIDE
+LN_WIDE static void multiply_wide(float (*sum)[COLUMNS_MOST], const float (*left)[DEPTH],
+                                  const float (*right)[COLUMNS_MOST], int columns) {
     multiply_rows(sum, left, right, columns);
 }
 #endif
 static void multiply(float (*sum)[COLUMNS_MOST], const float (*left)[DEPTH], const float (*right)[COLUMNS_MOST],
                      int columns) {
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#ifdef LN_WIDE
     static const bool wide = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (wide) {
         multiply_wide(sum, left, right, columns);

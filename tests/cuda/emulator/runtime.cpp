@@ -156,6 +156,10 @@ cudaError_t cudaFree(void *data) {
     free(data);
     return cudaSuccess;
 }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
+    *properties = {"emulated GPU"};
+    return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
 cudaError_t cudaMallocHost(void **data, size_t bytes) {
     return cudaMalloc(data, bytes);
 }

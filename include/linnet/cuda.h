@@ -1,0 +1,72 @@
+/* Linnet on NVIDIA GPUs: the operators of attention.h and mixer.h with tensors in the memory of a device. Settings and
+ * tensors are the same structures as on the CPU; what differs is said here.
+ *
+ *     linnet_cuda_open(context, 0, &cuda);
+ *     linnet_cuda_attention_open(cuda, &settings, &attention);
+ *     ... linnet_cuda_attention_workspace(attention) bytes on the device, aligned to 256 ...
+ *     linnet_cuda_attention_prepare(attention, workspace, stream);            once; waits for the stream
+ *     linnet_cuda_attention_forward(attention, &tensors, workspace, stream);  starts the work and returns
+ *
+ * Every pointer in tensors is to device memory; offsets and lists in settings are on the host. Streams are `void *`: a
+ * cudaStream_t, NULL the default one. Running allocates nothing, waits for nothing, may be captured in a CUDA graph and
+ * gives the same bits each time; two runs may not use one workspace at once. Inputs are LINNET_BF16 or LINNET_F16,
+ * aligned to 16 bytes with strides that are multiples of 8 elements; settings.output says what outputs are.
+ *
+ * In a build without CUDA, on a machine without a device or with too old a driver, linnet_cuda_open returns
+ * LINNET_ERROR_UNSUPPORTED and linnet_last_error says which. Experimental: may change between versions. */
+#ifndef LINNET_CUDA_H
+#define LINNET_CUDA_H
+
+#include "linnet/attention.h"
+#include "linnet/mixer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct linnet_cuda linnet_cuda;
+
+/* Device `index` of those that the driver shows. */
+LINNET_API linnet_status linnet_cuda_open(linnet_context *context, int index, linnet_cuda **cuda);
+LINNET_API void linnet_cuda_close(linnet_cuda *cuda);
+
+typedef struct linnet_cuda_info {
+    size_t size;
+    char name[128];
+    int index, major, minor; /* major.minor: the compute capability */
+    int multiprocessors;
+    uint64_t memory, free_memory; /* bytes */
+} linnet_cuda_info;
+LINNET_API linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_info *info);
+
+/* For programs without the CUDA toolkit; any other device memory does as well. Send and fetch wait. */
+LINNET_API linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory);
+LINNET_API void linnet_cuda_release(linnet_cuda *cuda, void *memory);
+LINNET_API linnet_status linnet_cuda_send(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes);
+LINNET_API linnet_status linnet_cuda_fetch(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes);
+LINNET_API linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream);
+
+/* ---- exact attention ---- */
+
+typedef struct linnet_cuda_attention linnet_cuda_attention;
+
+/* Sizes of keys and values 64, 96, 128, 192, 256, or keys of 192 with values of 128; causal, window, soft_cap, sinks,
+ * sequences, blocks (tiles that are multiples of 64), and rank where a kernel has room for key_size + 3 rank columns
+ * (128 for values of 64 and 96, 256 for 128 and 192). LINNET_ERROR_UNSUPPORTED names an option that GPUs do not have
+ * here; LINNET_ERROR_ARGUMENT the setting that is wrong. */
+LINNET_API linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attention_settings *settings,
+                                                    linnet_cuda_attention **attention);
+LINNET_API void linnet_cuda_attention_close(linnet_cuda_attention *attention);
+LINNET_API uint64_t linnet_cuda_attention_workspace(const linnet_cuda_attention *attention);
+/* Which kernel, and why not a faster one; as linnet_attention_plan_text. */
+LINNET_API size_t linnet_cuda_attention_text(const linnet_cuda_attention *attention, char *text, size_t bytes);
+LINNET_API linnet_status linnet_cuda_attention_prepare(const linnet_cuda_attention *attention, void *workspace,
+                                                       void *stream);
+LINNET_API linnet_status linnet_cuda_attention_forward(const linnet_cuda_attention *attention,
+                                                       const linnet_attention_tensors *tensors, void *workspace,
+                                                       void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,206 @@
+/* The host's side of gradients of linear attention: the walks and what they need between them. */
+#include "kernel/cuda/linear_backward_cuda.h"
+
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernel/cuda/linear_backward_table.h"
+
+enum { SEGMENT = 256 }; /* tokens over which gradients of decays are summed */
+
+/* ---- plan ---- */
+
+/* The best kernel of at most this major number that takes the walk. */
+static ln_cuda_code plan_walk(const ln_cuda_linear *walk, const ln_cuda_device *device, int major, int64_t segment,
+                              ln_cuda_linear_plan *plan) {
+    ln_cuda_code code = LN_CUDA_UNSUPPORTED;
+    for (int row = 0; ln_cuda_linear_kernels(row)->start && code == LN_CUDA_UNSUPPORTED; row++)
+        if (!major || ln_cuda_linear_kernels(row)->major <= major)
+            code = ln_cuda_linear_plan_make(walk, device, ln_cuda_linear_kernels(row), segment, plan);
+    return code;
+}
+
+static void walks_of(const ln_cuda_linear *l, ln_cuda_linear_gradient_plan *plan) {
+    const bool keys = l->decay == LN_CUDA_LINEAR_KEY;
+    plan->states = *l;
+    plan->states.output_float32 = true;
+    plan->query = plan->key = plan->value = plan->states;
+    plan->states.state_kept = plan->value.state_kept = true;
+
+    ln_cuda_linear *q = &plan->query, *k = &plan->key, *v = &plan->value;
+    q->key_size = k->key_size = l->value_size;
+    q->value_size = k->value_size = l->key_size;
+    q->query_whole = q->key_whole = k->query_whole = k->key_whole = true;
+    q->value_shared = k->value_shared = true;
+    q->state_turned = k->state_turned = true;
+    if (keys) q->decay = k->decay = LN_CUDA_LINEAR_VALUE;
+    k->reverse = v->reverse = true;
+    k->state_divisor = v->state_divisor = l->scale;
+}
+
+static int64_t place(int64_t *at, int64_t bytes) {
+    const int64_t here = *at;
+    *at += (bytes + 255) / 256 * 256;
+    return here;
+}
+
+ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, const ln_cuda_device *device, int major,
+                                               ln_cuda_linear_gradient_plan *plan) {
+    *plan = {};
+    const bool walk_itself = linear->reverse || linear->query_whole || linear->key_whole || linear->value_shared ||
+                             linear->state_turned || linear->state_kept || linear->state_divisor != 0;
+    if (walk_itself || linear->normalise || linear->decay == LN_CUDA_LINEAR_VALUE || !(fabsf(linear->scale) > 0) ||
+        linear->key_size > 256) {
+        snprintf(
+            plan->why, sizeof plan->why,
+            "no gradient of reversed time, of a normaliser, of decays of values, of a scale of 0 or of keys of more "
+            "than 256 elements");
+        return LN_CUDA_UNSUPPORTED;
+    }
+    walks_of(linear, plan);
+    ln_cuda_linear *const walks[4] = {&plan->states, &plan->query, &plan->key, &plan->value};
+    ln_cuda_linear_plan *const plans[4] = {&plan->states_plan, &plan->query_plan, &plan->key_plan, &plan->value_plan};
+    static const char *const names[4] = {"states", "queries", "keys", "values"};
+    for (int i = 0; i < 4; i++) {
+        const ln_cuda_code code = plan_walk(walks[i], device, major, i == 1 || i == 2 ? 0 : SEGMENT, plans[i]);
+        if (code) {
+            snprintf(plan->why, sizeof plan->why, "%s: %.200s", names[i], plans[i]->why);
+            return code;
+        }
+    }
+    const int64_t rows = linear->offsets[linear->sequences] * linear->heads;
+    for (int64_t s = 0; s < linear->sequences; s++) {
+        const int64_t tokens = linear->offsets[s + 1] - linear->offsets[s];
+        plan->tasks += (tokens > SEGMENT ? (tokens + SEGMENT - 1) / SEGMENT : 1) * linear->heads;
+    }
+    int64_t at = 0;
+    plan->states_at = place(&at, plan->states_plan.workspace);
+    plan->query_at = place(&at, plan->query_plan.workspace);
+    plan->key_at = place(&at, plan->key_plan.workspace);
+    plan->value_at = place(&at, plan->value_plan.workspace);
+    plan->tasks_at = place(&at, plan->tasks * (int64_t)sizeof(ln_cuda_linear_task));
+    plan->query_rows_at = place(&at, rows * linear->key_size * 4);
+    plan->key_rows_at = place(&at, rows * linear->key_size * 4);
+    plan->value_rows_at = place(&at, rows * linear->value_size * 4);
+    plan->along_at = place(&at, rows * 4);
+    plan->skip_at = place(&at, rows * 4);
+    plan->workspace = at;
+    snprintf(plan->why, sizeof plan->why, "queries: %s; keys: %s; values: %s", plan->query_plan.kernel->name,
+             plan->key_plan.kernel->name, plan->value_plan.kernel->name);
+    return LN_CUDA_OK;
+}
+
+static ln_cuda_code prepare_walk(const ln_cuda_linear *walk, const ln_cuda_linear_plan *plan, void *workspace,
+                                 void *stream) {
+    const int64_t count = plan->first_tasks + plan->tasks;
+    ln_cuda_linear_task *tasks = (ln_cuda_linear_task *)malloc((size_t)(count + 1) * sizeof *tasks);
+    if (!tasks) return LN_CUDA_OUT_OF_MEMORY;
+    ln_cuda_linear_tasks(walk, plan, tasks);
+    const ln_cuda_code code = ln_cuda_linear_prepare(walk, plan, tasks, workspace, stream);
+    free(tasks);
+    return code;
+}
+
+/* The segments of all heads: of the states' last pass, the tasks of one column. */
+static ln_cuda_code prepare_segments(const ln_cuda_linear_gradient_plan *plan, void *workspace, void *stream) {
+    const ln_cuda_linear_plan *states = &plan->states_plan;
+    const int64_t count = states->first_tasks + states->tasks;
+    ln_cuda_linear_task *tasks = (ln_cuda_linear_task *)malloc((size_t)(count + 1) * sizeof *tasks);
+    if (!tasks) return LN_CUDA_OUT_OF_MEMORY;
+    ln_cuda_linear_tasks(&plan->states, states, tasks);
+    int64_t kept = 0;
+    for (int64_t i = states->first_tasks; i < count; i++)
+        if (tasks[i].column == 0) tasks[kept++] = tasks[i];
+    cudaError_t error = cudaMemcpyAsync((char *)workspace + plan->tasks_at, tasks, (size_t)kept * sizeof *tasks,
+                                        cudaMemcpyHostToDevice, (cudaStream_t)stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize((cudaStream_t)stream);
+    free(tasks);
+    return ln_cuda_code_of(error);
+}
+
+ln_cuda_code ln_cuda_linear_gradient_prepare(const ln_cuda_linear_gradient_plan *plan, void *workspace, void *stream) {
+    char *at = (char *)workspace;
+    ln_cuda_code code = prepare_walk(&plan->states, &plan->states_plan, at + plan->states_at, stream);
+    if (!code) code = prepare_walk(&plan->query, &plan->query_plan, at + plan->query_at, stream);
+    if (!code) code = prepare_walk(&plan->key, &plan->key_plan, at + plan->key_at, stream);
+    if (!code) code = prepare_walk(&plan->value, &plan->value_plan, at + plan->value_at, stream);
+    return code ? code : prepare_segments(plan, workspace, stream);
+}
+
+/* ---- run ---- */
+
+static ln_cuda_tensor rows_at(void *data, int64_t heads, int64_t size) {
+    return {data, heads * size, size};
+}
+
+static ln_cuda_linear_finish finish_of(const ln_cuda_linear *l, const ln_cuda_linear_gradient_plan *plan,
+                                       const ln_cuda_linear_tensors *tensors, const ln_cuda_linear_gradients *gradients,
+                                       char *at) {
+    ln_cuda_linear_finish finish = {};
+    finish.tensors = *tensors;
+    finish.gradients = *gradients;
+    finish.query_rows = (const float *)(at + plan->query_rows_at);
+    finish.key_rows = (const float *)(at + plan->key_rows_at);
+    finish.value_rows = (const float *)(at + plan->value_rows_at);
+    finish.along = (float *)(at + plan->along_at);
+    finish.skip = (float *)(at + plan->skip_at);
+    finish.before = ln_cuda_linear_kept(&plan->states, &plan->states_plan, at + plan->states_at);
+    finish.after = ln_cuda_linear_kept(&plan->value, &plan->value_plan, at + plan->value_at);
+    finish.tokens = l->offsets[l->sequences];
+    finish.heads = (int)l->heads;
+    finish.key_heads = (int)l->key_heads;
+    finish.group = (int)(l->heads / l->key_heads);
+    finish.tiled = l->tiled_heads;
+    finish.key_size = (int)l->key_size;
+    finish.value_size = (int)l->value_size;
+    finish.output_float32 = l->output_float32;
+    finish.scale = l->scale;
+    return finish;
+}
+
+static bool gradients_right(const ln_cuda_linear *l, const ln_cuda_linear_gradients *g) {
+    const int64_t element = l->output_float32 ? 4 : 2;
+    if (l->offsets[l->sequences] == 0) return true;
+    if (!ln_cuda_tensor_right(&g->output, 2) || (g->decay.data && !ln_cuda_tensor_right(&g->decay, 4))) return false;
+    if (g->query.data && !ln_cuda_tensor_right(&g->query, element)) return false;
+    if (g->key.data && !ln_cuda_tensor_right(&g->key, element)) return false;
+    return !g->value.data || ln_cuda_tensor_right(&g->value, element);
+}
+
+ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda_linear_gradient_plan *plan,
+                                     const ln_cuda_linear_tensors *tensors, const ln_cuda_linear_gradients *gradients,
+                                     void *workspace, void *stream) {
+    if (!plan->query_plan.kernel) return LN_CUDA_UNSUPPORTED;
+    if (!workspace || (uintptr_t)workspace % 256 || !gradients_right(linear, gradients)) return LN_CUDA_ARGUMENT;
+    char *at = (char *)workspace;
+    ln_cuda_linear_tensors walk = *tensors; /* the forward run's inputs, in the walks' places */
+    walk.output = {};
+    walk.state_out = NULL;
+    walk.skip = NULL;
+    ln_cuda_code code = ln_cuda_linear_forward(&plan->states, &plan->states_plan, &walk, at + plan->states_at, stream);
+
+    walk.query = gradients->output, walk.key = tensors->value, walk.value = tensors->key;
+    walk.output = rows_at(at + plan->query_rows_at, linear->heads, linear->key_size);
+    if (!code) code = ln_cuda_linear_forward(&plan->query, &plan->query_plan, &walk, at + plan->query_at, stream);
+
+    walk.write = {};
+    walk.state_in = gradients->state_out;
+    walk.query = tensors->value, walk.key = gradients->output, walk.value = tensors->query;
+    walk.output = rows_at(at + plan->key_rows_at, linear->heads, linear->key_size);
+    if (!code) code = ln_cuda_linear_forward(&plan->key, &plan->key_plan, &walk, at + plan->key_at, stream);
+
+    walk.query = tensors->key, walk.key = tensors->query, walk.value = gradients->output;
+    walk.output = rows_at(at + plan->value_rows_at, linear->heads, linear->value_size);
+    walk.state_out = gradients->state_in;
+    if (!code) code = ln_cuda_linear_forward(&plan->value, &plan->value_plan, &walk, at + plan->value_at, stream);
+
+    const ln_cuda_linear_finish finish = finish_of(linear, plan, tensors, gradients, at);
+    if (!code) code = ln_cuda_linear_finish_rows(&finish, stream);
+    const bool keys = linear->decay == LN_CUDA_LINEAR_KEY;
+    if (!code && (keys ? gradients->decay.data != NULL : gradients->token_decay != NULL))
+        code = ln_cuda_linear_finish_decays(&finish, (const ln_cuda_linear_task *)(at + plan->tasks_at),
+                                            (int)plan->tasks, keys, stream);
+    return code;
+}

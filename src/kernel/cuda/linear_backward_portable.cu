@@ -1,0 +1,192 @@
+/* What is left of a gradient of linear attention when its walks are done (linear_backward_cuda.h): heads that share a
+ * key head are summed in their order, writes and skips are taken up, and the gradients of decays are summed backward
+ * over each segment. All sums have a fixed order. */
+#include "kernel/cuda/launch.cuh"
+#include "kernel/cuda/linear_backward_table.h"
+#include "kernel/cuda/linear_rows.cuh"
+
+namespace ln {
+
+enum { ROW_THREADS = 128, DECAY_THREADS = 256 };
+
+static __device__ __forceinline__ float sum_warp(float x) {
+#pragma unroll
+    for (int step = 16; step; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
+static __device__ __forceinline__ float bf16_at(const ln_cuda_tensor &from, int64_t token, int head, int i) {
+    return __bfloat162float(
+        ((const __nv_bfloat16 *)from.data)[token * from.token_stride + head * from.head_stride + i]);
+}
+static __device__ __forceinline__ void gradient_set(const ln_cuda_linear_finish &f, const ln_cuda_tensor &to,
+                                                    int64_t token, int head, int i, float x) {
+    const int64_t at = token * to.token_stride + head * to.head_stride + i;
+    if (f.output_float32)
+        ((float *)to.data)[at] = x;
+    else
+        ((__nv_bfloat16 *)to.data)[at] = __float2bfloat16(x);
+}
+
+/* Head `n` of those that read key head `shared`. */
+static __device__ __forceinline__ int head_of_group(const ln_cuda_linear_finish &f, int shared, int n) {
+    return f.tiled ? n * f.key_heads + shared : shared * f.group + n;
+}
+
+/* One warp a token and key head. */
+static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_constant__ ln_cuda_linear_finish f) {
+    const int64_t token = (int64_t)blockIdx.x * (ROW_THREADS / 32) + threadIdx.x / 32;
+    const int shared = blockIdx.y, lane = threadIdx.x % 32;
+    if (token >= f.tokens) return;
+    float query[8] = {}, key[8] = {}; /* sums over the group's heads, of up to 256 channels */
+    for (int n = 0; n < f.group; n++) {
+        const int head = head_of_group(f, shared, n);
+        const int64_t at = token * f.heads + head;
+        const float write = f.tensors.write.data ? gate_value(f.tensors.write, token, head) : 1;
+        float along = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int channel = i * 32 + lane;
+            if (channel >= f.key_size) break;
+            const float dq = f.query_rows[at * f.key_size + channel],
+                        dk = write * f.key_rows[at * f.key_size + channel];
+            along += bf16_at(f.tensors.query, token, shared, channel) * dq -
+                     bf16_at(f.tensors.key, token, shared, channel) * dk;
+            query[i] += dq;
+            key[i] += dk;
+        }
+        along = sum_warp(along);
+        if (lane == 0) f.along[at] = along;
+        const float skip = f.tensors.skip ? f.tensors.skip[head] : 0;
+        float written = 0, skipped = 0;
+        for (int channel = lane; channel < f.value_size; channel += 32) {
+            const float dv = f.value_rows[at * f.value_size + channel],
+                        out = bf16_at(f.gradients.output, token, head, channel),
+                        value = bf16_at(f.tensors.value, token, head, channel);
+            written += value * dv;
+            skipped += value * out;
+            if (f.gradients.value.data)
+                gradient_set(f, f.gradients.value, token, head, channel, write * dv + (skip != 0 ? skip * out : 0));
+        }
+        written = sum_warp(written);
+        skipped = sum_warp(skipped);
+        if (lane == 0 && f.gradients.write) f.gradients.write[at] = written;
+        if (lane == 0 && f.gradients.skip) f.skip[at] = skipped;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int channel = i * 32 + lane;
+        if (channel >= f.key_size) break;
+        if (f.gradients.query.data) gradient_set(f, f.gradients.query, token, shared, channel, query[i]);
+        if (f.gradients.key.data) gradient_set(f, f.gradients.key, token, shared, channel, key[i]);
+    }
+}
+
+/* Sums over the block, to all its threads. */
+static __device__ __forceinline__ float sum_block(float x, float *parts) {
+    x = sum_warp(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    float all = 0;
+    for (int i = 0; i < DECAY_THREADS / 32; i++) all += parts[i];
+    return all;
+}
+
+/* The states behind a task's segment, and their gradient but for the decay of the token behind it. A task's `from` is
+ * the slot of the segment's beginning in time. */
+static __device__ __forceinline__ const float *state_behind(const ln_cuda_linear_finish &f,
+                                                            const ln_cuda_linear_task &task) {
+    return f.before.data + (task.from + 1) * f.before.floats;
+}
+static __device__ __forceinline__ const float *gradient_behind(const ln_cuda_linear_finish &f,
+                                                               const ln_cuda_linear_task &task) {
+    const int chain = task.sequence * f.heads + task.head;
+    const int segment = task.from - f.before.chains[chain][0], segments = f.before.chains[chain][1] - 1;
+    return f.after.data + (f.after.chains[chain][0] + segments - 1 - segment) * f.after.floats;
+}
+
+static __global__ void __launch_bounds__(DECAY_THREADS)
+    finish_token_decays(const __grid_constant__ ln_cuda_linear_finish f, const ln_cuda_linear_task *tasks) {
+    float *parts = (float *)block_memory();
+    const ln_cuda_linear_task task = tasks[blockIdx.x];
+    if (task.tokens == 0) return;
+    const int64_t behind = task.first + task.tokens;
+    const float *state = state_behind(f, task), *gradient = gradient_behind(f, task);
+    float dot = 0;
+    for (int i = threadIdx.x; i < f.key_size * f.value_size; i += DECAY_THREADS) dot += state[i] * gradient[i];
+    float later = sum_block(dot, parts) * f.scale;
+    if (behind < task.end && f.tensors.token_decay.data)
+        later *= exponential(decay_log(gate_value(f.tensors.token_decay, behind, task.head)));
+    for (int end = task.tokens; end > 0; end -= DECAY_THREADS) { /* the last token is thread 0's */
+        const int token = end - 1 - (int)threadIdx.x;
+        const bool inside = token >= 0;
+        const int64_t at = (task.first + token) * (int64_t)f.heads + task.head;
+        const float own = sum_before(inside ? f.along[at] : 0);
+        __syncthreads();
+        if (threadIdx.x % 32 == 31) parts[threadIdx.x / 32] = own;
+        __syncthreads();
+        float before = 0, all = 0;
+        for (int i = 0; i < DECAY_THREADS / 32; i++) {
+            if (i < (int)threadIdx.x / 32) before += parts[i];
+            all += parts[i];
+        }
+        if (inside) f.gradients.token_decay[at] = later + before + own;
+        later += all;
+    }
+}
+
+/* A thread a channel. */
+static __global__ void __launch_bounds__(DECAY_THREADS)
+    finish_key_decays(const __grid_constant__ ln_cuda_linear_finish f, const ln_cuda_linear_task *tasks) {
+    const ln_cuda_linear_task task = tasks[blockIdx.x];
+    const int channel = threadIdx.x, shared = f.tiled ? task.head % f.key_heads : task.head / f.group;
+    if (task.tokens == 0) return;
+    const int64_t behind = task.first + task.tokens;
+    const float *state = state_behind(f, task), *gradient = gradient_behind(f, task);
+    const ln_cuda_tensor &decays = f.tensors.decay, &to = f.gradients.decay;
+    float sum = 0;
+    for (int v = 0; v < f.value_size; v++) sum += state[v * f.key_size + channel] * gradient[v * f.key_size + channel];
+    sum *= f.scale;
+    if (behind < task.end)
+        sum *= exponential(decay_log(
+            ((const float *)decays.data)[behind * decays.token_stride + task.head * decays.head_stride + channel]));
+    for (int64_t token = behind - 1; token >= task.first; token--) {
+        const int64_t at = (token * f.heads + task.head) * f.key_size + channel;
+        sum += bf16_at(f.tensors.query, token, shared, channel) * f.query_rows[at] -
+               bf16_at(f.tensors.key, token, shared, channel) * f.key_rows[at];
+        ((float *)to.data)[token * to.token_stride + task.head * to.head_stride + channel] = sum;
+    }
+}
+
+static __global__ void __launch_bounds__(DECAY_THREADS) finish_skip(const __grid_constant__ ln_cuda_linear_finish f) {
+    float *parts = (float *)block_memory(), sum = 0;
+    for (int64_t token = threadIdx.x; token < f.tokens; token += DECAY_THREADS)
+        sum += f.skip[token * f.heads + blockIdx.x];
+    sum = sum_block(sum, parts);
+    if (threadIdx.x == 0) f.gradients.skip[blockIdx.x] = sum;
+}
+
+} // namespace ln
+
+using namespace ln;
+
+ln_cuda_code ln_cuda_linear_finish_rows(const ln_cuda_linear_finish *finish, void *stream) {
+    constexpr int rows = ROW_THREADS / 32;
+    ln_cuda_code code = LN_CUDA_OK;
+    if (finish->tokens)
+        code = launch(finish_rows, dim3((unsigned)((finish->tokens + rows - 1) / rows), (unsigned)finish->key_heads),
+                      dim3(ROW_THREADS), 0, stream, *finish);
+    if (!code && finish->gradients.skip)
+        code = launch(finish_skip, dim3((unsigned)finish->heads), dim3(DECAY_THREADS), DECAY_THREADS / 32 * 4, stream,
+                      *finish);
+    return code;
+}
+
+ln_cuda_code ln_cuda_linear_finish_decays(const ln_cuda_linear_finish *finish, const ln_cuda_linear_task *tasks,
+                                          int task_count, bool of_keys, void *stream) {
+    if (of_keys)
+        return launch(finish_key_decays, dim3((unsigned)task_count), dim3((unsigned)finish->key_size), 0, stream,
+                      *finish, tasks);
+    return launch(finish_token_decays, dim3((unsigned)task_count), dim3(DECAY_THREADS), DECAY_THREADS / 32 * 4, stream,
+                  *finish, tasks);
+}

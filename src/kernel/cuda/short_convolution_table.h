@@ -1,0 +1,29 @@
+/* What the host's side of the short convolution and its kernels share. */
+#ifndef LN_KERNEL_CUDA_SHORT_CONVOLUTION_TABLE_H
+#define LN_KERNEL_CUDA_SHORT_CONVOLUTION_TABLE_H
+
+#include "kernel/cuda/short_convolution_cuda.h"
+
+/* Tokens position .. position + count - 1 of a sequence of `length`, the first of which is row `token`. */
+typedef struct ln_cuda_convolution_span {
+    int32_t token, position, count, length, sequence;
+} ln_cuda_convolution_span;
+
+typedef struct ln_cuda_convolution_run {
+    ln_cuda_short_convolution_tensors tensors;
+    ln_cuda_short_convolution_gradients gradients;
+    const ln_cuda_convolution_span *spans;
+    float *partial; /* [spans][taps + 1][channels]: gradients of weights, then of the bias */
+    int64_t span_count;
+    int heads, value_size;
+    bool silu, output_float32;
+} ln_cuda_convolution_run;
+
+typedef struct ln_cuda_convolution_kernels {
+    ln_cuda_code (*forward)(const ln_cuda_convolution_run *run, void *stream);
+    ln_cuda_code (*backward)(const ln_cuda_convolution_run *run, void *stream); /* and the sum of `partial` */
+} ln_cuda_convolution_kernels;
+
+extern const ln_cuda_convolution_kernels ln_cuda_portable_convolutions[]; /* of 2 taps, 3, ... */
+
+#endif

@@ -1,0 +1,81 @@
+/* The operators on a device in a build without CUDA: there is no device to open, so that nothing else has an object. */
+#include "base/context.h"
+#include "linnet/cuda.h"
+
+linnet_status linnet_cuda_open(linnet_context *context, int index, linnet_cuda **cuda) {
+    *cuda = NULL;
+    return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                   "GPU %d: this library was built without CUDA; build it with -DLINNET_CUDA=ON", index);
+}
+
+void linnet_cuda_close(linnet_cuda *cuda) {
+    (void)cuda;
+}
+linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_info *info) {
+    (void)cuda;
+    (void)info;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory) {
+    (void)cuda;
+    (void)bytes;
+    (void)memory;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+void linnet_cuda_release(linnet_cuda *cuda, void *memory) {
+    (void)cuda;
+    (void)memory;
+}
+linnet_status linnet_cuda_send(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes) {
+    (void)cuda;
+    (void)to;
+    (void)from;
+    (void)bytes;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_fetch(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes) {
+    (void)cuda;
+    (void)to;
+    (void)from;
+    (void)bytes;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream) {
+    (void)cuda;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attention_settings *settings,
+                                         linnet_cuda_attention **attention) {
+    (void)cuda;
+    (void)settings;
+    (void)attention;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+void linnet_cuda_attention_close(linnet_cuda_attention *attention) {
+    (void)attention;
+}
+uint64_t linnet_cuda_attention_workspace(const linnet_cuda_attention *attention) {
+    (void)attention;
+    return 0;
+}
+size_t linnet_cuda_attention_text(const linnet_cuda_attention *attention, char *text, size_t bytes) {
+    (void)attention;
+    (void)text;
+    (void)bytes;
+    return 0;
+}
+linnet_status linnet_cuda_attention_prepare(const linnet_cuda_attention *attention, void *workspace, void *stream) {
+    (void)attention;
+    (void)workspace;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_attention_forward(const linnet_cuda_attention *attention,
+                                            const linnet_attention_tensors *tensors, void *workspace, void *stream) {
+    (void)attention;
+    (void)tensors;
+    (void)workspace;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}

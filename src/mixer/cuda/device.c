@@ -1,0 +1,110 @@
+/* Owns: opened devices, their memory as plain programs see it, and the sentences for what a device refuses. */
+#include <string.h>
+
+#include "kernel/cuda/runtime_cuda.h"
+#include "mixer/cuda/cuda.h"
+
+linnet_status ln_cuda_tell(const linnet_cuda *cuda, ln_cuda_code code, const char *what, const char *why) {
+    linnet_context *context = cuda->context;
+    switch (code) {
+    case LN_CUDA_OK:
+        return LINNET_OK;
+    case LN_CUDA_NO_DEVICE:
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "%s: the driver shows no CUDA device %d; look at nvidia-smi, or run on the processor", what,
+                       cuda->device.index);
+    case LN_CUDA_OLD_DRIVER: {
+        int driver = 0, runtime = 0;
+        ln_cuda_versions(&driver, &runtime);
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "%s: the driver knows CUDA %d.%d and this library was built with %d.%d; update the driver", what,
+                       driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    }
+    case LN_CUDA_UNSUPPORTED:
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: %s", what,
+                       why ? why : "the device cannot run the kernels of this build");
+    case LN_CUDA_ARGUMENT:
+        return ln_fail(
+            context, LINNET_ERROR_ARGUMENT, "%s: %s", what,
+            why ? why : "a tensor or workspace is missing or not aligned, or strides are no multiples of 16 bytes");
+    case LN_CUDA_OUT_OF_MEMORY:
+        return ln_fail(context, LINNET_ERROR_MEMORY, "%s: device %d has not that much free memory", what,
+                       cuda->device.index);
+    default:
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "%s: device %d reported an error; what it was doing is lost, close what uses it", what,
+                       cuda->device.index);
+    }
+}
+
+linnet_status linnet_cuda_open(linnet_context *context, int index, linnet_cuda **cuda) {
+    *cuda = NULL;
+    linnet_cuda opened = {.context = context, .device = {.index = index}};
+    ln_cuda_code code = ln_cuda_device_read(index, &opened.device);
+    if (!code) code = ln_cuda_use(index);
+    if (code) {
+        opened.device.index = index;
+        return ln_cuda_tell(&opened, code, "opening a GPU", NULL);
+    }
+    if (opened.device.major < 8)
+        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
+                       "GPU %d has compute capability %d.%d; 8.0 is the least that there are kernels for", index,
+                       opened.device.major, opened.device.minor);
+    linnet_cuda *made = ln_allocate_zero(context, 1, sizeof *made, "GPU");
+    if (!made) return LINNET_ERROR_MEMORY;
+    *made = opened;
+    *cuda = made;
+    return LINNET_OK;
+}
+
+void linnet_cuda_close(linnet_cuda *cuda) {
+    if (cuda) ln_release(cuda->context, cuda);
+}
+
+linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_info *info) {
+    const ln_cuda_device *d = &cuda->device;
+    linnet_cuda_info told = {.size = info->size,
+                             .index = d->index,
+                             .major = d->major,
+                             .minor = d->minor,
+                             .multiprocessors = d->multiprocessors};
+    ln_cuda_device_name(d->index, told.name, sizeof told.name);
+    ln_cuda_code code = ln_cuda_use(d->index);
+    if (!code) code = ln_cuda_memory(&told.free_memory, &told.memory);
+    if (code) return ln_cuda_tell(cuda, code, "reading a GPU", NULL);
+    memcpy(info, &told, info->size < sizeof told ? info->size : sizeof told);
+    return LINNET_OK;
+}
+
+/* ---- memory ---- */
+
+linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory) {
+    *memory = NULL;
+    ln_cuda_code code = ln_cuda_use(cuda->device.index);
+    if (!code) code = ln_cuda_allocate(bytes ? bytes : 1, memory);
+    return ln_cuda_tell(cuda, code, "allocating", NULL);
+}
+
+void linnet_cuda_release(linnet_cuda *cuda, void *memory) {
+    if (memory && !ln_cuda_use(cuda->device.index)) ln_cuda_release(memory);
+}
+
+linnet_status linnet_cuda_send(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes) {
+    ln_cuda_code code = ln_cuda_use(cuda->device.index);
+    if (!code) code = ln_cuda_copy_to_device(to, from, bytes, NULL);
+    if (!code) code = ln_cuda_wait(NULL);
+    return ln_cuda_tell(cuda, code, "sending to a GPU", NULL);
+}
+
+linnet_status linnet_cuda_fetch(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes) {
+    ln_cuda_code code = ln_cuda_use(cuda->device.index);
+    if (!code) code = ln_cuda_copy_to_host(to, from, bytes, NULL);
+    if (!code) code = ln_cuda_wait(NULL);
+    return ln_cuda_tell(cuda, code, "fetching from a GPU", NULL);
+}
+
+linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream) {
+    ln_cuda_code code = ln_cuda_use(cuda->device.index);
+    if (!code) code = ln_cuda_wait(stream);
+    return ln_cuda_tell(cuda, code, "waiting for a GPU", NULL);
+}
