@@ -240,11 +240,11 @@ static __device__ __forceinline__ void store_float32(const float (&output)[CHUNK
         if (at < rows) to[at * run.output.token_stride + i / 2 % 2 * 8] = output[i];
     }
 }
-/* Outputs of one chunk as bf16 through `scratch`, 2048 bytes of this warp: rows of 16 columns. `turned` says that the
- * scratch holds them already. */
+/* Where 8 of a warp's 16 columns of outputs lie in its scratch of 2048 bytes. */
 static __device__ __forceinline__ int scratch_at(int row, int piece) {
     return row * 32 + ((row >> 2 & 1) ^ piece) * 16;
 }
+/* Outputs of one chunk that are bf16, from the scratch. */
 static __device__ __forceinline__ void store_scratch(const delta_run &run, const char *scratch, int token, int rows,
                                                      int head, int column) {
     const int lane = threadIdx.x % 32;

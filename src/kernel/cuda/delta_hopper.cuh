@@ -131,11 +131,9 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     typedef typename SHAPE::record record;
     enum { STEPS = KEY_SIZE / 16 };
     const delta_run &run;
-    const delta_text *text; /* in memory: registers are short */
-    int token, tokens;      /* its own */
-    uint64_t tiles;         /* description of the first stage's */
-    char *shared;
-    delta_control *control;
+    const delta_text *text;  /* in memory: registers are short */
+    int token, tokens;       /* its own */
+    uint64_t tiles;          /* description of the first stage's */
     int head, column, group; /* column: of values, the group's first */
     int drained;             /* phase */
     delta_ring<STAGES> ring;
@@ -143,7 +141,9 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     uint32_t left[KEY_SIZE / 4];    /* the state in bf16 */
     uint32_t difference[CHUNK / 4]; /* of the chunk to come */
 
-    __device__ __forceinline__ char *stage() { return shared + ring.stage * SHAPE::stage; }
+    /* Not kept: registers are short. */
+    __device__ __forceinline__ delta_control *control() { return (delta_control *)(block_memory() + SHAPE::control); }
+    __device__ __forceinline__ char *stage() { return block_memory() + ring.stage * SHAPE::stage; }
     __device__ __forceinline__ int within() { return threadIdx.x / 32 % 4 * 16; }
 
     /* Rows after the last token belong to others: they weigh nothing, but nothing times infinity is not nothing. */
@@ -163,10 +163,10 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     /* The output of a chunk to the group's scratch, from where another warp stores it. */
     __device__ __forceinline__ void leave() {
         const int lane = threadIdx.x % 32;
-        char *to = shared + SHAPE::scratch + group * 8192 + within() * 128;
+        char *to = block_memory() + SHAPE::scratch + group * 8192 + within() * 128;
         uint32_t finished[CHUNK / 4];
         pack_all(finished, output);
-        barrier_wait(&control->drained[group], drained);
+        barrier_wait(&control()->drained[group], drained);
         drained ^= 1;
 #pragma unroll
         for (int n = 0; n < CHUNK / 16; n++) {
@@ -174,7 +174,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             store_matrices<true>(to + scratch_at(16 * n + lane % 8 + lane / 16 * 8, lane / 8 % 2), part);
         }
         __syncwarp();
-        if (lane == 0) barrier_arrive(&control->written[group]);
+        if (lane == 0) barrier_arrive(&control()->written[group]);
     }
 
     /* The description of the tile at this byte of the stage; all tiles have panels of CHUNK rows of 128 bytes. */
@@ -225,7 +225,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
 
     /* Waits for the chunk of this stage, which starts at token `at` of the text. */
     __device__ __forceinline__ void meet(int at) {
-        barrier_wait(&control->full[ring.stage], ring.phase);
+        barrier_wait(&control()->full[ring.stage], ring.phase);
         if (at + CHUNK > tokens) clear_rows(tokens - at);
     }
     /* Past the values a summary has columns of the identity, which nothing is written to. */
@@ -280,7 +280,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             products_wait<1>();
             hold(output), hold(plain);
         }
-        if (threadIdx.x % 32 == 0) barrier_arrive(&control->free[here]);
+        if (threadIdx.x % 32 == 0) barrier_arrive(&control()->free[here]);
         if constexpr (!SUMMARY) {
             if (run.float32)
                 store_float32(output, run, token + at, min((int)CHUNK, tokens - at), head, column + within());
@@ -319,7 +319,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
 
     __device__ __forceinline__ void walk() {
         begin();
-        tiles = tile_descriptor<KEY_SIZE, CHUNK>(shared);
+        tiles = tile_descriptor<KEY_SIZE, CHUNK>(block_memory());
         ring = {0, 0};
         drained = 1; /* the first wait passes at once */
         if (tokens > 0) {
@@ -376,7 +376,6 @@ static __global__ void __launch_bounds__(128 * (GROUPS + 1), 1)
     } else {
         registers_more<shape::walk_registers>();
         delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SUMMARY, STAGES> walk = {run, text, text->token, text->tokens};
-        walk.shared = shared, walk.control = control;
         walk.head = head, walk.group = group - 1, walk.column = slice * shape::columns + (group - 1) * 64;
         walk.walk();
     }
@@ -393,9 +392,19 @@ static ln_cuda_code delta_hopper_start(void *const *arguments, int64_t blocks, v
 
 /* ---- segments ---- */
 
-enum { JOIN_COLUMNS = 16, JOIN_THREADS = 256, JOIN_SLAB = 32 };
+enum { JOIN_COLUMNS = 8, JOIN_THREADS = 256, JOIN_SLAB = 32 };
 
-/* The states that segments begin with, one after the other, 16 columns of one sequence and head: the first is state_in,
+template <int KEY_SIZE>
+static __device__ __forceinline__ void load_slab(float (&slab)[KEY_SIZE * JOIN_SLAB / JOIN_THREADS],
+                                                 const float *from) {
+#pragma unroll
+    for (int i = 0; i < KEY_SIZE * JOIN_SLAB / JOIN_THREADS; i++) {
+        const int at = i * JOIN_THREADS + threadIdx.x;
+        slab[i] = from[at / JOIN_SLAB * KEY_SIZE + at % JOIN_SLAB];
+    }
+}
+
+/* The states that segments begin with, one after the other, 8 columns of one sequence and head: the first is state_in,
  * S[n + 1] = A[n] S[n] + B[n]. In float32. */
 template <int KEY_SIZE>
 static __global__ void __launch_bounds__(JOIN_THREADS) delta_join_segments(const __grid_constant__ delta_run run) {
@@ -418,11 +427,17 @@ static __global__ void __launch_bounds__(JOIN_THREADS) delta_join_segments(const
         const float *add = summary_at(run, join.first + n, head), *turn = add + KEY_SIZE * run.value_size;
 #pragma unroll
         for (int i = 0; i < each; i++) sum[i] = add[row * run.value_size + column + part + i];
+        float next[KEY_SIZE * JOIN_SLAB / JOIN_THREADS]; /* the slab to come, on its way while one is used */
+        load_slab<KEY_SIZE>(next, turn);
         for (int first = 0; first < KEY_SIZE; first += JOIN_SLAB) {
             __syncthreads();
-            for (int i = threadIdx.x; i < KEY_SIZE * JOIN_SLAB; i += JOIN_THREADS)
-                slab[i / JOIN_SLAB][i % JOIN_SLAB] = turn[i / JOIN_SLAB * KEY_SIZE + first + i % JOIN_SLAB];
+#pragma unroll
+            for (int i = 0; i < KEY_SIZE * JOIN_SLAB / JOIN_THREADS; i++) {
+                const int at = i * JOIN_THREADS + threadIdx.x;
+                slab[at / JOIN_SLAB][at % JOIN_SLAB] = next[i];
+            }
             __syncthreads();
+            if (first + JOIN_SLAB < KEY_SIZE) load_slab<KEY_SIZE>(next, turn + first + JOIN_SLAB);
 #pragma unroll 8
             for (int c = 0; c < JOIN_SLAB; c++)
 #pragma unroll

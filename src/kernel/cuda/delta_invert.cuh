@@ -50,16 +50,18 @@ static __device__ __forceinline__ void invert_diagonal(float *scratch) {
     float x[16], y[16];
 #pragma unroll
     for (int i = 0; i < 16; i++) {
+        float odd_x = 0, odd_y = 0; /* two sums each, so that no long chain waits for itself */
         x[i] = y[i] = i == column;
 #pragma unroll
         for (int j = 0; j < i; j += 4) {
             const float4 a = *(const float4 *)(one + i * INVERT_ROW + j),
                          b = *(const float4 *)(two + i * INVERT_ROW + j);
             x[i] -= a.x * x[j], y[i] -= b.x * y[j];
-            if (j + 1 < i) x[i] -= a.y * x[j + 1], y[i] -= b.y * y[j + 1];
+            if (j + 1 < i) odd_x += a.y * x[j + 1], odd_y += b.y * y[j + 1];
             if (j + 2 < i) x[i] -= a.z * x[j + 2], y[i] -= b.z * y[j + 2];
-            if (j + 3 < i) x[i] -= a.w * x[j + 3], y[i] -= b.w * y[j + 3];
+            if (j + 3 < i) odd_x += a.w * x[j + 3], odd_y += b.w * y[j + 3];
         }
+        x[i] -= odd_x, y[i] -= odd_y;
     }
     __syncwarp();
 #pragma unroll
