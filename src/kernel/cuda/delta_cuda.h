@@ -7,7 +7,9 @@
  * token and head, or one for each key channel.
  *
  * Work goes by chunks of 64 tokens in two kernels. The first makes of each chunk and head, all at once, what does not
- * depend on the state: a record in the workspace. The second walks the chunks of a sequence, the state in registers. */
+ * depend on the state: a record in the workspace. The second walks the chunks of a sequence, the state in registers.
+ * Where heads are too few to fill the device, sequences are cut into segments: a first walk finds what each makes of
+ * any state, A S + B, and the second walks all of them at once. */
 #ifndef LN_KERNEL_CUDA_DELTA_H
 #define LN_KERNEL_CUDA_DELTA_H
 
@@ -35,6 +37,7 @@ typedef struct ln_cuda_delta {
     ln_cuda_delta_decay decay;
     bool normalise_keys; /* queries and keys are first divided by (sum of squares + 1e-6)^1/2 */
     bool output_float32; /* output is float32, else bf16 */
+    int64_t segment;     /* chunks of a segment, where a kernel can cut sequences; 0: chosen; -1: no segments */
 } ln_cuda_delta;
 
 /* Memory on the device. */
@@ -42,7 +45,7 @@ typedef struct ln_cuda_delta_tensors {
     ln_cuda_tensor query, key;  /* bf16, [tokens, key_heads, key_size] */
     ln_cuda_tensor value;       /* bf16, [tokens, heads, value_size] */
     const float *beta;          /* [tokens, heads], without gaps; 0 .. 2 */
-    const float *decay;         /* without gaps; NULL where there is none */
+    const float *decay;         /* without gaps, those of keys aligned to 16; NULL where there is none */
     ln_cuda_tensor output;      /* [tokens, heads, value_size] */
     const float *state_in;      /* [slot, heads, key_size, value_size]; NULL: zeros */
     float *state_out;           /* likewise; NULL: not wanted; may be state_in */
@@ -59,12 +62,18 @@ typedef struct ln_cuda_delta_kernel {
     /* Starts it; arguments: the descriptions of query, key, value for the copy engine (of major 9), and the run. NULL:
      * the end of the table. */
     ln_cuda_code (*start)(void *const *arguments, int64_t blocks, void *stream);
+    /* Starts what finds the states that segments begin with: `parts` segments with one after them, of `joins`
+     * sequences. NULL: sequences are not cut into segments. */
+    ln_cuda_code (*summarise)(void *const *arguments, int64_t parts, int64_t joins, void *stream);
 } ln_cuda_delta_kernel;
 
 typedef struct ln_cuda_delta_plan {
     ln_cuda_device device;
     const ln_cuda_delta_kernel *kernel;
-    int64_t chunks, workspace; /* bytes, aligned to 256 */
+    int64_t chunks;
+    int64_t segment;             /* chunks of a segment: long sequences of few heads are cut; 0: none is */
+    int64_t texts, parts, joins; /* sequences and segments; segments with one after them; sequences cut */
+    int64_t workspace;           /* bytes, aligned to 256 */
     char why[LN_CUDA_WHY];
 } ln_cuda_delta_plan;
 
