@@ -16,9 +16,7 @@
 namespace ln {
 
 enum { BACKWARD_WARPS = 8 };
-/* Beside LN_CUDA_CAP and LN_CUDA_HALF. LATE: changes start after the weights are made, which takes fewer registers.
- * ENGINE: the copy engine adds to the sums in device memory, from shared memory. */
-enum { LATE = 32, ENGINE = 64 };
+enum { ENGINE = 64 }; /* beside LN_CUDA_CAP and LN_CUDA_HALF: the copy engine adds to the sums, from shared memory */
 
 template <int STAGES> struct backward_control {
     uint64_t key_full, value_full, keys_free;

@@ -4,11 +4,14 @@
  * the tiles of queries that see it come by. Two threads of the first warp group keep the copy engine busy; two warp
  * groups own 64 keys each (scores are transposed, so that weights and slopes are left operands as they are):
  *
- *     start change(n) = value * output_gradient(n)^T ; weight(n) = exp(score(n) - lse) meanwhile ;
+ *     weight(n) = exp(score(n) - lse) ; start change(n) = value * output_gradient(n)^T ;
  *     start value_gradient += weight(n) * output_gradient(n) ; slope(n) = weight(n) (change(n) - part) meanwhile ;
  *     start score(n+1) = key * query(n+1)^T ; meet: the slopes of both groups lie in shared memory ;
  *     start query_gradient = slope(n)^T * key, of half the columns ; start key_gradient += slope(n) * query(n) ;
- *     wait for the former and add it to the sums in device memory. */
+ *     wait for the former and add it to the sums in device memory.
+ *
+ * Invariant: slopes have two places. A group writes those of n+2 when it has met the other at n+1, which had then done
+ * with those of n. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_BACKWARD_HOPPER_CUH
 #define LN_KERNEL_CUDA_ATTENTION_BACKWARD_HOPPER_CUH
 
@@ -79,9 +82,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         hold(query_gradient);
     }
 
-    /* The key gradient of the step before, while one product started after it goes on (two where that is said). */
+    /* The key gradient of the step before, while two products started after it go on. */
     __device__ __forceinline__ void key_done(bool first) {
-        products_wait<1 + ((OPTIONS & LATE) != 0)>();
+        products_wait<2>();
         hold(of.score);
         hold(key_gradient);
         hold(of.slope);
@@ -93,21 +96,15 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         backward_ring<STAGES> after = of.now;
         after.next();
         float change[QUERIES / 2] = {};
-        if constexpr ((OPTIONS & LATE) == 0) {
-            barrier_wait(&of.control->gradient_full[stage], of.now.phase);
-            of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
-            key_done(first);
-        }
         barrier_wait(&of.control->gradient_full[stage], of.now.phase);
         const int position = of.control->step[stage].position;
         if (tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, position, QUERIES))
             of.template weigh<true>(task, of.group * 64, position, rows);
         else
             of.template weigh<false>(task, of.group * 64, position, rows);
-        if constexpr ((OPTIONS & LATE) != 0)
-            of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
+        of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
         of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
-        if constexpr ((OPTIONS & LATE) != 0) key_done(first);
+        key_done(first);
         products_wait<1>();
         hold(change);
         of.incline(change, rows + QUERIES,
