@@ -74,22 +74,6 @@ static __device__ __forceinline__ void copy_box(void *to, const CUtensorMap *map
                  "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(token)
                  : "memory");
 }
-/* `bytes` (a multiple of 16) that lie in a row. */
-static __device__ __forceinline__ void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
-}
-
-/* `bytes` (a multiple of 16) that lie in a row. */
-static __device__ __forceinline__ void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
-}
-
 /* The same of what nobody will read again: the second cache gives it up first. */
 static __device__ __forceinline__ void copy_box_once(void *to, const CUtensorMap *map, uint64_t *barrier, int column,
                                                      int head, int token) {
@@ -98,15 +82,6 @@ static __device__ __forceinline__ void copy_box_once(void *to, const CUtensorMap
                  "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(token), "l"(0x12f0000000000000ull)
                  : "memory");
 }
-
-/* `bytes` (a multiple of 16) that lie in a row. */
-static __device__ __forceinline__ void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
-}
-
 /* `bytes` (a multiple of 16) that lie in a row. */
 static __device__ __forceinline__ void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -151,23 +126,6 @@ static __device__ __forceinline__ void turn_await(const int *counter, int value)
 }
 static __device__ __forceinline__ void turn_set(int *counter, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
-}
-
-/* The same of what nobody will read again: the second cache gives it up first. */
-static __device__ __forceinline__ void copy_box_once(void *to, const CUtensorMap *map, uint64_t *barrier, int column,
-                                                     int head, int token) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(token), "l"(0x12f0000000000000ull)
-                 : "memory");
-}
-
-/* `bytes` (a multiple of 16) that lie in a row. */
-static __device__ __forceinline__ void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
 }
 
 /* ---- products of a warp group ---- */
