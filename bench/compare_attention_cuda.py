@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--backward", action="store_true")
     options = parser.parse_args()
     suite = "attention_backward" if options.backward else "attention"
-    subprocess.run([options.program, "--bench", "--suites", suite, "--rounds", str(options.rounds)], check=True)
+    subprocess.run([options.program, "--bench", "--suite", suite, "--rounds", str(options.rounds)], check=True)
     try:
         import torch
         from torch.nn.attention import SDPBackend

@@ -1,4 +1,4 @@
-"""Decode attention of PyTorch (cuDNN, FlashAttention-2) on a GPU, on the contiguous shapes of `cuda_check --bench --suites decode`.
+"""Decode attention of PyTorch (cuDNN, FlashAttention-2) on a GPU, on the contiguous shapes of `cuda_check --bench --suite decode`.
 
     python3 bench/compare_decode_cuda.py [--rounds N]
 

@@ -1,6 +1,7 @@
 /* Gradients of the delta rules against float64: the recurrence token by token, forward with every state kept, then
- * back. Bound: 1e-2 of the length of each gradient, that of bf16 operands in products of products; 1e-1 of those of
- * decays and beta where few tokens count, for decays are strong or there are no more: their parts may cancel. */
+ * back. Bound: 1e-2 of the length of each gradient, that of bf16 operands in products of products; 3e-2 of that of
+ * decays, whose parts cancel, and 1e-1 of those of decays and beta where few tokens count, for decays are strong or
+ * there are no more. */
 #include "check.h"
 
 #include "kernel/cuda/delta_backward_cuda.h"
@@ -415,8 +416,10 @@ static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda
         const double error = compare(p, i, wanted[i]);
         const bool few =
             (i == DECAY || i == BETA) && (p->of->kind == STRONG || p->of->kind == HARD || tokens_of(p->of) < 16);
-        EXPECT(error < (few ? 1e-1 : 1e-2), "%s, %s: relative error of the gradient of %s %.2e", name, kernel->name,
-               INPUT_NAMES[i], error);
+        EXPECT(error < (few          ? 1e-1
+                        : i == DECAY ? 3e-2
+                                     : 1e-2),
+               "%s, %s: relative error of the gradient of %s %.2e", name, kernel->name, INPUT_NAMES[i], error);
         printf(" %s %.1e", INPUT_NAMES[i], error);
     }
     printf("\n");

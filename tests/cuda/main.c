@@ -1,6 +1,6 @@
 /* The kernels for GPUs against float64 on the CPU, and how fast they are.
  *
- *     cuda_check [--bench] [--suites TEXT] [--kernels TEXT] [--works TEXT] [--largest N] [--rounds N] [--seed N]
+ *     cuda_check [--bench] [--suite NAME] [--kernels TEXT] [--works TEXT] [--largest N] [--rounds N] [--seed N]
  *
  * Without a GPU it checks what needs none and says how many cases it skipped. CHECK_SUITES is the list of suites:
  * SUITE(attention) SUITE(...), one for each file check_NAME.c. */
@@ -24,7 +24,7 @@ static const char SKIPPED[] = " for want of a GPU";
 #endif
 
 static int usage(void) {
-    fprintf(stderr, "usage: cuda_check [--bench] [--suites TEXT] [--kernels TEXT] [--works TEXT] [--largest N] "
+    fprintf(stderr, "usage: cuda_check [--bench] [--suite NAME] [--kernels TEXT] [--works TEXT] [--largest N] "
                     "[--rounds N] [--seed N]\n"
                     "  TEXT: part of a name; --largest: works of at most so many multiply-adds are checked\n");
     return 2;
@@ -40,7 +40,7 @@ static void run_suites(const char *wanted, bool bench, const check_options *opti
     }
     for (int i = 0; SUITES[i]; i++) {
         const suite *s = SUITES[i];
-        if (!strstr(s->name, wanted)) continue;
+        if (*wanted && strcmp(s->name, wanted)) continue;
         if (!bench) {
             if (s->plans) s->plans();
             if (found == LN_CUDA_OK)
@@ -67,7 +67,7 @@ int main(int count, char **words) {
         }
         if (i + 1 == count) return usage();
         const char *word = words[i], *value = words[++i];
-        if (!strcmp(word, "--suites"))
+        if (!strcmp(word, "--suite"))
             suites = value;
         else if (!strcmp(word, "--kernels"))
             options.kernels = value;

@@ -447,6 +447,9 @@ block *running_block() {
 
 /* ---- a block ---- */
 
+#ifdef LN_SANITIZED
+static void poison_variables() {}
+#else
 /* __shared__ variables are thread-local ones of this program, which the emulator's own lie among. */
 static int poison_module(struct dl_phdr_info *module, size_t, void *) {
     bool alone = false; /* without an interpreter the C library is in the program, and its variables too */
@@ -457,7 +460,6 @@ static int poison_module(struct dl_phdr_info *module, size_t, void *) {
     return 1; /* the first module is the program */
 }
 static void poison_variables() {
-#ifndef LN_SANITIZED
     const uint3 index = block_index;
     block *const b = here;
     slot *const s = own_slot;
@@ -466,8 +468,8 @@ static void poison_variables() {
     here = b;
     own_slot = s;
     running = NULL;
-#endif
 }
+#endif
 
 static void block_open(block *b, slot *s, const std::function<void()> *thread, int shared_bytes) {
     const int threads = (int)(block_size.x * block_size.y * block_size.z);
