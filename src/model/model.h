@@ -50,7 +50,7 @@ struct linnet_model {
     ln_state_heads *state_heads; /* [layers] */
     bool *attends;               /* [layers]: have keys and values */
     bool *taken;                 /* [tensors] while opening: which have found their place */
-    void *on_device; /* its weights on a device (device.h); NULL: none */
+    void *on_device;             /* its weights on a device (device.h); NULL: none */
     linnet_tokenizer *tokenizer;
     char tokenizer_error[1024];
     char *name;

@@ -163,7 +163,8 @@ static __device__ __forceinline__ void spin_pause() {
 /* sums (16 x 8) += left (16 x 32) * right (32 x 8), signed bytes: of the rows l / 4 + 8 r columns 4 (l % 4) + 16 c and
  * the three after it are left[r + 2 c], and right[c] has these of column l / 4. */
 static __device__ __forceinline__ void add_product_bytes(int *sum, const uint32_t *left, const uint32_t *right) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
         : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
         : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
