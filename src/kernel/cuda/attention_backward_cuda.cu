@@ -17,7 +17,6 @@
  * blocks, ... So the first task that is not done can always go on. */
 #include "kernel/cuda/attention_backward_cuda.h"
 
-#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 #include <limits.h>
 #include <math.h>
@@ -26,6 +25,7 @@
 
 #include "kernel/cuda/attention_backward_rows.cuh"
 #include "kernel/cuda/attention_backward_table.h"
+#include "kernel/cuda/boxes_cuda.h"
 
 const ln_cuda_backward_kernel *ln_cuda_backward_kernels(int row) {
     static const ln_cuda_backward_kernel none = {};
@@ -248,21 +248,8 @@ ln_cuda_code ln_cuda_backward_prepare(const ln_cuda_backward_plan *plan, const l
 
 /* Boxes of 64 columns of one head, `rows` tokens high; what lies outside the tensor is 0. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
-                             int64_t tokens, int rows, bool half) {
-    cudaDriverEntryPointQueryResult found;
-    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
-    cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess) return ln_cuda_code_of(error);
-    if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
-    const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
-    const cuuint64_t strides[2] = {(cuuint64_t)tensor->head_stride * 2, (cuuint64_t)tensor->token_stride * 2};
-    const cuuint32_t box[3] = {64, 1, (cuuint32_t)rows}, steps[3] = {1, 1, 1};
-    const CUresult result =
-        encode(map, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor->data, extents,
-               strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
+                             int64_t tokens, int rows) {
+    return ln_cuda_boxes_of_heads(tensor, 2, size, heads, tokens, 64, rows, map);
 }
 
 static ln::backward_run run_of(const ln_cuda_backward *backward, const ln_cuda_backward_plan *plan,
@@ -321,13 +308,12 @@ static ln_cuda_code start_kernel(const ln_cuda_attention *a, const ln_cuda_backw
     /* Without queries nothing is copied, but the kernel takes descriptions all the same: of the keys. */
     const bool none = queries == 0;
     const int64_t heads = none ? a->key_value_heads : a->heads, tokens = none ? keys : queries;
-    ln_cuda_code code =
-        describe(&maps[0], none ? &t->key : &t->query, a->key_size, heads, tokens, kernel->queries, a->half);
-    if (!code) code = describe(&maps[1], &t->key, a->key_size, a->key_value_heads, keys, kernel->keys, a->half);
-    if (!code) code = describe(&maps[2], &t->value, a->value_size, a->key_value_heads, keys, kernel->keys, a->half);
+    ln_cuda_code code = describe(&maps[0], none ? &t->key : &t->query, a->key_size, heads, tokens, kernel->queries);
+    if (!code) code = describe(&maps[1], &t->key, a->key_size, a->key_value_heads, keys, kernel->keys);
+    if (!code) code = describe(&maps[2], &t->value, a->value_size, a->key_value_heads, keys, kernel->keys);
     if (!code)
-        code = describe(&maps[3], none ? &t->value : &t->output_gradient, a->value_size, heads, tokens, kernel->queries,
-                        a->half);
+        code =
+            describe(&maps[3], none ? &t->value : &t->output_gradient, a->value_size, heads, tokens, kernel->queries);
     return code ? code : kernel->start(arguments, (int)plan->blocks, stream);
 }
 

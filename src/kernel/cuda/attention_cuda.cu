@@ -1,8 +1,6 @@
-/* The host's side of attention on a GPU: which kernel, which tasks, and the launch. The driver's function that
- * describes tensors to the copy engine is asked for at run time, so that nothing is linked against the driver. */
+/* The host's side of attention on a GPU: which kernel, which tasks, and the launch. */
 #include "kernel/cuda/attention_cuda.h"
 
-#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 #include <limits.h>
 #include <math.h>
@@ -11,6 +9,7 @@
 
 #include "kernel/cuda/attention_rows.cuh"
 #include "kernel/cuda/attention_table.h"
+#include "kernel/cuda/boxes_cuda.h"
 
 enum { COUNTER_BYTES = 256 }; /* in front of the tasks of a workspace */
 
@@ -285,21 +284,7 @@ static ln_cuda_code pack_factors(const ln_cuda_attention *a, const ln_cuda_atten
 /* Boxes of one panel of one head, `rows` tokens high. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
                              int64_t tokens, int rows) {
-    cudaDriverEntryPointQueryResult found;
-    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
-    cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess) return ln_cuda_code_of(error);
-    if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
-    const bool wide = size % 64 == 0;
-    const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
-    const cuuint64_t strides[2] = {(cuuint64_t)tensor->head_stride * 2, (cuuint64_t)tensor->token_stride * 2};
-    const cuuint32_t box[3] = {wide ? 64u : 32u, 1, (cuuint32_t)rows}, steps[3] = {1, 1, 1};
-    const CUresult result =
-        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor->data, extents, strides, box, steps,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
+    return ln_cuda_boxes_of_heads(tensor, 2, size, heads, tokens, size % 64 ? 32 : 64, rows, map);
 }
 
 static ln::attention_run run_of(const ln_cuda_attention *a, const ln_cuda_attention_plan *plan,

@@ -2,12 +2,12 @@
  * What depends on lengths is left to the device. */
 #include "kernel/cuda/decode_cuda.h"
 
-#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 
+#include "kernel/cuda/boxes_cuda.h"
 #include "kernel/cuda/decode_layout.h"
 #include "kernel/cuda/decode_table.h"
 #include "kernel/cuda/decode_work.cuh"
@@ -169,22 +169,15 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
  * here. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_decode *d, const ln_cuda_page_part *part,
                              const ln::page_steps *steps, int64_t lines, int64_t box_lines, int64_t box_rows) {
-    cudaDriverEntryPointQueryResult found;
-    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
-    cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess) return ln_cuda_code_of(error);
-    if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
     const int64_t heads = d->key_value_heads - 1,
                   tokens = (d->sequences - 1) * steps->page + heads * steps->head + d->capacity;
-    const cuuint64_t extents[3] = {64, (cuuint64_t)(lines + heads * steps->lines),
-                                   d->page_tokens ? (cuuint64_t)INT_MAX : (cuuint64_t)tokens};
-    const cuuint64_t strides[2] = {128, (cuuint64_t)part->token_stride};
-    const cuuint32_t box[3] = {64, (cuuint32_t)box_lines, (cuuint32_t)box_rows}, each[3] = {1, 1, 1};
-    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, part->data, extents, strides, box, each,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
+    const ln_cuda_boxes boxes = {part->data,
+                                 2,
+                                 {64, lines + heads * steps->lines, d->page_tokens ? (int64_t)INT_MAX : tokens},
+                                 {128, part->token_stride},
+                                 {64, (int)box_lines, (int)box_rows},
+                                 true};
+    return ln_cuda_boxes_describe(&boxes, map);
 }
 
 /* Of heads that are rows apart, or lines of a row. */

@@ -1,13 +1,13 @@
 /* The host's side of the delta rules on a GPU: which kernel, the tables of chunks and sequences, both launches. */
 #include "kernel/cuda/delta_cuda.h"
 
-#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "kernel/cuda/boxes_cuda.h"
 #include "kernel/cuda/delta_table.h"
 
 const ln_cuda_delta_kernel *ln_cuda_delta_kernels(int row) {
@@ -214,19 +214,7 @@ ln_cuda_code ln_cuda_delta_prepare(const ln_cuda_delta *delta, const ln_cuda_del
 /* Boxes of one panel of one head, a chunk high. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
                              int64_t tokens) {
-    cudaDriverEntryPointQueryResult found;
-    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
-    cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess) return ln_cuda_code_of(error);
-    if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
-    const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
-    const cuuint64_t strides[2] = {(cuuint64_t)tensor->head_stride * 2, (cuuint64_t)tensor->token_stride * 2};
-    const cuuint32_t box[3] = {64, 1, LN_CUDA_DELTA_CHUNK}, steps[3] = {1, 1, 1};
-    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor->data, extents, strides, box, steps,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
+    return ln_cuda_boxes_of_heads(tensor, 2, size, heads, tokens, 64, LN_CUDA_DELTA_CHUNK, map);
 }
 
 static bool tensors_right(const ln_cuda_delta *d, const ln_cuda_delta_tensors *t) {

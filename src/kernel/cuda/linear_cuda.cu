@@ -6,13 +6,13 @@
  * device move the fewest rows. */
 #include "kernel/cuda/linear_cuda.h"
 
-#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "kernel/cuda/boxes_cuda.h"
 #include "kernel/cuda/linear_rows.cuh"
 #include "kernel/cuda/linear_table.h"
 
@@ -246,21 +246,8 @@ ln_cuda_code ln_cuda_linear_prepare(const ln_cuda_linear *linear, const ln_cuda_
 /* Boxes of one head, a chunk high: of 64 columns of bf16, or of so many decays. */
 static ln_cuda_code describe(CUtensorMap *map, const ln_cuda_tensor *tensor, int64_t size, int64_t heads,
                              int64_t tokens, int64_t decays) {
-    cudaDriverEntryPointQueryResult found;
-    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
-    cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess) return ln_cuda_code_of(error);
-    if (found != cudaDriverEntryPointSuccess || !encode) return LN_CUDA_OLD_DRIVER;
-    const cuuint64_t extents[3] = {(cuuint64_t)size, (cuuint64_t)heads, (cuuint64_t)tokens};
-    const cuuint64_t element = decays ? 4 : 2, strides[2] = {(cuuint64_t)tensor->head_stride * element,
-                                                             (cuuint64_t)tensor->token_stride * element};
-    const cuuint32_t box[3] = {decays ? (cuuint32_t)decays : 64, 1, ln::CHUNK}, steps[3] = {1, 1, 1};
-    const CUresult result = encode(map, decays ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
-                                   tensor->data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                   decays ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? LN_CUDA_OK : LN_CUDA_ARGUMENT;
+    return ln_cuda_boxes_of_heads(tensor, decays ? 4 : 2, size, heads, tokens, decays ? (int)decays : 64, ln::CHUNK,
+                                  map);
 }
 
 static ln::linear_run run_of(const ln_cuda_linear *l, const ln_cuda_linear_plan *plan,
