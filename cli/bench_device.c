@@ -2,7 +2,8 @@
  * that fill one. Inputs are random; a figure is the median over repetitions, each of as many runs as take 20 ms,
  * started together and waited for once.
  *
- * TFLOP/s count 2 (key_size + value_size) for every pair of query and key, half of the square where causal; of mixers
+ * TFLOP/s count 2 (key_size + value_size) for every pair of query and key, half of the square where causal, 2.5 times
+ * that for gradients; of mixers
  * multiply and add of their recurrence. TB/s count inputs, outputs and states once. */
 #include <jansson.h>
 #include <math.h>
@@ -27,6 +28,8 @@ static const work works[] = {
     {"attention d64 full 16k", NULL, 0, 1, 16384, 32, 32, 64, 64, 0, false},
     {"attention d256 full 16k", NULL, 0, 1, 16384, 8, 8, 256, 256, 0, false},
     {"attention d192/128 causal 16k", NULL, 0, 1, 16384, 16, 16, 192, 128, 0, true},
+    {"attention d128 full 16k backward", NULL, LINNET_MIXER_BACKWARD, 1, 16384, 16, 16, 128, 128, 0, false},
+    {"attention d128 causal 16k backward", NULL, LINNET_MIXER_BACKWARD, 1, 16384, 16, 16, 128, 128, 0, true},
     {"simple_gla forward 1 x 65536", "simple_gla", LINNET_MIXER_FORWARD, 1, 65536, 32, 32, 128, 128, 0, false},
     {"simple_gla forward 8 x 8192", "simple_gla", LINNET_MIXER_FORWARD, 8, 8192, 32, 32, 128, 128, 0, false},
     {"gla forward 1 x 32768", "gla", LINNET_MIXER_FORWARD, 1, 32768, 16, 16, 128, 128, 0, false},
@@ -127,10 +130,11 @@ static int make_attention(bench *b) {
     s.type = s.output = LINNET_BF16;
     s.heads = w->heads, s.key_value_heads = w->key_heads, s.key_size = w->key_size, s.value_size = w->value_size;
     s.sequences = w->sequences, s.query_offsets = b->offsets, s.causal = w->causal;
+    s.backward = w->form == LINNET_MIXER_BACKWARD;
     if (linnet_cuda_attention_open(b->cuda, &s, &b->attention) != LINNET_OK) return failed(b);
     linnet_cuda_attention_text(b->attention, b->why, sizeof b->why);
     b->flops = 2.0 * (double)(w->key_size + w->value_size) * (double)w->heads * (double)w->sequences *
-               (double)w->tokens * (double)w->tokens * (w->causal ? 0.5 : 1);
+               (double)w->tokens * (double)w->tokens * (w->causal ? 0.5 : 1) * (s.backward ? 2.5 : 1);
     linnet_attention_tensors *t = &b->attention_tensors;
     *t = (linnet_attention_tensors){.size = sizeof *t};
     t->query.data = random_block(b, LINNET_BF16, tokens * w->heads * w->key_size, LINNET_RANGE_ANY, 1);
@@ -138,8 +142,18 @@ static int make_attention(bench *b) {
     t->value.data = random_block(b, LINNET_BF16, tokens * w->key_heads * w->value_size, LINNET_RANGE_ANY, 1);
     t->output.data = room(b, 2.0 * (double)(tokens * w->heads * w->value_size));
     b->workspace = room(b, (double)linnet_cuda_attention_workspace(b->attention));
-    if (!t->query.data || !t->key.data || !t->value.data || !t->output.data || !b->workspace) return failed(b);
-    return linnet_cuda_attention_prepare(b->attention, b->workspace, NULL) == LINNET_OK ? CLI_OK : failed(b);
+    bool fits = t->query.data && t->key.data && t->value.data && t->output.data && b->workspace;
+    if (s.backward) {
+        t->log_sum_exp = room(b, 4.0 * (double)(tokens * w->heads));
+        t->output_gradient.data = random_block(b, LINNET_BF16, tokens * w->heads * w->value_size, LINNET_RANGE_ANY, 1);
+        t->query_gradient.data = room(b, 2.0 * (double)(tokens * w->heads * w->key_size));
+        t->key_gradient.data = room(b, 2.0 * (double)(tokens * w->key_heads * w->key_size));
+        t->value_gradient.data = room(b, 2.0 * (double)(tokens * w->key_heads * w->value_size));
+        fits &= t->log_sum_exp && t->output_gradient.data && t->query_gradient.data && t->key_gradient.data &&
+                t->value_gradient.data;
+    }
+    if (!fits || linnet_cuda_attention_prepare(b->attention, b->workspace, NULL) != LINNET_OK) return failed(b);
+    return linnet_cuda_attention_forward(b->attention, t, b->workspace, NULL) == LINNET_OK ? CLI_OK : failed(b);
 }
 
 static bool mixer_inputs(bench *b, const linnet_mixer_settings *s) {
@@ -191,8 +205,9 @@ static int make_mixer(bench *b) {
 /* ---- timing ---- */
 
 static linnet_status start(const bench *b) {
-    return b->mixer ? linnet_cuda_mixer_run(b->mixer, &b->mixer_tensors, b->workspace, NULL)
-                    : linnet_cuda_attention_forward(b->attention, &b->attention_tensors, b->workspace, NULL);
+    if (b->mixer) return linnet_cuda_mixer_run(b->mixer, &b->mixer_tensors, b->workspace, NULL);
+    return (b->work->form == LINNET_MIXER_BACKWARD ? linnet_cuda_attention_backward : linnet_cuda_attention_forward)(
+        b->attention, &b->attention_tensors, b->workspace, NULL);
 }
 
 /* Seconds of `runs` runs; negative: failed. */

@@ -378,6 +378,44 @@ static const attention_work ATTENTIONS[] = {
 };
 enum { ATTENTION_COUNT = sizeof ATTENTIONS / sizeof ATTENTIONS[0] };
 
+/* Gradients of the run that was just made; `here` has inputs in float32. */
+static void check_gradients(const attention_work *w, const linnet_attention_settings *settings,
+                            linnet_attention_tensors here, linnet_attention_tensors there, float *const inputs[3],
+                            const int64_t counts[3], linnet_cuda_attention *attention, void *room) {
+    linnet_attention_settings s = *settings;
+    s.type = LINNET_F32;
+    const int64_t outputs = s.query_offsets[s.sequences] * w->heads * w->value_size;
+    float *given = random_floats(outputs, 1);
+    uint16_t *bits = rounded(given, outputs);
+    pair gradients[3], sinks = pair_open(w->heads, false);
+    for (int i = 0; i < 3; i++) gradients[i] = pair_open(counts[i], false);
+    here.query.data = inputs[0], here.key.data = inputs[1], here.value.data = inputs[2];
+    here.output_gradient.data = given, there.output_gradient.data = sent(bits, outputs * 2);
+    here.query_gradient.data = gradients[0].here, there.query_gradient.data = gradients[0].there;
+    here.key_gradient.data = gradients[1].here, there.key_gradient.data = gradients[1].there;
+    here.value_gradient.data = gradients[2].here, there.value_gradient.data = gradients[2].there;
+    here.sinks_gradient = w->sinks ? sinks.here : NULL, there.sinks_gradient = sinks.there;
+    linnet_attention_plan *plan;
+    must(linnet_attention_plan_open(context, &s, &plan), w->name);
+    void *workspace = aligned_alloc(64, (size_t)linnet_attention_workspace(plan) + 64);
+    must(linnet_attention_forward(plan, &here, workspace), w->name);
+    must(linnet_attention_backward(plan, &here, workspace), w->name);
+    must(linnet_cuda_attention_backward(attention, &there, room, NULL), w->name);
+    must(linnet_cuda_wait(cuda, NULL), w->name);
+    static const char *const names[] = {"gradient of queries", "gradient of keys", "gradient of values"};
+    for (int i = 0; i < 3; i++) {
+        pair_expect(&gradients[i], 2 * TOLERANCE, w->name, names[i]);
+        pair_close(&gradients[i]);
+    }
+    if (w->sinks) pair_expect(&sinks, 2 * TOLERANCE, w->name, "gradient of sinks");
+    pair_close(&sinks);
+    linnet_cuda_release(cuda, there.output_gradient.data);
+    linnet_attention_plan_close(plan);
+    free(workspace);
+    free(given);
+    free(bits);
+}
+
 static void check_attention(const attention_work *w) {
     static const int64_t ragged[] = {0, 90, 90, 150}, whole[] = {0, 150}, list_offsets[] = {0, 1, 2};
     static const int32_t listed[] = {0, 1};
@@ -387,6 +425,7 @@ static void check_attention(const attention_work *w) {
     s.sequences = w->lists ? 1 : 3;
     s.query_offsets = w->lists ? whole : ragged;
     s.causal = w->causal, s.window = w->window, s.soft_cap = w->soft_cap, s.sinks = w->sinks, s.rank = w->rank;
+    s.backward = !w->rank && !w->lists;
     if (w->lists)
         s.blocks = (linnet_block_mask){.query_tile = 128, .key_tile = 64, .offsets = list_offsets, .tiles = listed};
     enum { TOKENS = 150 };
@@ -426,6 +465,7 @@ static void check_attention(const attention_work *w) {
     must(linnet_cuda_wait(cuda, NULL), w->name);
     pair_expect(&output, TOLERANCE, w->name, "output");
     pair_expect(&sums, 1e-3, w->name, "log_sum_exp");
+    if (s.backward) check_gradients(w, &s, here, there, inputs, counts, attention, room);
     linnet_cuda_attention_close(attention);
     linnet_cuda_release(cuda, room);
     pair_close(&output);
@@ -457,6 +497,9 @@ static void check_refused_attention(void) {
     EXPECT(linnet_cuda_attention_open(cuda, &s, &attention) == LINNET_ERROR_UNSUPPORTED &&
                strstr(linnet_last_error(context), "40"),
            "size 40: %s", linnet_last_error(context));
+    s.key_size = 64, s.rank = 4, s.backward = true;
+    EXPECT(linnet_cuda_attention_open(cuda, &s, &attention) == LINNET_ERROR_UNSUPPORTED && !attention,
+           "gradients with a rank: %s", linnet_last_error(context));
     linnet_cuda *none;
     EXPECT(linnet_cuda_open(context, 99, &none) == LINNET_ERROR_UNSUPPORTED && !none, "device 99: %s",
            linnet_last_error(context));

@@ -79,6 +79,14 @@ linnet_status linnet_cuda_attention_forward(const linnet_cuda_attention *attenti
     (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
+linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attention,
+                                             const linnet_attention_tensors *tensors, void *workspace, void *stream) {
+    (void)attention;
+    (void)tensors;
+    (void)workspace;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
 linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_settings *settings, linnet_mixer_form form,
                                      linnet_cuda_mixer **mixer) {
     (void)cuda;

@@ -1,9 +1,10 @@
 /* Owns: the public attention operator on a device. Settings are checked and copied by the processor's plan
- * (attention_plan.h), which this one holds: what is wrong there is wrong here, in the same words. */
+ * (attention_plan.h), which this one holds: what is wrong there is wrong here, in the same words. The workspace of a
+ * plan with backward is that of the forward run and behind it that of the gradients. */
 #include <stdio.h>
 #include <string.h>
 
-#include "kernel/cuda/attention_cuda.h"
+#include "kernel/cuda/attention_backward_cuda.h"
 #include "kernel/cuda/runtime_cuda.h"
 #include "mixer/attention_plan.h"
 #include "mixer/cuda/cuda.h"
@@ -13,7 +14,9 @@ struct linnet_cuda_attention {
     linnet_attention_plan *checked;
     ln_cuda_attention problem;
     ln_cuda_attention_plan plan;
-    bool sinks;
+    ln_cuda_backward gradients; /* with settings.backward */
+    ln_cuda_backward_plan backward;
+    bool sinks, has_backward;
 };
 
 /* NULL, or the option that no kernel has. */
@@ -76,10 +79,12 @@ linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attenti
     linnet_attention_settings s = linnet_attention_settings_default();
     memcpy(&s, settings, settings->size < sizeof s ? settings->size : sizeof s);
     const linnet_type type = s.type, output = s.output;
+    const bool backward = s.backward;
     linnet_status status = check(cuda, &s);
     if (status != LINNET_OK) return status;
     s.type = LINNET_BF16;
     s.output = LINNET_F32;
+    s.backward = false; /* the processor's gradients need no room */
     linnet_cuda_attention *made = ln_allocate_zero(cuda->context, 1, sizeof *made, "attention plan");
     if (!made) return LINNET_ERROR_MEMORY;
     made->cuda = cuda;
@@ -88,6 +93,12 @@ linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attenti
         describe(made, type, output);
         const ln_cuda_code code = ln_cuda_attention_plan_make(&made->problem, &cuda->device, NULL, &made->plan);
         status = ln_cuda_tell(cuda, code, "attention on a GPU", made->plan.why);
+    }
+    if (status == LINNET_OK && backward) {
+        made->has_backward = true;
+        made->gradients = (ln_cuda_backward){made->problem, output == LINNET_F32};
+        const ln_cuda_code code = ln_cuda_backward_plan_make(&made->gradients, &cuda->device, NULL, &made->backward);
+        status = ln_cuda_tell(cuda, code, "gradients of attention on a GPU", made->backward.why);
     }
     if (status != LINNET_OK) {
         linnet_cuda_attention_close(made);
@@ -104,12 +115,32 @@ void linnet_cuda_attention_close(linnet_cuda_attention *attention) {
 }
 
 uint64_t linnet_cuda_attention_workspace(const linnet_cuda_attention *attention) {
-    return (uint64_t)attention->plan.workspace;
+    return (uint64_t)(attention->plan.workspace + (attention->has_backward ? attention->backward.workspace : 0));
 }
 
 size_t linnet_cuda_attention_text(const linnet_cuda_attention *attention, char *text, size_t bytes) {
-    const int written = snprintf(text, bytes, "%s", attention->plan.why);
+    const int written = snprintf(text, bytes, attention->has_backward ? "%s; backward: %s" : "%s", attention->plan.why,
+                                 attention->backward.why);
     return (size_t)(written > 0 ? written : 0) + 1;
+}
+
+static void *backward_room(const linnet_cuda_attention *attention, void *workspace) {
+    return (char *)workspace + attention->plan.workspace;
+}
+
+static ln_cuda_code prepare_backward(const linnet_cuda_attention *attention, void *workspace, void *stream) {
+    linnet_context *context = attention->cuda->context;
+    const ln_cuda_backward_plan *plan = &attention->backward;
+    ln_cuda_backward_rows *tiles = ln_allocate(context, (uint64_t)plan->tiles + 1, sizeof *tiles, "tasks of gradients");
+    ln_cuda_backward_task *tasks = ln_allocate(context, (uint64_t)plan->tasks + 1, sizeof *tasks, "tasks of gradients");
+    ln_cuda_code code = LN_CUDA_OUT_OF_MEMORY;
+    if (tiles && tasks) {
+        ln_cuda_backward_tables(&attention->gradients, plan, tiles, tasks);
+        code = ln_cuda_backward_prepare(plan, tiles, tasks, backward_room(attention, workspace), stream);
+    }
+    ln_release(context, tiles);
+    ln_release(context, tasks);
+    return code;
 }
 
 linnet_status linnet_cuda_attention_prepare(const linnet_cuda_attention *attention, void *workspace, void *stream) {
@@ -121,6 +152,7 @@ linnet_status linnet_cuda_attention_prepare(const linnet_cuda_attention *attenti
     ln_cuda_code code = ln_cuda_use(cuda->device.index);
     if (!code) code = ln_cuda_attention_prepare(&attention->plan, tables, workspace, stream);
     ln_release(cuda->context, tables);
+    if (!code && attention->has_backward) code = prepare_backward(attention, workspace, stream);
     return ln_cuda_tell(cuda, code, "preparing attention on a GPU", NULL);
 }
 
@@ -149,4 +181,37 @@ linnet_status linnet_cuda_attention_forward(const linnet_cuda_attention *attenti
     ln_cuda_code code = ln_cuda_use(attention->cuda->device.index);
     if (!code) code = ln_cuda_attention_forward(p, &attention->plan, &own, workspace, stream);
     return ln_cuda_tell(attention->cuda, code, "attention on a GPU", NULL);
+}
+
+linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attention,
+                                             const linnet_attention_tensors *tensors, void *workspace, void *stream) {
+    const ln_cuda_attention *p = &attention->problem;
+    const linnet_cuda *cuda = attention->cuda;
+    linnet_attention_tensors t = {0};
+    memcpy(&t, tensors, tensors->size < sizeof t ? tensors->size : sizeof t);
+    if (!attention->has_backward)
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "this attention was opened without settings.backward");
+    if (!t.log_sum_exp || !t.output.data || !t.output_gradient.data || (attention->sinks && !t.sinks))
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT,
+                       "gradients of attention need output, log_sum_exp and output_gradient%s",
+                       attention->sinks ? ", and sinks" : "");
+    if (!t.query_gradient.data || !t.key_gradient.data || !t.value_gradient.data)
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT,
+                       "a GPU makes the gradients of query, key and value together: none may be left out");
+    const ln_cuda_backward_tensors own = {.query = place(t.query, p->heads, p->key_size),
+                                          .key = place(t.key, p->key_value_heads, p->key_size),
+                                          .value = place(t.value, p->key_value_heads, p->value_size),
+                                          .output_gradient = place(t.output_gradient, p->heads, p->value_size),
+                                          .output = place(t.output, p->heads, p->value_size),
+                                          .log_sum_exp = t.log_sum_exp,
+                                          .sinks = attention->sinks ? t.sinks : NULL,
+                                          .query_gradient = place(t.query_gradient, p->heads, p->key_size),
+                                          .key_gradient = place(t.key_gradient, p->key_value_heads, p->key_size),
+                                          .value_gradient = place(t.value_gradient, p->key_value_heads, p->value_size),
+                                          .sink_gradient = attention->sinks ? t.sinks_gradient : NULL};
+    ln_cuda_code code = workspace ? ln_cuda_use(cuda->device.index) : LN_CUDA_ARGUMENT;
+    if (!code)
+        code = ln_cuda_backward_run(&attention->gradients, &attention->backward, &own,
+                                    backward_room(attention, workspace), stream);
+    return ln_cuda_tell(cuda, code, "gradients of attention on a GPU", NULL);
 }
