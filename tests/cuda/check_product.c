@@ -223,7 +223,9 @@ static void check_work(const work *w, const ln_cuda_device *device, void *librar
             device_fetch(one, y, bytes);
             compare(&s, i, one, half, stride, kernel);
             device_poison(y, bytes);
-            run_graph(run_capture(start, &s, w->name, kernel), w->name, kernel);
+            cudaGraphExec_t graph = run_capture(start, &s, w->name, kernel);
+            run_graph(graph, w->name, kernel);
+            cudaGraphExecDestroy(graph);
             device_fetch(other, y, bytes);
             expect_same_bits(one, other, bytes, w->name, kernel, "a captured run");
             free(one);
