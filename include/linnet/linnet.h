@@ -7,6 +7,7 @@
 #include "linnet/attention.h"
 #include "linnet/bench.h"
 #include "linnet/context.h"
+#include "linnet/cuda.h"
 #include "linnet/local_linear.h"
 #include "linnet/mixer.h"
 #include "linnet/model.h"
