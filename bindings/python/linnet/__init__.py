@@ -168,33 +168,38 @@ class Model:
         """The most bytes that were allocated at any time."""
         return _c.memory_peak(self._context.handle)
 
-    def _settings(self, context, memory, precision, piece, exact, activations, policy, cache, folder, snapshots):
+    def _settings(self, context, memory, precision, piece, exact, activations, policy, cache, folder, snapshots,
+                  device):
         settings = _c.session_settings_default()
         settings.context, settings.memory, settings.piece, settings.compute = context, memory, piece, int(exact)
         settings.activations, settings.cache, settings.snapshots = activations, cache, snapshots
         settings.policy, settings.folder = policy and policy.encode(), folder and os.fsencode(folder)
+        settings.device = device and device.encode()
         settings.precision = _c.type_of_name(precision.encode()) if precision else _library.TYPE_AUTO
         if precision and settings.precision == _library.TYPE_AUTO:
             raise ValueError(f"there is no precision {precision}")
         return settings
 
     def plan(self, context=0, *, memory=0, precision=None, piece=0, exact=False, activations=0, policy=None, cache=0, folder=None,
-             snapshots=0):
+             snapshots=0, device=None):
         """What a session with these settings would take, as a dict of bytes, before anything is allocated."""
         plan = _library.Plan(size=ctypes.sizeof(_library.Plan))
-        settings = self._settings(context, memory, precision, piece, exact, activations, policy, cache, folder, snapshots)
+        settings = self._settings(context, memory, precision, piece, exact, activations, policy, cache, folder, snapshots,
+                                  device)
         self._context.check(_c.plan_session(self._handle, settings, plan))
         return _plan_dict(plan)
 
     def session(self, context=0, *, memory=0, precision=None, piece=0, exact=False, activations=0, policy=None, cache=0, folder=None,
-                snapshots=0):
+                snapshots=0, device=None):
         """A session with room for `context` tokens (0: the model's trained length) in `memory` bytes (0: no bound). precision of
         keys and values: "f32", "bf16", "f16", "q8_0", "q4_0", or None for the best that fits. exact: activations stay float32.
         activations: bytes that these and scratch may take, however long the prompt (0: no bound of their own). policy: what is kept of
         keys and values, "NAME[:key=value,...]" of policies(). cache: bytes that they may take. folder: for a policy's file.
-        snapshots: earlier recurrent states that are kept, so that rewind can go back to them."""
+        snapshots: earlier recurrent states that are kept, so that rewind can go back to them. device: None or "cpu", "cuda" for a
+        GPU (docs/devices.md), "auto"."""
         handle = ctypes.c_void_p()
-        settings = self._settings(context, memory, precision, piece, exact, activations, policy, cache, folder, snapshots)
+        settings = self._settings(context, memory, precision, piece, exact, activations, policy, cache, folder, snapshots,
+                                  device)
         self._context.check(_c.session_open(self._handle, settings, handle))
         return Session(self, handle.value)
 
@@ -211,7 +216,8 @@ def policies():
 def _plan_dict(plan):
     values = {name: getattr(plan, name) for name, _ in plan._fields_[1:]}
     values["precision"] = _c.type_name(plan.precision).decode()
-    values["policy"], values["reason"] = plan.policy.decode(), plan.reason.decode()
+    for name in ("policy", "reason", "device"):
+        values[name] = getattr(plan, name).decode()
     return values
 
 

@@ -27,7 +27,7 @@ class SessionSettings(Structure):
     _fields_ = [("size", c_size_t), ("context", c_int64), ("memory", c_uint64), ("precision", c_int), ("piece", c_int64),
                 ("compute", c_int), ("activations", c_uint64), ("policy", c_char_p), ("cache", c_uint64), ("folder", c_char_p),
                 ("draft", c_void_p), ("snapshots", c_int64), ("snapshot_interval", c_int64),
-                ("state_reference", c_int64), ("state_growth", c_double), ("state_limit", c_double)]
+                ("state_reference", c_int64), ("state_growth", c_double), ("state_limit", c_double), ("device", c_char_p)]
 
 
 class Plan(Structure):
@@ -35,7 +35,7 @@ class Plan(Structure):
                 ("slice", c_int64), ("step", c_int64), ("precision", c_int)] + [
         (name, c_uint64) for name in ("weights_mapped", "model", "pages", "workspace", "overhead", "total", "smallest",
                                       "smallest_workspace", "bytes_per_token", "cache", "draft")] + [
-        ("policy", c_char * 256), ("reason", c_char * 256), ("states", c_uint64)]
+        ("policy", c_char * 256), ("reason", c_char * 256), ("states", c_uint64), ("device", c_char * 96)]
 
 
 class Usage(Structure):

@@ -65,6 +65,12 @@ def test_plan_and_errors(small):
         small.session(4).feed([[1, 2]])
 
 
+def test_device(small):
+    assert small.plan(100)["device"] == "" and small.plan(100, device="cpu")["device"] == ""
+    with pytest.raises(linnet.Error, match="no such device"):
+        small.plan(100, device="no such device")
+
+
 def test_handles_outlive_their_names():
     session = linnet.Model(ROOT / "tests/golden/models/qwen3").session(16)
     assert session.feed([1, 2]) is not None
