@@ -231,6 +231,10 @@ static int run(const cli_arguments *arguments) {
         return cli_usage(&cli_bench, "there is nothing '%s' to measure, only attention and mixers",
                          arguments->operands[0]);
     }
+    if (cli_on_device(arguments) && !arguments->model) {
+        const int status = cli_bench_device(arguments, false);
+        return status == CLI_OK ? cli_bench_device(arguments, true) : status;
+    }
     static bench b;
     b.arguments = arguments;
     int status = cli_engine_open(arguments, false, &b.engine);
@@ -251,9 +255,8 @@ const cli_verb cli_bench = {
         "tokens standing before. Each figure is the median of the repetitions, after one that is not counted. "
         "'bench attention' needs no "
         "model: it times the attention operator, one work a line, in percent of peaks measured before. 'bench mixers' "
-        "does so for every mixer in linear time, in each of its forms. With --device cuda both time the operators that "
-        "a "
-        "GPU has, in sizes that fill one.",
+        "does so for every mixer in linear time, in each of its forms. With --device cuda they time the operators that "
+        "a GPU has, in sizes that fill one; without a word and a model, both do.",
     .groups = groups,
     .run = run,
     .most_operands = 1};

@@ -355,6 +355,12 @@ static void check_refused_mixers(void) {
     EXPECT(linnet_cuda_mixer_run(mixer, &none, room, NULL) == LINNET_ERROR_ARGUMENT &&
                strstr(linnet_last_error(context), "query"),
            "no tensors: %s", linnet_last_error(context));
+    linnet_mixer_tensors slots = {.size = sizeof slots, .state_slots = room}; /* nothing of it is read */
+    for (int k = 0; k < 4; k++) slots.input[k].data = room;
+    slots.output.data = room;
+    EXPECT(linnet_cuda_mixer_run(mixer, &slots, room, NULL) == LINNET_ERROR_ARGUMENT &&
+               strstr(linnet_last_error(context), "state_slots"),
+           "state_slots: %s", linnet_last_error(context));
     linnet_cuda_release(cuda, room);
     linnet_cuda_mixer_close(mixer);
 }

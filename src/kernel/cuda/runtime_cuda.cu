@@ -23,7 +23,7 @@ ln_cuda_code ln_cuda_memory(uint64_t *available, uint64_t *all) {
 }
 
 void ln_cuda_device_name(int index, char *name, int room) {
-    static cudaDeviceProp properties; /* large, and the same for all who ask */
+    cudaDeviceProp properties;
     const cudaError_t error = cudaGetDeviceProperties(&properties, index);
     snprintf(name, (size_t)room, "%s", error == cudaSuccess ? properties.name : "device");
     code_of(error);

@@ -163,6 +163,10 @@ linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet
     if (mixer->form == LINNET_MIXER_STEP) s.offsets = NULL;
     const linnet_status status = ln_mixer_check_tensors(mixer->cuda->context, mixer->row, &s, tensors, mixer->form);
     if (status != LINNET_OK) return status;
+    if (tensors->state_slots && (mixer->way == &ln_cuda_linear_way || mixer->way == &ln_cuda_linear_backward_way))
+        return ln_fail(mixer->cuda->context, LINNET_ERROR_ARGUMENT,
+                       "%s on a GPU has no state_slots but in its step: states lie in the order of the sequences",
+                       mixer->row->name);
     linnet_mixer_tensors t = *tensors;
     ln_mixer_settle_strides(mixer->row, &s, &t);
     ln_cuda_code code = workspace ? ln_cuda_use(mixer->cuda->device.index) : LN_CUDA_ARGUMENT;
