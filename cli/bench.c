@@ -225,16 +225,13 @@ static int run(const cli_arguments *arguments) {
     if (arguments->operand_count) {
         const bool attention = !strcmp(arguments->operands[0], "attention"),
                    mixers = !strcmp(arguments->operands[0], "mixers");
-        if ((attention || mixers) && cli_on_device(arguments)) return cli_bench_device(arguments, mixers);
+        if ((attention || mixers) && cli_on_device(arguments)) return cli_bench_device(arguments, attention, mixers);
         if (attention) return cli_bench_attention(arguments);
         if (mixers) return cli_bench_mixers(arguments);
         return cli_usage(&cli_bench, "there is nothing '%s' to measure, only attention and mixers",
                          arguments->operands[0]);
     }
-    if (cli_on_device(arguments) && !arguments->model) {
-        const int status = cli_bench_device(arguments, false);
-        return status == CLI_OK ? cli_bench_device(arguments, true) : status;
-    }
+    if (cli_on_device(arguments) && !arguments->model) return cli_bench_device(arguments, true, true);
     static bench b;
     b.arguments = arguments;
     int status = cli_engine_open(arguments, false, &b.engine);

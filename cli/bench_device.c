@@ -3,8 +3,9 @@
  * started together and waited for once.
  *
  * TFLOP/s count 2 (key_size + value_size) for every pair of query and key, half of the square where causal, 2.5 times
- * that for gradients; of mixers
- * multiply and add of their recurrence. TB/s count inputs, outputs and states once. */
+ * that for gradients; of mixers multiply and add of their recurrence. TB/s count inputs, outputs and states once.
+ * Percent are of the nearer of two peaks, measured before: products, and a copy's bytes. Clock and power are read while
+ * the work runs. */
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
@@ -62,6 +63,7 @@ typedef struct bench {
     linnet_mixer_tensors mixer_tensors;
     int64_t *offsets;
     void *workspace;
+    linnet_peaks peaks;
     double flops, bytes;
     char why[400];
 } bench;
@@ -219,6 +221,22 @@ static double seconds_of(const bench *b, int runs) {
     return status == LINNET_OK ? cli_seconds() - began : -1;
 }
 
+/* Clock and power while runs are under way, for about as long as the driver's power meter looks back. */
+static linnet_status read_state(const bench *b, double once, linnet_cuda_info *info) {
+    const int runs = (int)(0.1 / once) + 1;
+    linnet_status status = LINNET_OK;
+    for (int i = 0; i < runs && status == LINNET_OK; i++) status = start(b);
+    if (status == LINNET_OK) status = linnet_cuda_describe(b->cuda, info);
+    const linnet_status waited = linnet_cuda_wait(b->cuda, NULL);
+    return status == LINNET_OK ? waited : status;
+}
+
+static double percent_of_peak(const bench *b, double seconds) {
+    const double operations = b->peaks.bf16_operations > 0 ? b->flops / seconds / b->peaks.bf16_operations : 0,
+                 bytes = b->peaks.read_bytes > 0 ? b->bytes / seconds / b->peaks.read_bytes : 0;
+    return 100 * (operations > bytes ? operations : bytes);
+}
+
 static int time_work(const bench *b) {
     double samples[MOST_ROUNDS];
     const double once = seconds_of(b, 1) < 0 ? -1 : seconds_of(b, 3) / 3;
@@ -229,12 +247,15 @@ static int time_work(const bench *b) {
         if (seconds < 0) return failed(b);
         samples[round] = seconds / runs;
     }
-    const double median = cli_median(samples, rounds);
+    const double median = cli_median(samples, rounds), percent = percent_of_peak(b, median);
+    linnet_cuda_info info = {.size = sizeof info};
+    if (read_state(b, once, &info) != LINNET_OK) return failed(b);
     if (b->arguments->json)
-        return cli_json_print(json_pack("{ss sf sf sf ss}", "work", b->work->name, "seconds", median, "flops", b->flops,
-                                        "bytes", b->bytes, "kernel", b->why));
-    printf("| %-36s | %9.3f | %8.1f | %6.2f | %s |\n", b->work->name, 1e3 * median, 1e-12 * b->flops / median,
-           1e-12 * b->bytes / median, b->why);
+        return cli_json_print(json_pack("{ss sf sf sf sf sf sf ss}", "work", b->work->name, "seconds", median, "flops",
+                                        b->flops, "bytes", b->bytes, "percent_of_peak", percent, "clock", info.clock,
+                                        "power", info.power, "kernel", b->why));
+    printf("| %-36s | %9.3f | %8.1f | %6.2f | %4.0f %% | %5.0f | %4.0f | %s |\n", b->work->name, 1e3 * median,
+           1e-12 * b->flops / median, 1e-12 * b->bytes / median, percent, info.clock, info.power, b->why);
     fflush(stdout);
     return CLI_OK;
 }
@@ -261,25 +282,35 @@ static int run_work(bench *b) {
     return status;
 }
 
-static void print_head(bench *b) {
+static int print_head(bench *b) {
     linnet_cuda_info info = {.size = sizeof info};
-    if (b->arguments->json || linnet_cuda_describe(b->cuda, &info) != LINNET_OK) return;
-    printf("%s, compute capability %d.%d, %d multiprocessors, %s of memory\n\n", info.name, info.major, info.minor,
+    b->peaks.size = sizeof b->peaks;
+    if (linnet_cuda_measure_peaks(b->cuda, &b->peaks) != LINNET_OK || linnet_cuda_describe(b->cuda, &info) != LINNET_OK)
+        return failed(b);
+    if (b->arguments->json)
+        return cli_json_print(json_pack("{ss si si si sI sf sf}", "device", info.name, "major", info.major, "minor",
+                                        info.minor, "multiprocessors", info.multiprocessors, "memory",
+                                        (json_int_t)info.memory, "bf16_operations", b->peaks.bf16_operations,
+                                        "copy_bytes", b->peaks.read_bytes));
+    printf("%s, compute capability %d.%d, %d multiprocessors, %s of memory\n", info.name, info.major, info.minor,
            info.multiprocessors, cli_size(info.memory));
-    printf("| %-36s | %9s | %8s | %6s | %s |\n| :-- | --: | --: | --: | :-- |\n", "work", "ms", "TFLOP/s", "TB/s",
-           "kernel");
+    printf("peaks: %.0f TFLOP/s (bf16 products), %.2f TB/s (a copy, read and written)\n\n",
+           1e-12 * b->peaks.bf16_operations, 1e-12 * b->peaks.read_bytes);
+    printf("| %-36s | %9s | %8s | %6s | %6s | %5s | %4s | %s |\n| :-- | --: | --: | --: | --: | --: | --: | :-- |\n",
+           "work", "ms", "TFLOP/s", "TB/s", "peak", "MHz", "W", "kernel");
+    return CLI_OK;
 }
 
-int cli_bench_device(const cli_arguments *arguments, bool mixers) {
+int cli_bench_device(const cli_arguments *arguments, bool attention, bool mixers) {
     bench b = {.arguments = arguments};
     linnet_context_settings settings = linnet_context_settings_default();
     settings.threads = 1;
     if (linnet_context_open(&settings, &b.context) != LINNET_OK) return cli_error("not enough memory");
     int status = linnet_cuda_open(b.context, 0, &b.cuda) == LINNET_OK ? CLI_OK : failed(&b);
-    if (status == CLI_OK) print_head(&b);
+    if (status == CLI_OK) status = print_head(&b);
     for (int i = 0; i < WORKS && status == CLI_OK; i++) {
         b.work = &works[i];
-        if ((works[i].row != NULL) == mixers && cli_wanted(works[i].name, arguments->works)) status = run_work(&b);
+        if ((works[i].row ? mixers : attention) && cli_wanted(works[i].name, arguments->works)) status = run_work(&b);
     }
     linnet_cuda_close(b.cuda);
     linnet_context_close(b.context);

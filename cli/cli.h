@@ -249,6 +249,6 @@ int cli_bench_attention(const cli_arguments *arguments);
 
 int cli_bench_mixers(const cli_arguments *arguments);
 /* The same on a GPU. */
-int cli_bench_device(const cli_arguments *arguments, bool mixers);
+int cli_bench_device(const cli_arguments *arguments, bool attention, bool mixers);
 
 #endif

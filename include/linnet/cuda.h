@@ -18,6 +18,7 @@
 #define LINNET_CUDA_H
 
 #include "linnet/attention.h"
+#include "linnet/bench.h"
 #include "linnet/mixer.h"
 
 #ifdef __cplusplus
@@ -36,8 +37,14 @@ typedef struct linnet_cuda_info {
     int index, major, minor; /* major.minor: the compute capability */
     int multiprocessors;
     uint64_t memory, free_memory; /* bytes */
+    double clock, power;          /* now: MHz of the multiprocessors, watts; 0: the driver does not tell */
 } linnet_cuda_info;
 LINNET_API linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_info *info);
+
+/* What the device can do at most: bf16_operations of products whose operands stay in the multiprocessors, read_bytes
+ * those that a copy on the device reads and writes; the others 0. Takes a fifth of a second and up to 1 GiB of the
+ * device. */
+LINNET_API linnet_status linnet_cuda_measure_peaks(linnet_cuda *cuda, linnet_peaks *peaks);
 
 /* For programs without the CUDA toolkit; any other device memory does as well. Send and fetch wait. */
 LINNET_API linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory);

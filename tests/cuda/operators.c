@@ -522,6 +522,10 @@ int main(void) {
     linnet_cuda_info info = {.size = sizeof info};
     must(linnet_cuda_describe(cuda, &info), "describe");
     printf("%s, compute capability %d.%d\n", info.name, info.major, info.minor);
+    linnet_peaks peaks = {.size = sizeof peaks};
+    must(linnet_cuda_measure_peaks(cuda, &peaks), "peaks");
+    printf("copy %.2f TB/s, products %.0f TFLOP/s, %.0f MHz, %.0f W\n", 1e-12 * peaks.read_bytes,
+           1e-12 * peaks.bf16_operations, info.clock, info.power);
     for (int i = 0; i < ATTENTION_COUNT; i++) check_attention(&ATTENTIONS[i]);
     check_refused_attention();
     for (int i = 0; i < MIXER_COUNT; i++) check_mixer(&MIXERS[i]);

@@ -16,6 +16,11 @@ linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_info *info) {
     (void)info;
     return LINNET_ERROR_UNSUPPORTED;
 }
+linnet_status linnet_cuda_measure_peaks(linnet_cuda *cuda, linnet_peaks *peaks) {
+    (void)cuda;
+    (void)peaks;
+    return LINNET_ERROR_UNSUPPORTED;
+}
 linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory) {
     (void)cuda;
     (void)bytes;

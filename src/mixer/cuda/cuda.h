@@ -9,6 +9,7 @@
 struct linnet_cuda {
     linnet_context *context;
     ln_cuda_device device;
+    void *sensors; /* opened by the first that asks; NULL: none */
 };
 
 /* LINNET_OK, or the failure of `what` told on the context; why: a plan's sentence, or NULL. */

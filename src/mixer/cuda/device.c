@@ -1,6 +1,7 @@
 /* Owns: opened devices, their memory as plain programs see it, and the sentences for what a device refuses. */
 #include <string.h>
 
+#include "kernel/cuda/peaks_cuda.h"
 #include "kernel/cuda/runtime_cuda.h"
 #include "mixer/cuda/cuda.h"
 
@@ -60,7 +61,9 @@ linnet_status linnet_cuda_open(linnet_context *context, int index, linnet_cuda *
 }
 
 void linnet_cuda_close(linnet_cuda *cuda) {
-    if (cuda) ln_release(cuda->context, cuda);
+    if (!cuda) return;
+    ln_cuda_sensors_close(cuda->sensors);
+    ln_release(cuda->context, cuda);
 }
 
 linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_info *info) {
@@ -74,7 +77,19 @@ linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_info *info) {
     ln_cuda_code code = ln_cuda_use(d->index);
     if (!code) code = ln_cuda_memory(&told.free_memory, &told.memory);
     if (code) return ln_cuda_tell(cuda, code, "reading a GPU", NULL);
+    if (!cuda->sensors) cuda->sensors = ln_cuda_sensors_open(d->index);
+    ln_cuda_sensors_read(cuda->sensors, &told.clock, &told.power);
     memcpy(info, &told, info->size < sizeof told ? info->size : sizeof told);
+    return LINNET_OK;
+}
+
+linnet_status linnet_cuda_measure_peaks(linnet_cuda *cuda, linnet_peaks *peaks) {
+    ln_cuda_peaks measured;
+    const ln_cuda_code code = ln_cuda_peaks_measure(&cuda->device, &measured);
+    if (code) return ln_cuda_tell(cuda, code, "measuring a GPU", NULL);
+    const linnet_peaks told = {
+        .size = peaks->size, .bf16_operations = measured.bf16_operations, .read_bytes = measured.copy_bytes};
+    memcpy(peaks, &told, peaks->size < sizeof told ? peaks->size : sizeof told);
     return LINNET_OK;
 }
 

@@ -90,6 +90,9 @@ cudaError_t cudaGetDevice(int *index) {
 cudaError_t cudaSetDevice(int index) {
     return index == 0 ? cudaSuccess : cudaErrorInvalidDevice;
 }
+cudaError_t cudaDeviceGetPCIBusId(char *, int, int) {
+    return cudaErrorInvalidDevice; /* an emulated one lies on no bus */
+}
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int index) {
     if (index != 0) return cudaErrorInvalidDevice;
     switch (attribute) {
