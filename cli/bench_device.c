@@ -29,8 +29,8 @@ static const work works[] = {
     {"attention d64 full 16k", NULL, 0, 1, 16384, 32, 32, 64, 64, 0, false},
     {"attention d256 full 16k", NULL, 0, 1, 16384, 8, 8, 256, 256, 0, false},
     {"attention d192/128 causal 16k", NULL, 0, 1, 16384, 16, 16, 192, 128, 0, true},
-    {"attention d128 full 16k backward", NULL, LINNET_MIXER_BACKWARD, 1, 16384, 16, 16, 128, 128, 0, false},
-    {"attention d128 causal 16k backward", NULL, LINNET_MIXER_BACKWARD, 1, 16384, 16, 16, 128, 128, 0, true},
+    {"attention backward d128 full 16k", NULL, LINNET_MIXER_BACKWARD, 1, 16384, 16, 16, 128, 128, 0, false},
+    {"attention backward d128 causal 16k", NULL, LINNET_MIXER_BACKWARD, 1, 16384, 16, 16, 128, 128, 0, true},
     {"simple_gla forward 1 x 65536", "simple_gla", LINNET_MIXER_FORWARD, 1, 65536, 32, 32, 128, 128, 0, false},
     {"simple_gla forward 8 x 8192", "simple_gla", LINNET_MIXER_FORWARD, 8, 8192, 32, 32, 128, 128, 0, false},
     {"gla forward 1 x 32768", "gla", LINNET_MIXER_FORWARD, 1, 32768, 16, 16, 128, 128, 0, false},
@@ -237,6 +237,19 @@ static double percent_of_peak(const bench *b, double seconds) {
     return 100 * (operations > bytes ? operations : bytes);
 }
 
+/* With the shape, so that a peer can do the same work. */
+static int print_json(const bench *b, double seconds, double percent, const linnet_cuda_info *info) {
+    static const char *const forms[] = {
+        [LINNET_MIXER_FORWARD] = "forward", [LINNET_MIXER_STEP] = "step", [LINNET_MIXER_BACKWARD] = "backward"};
+    const work *w = b->work;
+    return cli_json_print(
+        json_pack("{ss ss sI sI sI sI sI sI sb sf sf sf sf sf sf ss}", "work", w->name, "form", forms[w->form],
+                  "sequences", (json_int_t)w->sequences, "tokens", (json_int_t)w->tokens, "heads", (json_int_t)w->heads,
+                  "key_heads", (json_int_t)w->key_heads, "key_size", (json_int_t)w->key_size, "value_size",
+                  (json_int_t)w->value_size, "causal", w->causal, "seconds", seconds, "flops", b->flops, "bytes",
+                  b->bytes, "percent_of_peak", percent, "clock", info->clock, "power", info->power, "kernel", b->why));
+}
+
 static int time_work(const bench *b) {
     double samples[MOST_ROUNDS];
     const double once = seconds_of(b, 1) < 0 ? -1 : seconds_of(b, 3) / 3;
@@ -250,10 +263,7 @@ static int time_work(const bench *b) {
     const double median = cli_median(samples, rounds), percent = percent_of_peak(b, median);
     linnet_cuda_info info = {.size = sizeof info};
     if (read_state(b, once, &info) != LINNET_OK) return failed(b);
-    if (b->arguments->json)
-        return cli_json_print(json_pack("{ss sf sf sf sf sf sf ss}", "work", b->work->name, "seconds", median, "flops",
-                                        b->flops, "bytes", b->bytes, "percent_of_peak", percent, "clock", info.clock,
-                                        "power", info.power, "kernel", b->why));
+    if (b->arguments->json) return print_json(b, median, percent, &info);
     printf("| %-36s | %9.3f | %8.1f | %6.2f | %4.0f %% | %5.0f | %4.0f | %s |\n", b->work->name, 1e3 * median,
            1e-12 * b->flops / median, 1e-12 * b->bytes / median, percent, info.clock, info.power, b->why);
     fflush(stdout);
