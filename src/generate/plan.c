@@ -532,7 +532,12 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
     char about[sizeof plan->device];
     const linnet_status found = ln_session_device(model, &settled, &device, about, sizeof about);
     if (found != LINNET_OK) return found;
-    if (device) return ln_plan_device(model, &settled, device, about, plan);
+    if (device) {
+        const linnet_status fitted = ln_plan_device(model, &settled, device, about, plan);
+        if (fitted != LINNET_ERROR_MEMORY || !ln_session_either(&settled)) return fitted;
+        ln_log(model->context, LINNET_LOG_INFO, "the CPU is used: %s", linnet_last_error(model->context));
+        *plan = (linnet_plan){.size = sizeof *plan};
+    }
     const bool open =
         settled.precision == LINNET_TYPE_AUTO && !ln_session_policy(&settled) && model->hyper.attention_layers;
     return open && (settled.memory || settled.cache) ? ln_plan_choose(model, &settled, plan)

@@ -29,12 +29,17 @@ static linnet_status check_settings(linnet_model *model, const linnet_session_se
     return LINNET_OK;
 }
 
+bool ln_session_either(const linnet_session_settings *settings) {
+    const char *name = settings->device;
+    return name && (!strcmp(name, "auto") || !strcmp(name, "cuda,cpu"));
+}
+
 linnet_status ln_session_device(linnet_model *model, const linnet_session_settings *settled, const ln_device **device,
                                 char *about, int64_t capacity) {
     const char *name = settled->device;
     *device = NULL;
     if (!name || !*name || !strcmp(name, "cpu")) return LINNET_OK;
-    const bool either = !strcmp(name, "auto") || !strcmp(name, "cuda,cpu");
+    const bool either = ln_session_either(settled);
     if (!either && strcmp(name, "cuda") != 0)
         return ln_fail(model->context, LINNET_ERROR_ARGUMENT,
                        "there is no device '%s': cpu, cuda, and auto or cuda,cpu for either", name);

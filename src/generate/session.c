@@ -52,6 +52,14 @@ static linnet_session *make_session(linnet_model *model, const linnet_plan *plan
     return session;
 }
 
+static linnet_status open_on_device(linnet_session *made, const linnet_session_settings *settled) {
+    const ln_device *device;
+    char about[sizeof made->plan.device];
+    const linnet_status status = ln_session_device(made->model, settled, &device, about, sizeof about);
+    if (status != LINNET_OK) return status;
+    return device ? ln_device_session_open(made, device) : LINNET_ERROR_UNSUPPORTED;
+}
+
 linnet_status linnet_session_open(linnet_model *model, const linnet_session_settings *settings,
                                   linnet_session **session) {
     *session = NULL;
@@ -68,14 +76,16 @@ linnet_status linnet_session_open(linnet_model *model, const linnet_session_sett
     made->interval = settled.snapshot_interval;
     made->limits = ln_session_limits(&settled);
     if (*plan.device) {
-        const ln_device *device;
-        char about[sizeof plan.device];
-        status = ln_session_device(model, &settled, &device, about, sizeof about);
-        if (status == LINNET_OK && device) status = ln_device_session_open(made, device);
-        if (status == LINNET_OK && device) {
+        status = open_on_device(made, &settled);
+        if (status == LINNET_OK) {
             *session = made;
             return LINNET_OK;
         }
+        linnet_session_close(made);
+        if (!ln_session_either(&settled)) return status;
+        ln_log(model->context, LINNET_LOG_INFO, "the CPU is used: %s", linnet_last_error(model->context));
+        settled.device = "cpu";
+        return linnet_session_open(model, &settled, session);
     }
     if (*plan.policy) status = ln_policy_parse(model->context, plan.policy, &made->policy);
     if (status == LINNET_OK) status = ln_probing_open(made, &settled);

@@ -86,6 +86,8 @@ uint64_t ln_session_lanes(const linnet_model *model, const ln_memory_shape *memo
  * it cannot run the model and the processor is not named too. */
 linnet_status ln_session_device(linnet_model *model, const linnet_session_settings *settled, const ln_device **device,
                                 char *about, int64_t capacity);
+/* Whether the processor is named beside a device: it is taken where the device cannot. */
+bool ln_session_either(const linnet_session_settings *settings);
 linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings *settled, const ln_device *device,
                              const char *about, linnet_plan *plan);
 linnet_status ln_device_session_open(linnet_session *session, const ln_device *device);

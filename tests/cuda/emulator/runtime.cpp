@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <string>
 #include <vector>
 
 #include "emulator.h"
@@ -19,13 +20,37 @@ struct ln_emulated_event {
 
 namespace ln_emulator {
 
+/* What is wrong with the device: LN_EMULATOR_DEVICE=none, there is none; old, its driver is older than the runtime;
+ * LN_EMULATOR_MEMORY=bytes, it has no more; LN_EMULATOR_LOST=n, it fails in launch n and from there on. */
+static bool device_is(const char *what) {
+    const char *wanted = getenv("LN_EMULATOR_DEVICE");
+    return wanted && !strcmp(wanted, what);
+}
+static size_t memory_of_device() {
+    const char *wanted = getenv("LN_EMULATOR_MEMORY");
+    return wanted ? (size_t)strtoull(wanted, NULL, 10) : (size_t)8 << 30;
+}
+static std::map<void *, size_t> allocated;
+static size_t allocated_bytes;
+static int64_t launches; /* since LN_EMULATOR_LOST has its value */
+
+static cudaError_t state() {
+    static std::string before;
+    const char *wanted = getenv("LN_EMULATOR_LOST");
+    if (before != (wanted ? wanted : "")) {
+        before = wanted ? wanted : "";
+        launches = 0;
+    }
+    return wanted && launches >= atoll(wanted) ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
 /* LN_EMULATOR_DEVICE=8.6 for another device than 9.0. */
 const device_traits &device() {
     static device_traits traits = {9, 0, 4, 232448, 50 << 20};
     static bool read;
     if (!read) {
         const char *wanted = getenv("LN_EMULATOR_DEVICE");
-        if (wanted && sscanf(wanted, "%d.%d", &traits.major, &traits.minor) != 2) fail("LN_EMULATOR_DEVICE=%s", wanted);
+        if (wanted && !device_is("none") && !device_is("old") && sscanf(wanted, "%d.%d", &traits.major, &traits.minor) != 2) fail("LN_EMULATOR_DEVICE=%s", wanted);
         if (traits.major != 9) traits.shared_bytes = traits.minor == 0 ? 166912 : 101376;
         read = true;
     }
@@ -37,7 +62,7 @@ static std::map<const void *, int> allowed_bytes; /* of dynamic shared memory, b
 static void give(cudaStream_t stream, std::function<void()> work) {
     if (stream && stream->captured)
         stream->captured->work.push_back(std::move(work));
-    else
+    else if (state() == cudaSuccess)
         work();
 }
 
@@ -48,8 +73,11 @@ cudaError_t launch(const void *kernel, std::function<void()> thread, dim3 grid, 
     if (!threads || threads > 1024 || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535)
         return cudaErrorInvalidConfiguration;
     if (shared_bytes > (allowed == allowed_bytes.end() ? 49152 : allowed->second)) return cudaErrorInvalidValue;
-    give(stream, [=] { run_grid(thread, grid, block, shared_bytes); });
-    return cudaSuccess;
+    give(stream, [=] {
+        launches++;
+        if (state() == cudaSuccess) run_grid(thread, grid, block, shared_bytes);
+    });
+    return state();
 }
 
 } // namespace ln_emulator
@@ -73,13 +101,17 @@ cudaError_t cudaPeekAtLastError(void) {
     return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int *version) {
-    *version = CUDART_VERSION;
+    *version = device_is("none") ? 0 : device_is("old") ? 11000 : CUDART_VERSION;
     return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int *version) {
-    return cudaDriverGetVersion(version);
+    *version = CUDART_VERSION;
+    return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int *count) {
+    *count = 0;
+    if (device_is("none")) return cudaErrorNoDevice;
+    if (device_is("old")) return cudaErrorInsufficientDriver;
     *count = 1;
     return cudaSuccess;
 }
@@ -151,11 +183,18 @@ cudaError_t ln_emulator::function_attribute(const void *kernel, cudaFuncAttribut
 cudaError_t cudaMalloc(void **data, size_t bytes) {
     *data = NULL;
     if (bytes == 0) return cudaSuccess;
-    if (bytes > (size_t)8 << 30 || posix_memalign(data, 256, bytes)) return cudaErrorMemoryAllocation;
+    if (bytes > memory_of_device() - allocated_bytes || posix_memalign(data, 256, bytes))
+        return cudaErrorMemoryAllocation;
+    allocated_bytes += allocated[*data] = bytes;
     memset(*data, 0xff, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaFree(void *data) {
+    const auto found = allocated.find(data);
+    if (found != allocated.end()) {
+        allocated_bytes -= found->second;
+        allocated.erase(found);
+    }
     free(data);
     return cudaSuccess;
 }
@@ -164,13 +203,15 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
 }
 cudaError_t cudaMallocHost(void **data, size_t bytes) {
-    return cudaMalloc(data, bytes);
+    *data = NULL;
+    return bytes && posix_memalign(data, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFreeHost(void *data) {
     return cudaFree(data);
 }
 cudaError_t cudaMemGetInfo(size_t *unused, size_t *all) {
-    *unused = *all = (size_t)8 << 30;
+    *all = memory_of_device();
+    *unused = *all - allocated_bytes;
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
@@ -206,7 +247,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 static cudaError_t waits(cudaStream_t stream) {
-    return stream && stream->captured ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+    return stream && stream->captured ? cudaErrorStreamCaptureUnsupported : state();
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     return waits(stream);
@@ -233,8 +274,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ready, cudaGraph_t graph, unsi
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t) {
-    for (const std::function<void()> &work : ready->work) work();
-    return cudaSuccess;
+    for (const std::function<void()> &work : ready->work)
+        if (state() == cudaSuccess) work();
+    return state();
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     delete graph;
