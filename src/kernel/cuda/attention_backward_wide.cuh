@@ -78,9 +78,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
     __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, int stage) {
         const int position = of.control->step[stage].position;
         if (tiles_cut(of.run, task.tile * 64, 64, task.keys, position, 64))
-            of.template weigh<true>(task, 0, position, rows_of(stage));
+            of.template weigh<true>(task, 0, position, LN_CUDA_SEEN, rows_of(stage));
         else
-            of.template weigh<false>(task, 0, position, rows_of(stage));
+            of.template weigh<false>(task, 0, position, LN_CUDA_SEEN, rows_of(stage));
         uint4 *to = weights_of();
 #pragma unroll
         for (int k = 0; k < 4; k++) {
@@ -203,7 +203,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
 #pragma unroll
             for (int i = 0; i < SIZE / 2; i++) gradient[i] = 0;
             if (task.first < task.end) {
-                const int count = (task.end - task.first) * of.run.group;
+                const int count = steps_of(of.run, task);
                 barrier_wait(&of.control->key_full, phase);
                 of.clear_keys(task.keys - task.tile * 64, phase);
                 barrier_wait(&of.control->value_full, phase);
@@ -216,9 +216,10 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
                 phase ^= 1;
             }
             const int row = of.warp * 16 + of.lane / 4;
-            store_gradient<SIZE, HALF>(FIRST ? of.run.value_gradient : of.run.key_gradient, of.run.gradient_float32,
-                                       task.key, task.head, row, task.keys - task.tile * 64, 0, SIZE, gradient,
-                                       FIRST ? 1.0f : of.run.gradient_scale);
+            store_gradient<SIZE, HALF>(FIRST ? of.run.value_gradient : of.run.key_gradient,
+                                       FIRST ? of.run.gradient_float32 : of.run.packed_float32, task.key, task.head,
+                                       row, task.keys - task.tile * 64, 0, FIRST ? of.run.value_size : of.run.key_size,
+                                       gradient, FIRST ? 1.0f : of.run.gradient_scale);
             __syncwarp();
             of.leave(&of.control->task_free[tasks.stage]);
             tasks.next();
@@ -272,17 +273,9 @@ static ln_cuda_code backward_wide_start(void *const *arguments, int blocks, void
 template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS>
 static ln_cuda_backward_kernel backward_wide_kernel(const char *name) {
     typedef backward_wide_tile<KEY_SIZE, VALUE_SIZE, STAGES> tile;
-    return {name,
-            KEY_SIZE,
-            VALUE_SIZE,
-            tile::queries,
-            tile::keys,
-            KEY_SIZE,
-            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
-            tile::threads,
-            tile::bytes,
-            9,
-            backward_wide_start<KEY_SIZE, VALUE_SIZE, STAGES, OPTIONS>};
+    return {name,          KEY_SIZE,    VALUE_SIZE, tile::queries,
+            tile::keys,    KEY_SIZE,    VALUE_SIZE, LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
+            tile::threads, tile::bytes, 9,          backward_wide_start<KEY_SIZE, VALUE_SIZE, STAGES, OPTIONS>};
 }
 
 } // namespace ln
