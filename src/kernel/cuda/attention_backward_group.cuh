@@ -170,12 +170,13 @@ static __device__ __forceinline__ void pass_turns(const backward_run &run, char 
             if constexpr ((OPTIONS & ENGINE) != 0) {
                 constexpr int bytes = TILE::queries * TILE::key_size * 4;
                 barrier_wait(&control->turn_come[ring.stage], ring.phase);
+                barrier_arrive(&control->query_free[ring.stage]); /* the next queries need not wait for the additions */
                 engine_add(run.sums + (int64_t)place * (bytes / 4), shared + TILE::sum_at, bytes, turn > 0);
                 engine_wait_read();
                 barrier_arrive(&control->sums_free);
                 engine_wait();
-            }
-            barrier_arrive(&control->query_free[ring.stage]);
+            } else
+                barrier_arrive(&control->query_free[ring.stage]);
             turn_set(run.turns + place, turn + 1);
             ring.next();
         }

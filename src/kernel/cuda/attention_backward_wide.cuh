@@ -288,6 +288,9 @@ static ln_cuda_backward_kernel backward_wide_kernel(const char *name) {
 #define LN_BACKWARD_WIDE(key_size, value_size, options, name, type)                    \
     ln::backward_wide_kernel<key_size, value_size, 2, (options)>("hopper " name type), \
         ln::backward_wide_kernel<key_size, value_size, 2, (options) | LN_CUDA_CAP>("hopper " name " cap" type)
+#define LN_BACKWARD_TALL(key_size, value_size, options, name, type)                 \
+    ln::backward_tall_kernel<key_size, value_size, (options)>("hopper " name type), \
+        ln::backward_tall_kernel<key_size, value_size, (options) | LN_CUDA_CAP>("hopper " name " cap" type)
 #define LN_BACKWARD_ROWS(half, type)                                                \
     LN_BACKWARD_SQUARE(128, 128, 64, (half) | ln::ENGINE, "128: 64 x 128", type),   \
         LN_BACKWARD_SQUARE(64, 64, 128, half, "64: 128 x 128", type),               \
