@@ -63,7 +63,7 @@ double attention_pairs(const attention_work *w) {
                  : w->causal                             ? n * m / 2
                                                          : n * m;
     }
-    return pairs * w->heads;
+    return pairs * w->heads * (w->query_tile ? 0.5 : 1);
 }
 
 static int tiles_of(int tokens, int tile) {

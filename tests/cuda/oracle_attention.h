@@ -42,7 +42,7 @@ typedef struct attention_case {
 } attention_case;
 
 int attention_sequences(const attention_work *w);
-/* Pairs of queries and keys that are seen, about, of all heads; lists do not count. */
+/* Pairs of queries and keys that are seen, about, of all heads. */
 double attention_pairs(const attention_work *w);
 
 /* The shapes and lists alone, or tensors too. */
