@@ -59,9 +59,9 @@ typedef struct linnet_cuda_attention linnet_cuda_attention;
 
 /* Sizes of keys and values 64, 96, 128, 192, 256, or keys of 192 with values of 128; causal, window, soft_cap, sinks,
  * sequences, blocks (tiles that are multiples of 64), and rank where a kernel has room for key_size + 3 rank columns
- * (128 for values of 64 and 96, 256 for 128 and 192). settings.backward: not with rank and blocks.
- * LINNET_ERROR_UNSUPPORTED names an option that GPUs do not have
- * here; LINNET_ERROR_ARGUMENT the setting that is wrong. */
+ * (128 for values of 64 and 96, 256 for 128 and 192). settings.backward: with all of these.
+ * LINNET_ERROR_UNSUPPORTED names an option that GPUs do not have here; LINNET_ERROR_ARGUMENT the setting that is wrong.
+ */
 LINNET_API linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attention_settings *settings,
                                                     linnet_cuda_attention **attention);
 LINNET_API void linnet_cuda_attention_close(linnet_cuda_attention *attention);
@@ -74,8 +74,8 @@ LINNET_API linnet_status linnet_cuda_attention_forward(const linnet_cuda_attenti
                                                        const linnet_attention_tensors *tensors, void *workspace,
                                                        void *stream);
 /* For a plan with settings.backward, after a forward run or with the output and log_sum_exp of one. output_gradient is
- * of settings.type; the gradients of query, key and value, all of which are wanted, are of settings.output, that of
- * sinks float32. Deterministic. */
+ * of settings.type; the gradients of query, key and value, all of which are wanted, are of settings.output, those of
+ * sinks and factors float32. Deterministic. */
 LINNET_API linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attention,
                                                         const linnet_attention_tensors *tensors, void *workspace,
                                                         void *stream);

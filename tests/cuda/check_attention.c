@@ -1,26 +1,7 @@
 /* Attention against float64. */
-#include "check.h"
+#include "oracle_attention.h"
 
-#include "kernel/cuda/attention_cuda.h"
-
-enum { SEQUENCES = 8 };
-
-typedef struct work {
-    const char *name;
-    int heads, key_value_heads, key_size, value_size;
-    int queries[SEQUENCES], keys[SEQUENCES]; /* ended by a query and key count of 0 */
-    bool causal;
-    int window;
-    float cap, stretch; /* stretch: scores are larger by it; 0: 1 */
-    int layout;
-    bool float32, infinite; /* infinite: values of odd sequences are infinite */
-    bool half, sinks;
-    int rank;
-    int query_tile, key_tile; /* of random lists; 0: none */
-    bool per_head;
-} work;
-
-static const work WORKS[] = {
+static const attention_work WORKS[] = {
     {"one token", 2, 2, 128, 128, {1}, {1}, .float32 = true},
     {"63 full", 4, 4, 128, 128, {63}, {63}, .float32 = true},
     {"127 causal", 4, 4, 128, 128, {127}, {127}, .causal = true},
@@ -95,226 +76,9 @@ static const work WORKS[] = {
 };
 enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0] };
 
-static const work BENCH[] = {
-    {"d128 full 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = false},
-    {"d128 causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true},
-    {"d128 causal 8k x 2", 16, 16, 128, 128, {8192, 8192}, {8192, 8192}, .causal = true},
-    {"d128 causal 4k x 4", 16, 16, 128, 128, {4096, 4096, 4096, 4096}, {4096, 4096, 4096, 4096}, .causal = true},
-    {"d128 causal 2k x 8",
-     16,
-     16,
-     128,
-     128,
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     .causal = true},
-    {"d128 full 2k x 8",
-     16,
-     16,
-     128,
-     128,
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     .causal = false},
-    {"d64 full 16k", 32, 32, 64, 64, {16384}, {16384}, .causal = false},
-    {"d64 causal 16k", 32, 32, 64, 64, {16384}, {16384}, .causal = true},
-    {"d256 full 16k", 8, 8, 256, 256, {16384}, {16384}, .causal = false},
-    {"d256 causal 16k", 8, 8, 256, 256, {16384}, {16384}, .causal = true},
-    {"d96 full 16k", 16, 16, 96, 96, {16384}, {16384}, .causal = false},
-    {"d192 causal 8k x 2", 16, 16, 192, 192, {8192, 8192}, {8192, 8192}, .causal = true},
-    {"d64 causal 2k x 8",
-     32,
-     32,
-     64,
-     64,
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     .causal = true},
-    {"d192/128 causal 8k x 2", 16, 16, 192, 128, {8192, 8192}, {8192, 8192}, .causal = true},
-    {"d128 causal 16k, 64/8 heads", 64, 8, 128, 128, {16384}, {16384}, .causal = true},
-    {"d128 window 1024 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .window = 1024},
-    {"d128 cap causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .cap = 30},
-    {"d128 f16 full 16k", 16, 16, 128, 128, {16384}, {16384}, .half = true},
-    {"d128 f16 causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .half = true},
-    {"d128 half of the tiles, 16k", 16, 16, 128, 128, {16384}, {16384}, .query_tile = 128, .key_tile = 128},
-    {"d128 rank 16 full 16k", 16, 16, 128, 128, {16384}, {16384}, .rank = 16},
-};
-enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0], KERNELS_MOST = 96 };
-
-/* ---- a case ---- */
-
-typedef struct problem {
-    const work *of;
-    int64_t query_offsets[SEQUENCES + 1], key_offsets[SEQUENCES + 1];
-    ln_cuda_attention attention;
-    tensor query, key, value, output;
-    tensor log_sum_exp; /* [token][head] */
-    const ln_cuda_attention_plan *plan;
-    void *workspace;
-    tensor sinks, query_factors, key_factors;
-    int64_t *list_offsets;
-    int32_t *listed;
-} problem;
-
-static int sequences_of(const work *w) {
-    int count = 0;
-    while (count < SEQUENCES && (w->queries[count] || w->keys[count])) count++;
-    return count;
-}
-
-static int tiles(int tokens, int tile) {
-    return (tokens + tile - 1) / tile;
-}
-
-/* About half of the tiles, and of some lists none. */
-static void draw_lists(problem *p) {
-    const work *w = p->of;
-    const int key_tiles = tiles(w->keys[0], w->key_tile),
-              lists = tiles(w->queries[0], w->query_tile) * (w->per_head ? w->heads : 1);
-    p->list_offsets = calloc((size_t)lists + 1, sizeof *p->list_offsets);
-    p->listed = malloc((size_t)(lists * key_tiles) * sizeof *p->listed);
-    for (int l = 0; l < lists; l++) {
-        int64_t count = p->list_offsets[l];
-        for (int tile = 0; tile < key_tiles && l != 1; tile++)
-            if (random_uniform() < 0.5) p->listed[count++] = tile;
-        p->list_offsets[l + 1] = count;
-    }
-}
-
-/* The shapes alone. */
-static void describe(problem *p, const work *w) {
-    memset(p, 0, sizeof *p);
-    p->of = w;
-    const int sequences = sequences_of(w);
-    for (int s = 0; s < sequences; s++) {
-        p->query_offsets[s + 1] = p->query_offsets[s] + w->queries[s];
-        p->key_offsets[s + 1] = p->key_offsets[s] + w->keys[s];
-    }
-    if (w->query_tile) draw_lists(p);
-    p->attention = (ln_cuda_attention){.heads = w->heads,
-                                       .key_value_heads = w->key_value_heads,
-                                       .key_size = w->key_size,
-                                       .value_size = w->value_size,
-                                       .sequences = sequences,
-                                       .query_offsets = p->query_offsets,
-                                       .key_offsets = p->key_offsets,
-                                       .scale = 1 / sqrtf((float)w->key_size),
-                                       .soft_cap = w->cap,
-                                       .causal = w->causal,
-                                       .window = w->window,
-                                       .output_float32 = w->float32,
-                                       .half = w->half,
-                                       .rank = w->rank,
-                                       .query_tile = w->query_tile,
-                                       .key_tile = w->key_tile,
-                                       .list_per_head = w->per_head,
-                                       .list_offsets = p->list_offsets,
-                                       .listed = p->listed};
-}
-
-static void problem_open(problem *p, const work *w) {
-    describe(p, w);
-    const int64_t sequences = p->attention.sequences;
-    const int64_t queries = p->query_offsets[sequences], keys = p->key_offsets[sequences];
-    const element input = w->half ? ELEMENT_F16 : ELEMENT_BF16, output = w->float32 ? ELEMENT_FLOAT32 : input;
-    p->query = tensor_random(queries, w->heads, w->key_size, w->layout, input, w->stretch > 0 ? w->stretch : 1);
-    p->key = tensor_random(keys, w->key_value_heads, w->key_size, w->layout, input, 1);
-    p->value = tensor_random(keys, w->key_value_heads, w->value_size, w->layout, input, 1);
-    if (w->sinks) p->sinks = tensor_random(1, 1, w->heads, PACKED, ELEMENT_FLOAT32, 3);
-    if (w->rank) {
-        p->query_factors = tensor_random(queries, w->heads, w->rank, PACKED, ELEMENT_FLOAT32, 0.7f);
-        p->key_factors = tensor_random(keys, w->key_value_heads, w->rank, PACKED, ELEMENT_FLOAT32, 0.7f);
-    }
-    p->output = tensor_open(queries, w->heads, w->value_size, w->layout, output);
-    p->log_sum_exp = tensor_open(queries, 1, w->heads, PACKED, ELEMENT_FLOAT32);
-    if (w->infinite)
-        for (int s = 1; s < sequences; s += 2)
-            for (int64_t t = p->key_offsets[s]; t < p->key_offsets[s + 1]; t++)
-                for (int64_t h = 0; h < w->key_value_heads; h++) tensor_set(&p->value, t, h, 0, INFINITY);
-    tensor_send(&p->value);
-}
-
-static void problem_close(problem *p) {
-    tensor_close(&p->query);
-    tensor_close(&p->key);
-    tensor_close(&p->value);
-    tensor_close(&p->output);
-    tensor_close(&p->log_sum_exp);
-    if (p->of->sinks) tensor_close(&p->sinks);
-    if (p->of->rank) {
-        tensor_close(&p->query_factors);
-        tensor_close(&p->key_factors);
-    }
-    free(p->list_offsets);
-    free(p->listed);
-}
-
-static ln_cuda_code forward(void *context, void *stream) {
-    const problem *p = context;
-    const ln_cuda_attention_tensors tensors = {.query = p->query.device,
-                                               .key = p->key.device,
-                                               .value = p->value.device,
-                                               .output = p->output.device,
-                                               .log_sum_exp = p->log_sum_exp.device.data,
-                                               .sinks = p->sinks.device.data,
-                                               .query_factors = p->query_factors.device.data,
-                                               .key_factors = p->key_factors.device.data};
-    return ln_cuda_attention_forward(&p->attention, p->plan, &tensors, p->workspace, stream);
-}
-
-/* ---- float64 ---- */
-
-static bool sees(const problem *p, int sequence, int64_t row, int64_t head, int64_t key) {
-    const work *w = p->of;
-    const int64_t position = row + w->keys[sequence] - w->queries[sequence];
-    if (w->causal && key > position) return false;
-    if (w->window && (position - key >= w->window || (!w->causal && key - position >= w->window))) return false;
-    if (!w->query_tile) return true;
-    const int64_t list = (w->per_head ? head * tiles(w->queries[0], w->query_tile) : 0) + row / w->query_tile;
-    for (int64_t i = p->list_offsets[list]; i < p->list_offsets[list + 1]; i++)
-        if (p->listed[i] == key / w->key_tile) return true;
-    return false;
-}
-
-static double dot(const tensor *a, int64_t a_token, int64_t a_head, const tensor *b, int64_t b_token, int64_t b_head) {
-    double sum = 0;
-    for (int64_t i = 0; i < a->size; i++) sum += tensor_at(a, a_token, a_head, i) * tensor_at(b, b_token, b_head, i);
-    return sum;
-}
-
-/* Query `row` of the sequence. Returns lse. */
-static double oracle_row(const problem *p, int sequence, int64_t row, int64_t head, double *output) {
-    const work *w = p->of;
-    const int64_t m = w->keys[sequence], token = p->query_offsets[sequence] + row,
-                  shared = head / (w->heads / w->key_value_heads);
-    const double sink = w->sinks ? tensor_at(&p->sinks, 0, 0, head) : -INFINITY;
-    double *score = malloc((size_t)(m + 1) * sizeof *score), most = sink;
-    for (int64_t j = 0; j < m; j++) {
-        const int64_t key = p->key_offsets[sequence] + j;
-        score[j] = -INFINITY;
-        if (!sees(p, sequence, row, head, j)) continue;
-        score[j] = dot(&p->query, token, head, &p->key, key, shared) * (double)p->attention.scale;
-        if (w->cap > 0) score[j] = (double)w->cap * tanh(score[j] / (double)w->cap);
-        if (w->rank) score[j] += dot(&p->query_factors, token, head, &p->key_factors, key, shared);
-        if (score[j] > most) most = score[j];
-    }
-    double sum = most > -INFINITY ? exp(sink - most) : 0;
-    for (int i = 0; i < w->value_size; i++) output[i] = 0;
-    for (int64_t j = 0; j < m; j++) {
-        if (score[j] == -INFINITY) continue;
-        const double weight = exp(score[j] - most);
-        sum += weight;
-        for (int i = 0; i < w->value_size; i++)
-            output[i] += weight * tensor_at(&p->value, p->key_offsets[sequence] + j, shared, i);
-    }
-    for (int i = 0; i < w->value_size && sum > 0; i++) output[i] /= sum;
-    free(score);
-    return sum > 0 ? most + log(sum) : -INFINITY;
-}
-
 /* The worst relative error of sampled rows; lse within 1e-4 of its size. */
-static double compare(const problem *p, const char *kernel) {
-    const work *w = p->of;
+static double compare(const attention_case *p, const char *kernel) {
+    const attention_work *w = p->of;
     double worst = 0, *wanted = malloc(2 * (size_t)w->value_size * sizeof *wanted), *got = wanted + w->value_size;
     for (int s = 0; s < p->attention.sequences; s++) {
         if (w->infinite && s % 2) continue;
@@ -323,7 +87,7 @@ static double compare(const problem *p, const char *kernel) {
             int64_t row = n <= 40 ? i : (int64_t)(random_next() >> 1) % n;
             if (n > 40 && i < 2) row = i ? n - 1 : 0;
             const int64_t head = (int64_t)(random_next() >> 1) % w->heads, token = p->query_offsets[s] + row;
-            const double lse = oracle_row(p, s, row, head, wanted);
+            const double lse = attention_row(p, s, row, head, wanted);
             for (int e = 0; e < w->value_size; e++) got[e] = tensor_at(&p->output, token, head, e);
             worst = fmax(worst, relative_error(got, wanted, w->value_size));
             const double sum = tensor_at(&p->log_sum_exp, token, 0, head);
@@ -338,31 +102,21 @@ static double compare(const problem *p, const char *kernel) {
 
 /* ---- runs ---- */
 
-static bool workspace_open(const problem *p, const ln_cuda_attention_plan *plan, void **workspace) {
-    ln_cuda_task *tasks = malloc((size_t)plan->tables + 1);
-    ln_cuda_attention_tasks(&p->attention, plan, tasks);
-    *workspace = device_open(plan->workspace);
-    const ln_cuda_code code = ln_cuda_attention_prepare(plan, tasks, *workspace, NULL);
-    free(tasks);
-    EXPECT(code == LN_CUDA_OK, "%s: prepare gave %d", p->of->name, code);
-    return code == LN_CUDA_OK;
-}
-
-static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda_kernel *kernel) {
+static void check_kernel(attention_case *p, const ln_cuda_device *device, const ln_cuda_kernel *kernel) {
     const char *name = p->of->name;
     ln_cuda_attention_plan plan;
     if (ln_cuda_attention_plan_make(&p->attention, device, kernel, &plan) != LN_CUDA_OK) return;
-    if (!workspace_open(p, &plan, &p->workspace)) return;
+    if (!attention_workspace(p, &plan, &p->workspace)) return;
     p->plan = &plan;
     tensor_poison(&p->output);
     tensor_poison(&p->log_sum_exp);
-    run_now(forward, p, name, kernel->name);
+    run_now(attention_forward, p, name, kernel->name);
     tensor_fetch(&p->output);
     tensor_fetch(&p->log_sum_exp);
     tensor_expect_written(&p->output, name, kernel->name);
     const double worst = compare(p, kernel->name);
     EXPECT(worst < 6e-3, "%s, %s: relative error %.2e", name, kernel->name, worst);
-    cudaGraphExec_t graph = run_capture(forward, p, name, kernel->name);
+    cudaGraphExec_t graph = run_capture(attention_forward, p, name, kernel->name);
     tensor_poison(&p->output);
     tensor_poison(&p->log_sum_exp);
     run_graph(graph, name, kernel->name);
@@ -376,10 +130,10 @@ static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda
 /* ---- without a GPU ---- */
 
 /* Every query, key block and head is in the tasks once, and those left out are not seen. */
-static void check_tasks(const work *w, const ln_cuda_kernel *kernel, const ln_cuda_device *device) {
-    problem p;
-    describe(&p, w);
-    const int sequences = sequences_of(w);
+static void check_tasks(const attention_work *w, const ln_cuda_kernel *kernel, const ln_cuda_device *device) {
+    attention_case p;
+    attention_case_describe(&p, w);
+    const int sequences = attention_sequences(w);
     ln_cuda_attention_plan plan;
     if (ln_cuda_attention_plan_make(&p.attention, device, kernel, &plan) != LN_CUDA_OK) {
         free(p.list_offsets);
@@ -405,7 +159,7 @@ static void check_tasks(const work *w, const ln_cuda_kernel *kernel, const ln_cu
     for (int s = 0; s < sequences; s++)
         for (int64_t i = 0; i < w->queries[s]; i++)
             for (int64_t j = 0; j < w->keys[s]; j++)
-                for (int64_t h = 0; h < w->heads; h++) wanted += sees(&p, s, i, h, j);
+                for (int64_t h = 0; h < w->heads; h++) wanted += attention_sees(&p, s, i, h, j);
     EXPECT(rows == p.query_offsets[sequences] * w->heads, "%s, %s: %lld rows in tasks", w->name, kernel->name,
            (long long)rows);
     EXPECT(seen == wanted, "%s, %s: tasks see %lld pairs of %lld", w->name, kernel->name, (long long)seen,
@@ -475,24 +229,14 @@ static void check_plans(void) {
     }
 }
 
-static double pairs_of(const work *w) {
-    double pairs = 0;
-    for (int s = 0; s < sequences_of(w); s++) {
-        const double n = w->queries[s], m = w->keys[s];
-        pairs += w->window && w->causal && w->window < n ? w->window * n - 0.5 * w->window * w->window
-                 : w->causal                             ? n * m / 2
-                                                         : n * m;
-    }
-    return pairs * w->heads;
-}
-
-static void bench_work(const work *w, const ln_cuda_device *device, const check_options *options, bool burst) {
-    problem p[KERNELS_MOST];
+static void bench_work(const attention_work *w, const ln_cuda_device *device, const check_options *options,
+                       bool burst) {
+    attention_case p[KERNELS_MOST];
     void *contexts[KERNELS_MOST];
     ln_cuda_attention_plan plan[KERNELS_MOST];
     timing times[KERNELS_MOST];
     int kernels = 0;
-    problem_open(&p[0], w);
+    attention_case_open(&p[0], w);
     for (int row = 0; ln_cuda_attention_kernels(row)->start && kernels < KERNELS_MOST; row++) {
         const ln_cuda_kernel *kernel = ln_cuda_attention_kernels(row);
         if (!kernel_wanted(options, kernel->name)) continue;
@@ -501,40 +245,40 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
         p[kernels] = p[0];
         p[kernels].plan = &plan[kernels];
         contexts[kernels] = &p[kernels];
-        kernels += workspace_open(&p[0], &plan[kernels], &p[kernels].workspace);
+        kernels += attention_workspace(&p[0], &plan[kernels], &p[kernels].workspace);
     }
-    time_in_turns(forward, contexts, kernels, options->rounds, times);
-    const double flops = 2 * (double)(w->key_size + w->value_size) * pairs_of(w);
+    time_in_turns(attention_forward, contexts, kernels, options->rounds, times);
+    const double flops = 2 * (double)(w->key_size + w->value_size) * attention_pairs(w);
     for (int k = 0; k < kernels; k++)
         printf("%-30s %-28s %8.3f ms %7.1f TFLOP/s (best %.1f)\n", w->name, plan[k].kernel->name, times[k].median,
                flops / times[k].median * 1e-9, flops / times[k].least * 1e-9);
     if (burst && kernels) {
-        const double each = time_burst(forward, &p[0], 300);
+        const double each = time_burst(attention_forward, &p[0], 300);
         printf("%-30s %-28s %8.3f ms %7.1f TFLOP/s back to back\n", w->name, plan[0].kernel->name, each,
                flops / each * 1e-9);
     }
     fflush(stdout);
     for (int k = 0; k < kernels; k++) device_close(p[k].workspace);
-    problem_close(&p[0]);
+    attention_case_close(&p[0]);
 }
 
 static void check(const ln_cuda_device *device, const check_options *options) {
     for (int i = 0; i < WORK_COUNT; i++) {
-        const work *w = &WORKS[i];
-        if (!work_wanted(options, w->name, pairs_of(w) * (w->key_size + w->value_size))) continue;
-        problem p;
-        problem_open(&p, w);
+        const attention_work *w = &WORKS[i];
+        if (!work_wanted(options, w->name, attention_pairs(w) * (w->key_size + w->value_size))) continue;
+        attention_case p;
+        attention_case_open(&p, w);
         for (int row = 0; ln_cuda_attention_kernels(row)->start; row++)
             if (kernel_wanted(options, ln_cuda_attention_kernels(row)->name))
                 check_kernel(&p, device, ln_cuda_attention_kernels(row));
-        problem_close(&p);
+        attention_case_close(&p);
         fflush(stdout);
     }
 }
 
 static void bench(const ln_cuda_device *device, const check_options *options) {
-    for (int i = 0; i < BENCH_COUNT; i++)
-        if (strstr(BENCH[i].name, options->works)) bench_work(&BENCH[i], device, options, i < 2);
+    for (int i = 0; i < ATTENTION_BENCH_COUNT; i++)
+        if (strstr(ATTENTION_BENCH[i].name, options->works)) bench_work(&ATTENTION_BENCH[i], device, options, i < 2);
 }
 
 const suite cuda_suite_attention = {"attention", WORK_COUNT, check_plans, check, bench};

@@ -2,30 +2,16 @@
  *
  * Small works: lse and outputs are the oracle's, rounded. Large ones: they are the forward kernel's, and so are the
  * oracle's lse and part. Gradients of sampled rows are compared, all samples of a tensor as one vector. */
-#include "check.h"
+#include "oracle_attention_tables.h"
 
-#include "kernel/cuda/attention_backward_cuda.h"
-
-enum { SEQUENCES = 8, SAMPLES = 24, KERNELS_MOST = 64 };
+enum { SAMPLES = 24 };
 static const double BOUND = 1e-2;
 
-typedef struct work {
-    const char *name;
-    int heads, key_value_heads, key_size, value_size;
-    int queries[SEQUENCES], keys[SEQUENCES]; /* ended by a query and key count of 0 */
-    bool causal;
-    int window;
-    float cap, stretch; /* stretch: scores are larger by it; 0: 1 */
-    int layout;
-    bool float32, output_float32, sinks, half;
-    bool infinite; /* inputs of odd sequences are infinite */
-} work;
-
-static const work WORKS[] = {
-    {"one token", 2, 2, 128, 128, {1}, {1}, .float32 = true},
-    {"63 full", 1, 1, 128, 128, {63}, {63}, .float32 = true},
-    {"130 full", 2, 1, 128, 128, {130}, {130}, .output_float32 = true},
-    {"200 x 300 full", 1, 1, 128, 128, {200}, {300}, .float32 = true},
+static const attention_work WORKS[] = {
+    {"one token", 2, 2, 128, 128, {1}, {1}, .gradient_float32 = true},
+    {"63 full", 1, 1, 128, 128, {63}, {63}, .gradient_float32 = true},
+    {"130 full", 2, 1, 128, 128, {130}, {130}, .float32 = true},
+    {"200 x 300 full", 1, 1, 128, 128, {200}, {300}, .gradient_float32 = true},
     {"150 causal", 2, 2, 128, 128, {150}, {150}, .causal = true, .layout = PADDED},
     {"130 causal, groups", 4, 1, 128, 128, {130}, {130}, .causal = true, .layout = HEAD_MAJOR},
     {"ragged causal", 2, 1, 128, 128, {1, 77, 30, 129}, {1, 77, 30, 129}, .causal = true},
@@ -40,16 +26,16 @@ static const work WORKS[] = {
      .causal = true,
      .infinite = true},
     {"queries at the end", 1, 1, 128, 128, {17, 65}, {300, 200}, .causal = true},
-    {"more queries than keys", 1, 1, 128, 128, {300, 10}, {100, 20}, .causal = true, .float32 = true},
-    {"no keys", 2, 1, 128, 128, {50, 70}, {0, 100}, .float32 = true},
-    {"no queries", 2, 1, 128, 128, {0, 70}, {150, 100}, .float32 = true},
+    {"more queries than keys", 1, 1, 128, 128, {300, 10}, {100, 20}, .causal = true, .gradient_float32 = true},
+    {"no keys", 2, 1, 128, 128, {50, 70}, {0, 100}, .gradient_float32 = true},
+    {"no queries", 2, 1, 128, 128, {0, 70}, {150, 100}, .gradient_float32 = true},
     {"window causal", 1, 1, 128, 128, {400}, {400}, .causal = true, .window = 100},
     {"window 1", 1, 1, 128, 128, {150}, {150}, .causal = true, .window = 1},
     {"window both sides", 1, 1, 128, 128, {250, 40}, {250, 80}, .window = 50},
     {"cap", 1, 1, 128, 128, {180}, {180}, .causal = true, .cap = 30, .stretch = 8},
     {"cap and window", 1, 1, 128, 128, {150}, {200}, .causal = true, .window = 90, .cap = 5, .stretch = 3},
     {"sinks", 2, 2, 128, 128, {140}, {140}, .causal = true, .sinks = true},
-    {"sinks, no keys", 2, 1, 128, 128, {50, 70}, {0, 100}, .sinks = true, .float32 = true},
+    {"sinks, no keys", 2, 1, 128, 128, {50, 70}, {0, 100}, .sinks = true, .gradient_float32 = true},
     {"large scores", 1, 1, 128, 128, {200}, {200}, .stretch = 8},
     {"d64 200 causal", 2, 1, 64, 64, {200}, {200}, .causal = true},
     {"d64 ragged full", 2, 1, 64, 64, {129, 65, 1}, {129, 65, 140}, .layout = PADDED, .infinite = true},
@@ -62,17 +48,59 @@ static const work WORKS[] = {
     {"d192 cap", 1, 1, 192, 192, {130}, {130}, .cap = 20, .stretch = 4},
     {"d192/128 150 causal", 2, 1, 192, 128, {150}, {150}, .causal = true},
     {"d192/128 ragged full", 1, 1, 192, 128, {70, 30}, {150, 60}, .layout = PADDED, .infinite = true},
+    {"d192/128 groups, window", 3, 1, 192, 128, {100, 40}, {150, 200}, .causal = true, .window = 90},
+    {"d192/128 cap", 1, 1, 192, 128, {100}, {140}, .cap = 20, .stretch = 4, .gradient_float32 = true},
+    {"d192/128 many tasks", 3, 1, 192, 128, {20, 64, 9}, {260, 64, 130}, .sinks = true},
+    {"d192/128 2000 causal", 4, 2, 192, 128, {2000}, {2000}, .causal = true},
     {"d256 150 causal", 2, 1, 256, 256, {150}, {150}, .causal = true},
     {"d256 ragged full", 1, 1, 256, 256, {70, 30}, {130, 60}, .infinite = true},
     {"d256 cap window", 1, 1, 256, 256, {130}, {130}, .causal = true, .window = 70, .cap = 20, .stretch = 4},
     {"f16 130 causal", 2, 1, 128, 128, {130}, {130}, .causal = true, .half = true},
-    {"f16 d96 cap, float32", 1, 1, 96, 96, {130}, {130}, .cap = 20, .stretch = 4, .float32 = true, .half = true},
+    {"f16 d96 cap, float32",
+     1,
+     1,
+     96,
+     96,
+     {130},
+     {130},
+     .cap = 20,
+     .stretch = 4,
+     .gradient_float32 = true,
+     .half = true},
     {"f16 d64 ragged full", 2, 1, 64, 64, {129, 65, 1}, {129, 65, 140}, .half = true, .infinite = true},
     {"f16 d192/128 causal", 1, 1, 192, 128, {100}, {100}, .causal = true, .half = true},
-    {"f16 d256 full", 1, 1, 256, 256, {70}, {130}, .output_float32 = true, .half = true},
+    {"f16 d256 full", 1, 1, 256, 256, {70}, {130}, .float32 = true, .half = true},
+    {"factors causal", 2, 1, 128, 128, {130}, {130}, .causal = true, .rank = 5},
+    {"factors ragged", 2, 2, 64, 64, {70, 33}, {40, 133}, .rank = 21, .gradient_float32 = true, .infinite = true},
+    {"factors d96 f16", 2, 1, 96, 96, {100}, {150}, .causal = true, .rank = 3, .half = true},
+    {"factors d192", 1, 1, 192, 192, {100}, {100}, .rank = 20, .window = 50, .layout = PADDED},
+    {"factors of 40, sinks", 1, 1, 128, 128, {140}, {70}, .rank = 40, .sinks = true},
+    {"factors, no keys", 2, 1, 128, 128, {20, 70}, {0, 100}, .rank = 2},
+    {"factors, no queries", 2, 1, 128, 128, {0, 30}, {50, 30}, .rank = 2},
+    {"lists 128 x 128", 1, 1, 128, 128, {300}, {300}, .causal = true, .query_tile = 128, .key_tile = 128},
+    {"lists 128 x 64 per head", 2, 2, 64, 64, {150}, {300}, .query_tile = 128, .key_tile = 64, .per_head = true},
+    {"lists 64 x 64", 2, 1, 128, 128, {200}, {200}, .causal = true, .query_tile = 64, .key_tile = 64, .per_head = true},
+    {"lists 64 x 192 full", 1, 1, 64, 64, {250}, {370}, .query_tile = 64, .key_tile = 192, .sinks = true},
+    {"lists 192 x 64, window", 1, 1, 96, 96, {240}, {240}, .window = 70, .query_tile = 192, .key_tile = 64},
+    {"lists d192/128", 2, 1, 192, 128, {180}, {180}, .causal = true, .query_tile = 64, .key_tile = 64},
+    {"lists d256 f16", 1, 1, 256, 256, {100}, {200}, .query_tile = 128, .key_tile = 64, .half = true},
+    {"lists, factors, groups",
+     4,
+     1,
+     64,
+     64,
+     {100},
+     {230},
+     .query_tile = 64,
+     .key_tile = 64,
+     .per_head = true,
+     .rank = 4},
+    {"lists of 2000", 4, 2, 128, 128, {2000}, {3000}, .query_tile = 64, .key_tile = 64, .per_head = true},
+    {"lists of 3000 causal", 4, 4, 64, 64, {3000}, {3000}, .causal = true, .query_tile = 64, .key_tile = 128},
+    {"factors of 2000", 4, 2, 128, 128, {2000}, {2000}, .causal = true, .rank = 16},
     {"many tiles full", 3, 3, 128, 128, {200}, {2500}, .causal = false},
     {"1000 causal", 4, 2, 128, 128, {1000}, {1000}, .causal = true},
-    {"3001 full", 3, 3, 128, 128, {3001}, {3001}, .float32 = true},
+    {"3001 full", 3, 3, 128, 128, {3001}, {3001}, .gradient_float32 = true},
     {"4096 causal", 6, 6, 128, 128, {4096}, {4096}, .causal = true},
     {"18000 full", 1, 1, 128, 128, {1000}, {18000}, .layout = PADDED},
     {"d64 2000 causal", 4, 2, 64, 64, {2000}, {2000}, .causal = true},
@@ -80,329 +108,196 @@ static const work WORKS[] = {
 };
 enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0] };
 
-static const work BENCH[] = {
-    {"d128 full 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = false},
-    {"d128 causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true},
-    {"d128 causal 8k x 2", 16, 16, 128, 128, {8192, 8192}, {8192, 8192}, .causal = true},
-    {"d128 causal 2k x 8",
-     16,
-     16,
-     128,
-     128,
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     .causal = true},
-    {"d128 full 2k x 8",
-     16,
-     16,
-     128,
-     128,
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     {2048, 2048, 2048, 2048, 2048, 2048, 2048, 2048},
-     .causal = false},
-    {"d128 causal 16k, 64/8 heads", 64, 8, 128, 128, {16384}, {16384}, .causal = true},
-    {"d64 full 16k", 32, 32, 64, 64, {16384}, {16384}, .causal = false},
-    {"d64 causal 16k", 32, 32, 64, 64, {16384}, {16384}, .causal = true},
-    {"d96 full 16k", 16, 16, 96, 96, {16384}, {16384}, .causal = false},
-    {"d192/128 causal 8k x 2", 16, 16, 192, 128, {8192, 8192}, {8192, 8192}, .causal = true},
-    {"d256 full 16k", 8, 8, 256, 256, {16384}, {16384}, .causal = false},
-    {"d256 causal 16k", 8, 8, 256, 256, {16384}, {16384}, .causal = true},
-    {"d128 window 1024 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .window = 1024},
-    {"d128 cap causal 16k", 16, 16, 128, 128, {16384}, {16384}, .causal = true, .cap = 30},
-};
-enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0] };
-
 /* ---- a case ---- */
 
 typedef struct problem {
-    const work *of;
-    int64_t query_offsets[SEQUENCES + 1], key_offsets[SEQUENCES + 1];
+    const attention_work *of;
+    attention_case given;
     ln_cuda_backward backward;
-    tensor query, key, value, output, output_gradient, log_sum_exp, sinks;
-    tensor query_gradient, key_gradient, value_gradient, sink_gradient;
+    tensor output_gradient, query_gradient, key_gradient, value_gradient, sink_gradient;
+    tensor query_factors_gradient, key_factors_gradient;
     double *lse, *part; /* of the oracle, [token][head] */
     const ln_cuda_backward_plan *plan;
     void *workspace;
 } problem;
 
-static int sequences_of(const work *w) {
-    int count = 0;
-    while (count < SEQUENCES && (w->queries[count] || w->keys[count])) count++;
-    return count;
-}
-
-static double pairs_of(const work *w) {
-    double pairs = 0;
-    for (int s = 0; s < sequences_of(w); s++) {
-        const double n = w->queries[s], m = w->keys[s];
-        pairs += w->window && w->causal && w->window < n ? w->window * n - 0.5 * w->window * w->window
-                 : w->causal                             ? n * m / 2
-                                                         : n * m;
-    }
-    return pairs * w->heads;
-}
-
-static double multiply_adds(const work *w) {
-    return pairs_of(w) * (3 * w->key_size + 2 * w->value_size);
-}
-
-static bool seen(const work *w, int64_t position, int64_t key) {
-    return (!w->causal || key <= position) &&
-           (!w->window || (position - key < w->window && (w->causal || key - position < w->window)));
+static double multiply_adds(const attention_work *w) {
+    return attention_pairs(w) * (3 * w->key_size + 2 * w->value_size);
 }
 
 static int64_t random_below(int64_t bound) {
     return (int64_t)(random_next() >> 1) % bound;
 }
 
-static void infinite_rows(tensor *t, const int64_t *offsets, int sequences) {
-    for (int s = 1; s < sequences; s += 2)
-        for (int64_t token = offsets[s]; token < offsets[s + 1]; token++)
-            for (int64_t head = 0; head < t->heads; head++) tensor_set(t, token, head, 0, INFINITY);
-    tensor_send(t);
-}
-
-static ln_cuda_backward backward_of(const problem *p) {
-    const work *w = p->of;
-    return (ln_cuda_backward){.attention = {.heads = w->heads,
-                                            .key_value_heads = w->key_value_heads,
-                                            .key_size = w->key_size,
-                                            .value_size = w->value_size,
-                                            .sequences = sequences_of(w),
-                                            .query_offsets = p->query_offsets,
-                                            .key_offsets = p->key_offsets,
-                                            .scale = 1 / sqrtf((float)w->key_size),
-                                            .soft_cap = w->cap,
-                                            .causal = w->causal,
-                                            .window = w->window,
-                                            .output_float32 = w->output_float32,
-                                            .half = w->half},
-                              .gradient_float32 = w->float32};
-}
-
-static void offsets_of(problem *p) {
-    const int sequences = sequences_of(p->of);
-    for (int s = 0; s < sequences; s++) {
-        p->query_offsets[s + 1] = p->query_offsets[s] + p->of->queries[s];
-        p->key_offsets[s + 1] = p->key_offsets[s] + p->of->keys[s];
-    }
-}
-
-static void problem_open(problem *p, const work *w) {
-    memset(p, 0, sizeof *p);
+/* After the case is described or open. */
+static void describe_backward(problem *p, const attention_work *w) {
     p->of = w;
-    offsets_of(p);
-    p->backward = backward_of(p);
-    const int sequences = sequences_of(w);
-    const int64_t queries = p->query_offsets[sequences], keys = p->key_offsets[sequences];
-    const element input = w->half ? ELEMENT_F16 : ELEMENT_BF16, gradient = w->float32 ? ELEMENT_FLOAT32 : input,
-                  output = w->output_float32 ? ELEMENT_FLOAT32 : input;
-    p->query = tensor_random(queries, w->heads, w->key_size, w->layout, input, w->stretch > 0 ? w->stretch : 1);
-    p->key = tensor_random(keys, w->key_value_heads, w->key_size, w->layout, input, 1);
-    p->value = tensor_random(keys, w->key_value_heads, w->value_size, w->layout, input, 1);
+    p->backward = (ln_cuda_backward){p->given.attention, w->gradient_float32};
+}
+
+static void problem_open(problem *p, const attention_work *w) {
+    memset(p, 0, sizeof *p);
+    attention_case_open(&p->given, w);
+    describe_backward(p, w);
+    attention_case *c = &p->given;
+    const int64_t queries = c->query.tokens, keys = c->key.tokens;
+    const element input = w->half ? ELEMENT_F16 : ELEMENT_BF16,
+                  gradient = w->gradient_float32 ? ELEMENT_FLOAT32 : input;
     p->output_gradient = tensor_random(queries, w->heads, w->value_size, w->layout, input, 1);
-    p->sinks = tensor_random(1, 1, w->heads, PACKED, ELEMENT_FLOAT32, 2);
-    p->output = tensor_open(queries, w->heads, w->value_size, w->layout, output);
-    p->log_sum_exp = tensor_open(queries, 1, w->heads, PACKED, ELEMENT_FLOAT32);
     p->query_gradient = tensor_open(queries, w->heads, w->key_size, w->layout, gradient);
     p->key_gradient = tensor_open(keys, w->key_value_heads, w->key_size, w->layout, gradient);
     p->value_gradient = tensor_open(keys, w->key_value_heads, w->value_size, w->layout, gradient);
     p->sink_gradient = tensor_open(1, 1, w->heads, PACKED, ELEMENT_FLOAT32);
+    p->query_factors_gradient = tensor_open(queries, w->heads, w->rank, PACKED, ELEMENT_FLOAT32);
+    p->key_factors_gradient = tensor_open(keys, w->key_value_heads, w->rank, PACKED, ELEMENT_FLOAT32);
     p->lse = malloc((size_t)(queries * w->heads + 1) * sizeof *p->lse);
     p->part = malloc((size_t)(queries * w->heads + 1) * sizeof *p->part);
-    if (w->infinite) {
-        infinite_rows(&p->query, p->query_offsets, sequences);
-        infinite_rows(&p->key, p->key_offsets, sequences);
-        infinite_rows(&p->value, p->key_offsets, sequences);
-        infinite_rows(&p->output_gradient, p->query_offsets, sequences);
-    }
+    if (!w->infinite) return;
+    attention_infinite_rows(&c->query, c->query_offsets, c->attention.sequences);
+    attention_infinite_rows(&p->output_gradient, c->query_offsets, c->attention.sequences);
 }
 
 static void problem_close(problem *p) {
-    tensor *all[] = {&p->query,        &p->key,   &p->value,          &p->output,       &p->output_gradient,
-                     &p->log_sum_exp,  &p->sinks, &p->query_gradient, &p->key_gradient, &p->value_gradient,
-                     &p->sink_gradient};
+    tensor *all[] = {&p->output_gradient, &p->query_gradient,         &p->key_gradient,        &p->value_gradient,
+                     &p->sink_gradient,   &p->query_factors_gradient, &p->key_factors_gradient};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) tensor_close(all[i]);
+    attention_case_close(&p->given);
     free(p->lse);
     free(p->part);
 }
 
 static ln_cuda_code run(void *context, void *stream) {
     const problem *p = context;
-    const ln_cuda_backward_tensors tensors = {.query = p->query.device,
-                                              .key = p->key.device,
-                                              .value = p->value.device,
+    const attention_case *c = &p->given;
+    const ln_cuda_backward_tensors tensors = {.query = c->query.device,
+                                              .key = c->key.device,
+                                              .value = c->value.device,
                                               .output_gradient = p->output_gradient.device,
-                                              .output = p->output.device,
-                                              .log_sum_exp = p->log_sum_exp.device.data,
-                                              .sinks = p->of->sinks ? p->sinks.device.data : NULL,
+                                              .output = c->output.device,
+                                              .log_sum_exp = c->log_sum_exp.device.data,
+                                              .sinks = p->of->sinks ? c->sinks.device.data : NULL,
                                               .query_gradient = p->query_gradient.device,
                                               .key_gradient = p->key_gradient.device,
                                               .value_gradient = p->value_gradient.device,
-                                              .sink_gradient = p->of->sinks ? p->sink_gradient.device.data : NULL};
+                                              .sink_gradient = p->of->sinks ? p->sink_gradient.device.data : NULL,
+                                              .query_factors = c->query_factors.device.data,
+                                              .key_factors = c->key_factors.device.data,
+                                              .query_factors_gradient = p->query_factors_gradient.device.data,
+                                              .key_factors_gradient = p->key_factors_gradient.device.data};
     return ln_cuda_backward_run(&p->backward, p->plan, &tensors, p->workspace, stream);
 }
 
 /* ---- float64 ---- */
 
-static const uint16_t *row_of(const tensor *t, int64_t token, int64_t head) {
-    return (const uint16_t *)t->host + tensor_place(t, token, head);
-}
-static double number(const problem *p, uint16_t x) {
-    return (double)(p->of->half ? of_f16(x) : of_bf16(x));
-}
-static double dot(const problem *p, const uint16_t *one, const uint16_t *other, int size) {
-    double sum = 0;
-    for (int i = 0; i < size; i++) sum += number(p, one[i]) * number(p, other[i]);
-    return sum;
-}
-/* The score, and its derivative by scale * query . key. */
-static double score_of(const problem *p, const uint16_t *query, const uint16_t *key, double *slope) {
-    const double x = dot(p, query, key, p->of->key_size) * (double)p->backward.attention.scale,
-                 cap = (double)p->of->cap;
-    const double t = cap > 0 ? tanh(x / cap) : 0;
-    *slope = 1 - t * t;
-    return cap > 0 ? cap * t : x;
-}
-
 /* lse and output of query `row` of the sequence, and its part. */
 static void oracle_forward(problem *p, int sequence, int64_t row, int64_t head) {
-    const work *w = p->of;
-    const int64_t m = w->keys[sequence], position = row + m - w->queries[sequence];
-    const int64_t shared = head / (w->heads / w->key_value_heads), token = p->query_offsets[sequence] + row;
-    double *score = malloc((size_t)(m + 1) * sizeof *score), *output = calloc((size_t)w->value_size, sizeof *output);
-    double most = w->sinks ? tensor_at(&p->sinks, 0, 0, head) : -INFINITY, slope, sum, part = 0;
-    for (int64_t j = 0; j < m; j++) {
-        score[j] = -INFINITY;
-        if (seen(w, position, j))
-            score[j] = score_of(p, row_of(&p->query, token, head),
-                                row_of(&p->key, p->key_offsets[sequence] + j, shared), &slope);
-        most = fmax(most, score[j]);
-    }
-    sum = w->sinks ? exp(tensor_at(&p->sinks, 0, 0, head) - most) : 0;
-    for (int64_t j = 0; j < m; j++) {
-        if (score[j] == -INFINITY) continue;
-        const uint16_t *value = row_of(&p->value, p->key_offsets[sequence] + j, shared);
-        const double weight = exp(score[j] - most);
-        sum += weight;
-        for (int i = 0; i < w->value_size; i++) output[i] += weight * number(p, value[i]);
-    }
-    const uint16_t *gradient = row_of(&p->output_gradient, token, head);
+    const attention_work *w = p->of;
+    attention_case *c = &p->given;
+    const int64_t token = c->query_offsets[sequence] + row;
+    double output[256], part = 0;
+    const double lse = attention_row(c, sequence, row, head, output);
     for (int i = 0; i < w->value_size; i++) {
-        if (sum > 0) output[i] /= sum;
-        tensor_set(&p->output, token, head, i, output[i]);
-        part += output[i] * number(p, gradient[i]);
+        tensor_set(&c->output, token, head, i, output[i]);
+        part += output[i] * tensor_at(&p->output_gradient, token, head, i);
     }
-    p->lse[token * w->heads + head] = sum > 0 ? most + log(sum) : -INFINITY;
+    p->lse[token * w->heads + head] = lse;
     p->part[token * w->heads + head] = part;
-    tensor_set(&p->log_sum_exp, token, 0, head, p->lse[token * w->heads + head]);
-    free(score);
-    free(output);
+    tensor_set(&c->log_sum_exp, token, 0, head, lse);
 }
 
 /* The forward kernel's outputs and sums, which the oracle takes as they are. */
 static void device_forward(problem *p, const ln_cuda_device *device) {
-    const work *w = p->of;
-    const ln_cuda_attention *attention = &p->backward.attention;
+    attention_case *c = &p->given;
     ln_cuda_attention_plan plan;
-    if (ln_cuda_attention_plan_make(attention, device, NULL, &plan) != LN_CUDA_OK) {
-        EXPECT(false, "%s: forward: %s", w->name, plan.why);
+    if (ln_cuda_attention_plan_make(&c->attention, device, NULL, &plan) != LN_CUDA_OK) {
+        EXPECT(false, "%s: forward: %s", p->of->name, plan.why);
         return;
     }
-    ln_cuda_task *tasks = malloc((size_t)(plan.tasks + 1) * sizeof *tasks);
-    void *workspace = device_open(plan.workspace);
-    const ln_cuda_attention_tensors tensors = {.query = p->query.device,
-                                               .key = p->key.device,
-                                               .value = p->value.device,
-                                               .output = p->output.device,
-                                               .log_sum_exp = p->log_sum_exp.device.data};
-    ln_cuda_attention_tasks(attention, &plan, tasks);
-    ln_cuda_code code = ln_cuda_attention_prepare(&plan, tasks, workspace, NULL);
-    if (!code) code = ln_cuda_attention_forward(attention, &plan, &tensors, workspace, NULL);
-    EXPECT(code == LN_CUDA_OK, "%s: forward gave %d", w->name, code);
-    must(cudaDeviceSynchronize(), "forward");
-    tensor_fetch(&p->output);
-    tensor_fetch(&p->log_sum_exp);
-    device_close(workspace);
-    free(tasks);
+    c->plan = &plan;
+    attention_workspace(c, &plan, &c->workspace);
+    run_now(attention_forward, c, p->of->name, plan.kernel->name);
+    tensor_fetch(&c->output);
+    tensor_fetch(&c->log_sum_exp);
+    device_close(c->workspace);
 }
 
 static void read_forward(problem *p) {
-    const work *w = p->of;
-    for (int64_t token = 0; token < p->query_offsets[sequences_of(w)]; token++)
+    const attention_work *w = p->of;
+    attention_case *c = &p->given;
+    for (int64_t token = 0; token < c->query.tokens; token++)
         for (int64_t head = 0; head < w->heads; head++) {
-            double part = 0;
-            for (int i = 0; i < w->value_size; i++)
-                part += tensor_at(&p->output, token, head, i) * tensor_at(&p->output_gradient, token, head, i);
-            p->part[token * w->heads + head] = part;
-            p->lse[token * w->heads + head] = tensor_at(&p->log_sum_exp, token, 0, head);
+            p->part[token * w->heads + head] = attention_dot(&c->output, token, head, &p->output_gradient, token, head);
+            p->lse[token * w->heads + head] = tensor_at(&c->log_sum_exp, token, 0, head);
         }
 }
 
 static void prepare_forward(problem *p, const ln_cuda_device *device) {
-    const work *w = p->of;
-    if (pairs_of(w) * w->key_size > 2e8) {
+    const attention_work *w = p->of;
+    if (attention_pairs(w) * w->key_size > 2e8) {
         device_forward(p, device);
         read_forward(p);
         return;
     }
-    for (int s = 0; s < sequences_of(w); s++)
+    for (int s = 0; s < attention_sequences(w); s++)
         for (int64_t row = 0; row < w->queries[s]; row++)
             for (int64_t head = 0; head < w->heads; head++) oracle_forward(p, s, row, head);
-    tensor_send(&p->output);
-    tensor_send(&p->log_sum_exp);
+    tensor_send(&p->given.output);
+    tensor_send(&p->given.log_sum_exp);
 }
 
-/* weight and slope of a pair. */
-static double pair_slope(const problem *p, int64_t query, int64_t key, int64_t head, double *weight) {
-    const work *w = p->of;
+/* The weight of a pair, the gradient of its score, and *steep: that of scale * query . key, by the scale. */
+static double pair_slope(const problem *p, int64_t query, int64_t key, int64_t head, double *weight, double *steep) {
+    const attention_work *w = p->of;
+    const attention_case *c = &p->given;
     const int64_t shared = head / (w->heads / w->key_value_heads), at = query * w->heads + head;
     double of_cap;
-    const double score = score_of(p, row_of(&p->query, query, head), row_of(&p->key, key, shared), &of_cap);
-    *weight = exp(score - p->lse[at]);
-    const double change =
-        dot(p, row_of(&p->output_gradient, query, head), row_of(&p->value, key, shared), w->value_size);
-    return *weight * (change - p->part[at]) * of_cap * (double)p->backward.attention.scale;
+    *weight = exp(attention_score(c, query, key, head, &of_cap) - p->lse[at]);
+    const double change = attention_dot(&p->output_gradient, query, head, &c->value, key, shared),
+                 slope = *weight * (change - p->part[at]);
+    *steep = slope * of_cap * (double)c->attention.scale;
+    return slope;
 }
-static void add_row(const problem *p, double *to, const uint16_t *row, double by, int size) {
-    for (int i = 0; i < size; i++) to[i] += by * number(p, row[i]);
+static void add_row(double *to, const tensor *t, int64_t token, int64_t head, double by) {
+    for (int64_t i = 0; i < t->size; i++) to[i] += by * tensor_at(t, token, head, i);
 }
 
-static void oracle_query(const problem *p, int sequence, int64_t row, int64_t head, double *gradient) {
-    const work *w = p->of;
-    const int64_t position = row + w->keys[sequence] - w->queries[sequence],
-                  shared = head / (w->heads / w->key_value_heads);
-    memset(gradient, 0, (size_t)w->key_size * sizeof *gradient);
+enum { QUERY, KEY, VALUE, QUERY_FACTORS, KEY_FACTORS, SINK, PARTS };
+static const char *const PART[PARTS] = {"query", "key", "value", "query factors", "key factors", "sink"};
+enum { COLUMNS_MOST = 256 };
+
+static void oracle_query(const problem *p, int sequence, int64_t row, int64_t head, double (*gradient)[COLUMNS_MOST]) {
+    const attention_work *w = p->of;
+    const attention_case *c = &p->given;
+    const int64_t shared = head / (w->heads / w->key_value_heads);
+    memset(gradient, 0, PARTS * sizeof *gradient);
     for (int64_t j = 0; j < w->keys[sequence]; j++) {
-        double weight;
-        if (!seen(w, position, j)) continue;
-        const int64_t key = p->key_offsets[sequence] + j;
-        const double slope = pair_slope(p, p->query_offsets[sequence] + row, key, head, &weight);
-        add_row(p, gradient, row_of(&p->key, key, shared), slope, w->key_size);
+        double weight, steep;
+        if (!attention_sees(c, sequence, row, head, j)) continue;
+        const int64_t key = c->key_offsets[sequence] + j;
+        const double slope = pair_slope(p, c->query_offsets[sequence] + row, key, head, &weight, &steep);
+        add_row(gradient[QUERY], &c->key, key, shared, steep);
+        add_row(gradient[QUERY_FACTORS], &c->key_factors, key, shared, slope);
     }
 }
 
-static void oracle_key(const problem *p, int sequence, int64_t row, int64_t shared, double *key_gradient,
-                       double *value_gradient) {
-    const work *w = p->of;
+static void oracle_key(const problem *p, int sequence, int64_t row, int64_t shared, double (*gradient)[COLUMNS_MOST]) {
+    const attention_work *w = p->of;
+    const attention_case *c = &p->given;
     const int64_t group = w->heads / w->key_value_heads;
-    memset(key_gradient, 0, (size_t)w->key_size * sizeof *key_gradient);
-    memset(value_gradient, 0, (size_t)w->value_size * sizeof *value_gradient);
+    memset(gradient, 0, PARTS * sizeof *gradient);
     for (int64_t head = shared * group; head < (shared + 1) * group; head++)
         for (int64_t i = 0; i < w->queries[sequence]; i++) {
-            double weight;
-            if (!seen(w, i + w->keys[sequence] - w->queries[sequence], row)) continue;
-            const int64_t query = p->query_offsets[sequence] + i;
-            const double slope = pair_slope(p, query, p->key_offsets[sequence] + row, head, &weight);
-            add_row(p, key_gradient, row_of(&p->query, query, head), slope, w->key_size);
-            add_row(p, value_gradient, row_of(&p->output_gradient, query, head), weight, w->value_size);
+            double weight, steep;
+            if (!attention_sees(c, sequence, i, head, row)) continue;
+            const int64_t query = c->query_offsets[sequence] + i;
+            const double slope = pair_slope(p, query, c->key_offsets[sequence] + row, head, &weight, &steep);
+            add_row(gradient[KEY], &c->query, query, head, steep);
+            add_row(gradient[KEY_FACTORS], &c->query_factors, query, head, slope);
+            add_row(gradient[VALUE], &p->output_gradient, query, head, weight);
         }
 }
 
 /* ---- comparison ---- */
-
-enum { QUERY, KEY, VALUE, SINK, PARTS };
-static const char *const PART[PARTS] = {"query", "key", "value", "sink"};
 
 /* Wanted gradients of sampled rows, and where to find what was got. */
 typedef struct samples {
@@ -441,39 +336,43 @@ static int64_t sample_row(int64_t i, int64_t rows) {
     return rows <= SAMPLES ? i : i == 0 ? 0 : i == 1 ? rows - 1 : random_below(rows);
 }
 
+static void sample_sinks(samples *sinks, const problem *p) {
+    const attention_work *w = p->of;
+    double row[COLUMNS_MOST] = {0};
+    for (int64_t head = 0; head < w->heads; head++)
+        for (int64_t token = 0; token < p->given.query.tokens; token++) {
+            const int64_t at = token * w->heads + head;
+            const double one = exp(tensor_at(&p->given.sinks, 0, 0, head) - p->lse[at]) * p->part[at];
+            row[head] -= one;
+            sinks->least += one * one; /* terms of both signs may cancel */
+        }
+    sinks->least = sqrt(sinks->least);
+    samples_add(sinks, 0, 0, row);
+}
+
 static void samples_open(samples *parts, const problem *p) {
-    const work *w = p->of;
-    double row[3][256];
+    const attention_work *w = p->of;
+    const attention_case *c = &p->given;
+    const int64_t sizes[PARTS] = {w->key_size, w->key_size, w->value_size, w->rank, w->rank, w->heads};
+    double row[PARTS][COLUMNS_MOST];
     memset(parts, 0, PARTS * sizeof *parts);
-    parts[QUERY].size = parts[KEY].size = w->key_size;
-    parts[VALUE].size = w->value_size;
-    parts[SINK].size = w->heads;
-    for (int s = 0; s < sequences_of(w); s++) {
+    for (int i = 0; i < PARTS; i++) parts[i].size = sizes[i];
+    for (int s = 0; s < attention_sequences(w); s++) {
         if (w->infinite && s % 2) continue;
         for (int64_t i = 0; i < w->queries[s] && i < SAMPLES; i++) {
             const int64_t at = sample_row(i, w->queries[s]), head = random_below(w->heads);
-            oracle_query(p, s, at, head, row[0]);
-            samples_add(&parts[QUERY], p->query_offsets[s] + at, head, row[0]);
+            oracle_query(p, s, at, head, row);
+            samples_add(&parts[QUERY], c->query_offsets[s] + at, head, row[QUERY]);
+            samples_add(&parts[QUERY_FACTORS], c->query_offsets[s] + at, head, row[QUERY_FACTORS]);
         }
         for (int64_t i = 0; i < w->keys[s] && i < SAMPLES; i++) {
             const int64_t at = sample_row(i, w->keys[s]), head = random_below(w->key_value_heads);
-            oracle_key(p, s, at, head, row[1], row[2]);
-            samples_add(&parts[KEY], p->key_offsets[s] + at, head, row[1]);
-            samples_add(&parts[VALUE], p->key_offsets[s] + at, head, row[2]);
+            oracle_key(p, s, at, head, row);
+            const int of_keys[] = {KEY, VALUE, KEY_FACTORS};
+            for (int k = 0; k < 3; k++) samples_add(&parts[of_keys[k]], c->key_offsets[s] + at, head, row[of_keys[k]]);
         }
     }
-    if (!w->sinks) return;
-    for (int64_t head = 0; head < w->heads; head++) {
-        row[0][head] = 0;
-        for (int64_t token = 0; token < p->query_offsets[sequences_of(w)]; token++) {
-            const int64_t at = token * w->heads + head;
-            const double one = exp(tensor_at(&p->sinks, 0, 0, head) - p->lse[at]) * p->part[at];
-            row[0][head] -= one;
-            parts[SINK].least += one * one; /* terms of both signs may cancel */
-        }
-    }
-    parts[SINK].least = sqrt(parts[SINK].least);
-    samples_add(&parts[SINK], 0, 0, row[0]);
+    if (w->sinks) sample_sinks(&parts[SINK], p);
 }
 
 static void samples_close(samples *parts) {
@@ -487,30 +386,33 @@ static void samples_close(samples *parts) {
 /* ---- runs ---- */
 
 static bool workspace_open(const problem *p, const ln_cuda_backward_plan *plan, void **workspace) {
-    ln_cuda_backward_rows *tiles = malloc((size_t)(plan->tiles + 1) * sizeof *tiles);
-    ln_cuda_backward_task *tasks = malloc((size_t)(plan->tasks + 1) * sizeof *tasks);
-    ln_cuda_backward_tables(&p->backward, plan, tiles, tasks);
+    void *tables = malloc((size_t)plan->tables + 1);
+    ln_cuda_backward_tables_make(&p->backward, plan, tables);
     *workspace = device_open(plan->workspace);
-    const ln_cuda_code code = ln_cuda_backward_prepare(plan, tiles, tasks, *workspace, NULL);
-    free(tiles);
-    free(tasks);
+    const ln_cuda_code code = ln_cuda_backward_prepare(plan, tables, *workspace, NULL);
+    free(tables);
     EXPECT(code == LN_CUDA_OK, "%s: prepare gave %d", p->of->name, code);
     return code == LN_CUDA_OK;
+}
+
+static bool part_wanted(const attention_work *w, int part) {
+    return part == SINK ? w->sinks : part == QUERY_FACTORS || part == KEY_FACTORS ? w->rank > 0 : true;
 }
 
 static void check_kernel(problem *p, const ln_cuda_device *device, const samples *parts,
                          const ln_cuda_backward_kernel *kernel) {
     const char *name = p->of->name;
-    tensor *gradients[PARTS] = {&p->query_gradient, &p->key_gradient, &p->value_gradient, &p->sink_gradient};
-    const int count = p->of->sinks ? PARTS : SINK;
+    tensor *gradients[PARTS] = {&p->query_gradient,         &p->key_gradient,         &p->value_gradient,
+                                &p->query_factors_gradient, &p->key_factors_gradient, &p->sink_gradient};
     ln_cuda_backward_plan plan;
     if (ln_cuda_backward_plan_make(&p->backward, device, kernel, &plan) != LN_CUDA_OK) return;
     if (!workspace_open(p, &plan, &p->workspace)) return;
     p->plan = &plan;
-    for (int i = 0; i < count; i++) tensor_poison(gradients[i]);
+    for (int i = 0; i < PARTS; i++) tensor_poison(gradients[i]);
     run_now(run, p, name, kernel->name);
     printf("  %-34s %-28s", name, kernel->name);
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < PARTS; i++) {
+        if (!part_wanted(p->of, i)) continue;
         tensor_fetch(gradients[i]);
         tensor_expect_written(gradients[i], name, kernel->name);
         const double error = samples_error(&parts[i], gradients[i]);
@@ -519,16 +421,17 @@ static void check_kernel(problem *p, const ln_cuda_device *device, const samples
     }
     printf("\n");
     cudaGraphExec_t graph = run_capture(run, p, name, kernel->name);
-    for (int i = 0; i < count; i++) tensor_poison(gradients[i]);
+    for (int i = 0; i < PARTS; i++) tensor_poison(gradients[i]);
     run_graph(graph, name, kernel->name);
-    for (int i = 0; i < count; i++) tensor_expect_same(gradients[i], name, kernel->name, PART[i]);
+    for (int i = 0; i < PARTS; i++)
+        if (part_wanted(p->of, i)) tensor_expect_same(gradients[i], name, kernel->name, PART[i]);
     cudaGraphExecDestroy(graph);
     device_close(p->workspace);
 }
 
 static void check(const ln_cuda_device *device, const check_options *options) {
     for (int i = 0; i < WORK_COUNT; i++) {
-        const work *w = &WORKS[i];
+        const attention_work *w = &WORKS[i];
         if (!work_wanted(options, w->name, multiply_adds(w))) continue;
         problem p;
         samples parts[PARTS];
@@ -545,119 +448,6 @@ static void check(const ln_cuda_device *device, const check_options *options) {
 }
 
 /* ---- without a GPU ---- */
-
-/* The tile that a task visits as its n-th. */
-static int visited(const ln_cuda_backward_task *task, int n) {
-    const int count = task->end - task->first;
-    if (task->order == LN_CUDA_DOWN) return task->end - 1 - n;
-    if (task->order == LN_CUDA_UP) return task->first + n;
-    return task->start + n < task->end ? task->start + n : task->start + n - count;
-}
-
-/* Blocks that each visit one tile at a time and wait for their turns: all tasks end, though a block takes its next task
- * as early as it can. Returns the rounds that it took, -1 if they do not end. */
-static int64_t simulate(const work *w, const ln_cuda_backward_plan *plan, const ln_cuda_backward_rows *tiles,
-                        const ln_cuda_backward_task *tasks, int64_t *busy);
-
-static void check_tables(const work *w, const ln_cuda_backward_kernel *kernel, const ln_cuda_device *device) {
-    problem p = {.of = w};
-    offsets_of(&p);
-    p.backward = backward_of(&p);
-    ln_cuda_backward_plan plan;
-    if (ln_cuda_backward_plan_make(&p.backward, device, kernel, &plan) != LN_CUDA_OK) return;
-    ln_cuda_backward_rows *tiles = malloc((size_t)(plan.tiles + 1) * sizeof *tiles);
-    ln_cuda_backward_task *tasks = malloc((size_t)(plan.tasks + 1) * sizeof *tasks);
-    ln_cuda_backward_tables(&p.backward, &plan, tiles, tasks);
-    int64_t keys = 0, busy = 0;
-    bool right = true;
-    for (int64_t t = 0; t < plan.tasks; t++) {
-        const int64_t left = tasks[t].keys - (int64_t)tasks[t].tile * kernel->keys;
-        keys += left < kernel->keys ? left : kernel->keys;
-        for (int64_t i = 0; i < plan.tiles; i++) {
-            if (tiles[i].key > tasks[t].key || tasks[t].key >= tiles[i].key + tiles[i].keys) continue;
-            const bool inside = tiles[i].first_tile <= tasks[t].tile && tasks[t].tile < tiles[i].end_tile;
-            bool any = false;
-            for (int row = 0; row < tiles[i].rows && !any; row++)
-                for (int64_t k = 0; k < kernel->keys && k < left && !any; k++)
-                    any = seen(w, tiles[i].position + row, (int64_t)tasks[t].tile * kernel->keys + k);
-            right = right && (!any || inside) && inside == (tasks[t].first <= i && i < tasks[t].end);
-        }
-    }
-    EXPECT(right, "%s, %s: tiles that see each other do not meet", w->name, kernel->name);
-    EXPECT(keys == p.key_offsets[sequences_of(w)] * w->key_value_heads, "%s, %s: %lld keys in tasks", w->name,
-           kernel->name, (long long)keys);
-    EXPECT(simulate(w, &plan, tiles, tasks, &busy) >= 0, "%s, %s: tasks wait for each other for ever", w->name,
-           kernel->name);
-    free(tiles);
-    free(tasks);
-}
-
-/* As turn_of of the kernels. */
-static int turn(const ln_cuda_backward_task *task, const ln_cuda_backward_rows *rows, int tile) {
-    if (task->order == LN_CUDA_UP) return rows->end_tile - 1 - task->tile;
-    if (task->order == LN_CUDA_DOWN) return task->tile - rows->first_tile;
-    int before = task->before;
-    for (int k = 0; k < task->members; k++) {
-        const int start = (int)((int64_t)k * (task->end - task->first) / task->members), at = tile - task->first,
-                  own = task->start - task->first;
-        const bool later = start <= at ? own > at || k > task->member : own > at && k > task->member;
-        before += k != task->member && later;
-    }
-    return before;
-}
-
-static int64_t claim_next(const ln_cuda_backward_plan *plan, const ln_cuda_backward_task *tasks, int64_t task,
-                          int64_t *next) {
-    const int64_t claimed = tasks[task].order == LN_CUDA_ROUND ? task + plan->blocks : (*next)++;
-    return claimed < plan->tasks ? claimed : -1;
-}
-
-static int64_t simulate(const work *w, const ln_cuda_backward_plan *plan, const ln_cuda_backward_rows *tiles,
-                        const ln_cuda_backward_task *tasks, int64_t *busy) {
-    const int64_t group = w->heads / w->key_value_heads;
-    int *count = calloc((size_t)(plan->tiles * w->heads + 1), sizeof *count);
-    int64_t *task = malloc(2 * (size_t)(plan->blocks + 1) * sizeof *task), *claim = task + plan->blocks + 1;
-    int64_t next = plan->blocks, rounds = 0, live = plan->blocks;
-    int *step = calloc((size_t)(plan->blocks + 1), sizeof *step);
-    int **add = malloc((size_t)(plan->blocks + 1) * sizeof *add);
-    for (int64_t b = 0; b < plan->blocks; b++) {
-        task[b] = b;
-        claim[b] = claim_next(plan, tasks, b, &next);
-    }
-    while (live) {
-        bool moved = false;
-        int64_t adds = 0;
-        live = 0;
-        for (int64_t b = 0; b < plan->blocks; b++) {
-            while (task[b] >= 0 && step[b] == (tasks[task[b]].end - tasks[task[b]].first) * group) {
-                task[b] = claim[b];
-                claim[b] = task[b] < 0 ? -1 : claim_next(plan, tasks, task[b], &next);
-                step[b] = 0;
-                moved = true;
-            }
-            if (task[b] < 0) continue;
-            live++;
-            const ln_cuda_backward_task *t = &tasks[task[b]];
-            const int visits = t->end - t->first, tile = visited(t, step[b] % visits);
-            int *at = &count[(t->head * group + step[b] / visits) * plan->tiles + tile];
-            if (*at != turn(t, &tiles[tile], tile)) continue;
-            add[adds++] = at;
-            step[b]++;
-            (*busy)++;
-            moved = true;
-        }
-        for (int64_t i = 0; i < adds; i++) ++*add[i];
-        rounds++;
-        if (!moved && live) rounds = -1, live = 0;
-    }
-    for (int64_t i = 0; i < plan->tiles * w->heads && rounds >= 0; i++)
-        if (count[i] != tiles[i % plan->tiles].end_tile - tiles[i % plan->tiles].first_tile) rounds = -1;
-    free(count);
-    free(task);
-    free(step);
-    free(add);
-    return rounds;
-}
 
 static void check_plans(void) {
     const ln_cuda_device hopper = {0, 9, 0, 132, 232448, 50 << 20}, ampere = {0, 8, 6, 84, 101376, 6 << 20},
@@ -680,11 +470,23 @@ static void check_plans(void) {
     const ln_cuda_backward_tensors none = {.sink_gradient = NULL};
     EXPECT(ln_cuda_backward_run(&backward, &plan, &none, NULL, NULL) == LN_CUDA_ARGUMENT, "no workspace");
     EXPECT(ln_cuda_backward_run(&backward, &plan, &none, (void *)256, NULL) == LN_CUDA_ARGUMENT, "no tensors");
-    backward.attention.rank = 2;
+    backward.attention.rank = 50;
     EXPECT(ln_cuda_backward_plan_make(&backward, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0],
-           "factors: %s", plan.why);
+           "278 columns: %s", plan.why);
     EXPECT(ln_cuda_backward_run(&backward, &plan, &none, (void *)256, NULL) == LN_CUDA_UNSUPPORTED, "no kernel");
+    backward.attention.rank = 4;
+    EXPECT(ln_cuda_backward_plan_make(&backward, &hopper, NULL, &plan) == LN_CUDA_OK && plan.packed_size == 192,
+           "factors: %s", plan.why);
+    backward.attention.soft_cap = 5;
+    EXPECT(ln_cuda_backward_plan_make(&backward, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "factors and a cap: %s",
+           plan.why);
+    backward.attention.soft_cap = 0;
     backward.attention.rank = 0;
+    backward.attention.query_tile = 128;
+    backward.attention.key_tile = 96;
+    EXPECT(ln_cuda_backward_plan_make(&backward, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "tiles of 96: %s",
+           plan.why);
+    backward.attention.query_tile = 0;
     backward.attention.key_size = 40;
     EXPECT(ln_cuda_backward_plan_make(&backward, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0],
            "size 40: %s", plan.why);
@@ -699,16 +501,16 @@ static void check_plans(void) {
         EXPECT(kernel->shared_bytes <= (kernel->major == 9 ? 232448 : 101376), "%s: %d bytes of shared memory",
                kernel->name, kernel->shared_bytes);
         for (int i = 0; i < WORK_COUNT; i++) {
-            if (pairs_of(&WORKS[i]) > 2e6) continue;
-            check_tables(&WORKS[i], kernel, kernel->major == 9 ? &hopper : &ampere);
-            if (kernel->major == 9) check_tables(&WORKS[i], kernel, &small);
+            if (attention_pairs(&WORKS[i]) > 2e6) continue;
+            backward_tables_check(&WORKS[i], kernel, kernel->major == 9 ? &hopper : &ampere);
+            if (kernel->major == 9) backward_tables_check(&WORKS[i], kernel, &small);
         }
     }
 }
 
 /* ---- speed ---- */
 
-static void bench_work(const work *w, const ln_cuda_device *device, const check_options *options) {
+static void bench_work(const attention_work *w, const ln_cuda_device *device, const check_options *options) {
     problem p[KERNELS_MOST];
     void *contexts[KERNELS_MOST];
     ln_cuda_backward_plan plan[KERNELS_MOST];
@@ -737,8 +539,8 @@ static void bench_work(const work *w, const ln_cuda_device *device, const check_
 }
 
 static void bench(const ln_cuda_device *device, const check_options *options) {
-    for (int i = 0; i < BENCH_COUNT; i++)
-        if (strstr(BENCH[i].name, options->works)) bench_work(&BENCH[i], device, options);
+    for (int i = 0; i < ATTENTION_BENCH_COUNT; i++)
+        if (strstr(ATTENTION_BENCH[i].name, options->works)) bench_work(&ATTENTION_BENCH[i], device, options);
 }
 
 const suite cuda_suite_attention_backward = {"attention_backward", WORK_COUNT, check_plans, check, bench};

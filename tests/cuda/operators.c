@@ -379,7 +379,9 @@ static const attention_work ATTENTIONS[] = {
     {"window, sinks", 2, 2, 128, 128, 0, 50, 0, true, true, false},
     {"cap", 2, 1, 96, 96, 0, 0, 20, false, false, false},
     {"rank 7", 2, 2, 64, 64, 7, 0, 0, true, false, false},
+    {"rank 5, groups", 4, 2, 128, 128, 5, 0, 0, false, false, false},
     {"lists", 2, 2, 64, 64, 0, 0, 0, false, false, true},
+    {"lists, rank 3, sinks", 2, 1, 96, 96, 3, 0, 0, true, true, true},
     {"192/128", 2, 2, 192, 128, 0, 0, 0, true, false, false},
 };
 enum { ATTENTION_COUNT = sizeof ATTENTIONS / sizeof ATTENTIONS[0] };
@@ -393,14 +395,21 @@ static void check_gradients(const attention_work *w, const linnet_attention_sett
     const int64_t outputs = s.query_offsets[s.sequences] * w->heads * w->value_size;
     float *given = random_floats(outputs, 1);
     uint16_t *bits = rounded(given, outputs);
-    pair gradients[3], sinks = pair_open(w->heads, false);
-    for (int i = 0; i < 3; i++) gradients[i] = pair_open(counts[i], false);
+    const int64_t tokens = s.query_offsets[s.sequences],
+                  extras[] = {w->heads, tokens * w->heads * w->rank, tokens * w->key_value_heads * w->rank};
+    pair gradients[3], extra[3]; /* extra: of sinks and factors */
+    for (int i = 0; i < 3; i++) {
+        gradients[i] = pair_open(counts[i], false);
+        extra[i] = pair_open(extras[i], false);
+    }
     here.query.data = inputs[0], here.key.data = inputs[1], here.value.data = inputs[2];
     here.output_gradient.data = given, there.output_gradient.data = sent(bits, outputs * 2);
     here.query_gradient.data = gradients[0].here, there.query_gradient.data = gradients[0].there;
     here.key_gradient.data = gradients[1].here, there.key_gradient.data = gradients[1].there;
     here.value_gradient.data = gradients[2].here, there.value_gradient.data = gradients[2].there;
-    here.sinks_gradient = w->sinks ? sinks.here : NULL, there.sinks_gradient = sinks.there;
+    here.sinks_gradient = w->sinks ? extra[0].here : NULL, there.sinks_gradient = extra[0].there;
+    here.query_factors_gradient = extra[1].here, there.query_factors_gradient = extra[1].there;
+    here.key_factors_gradient = extra[2].here, there.key_factors_gradient = extra[2].there;
     linnet_attention_plan *plan;
     must(linnet_attention_plan_open(context, &s, &plan), w->name);
     void *workspace = aligned_alloc(64, (size_t)linnet_attention_workspace(plan) + 64);
@@ -408,13 +417,15 @@ static void check_gradients(const attention_work *w, const linnet_attention_sett
     must(linnet_attention_backward(plan, &here, workspace), w->name);
     must(linnet_cuda_attention_backward(attention, &there, room, NULL), w->name);
     must(linnet_cuda_wait(cuda, NULL), w->name);
-    static const char *const names[] = {"gradient of queries", "gradient of keys", "gradient of values"};
+    static const char *const names[] = {"gradient of queries", "gradient of keys", "gradient of values"},
+                             *const more[] = {"gradient of sinks", "gradient of queries' factors",
+                                              "gradient of keys' factors"};
     for (int i = 0; i < 3; i++) {
         pair_expect(&gradients[i], 2 * TOLERANCE, w->name, names[i]);
+        if (i || w->sinks) pair_expect(&extra[i], 2 * TOLERANCE, w->name, more[i]);
         pair_close(&gradients[i]);
+        pair_close(&extra[i]);
     }
-    if (w->sinks) pair_expect(&sinks, 2 * TOLERANCE, w->name, "gradient of sinks");
-    pair_close(&sinks);
     linnet_cuda_release(cuda, there.output_gradient.data);
     linnet_attention_plan_close(plan);
     free(workspace);
@@ -431,7 +442,7 @@ static void check_attention(const attention_work *w) {
     s.sequences = w->lists ? 1 : 3;
     s.query_offsets = w->lists ? whole : ragged;
     s.causal = w->causal, s.window = w->window, s.soft_cap = w->soft_cap, s.sinks = w->sinks, s.rank = w->rank;
-    s.backward = !w->rank && !w->lists;
+    s.backward = true;
     if (w->lists)
         s.blocks = (linnet_block_mask){.query_tile = 128, .key_tile = 64, .offsets = list_offsets, .tiles = listed};
     enum { TOKENS = 150 };
@@ -471,7 +482,7 @@ static void check_attention(const attention_work *w) {
     must(linnet_cuda_wait(cuda, NULL), w->name);
     pair_expect(&output, TOLERANCE, w->name, "output");
     pair_expect(&sums, 1e-3, w->name, "log_sum_exp");
-    if (s.backward) check_gradients(w, &s, here, there, inputs, counts, attention, room);
+    check_gradients(w, &s, here, there, inputs, counts, attention, room);
     linnet_cuda_attention_close(attention);
     linnet_cuda_release(cuda, room);
     pair_close(&output);
@@ -503,9 +514,20 @@ static void check_refused_attention(void) {
     EXPECT(linnet_cuda_attention_open(cuda, &s, &attention) == LINNET_ERROR_UNSUPPORTED &&
                strstr(linnet_last_error(context), "40"),
            "size 40: %s", linnet_last_error(context));
-    s.key_size = 64, s.rank = 4, s.backward = true;
+    s.key_size = 64, s.rank = 70, s.backward = true;
     EXPECT(linnet_cuda_attention_open(cuda, &s, &attention) == LINNET_ERROR_UNSUPPORTED && !attention,
-           "gradients with a rank: %s", linnet_last_error(context));
+           "a rank of 70: %s", linnet_last_error(context));
+    s.rank = 4;
+    must(linnet_cuda_attention_open(cuda, &s, &attention), "gradients with a rank");
+    void *room = poisoned((int64_t)linnet_cuda_attention_workspace(attention));
+    linnet_attention_tensors t = {.size = sizeof t, .log_sum_exp = room}; /* nothing of it is read */
+    t.output.data = t.output_gradient.data = t.query_gradient.data = t.key_gradient.data = t.value_gradient.data = room;
+    t.query.data = t.key.data = t.value.data = room;
+    EXPECT(linnet_cuda_attention_backward(attention, &t, room, NULL) == LINNET_ERROR_ARGUMENT &&
+               strstr(linnet_last_error(context), "factors"),
+           "gradients without factors: %s", linnet_last_error(context));
+    linnet_cuda_release(cuda, room);
+    linnet_cuda_attention_close(attention);
     linnet_cuda *none;
     EXPECT(linnet_cuda_open(context, 99, &none) == LINNET_ERROR_UNSUPPORTED && !none, "device 99: %s",
            linnet_last_error(context));

@@ -14,7 +14,9 @@
  * block that had a short task of one wave takes a long one of the next. Invariant: a task of up or down waits for tasks
  * in front of it in the list alone; one of round for those of companies in front of its own, and for its company, whose
  * members are on different blocks, since it has no more of them than there are blocks and block b takes tasks b, b +
- * blocks, ... So the first task that is not done can always go on. */
+ * blocks, ... So the first task that is not done can always go on.
+ *
+ * Lists leave visits out (attention_backward_lists.cu), and the order of those that are left is the same. */
 #include "kernel/cuda/attention_backward_cuda.h"
 
 #include <cuda_runtime.h>
@@ -25,6 +27,7 @@
 
 #include "kernel/cuda/attention_backward_rows.cuh"
 #include "kernel/cuda/attention_backward_table.h"
+#include "kernel/cuda/attention_table.h"
 #include "kernel/cuda/boxes_cuda.h"
 
 const ln_cuda_backward_kernel *ln_cuda_backward_kernels(int row) {
@@ -40,13 +43,7 @@ const ln_cuda_backward_kernel *ln_cuda_backward_kernels(int row) {
 /* ---- plan ---- */
 
 static bool arguments_right(const ln_cuda_attention *a) {
-    if (a->heads < 1 || a->key_value_heads < 1 || a->heads % a->key_value_heads || a->heads > 65535) return false;
-    if (a->sequences < 1 || !a->query_offsets || !a->key_offsets || a->window < 0 || a->window > INT_MAX / 4)
-        return false;
-    if (!(a->scale > 0) || !(a->soft_cap >= 0) || isinf(a->scale) || isinf(a->soft_cap)) return false;
-    for (int64_t s = 0; s < a->sequences; s++)
-        if (a->query_offsets[s + 1] < a->query_offsets[s] || a->key_offsets[s + 1] < a->key_offsets[s]) return false;
-    return a->query_offsets[0] == 0 && a->key_offsets[0] == 0 && a->query_offsets[a->sequences] <= INT_MAX / 4 &&
+    return ln_cuda_attention_right(a) && a->window <= INT_MAX / 4 && a->query_offsets[a->sequences] <= INT_MAX / 4 &&
            a->key_offsets[a->sequences] <= INT_MAX / 4;
 }
 
@@ -61,8 +58,10 @@ static const char *refusal(const ln_cuda_attention *a, const ln_cuda_device *dev
                            const ln_cuda_backward_kernel *kernel) {
     const int wanted =
         (a->window ? LN_CUDA_WINDOW : 0) | (a->soft_cap > 0 ? LN_CUDA_CAP : 0) | (a->half ? LN_CUDA_HALF : 0);
-    if (a->rank || a->query_tile) return "gradients are made without factors and lists";
-    if (a->key_size != kernel->key_size || a->value_size != kernel->value_size) return "made for another size of heads";
+    /* With factors, what is left of a tile's columns is zeros. */
+    if (a->rank ? a->key_size + 3 * a->rank > kernel->wide_key_size || a->value_size > kernel->wide_value_size
+                : a->key_size != kernel->key_size || a->value_size != kernel->value_size)
+        return "made for another size of heads";
     if ((wanted & ~kernel->options) || (kernel->options & ~wanted & (LN_CUDA_CAP | LN_CUDA_HALF)))
         return "made for other options";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
@@ -72,7 +71,9 @@ static const char *refusal(const ln_cuda_attention *a, const ln_cuda_device *dev
 
 /* Where the parts of a workspace lie. */
 typedef struct backward_places {
-    int64_t tiles, tasks, turns, rows, sums, bytes;
+    int64_t tables, turns, rows, sums;
+    int64_t query, key, query_gradient, key_gradient; /* with their factors */
+    int64_t bytes;
 } backward_places;
 
 static int64_t whole(int64_t bytes) {
@@ -81,15 +82,39 @@ static int64_t whole(int64_t bytes) {
 
 static backward_places places_of(const ln_cuda_attention *a, const ln_cuda_backward_plan *plan) {
     const int64_t places = a->heads * plan->tiles, queries = plan->kernel->queries;
+    const int64_t packed_queries = a->query_offsets[a->sequences] * a->heads * plan->packed_size,
+                  packed_keys = a->key_offsets[a->sequences] * a->key_value_heads * plan->packed_size;
     backward_places at;
-    at.tiles = 256; /* after the counter of tasks */
-    at.tasks = at.tiles + whole(plan->tiles * (int64_t)sizeof(ln_cuda_backward_rows));
-    at.turns = at.tasks + whole(plan->tasks * (int64_t)sizeof(ln_cuda_backward_task));
+    at.tables = 256; /* after the counter of tasks */
+    at.turns = at.tables + whole(plan->tables);
     at.rows = at.turns + whole(places * 4);
     at.sums = at.rows + whole(places * queries * 2 * 4);
-    at.bytes = at.sums + (plan->kernel->major == 9 ? whole(places * queries * plan->kernel->wide_key_size * 4) : 0);
+    at.query = at.sums + (plan->kernel->major == 9 ? whole(places * queries * plan->kernel->wide_key_size * 4) : 0);
+    at.key = at.query + whole(packed_queries * 2);
+    at.query_gradient = at.key + whole(packed_keys * 2);
+    at.key_gradient = at.query_gradient + whole(packed_queries * 4);
+    at.bytes = at.key_gradient + whole(packed_keys * 4);
     return at;
 }
+
+/* The first in the table of those that can, or with factors the smallest of the first one's path. */
+static const ln_cuda_backward_kernel *choose(const ln_cuda_attention *a, const ln_cuda_device *device,
+                                             const ln_cuda_backward_kernel *kernel, const char **fast) {
+    const ln_cuda_backward_kernel *best = NULL;
+    *fast = "none made for this size of heads";
+    for (int row = 0;; row++) {
+        const ln_cuda_backward_kernel *next = ln_cuda_backward_kernels(row);
+        if (!next->start) return best;
+        if (kernel && next != kernel) continue;
+        const char *why = refusal(a, device, next);
+        if (!why && (!best || (best->major == next->major && 3 * next->wide_key_size + 2 * next->wide_value_size <
+                                                                 3 * best->wide_key_size + 2 * best->wide_value_size)))
+            best = next;
+        if (next->major == 9 && next->key_size == a->key_size && next->value_size == a->value_size && why) *fast = why;
+    }
+}
+
+static void count_tables(const ln_cuda_attention *a, ln_cuda_backward_plan *plan);
 
 ln_cuda_code ln_cuda_backward_plan_make(const ln_cuda_backward *backward, const ln_cuda_device *device,
                                         const ln_cuda_backward_kernel *kernel, ln_cuda_backward_plan *plan) {
@@ -100,20 +125,14 @@ ln_cuda_code ln_cuda_backward_plan_make(const ln_cuda_backward *backward, const 
         snprintf(plan->why, sizeof plan->why, "heads, offsets, window, scale or cap are out of range");
         return LN_CUDA_ARGUMENT;
     }
-    const char *fast = "none made for this size of heads";
-    for (int row = 0; !plan->kernel; row++) {
-        const ln_cuda_backward_kernel *next = ln_cuda_backward_kernels(row);
-        if (!next->start) break;
-        if (kernel && next != kernel) continue;
-        const char *why = refusal(a, device, next);
-        if (!why) plan->kernel = next;
-        if (next->major == 9 && next->key_size == a->key_size && next->value_size == a->value_size && why) fast = why;
-    }
+    const char *fast;
+    plan->kernel = choose(a, device, kernel, &fast);
     if (!plan->kernel) {
         snprintf(plan->why, sizeof plan->why,
-                 "no kernel for the gradients of keys of %lld and values of %lld elements on compute capability %d.%d "
-                 "(its fast path: %s)",
-                 (long long)a->key_size, (long long)a->value_size, device->major, device->minor, fast);
+                 "no kernel for the gradients of keys of %lld%s and values of %lld elements on compute capability "
+                 "%d.%d (its fast path: %s)",
+                 (long long)(a->key_size + 3 * a->rank), a->rank ? " with their factors" : "", (long long)a->value_size,
+                 device->major, device->minor, fast);
         return LN_CUDA_UNSUPPORTED;
     }
     const ln_cuda_backward_kernel *best = plan->kernel;
@@ -123,6 +142,12 @@ ln_cuda_code ln_cuda_backward_plan_make(const ln_cuda_backward *backward, const 
         snprintf(plan->why, sizeof plan->why, "more than 2^30 tiles of queries or of keys");
         return LN_CUDA_ARGUMENT;
     }
+    count_tables(a, plan);
+    if (plan->visits > INT_MAX / 2) {
+        snprintf(plan->why, sizeof plan->why, "lists of more than 2^30 pairs of tiles");
+        return LN_CUDA_ARGUMENT;
+    }
+    if (a->rank) plan->packed_size = best->wide_key_size;
     plan->blocks = plan->tasks;
     if (best->major == 9 && plan->blocks > device->multiprocessors) plan->blocks = device->multiprocessors;
     plan->workspace = places_of(a, plan).bytes;
@@ -205,9 +230,38 @@ static void sort_wave(ln_cuda_backward_task *tasks, int64_t count) {
     for (int64_t i = 0; i < count; i++) tasks[i].filler = 0;
 }
 
-void ln_cuda_backward_tables(const ln_cuda_backward *backward, const ln_cuda_backward_plan *plan,
-                             ln_cuda_backward_rows *tiles, ln_cuda_backward_task *tasks) {
+ln_cuda_backward_tables ln_cuda_backward_tables_at(const ln_cuda_backward_plan *plan, void *tables) {
+    ln_cuda_backward_tables at = {};
+    at.tiles = (ln_cuda_backward_rows *)tables;
+    at.tasks = (ln_cuda_backward_task *)(at.tiles + plan->tiles);
+    if (!plan->places) return at;
+    at.visits = (ln_cuda_backward_visit *)(at.tasks + plan->tasks);
+    at.starts = (int32_t *)(at.visits + plan->visits);
+    at.listed = at.starts + plan->places + 1;
+    at.ends = at.listed + plan->visits;
+    return at;
+}
+
+/* Sizes of the tables; with lists the pairs of tiles that meet are counted one by one. */
+static void count_tables(const ln_cuda_attention *a, ln_cuda_backward_plan *plan) {
+    plan->tables =
+        plan->tiles * (int64_t)sizeof(ln_cuda_backward_rows) + plan->tasks * (int64_t)sizeof(ln_cuda_backward_task);
+    if (!a->query_tile) return;
+    plan->places = plan->tiles * a->heads;
+    if (!plan->places) return;
+    for (int64_t head = 0; head < a->heads && plan->visits <= INT_MAX / 2; head++)
+        for (int64_t tile = 0; tile < plan->tiles; tile++) {
+            const ln_cuda_backward_rows rows = rows_of(a, plan->kernel, 0, tile * plan->kernel->queries);
+            plan->visits += ln_cuda_backward_listed(a, plan->kernel, &rows, head, NULL);
+        }
+    plan->tables += plan->visits * (int64_t)(sizeof(ln_cuda_backward_visit) + 4) + (plan->places + plan->tasks + 2) * 4;
+}
+
+void ln_cuda_backward_tables_make(const ln_cuda_backward *backward, const ln_cuda_backward_plan *plan, void *tables) {
     const ln_cuda_attention *a = &backward->attention;
+    const ln_cuda_backward_tables at = ln_cuda_backward_tables_at(plan, tables);
+    ln_cuda_backward_rows *tiles = at.tiles;
+    ln_cuda_backward_task *tasks = at.tasks;
     const bool waves = a->causal && !a->window;
     int64_t count = 0, wave = 0, first = 0; /* wave: its first task */
     bool up = true;
@@ -228,18 +282,15 @@ void ln_cuda_backward_tables(const ln_cuda_backward *backward, const ln_cuda_bac
         first = end;
     }
     if (waves && count > wave) sort_wave(tasks + wave, count - wave);
+    if (plan->places) ln_cuda_backward_lists(a, plan, &at);
 }
 
-ln_cuda_code ln_cuda_backward_prepare(const ln_cuda_backward_plan *plan, const ln_cuda_backward_rows *tiles,
-                                      const ln_cuda_backward_task *tasks, void *workspace, void *stream) {
+ln_cuda_code ln_cuda_backward_prepare(const ln_cuda_backward_plan *plan, const void *tables, void *workspace,
+                                      void *stream) {
     cudaStream_t on = (cudaStream_t)stream;
-    const int64_t tile_bytes = plan->tiles * (int64_t)sizeof *tiles;
     cudaError_t error = cudaMemsetAsync(workspace, 0, 256, on);
-    if (error == cudaSuccess && plan->tiles)
-        error = cudaMemcpyAsync((char *)workspace + 256, tiles, (size_t)tile_bytes, cudaMemcpyHostToDevice, on);
-    if (error == cudaSuccess && plan->tasks)
-        error = cudaMemcpyAsync((char *)workspace + 256 + whole(tile_bytes), tasks, (size_t)plan->tasks * sizeof *tasks,
-                                cudaMemcpyHostToDevice, on);
+    if (error == cudaSuccess && plan->tables)
+        error = cudaMemcpyAsync((char *)workspace + 256, tables, (size_t)plan->tables, cudaMemcpyHostToDevice, on);
     if (error == cudaSuccess) error = cudaStreamSynchronize(on);
     return ln_cuda_code_of(error);
 }
@@ -264,8 +315,9 @@ static ln::backward_run run_of(const ln_cuda_backward *backward, const ln_cuda_b
     run.key_gradient = t->key_gradient, run.value_gradient = t->value_gradient;
     run.log_sum_exp = t->log_sum_exp, run.sinks = t->sinks, run.sink_gradient = t->sink_gradient;
     run.next = (unsigned *)base;
-    run.tiles = (const ln_cuda_backward_rows *)(base + at.tiles);
-    run.tasks = (const ln_cuda_backward_task *)(base + at.tasks);
+    const ln_cuda_backward_tables tables = ln_cuda_backward_tables_at(plan, base + at.tables);
+    run.tiles = tables.tiles, run.tasks = tables.tasks, run.visits = tables.visits;
+    run.starts = tables.starts, run.listed = tables.listed;
     run.turns = (int *)(base + at.turns);
     run.rows = (float *)(base + at.rows);
     run.sums = (float *)(base + at.sums);
@@ -279,9 +331,56 @@ static ln::backward_run run_of(const ln_cuda_backward *backward, const ln_cuda_b
     run.scale = (float)((a->soft_cap > 0 ? a->soft_cap : a->scale) * log2_e);
     run.cap_scale = a->soft_cap > 0 ? (float)(2 * log2_e * a->scale / a->soft_cap) : 0;
     run.gradient_scale = a->scale;
-    run.output_float32 = a->output_float32, run.gradient_float32 = backward->gradient_float32;
+    run.output_float32 = a->output_float32;
+    run.gradient_float32 = run.packed_float32 = backward->gradient_float32;
     run.half = a->half;
+    if (a->rank) {
+        const int64_t size = plan->packed_size;
+        run.key_size = (int)size;
+        run.query = {base + at.query, size * a->heads, size};
+        run.key = {base + at.key, size * a->key_value_heads, size};
+        run.query_gradient = {base + at.query_gradient, size * a->heads, size};
+        run.key_gradient = {base + at.key_gradient, size * a->key_value_heads, size};
+        run.packed_float32 = true;
+    }
     return run;
+}
+
+static ln_cuda_code pack_factors(const ln_cuda_attention *a, const ln_cuda_backward_tensors *t,
+                                 const ln::backward_run *run, void *stream) {
+    ln_cuda_code code =
+        ln_cuda_attention_pack(&t->query, a->key_size, t->query_factors, a->rank, 1 / a->scale, run->query_tokens,
+                               a->heads, a->half, false, run->key_size, run->query.data, stream);
+    if (!code)
+        code = ln_cuda_attention_pack(&t->key, a->key_size, t->key_factors, a->rank, 1, a->key_offsets[a->sequences],
+                                      a->key_value_heads, a->half, true, run->key_size, run->key.data, stream);
+    return code;
+}
+
+static ln_cuda_code unpack_factors(const ln_cuda_backward *backward, const ln_cuda_backward_tensors *t,
+                                   const ln::backward_run *run, void *stream) {
+    const ln_cuda_attention *a = &backward->attention;
+    ln_cuda_unpacking it = {(const float *)run->query_gradient.data,
+                            t->query_gradient,
+                            t->query_factors_gradient,
+                            1 / a->scale,
+                            run->query_tokens,
+                            a->heads,
+                            a->key_size,
+                            a->rank,
+                            run->key_size,
+                            backward->gradient_float32,
+                            a->half,
+                            false};
+    const ln_cuda_code code = ln_cuda_backward_unpack(&it, stream);
+    it.from = (const float *)run->key_gradient.data;
+    it.to = t->key_gradient;
+    it.factors = t->key_factors_gradient;
+    it.factor_scale = 1;
+    it.tokens = a->key_offsets[a->sequences];
+    it.heads = a->key_value_heads;
+    it.keys = true;
+    return code ? code : ln_cuda_backward_unpack(&it, stream);
 }
 
 static bool tensors_right(const ln_cuda_backward *backward, const ln_cuda_backward_plan *plan,
@@ -295,11 +394,13 @@ static bool tensors_right(const ln_cuda_backward *backward, const ln_cuda_backwa
         (!ln_cuda_tensor_right(&t->key, 2) || !ln_cuda_tensor_right(&t->value, 2) ||
          !ln_cuda_tensor_right(&t->key_gradient, element) || !ln_cuda_tensor_right(&t->value_gradient, element)))
         return false;
+    if (backward->attention.rank && ((plan->tiles && !t->query_factors) || (plan->tasks && !t->key_factors)))
+        return false;
     return !t->sink_gradient || t->sinks;
 }
 
-static ln_cuda_code start_kernel(const ln_cuda_attention *a, const ln_cuda_backward_plan *plan,
-                                 const ln_cuda_backward_tensors *t, ln::backward_run *run, void *stream) {
+static ln_cuda_code start_kernel(const ln_cuda_attention *a, const ln_cuda_backward_plan *plan, ln::backward_run *run,
+                                 void *stream) {
     const ln_cuda_backward_kernel *kernel = plan->kernel;
     CUtensorMap maps[4];
     void *arguments[5] = {&maps[0], &maps[1], &maps[2], &maps[3], run};
@@ -308,12 +409,13 @@ static ln_cuda_code start_kernel(const ln_cuda_attention *a, const ln_cuda_backw
     /* Without queries nothing is copied, but the kernel takes descriptions all the same: of the keys. */
     const bool none = queries == 0;
     const int64_t heads = none ? a->key_value_heads : a->heads, tokens = none ? keys : queries;
-    ln_cuda_code code = describe(&maps[0], none ? &t->key : &t->query, a->key_size, heads, tokens, kernel->queries);
-    if (!code) code = describe(&maps[1], &t->key, a->key_size, a->key_value_heads, keys, kernel->keys);
-    if (!code) code = describe(&maps[2], &t->value, a->value_size, a->key_value_heads, keys, kernel->keys);
+    ln_cuda_code code =
+        describe(&maps[0], none ? &run->key : &run->query, run->key_size, heads, tokens, kernel->queries);
+    if (!code) code = describe(&maps[1], &run->key, run->key_size, a->key_value_heads, keys, kernel->keys);
+    if (!code) code = describe(&maps[2], &run->value, a->value_size, a->key_value_heads, keys, kernel->keys);
     if (!code)
-        code =
-            describe(&maps[3], none ? &t->value : &t->output_gradient, a->value_size, heads, tokens, kernel->queries);
+        code = describe(&maps[3], none ? &run->value : &run->output_gradient, a->value_size, heads, tokens,
+                        kernel->queries);
     return code ? code : kernel->start(arguments, (int)plan->blocks, stream);
 }
 
@@ -322,11 +424,13 @@ ln_cuda_code ln_cuda_backward_run(const ln_cuda_backward *backward, const ln_cud
     if (!plan->kernel) return LN_CUDA_UNSUPPORTED;
     if (!workspace || (uintptr_t)workspace % 256 || !tensors_right(backward, plan, tensors)) return LN_CUDA_ARGUMENT;
     ln::backward_run run = run_of(backward, plan, tensors, workspace);
+    const ln_cuda_attention *a = &backward->attention;
     ln_cuda_code code = LN_CUDA_OK;
-    if (plan->tiles) code = ln_cuda_backward_open(&run, stream);
-    if (!code && (plan->tasks || plan->kernel->major != 9))
-        code = start_kernel(&backward->attention, plan, tensors, &run, stream);
+    if (a->rank) code = pack_factors(a, tensors, &run, stream);
+    if (!code && plan->tiles) code = ln_cuda_backward_open(&run, stream);
+    if (!code && (plan->tasks || plan->kernel->major != 9)) code = start_kernel(a, plan, &run, stream);
     if (!code && plan->tiles && plan->kernel->major == 9) code = ln_cuda_backward_close(&run, stream);
+    if (!code && a->rank) code = unpack_factors(backward, tensors, &run, stream);
     if (!code && tensors->sink_gradient) {
         if (plan->tiles)
             code = ln_cuda_backward_sinks(&run, stream);

@@ -1,7 +1,8 @@
 /* What comes before and after the kernels of the backward pass: one block a tile of queries and head.
  *
  *     lse by log2(e), part = sum of output_gradient * output, counters of turns to 0;
- *     query_gradient = scale * the sums that were left; sink_gradient = -sum of exp(sink - lse) part.
+ *     query_gradient = scale * the sums that were left; sink_gradient = -sum of exp(sink - lse) part;
+ *     with factors of a bias, rows of gradients to their parts: factor_gradient = those of its high and low halves.
  *
  * Each sum is taken by one thread, and over threads by halves: in the same order every time. */
 #include "kernel/cuda/attention_backward_rows.cuh"
@@ -74,10 +75,10 @@ static __global__ void __launch_bounds__(1024) backward_close(const __grid_const
     }
     const int row = block / columns * 64 + thread / 32 * 16 + thread % 32 / 4;
     if (run.half)
-        store_gradient<64, true>(run.query_gradient, run.gradient_float32, tile.query, head, row, tile.rows,
+        store_gradient<64, true>(run.query_gradient, run.packed_float32, tile.query, head, row, tile.rows,
                                  block % columns * 64, run.key_size, sum, run.gradient_scale);
     else
-        store_gradient<64, false>(run.query_gradient, run.gradient_float32, tile.query, head, row, tile.rows,
+        store_gradient<64, false>(run.query_gradient, run.packed_float32, tile.query, head, row, tile.rows,
                                   block % columns * 64, run.key_size, sum, run.gradient_scale);
 }
 
@@ -98,6 +99,26 @@ static __global__ void __launch_bounds__(SINK_THREADS) backward_sinks(const __gr
     if (threadIdx.x == 0) run.sink_gradient[head] = -shared[0];
 }
 
+/* One warp a row. Of queries [x, high, high, low] meet the keys' [x, high, low, high], and the other way about: the
+ * gradient of a factor lies where the other side has high and low, of queries in the first two groups, of keys in the
+ * first and third. */
+template <bool HALF>
+static __global__ void __launch_bounds__(256) backward_unpack(const __grid_constant__ ln_cuda_unpacking u) {
+    const int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
+    if (row >= u.tokens * u.heads) return;
+    const float *from = u.from + row * u.packed_size, *factors = from + u.size;
+    const int64_t at = row / u.heads * u.to.token_stride + row % u.heads * u.to.head_stride;
+    for (int i = threadIdx.x % 32; i < u.size; i += 32) {
+        if (u.float32)
+            ((float *)u.to.data)[at + i] = from[i];
+        else
+            ((uint16_t *)u.to.data)[at + i] = (uint16_t)(pack_as<HALF>(from[i], 0.0f) & 0xffff);
+    }
+    if (!u.factors) return;
+    for (int i = threadIdx.x % 32; i < u.rank; i += 32)
+        u.factors[row * u.rank + i] = (factors[i] + factors[(u.keys ? 2 : 1) * u.rank + i]) * u.factor_scale;
+}
+
 } // namespace ln
 
 using namespace ln;
@@ -115,4 +136,12 @@ ln_cuda_code ln_cuda_backward_close(const backward_run *run, void *stream) {
 
 ln_cuda_code ln_cuda_backward_sinks(const backward_run *run, void *stream) {
     return launch(backward_sinks, dim3((unsigned)run->heads), dim3(SINK_THREADS), SINK_THREADS * 4, stream, *run);
+}
+
+ln_cuda_code ln_cuda_backward_unpack(const ln_cuda_unpacking *unpacking, void *stream) {
+    const int64_t rows = unpacking->tokens * unpacking->heads;
+    if (rows == 0) return LN_CUDA_OK;
+    const dim3 grid((unsigned)((rows + 7) / 8));
+    return unpacking->half ? launch(backward_unpack<true>, grid, dim3(256), 0, stream, *unpacking)
+                           : launch(backward_unpack<false>, grid, dim3(256), 0, stream, *unpacking);
 }

@@ -25,7 +25,7 @@ template <int STAGES> struct backward_control {
     uint64_t task_full[2], task_free[2];
     ln_cuda_backward_task task[2];
     struct {
-        int place, position, rows, turn; /* place: of head and tile */
+        int place, position, rows, turn, seen; /* place: of head and tile */
     } step[STAGES];
 };
 
@@ -48,32 +48,24 @@ static __device__ __forceinline__ void copy_panels(char *to, const CUtensorMap *
         copy_box(to + column * ROWS * 2, map, barrier, column, head, token);
 }
 
-/* The tile of queries that a task visits as its n-th of `count`. */
-static __device__ __forceinline__ int visited(const ln_cuda_backward_task &task, int n) {
-    if (task.order == LN_CUDA_UP) return task.first + n;
-    if (task.order == LN_CUDA_DOWN) return task.end - 1 - n;
-    return task.start + n < task.end ? task.start + n : task.start + n - (task.end - task.first);
-}
-
 /* The first copying thread: tasks, keys, values, queries. */
 template <class TILE, int STAGES>
 static __device__ __forceinline__ void copy_queries(const CUtensorMap *map, const backward_run &run, char *shared,
                                                     backward_control<STAGES> *control,
                                                     const ln_cuda_backward_task &task, backward_ring<STAGES> &ring) {
+    const int steps = steps_of(run, task);
 #pragma unroll 1
-    for (int head = task.head * run.group; head < (task.head + 1) * run.group; head++)
-#pragma unroll 1
-        for (int n = 0; n < task.end - task.first; n++) {
-            const int tile = visited(task, n);
-            const ln_cuda_backward_rows rows = run.tiles[tile];
-            barrier_wait(&control->query_free[ring.stage], ring.phase);
-            control->step[ring.stage] = {head * run.tile_count + tile, rows.position, rows.rows,
-                                         turn_of(task, rows, tile)};
-            barrier_expect(&control->query_full[ring.stage], TILE::query_bytes);
-            copy_panels<TILE::key_size, TILE::queries>(shared + TILE::query_at + ring.stage * TILE::query_bytes, map,
-                                                       &control->query_full[ring.stage], head, rows.query);
-            ring.next();
-        }
+    for (int n = 0; n < steps; n++) {
+        const ln_cuda_backward_visit visit = visit_of(run, task, n);
+        const ln_cuda_backward_rows rows = run.tiles[visit.tile];
+        barrier_wait(&control->query_free[ring.stage], ring.phase);
+        control->step[ring.stage] = {visit.head * run.tile_count + visit.tile, rows.position, rows.rows, visit.turn,
+                                     visit.seen};
+        barrier_expect(&control->query_full[ring.stage], TILE::query_bytes);
+        copy_panels<TILE::key_size, TILE::queries>(shared + TILE::query_at + ring.stage * TILE::query_bytes, map,
+                                                   &control->query_full[ring.stage], visit.head, rows.query);
+        ring.next();
+    }
 }
 template <class TILE, int STAGES>
 static __device__ __forceinline__ void copy_backward_tasks(const CUtensorMap *query_map, const CUtensorMap *key_map,
@@ -119,20 +111,20 @@ static __device__ __forceinline__ void copy_gradients(const CUtensorMap *map, co
         const ln_cuda_backward_task &task = control->task[tasks.stage];
         barrier_wait(&control->task_full[tasks.stage], tasks.phase);
         if (task.head < 0) break;
+        const int steps = steps_of(run, task);
 #pragma unroll 1
-        for (int head = task.head * run.group; head < (task.head + 1) * run.group; head++)
-#pragma unroll 1
-            for (int n = 0; n < task.end - task.first; n++) {
-                const int tile = visited(task, n), query = run.tiles[tile].query;
-                uint64_t *full = &control->gradient_full[ring.stage];
-                barrier_wait(&control->gradient_free[ring.stage], ring.phase);
-                barrier_expect(full, TILE::gradient_bytes + TILE::row_bytes);
-                copy_row(shared + TILE::row_at + ring.stage * TILE::row_bytes,
-                         run.rows + (int64_t)(head * run.tile_count + tile) * 2 * TILE::queries, full, TILE::row_bytes);
-                copy_panels<TILE::value_size, TILE::queries>(
-                    shared + TILE::gradient_at + ring.stage * TILE::gradient_bytes, map, full, head, query);
-                ring.next();
-            }
+        for (int n = 0; n < steps; n++) {
+            const ln_cuda_backward_visit visit = visit_of(run, task, n);
+            uint64_t *full = &control->gradient_full[ring.stage];
+            barrier_wait(&control->gradient_free[ring.stage], ring.phase);
+            barrier_expect(full, TILE::gradient_bytes + TILE::row_bytes);
+            copy_row(shared + TILE::row_at + ring.stage * TILE::row_bytes,
+                     run.rows + (int64_t)(visit.head * run.tile_count + visit.tile) * 2 * TILE::queries, full,
+                     TILE::row_bytes);
+            copy_panels<TILE::value_size, TILE::queries>(shared + TILE::gradient_at + ring.stage * TILE::gradient_bytes,
+                                                         map, full, visit.head, run.tiles[visit.tile].query);
+            ring.next();
+        }
         barrier_arrive(&control->task_free[tasks.stage]);
         tasks.next();
     }
@@ -147,7 +139,7 @@ static __device__ __forceinline__ void await_turns(const backward_run &run, back
         const ln_cuda_backward_task &task = control->task[tasks.stage];
         barrier_wait(&control->task_full[tasks.stage], tasks.phase);
         if (task.head < 0) break;
-        const int count = (task.end - task.first) * run.group;
+        const int count = steps_of(run, task);
 #pragma unroll 1
         for (int n = 0; n < count; n++) {
             barrier_wait(&control->query_full[ring.stage], ring.phase);
@@ -169,7 +161,7 @@ static __device__ __forceinline__ void pass_turns(const backward_run &run, char 
         const ln_cuda_backward_task &task = control->task[tasks.stage];
         barrier_wait(&control->task_full[tasks.stage], tasks.phase);
         if (task.head < 0) break;
-        const int count = (task.end - task.first) * run.group;
+        const int count = steps_of(run, task);
 #pragma unroll 1
         for (int n = 0; n < count; n++) {
             barrier_wait(&control->query_full[ring.stage], ring.phase);
@@ -178,12 +170,13 @@ static __device__ __forceinline__ void pass_turns(const backward_run &run, char 
             if constexpr ((OPTIONS & ENGINE) != 0) {
                 constexpr int bytes = TILE::queries * TILE::key_size * 4;
                 barrier_wait(&control->turn_come[ring.stage], ring.phase);
+                barrier_arrive(&control->query_free[ring.stage]); /* the next queries need not wait for the additions */
                 engine_add(run.sums + (int64_t)place * (bytes / 4), shared + TILE::sum_at, bytes, turn > 0);
                 engine_wait_read();
                 barrier_arrive(&control->sums_free);
                 engine_wait();
-            }
-            barrier_arrive(&control->query_free[ring.stage]);
+            } else
+                barrier_arrive(&control->query_free[ring.stage]);
             turn_set(run.turns + place, turn + 1);
             ring.next();
         }
@@ -238,9 +231,9 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
         products_commit();
         hold(sum);
     }
-    /* Scores become weights. */
+    /* Scores become weights. first_key, listed: this group's keys in the tile, and its bits of what a list lets see. */
     template <bool MASKED>
-    __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, int first_key, int position,
+    __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, int first_key, int position, int listed,
                                           const float *lse) {
         int low[2] = {}, high[2] = {};
         if (MASKED)
@@ -248,8 +241,8 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
             for (int half = 0; half < 2; half++) {
                 const sight seen = key_sight(run, task.tile * TILE::keys + first_key + warp * 16 + lane / 4 + 8 * half,
                                              task.keys, position);
-                low[half] = seen.low - 2 * (lane % 4);
-                high[half] = seen.high - 2 * (lane % 4);
+                low[half] = max(seen.low, listed & 1 ? 0 : 64) - 2 * (lane % 4);
+                high[half] = min(seen.high, listed & 4 ? 128 : 64) - 2 * (lane % 4);
             }
 #pragma unroll
         for (int k = 0; k < QUERIES / 16; k++) {

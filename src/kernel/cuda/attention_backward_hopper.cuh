@@ -97,11 +97,11 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         after.next();
         float change[QUERIES / 2] = {};
         barrier_wait(&of.control->gradient_full[stage], of.now.phase);
-        const int position = of.control->step[stage].position;
-        if (tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, position, QUERIES))
-            of.template weigh<true>(task, of.group * 64, position, rows);
+        const int position = of.control->step[stage].position, seen = of.control->step[stage].seen;
+        if (seen != LN_CUDA_SEEN || tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, position, QUERIES))
+            of.template weigh<true>(task, of.group * 64, position, seen >> of.group, rows);
         else
-            of.template weigh<false>(task, of.group * 64, position, rows);
+            of.template weigh<false>(task, of.group * 64, position, LN_CUDA_SEEN, rows);
         of.template start_square<VALUE_SIZE>(change, value_left(), gradient_rows(stage));
         of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
         key_done(first);
@@ -155,7 +155,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
     }
 
     __device__ __forceinline__ void walk(const ln_cuda_backward_task &task, int phase) {
-        const int count = (task.end - task.first) * of.run.group;
+        const int count = steps_of(of.run, task);
         barrier_wait(&of.control->key_full, phase);
         of.clear_keys(task.keys - task.tile * tile::keys, phase);
         barrier_wait(&of.control->value_full, phase);
@@ -176,7 +176,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
     __device__ __forceinline__ void store(const ln_cuda_backward_task &task) {
         const int row = of.group * 64 + of.warp * 16 + of.lane / 4, rows = task.keys - task.tile * tile::keys;
         if (row - of.lane / 4 < rows)
-            store_gradient<KEY_SIZE, HALF>(of.run.key_gradient, of.run.gradient_float32, task.key, task.head, row, rows,
+            store_gradient<KEY_SIZE, HALF>(of.run.key_gradient, of.run.packed_float32, task.key, task.head, row, rows,
                                            0, of.run.key_size, key_gradient, of.run.gradient_scale);
         if (row - of.lane / 4 < rows)
             store_gradient<VALUE_SIZE, HALF>(of.run.value_gradient, of.run.gradient_float32, task.key, task.head, row,
@@ -254,17 +254,10 @@ static ln_cuda_code backward_hopper_start(void *const *arguments, int blocks, vo
 template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS>
 static ln_cuda_backward_kernel backward_hopper_kernel(const char *name, int size) {
     typedef backward_tile<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS> tile;
-    return {name,
-            size,
-            size,
-            QUERIES,
-            tile::keys,
-            KEY_SIZE,
-            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
-            tile::threads,
-            tile::bytes,
-            9,
-            backward_hopper_start<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS>};
+    return {
+        name,          size,        size,       QUERIES,
+        tile::keys,    KEY_SIZE,    VALUE_SIZE, LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
+        tile::threads, tile::bytes, 9,          backward_hopper_start<KEY_SIZE, VALUE_SIZE, QUERIES, STAGES, OPTIONS>};
 }
 
 } // namespace ln

@@ -19,12 +19,12 @@ enum { BACKWARD_ROWS = 64 }; /* of a tile of queries or keys */
 
 template <int SIZE, int ROWS, int THREADS>
 static __device__ __forceinline__ void copy_operand(__nv_bfloat16 *to, const ln_cuda_tensor &from, int head,
-                                                    int64_t token, int rows) {
+                                                    int64_t token, int rows, int size) {
     const __nv_bfloat16 *base = (const __nv_bfloat16 *)from.data + token * from.token_stride + head * from.head_stride;
 #pragma unroll 4
     for (int i = threadIdx.x; i < ROWS * SIZE / 8; i += THREADS) {
         const int row = i / (SIZE / 8), column = i % (SIZE / 8) * 8;
-        const bool inside = row < rows;
+        const bool inside = row < rows && column < size;
         copy_piece(to + row * (SIZE + 8) + column, base + (inside ? row * from.token_stride + column : 0), inside);
     }
     copies_commit();
@@ -123,16 +123,16 @@ template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS, bool
     }
     __device__ __forceinline__ void copy_own(const ln_cuda_tensor &first, const ln_cuda_tensor &second, int head,
                                              int64_t token, int rows) {
-        copy_operand<KEY_SIZE, BACKWARD_ROWS, threads>(own_one, first, head, token, rows);
-        copy_operand<VALUE_SIZE, BACKWARD_ROWS, threads>(own_two, second, head, token, rows);
+        copy_operand<KEY_SIZE, BACKWARD_ROWS, threads>(own_one, first, head, token, rows, run.key_size);
+        copy_operand<VALUE_SIZE, BACKWARD_ROWS, threads>(own_two, second, head, token, rows, run.value_size);
     }
     /* `rows` of the others, which start at this token, meet the own. */
     __device__ __forceinline__ void meet(const ln_cuda_tensor &first, const ln_cuda_tensor &second, int head,
                                          int64_t token, int rows, const sight (&seen)[2], const float *lse,
                                          const float *part) {
         __syncthreads();
-        copy_operand<KEY_SIZE, OTHERS, threads>(other_one, first, head, token, rows);
-        copy_operand<VALUE_SIZE, OTHERS, threads>(other_two, second, head, token, rows);
+        copy_operand<KEY_SIZE, OTHERS, threads>(other_one, first, head, token, rows, run.key_size);
+        copy_operand<VALUE_SIZE, OTHERS, threads>(other_two, second, head, token, rows, run.value_size);
         copies_wait<0>();
         __syncthreads();
         square<KEY_SIZE>(score, own_one, other_one);
@@ -150,24 +150,25 @@ static __global__ void __launch_bounds__(128 * SPLIT, 1) backward_of_keys(const 
     const ln_cuda_backward_task task = run.tasks[blockIdx.x];
     const int first = task.tile * BACKWARD_ROWS, row = part.warp * 16 + part.lane / 4, rows = task.keys - first;
     if (task.first < task.end) part.copy_own(run.key, run.value, task.head, task.key, rows);
-    for (int head = task.head * run.group; head < (task.head + 1) * run.group; head++)
-        for (int tile = task.first; tile < task.end; tile++) {
-            const ln_cuda_backward_rows queries = run.tiles[tile];
-            const float *lse = run.rows + (int64_t)(head * run.tile_count + tile) * 2 * BACKWARD_ROWS;
-            for (int from = 0; from < queries.rows; from += OTHERS) {
-                const int position = queries.position + from;
-                const sight seen[2] = {key_sight(run, first + row, task.keys, position),
-                                       key_sight(run, first + row + 8, task.keys, position)};
-                part.meet(run.query, run.output_gradient, head, queries.query + from, queries.rows - from, seen,
-                          lse + from, lse + BACKWARD_ROWS + from);
-            }
+    const int steps = steps_of(run, task);
+    for (int step = 0; step < steps; step++) {
+        const ln_cuda_backward_visit visit = visit_of(run, task, step);
+        const ln_cuda_backward_rows queries = run.tiles[visit.tile];
+        const float *lse = run.rows + (int64_t)(visit.head * run.tile_count + visit.tile) * 2 * BACKWARD_ROWS;
+        for (int from = 0; from < queries.rows; from += OTHERS) {
+            const int position = queries.position + from;
+            const sight seen[2] = {key_sight(run, first + row, task.keys, position),
+                                   key_sight(run, first + row + 8, task.keys, position)};
+            part.meet(run.query, run.output_gradient, visit.head, queries.query + from, queries.rows - from, seen,
+                      lse + from, lse + BACKWARD_ROWS + from);
         }
+    }
     store_gradient<KEY_SIZE / SPLIT, (OPTIONS & LN_CUDA_HALF) != 0>(
-        run.key_gradient, run.gradient_float32, task.key, task.head, row, rows, part.half * (KEY_SIZE / SPLIT),
-        KEY_SIZE, part.one, run.gradient_scale);
+        run.key_gradient, run.packed_float32, task.key, task.head, row, rows, part.half * (KEY_SIZE / SPLIT),
+        run.key_size, part.one, run.gradient_scale);
     store_gradient<VALUE_SIZE / SPLIT, (OPTIONS & LN_CUDA_HALF) != 0>(
         run.value_gradient, run.gradient_float32, task.key, task.head, row, rows, part.half * (VALUE_SIZE / SPLIT),
-        VALUE_SIZE, part.two, 1.0f);
+        run.value_size, part.two, 1.0f);
 }
 
 /* Columns, keys from `first` on, that a query at this position sees. */
@@ -188,16 +189,21 @@ static __global__ void __launch_bounds__(128 * SPLIT, 1) backward_of_queries(con
     const ln_cuda_backward_rows tile = run.tiles[blockIdx.x];
     const int head = blockIdx.y, shared_head = head / run.group, row = part.warp * 16 + part.lane / 4;
     const float *lse = run.rows + (int64_t)(head * run.tile_count + blockIdx.x) * 2 * BACKWARD_ROWS;
-    if (tile.first_tile < tile.end_tile) part.copy_own(run.query, run.output_gradient, head, tile.query, tile.rows);
-    const int end = min(tile.keys, tile.end_tile * BACKWARD_ROWS);
-    for (int key = tile.first_tile * BACKWARD_ROWS; key < end; key += OTHERS) {
-        const sight seen[2] = {query_sight(run, tile.position + row, tile.keys, key),
-                               query_sight(run, tile.position + row + 8, tile.keys, key)};
-        part.meet(run.key, run.value, shared_head, tile.key + key, tile.keys - key, seen, lse, lse + BACKWARD_ROWS);
+    const int place = head * run.tile_count + blockIdx.x;
+    const int begin = run.starts ? run.starts[place] : tile.first_tile;
+    const int end = run.starts ? run.starts[place + 1] : tile.end_tile;
+    if (begin < end) part.copy_own(run.query, run.output_gradient, head, tile.query, tile.rows);
+    for (int at = begin; at < end; at++) {
+        const int first = (run.starts ? run.listed[at] : at) * BACKWARD_ROWS;
+        for (int key = first; key < min(tile.keys, first + BACKWARD_ROWS); key += OTHERS) {
+            const sight seen[2] = {query_sight(run, tile.position + row, tile.keys, key),
+                                   query_sight(run, tile.position + row + 8, tile.keys, key)};
+            part.meet(run.key, run.value, shared_head, tile.key + key, tile.keys - key, seen, lse, lse + BACKWARD_ROWS);
+        }
     }
     store_gradient<KEY_SIZE / SPLIT, (OPTIONS & LN_CUDA_HALF) != 0>(
-        run.query_gradient, run.gradient_float32, tile.query, head, row, tile.rows, part.half * (KEY_SIZE / SPLIT),
-        KEY_SIZE, part.one, run.gradient_scale);
+        run.query_gradient, run.packed_float32, tile.query, head, row, tile.rows, part.half * (KEY_SIZE / SPLIT),
+        run.key_size, part.one, run.gradient_scale);
 }
 
 template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS>
@@ -217,17 +223,10 @@ static ln_cuda_code backward_portable_start(void *const *arguments, int blocks, 
 template <int KEY_SIZE, int VALUE_SIZE, int OTHERS, int SPLIT, int OPTIONS>
 static ln_cuda_backward_kernel backward_portable_kernel(const char *name) {
     typedef backward_part<KEY_SIZE, VALUE_SIZE, OTHERS, SPLIT, OPTIONS, true> part;
-    return {name,
-            KEY_SIZE,
-            VALUE_SIZE,
-            BACKWARD_ROWS,
-            BACKWARD_ROWS,
-            KEY_SIZE,
-            LN_CUDA_WINDOW | OPTIONS,
-            part::threads,
-            part::bytes,
-            8,
-            backward_portable_start<KEY_SIZE, VALUE_SIZE, OTHERS, SPLIT, OPTIONS>};
+    return {
+        name,          KEY_SIZE,    VALUE_SIZE, BACKWARD_ROWS,
+        BACKWARD_ROWS, KEY_SIZE,    VALUE_SIZE, LN_CUDA_WINDOW | OPTIONS,
+        part::threads, part::bytes, 8,          backward_portable_start<KEY_SIZE, VALUE_SIZE, OTHERS, SPLIT, OPTIONS>};
 }
 
 } // namespace ln

@@ -19,6 +19,8 @@ struct backward_run {
     float *sink_gradient;
     const ln_cuda_backward_rows *tiles;
     const ln_cuda_backward_task *tasks;
+    const ln_cuda_backward_visit *visits; /* with lists, else NULL */
+    const int32_t *starts, *listed;       /* likewise */
     float *rows;    /* [head][tile][lse, part][tile_queries]: lse by log2(e), infinite for a row that sees nothing */
     float *sums;    /* of query gradients, [head][tile][block of 64 x 64][j][thread][4], the places of accumulators */
     int *turns;     /* [head][tile]: how many tiles of keys were added; 0 before a run */
@@ -30,6 +32,7 @@ struct backward_run {
     float cap_scale;      /* 2 scale / cap, with log2(e) in it */
     float gradient_scale; /* of gradients of queries and keys */
     int output_float32, gradient_float32, half;
+    int packed_float32; /* gradients of queries and keys are float32 */
 };
 
 /* One of two numbers of a word. */
@@ -71,6 +74,23 @@ static __device__ __forceinline__ int turn_of(const ln_cuda_backward_task &task,
     const int tiles = task.end - task.first, at = tile - task.first;
     const int started = min(task.members, ((at + 1) * task.members + tiles - 1) / tiles);
     return task.before + started - 1 - task.member + (task.member < started ? 0 : task.members);
+}
+
+/* The tile of queries of a head that a task visits as its n-th of `count`. */
+static __device__ __forceinline__ int visited(const ln_cuda_backward_task &task, int n) {
+    if (task.order == LN_CUDA_UP) return task.first + n;
+    if (task.order == LN_CUDA_DOWN) return task.end - 1 - n;
+    return task.start + n < task.end ? task.start + n : task.start + n - (task.end - task.first);
+}
+/* A task's steps: its visits of one head after the other. */
+static __device__ __forceinline__ int steps_of(const backward_run &run, const ln_cuda_backward_task &task) {
+    return run.visits ? task.end - task.first : (task.end - task.first) * run.group;
+}
+static __device__ __forceinline__ ln_cuda_backward_visit visit_of(const backward_run &run,
+                                                                  const ln_cuda_backward_task &task, int step) {
+    if (run.visits) return run.visits[task.first + step];
+    const int count = task.end - task.first, tile = visited(task, step % count);
+    return {task.head * run.group + step / count, tile, turn_of(task, run.tiles[tile], tile), LN_CUDA_SEEN};
 }
 
 /* Rows `row` and `row + 8` of accumulators, 64 rows a warp group: element 4 j + 2 half + c. Columns from `first`. */

@@ -78,9 +78,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
     __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, int stage) {
         const int position = of.control->step[stage].position;
         if (tiles_cut(of.run, task.tile * 64, 64, task.keys, position, 64))
-            of.template weigh<true>(task, 0, position, rows_of(stage));
+            of.template weigh<true>(task, 0, position, LN_CUDA_SEEN, rows_of(stage));
         else
-            of.template weigh<false>(task, 0, position, rows_of(stage));
+            of.template weigh<false>(task, 0, position, LN_CUDA_SEEN, rows_of(stage));
         uint4 *to = weights_of();
 #pragma unroll
         for (int k = 0; k < 4; k++) {
@@ -203,7 +203,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
 #pragma unroll
             for (int i = 0; i < SIZE / 2; i++) gradient[i] = 0;
             if (task.first < task.end) {
-                const int count = (task.end - task.first) * of.run.group;
+                const int count = steps_of(of.run, task);
                 barrier_wait(&of.control->key_full, phase);
                 of.clear_keys(task.keys - task.tile * 64, phase);
                 barrier_wait(&of.control->value_full, phase);
@@ -216,9 +216,10 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
                 phase ^= 1;
             }
             const int row = of.warp * 16 + of.lane / 4;
-            store_gradient<SIZE, HALF>(FIRST ? of.run.value_gradient : of.run.key_gradient, of.run.gradient_float32,
-                                       task.key, task.head, row, task.keys - task.tile * 64, 0, SIZE, gradient,
-                                       FIRST ? 1.0f : of.run.gradient_scale);
+            store_gradient<SIZE, HALF>(FIRST ? of.run.value_gradient : of.run.key_gradient,
+                                       FIRST ? of.run.gradient_float32 : of.run.packed_float32, task.key, task.head,
+                                       row, task.keys - task.tile * 64, 0, FIRST ? of.run.value_size : of.run.key_size,
+                                       gradient, FIRST ? 1.0f : of.run.gradient_scale);
             __syncwarp();
             of.leave(&of.control->task_free[tasks.stage]);
             tasks.next();
@@ -272,35 +273,11 @@ static ln_cuda_code backward_wide_start(void *const *arguments, int blocks, void
 template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS>
 static ln_cuda_backward_kernel backward_wide_kernel(const char *name) {
     typedef backward_wide_tile<KEY_SIZE, VALUE_SIZE, STAGES> tile;
-    return {name,
-            KEY_SIZE,
-            VALUE_SIZE,
-            tile::queries,
-            tile::keys,
-            KEY_SIZE,
-            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
-            tile::threads,
-            tile::bytes,
-            9,
-            backward_wide_start<KEY_SIZE, VALUE_SIZE, STAGES, OPTIONS>};
+    return {name,          KEY_SIZE,    VALUE_SIZE, tile::queries,
+            tile::keys,    KEY_SIZE,    VALUE_SIZE, LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
+            tile::threads, tile::bytes, 9,          backward_wide_start<KEY_SIZE, VALUE_SIZE, STAGES, OPTIONS>};
 }
 
 } // namespace ln
-
-/* The rows of the table for bf16 (0, "") or f16 (LN_CUDA_HALF, " f16"). Heads of 96 run in tiles of 128 columns, of
- * which the copy engine fills the last 32 with zeros. */
-#define LN_BACKWARD_SQUARE(size, wide, queries, options, name, type)                          \
-    ln::backward_hopper_kernel<wide, wide, queries, 3, (options)>("hopper " name type, size), \
-        ln::backward_hopper_kernel<wide, wide, queries, 3, (options) | LN_CUDA_CAP>("hopper " name " cap" type, size)
-#define LN_BACKWARD_WIDE(key_size, value_size, options, name, type)                    \
-    ln::backward_wide_kernel<key_size, value_size, 2, (options)>("hopper " name type), \
-        ln::backward_wide_kernel<key_size, value_size, 2, (options) | LN_CUDA_CAP>("hopper " name " cap" type)
-#define LN_BACKWARD_ROWS(half, type)                                                \
-    LN_BACKWARD_SQUARE(128, 128, 64, (half) | ln::ENGINE, "128: 64 x 128", type),   \
-        LN_BACKWARD_SQUARE(64, 64, 128, half, "64: 128 x 128", type),               \
-        LN_BACKWARD_SQUARE(96, 128, 64, (half) | ln::ENGINE, "96: 64 x 128", type), \
-        LN_BACKWARD_WIDE(256, 256, half, "256: 64 x 64", type),                     \
-        LN_BACKWARD_WIDE(192, 192, half, "192: 64 x 64", type),                     \
-        LN_BACKWARD_WIDE(192, 128, half, "192/128: 64 x 64", type)
 
 #endif

@@ -47,7 +47,7 @@ static bool lists_right(const ln_cuda_attention *a) {
     return true;
 }
 
-static bool arguments_right(const ln_cuda_attention *a) {
+bool ln_cuda_attention_right(const ln_cuda_attention *a) {
     if (a->heads < 1 || a->key_value_heads < 1 || a->heads % a->key_value_heads || a->heads > 65535) return false;
     if (a->sequences < 1 || !a->query_offsets || !a->key_offsets || a->window < 0 || a->window > INT_MAX / 2)
         return false;
@@ -166,7 +166,7 @@ ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, con
                                          const ln_cuda_kernel *kernel, ln_cuda_attention_plan *plan) {
     *plan = {};
     plan->device = *device;
-    if (!arguments_right(attention)) {
+    if (!ln_cuda_attention_right(attention)) {
         snprintf(plan->why, sizeof plan->why, "heads, offsets, window, scale or cap are out of range");
         return LN_CUDA_ARGUMENT;
     }

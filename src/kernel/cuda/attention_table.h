@@ -1,4 +1,5 @@
-/* The compiled kernels of each file, best first, and the packing of factors. */
+/* The compiled kernels of each file, best first, and what the gradients share with the forward pass: arguments, and the
+ * packing of factors. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_TABLE_H
 #define LN_KERNEL_CUDA_ATTENTION_TABLE_H
 
@@ -6,6 +7,9 @@
 
 extern const ln_cuda_kernel ln_cuda_hopper_kernels[], ln_cuda_hopper_half_kernels[], ln_cuda_portable_kernels[];
 extern const int ln_cuda_hopper_count, ln_cuda_hopper_half_count, ln_cuda_portable_count;
+
+/* Whether heads, offsets, window, scale, cap, rank and lists are in range. */
+bool ln_cuda_attention_right(const ln_cuda_attention *attention);
 
 /* to [tokens, heads, packed_size], packed: a row of `from`, then factors [tokens, heads, rank] times `scale` in three
  * groups of rank columns, and zeros. Of queries the groups are high, high, low halves, of keys high, low, high: their

@@ -131,15 +131,11 @@ static void *backward_room(const linnet_cuda_attention *attention, void *workspa
 static ln_cuda_code prepare_backward(const linnet_cuda_attention *attention, void *workspace, void *stream) {
     linnet_context *context = attention->cuda->context;
     const ln_cuda_backward_plan *plan = &attention->backward;
-    ln_cuda_backward_rows *tiles = ln_allocate(context, (uint64_t)plan->tiles + 1, sizeof *tiles, "tasks of gradients");
-    ln_cuda_backward_task *tasks = ln_allocate(context, (uint64_t)plan->tasks + 1, sizeof *tasks, "tasks of gradients");
-    ln_cuda_code code = LN_CUDA_OUT_OF_MEMORY;
-    if (tiles && tasks) {
-        ln_cuda_backward_tables(&attention->gradients, plan, tiles, tasks);
-        code = ln_cuda_backward_prepare(plan, tiles, tasks, backward_room(attention, workspace), stream);
-    }
-    ln_release(context, tiles);
-    ln_release(context, tasks);
+    void *tables = ln_allocate(context, (uint64_t)plan->tables + 1, 1, "tasks of gradients");
+    if (!tables) return LN_CUDA_OUT_OF_MEMORY;
+    ln_cuda_backward_tables_make(&attention->gradients, plan, tables);
+    const ln_cuda_code code = ln_cuda_backward_prepare(plan, tables, backward_room(attention, workspace), stream);
+    ln_release(context, tables);
     return code;
 }
 
@@ -198,6 +194,8 @@ linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attent
     if (!t.query_gradient.data || !t.key_gradient.data || !t.value_gradient.data)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT,
                        "a GPU makes the gradients of query, key and value together: none may be left out");
+    if (p->rank && (!t.query_factors || !t.key_factors))
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "gradients of attention with a rank need its factors");
     const ln_cuda_backward_tensors own = {.query = place(t.query, p->heads, p->key_size),
                                           .key = place(t.key, p->key_value_heads, p->key_size),
                                           .value = place(t.value, p->key_value_heads, p->value_size),
@@ -208,7 +206,11 @@ linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attent
                                           .query_gradient = place(t.query_gradient, p->heads, p->key_size),
                                           .key_gradient = place(t.key_gradient, p->key_value_heads, p->key_size),
                                           .value_gradient = place(t.value_gradient, p->key_value_heads, p->value_size),
-                                          .sink_gradient = attention->sinks ? t.sinks_gradient : NULL};
+                                          .sink_gradient = attention->sinks ? t.sinks_gradient : NULL,
+                                          .query_factors = t.query_factors,
+                                          .key_factors = t.key_factors,
+                                          .query_factors_gradient = t.query_factors_gradient,
+                                          .key_factors_gradient = t.key_factors_gradient};
     ln_cuda_code code = workspace ? ln_cuda_use(cuda->device.index) : LN_CUDA_ARGUMENT;
     if (!code)
         code = ln_cuda_backward_run(&attention->gradients, &attention->backward, &own,
