@@ -242,7 +242,7 @@ static int print_json(const bench *b, double seconds, double percent, const linn
     static const char *const forms[] = {
         [LINNET_MIXER_FORWARD] = "forward", [LINNET_MIXER_STEP] = "step", [LINNET_MIXER_BACKWARD] = "backward"};
     const work *w = b->work;
-    return cli_json_print(
+    return cli_json_line(
         json_pack("{ss ss sI sI sI sI sI sI sb sf sf sf sf sf sf ss}", "work", w->name, "form", forms[w->form],
                   "sequences", (json_int_t)w->sequences, "tokens", (json_int_t)w->tokens, "heads", (json_int_t)w->heads,
                   "key_heads", (json_int_t)w->key_heads, "key_size", (json_int_t)w->key_size, "value_size",
@@ -298,10 +298,10 @@ static int print_head(bench *b) {
     if (linnet_cuda_measure_peaks(b->cuda, &b->peaks) != LINNET_OK || linnet_cuda_describe(b->cuda, &info) != LINNET_OK)
         return failed(b);
     if (b->arguments->json)
-        return cli_json_print(json_pack("{ss si si si sI sf sf}", "device", info.name, "major", info.major, "minor",
-                                        info.minor, "multiprocessors", info.multiprocessors, "memory",
-                                        (json_int_t)info.memory, "bf16_operations", b->peaks.bf16_operations,
-                                        "copy_bytes", b->peaks.read_bytes));
+        return cli_json_line(json_pack("{ss si si si sI sf sf}", "device", info.name, "major", info.major, "minor",
+                                       info.minor, "multiprocessors", info.multiprocessors, "memory",
+                                       (json_int_t)info.memory, "bf16_operations", b->peaks.bf16_operations,
+                                       "copy_bytes", b->peaks.read_bytes));
     printf("%s, compute capability %d.%d, %d multiprocessors, %s of memory\n", info.name, info.major, info.minor,
            info.multiprocessors, cli_size(info.memory));
     printf("peaks: %.0f TFLOP/s (bf16 products), %.2f TB/s (a copy, read and written)\n\n",
