@@ -70,7 +70,7 @@ static int tiles_of(int tokens, int tile) {
     return (tokens + tile - 1) / tile;
 }
 
-/* About half of the tiles, and of some lists none. */
+/* About half of the tiles, the first of the first list, and of the second none. */
 static void draw_lists(attention_case *c) {
     const attention_work *w = c->of;
     const int key_tiles = tiles_of(w->keys[0], w->key_tile),
@@ -80,7 +80,7 @@ static void draw_lists(attention_case *c) {
     for (int l = 0; l < lists; l++) {
         int64_t count = c->list_offsets[l];
         for (int tile = 0; tile < key_tiles && l != 1; tile++)
-            if (random_uniform() < 0.5) c->listed[count++] = tile;
+            if (random_uniform() < 0.5 || (l == 0 && tile == 0)) c->listed[count++] = tile;
         c->list_offsets[l + 1] = count;
     }
 }

@@ -10,7 +10,7 @@
  *
  * Three blocks for two groups: the third is the first group's at every other step, the second's between.
  *
- * Why tiles of 128 keys: the second cache takes additions of the query gradient at a rate that bounds tiles of 64.
+ * Why tiles of 128 keys: a tile of queries gets half as many additions and turns, and each product is twice as long.
  *
  * Invariant: slopes have one place. A group writes slope(n+1) when every warp has said that its query gradient of n is
  * done. */
