@@ -144,7 +144,7 @@ ln_cuda_code ln_cuda_product_run(const ln_cuda_product *product, const ln_cuda_p
     if (product->gated && (!product->given || product->given_stride < product->weight[0].rows)) return LN_CUDA_ARGUMENT;
     if (plan->few != (product->tokens <= LN_CUDA_PRODUCT_FEW)) return LN_CUDA_ARGUMENT;
     if (plan->workspace && !whole(workspace, 256)) return LN_CUDA_ARGUMENT;
-    if (plan->few) return ln_cuda_product_few(product, workspace, stream);
+    if (plan->few) return ln_cuda_product_few(product, &plan->device, workspace, stream);
     for (int i = 0; i < product->count; i++) {
         const ln_cuda_code code = run_matrix(product, plan, library, i, workspace, stream);
         if (code) return code;

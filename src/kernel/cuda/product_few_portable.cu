@@ -1,0 +1,520 @@
+/* Products of few tokens for compute capability 8.0 and newer: each weight is read once, and the memory decides.
+ *
+ * As many blocks as multiprocessors stay: each has tiles of 16 rows that lie together, its warps have a range of
+ * columns each, and a warp's weights come to a ring in shared memory that is its own, far ahead and across the ends of
+ * rows. Weights are the same whatever ran before, so the ring is filled before x is waited for, while the kernel before
+ * this one ends: two blocks fit on a multiprocessor.
+ *
+ * The weights are the left operand, tokens the columns of the right one. Which columns a product adds up is free as
+ * long as both operands agree, so a lane takes 8 columns that lie together from both sides. The warps' sums are added
+ * in their order. Fewer tokens than the operand has are repeated, and what they give is dropped. bf16    products of 16
+ * x 8 x 16, 8 tokens at once. codes   products of bytes of 16 x 8 x 32, which are exact. x is rounded to 16 bits a
+ * block of 32 columns, x = step (256 high + low), and a token has two columns, one a digit: 4 tokens at once. Codes of
+ * Q4_0 are multiplied as 16 (code - 8), which a mask makes of them. An integer comes as the last bits of a float32
+ *             near 1.5 2^23, where the sums began.
+ *
+ * Invariant: a commit of copies is a stage, also where there was nothing left to copy, so that the oldest of STAGES
+ * commits is the stage that is read next. */
+#include <string.h>
+
+#include "kernel/cuda/digits.cuh"
+#include "kernel/cuda/launch.cuh"
+#include "kernel/cuda/product_activation.cuh"
+#include "kernel/cuda/product_table.h"
+#include "kernel/cuda/weight.cuh"
+
+namespace ln {
+
+struct few_run {
+    ln_cuda_weight weight[LN_CUDA_PRODUCT_MOST];
+    float *y[LN_CUDA_PRODUCT_MOST];
+    int64_t stride[LN_CUDA_PRODUCT_MOST], x_stride, given_stride;
+    int row_tiles[LN_CUDA_PRODUCT_MOST], rows; /* rows: tiles of them in all; of gated matrices, of one */
+    const __nv_bfloat16 *x;
+    ln_cuda_digits digits; /* of codes; high NULL: blocks make them */
+    __nv_bfloat16 *given;
+    int tokens, tiles, gated, activation;
+    int slots;  /* tiles of rows whose sums are kept before warps add them up */
+    int x_here; /* x is copied to shared memory */
+    int x_step; /* bytes from a row of x there, or of a digit, to the next */
+    float gate_scale;
+};
+
+/* ---- weights of a tile, as operands ---- */
+
+/* A stage has `chunk` tiles of 64 columns: their words, a piece of 16 bytes a lane, then their scales. */
+template <int KIND> struct tile;
+
+#ifndef LN_FEW_BF16
+#define LN_FEW_BF16 8, 1, 4
+#define LN_FEW_Q8 16, 1, 4
+#define LN_FEW_Q4 16, 2, 4
+#endif
+template <int WARPS, int CHUNK, int STAGES> struct few_shape {
+    static constexpr int warps = WARPS, chunk = CHUNK, stages = STAGES, threads = 32 * WARPS;
+};
+template <int KIND> static constexpr int few_threads = few_shape<LN_FEW_Q4>::threads;
+template <> constexpr int few_threads<LN_CUDA_WEIGHT_Q8_0> = few_shape<LN_FEW_Q8>::threads;
+template <> constexpr int few_threads<LN_CUDA_WEIGHT_BF16> = few_shape<LN_FEW_BF16>::threads;
+
+template <> struct tile<LN_CUDA_WEIGHT_BF16> {
+    using shape = few_shape<LN_FEW_BF16>;
+    static constexpr int words = 4;
+    uint4 word[words];
+    /* Rows lie one after the other: where a lane's columns begin, and how far its words are from there. */
+    static __device__ __forceinline__ int64_t begin(int64_t row_tile, int tiles, int at, int lane) {
+        return ((row_tile * 16 + lane / 4) * tiles + at) * 128 + lane % 4 * 16;
+    }
+    static __device__ __forceinline__ int64_t step(int tiles, int w) {
+        return w % 2 * (int64_t)tiles * 1024 + w / 2 * 64;
+    }
+    static constexpr int next = 128; /* from a tile to that of the next columns */
+};
+
+template <> struct tile<LN_CUDA_WEIGHT_Q8_0> {
+    using shape = few_shape<LN_FEW_Q8>;
+    static constexpr int words = 2;
+    static constexpr float unit = 1;
+    uint4 word[words];
+    uint2 scale;
+    static __device__ __forceinline__ int64_t begin(int64_t row_tile, int tiles, int at, int lane) {
+        return (row_tile * tiles + at) * 1024 + lane * 16;
+    }
+    static __device__ __forceinline__ int64_t step(int, int w) { return w * 512; }
+    static constexpr int next = 1024;
+    __device__ __forceinline__ void get(int half, uint32_t (&left)[4]) const {
+        left[0] = word[half].x, left[1] = word[half].z, left[2] = word[half].y, left[3] = word[half].w;
+    }
+};
+
+template <> struct tile<LN_CUDA_WEIGHT_Q4_0> {
+    using shape = few_shape<LN_FEW_Q4>;
+    static constexpr int words = 1;
+    static constexpr float unit = 1.0f / 16;
+    uint4 word[words];
+    uint2 scale;
+    static __device__ __forceinline__ int64_t begin(int64_t row_tile, int tiles, int at, int lane) {
+        return (row_tile * tiles + at) * 512 + lane * 16;
+    }
+    static __device__ __forceinline__ int64_t step(int, int) { return 0; }
+    static constexpr int next = 512;
+    /* Half bytes in the upper halves of bytes, their sign turned: 16 (code - 8). */
+    static __device__ __forceinline__ uint32_t upper(uint32_t word) { return (word & 0xf0f0f0f0u) ^ 0x80808080u; }
+    __device__ __forceinline__ void get(int half, uint32_t (&left)[4]) const {
+        const uint32_t low = half ? word[0].z : word[0].x, high = half ? word[0].w : word[0].y;
+        left[0] = upper(low << 4), left[1] = upper(high << 4), left[2] = upper(low), left[3] = upper(high);
+    }
+};
+
+template <int KIND> static constexpr bool few_codes = KIND != LN_CUDA_WEIGHT_BF16;
+template <int KIND>
+static constexpr int few_stage = tile<KIND>::shape::chunk *(tile<KIND>::words * 512 + (few_codes<KIND> ? 64 : 0));
+template <int KIND>
+static constexpr int few_ring = tile<KIND>::shape::warps *tile<KIND>::shape::stages *few_stage<KIND>;
+
+static __device__ __forceinline__ float2 scales_of(uint32_t both) {
+    __half2 pair;
+    memcpy(&pair, &both, 4);
+    return __half22float2(pair);
+}
+
+/* ---- what a warp reads, in its order ---- */
+
+struct few_place {
+    int matrix, row_tile;
+};
+static __device__ __forceinline__ few_place few_locate(const few_run &run, int row_tile) {
+    int matrix = 0;
+    if (!run.gated)
+        while (row_tile >= run.row_tiles[matrix]) row_tile -= run.row_tiles[matrix++];
+    return {matrix, row_tile};
+}
+
+/* Tiles of columns, of one tile of rows after the other; of two matrices, which are of one shape, the same in turn. */
+template <int KIND, int MATRICES> struct few_stream {
+    int64_t codes, scales; /* where they are in the matrix: a lane's */
+    int row, last, first, end, at, matrix;
+
+    __device__ __forceinline__ void open(const few_run &run) {
+        at = first;
+        if (row >= last) return;
+        const int lane = threadIdx.x % 32;
+        const few_place place = few_locate(run, row);
+        matrix = place.matrix;
+        codes = tile<KIND>::begin(place.row_tile, run.tiles, first, lane);
+        scales = ((int64_t)place.row_tile * run.tiles + first) * 64 + lane * 16;
+    }
+    __device__ __forceinline__ void fetch(const few_run &run, int m, char *stage) const {
+        constexpr int chunk = tile<KIND>::shape::chunk, words = tile<KIND>::words;
+        const int lane = threadIdx.x % 32;
+        if (row < last) {
+            const ln_cuda_weight &weight = run.weight[MATRICES == 1 ? matrix : m];
+            const char *from = (const char *)weight.codes + codes;
+#pragma unroll
+            for (int i = 0; i < chunk; i++)
+                if (i == 0 || at + i < end)
+#pragma unroll
+                    for (int w = 0; w < words; w++)
+                        copy_piece(stage + (i * words + w) * 512 + lane * 16,
+                                   from + i * tile<KIND>::next + tile<KIND>::step(run.tiles, w), true);
+            if (few_codes<KIND> && lane < 4 * chunk && at + lane / 4 < end)
+                copy_piece(stage + chunk * words * 512 + lane * 16, (const char *)weight.scales + scales, true);
+        }
+        copies_commit();
+    }
+    __device__ __forceinline__ void advance(const few_run &run) {
+        constexpr int chunk = tile<KIND>::shape::chunk;
+        at += chunk;
+        codes += chunk * tile<KIND>::next;
+        scales += chunk * 64;
+        if (at < end) return;
+        row++;
+        open(run);
+    }
+};
+
+template <int KIND> static __device__ __forceinline__ void read_tile(tile<KIND> &part, const char *stage, int i) {
+    constexpr int words = tile<KIND>::words;
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int w = 0; w < words; w++) part.word[w] = *(const uint4 *)(stage + (i * words + w) * 512 + lane * 16);
+    if constexpr (few_codes<KIND>)
+        part.scale = *(const uint2 *)(stage + tile<KIND>::shape::chunk * words * 512 + i * 64 + lane / 4 * 8);
+}
+
+/* ---- x ---- */
+
+/* Rows of bf16; of codes the digits, [token][high, low][64 columns of a tile in the order of the lanes]. */
+struct few_x {
+    const char *rows;
+    const float *steps; /* [tokens][blocks of 32 columns] */
+    int64_t step;       /* from a row to the next, bytes */
+};
+
+/* Four columns of a token in digits; eight threads have a block of 32, and all lanes are here. */
+static __device__ __forceinline__ void split_four(const few_run &run, int token, int at, char *high_at, char *low_at,
+                                                  float *steps, bool inside) {
+    float x[4] = {0, 0, 0, 0}, most = 0;
+    if (inside) {
+        const uint2 four = __ldcg((const uint2 *)(run.x + token * run.x_stride + at * 4));
+        x[0] = __uint_as_float(four.x << 16), x[1] = __uint_as_float(four.x & 0xffff0000u);
+        x[2] = __uint_as_float(four.y << 16), x[3] = __uint_as_float(four.y & 0xffff0000u);
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) most = fmaxf(most, digits_size(x[k]));
+#pragma unroll
+    for (int k = 1; k < 8; k *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, k));
+    if (!inside) return;
+    const digit_scale scale = digits_scale(most);
+    uint32_t high, low;
+    digits_of(x, scale.inverse, &high, &low);
+    *(uint32_t *)(high_at + digits_place(at * 4)) = high;
+    *(uint32_t *)(low_at + digits_place(at * 4)) = low;
+    if (at % 8 == 0) steps[token * run.tiles * 2 + at / 8] = scale.step;
+}
+
+/* x of the block, in `room` where it is wanted there; all threads. */
+template <int KIND> static __device__ __forceinline__ few_x few_take_x(const few_run &run, char *room) {
+    const int threads = blockDim.x, pieces = run.tiles * (few_codes<KIND> ? 4 : 8); /* of 16 bytes of a row */
+    const int rows = few_codes<KIND> ? 2 * run.tokens : run.tokens;
+    const char *from = few_codes<KIND> ? (const char *)run.digits.high : (const char *)run.x;
+    const int64_t from_step = few_codes<KIND> ? run.tiles * 64 : run.x_stride * 2;
+    if (!run.x_here) return {from, run.digits.step, from_step};
+    float *steps = (float *)(room + rows * run.x_step);
+    if (few_codes<KIND> && !run.digits.high) {
+        const int quarters = run.tiles * 16, all = quarters * run.tokens;
+        for (int first = 0; first < all; first += threads) {
+            const int i = first + (int)threadIdx.x, token = i / quarters;
+            char *high = room + 2 * token * run.x_step;
+            split_four(run, token, i % quarters, high, high + run.x_step, steps, i < all);
+        }
+    } else {
+        for (int row = 0; row < rows; row++)
+            for (int i = threadIdx.x; i < pieces; i += threads)
+                *(uint4 *)(room + row * run.x_step + i * 16) = __ldcg((const uint4 *)(from + row * from_step) + i);
+        for (int i = threadIdx.x; few_codes<KIND> && i < run.tokens * run.tiles * 2; i += threads)
+            steps[i] = __ldcg(run.digits.step + i);
+    }
+    __syncthreads();
+    return {room, steps, run.x_step};
+}
+
+/* What a lane holds of x and of sums for a group of tokens. */
+template <int KIND> struct group {
+    static constexpr int tokens = 4, sums = 2;
+    uint4 digits;
+    float2 step;
+    __device__ __forceinline__ void load(const few_run &run, const few_x &x, int first, int at, int lane) {
+        const int column = min(first + lane / 8, run.tokens - 1), token = min(first + lane % 4, run.tokens - 1);
+        digits = *(const uint4 *)(x.rows + (2 * column + lane / 4 % 2) * x.step + at * 64 + lane % 4 * 16);
+        step = *(const float2 *)(x.steps + (token * run.tiles + at) * 2);
+    }
+    __device__ __forceinline__ void add(const tile<KIND> &part, float *sum) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint32_t right[2] = {half ? digits.z : digits.x, half ? digits.w : digits.y};
+            const float2 scale = scales_of(half ? part.scale.y : part.scale.x);
+            const float unit = half ? step.y : step.x, middle = 12582912;
+            uint32_t left[4];
+            int block[4] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+            part.get(half, left);
+            add_product_bytes(block, left, right);
+            const float high = __int_as_float(block[0]) - middle, low = __int_as_float(block[1]) - middle;
+            const float high8 = __int_as_float(block[2]) - middle, low8 = __int_as_float(block[3]) - middle;
+            sum[0] += unit * scale.x * (256 * high + low);
+            sum[1] += unit * scale.y * (256 * high8 + low8);
+        }
+    }
+    /* Token and row of a sum. */
+    static __device__ __forceinline__ int token_of(int, int lane) {
+        return lane % 4;
+    }
+    static __device__ __forceinline__ int row_of(int i, int lane) {
+        return lane / 4 + 8 * i;
+    }
+};
+
+template <> struct group<LN_CUDA_WEIGHT_BF16> {
+    static constexpr int tokens = 8, sums = 4;
+    uint4 columns[2];
+    __device__ __forceinline__ void load(const few_run &run, const few_x &x, int first, int at, int lane) {
+        const int token = min(first + lane / 4, run.tokens - 1);
+        const char *from = x.rows + token * x.step + at * 128 + lane % 4 * 16;
+        columns[0] = *(const uint4 *)from;
+        columns[1] = *(const uint4 *)(from + 64);
+    }
+    __device__ __forceinline__ void add(const tile<LN_CUDA_WEIGHT_BF16> &part, float *sum) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint4 x = columns[half], low = part.word[2 * half], high = part.word[2 * half + 1];
+            const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
+            const uint32_t x_first[2] = {x.x, x.y}, x_second[2] = {x.z, x.w};
+            add_product(sum, first, x_first);
+            add_product(sum, second, x_second);
+        }
+    }
+    static __device__ __forceinline__ int token_of(int i, int lane) {
+        return lane % 4 * 2 + i % 2;
+    }
+    static __device__ __forceinline__ int row_of(int i, int lane) {
+        return lane / 4 + 8 * (i / 2);
+    }
+};
+
+/* ---- sums ---- */
+
+/* Those of all warps: [tile of rows][matrix][warp][token][row]. */
+template <int KIND, int GROUPS>
+static __device__ __forceinline__ void keep_sums(const few_run &run, float *to,
+                                                 const float (&sum)[GROUPS][group<KIND>::sums]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < GROUPS; n++)
+#pragma unroll
+        for (int i = 0; i < group<KIND>::sums; i++) {
+            const int token = n * group<KIND>::tokens + group<KIND>::token_of(i, lane);
+            if (token < run.tokens) to[token * 16 + group<KIND>::row_of(i, lane)] = sum[n][i];
+        }
+}
+template <int KIND> static __device__ __forceinline__ float total_of(const float *sums, int outputs) {
+    float total = 0;
+#pragma unroll
+    for (int warp = 0; warp < tile<KIND>::shape::warps; warp++) total += sums[warp * outputs];
+    if constexpr (few_codes<KIND>) total *= tile<KIND>::unit;
+    return total;
+}
+
+/* Results of `count` tiles of rows from row_tile on; all threads. */
+template <int KIND, int MATRICES>
+static __device__ __forceinline__ void give_rows(const few_run &run, const float *sums, int row_tile, int count) {
+    const int outputs = run.tokens * 16, stride = tile<KIND>::shape::warps * outputs;
+    for (int i = threadIdx.x; i < count * outputs; i += blockDim.x) {
+        const int slot = i / outputs, within = i % outputs, token = within / 16;
+        const few_place place = few_locate(run, row_tile + slot);
+        const int64_t row = (int64_t)place.row_tile * 16 + within % 16;
+        const float *from = sums + slot * MATRICES * stride + within;
+        if (row >= run.weight[place.matrix].rows) continue;
+        const float total = total_of<KIND>(from, outputs);
+        if constexpr (MATRICES == 2) {
+            const float up = total_of<KIND>(from + stride, outputs);
+            run.given[token * run.given_stride + row] =
+                __float2bfloat16(activate(run.activation, run.gate_scale * total) * up);
+        } else {
+            run.y[place.matrix][token * run.stride[place.matrix] + row] = total;
+        }
+    }
+}
+
+/* The warp's columns of a tile of rows. */
+template <int KIND, int GROUPS, int MATRICES>
+static __device__ __forceinline__ void add_row(const few_run &run, const few_x &x, few_stream<KIND, MATRICES> &next,
+                                               char *ring, int *stage,
+                                               float (&sum)[MATRICES][GROUPS][group<KIND>::sums]) {
+    using shape = typename tile<KIND>::shape;
+    const int lane = threadIdx.x % 32;
+    for (int at = next.first; at < next.end; at += shape::chunk) {
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++) {
+            tile<KIND> part[shape::chunk];
+            char *from = ring + *stage * few_stage<KIND>;
+            copies_wait<shape::stages - 1>();
+            __syncwarp(); /* other lanes' copies of scales too */
+#pragma unroll
+            for (int i = 0; i < shape::chunk; i++) read_tile<KIND>(part[i], from, i);
+            __syncwarp();
+            next.fetch(run, m, from);
+            if (++*stage == shape::stages) *stage = 0;
+#pragma unroll
+            for (int i = 0; i < shape::chunk; i++) {
+                if (i > 0 && at + i >= next.end) break;
+#pragma unroll
+                for (int n = 0; n < GROUPS; n++) {
+                    group<KIND> columns;
+                    columns.load(run, x, n * group<KIND>::tokens, at + i, lane);
+                    columns.add(part[i], sum[m][n]);
+                }
+            }
+        }
+        next.advance(run);
+    }
+}
+
+template <int KIND, int GROUPS, int MATRICES>
+static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS == 1 ? 2 : 1)
+    product_few(const __grid_constant__ few_run run) {
+    using shape = typename tile<KIND>::shape;
+    static_assert(shape::stages % MATRICES == 0, "a stage is always of the same matrix");
+    const int warp = threadIdx.x / 32;
+    char *ring = block_memory() + warp * shape::stages * few_stage<KIND>;
+    char *x_room = block_memory() + few_ring<KIND>;
+    const int first = (int)((int64_t)blockIdx.x * run.rows / gridDim.x),
+              last = (int)((int64_t)(blockIdx.x + 1) * run.rows / gridDim.x);
+    few_stream<KIND, MATRICES> next = {};
+    let_next_start();
+    next.row = first, next.last = last;
+    next.first = warp * run.tiles / shape::warps, next.end = (warp + 1) * run.tiles / shape::warps;
+    if (next.first == next.end) next.row = last;
+    next.open(run);
+#pragma unroll
+    for (int s = 0; s < shape::stages; s++) {
+        next.fetch(run, s % MATRICES, ring + s * few_stage<KIND>);
+        if (s % MATRICES == MATRICES - 1 && next.row < last) next.advance(run);
+    }
+    wait_for_previous();
+    const few_x x = few_take_x<KIND>(run, x_room);
+    const int outputs = run.tokens * 16, x_rows = few_codes<KIND> ? 2 * run.tokens : run.tokens;
+    float *sums =
+        (float *)(x_room + (run.x_here ? x_rows * run.x_step + (few_codes<KIND> ? run.tokens * run.tiles * 8 : 0) : 0));
+    int stage = 0, slot = 0;
+    for (int row = first; row < last; row++) {
+        float sum[MATRICES][GROUPS][group<KIND>::sums] = {};
+        add_row<KIND, GROUPS, MATRICES>(run, x, next, ring, &stage, sum);
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++)
+            keep_sums<KIND, GROUPS>(run, sums + ((slot * MATRICES + m) * shape::warps + warp) * outputs, sum[m]);
+        if (++slot < run.slots && row + 1 < last) continue;
+        __syncthreads();
+        give_rows<KIND, MATRICES>(run, sums, row + 1 - slot, slot);
+        if (row + 1 < last) __syncthreads(); /* the sums' room is used again */
+        slot = 0;
+    }
+    copies_wait<0>();
+}
+
+/* ---- starting ---- */
+
+struct few_room {
+    int bytes, blocks; /* of shared memory; of the grid */
+};
+
+template <int KIND, int GROUPS>
+static ln_cuda_code start_groups(const few_run &run, const few_room &room, void *stream) {
+    const dim3 grid((unsigned)room.blocks), block(few_threads<KIND>);
+    if (run.gated) return launch_early(product_few<KIND, GROUPS, 2>, grid, block, room.bytes, stream, run);
+    return launch_early(product_few<KIND, GROUPS, 1>, grid, block, room.bytes, stream, run);
+}
+
+/* Two blocks of this much fit on a multiprocessor of compute capability 9.0, with what the device takes of each. */
+enum { FEW_BYTES = 113 << 10, FEW_SUMS = 8 << 10, FEW_LEAST = 4 << 10 };
+
+/* Where x and sums go. false: x is read from memory. */
+template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *device, few_room *room) {
+    const int64_t limit = FEW_BYTES < device->block_shared_bytes ? FEW_BYTES : device->block_shared_bytes;
+    const int64_t tiles = run->tiles, rows = few_codes<KIND> ? 2 * run->tokens : run->tokens;
+    const int64_t row = few_codes<KIND> ? tiles * 64 : tiles * 128,
+                  step = row % 128 ? row : row + 64; /* meets all banks */
+    const int64_t x = rows * step + (few_codes<KIND> ? run->tokens * tiles * 8 : 0);
+    const int64_t slot = (1 + run->gated) * (int64_t)tile<KIND>::shape::warps * run->tokens * 64;
+    const int64_t least = slot > FEW_LEAST ? slot : FEW_LEAST;
+    room->blocks = run->rows < device->multiprocessors ? run->rows : device->multiprocessors;
+    run->x_step = (int)step;
+    run->x_here = few_ring<KIND> + x + least <= limit;
+    const int64_t used = few_ring<KIND> + (run->x_here ? x : 0), left = limit - used;
+    const int64_t most = (run->rows + room->blocks - 1) / room->blocks,
+                  fit = (left < FEW_SUMS ? left : FEW_SUMS) / slot;
+    run->slots = (int)(fit < 1 ? 1 : fit < most ? fit : most);
+    room->bytes = (int)(used + run->slots * slot);
+    return run->x_here;
+}
+
+/* x in digits, where it does not fit into a block's memory: eight threads a block of 32 columns. */
+static __global__ void split_columns(const __grid_constant__ few_run run) {
+    const int quarters = run.tiles * 16, i = blockIdx.x * blockDim.x + threadIdx.x, token = i / quarters;
+    let_next_start();
+    wait_for_previous();
+    char *high = (char *)run.digits.high + 2 * token * (4 * (int64_t)quarters);
+    split_four(run, token, i % quarters, high, high + 4 * quarters, run.digits.step, token < run.tokens);
+}
+
+template <int KIND>
+static ln_cuda_code start_few(few_run run, const ln_cuda_device *device, void *workspace, void *stream) {
+    const int groups = (run.tokens + group<KIND>::tokens - 1) / group<KIND>::tokens;
+    few_room room;
+    const bool here = few_lay_out<KIND>(&run, device, &room);
+    if (few_codes<KIND> && !here && !run.digits.high) {
+        run.digits.high = workspace;
+        run.digits.step = (float *)((char *)workspace + (int64_t)run.tokens * run.tiles * 128);
+        const unsigned blocks = ((unsigned)run.tiles * 16 * run.tokens + 255) / 256;
+        const ln_cuda_code code = launch_early(split_columns, dim3(blocks), dim3(256), 0, stream, run);
+        if (code) return code;
+    }
+    return groups <= 1   ? start_groups<KIND, 1>(run, room, stream)
+           : groups <= 2 ? start_groups<KIND, 2>(run, room, stream)
+                         : start_groups < KIND,
+           few_codes<KIND> ? 4 : 2 > (run, room, stream);
+}
+
+} // namespace ln
+
+using namespace ln;
+
+ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, const ln_cuda_device *device, void *workspace,
+                                 void *stream) {
+    few_run run = {};
+    for (int m = 0; m < product->count; m++) {
+        run.weight[m] = product->weight[m];
+        run.y[m] = product->y[m];
+        run.stride[m] = product->stride[m];
+        run.row_tiles[m] = (int)((product->weight[m].rows + 15) / 16);
+        if (m == 0 || !product->gated) run.rows += run.row_tiles[m];
+    }
+    run.x = (const __nv_bfloat16 *)product->x;
+    run.given = (__nv_bfloat16 *)product->given;
+    run.x_stride = product->x_stride;
+    run.given_stride = product->given_stride;
+    run.tokens = (int)product->tokens;
+    run.tiles = (int)((product->weight[0].columns + 63) / 64);
+    run.gated = product->gated;
+    run.activation = product->activation;
+    run.gate_scale = product->gate_scale;
+    run.digits = product->digits;
+    switch (product->weight[0].kind) {
+    case LN_CUDA_WEIGHT_BF16:
+        return start_few<LN_CUDA_WEIGHT_BF16>(run, device, workspace, stream);
+    case LN_CUDA_WEIGHT_Q8_0:
+        return start_few<LN_CUDA_WEIGHT_Q8_0>(run, device, workspace, stream);
+    case LN_CUDA_WEIGHT_Q4_0:
+        return start_few<LN_CUDA_WEIGHT_Q4_0>(run, device, workspace, stream);
+    }
+    return LN_CUDA_UNSUPPORTED;
+}
