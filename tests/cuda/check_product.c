@@ -300,6 +300,8 @@ static const work BENCH[] = {
     {"q4_0, 14336 x 4096, 2048 tokens", LN_CUDA_RAW_Q4_0, {14336}, 4096, 2048},
 };
 
+enum { BENCH_WORDS = 1 << 17 }; /* of 8 bytes, again and again */
+
 /* Without values on the host: codes are what the memory holds. */
 static void open_bench(setting *s, const work *w, const ln_cuda_device *device, void *library) {
     *s = (setting){.of = w, .library = library};
@@ -312,7 +314,7 @@ static void open_bench(setting *s, const work *w, const ln_cuda_device *device, 
         uint64_t *host = malloc((size_t)bytes);
         s->memory[i] = device_open(bytes);
         /* Numbers near 1 in bf16, or codes of any bits with scales near 2^-7. */
-        for (int64_t k = 0; k < bytes / 8; k++) host[k] = random_next();
+        for (int64_t k = 0; k < bytes / 8; k++) host[k] = k < BENCH_WORDS ? random_next() : host[k - BENCH_WORDS];
         const int64_t first = kind_of(w->raw) == LN_CUDA_WEIGHT_BF16 ? 0 : scales / 8;
         const uint64_t mask = first ? 0x03ff03ff03ff03ffu : 0x807f807f807f807fu,
                        set = first ? 0x2000200020002000u : 0x3f003f003f003f00u;
@@ -332,6 +334,69 @@ static void open_bench(setting *s, const work *w, const ln_cuda_device *device, 
     s->workspace = device_open(s->plan.workspace);
 }
 
+/* Products one after the other in a graph, as in the pass of a model: with more weights than caches hold, each read
+ * once. */
+static const work ROWS[] = {
+    {"q4_0, 6144 x 4096", LN_CUDA_RAW_Q4_0, {4096, 1024, 1024}, 4096, 1},
+    {"q4_0, 4096 x 4096", LN_CUDA_RAW_Q4_0, {4096}, 4096, 1},
+    {"q4_0, 28672 x 4096, gated", LN_CUDA_RAW_Q4_0, {14336, 14336}, 4096, 1, true, false, 1},
+    {"q4_0, 4096 x 14336", LN_CUDA_RAW_Q4_0, {4096}, 14336, 1},
+    {"q4_0, 28672 x 4096, gated, 4 tokens", LN_CUDA_RAW_Q4_0, {14336, 14336}, 4096, 4, true, false, 1},
+    {"q4_0, 28672 x 4096, gated, 8 tokens", LN_CUDA_RAW_Q4_0, {14336, 14336}, 4096, 8, true, false, 1},
+    {"q4_0, 28672 x 4096, gated, 16 tokens", LN_CUDA_RAW_Q4_0, {14336, 14336}, 4096, 16, true, false, 1},
+    {"q8_0, 6144 x 4096", LN_CUDA_RAW_Q8_0, {4096, 1024, 1024}, 4096, 1},
+    {"q8_0, 4096 x 4096", LN_CUDA_RAW_Q8_0, {4096}, 4096, 1},
+    {"q8_0, 28672 x 4096, gated", LN_CUDA_RAW_Q8_0, {14336, 14336}, 4096, 1, true, false, 1},
+    {"q8_0, 4096 x 14336", LN_CUDA_RAW_Q8_0, {4096}, 14336, 1},
+    {"bf16, 3072 x 2048", LN_CUDA_RAW_BF16, {2048, 512, 512}, 2048, 1},
+    {"bf16, 2048 x 2048", LN_CUDA_RAW_BF16, {2048}, 2048, 1},
+    {"bf16, 16384 x 2048, gated", LN_CUDA_RAW_BF16, {8192, 8192}, 2048, 1, true, false, 1},
+    {"bf16, 2048 x 8192", LN_CUDA_RAW_BF16, {2048}, 8192, 1},
+    {"bf16, 28672 x 4096, gated", LN_CUDA_RAW_BF16, {14336, 14336}, 4096, 1, true, false, 1},
+    {"bf16, 28672 x 4096, gated, 16 tokens", LN_CUDA_RAW_BF16, {14336, 14336}, 4096, 16, true, false, 1},
+};
+enum { IN_A_ROW = 24, ROW_BYTES = 300 << 20 };
+
+static double weight_bytes(const work *w) {
+    double bytes = 0;
+    int64_t scales;
+    for (int m = 0; m < LN_CUDA_PRODUCT_MOST && w->rows[m]; m++)
+        bytes += (double)ln_cuda_weight_bytes(kind_of(w->raw), w->rows[m], w->columns, &scales);
+    return bytes;
+}
+
+typedef struct in_a_row {
+    setting settings[IN_A_ROW];
+    int count;
+    cudaGraphExec_t graph;
+} in_a_row;
+
+static ln_cuda_code start_all(void *context, void *stream) {
+    in_a_row *all = context;
+    ln_cuda_code code = LN_CUDA_OK;
+    for (int i = 0; i < all->count && !code; i++) code = start(&all->settings[i], stream);
+    return code;
+}
+static ln_cuda_code start_captured(void *context, void *stream) {
+    in_a_row *all = context;
+    return ln_cuda_code_of(cudaGraphLaunch(all->graph, stream));
+}
+
+static void bench_row(const work *w, const ln_cuda_device *device, int rounds) {
+    static in_a_row all;
+    const double bytes = weight_bytes(w);
+    timing t;
+    void *contexts[] = {&all};
+    all.count = (int)(ROW_BYTES / bytes) + 2;
+    if (all.count > IN_A_ROW) all.count = IN_A_ROW;
+    for (int i = 0; i < all.count; i++) open_bench(&all.settings[i], w, device, NULL);
+    all.graph = run_capture(start_all, &all, w->name, "own");
+    time_in_turns(start_captured, contexts, 1, rounds, &t);
+    printf("%-36s in a row  %8.4f ms  %7.3f TB/s\n", w->name, t.median / all.count, bytes * all.count / t.median / 1e9);
+    cudaGraphExecDestroy(all.graph);
+    for (int i = 0; i < all.count; i++) close_setting(&all.settings[i]);
+}
+
 static void bench(const ln_cuda_device *device, const check_options *options) {
     char why[LN_CUDA_WHY] = "";
     void *library = ln_cuda_library_open(why);
@@ -346,10 +411,7 @@ static void bench(const ln_cuda_device *device, const check_options *options) {
             open_bench(&s, w, device, with ? library : NULL);
             void *contexts[] = {&s};
             time_in_turns(start, contexts, 1, options->rounds, &t);
-            double bytes = 0;
-            int64_t scales;
-            for (int m = 0; m < s.product.count; m++)
-                bytes += (double)ln_cuda_weight_bytes(kind_of(w->raw), w->rows[m], w->columns, &scales);
+            const double bytes = weight_bytes(w);
             if (many)
                 printf("%-36s %-9s %8.3f ms  %7.1f TFLOP/s\n", w->name, with ? "cuBLASLt" : "own", t.median,
                        2 * work_of(w) / t.median / 1e9);
@@ -359,6 +421,8 @@ static void bench(const ln_cuda_device *device, const check_options *options) {
         }
     }
     ln_cuda_library_close(library);
+    for (unsigned i = 0; i < sizeof ROWS / sizeof ROWS[0]; i++)
+        if (work_wanted(options, ROWS[i].name, 0)) bench_row(&ROWS[i], device, options->rounds);
 }
 
 const suite cuda_suite_product = {"product", WORK_COUNT, plans, check, bench};
