@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include "kernel/cuda/product_cuda.h"
+#include "kernel/cuda/row_work_cuda.h"
 
 typedef struct work {
     const char *name;
@@ -182,7 +183,8 @@ static double activation_of(const work *w, double x) {
 }
 
 /* Rows as fetched, against the oracle; gaps untouched. */
-static void compare(const setting *s, int matrix, const void *fetched, bool half, int64_t stride, const char *kernel) {
+static void compare_within(const setting *s, int matrix, const void *fetched, bool half, int64_t stride,
+                           const char *kernel, double bound) {
     const work *w = s->of;
     const int64_t rows = w->rows[matrix], count = w->tokens * rows;
     double *got = malloc((size_t)count * sizeof *got), *want = malloc((size_t)count * sizeof *want);
@@ -201,12 +203,16 @@ static void compare(const setting *s, int matrix, const void *fetched, bool half
             gaps = gaps && (half ? ((const uint16_t *)fetched)[t * stride + r] == 0xffff
                                  : ((const uint32_t *)fetched)[t * stride + r] == 0xffffffffu);
     }
-    const bool rounded = !s->plan.few && kind_of(w->raw) != LN_CUDA_WEIGHT_BF16;
-    const double error = relative_error(got, want, count), bound = half || rounded ? 4e-3 : 3e-5;
+    const double error = relative_error(got, want, count);
     EXPECT(error <= bound, "%s, %s, matrix %d: off by %.3g, allowed %.3g", w->name, kernel, matrix, error, bound);
     EXPECT(gaps, "%s, %s: gaps between rows were written", w->name, kernel);
     free(got);
     free(want);
+}
+
+static void compare(const setting *s, int matrix, const void *fetched, bool half, int64_t stride, const char *kernel) {
+    const bool rounded = !s->plan.few && kind_of(s->of->raw) != LN_CUDA_WEIGHT_BF16;
+    compare_within(s, matrix, fetched, half, stride, kernel, half || rounded ? 4e-3 : 3e-5);
 }
 
 static void check_work(const work *w, const ln_cuda_device *device, void *library, const char *kernel) {
@@ -235,6 +241,121 @@ static void check_work(const work *w, const ln_cuda_device *device, void *librar
     close_setting(&s);
 }
 
+/* ---- a product that finishes its row first ---- */
+
+typedef struct finish {
+    float *x, *finished, *given, *bias, *norms[4]; /* weights and biases of next and post */
+    void *h;
+    double *stream; /* what finished should be; s->x becomes h */
+} finish;
+
+static float *open_floats(int64_t count, float deviation, float middle, double *values) {
+    float *host = malloc((size_t)count * 4);
+    for (int64_t i = 0; i < count; i++) values[i] = (double)(host[i] = middle + deviation * random_normal());
+    float *data = device_open(count * 4);
+    device_send(data, host, count * 4);
+    free(host);
+    return data;
+}
+
+static void norm_of(double *row, const double *weight, const double *bias, int64_t width) {
+    double mean = 0, squares = 0;
+    for (int64_t i = 0; i < width; i++) mean += bias ? row[i] / (double)width : 0;
+    for (int64_t i = 0; i < width; i++) squares += (row[i] - mean) * (row[i] - mean);
+    for (int64_t i = 0; i < width; i++)
+        row[i] = (row[i] - mean) / sqrt(squares / (double)width + 1e-5) * weight[i] + (bias ? bias[i] : 0);
+}
+
+/* all: with a norm after the part, biases, factors; else x + given and the norm that follows. */
+static finish open_finish(setting *s, ln_cuda_rows *rows, bool all) {
+    const int64_t width = s->of->columns;
+    finish f = {.stream = malloc((size_t)width * sizeof(double))};
+    double *values = malloc((size_t)(7 * width) * sizeof *values), *part[7];
+    for (int i = 0; i < 7; i++) part[i] = values + i * width;
+    f.x = open_floats(width, 2, 0, part[0]);
+    f.given = open_floats(width, 3, 1, part[1]);
+    f.bias = open_floats(width, 1, 0, part[2]);
+    for (int i = 0; i < 4; i++) f.norms[i] = open_floats(width, 0.3f, i % 2 ? 0 : 1, part[3 + i]);
+    f.finished = device_open(width * 4);
+    f.h = device_open(width * 2);
+    *rows = (ln_cuda_rows){.tokens = 1,
+                           .width = width,
+                           .epsilon = 1e-5f,
+                           .x = f.x,
+                           .h = all ? f.h : NULL,
+                           .h_stride = width,
+                           .next = {f.norms[0], all ? f.norms[1] : NULL},
+                           .from_norm = all,
+                           .given = f.given,
+                           .bias = all ? f.bias : NULL,
+                           .scale = all ? 0.5f : 1,
+                           .keep = all ? 1.5f : 1,
+                           .add = all ? 0.25f : 1,
+                           .post = {all ? f.norms[2] : NULL, all ? f.norms[3] : NULL},
+                           .finished = f.finished};
+    double *row = s->x;
+    for (int64_t i = 0; i < width; i++) row[i] = rows->scale * (part[1][i] + (all ? part[2][i] : 0));
+    if (all) norm_of(row, part[5], part[6], width);
+    for (int64_t i = 0; i < width; i++) f.stream[i] = row[i] = rows->keep * part[0][i] + rows->add * row[i];
+    norm_of(row, part[3], all ? part[4] : NULL, width);
+    if (all) memcpy(f.stream, row, (size_t)width * sizeof *row);
+    free(values);
+    return f;
+}
+
+static void close_finish(finish *f) {
+    void *const blocks[] = {f->x,        f->finished, f->given,    f->bias, f->norms[0],
+                            f->norms[1], f->norms[2], f->norms[3], f->h};
+    for (int i = 0; i < 9; i++) device_close(blocks[i]);
+    free(f->stream);
+}
+
+static const work FINISHES[] = {
+    {"bf16, finishing", LN_CUDA_RAW_BF16, {40, 8}, 128, 1, false, false, 0},
+    {"q8_0, finishing", LN_CUDA_RAW_Q8_0, {33}, 2112, 1, false, false, 0},
+    {"q4_0, finishing", LN_CUDA_RAW_Q4_0, {40, 24, 24}, 320, 1, false, false, 0},
+    {"q4_0, finishing, gated", LN_CUDA_RAW_Q4_0, {96, 96}, 192, 1, true, false, 1},
+    {"bf16, finishing, gated", LN_CUDA_RAW_BF16, {20, 20}, 4096, 1, true, false, 1},
+};
+
+static void check_finish(const work *w, const ln_cuda_device *device, bool all) {
+    setting s;
+    ln_cuda_rows rows;
+    if (open_setting(&s, w, device, NULL)) {
+        finish f = open_finish(&s, &rows, all);
+        const int64_t stride = w->gated ? s.product.given_stride : s.product.stride[0];
+        const int64_t bytes = stride * (w->gated ? 2 : 4), width = w->columns;
+        void *y = w->gated ? s.product.given : s.product.y[0], *one = malloc((size_t)bytes);
+        float *stream = malloc((size_t)width * 4);
+        double *got = malloc((size_t)width * sizeof *got);
+        s.product.rows = &rows;
+        device_poison(y, bytes);
+        device_poison(f.finished, width * 4);
+        run_now(start, &s, w->name, "own");
+        device_fetch(one, y, bytes);
+        /* What goes into the product is not rounded to bf16 first, but for bf16. */
+        compare_within(&s, 0, one, w->gated, stride, "own",
+                       w->gated || kind_of(w->raw) == LN_CUDA_WEIGHT_BF16 ? 4e-3 : 1e-4);
+        device_fetch(stream, f.finished, width * 4);
+        for (int64_t i = 0; i < width; i++) got[i] = (double)stream[i];
+        double error = relative_error(got, f.stream, width);
+        EXPECT(error <= 1e-5, "%s: the stream is off by %.3g", w->name, error);
+        if (all) {
+            uint16_t *h = malloc((size_t)width * 2);
+            device_fetch(h, f.h, width * 2);
+            for (int64_t i = 0; i < width; i++) got[i] = (double)of_bf16(h[i]);
+            error = relative_error(got, f.stream, width);
+            EXPECT(error <= 4e-3, "%s: h is off by %.3g", w->name, error);
+            free(h);
+        }
+        free(got);
+        free(stream);
+        free(one);
+        close_finish(&f);
+    }
+    close_setting(&s);
+}
+
 static double work_of(const work *w) {
     double rows = 0;
     for (int i = 0; i < LN_CUDA_PRODUCT_MOST; i++) rows += w->rows[i];
@@ -251,6 +372,10 @@ static void check(const ln_cuda_device *device, const check_options *options) {
         if (library && w->tokens > LN_CUDA_PRODUCT_FEW && kernel_wanted(options, "cuBLASLt"))
             check_work(w, device, library, "cuBLASLt");
     }
+    for (unsigned i = 0; i < sizeof FINISHES / sizeof FINISHES[0]; i++)
+        for (int all = 0; all < 2; all++)
+            if (work_wanted(options, FINISHES[i].name, 0) && kernel_wanted(options, "own"))
+                check_finish(&FINISHES[i], device, all);
     if (!library) printf("product: %s\n", why);
     ln_cuda_library_close(library);
 }

@@ -21,6 +21,7 @@
 #include "kernel/cuda/launch.cuh"
 #include "kernel/cuda/product_activation.cuh"
 #include "kernel/cuda/product_table.h"
+#include "kernel/cuda/row_work.cuh"
 #include "kernel/cuda/weight.cuh"
 
 namespace ln {
@@ -38,6 +39,7 @@ struct few_run {
     int x_here; /* x is copied to shared memory */
     int x_step; /* bytes from a row of x there, or of a digit, to the next */
     float gate_scale;
+    ln_cuda_rows rows_before; /* x is h of these, finished here */
 };
 
 /* ---- weights of a tile, as operands ---- */
@@ -192,14 +194,9 @@ struct few_x {
 };
 
 /* Four columns of a token in digits; eight threads have a block of 32, and all lanes are here. */
-static __device__ __forceinline__ void split_four(const few_run &run, int token, int at, char *high_at, char *low_at,
+static __device__ __forceinline__ void split_four(const float (&x)[4], int column, char *high_at, char *low_at,
                                                   float *steps, bool inside) {
-    float x[4] = {0, 0, 0, 0}, most = 0;
-    if (inside) {
-        const uint2 four = __ldcg((const uint2 *)(run.x + token * run.x_stride + at * 4));
-        x[0] = __uint_as_float(four.x << 16), x[1] = __uint_as_float(four.x & 0xffff0000u);
-        x[2] = __uint_as_float(four.y << 16), x[3] = __uint_as_float(four.y & 0xffff0000u);
-    }
+    float most = 0;
 #pragma unroll
     for (int k = 0; k < 4; k++) most = fmaxf(most, digits_size(x[k]));
 #pragma unroll
@@ -208,9 +205,19 @@ static __device__ __forceinline__ void split_four(const few_run &run, int token,
     const digit_scale scale = digits_scale(most);
     uint32_t high, low;
     digits_of(x, scale.inverse, &high, &low);
-    *(uint32_t *)(high_at + digits_place(at * 4)) = high;
-    *(uint32_t *)(low_at + digits_place(at * 4)) = low;
-    if (at % 8 == 0) steps[token * run.tiles * 2 + at / 8] = scale.step;
+    *(uint32_t *)(high_at + digits_place(column)) = high;
+    *(uint32_t *)(low_at + digits_place(column)) = low;
+    if (column % 32 == 0) steps[column / 32] = scale.step;
+}
+static __device__ __forceinline__ void split_columns_at(const few_run &run, int token, int column, char *high,
+                                                        char *low, float *steps, bool inside) {
+    float x[4] = {0, 0, 0, 0};
+    if (inside) {
+        const uint2 four = __ldcg((const uint2 *)(run.x + token * run.x_stride + column));
+        x[0] = __uint_as_float(four.x << 16), x[1] = __uint_as_float(four.x & 0xffff0000u);
+        x[2] = __uint_as_float(four.y << 16), x[3] = __uint_as_float(four.y & 0xffff0000u);
+    }
+    split_four(x, column, high, low, steps + token * run.tiles * 2, inside);
 }
 
 /* x of the block, in `room` where it is wanted there; all threads. */
@@ -226,7 +233,7 @@ template <int KIND> static __device__ __forceinline__ few_x few_take_x(const few
         for (int first = 0; first < all; first += threads) {
             const int i = first + (int)threadIdx.x, token = i / quarters;
             char *high = room + 2 * token * run.x_step;
-            split_four(run, token, i % quarters, high, high + run.x_step, steps, i < all);
+            split_columns_at(run, token, i % quarters * 4, high, high + run.x_step, steps, i < all);
         }
     } else {
         for (int row = 0; row < rows; row++)
@@ -234,6 +241,43 @@ template <int KIND> static __device__ __forceinline__ few_x few_take_x(const few
                 *(uint4 *)(room + row * run.x_step + i * 16) = __ldcg((const uint4 *)(from + row * from_step) + i);
         for (int i = threadIdx.x; few_codes<KIND> && i < run.tokens * run.tiles * 2; i += threads)
             steps[i] = __ldcg(run.digits.step + i);
+    }
+    __syncthreads();
+    return {room, steps, run.x_step};
+}
+
+/* Rows of up to 4096 are finished in registers. */
+enum { FEW_WIDTH = 4096 };
+
+/* h of a row of one token, made here of what a part gave. Norms are asked for before that is waited for. The sums of a
+ * block are needed once more before those of the product. */
+template <int KIND> static __device__ __forceinline__ few_x few_finish(const few_run &run, char *room, float *sums) {
+    constexpr int vectors = FEW_WIDTH / 4 / few_threads<KIND>;
+    const ln_cuda_rows &rows = run.rows_before;
+    const int width = (int)rows.width;
+    row_part<vectors> row, x = {}, next = {}, post = {};
+    if (rows.next.weight) load_row(next, rows.next.weight, width);
+    if (rows.post.weight) load_row(post, rows.post.weight, width);
+    wait_for_previous();
+    load_given(row, x, rows, 0, width);
+    norm_row(row, post, rows.post, width, rows.epsilon, sums);
+    add_given(row, x, rows);
+    if (blockIdx.x == 0 && !rows.from_norm) store_row(rows.finished, row, width);
+    norm_row(row, next, rows.next, width, rows.epsilon, sums);
+    if (blockIdx.x == 0 && rows.from_norm) store_row(rows.finished, row, width);
+    float *steps = (float *)(room + 2 * run.x_step);
+#pragma unroll
+    for (int v = 0; v < vectors; v++) {
+        const int column = row_part<vectors>::column(v);
+        if constexpr (few_codes<KIND>) {
+            split_four(row.value[v], column, room, room + run.x_step, steps, column < run.tiles * 64);
+        } else if (column < run.tiles * 64) {
+            *(uint2 *)(room + column * 2) =
+                make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
+        }
+        if (rows.h && blockIdx.x == 0 && column < width)
+            *(uint2 *)((__nv_bfloat16 *)rows.h + column) =
+                make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
     }
     __syncthreads();
     return {room, steps, run.x_step};
@@ -379,7 +423,7 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
     }
 }
 
-template <int KIND, int GROUPS, int MATRICES>
+template <int KIND, int GROUPS, int MATRICES, bool FINISH>
 static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS == 1 ? 2 : 1)
     product_few(const __grid_constant__ few_run run) {
     using shape = typename tile<KIND>::shape;
@@ -400,11 +444,16 @@ static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS == 1 ? 2 : 1)
         next.fetch(run, s % MATRICES, ring + s * few_stage<KIND>);
         if (s % MATRICES == MATRICES - 1 && next.row < last) next.advance(run);
     }
-    wait_for_previous();
-    const few_x x = few_take_x<KIND>(run, x_room);
     const int outputs = run.tokens * 16, x_rows = few_codes<KIND> ? 2 * run.tokens : run.tokens;
     float *sums =
         (float *)(x_room + (run.x_here ? x_rows * run.x_step + (few_codes<KIND> ? run.tokens * run.tiles * 8 : 0) : 0));
+    few_x x;
+    if constexpr (FINISH) {
+        x = few_finish<KIND>(run, x_room, sums);
+    } else {
+        wait_for_previous();
+        x = few_take_x<KIND>(run, x_room);
+    }
     int stage = 0, slot = 0;
     for (int row = first; row < last; row++) {
         float sum[MATRICES][GROUPS][group<KIND>::sums] = {};
@@ -430,8 +479,13 @@ struct few_room {
 template <int KIND, int GROUPS>
 static ln_cuda_code start_groups(const few_run &run, const few_room &room, void *stream) {
     const dim3 grid((unsigned)room.blocks), block(few_threads<KIND>);
-    if (run.gated) return launch_early(product_few<KIND, GROUPS, 2>, grid, block, room.bytes, stream, run);
-    return launch_early(product_few<KIND, GROUPS, 1>, grid, block, room.bytes, stream, run);
+    if constexpr (GROUPS == 1) {
+        if (run.rows_before.given)
+            return run.gated ? launch_early(product_few<KIND, 1, 2, true>, grid, block, room.bytes, stream, run)
+                             : launch_early(product_few<KIND, 1, 1, true>, grid, block, room.bytes, stream, run);
+    }
+    if (run.gated) return launch_early(product_few<KIND, GROUPS, 2, false>, grid, block, room.bytes, stream, run);
+    return launch_early(product_few<KIND, GROUPS, 1, false>, grid, block, room.bytes, stream, run);
 }
 
 /* Two blocks of this much fit on a multiprocessor of compute capability 9.0, with what the device takes of each. */
@@ -463,7 +517,7 @@ static __global__ void split_columns(const __grid_constant__ few_run run) {
     let_next_start();
     wait_for_previous();
     char *high = (char *)run.digits.high + 2 * token * (4 * (int64_t)quarters);
-    split_four(run, token, i % quarters, high, high + 4 * quarters, run.digits.step, token < run.tokens);
+    split_columns_at(run, token, i % quarters * 4, high, high + 4 * quarters, run.digits.step, token < run.tokens);
 }
 
 template <int KIND>
@@ -471,6 +525,7 @@ static ln_cuda_code start_few(few_run run, const ln_cuda_device *device, void *w
     const int groups = (run.tokens + group<KIND>::tokens - 1) / group<KIND>::tokens;
     few_room room;
     const bool here = few_lay_out<KIND>(&run, device, &room);
+    if (run.rows_before.given && !here) return LN_CUDA_UNSUPPORTED;
     if (few_codes<KIND> && !here && !run.digits.high) {
         run.digits.high = workspace;
         run.digits.step = (float *)((char *)workspace + (int64_t)run.tokens * run.tiles * 128);
@@ -487,6 +542,16 @@ static ln_cuda_code start_few(few_run run, const ln_cuda_device *device, void *w
 } // namespace ln
 
 using namespace ln;
+
+bool ln_cuda_product_finishes(const ln_cuda_product *product, const ln_cuda_device *device, int64_t width) {
+    few_run run = {};
+    few_room room;
+    run.tokens = 1, run.rows = 1 << 20, run.tiles = (int)((width + 63) / 64), run.gated = product->gated;
+    if (product->tokens != 1 || width > FEW_WIDTH || width % 64 || product->weight[0].columns != width) return false;
+    return product->weight[0].kind == LN_CUDA_WEIGHT_BF16   ? few_lay_out<LN_CUDA_WEIGHT_BF16>(&run, device, &room)
+           : product->weight[0].kind == LN_CUDA_WEIGHT_Q8_0 ? few_lay_out<LN_CUDA_WEIGHT_Q8_0>(&run, device, &room)
+                                                            : few_lay_out<LN_CUDA_WEIGHT_Q4_0>(&run, device, &room);
+}
 
 ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, const ln_cuda_device *device, void *workspace,
                                  void *stream) {
@@ -508,6 +573,7 @@ ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, const ln_cuda_d
     run.activation = product->activation;
     run.gate_scale = product->gate_scale;
     run.digits = product->digits;
+    if (product->rows) run.rows_before = *product->rows;
     switch (product->weight[0].kind) {
     case LN_CUDA_WEIGHT_BF16:
         return start_few<LN_CUDA_WEIGHT_BF16>(run, device, workspace, stream);

@@ -85,7 +85,7 @@ typedef struct ln_cuda_room {
     void *tasks_host;
     bool running; /* something may still read step_host or write best_host */
     /* On the device. */
-    float *x, *given, *stage, *key, *value, *logits, *cosine[2], *sine[2];
+    float *x, *finished, *given, *stage, *key, *value, *logits, *cosine[2], *sine[2];
     void *h, *query, *mixed, *gated, *gathered[2], *products;
     ln_cuda_digits digits; /* h, for products of few tokens with codes */
     double *inverse[2];
