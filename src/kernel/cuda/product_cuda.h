@@ -78,6 +78,9 @@ typedef struct ln_cuda_product {
      * rows->finished is written in the place of rows->x, h where it is not NULL, digits are not. See
      * ln_cuda_product_finishes. */
     const struct ln_cuda_rows *rows;
+    /* Weights that are multiplied next, asked for while this product waits for x: matrices of one shape; 0: none. */
+    int ahead_count;
+    ln_cuda_weight ahead[2];
     bool gated;
     ln_cuda_activation activation;
     float gate_scale;

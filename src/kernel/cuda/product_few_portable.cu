@@ -22,6 +22,7 @@
 #include "kernel/cuda/product_activation.cuh"
 #include "kernel/cuda/product_table.h"
 #include "kernel/cuda/row_work.cuh"
+#include "kernel/cuda/vectors.cuh"
 #include "kernel/cuda/weight.cuh"
 
 namespace ln {
@@ -34,12 +35,16 @@ struct few_run {
     const __nv_bfloat16 *x;
     ln_cuda_digits digits; /* of codes; high NULL: blocks make them */
     __nv_bfloat16 *given;
+    int64_t between[2]; /* gated: from the codes and scales of the first to those of the second */
     int tokens, tiles, gated, activation;
-    int slots;  /* tiles of rows whose sums are kept before warps add them up */
-    int x_here; /* x is copied to shared memory */
-    int x_step; /* bytes from a row of x there, or of a digit, to the next */
+    int slots;           /* tiles of rows whose sums are kept before warps add them up */
+    int x_here, x_bytes; /* x is copied to shared memory; bytes that it has there */
+    int x_step;          /* bytes from a row of x there, or of a digit, to the next */
     float gate_scale;
-    ln_cuda_rows rows_before; /* x is h of these, finished here */
+    const char *ahead[4];       /* codes and scales of weights that come next; NULL: none */
+    int ahead_bytes[4];         /* of a tile of rows */
+    int ahead_rows, ahead_most; /* tiles of rows; bytes of each that a block asks for */
+    ln_cuda_rows rows_before;   /* x is h of these, finished here */
 };
 
 /* ---- weights of a tile, as operands ---- */
@@ -47,9 +52,12 @@ struct few_run {
 /* A stage has `chunk` tiles of 64 columns: their words, a piece of 16 bytes a lane, then their scales. */
 template <int KIND> struct tile;
 
+#ifndef LN_FEW_AHEAD
+#define LN_FEW_AHEAD (20 << 20)
+#endif
 #ifndef LN_FEW_BF16
 #define LN_FEW_BF16 8, 1, 4
-#define LN_FEW_Q8 16, 1, 4
+#define LN_FEW_Q8 8, 2, 4
 #define LN_FEW_Q4 16, 2, 4
 #endif
 template <int WARPS, int CHUNK, int STAGES> struct few_shape {
@@ -101,7 +109,9 @@ template <> struct tile<LN_CUDA_WEIGHT_Q4_0> {
     static __device__ __forceinline__ int64_t step(int, int) { return 0; }
     static constexpr int next = 512;
     /* Half bytes in the upper halves of bytes, their sign turned: 16 (code - 8). */
-    static __device__ __forceinline__ uint32_t upper(uint32_t word) { return (word & 0xf0f0f0f0u) ^ 0x80808080u; }
+    static __device__ __forceinline__ uint32_t upper(uint32_t word) {
+        return turn_bits(word, 0xf0f0f0f0u, 0x80808080u);
+    }
     __device__ __forceinline__ void get(int half, uint32_t (&left)[4]) const {
         const uint32_t low = half ? word[0].z : word[0].x, high = half ? word[0].w : word[0].y;
         left[0] = upper(low << 4), left[1] = upper(high << 4), left[2] = upper(low), left[3] = upper(high);
@@ -134,24 +144,23 @@ static __device__ __forceinline__ few_place few_locate(const few_run &run, int r
 
 /* Tiles of columns, of one tile of rows after the other; of two matrices, which are of one shape, the same in turn. */
 template <int KIND, int MATRICES> struct few_stream {
-    int64_t codes, scales; /* where they are in the matrix: a lane's */
-    int row, last, first, end, at, matrix;
+    const char *codes, *scales; /* a lane's; of the second matrix run.between later */
+    int row, last, first, end, at;
 
     __device__ __forceinline__ void open(const few_run &run) {
         at = first;
         if (row >= last) return;
         const int lane = threadIdx.x % 32;
         const few_place place = few_locate(run, row);
-        matrix = place.matrix;
-        codes = tile<KIND>::begin(place.row_tile, run.tiles, first, lane);
-        scales = ((int64_t)place.row_tile * run.tiles + first) * 64 + lane * 16;
+        const ln_cuda_weight &weight = run.weight[place.matrix];
+        codes = (const char *)weight.codes + tile<KIND>::begin(place.row_tile, run.tiles, first, lane);
+        scales = (const char *)weight.scales + ((int64_t)place.row_tile * run.tiles + first) * 64 + lane * 16;
     }
     __device__ __forceinline__ void fetch(const few_run &run, int m, char *stage) const {
         constexpr int chunk = tile<KIND>::shape::chunk, words = tile<KIND>::words;
         const int lane = threadIdx.x % 32;
         if (row < last) {
-            const ln_cuda_weight &weight = run.weight[MATRICES == 1 ? matrix : m];
-            const char *from = (const char *)weight.codes + codes;
+            const char *from = codes + (m ? run.between[0] : 0);
 #pragma unroll
             for (int i = 0; i < chunk; i++)
                 if (i == 0 || at + i < end)
@@ -159,8 +168,9 @@ template <int KIND, int MATRICES> struct few_stream {
                     for (int w = 0; w < words; w++)
                         copy_piece(stage + (i * words + w) * 512 + lane * 16,
                                    from + i * tile<KIND>::next + tile<KIND>::step(run.tiles, w), true);
-            if (few_codes<KIND> && lane < 4 * chunk && at + lane / 4 < end)
-                copy_piece(stage + chunk * words * 512 + lane * 16, (const char *)weight.scales + scales, true);
+            if (few_codes<KIND> && lane < 4 * chunk) /* zeros where there is no tile */
+                copy_piece(stage + chunk * words * 512 + lane * 16, scales + (m ? run.between[1] : 0),
+                           at + lane / 4 < end);
         }
         copies_commit();
     }
@@ -184,6 +194,22 @@ template <int KIND> static __device__ __forceinline__ void read_tile(tile<KIND> 
         part.scale = *(const uint2 *)(stage + tile<KIND>::shape::chunk * words * 512 + i * 64 + lane / 4 * 8);
 }
 
+/* The weights that a block of the next product begins with: lanes ask for them in turn. */
+static __device__ __forceinline__ void ask_ahead(const few_run &run) {
+    enum { PIECE = 4096 };
+    const int first = (int)((int64_t)blockIdx.x * run.ahead_rows / gridDim.x),
+              last = (int)((int64_t)(blockIdx.x + 1) * run.ahead_rows / gridDim.x);
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+        if (!run.ahead[m]) continue;
+        const char *from = run.ahead[m] + (int64_t)first * run.ahead_bytes[m];
+        const int bytes = (int)min((int64_t)(last - first) * run.ahead_bytes[m],
+                                   (int64_t)run.ahead_most * run.ahead_bytes[m] / run.ahead_bytes[0]);
+        for (int i = (int)threadIdx.x * PIECE; i < bytes; i += 32 * PIECE)
+            prefetch_row(from + i, min(PIECE, bytes - i));
+    }
+}
+
 /* ---- x ---- */
 
 /* Rows of bf16; of codes the digits, [token][high, low][64 columns of a tile in the order of the lanes]. */
@@ -193,31 +219,71 @@ struct few_x {
     int64_t step;       /* from a row to the next, bytes */
 };
 
-/* Four columns of a token in digits; eight threads have a block of 32, and all lanes are here. */
-static __device__ __forceinline__ void split_four(const float (&x)[4], int column, char *high_at, char *low_at,
-                                                  float *steps, bool inside) {
+/* COUNT columns of a token in digits; 32 / COUNT threads have a block of 32, and all lanes are here. */
+template <int COUNT>
+static __device__ __forceinline__ void split(const float (&x)[COUNT], int column, char *high_at, char *low_at,
+                                             float *steps, bool inside) {
     float most = 0;
 #pragma unroll
-    for (int k = 0; k < 4; k++) most = fmaxf(most, digits_size(x[k]));
+    for (int k = 0; k < COUNT; k++) most = fmaxf(most, digits_size(x[k]));
 #pragma unroll
-    for (int k = 1; k < 8; k *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, k));
+    for (int k = 1; k < 32 / COUNT; k *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, k));
     if (!inside) return;
     const digit_scale scale = digits_scale(most);
-    uint32_t high, low;
-    digits_of(x, scale.inverse, &high, &low);
-    *(uint32_t *)(high_at + digits_place(column)) = high;
-    *(uint32_t *)(low_at + digits_place(column)) = low;
+#pragma unroll
+    for (int k = 0; k < COUNT; k += 4) {
+        const float four[4] = {x[k], x[k + 1], x[k + 2], x[k + 3]};
+        uint32_t high, low;
+        digits_of(four, scale.inverse, &high, &low);
+        *(uint32_t *)(high_at + digits_place(column + k)) = high;
+        *(uint32_t *)(low_at + digits_place(column + k)) = low;
+    }
     if (column % 32 == 0) steps[column / 32] = scale.step;
 }
-static __device__ __forceinline__ void split_columns_at(const few_run &run, int token, int column, char *high,
-                                                        char *low, float *steps, bool inside) {
-    float x[4] = {0, 0, 0, 0};
-    if (inside) {
-        const uint2 four = __ldcg((const uint2 *)(run.x + token * run.x_stride + column));
-        x[0] = __uint_as_float(four.x << 16), x[1] = __uint_as_float(four.x & 0xffff0000u);
-        x[2] = __uint_as_float(four.y << 16), x[3] = __uint_as_float(four.y & 0xffff0000u);
+
+/* Digits of all tokens, `step` bytes from one to the next, by threads first, first + stride ...: four times eight
+ * columns are asked for at once. */
+static __device__ __forceinline__ void split_rows(const few_run &run, char *to, int64_t step, float *steps, int first,
+                                                  int stride) {
+    enum { AT_ONCE = 4 };
+    const int eighths = run.tiles * 8, all = eighths * run.tokens;
+    for (int begin = 0; begin < all; begin += AT_ONCE * stride) {
+        uint4 word[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            const int i = begin + k * stride + first;
+            word[k] = make_uint4(0, 0, 0, 0);
+            if (i < all) word[k] = __ldcg((const uint4 *)(run.x + i / eighths * run.x_stride + i % eighths * 8));
+        }
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            const int i = begin + k * stride + first, token = i / eighths;
+            if (begin + k * stride >= all) break;
+            float x[8];
+            widen(x, word[k]);
+            char *high = to + 2 * token * step;
+            split(x, i % eighths * 8, high, high + step, steps + token * run.tiles * 2, i < all);
+        }
     }
-    split_four(x, column, high, low, steps + token * run.tiles * 2, inside);
+}
+
+/* Pieces of 16 bytes that lie in a row; four are asked for at once. */
+static __device__ __forceinline__ void copy_row_of(char *to, const char *from, int pieces) {
+    enum { AT_ONCE = 4 };
+    for (int begin = threadIdx.x; begin < pieces; begin += AT_ONCE * blockDim.x) {
+        uint4 word[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (begin + k * (int)blockDim.x < pieces) word[k] = __ldcg((const uint4 *)from + begin + k * blockDim.x);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (begin + k * (int)blockDim.x < pieces) *((uint4 *)to + begin + k * blockDim.x) = word[k];
+    }
+}
+
+/* Tiles of one token are taken by twos: the one after the last is worth nothing. */
+static __device__ __forceinline__ void end_steps(const few_run &run, float *steps) {
+    if (threadIdx.x < 2) steps[run.tokens * run.tiles * 2 + threadIdx.x] = 0;
 }
 
 /* x of the block, in `room` where it is wanted there; all threads. */
@@ -229,19 +295,13 @@ template <int KIND> static __device__ __forceinline__ few_x few_take_x(const few
     if (!run.x_here) return {from, run.digits.step, from_step};
     float *steps = (float *)(room + rows * run.x_step);
     if (few_codes<KIND> && !run.digits.high) {
-        const int quarters = run.tiles * 16, all = quarters * run.tokens;
-        for (int first = 0; first < all; first += threads) {
-            const int i = first + (int)threadIdx.x, token = i / quarters;
-            char *high = room + 2 * token * run.x_step;
-            split_columns_at(run, token, i % quarters * 4, high, high + run.x_step, steps, i < all);
-        }
+        split_rows(run, room, run.x_step, steps, (int)threadIdx.x, threads);
     } else {
-        for (int row = 0; row < rows; row++)
-            for (int i = threadIdx.x; i < pieces; i += threads)
-                *(uint4 *)(room + row * run.x_step + i * 16) = __ldcg((const uint4 *)(from + row * from_step) + i);
+        for (int row = 0; row < rows; row++) copy_row_of(room + row * run.x_step, from + row * from_step, pieces);
         for (int i = threadIdx.x; few_codes<KIND> && i < run.tokens * run.tiles * 2; i += threads)
             steps[i] = __ldcg(run.digits.step + i);
     }
+    if (few_codes<KIND>) end_steps(run, steps);
     __syncthreads();
     return {room, steps, run.x_step};
 }
@@ -270,7 +330,7 @@ template <int KIND> static __device__ __forceinline__ few_x few_finish(const few
     for (int v = 0; v < vectors; v++) {
         const int column = row_part<vectors>::column(v);
         if constexpr (few_codes<KIND>) {
-            split_four(row.value[v], column, room, room + run.x_step, steps, column < run.tiles * 64);
+            split(row.value[v], column, room, room + run.x_step, steps, column < run.tiles * 64);
         } else if (column < run.tiles * 64) {
             *(uint2 *)(room + column * 2) =
                 make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
@@ -279,6 +339,7 @@ template <int KIND> static __device__ __forceinline__ few_x few_finish(const few
             *(uint2 *)((__nv_bfloat16 *)rows.h + column) =
                 make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
     }
+    if (few_codes<KIND>) end_steps(run, steps);
     __syncthreads();
     return {room, steps, run.x_step};
 }
@@ -345,19 +406,75 @@ template <> struct group<LN_CUDA_WEIGHT_BF16> {
     }
 };
 
+/* One token and codes: of 8 columns of the right operand it has two, so that each of four blocks of 32 columns takes
+ * two of its own. Their sums lie in one operand, and lane c of four has those of block c: what is done to them is done
+ * once for two tiles. */
+template <int KIND> static __device__ __forceinline__ uint32_t read_scale(const char *stage, int i) {
+    const int lane = threadIdx.x % 32;
+    return *(const uint32_t *)(stage + tile<KIND>::shape::chunk * tile<KIND>::words * 512 + (i + lane % 4 / 2) * 64 +
+                               lane / 4 * 8 + lane % 2 * 4);
+}
+/* What a lane has of x, from the first tile on; it is in shared memory. */
+struct few_single {
+    const char *digits;
+    const float *steps;
+    uint32_t mask[4]; /* all bits of the block whose digits the lane has */
+};
+static __device__ __forceinline__ few_single single_of(const few_run &run, const char *room) {
+    const int lane = threadIdx.x % 32;
+    few_single x = {room + lane / 4 % 2 * run.x_step + lane / 16 * 64 + lane % 4 * 16 + lane / 8 % 2 * 8,
+                    (const float *)(room + 2 * run.x_step) + lane % 4,
+                    {}};
+#pragma unroll
+    for (int i = 0; i < 4; i++) x.mask[i] = lane / 8 == i ? ~0u : 0;
+    return x;
+}
+template <int KIND>
+static __device__ __forceinline__ void add_pair(const few_single &x, const tile<KIND> &first, const tile<KIND> &second,
+                                                uint32_t scales, int at, float *sum) {
+    const uint2 digits = *(const uint2 *)(x.digits + at * 64);
+    const float step = x.steps[at * 2], middle = 12582912;
+    int block[4] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint32_t right[2] = {digits.x & x.mask[i], digits.y & x.mask[i]};
+        uint32_t left[4];
+        (i < 2 ? first : second).get(i % 2, left);
+        add_product_bytes(block, left, right);
+    }
+    const float2 scale = scales_of(scales);
+    const float high = __int_as_float(block[0]) - middle, low = __int_as_float(block[1]) - middle;
+    const float high8 = __int_as_float(block[2]) - middle, low8 = __int_as_float(block[3]) - middle;
+    sum[0] += step * scale.x * (256 * high + low);
+    sum[1] += step * scale.y * (256 * high8 + low8);
+}
+
 /* ---- sums ---- */
+
+/* GROUPS of tokens, or 0: one token and codes. */
+template <int KIND, int GROUPS> static constexpr int few_sums = GROUPS ? GROUPS *group<KIND>::sums : 2;
 
 /* Those of all warps: [tile of rows][matrix][warp][token][row]. */
 template <int KIND, int GROUPS>
 static __device__ __forceinline__ void keep_sums(const few_run &run, float *to,
-                                                 const float (&sum)[GROUPS][group<KIND>::sums]) {
+                                                 const float (&sum)[few_sums<KIND, GROUPS>]) {
     const int lane = threadIdx.x % 32;
+    if constexpr (GROUPS == 0) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float all = sum[i];
+            all += __shfl_xor_sync(0xffffffffu, all, 1);
+            all += __shfl_xor_sync(0xffffffffu, all, 2);
+            if (lane % 4 == 0) to[lane / 4 + 8 * i] = all;
+        }
+        return;
+    }
 #pragma unroll
     for (int n = 0; n < GROUPS; n++)
 #pragma unroll
         for (int i = 0; i < group<KIND>::sums; i++) {
             const int token = n * group<KIND>::tokens + group<KIND>::token_of(i, lane);
-            if (token < run.tokens) to[token * 16 + group<KIND>::row_of(i, lane)] = sum[n][i];
+            if (token < run.tokens) to[token * 16 + group<KIND>::row_of(i, lane)] = sum[n * group<KIND>::sums + i];
         }
 }
 template <int KIND> static __device__ __forceinline__ float total_of(const float *sums, int outputs) {
@@ -391,23 +508,35 @@ static __device__ __forceinline__ void give_rows(const few_run &run, const float
 
 /* The warp's columns of a tile of rows. */
 template <int KIND, int GROUPS, int MATRICES>
-static __device__ __forceinline__ void add_row(const few_run &run, const few_x &x, few_stream<KIND, MATRICES> &next,
-                                               char *ring, int *stage,
-                                               float (&sum)[MATRICES][GROUPS][group<KIND>::sums]) {
+static __device__ __forceinline__ void add_row(const few_run &run, const few_x &x, const few_single &single,
+                                               few_stream<KIND, MATRICES> &next, char *ring, int *stage,
+                                               float (&sum)[MATRICES][few_sums<KIND, GROUPS>]) {
     using shape = typename tile<KIND>::shape;
     const int lane = threadIdx.x % 32;
     for (int at = next.first; at < next.end; at += shape::chunk) {
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) {
             tile<KIND> part[shape::chunk];
-            char *from = ring + *stage * few_stage<KIND>;
+            char *from = ring + *stage;
             copies_wait<shape::stages - 1>();
             __syncwarp(); /* other lanes' copies of scales too */
 #pragma unroll
             for (int i = 0; i < shape::chunk; i++) read_tile<KIND>(part[i], from, i);
+            uint32_t scale[shape::chunk / 2 + 1];
+            if constexpr (GROUPS == 0)
+#pragma unroll
+                for (int i = 0; i < shape::chunk / 2; i++) scale[i] = read_scale<KIND>(from, 2 * i);
             __syncwarp();
             next.fetch(run, m, from);
-            if (++*stage == shape::stages) *stage = 0;
+            if ((*stage += few_stage<KIND>) == shape::stages * few_stage<KIND>) *stage = 0;
+            if constexpr (GROUPS == 0) {
+#pragma unroll
+                for (int i = 0; i < shape::chunk; i += 2) {
+                    if (i > 0 && at + i >= next.end) break;
+                    add_pair<KIND>(single, part[i], part[i + 1], scale[i / 2], at + i, sum[m]);
+                }
+                continue;
+            }
 #pragma unroll
             for (int i = 0; i < shape::chunk; i++) {
                 if (i > 0 && at + i >= next.end) break;
@@ -415,7 +544,7 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
                 for (int n = 0; n < GROUPS; n++) {
                     group<KIND> columns;
                     columns.load(run, x, n * group<KIND>::tokens, at + i, lane);
-                    columns.add(part[i], sum[m][n]);
+                    columns.add(part[i], sum[m] + n * group<KIND>::sums);
                 }
             }
         }
@@ -424,7 +553,7 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
 }
 
 template <int KIND, int GROUPS, int MATRICES, bool FINISH>
-static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS == 1 ? 2 : 1)
+static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS <= 1 ? 2 : 1)
     product_few(const __grid_constant__ few_run run) {
     using shape = typename tile<KIND>::shape;
     static_assert(shape::stages % MATRICES == 0, "a stage is always of the same matrix");
@@ -436,7 +565,9 @@ static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS == 1 ? 2 : 1)
     few_stream<KIND, MATRICES> next = {};
     let_next_start();
     next.row = first, next.last = last;
-    next.first = warp * run.tiles / shape::warps, next.end = (warp + 1) * run.tiles / shape::warps;
+    const int chunks = (run.tiles + shape::chunk - 1) / shape::chunk;
+    next.first = warp * chunks / shape::warps * shape::chunk;
+    next.end = min((warp + 1) * chunks / shape::warps * shape::chunk, run.tiles);
     if (next.first == next.end) next.row = last;
     next.open(run);
 #pragma unroll
@@ -444,9 +575,9 @@ static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS == 1 ? 2 : 1)
         next.fetch(run, s % MATRICES, ring + s * few_stage<KIND>);
         if (s % MATRICES == MATRICES - 1 && next.row < last) next.advance(run);
     }
-    const int outputs = run.tokens * 16, x_rows = few_codes<KIND> ? 2 * run.tokens : run.tokens;
-    float *sums =
-        (float *)(x_room + (run.x_here ? x_rows * run.x_step + (few_codes<KIND> ? run.tokens * run.tiles * 8 : 0) : 0));
+    if (run.ahead_rows && warp == 0) ask_ahead(run);
+    const int outputs = run.tokens * 16;
+    float *sums = (float *)(x_room + run.x_bytes);
     few_x x;
     if constexpr (FINISH) {
         x = few_finish<KIND>(run, x_room, sums);
@@ -454,10 +585,12 @@ static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS == 1 ? 2 : 1)
         wait_for_previous();
         x = few_take_x<KIND>(run, x_room);
     }
+    few_single single = {};
+    if (GROUPS == 0) single = single_of(run, x_room);
     int stage = 0, slot = 0;
     for (int row = first; row < last; row++) {
-        float sum[MATRICES][GROUPS][group<KIND>::sums] = {};
-        add_row<KIND, GROUPS, MATRICES>(run, x, next, ring, &stage, sum);
+        float sum[MATRICES][few_sums<KIND, GROUPS>] = {};
+        add_row<KIND, GROUPS, MATRICES>(run, x, single, next, ring, &stage, sum);
 #pragma unroll
         for (int m = 0; m < MATRICES; m++)
             keep_sums<KIND, GROUPS>(run, sums + ((slot * MATRICES + m) * shape::warps + warp) * outputs, sum[m]);
@@ -479,10 +612,10 @@ struct few_room {
 template <int KIND, int GROUPS>
 static ln_cuda_code start_groups(const few_run &run, const few_room &room, void *stream) {
     const dim3 grid((unsigned)room.blocks), block(few_threads<KIND>);
-    if constexpr (GROUPS == 1) {
+    if constexpr (GROUPS == !few_codes<KIND>) {
         if (run.rows_before.given)
-            return run.gated ? launch_early(product_few<KIND, 1, 2, true>, grid, block, room.bytes, stream, run)
-                             : launch_early(product_few<KIND, 1, 1, true>, grid, block, room.bytes, stream, run);
+            return run.gated ? launch_early(product_few<KIND, GROUPS, 2, true>, grid, block, room.bytes, stream, run)
+                             : launch_early(product_few<KIND, GROUPS, 1, true>, grid, block, room.bytes, stream, run);
     }
     if (run.gated) return launch_early(product_few<KIND, GROUPS, 2, false>, grid, block, room.bytes, stream, run);
     return launch_early(product_few<KIND, GROUPS, 1, false>, grid, block, room.bytes, stream, run);
@@ -496,14 +629,15 @@ template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *
     const int64_t limit = FEW_BYTES < device->block_shared_bytes ? FEW_BYTES : device->block_shared_bytes;
     const int64_t tiles = run->tiles, rows = few_codes<KIND> ? 2 * run->tokens : run->tokens;
     const int64_t row = few_codes<KIND> ? tiles * 64 : tiles * 128,
-                  step = row % 128 ? row : row + 64; /* meets all banks */
-    const int64_t x = rows * step + (few_codes<KIND> ? run->tokens * tiles * 8 : 0);
+                  step = row % 128 ? row : row + 64;                                       /* meets all banks */
+    const int64_t x = rows * step + (few_codes<KIND> ? (run->tokens * tiles + 1) * 8 : 0); /* and a tile of zeros */
     const int64_t slot = (1 + run->gated) * (int64_t)tile<KIND>::shape::warps * run->tokens * 64;
     const int64_t least = slot > FEW_LEAST ? slot : FEW_LEAST;
     room->blocks = run->rows < device->multiprocessors ? run->rows : device->multiprocessors;
     run->x_step = (int)step;
     run->x_here = few_ring<KIND> + x + least <= limit;
-    const int64_t used = few_ring<KIND> + (run->x_here ? x : 0), left = limit - used;
+    run->x_bytes = run->x_here ? (int)(x + 15) / 16 * 16 : 0;
+    const int64_t used = few_ring<KIND> + run->x_bytes, left = limit - used;
     const int64_t most = (run->rows + room->blocks - 1) / room->blocks,
                   fit = (left < FEW_SUMS ? left : FEW_SUMS) / slot;
     run->slots = (int)(fit < 1 ? 1 : fit < most ? fit : most);
@@ -511,13 +645,12 @@ template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *
     return run->x_here;
 }
 
-/* x in digits, where it does not fit into a block's memory: eight threads a block of 32 columns. */
+/* x in digits, where it does not fit into a block's memory. */
 static __global__ void split_columns(const __grid_constant__ few_run run) {
-    const int quarters = run.tiles * 16, i = blockIdx.x * blockDim.x + threadIdx.x, token = i / quarters;
     let_next_start();
     wait_for_previous();
-    char *high = (char *)run.digits.high + 2 * token * (4 * (int64_t)quarters);
-    split_columns_at(run, token, i % quarters * 4, high, high + 4 * quarters, run.digits.step, token < run.tokens);
+    split_rows(run, (char *)run.digits.high, run.tiles * 64, run.digits.step,
+               (int)(blockIdx.x * blockDim.x + threadIdx.x), (int)(gridDim.x * blockDim.x));
 }
 
 template <int KIND>
@@ -529,10 +662,12 @@ static ln_cuda_code start_few(few_run run, const ln_cuda_device *device, void *w
     if (few_codes<KIND> && !here && !run.digits.high) {
         run.digits.high = workspace;
         run.digits.step = (float *)((char *)workspace + (int64_t)run.tokens * run.tiles * 128);
-        const unsigned blocks = ((unsigned)run.tiles * 16 * run.tokens + 255) / 256;
+        const unsigned blocks = ((unsigned)run.tiles * 8 * run.tokens + 255) / 256;
         const ln_cuda_code code = launch_early(split_columns, dim3(blocks), dim3(256), 0, stream, run);
         if (code) return code;
     }
+    if constexpr (few_codes<KIND>)
+        if (run.tokens == 1 && here) return start_groups<KIND, 0>(run, room, stream);
     return groups <= 1   ? start_groups<KIND, 1>(run, room, stream)
            : groups <= 2 ? start_groups<KIND, 2>(run, room, stream)
                          : start_groups < KIND,
@@ -542,6 +677,26 @@ static ln_cuda_code start_few(few_run run, const ln_cuda_device *device, void *w
 } // namespace ln
 
 using namespace ln;
+
+/* Bytes that all blocks ask for together: about what memory brings while attention runs, and half of the second cache.
+ */
+enum { FEW_AHEAD = LN_FEW_AHEAD };
+
+static void look_ahead(few_run *run, const ln_cuda_product *product) {
+    for (int m = 0; m < product->ahead_count; m++) {
+        const ln_cuda_weight *weight = &product->ahead[m];
+        const int tiles = (int)((weight->columns + 63) / 64);
+        const bool codes = weight->kind != LN_CUDA_WEIGHT_BF16;
+        run->ahead[m] = (const char *)weight->codes;
+        run->ahead_bytes[m] = tiles * (weight->kind == LN_CUDA_WEIGHT_Q4_0   ? 512
+                                       : weight->kind == LN_CUDA_WEIGHT_Q8_0 ? 1024
+                                                                             : 2048);
+        run->ahead[2 + m] = codes ? (const char *)weight->scales : NULL;
+        run->ahead_bytes[2 + m] = tiles * 64;
+        run->ahead_rows = (int)((weight->rows + 15) / 16);
+    }
+    run->ahead_most = FEW_AHEAD / product->ahead_count / 128;
+}
 
 bool ln_cuda_product_finishes(const ln_cuda_product *product, const ln_cuda_device *device, int64_t width) {
     few_run run = {};
@@ -563,6 +718,10 @@ ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, const ln_cuda_d
         run.row_tiles[m] = (int)((product->weight[m].rows + 15) / 16);
         if (m == 0 || !product->gated) run.rows += run.row_tiles[m];
     }
+    if (product->gated) {
+        run.between[0] = (const char *)run.weight[1].codes - (const char *)run.weight[0].codes;
+        run.between[1] = (const char *)run.weight[1].scales - (const char *)run.weight[0].scales;
+    }
     run.x = (const __nv_bfloat16 *)product->x;
     run.given = (__nv_bfloat16 *)product->given;
     run.x_stride = product->x_stride;
@@ -574,6 +733,7 @@ ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, const ln_cuda_d
     run.gate_scale = product->gate_scale;
     run.digits = product->digits;
     if (product->rows) run.rows_before = *product->rows;
+    if (product->ahead_count) look_ahead(&run, product);
     switch (product->weight[0].kind) {
     case LN_CUDA_WEIGHT_BF16:
         return start_few<LN_CUDA_WEIGHT_BF16>(run, device, workspace, stream);

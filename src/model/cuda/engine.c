@@ -168,10 +168,11 @@ typedef struct pass {
     ln_cuda_room *room;
     ln_cuda_model *on;
     int64_t tokens, position;
-    bool alone;        /* one token, by the kernels of decode */
-    bool few;          /* rows make digits of h, for products with codes */
-    float *x, *x_next; /* the stream, and where a product that finishes rows leaves it */
-    ln_cuda_rows rows; /* what the next product of h finishes, if waiting */
+    bool alone;                 /* one token, by the kernels of decode */
+    bool few;                   /* rows make digits of h, for products with codes */
+    const ln_cuda_block *ahead; /* whose gate and up the next product may ask for while it waits, or NULL */
+    float *x, *x_next;          /* the stream, and where a product that finishes rows leaves it */
+    ln_cuda_rows rows;          /* what the next product of h finishes, if waiting */
     bool waiting;
 } pass;
 
@@ -214,6 +215,8 @@ static linnet_status multiply(pass *p, const ln_cuda_weight *weights, float *con
         }
         if (x == p->room->h && tokens == p->tokens)
             LN_TRY(take_h(p, &product, weights[0].kind != LN_CUDA_WEIGHT_BF16, first == 0 && i == count));
+        for (; p->ahead && product.ahead_count < 2; product.ahead_count++)
+            product.ahead[product.ahead_count] = p->ahead->weight[product.ahead_count];
         LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
                     "planning a product");
         LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
@@ -390,7 +393,11 @@ static linnet_status run_attention(pass *p, const ln_cuda_block *block) {
     from[2] = from[1] + p->tokens * h->key_value_heads * h->key_size;
     LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens));
     LN_TRY(attend(p, block, from));
-    return multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens);
+    /* Memory has little to do while one token attends. */
+    if (p->alone && block + 1 < p->on->blocks + p->on->count && block[1].feed_forward) p->ahead = block + 1;
+    const linnet_status status = multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens);
+    p->ahead = NULL;
+    return status;
 }
 
 static linnet_status run_feed_forward(pass *p, const ln_cuda_block *block) {
