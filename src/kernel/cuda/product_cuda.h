@@ -78,9 +78,10 @@ typedef struct ln_cuda_product {
      * rows->finished is written in the place of rows->x, h where it is not NULL, digits are not. See
      * ln_cuda_product_finishes. */
     const struct ln_cuda_rows *rows;
-    /* Weights that are multiplied next, asked for while this product waits for x: matrices of one shape; 0: none. */
+    /* Weights that are multiplied next: the second cache is asked for their beginning as soon as nothing of these here
+     * is left to ask for. */
     int ahead_count;
-    ln_cuda_weight ahead[2];
+    ln_cuda_weight ahead[LN_CUDA_PRODUCT_MOST];
     bool gated;
     ln_cuda_activation activation;
     float gate_scale;

@@ -3,7 +3,7 @@
  * As many blocks as multiprocessors stay: each has tiles of 16 rows that lie together, its warps have a range of
  * columns each, and a warp's weights come to a ring in shared memory that is its own, far ahead and across the ends of
  * rows. Weights are the same whatever ran before, so the ring is filled before x is waited for, while the kernel before
- * this one ends: two blocks fit on a multiprocessor.
+ * this one ends.
  *
  * The weights are the left operand, tokens the columns of the right one. Which columns a product adds up is free as
  * long as both operands agree, so a lane takes 8 columns that lie together from both sides. The warps' sums are added
@@ -27,6 +27,12 @@
 
 namespace ln {
 
+/* Something of each tile of rows; a block asks for no more than `most` bytes of its share of them. */
+struct few_ahead {
+    const char *from;
+    int rows, bytes, most;
+};
+
 struct few_run {
     ln_cuda_weight weight[LN_CUDA_PRODUCT_MOST];
     float *y[LN_CUDA_PRODUCT_MOST];
@@ -37,14 +43,14 @@ struct few_run {
     __nv_bfloat16 *given;
     int64_t between[2]; /* gated: from the codes and scales of the first to those of the second */
     int tokens, tiles, gated, activation;
+    int stages;          /* of a warp's ring */
     int slots;           /* tiles of rows whose sums are kept before warps add them up */
     int x_here, x_bytes; /* x is copied to shared memory; bytes that it has there */
     int x_step;          /* bytes from a row of x there, or of a digit, to the next */
     float gate_scale;
-    const char *ahead[4];       /* codes and scales of weights that come next; NULL: none */
-    int ahead_bytes[4];         /* of a tile of rows */
-    int ahead_rows, ahead_most; /* tiles of rows; bytes of each that a block asks for */
-    ln_cuda_rows rows_before;   /* x is h of these, finished here */
+    few_ahead ahead[2 * LN_CUDA_PRODUCT_MOST]; /* codes and scales of weights that come next */
+    int ahead_count;
+    ln_cuda_rows rows_before; /* x is h of these, finished here */
 };
 
 /* ---- weights of a tile, as operands ---- */
@@ -55,14 +61,19 @@ template <int KIND> struct tile;
 #ifndef LN_FEW_AHEAD
 #define LN_FEW_AHEAD (20 << 20)
 #endif
-#ifndef LN_FEW_BF16
-#define LN_FEW_BF16 8, 1, 4
-#define LN_FEW_Q8 8, 2, 4
-#define LN_FEW_Q4 16, 2, 4
+#ifndef LN_FEW_REHEARSE
+#define LN_FEW_REHEARSE 1
 #endif
-template <int WARPS, int CHUNK, int STAGES> struct few_shape {
-    static constexpr int warps = WARPS, chunk = CHUNK, stages = STAGES, threads = 32 * WARPS;
+#ifndef LN_FEW_BF16
+#define LN_FEW_BF16 8, 1
+#define LN_FEW_Q8 8, 2
+#define LN_FEW_Q4 16, 2
+#endif
+template <int WARPS, int CHUNK> struct few_shape {
+    static constexpr int warps = WARPS, chunk = CHUNK, threads = 32 * WARPS;
 };
+/* Of a ring, where a block may have 160 KiB and where it may not. */
+enum { FEW_DEEP = 8, FEW_SHALLOW = 4, FEW_DEEP_BYTES = 160 << 10 };
 template <int KIND> static constexpr int few_threads = few_shape<LN_FEW_Q4>::threads;
 template <> constexpr int few_threads<LN_CUDA_WEIGHT_Q8_0> = few_shape<LN_FEW_Q8>::threads;
 template <> constexpr int few_threads<LN_CUDA_WEIGHT_BF16> = few_shape<LN_FEW_BF16>::threads;
@@ -121,8 +132,6 @@ template <> struct tile<LN_CUDA_WEIGHT_Q4_0> {
 template <int KIND> static constexpr bool few_codes = KIND != LN_CUDA_WEIGHT_BF16;
 template <int KIND>
 static constexpr int few_stage = tile<KIND>::shape::chunk *(tile<KIND>::words * 512 + (few_codes<KIND> ? 64 : 0));
-template <int KIND>
-static constexpr int few_ring = tile<KIND>::shape::warps *tile<KIND>::shape::stages *few_stage<KIND>;
 
 static __device__ __forceinline__ float2 scales_of(uint32_t both) {
     __half2 pair;
@@ -194,18 +203,19 @@ template <int KIND> static __device__ __forceinline__ void read_tile(tile<KIND> 
         part.scale = *(const uint2 *)(stage + tile<KIND>::shape::chunk * words * 512 + i * 64 + lane / 4 * 8);
 }
 
-/* The weights that a block of the next product begins with: lanes ask for them in turn. */
+/* What the next product begins with: blocks have a share each, the lanes of a warp ask in turn. */
 static __device__ __forceinline__ void ask_ahead(const few_run &run) {
-    enum { PIECE = 4096 };
-    const int first = (int)((int64_t)blockIdx.x * run.ahead_rows / gridDim.x),
-              last = (int)((int64_t)(blockIdx.x + 1) * run.ahead_rows / gridDim.x);
-#pragma unroll
-    for (int m = 0; m < 4; m++) {
-        if (!run.ahead[m]) continue;
-        const char *from = run.ahead[m] + (int64_t)first * run.ahead_bytes[m];
-        const int bytes = (int)min((int64_t)(last - first) * run.ahead_bytes[m],
-                                   (int64_t)run.ahead_most * run.ahead_bytes[m] / run.ahead_bytes[0]);
-        for (int i = (int)threadIdx.x * PIECE; i < bytes; i += 32 * PIECE)
+    enum { PIECE = 2048 };
+#pragma unroll 1
+    for (int m = 0; m < run.ahead_count; m++) {
+        const few_ahead &ahead = run.ahead[m];
+        const int first = (int)((int64_t)blockIdx.x * ahead.rows / gridDim.x),
+                  last = (int)((int64_t)(blockIdx.x + 1) * ahead.rows / gridDim.x);
+        const char *from = ahead.from + (int64_t)first * ahead.bytes;
+        const int64_t all = (int64_t)(last - first) * ahead.bytes;
+        const int bytes = all < ahead.most ? (int)all : ahead.most;
+#pragma unroll 1
+        for (int i = (int)threadIdx.x % 32 * PIECE; i < bytes; i += 32 * PIECE)
             prefetch_row(from + i, min(PIECE, bytes - i));
     }
 }
@@ -241,28 +251,30 @@ static __device__ __forceinline__ void split(const float (&x)[COUNT], int column
     if (column % 32 == 0) steps[column / 32] = scale.step;
 }
 
-/* Digits of all tokens, `step` bytes from one to the next, by threads first, first + stride ...: four times eight
- * columns are asked for at once. */
+/* Digits of all tokens, or of the one, `step` bytes from one to the next, by threads first, first + stride ...: four
+ * times eight columns are asked for at once. */
+template <bool ONE>
 static __device__ __forceinline__ void split_rows(const few_run &run, char *to, int64_t step, float *steps, int first,
                                                   int stride) {
     enum { AT_ONCE = 4 };
-    const int eighths = run.tiles * 8, all = eighths * run.tokens;
-    for (int begin = 0; begin < all; begin += AT_ONCE * stride) {
+    const int eighths = run.tiles * 8, all = ONE ? eighths : eighths * run.tokens;
+#pragma unroll 1
+    for (int begin = first; begin - first < all; begin += AT_ONCE * stride) {
         uint4 word[AT_ONCE];
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            const int i = begin + k * stride + first;
+            const int i = begin + k * stride, token = ONE ? 0 : i / eighths;
             word[k] = make_uint4(0, 0, 0, 0);
-            if (i < all) word[k] = __ldcg((const uint4 *)(run.x + i / eighths * run.x_stride + i % eighths * 8));
+            if (i < all) word[k] = __ldcg((const uint4 *)(run.x + token * run.x_stride + (i - token * eighths) * 8));
         }
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            const int i = begin + k * stride + first, token = i / eighths;
-            if (begin + k * stride >= all) break;
+            const int i = begin + k * stride, token = ONE ? 0 : i / eighths;
+            if (i - first >= all) break;
             float x[8];
             widen(x, word[k]);
             char *high = to + 2 * token * step;
-            split(x, i % eighths * 8, high, high + step, steps + token * run.tiles * 2, i < all);
+            split(x, (i - token * eighths) * 8, high, high + step, steps + token * run.tiles * 2, i < all);
         }
     }
 }
@@ -287,18 +299,18 @@ static __device__ __forceinline__ void end_steps(const few_run &run, float *step
 }
 
 /* x of the block, in `room` where it is wanted there; all threads. */
-template <int KIND> static __device__ __forceinline__ few_x few_take_x(const few_run &run, char *room) {
+template <int KIND, bool ONE> static __device__ __forceinline__ few_x few_take_x(const few_run &run, char *room) {
     const int threads = blockDim.x, pieces = run.tiles * (few_codes<KIND> ? 4 : 8); /* of 16 bytes of a row */
-    const int rows = few_codes<KIND> ? 2 * run.tokens : run.tokens;
+    const int tokens = ONE ? 1 : run.tokens, rows = few_codes<KIND> ? 2 * tokens : tokens;
     const char *from = few_codes<KIND> ? (const char *)run.digits.high : (const char *)run.x;
     const int64_t from_step = few_codes<KIND> ? run.tiles * 64 : run.x_stride * 2;
-    if (!run.x_here) return {from, run.digits.step, from_step};
+    if (!ONE && !run.x_here) return {from, run.digits.step, from_step};
     float *steps = (float *)(room + rows * run.x_step);
     if (few_codes<KIND> && !run.digits.high) {
-        split_rows(run, room, run.x_step, steps, (int)threadIdx.x, threads);
+        split_rows<ONE>(run, room, run.x_step, steps, (int)threadIdx.x, threads);
     } else {
         for (int row = 0; row < rows; row++) copy_row_of(room + row * run.x_step, from + row * from_step, pieces);
-        for (int i = threadIdx.x; few_codes<KIND> && i < run.tokens * run.tiles * 2; i += threads)
+        for (int i = threadIdx.x; few_codes<KIND> && i < tokens * run.tiles * 2; i += threads)
             steps[i] = __ldcg(run.digits.step + i);
     }
     if (few_codes<KIND>) end_steps(run, steps);
@@ -311,20 +323,22 @@ enum { FEW_WIDTH = 4096 };
 
 /* h of a row of one token, made here of what a part gave. Norms are asked for before that is waited for. The sums of a
  * block are needed once more before those of the product. */
-template <int KIND> static __device__ __forceinline__ few_x few_finish(const few_run &run, char *room, float *sums) {
+template <int KIND>
+static __device__ __forceinline__ few_x few_finish(const few_run &run, char *room, float *sums, bool real) {
     constexpr int vectors = FEW_WIDTH / 4 / few_threads<KIND>;
     const ln_cuda_rows &rows = run.rows_before;
     const int width = (int)rows.width;
     row_part<vectors> row, x = {}, next = {}, post = {};
     if (rows.next.weight) load_row(next, rows.next.weight, width);
     if (rows.post.weight) load_row(post, rows.post.weight, width);
-    wait_for_previous();
+    if (real) wait_for_previous();
     load_given(row, x, rows, 0, width);
     norm_row(row, post, rows.post, width, rows.epsilon, sums);
     add_given(row, x, rows);
-    if (blockIdx.x == 0 && !rows.from_norm) store_row(rows.finished, row, width);
+    const bool tell = real && blockIdx.x == 0;
+    if (tell && !rows.from_norm) store_row(rows.finished, row, width);
     norm_row(row, next, rows.next, width, rows.epsilon, sums);
-    if (blockIdx.x == 0 && rows.from_norm) store_row(rows.finished, row, width);
+    if (tell && rows.from_norm) store_row(rows.finished, row, width);
     float *steps = (float *)(room + 2 * run.x_step);
 #pragma unroll
     for (int v = 0; v < vectors; v++) {
@@ -335,7 +349,7 @@ template <int KIND> static __device__ __forceinline__ few_x few_finish(const few
             *(uint2 *)(room + column * 2) =
                 make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
         }
-        if (rows.h && blockIdx.x == 0 && column < width)
+        if (rows.h && tell && column < width)
             *(uint2 *)((__nv_bfloat16 *)rows.h + column) =
                 make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
     }
@@ -467,15 +481,15 @@ static __device__ __forceinline__ void keep_sums(const few_run &run, float *to,
             all += __shfl_xor_sync(0xffffffffu, all, 2);
             if (lane % 4 == 0) to[lane / 4 + 8 * i] = all;
         }
-        return;
+    } else {
+#pragma unroll
+        for (int n = 0; n < GROUPS; n++)
+#pragma unroll
+            for (int i = 0; i < group<KIND>::sums; i++) {
+                const int token = n * group<KIND>::tokens + group<KIND>::token_of(i, lane);
+                if (token < run.tokens) to[token * 16 + group<KIND>::row_of(i, lane)] = sum[n * group<KIND>::sums + i];
+            }
     }
-#pragma unroll
-    for (int n = 0; n < GROUPS; n++)
-#pragma unroll
-        for (int i = 0; i < group<KIND>::sums; i++) {
-            const int token = n * group<KIND>::tokens + group<KIND>::token_of(i, lane);
-            if (token < run.tokens) to[token * 16 + group<KIND>::row_of(i, lane)] = sum[n * group<KIND>::sums + i];
-        }
 }
 template <int KIND> static __device__ __forceinline__ float total_of(const float *sums, int outputs) {
     float total = 0;
@@ -518,7 +532,10 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
         for (int m = 0; m < MATRICES; m++) {
             tile<KIND> part[shape::chunk];
             char *from = ring + *stage;
-            copies_wait<shape::stages - 1>();
+            if (run.stages == FEW_DEEP)
+                copies_wait<FEW_DEEP - 1>();
+            else
+                copies_wait<FEW_SHALLOW - 1>();
             __syncwarp(); /* other lanes' copies of scales too */
 #pragma unroll
             for (int i = 0; i < shape::chunk; i++) read_tile<KIND>(part[i], from, i);
@@ -528,23 +545,23 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
                 for (int i = 0; i < shape::chunk / 2; i++) scale[i] = read_scale<KIND>(from, 2 * i);
             __syncwarp();
             next.fetch(run, m, from);
-            if ((*stage += few_stage<KIND>) == shape::stages * few_stage<KIND>) *stage = 0;
+            if ((*stage += few_stage<KIND>) == run.stages * few_stage<KIND>) *stage = 0;
             if constexpr (GROUPS == 0) {
 #pragma unroll
                 for (int i = 0; i < shape::chunk; i += 2) {
                     if (i > 0 && at + i >= next.end) break;
                     add_pair<KIND>(single, part[i], part[i + 1], scale[i / 2], at + i, sum[m]);
                 }
-                continue;
-            }
+            } else {
 #pragma unroll
-            for (int i = 0; i < shape::chunk; i++) {
-                if (i > 0 && at + i >= next.end) break;
+                for (int i = 0; i < shape::chunk; i++) {
+                    if (i > 0 && at + i >= next.end) break;
 #pragma unroll
-                for (int n = 0; n < GROUPS; n++) {
-                    group<KIND> columns;
-                    columns.load(run, x, n * group<KIND>::tokens, at + i, lane);
-                    columns.add(part[i], sum[m] + n * group<KIND>::sums);
+                    for (int n = 0; n < GROUPS; n++) {
+                        group<KIND> columns;
+                        columns.load(run, x, n * group<KIND>::tokens, at + i, lane);
+                        columns.add(part[i], sum[m] + n * group<KIND>::sums);
+                    }
                 }
             }
         }
@@ -553,13 +570,12 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
 }
 
 template <int KIND, int GROUPS, int MATRICES, bool FINISH>
-static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS <= 1 ? 2 : 1)
-    product_few(const __grid_constant__ few_run run) {
+static __global__ void __launch_bounds__(few_threads<KIND>, 1) product_few(const __grid_constant__ few_run run) {
     using shape = typename tile<KIND>::shape;
-    static_assert(shape::stages % MATRICES == 0, "a stage is always of the same matrix");
+    static_assert(FEW_DEEP % MATRICES == 0 && FEW_SHALLOW % MATRICES == 0, "a stage is always of the same matrix");
     const int warp = threadIdx.x / 32;
-    char *ring = block_memory() + warp * shape::stages * few_stage<KIND>;
-    char *x_room = block_memory() + few_ring<KIND>;
+    char *ring = block_memory() + warp * run.stages * few_stage<KIND>;
+    char *x_room = block_memory() + shape::warps * run.stages * few_stage<KIND>;
     const int first = (int)((int64_t)blockIdx.x * run.rows / gridDim.x),
               last = (int)((int64_t)(blockIdx.x + 1) * run.rows / gridDim.x);
     few_stream<KIND, MATRICES> next = {};
@@ -570,20 +586,26 @@ static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS <= 1 ? 2 : 1)
     next.end = min((warp + 1) * chunks / shape::warps * shape::chunk, run.tiles);
     if (next.first == next.end) next.row = last;
     next.open(run);
+#pragma unroll 1
+    for (int s = 0; s < run.stages; s += MATRICES) {
 #pragma unroll
-    for (int s = 0; s < shape::stages; s++) {
-        next.fetch(run, s % MATRICES, ring + s * few_stage<KIND>);
-        if (s % MATRICES == MATRICES - 1 && next.row < last) next.advance(run);
+        for (int m = 0; m < MATRICES; m++) next.fetch(run, m, ring + (s + m) * few_stage<KIND>);
+        if (next.row < last) next.advance(run);
     }
-    if (run.ahead_rows && warp == 0) ask_ahead(run);
+    bool asks = run.ahead_count && warp == 0; /* when its own weights are all asked for */
+    if (asks && next.row >= last) ask_ahead(run), asks = false;
     const int outputs = run.tokens * 16;
     float *sums = (float *)(x_room + run.x_bytes);
     few_x x;
-    if constexpr (FINISH) {
-        x = few_finish<KIND>(run, x_room, sums);
-    } else {
-        wait_for_previous();
-        x = few_take_x<KIND>(run, x_room);
+    /* Once in vain while the kernel before this one runs: instructions and arguments are at hand when it has ended. */
+#pragma unroll 1
+    for (int real = !LN_FEW_REHEARSE; real < 2; real++) {
+        if constexpr (FINISH) {
+            x = few_finish<KIND>(run, x_room, sums, real);
+        } else {
+            if (real) wait_for_previous();
+            x = few_take_x<KIND, GROUPS == 0>(run, x_room);
+        }
     }
     few_single single = {};
     if (GROUPS == 0) single = single_of(run, x_room);
@@ -594,6 +616,7 @@ static __global__ void __launch_bounds__(few_threads<KIND>, GROUPS <= 1 ? 2 : 1)
 #pragma unroll
         for (int m = 0; m < MATRICES; m++)
             keep_sums<KIND, GROUPS>(run, sums + ((slot * MATRICES + m) * shape::warps + warp) * outputs, sum[m]);
+        if (asks && next.row >= last) ask_ahead(run), asks = false;
         if (++slot < run.slots && row + 1 < last) continue;
         __syncthreads();
         give_rows<KIND, MATRICES>(run, sums, row + 1 - slot, slot);
@@ -621,27 +644,31 @@ static ln_cuda_code start_groups(const few_run &run, const few_room &room, void 
     return launch_early(product_few<KIND, GROUPS, 1, false>, grid, block, room.bytes, stream, run);
 }
 
-/* Two blocks of this much fit on a multiprocessor of compute capability 9.0, with what the device takes of each. */
-enum { FEW_BYTES = 113 << 10, FEW_SUMS = 8 << 10, FEW_LEAST = 4 << 10 };
+/* More than half of what a multiprocessor of compute capability 9.0 has, so that each has one block: a kernel that
+ * starts while another ends may else find two places on some and none on others. */
+enum { FEW_ALONE = 116 << 10, FEW_SUMS = 8 << 10, FEW_LEAST = 4 << 10 };
 
 /* Where x and sums go. false: x is read from memory. */
 template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *device, few_room *room) {
-    const int64_t limit = FEW_BYTES < device->block_shared_bytes ? FEW_BYTES : device->block_shared_bytes;
+    const int64_t limit = device->block_shared_bytes;
     const int64_t tiles = run->tiles, rows = few_codes<KIND> ? 2 * run->tokens : run->tokens;
     const int64_t row = few_codes<KIND> ? tiles * 64 : tiles * 128,
                   step = row % 128 ? row : row + 64;                                       /* meets all banks */
     const int64_t x = rows * step + (few_codes<KIND> ? (run->tokens * tiles + 1) * 8 : 0); /* and a tile of zeros */
+    run->stages = limit >= FEW_DEEP_BYTES ? FEW_DEEP : FEW_SHALLOW;
+    const int64_t ring = tile<KIND>::shape::warps * run->stages * few_stage<KIND>;
     const int64_t slot = (1 + run->gated) * (int64_t)tile<KIND>::shape::warps * run->tokens * 64;
     const int64_t least = slot > FEW_LEAST ? slot : FEW_LEAST;
     room->blocks = run->rows < device->multiprocessors ? run->rows : device->multiprocessors;
     run->x_step = (int)step;
-    run->x_here = few_ring<KIND> + x + least <= limit;
+    run->x_here = ring + x + least <= limit;
     run->x_bytes = run->x_here ? (int)(x + 15) / 16 * 16 : 0;
-    const int64_t used = few_ring<KIND> + run->x_bytes, left = limit - used;
+    const int64_t used = ring + run->x_bytes, left = limit - used;
     const int64_t most = (run->rows + room->blocks - 1) / room->blocks,
                   fit = (left < FEW_SUMS ? left : FEW_SUMS) / slot;
     run->slots = (int)(fit < 1 ? 1 : fit < most ? fit : most);
     room->bytes = (int)(used + run->slots * slot);
+    if (room->bytes < FEW_ALONE && FEW_ALONE <= limit) room->bytes = FEW_ALONE;
     return run->x_here;
 }
 
@@ -649,8 +676,8 @@ template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *
 static __global__ void split_columns(const __grid_constant__ few_run run) {
     let_next_start();
     wait_for_previous();
-    split_rows(run, (char *)run.digits.high, run.tiles * 64, run.digits.step,
-               (int)(blockIdx.x * blockDim.x + threadIdx.x), (int)(gridDim.x * blockDim.x));
+    split_rows<false>(run, (char *)run.digits.high, run.tiles * 64, run.digits.step,
+                      (int)(blockIdx.x * blockDim.x + threadIdx.x), (int)(gridDim.x * blockDim.x));
 }
 
 template <int KIND>
@@ -682,20 +709,24 @@ using namespace ln;
  */
 enum { FEW_AHEAD = LN_FEW_AHEAD };
 
-static void look_ahead(few_run *run, const ln_cuda_product *product) {
+static void look_ahead(few_run *run, const ln_cuda_product *product, int blocks) {
+    int64_t all = 0;
     for (int m = 0; m < product->ahead_count; m++) {
         const ln_cuda_weight *weight = &product->ahead[m];
-        const int tiles = (int)((weight->columns + 63) / 64);
-        const bool codes = weight->kind != LN_CUDA_WEIGHT_BF16;
-        run->ahead[m] = (const char *)weight->codes;
-        run->ahead_bytes[m] = tiles * (weight->kind == LN_CUDA_WEIGHT_Q4_0   ? 512
-                                       : weight->kind == LN_CUDA_WEIGHT_Q8_0 ? 1024
-                                                                             : 2048);
-        run->ahead[2 + m] = codes ? (const char *)weight->scales : NULL;
-        run->ahead_bytes[2 + m] = tiles * 64;
-        run->ahead_rows = (int)((weight->rows + 15) / 16);
+        const int tiles = (int)((weight->columns + 63) / 64), rows = (int)((weight->rows + 15) / 16);
+        const int bytes = weight->kind == LN_CUDA_WEIGHT_Q4_0 ? 512 : weight->kind == LN_CUDA_WEIGHT_Q8_0 ? 1024 : 2048;
+        run->ahead[run->ahead_count++] = {(const char *)weight->codes, rows, tiles * bytes, 0};
+        if (weight->kind != LN_CUDA_WEIGHT_BF16)
+            run->ahead[run->ahead_count++] = {(const char *)weight->scales, rows, tiles * 64, 0};
     }
-    run->ahead_most = FEW_AHEAD / product->ahead_count / 128;
+    for (int m = 0; m < run->ahead_count; m++) all += (int64_t)run->ahead[m].rows * run->ahead[m].bytes;
+    for (int m = 0; m < run->ahead_count; m++) {
+        few_ahead *ahead = &run->ahead[m];
+        const double each = (double)ahead->rows / blocks * ahead->bytes;
+        ahead->most = all <= FEW_AHEAD
+                          ? ahead->rows * (int64_t)ahead->bytes > INT32_MAX ? INT32_MAX : ahead->rows * ahead->bytes
+                          : (int)(each * FEW_AHEAD / (double)all) / 16 * 16;
+    }
 }
 
 bool ln_cuda_product_finishes(const ln_cuda_product *product, const ln_cuda_device *device, int64_t width) {
@@ -733,7 +764,7 @@ ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, const ln_cuda_d
     run.gate_scale = product->gate_scale;
     run.digits = product->digits;
     if (product->rows) run.rows_before = *product->rows;
-    if (product->ahead_count) look_ahead(&run, product);
+    look_ahead(&run, product, device->multiprocessors);
     switch (product->weight[0].kind) {
     case LN_CUDA_WEIGHT_BF16:
         return start_few<LN_CUDA_WEIGHT_BF16>(run, device, workspace, stream);

@@ -168,11 +168,10 @@ typedef struct pass {
     ln_cuda_room *room;
     ln_cuda_model *on;
     int64_t tokens, position;
-    bool alone;                 /* one token, by the kernels of decode */
-    bool few;                   /* rows make digits of h, for products with codes */
-    const ln_cuda_block *ahead; /* whose gate and up the next product may ask for while it waits, or NULL */
-    float *x, *x_next;          /* the stream, and where a product that finishes rows leaves it */
-    ln_cuda_rows rows;          /* what the next product of h finishes, if waiting */
+    bool alone;        /* one token, by the kernels of decode */
+    bool few;          /* rows make digits of h, for products with codes */
+    float *x, *x_next; /* the stream, and where a product that finishes rows leaves it */
+    ln_cuda_rows rows; /* what the next product of h finishes, if waiting */
     bool waiting;
 } pass;
 
@@ -199,9 +198,25 @@ static linnet_status take_h(pass *p, ln_cuda_product *product, bool digits, bool
     return LINNET_OK;
 }
 
+/* The weights that come next. */
+typedef struct upcoming {
+    const ln_cuda_weight *weight;
+    int count;
+} upcoming;
+
+static void look_ahead(const pass *p, ln_cuda_product *product, const upcoming *next) {
+    for (; p->few && product->ahead_count < next->count; product->ahead_count++)
+        product->ahead[product->ahead_count] = next->weight[product->ahead_count];
+}
+/* Those that the block after this one begins with. */
+static upcoming after(const pass *p, const ln_cuda_block *block) {
+    if (block + 1 == p->on->blocks + p->on->count) return (upcoming){&p->on->head, 1};
+    return (upcoming){block[1].weight, block[1].attention ? 3 : 2};
+}
+
 /* Matrices of one kind go together. */
 static linnet_status multiply(pass *p, const ln_cuda_weight *weights, float *const *y, int count, const void *x,
-                              int64_t tokens) {
+                              int64_t tokens, upcoming next) {
     linnet_context *context = p->room->model->context;
     for (int i = 0; i < count;) {
         ln_cuda_product product = {.x = x, .x_stride = ln_cuda_padded(weights[i].columns), .tokens = tokens};
@@ -215,8 +230,7 @@ static linnet_status multiply(pass *p, const ln_cuda_weight *weights, float *con
         }
         if (x == p->room->h && tokens == p->tokens)
             LN_TRY(take_h(p, &product, weights[0].kind != LN_CUDA_WEIGHT_BF16, first == 0 && i == count));
-        for (; p->ahead && product.ahead_count < 2; product.ahead_count++)
-            product.ahead[product.ahead_count] = p->ahead->weight[product.ahead_count];
+        look_ahead(p, &product, &next);
         LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
                     "planning a product");
         LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
@@ -391,13 +405,9 @@ static linnet_status run_attention(pass *p, const ln_cuda_block *block) {
     float *stage = p->room->stage, *given[] = {p->room->given};
     float *from[3] = {stage, stage + p->tokens * h->heads * h->key_size};
     from[2] = from[1] + p->tokens * h->key_value_heads * h->key_size;
-    LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens));
+    LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens, (upcoming){&block->weight[3], 1}));
     LN_TRY(attend(p, block, from));
-    /* Memory has little to do while one token attends. */
-    if (p->alone && block + 1 < p->on->blocks + p->on->count && block[1].feed_forward) p->ahead = block + 1;
-    const linnet_status status = multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens);
-    p->ahead = NULL;
-    return status;
+    return multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens, after(p, block));
 }
 
 static linnet_status run_feed_forward(pass *p, const ln_cuda_block *block) {
@@ -417,12 +427,13 @@ static linnet_status run_feed_forward(pass *p, const ln_cuda_block *block) {
                                .given = p->room->gated,
                                .given_stride = ln_cuda_padded(of->columns)};
     ln_cuda_product_plan plan;
+    look_ahead(p, &product, &(upcoming){&block->weight[2], 1});
     LN_TRY(take_h(p, &product, block->weight[0].kind != LN_CUDA_WEIGHT_BF16, true));
     LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
                 "planning a gated unit");
     LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
                 "a gated unit");
-    return multiply(p, &block->weight[2], given, 1, p->room->gated, p->tokens);
+    return multiply(p, &block->weight[2], given, 1, p->room->gated, p->tokens, after(p, block));
 }
 
 /* ---- what follows ---- */
@@ -435,7 +446,7 @@ static linnet_status head(pass *p, int64_t first, int64_t count, int32_t *best) 
     const char *x = (const char *)p->room->h + 2 * first * ln_cuda_padded(h->width);
     const int64_t named =
         model->tokenizer ? ln_min_i64(h->vocabulary, linnet_tokenizer_size(model->tokenizer)) : h->vocabulary;
-    LN_TRY(multiply(p, &p->on->head, logits, 1, x, count));
+    LN_TRY(multiply(p, &p->on->head, logits, 1, x, count, (upcoming){NULL, 0}));
     LN_CUDA_TRY(model->context,
                 ln_cuda_logits(logits[0], count, h->vocabulary, named, or_one(h->logit_scale), h->logit_cap, best,
                                p->room->best_workspace, p->on->stream),
