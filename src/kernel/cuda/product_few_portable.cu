@@ -72,8 +72,8 @@ template <int KIND> struct tile;
 template <int WARPS, int CHUNK> struct few_shape {
     static constexpr int warps = WARPS, chunk = CHUNK, threads = 32 * WARPS;
 };
-/* Of a ring, where a block may have 160 KiB and where it may not. */
-enum { FEW_DEEP = 8, FEW_SHALLOW = 4, FEW_DEEP_BYTES = 160 << 10 };
+/* Stages of a ring, where a block has room for them and where it has not. */
+enum { FEW_DEEP = 8, FEW_SHALLOW = 4 };
 template <int KIND> static constexpr int few_threads = few_shape<LN_FEW_Q4>::threads;
 template <> constexpr int few_threads<LN_CUDA_WEIGHT_Q8_0> = few_shape<LN_FEW_Q8>::threads;
 template <> constexpr int few_threads<LN_CUDA_WEIGHT_BF16> = few_shape<LN_FEW_BF16>::threads;
@@ -648,22 +648,21 @@ static ln_cuda_code start_groups(const few_run &run, const few_room &room, void 
  * starts while another ends may else find two places on some and none on others. */
 enum { FEW_ALONE = 116 << 10, FEW_SUMS = 8 << 10, FEW_LEAST = 4 << 10 };
 
-/* Where x and sums go. false: x is read from memory. */
+/* Where x and sums go, with a ring as deep as there is room for. false: x is read from memory. */
 template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *device, few_room *room) {
-    const int64_t limit = device->block_shared_bytes;
-    const int64_t tiles = run->tiles, rows = few_codes<KIND> ? 2 * run->tokens : run->tokens;
-    const int64_t row = few_codes<KIND> ? tiles * 64 : tiles * 128,
-                  step = row % 128 ? row : row + 64;                                       /* meets all banks */
+    const int64_t limit = device->block_shared_bytes, tiles = run->tiles;
+    const int64_t rows = few_codes<KIND> ? 2 * run->tokens : run->tokens, row = tiles * (few_codes<KIND> ? 64 : 128);
+    const int64_t step = row % 128 ? row : row + 64;                                       /* meets all banks */
     const int64_t x = rows * step + (few_codes<KIND> ? (run->tokens * tiles + 1) * 8 : 0); /* and a tile of zeros */
-    run->stages = limit >= FEW_DEEP_BYTES ? FEW_DEEP : FEW_SHALLOW;
-    const int64_t ring = tile<KIND>::shape::warps * run->stages * few_stage<KIND>;
     const int64_t slot = (1 + run->gated) * (int64_t)tile<KIND>::shape::warps * run->tokens * 64;
-    const int64_t least = slot > FEW_LEAST ? slot : FEW_LEAST;
-    room->blocks = run->rows < device->multiprocessors ? run->rows : device->multiprocessors;
+    const int64_t least = slot > FEW_LEAST ? slot : FEW_LEAST, stage = tile<KIND>::shape::warps * few_stage<KIND>;
+    const bool deep = FEW_DEEP * stage + x + least <= limit;
     run->x_step = (int)step;
-    run->x_here = ring + x + least <= limit;
+    run->x_here = deep || FEW_SHALLOW * stage + x + least <= limit;
     run->x_bytes = run->x_here ? (int)(x + 15) / 16 * 16 : 0;
-    const int64_t used = ring + run->x_bytes, left = limit - used;
+    run->stages = deep || (!run->x_here && FEW_DEEP * stage + least <= limit) ? FEW_DEEP : FEW_SHALLOW;
+    room->blocks = run->rows < device->multiprocessors ? run->rows : device->multiprocessors;
+    const int64_t used = run->stages * stage + run->x_bytes, left = limit - used;
     const int64_t most = (run->rows + room->blocks - 1) / room->blocks,
                   fit = (left < FEW_SUMS ? left : FEW_SUMS) / slot;
     run->slots = (int)(fit < 1 ? 1 : fit < most ? fit : most);
