@@ -244,7 +244,7 @@ static void check_work(const work *w, const ln_cuda_device *device, void *librar
 /* ---- a product that finishes its row first ---- */
 
 typedef struct finish {
-    float *x, *finished, *given, *bias, *norms[4]; /* weights and biases of next and post */
+    float *x, *finished, *given, *norm;
     void *h;
     double *stream; /* what finished should be; s->x becomes h */
 } finish;
@@ -258,24 +258,21 @@ static float *open_floats(int64_t count, float deviation, float middle, double *
     return data;
 }
 
-static void norm_of(double *row, const double *weight, const double *bias, int64_t width) {
-    double mean = 0, squares = 0;
-    for (int64_t i = 0; i < width; i++) mean += bias ? row[i] / (double)width : 0;
-    for (int64_t i = 0; i < width; i++) squares += (row[i] - mean) * (row[i] - mean);
-    for (int64_t i = 0; i < width; i++)
-        row[i] = (row[i] - mean) / sqrt(squares / (double)width + 1e-5) * weight[i] + (bias ? bias[i] : 0);
+static void norm_of(double *row, const double *weight, int64_t width) {
+    double squares = 0;
+    for (int64_t i = 0; i < width; i++) squares += row[i] * row[i];
+    for (int64_t i = 0; i < width; i++) row[i] = row[i] / sqrt(squares / (double)width + 1e-5) * weight[i];
 }
 
-/* all: with a norm after the part, biases, factors; else x + given and the norm that follows. */
+/* all: with factors, and h; else x + given and the norm that follows. */
 static finish open_finish(setting *s, ln_cuda_rows *rows, bool all) {
     const int64_t width = s->of->columns;
     finish f = {.stream = malloc((size_t)width * sizeof(double))};
-    double *values = malloc((size_t)(7 * width) * sizeof *values), *part[7];
-    for (int i = 0; i < 7; i++) part[i] = values + i * width;
-    f.x = open_floats(width, 2, 0, part[0]);
-    f.given = open_floats(width, 3, 1, part[1]);
-    f.bias = open_floats(width, 1, 0, part[2]);
-    for (int i = 0; i < 4; i++) f.norms[i] = open_floats(width, 0.3f, i % 2 ? 0 : 1, part[3 + i]);
+    double *values = malloc((size_t)(3 * width) * sizeof *values), *x = values, *given = x + width,
+           *norm = given + width;
+    f.x = open_floats(width, 2, 0, x);
+    f.given = open_floats(width, 3, 1, given);
+    f.norm = open_floats(width, 0.3f, 1, norm);
     f.finished = device_open(width * 4);
     f.h = device_open(width * 2);
     *rows = (ln_cuda_rows){.tokens = 1,
@@ -284,29 +281,22 @@ static finish open_finish(setting *s, ln_cuda_rows *rows, bool all) {
                            .x = f.x,
                            .h = all ? f.h : NULL,
                            .h_stride = width,
-                           .next = {f.norms[0], all ? f.norms[1] : NULL},
-                           .from_norm = all,
+                           .next = {f.norm, NULL},
                            .given = f.given,
-                           .bias = all ? f.bias : NULL,
                            .scale = all ? 0.5f : 1,
                            .keep = all ? 1.5f : 1,
                            .add = all ? 0.25f : 1,
-                           .post = {all ? f.norms[2] : NULL, all ? f.norms[3] : NULL},
                            .finished = f.finished};
-    double *row = s->x;
-    for (int64_t i = 0; i < width; i++) row[i] = rows->scale * (part[1][i] + (all ? part[2][i] : 0));
-    if (all) norm_of(row, part[5], part[6], width);
-    for (int64_t i = 0; i < width; i++) f.stream[i] = row[i] = rows->keep * part[0][i] + rows->add * row[i];
-    norm_of(row, part[3], all ? part[4] : NULL, width);
-    if (all) memcpy(f.stream, row, (size_t)width * sizeof *row);
+    for (int64_t i = 0; i < width; i++)
+        f.stream[i] = s->x[i] = (double)rows->keep * x[i] + (double)rows->add * (double)rows->scale * given[i];
+    norm_of(s->x, norm, width);
     free(values);
     return f;
 }
 
 static void close_finish(finish *f) {
-    void *const blocks[] = {f->x,        f->finished, f->given,    f->bias, f->norms[0],
-                            f->norms[1], f->norms[2], f->norms[3], f->h};
-    for (int i = 0; i < 9; i++) device_close(blocks[i]);
+    void *const blocks[] = {f->x, f->finished, f->given, f->norm, f->h};
+    for (int i = 0; i < 5; i++) device_close(blocks[i]);
     free(f->stream);
 }
 
@@ -346,7 +336,7 @@ static void check_finish(const work *w, const ln_cuda_device *device, bool all) 
             uint16_t *h = malloc((size_t)width * 2);
             device_fetch(h, f.h, width * 2);
             for (int64_t i = 0; i < width; i++) got[i] = (double)of_bf16(h[i]);
-            error = relative_error(got, f.stream, width);
+            error = relative_error(got, s.x, width);
             EXPECT(error <= 4e-3, "%s: h is off by %.3g", w->name, error);
             free(h);
         }

@@ -66,7 +66,18 @@ static __device__ __forceinline__ void copy_piece(void *to, const void *from, bo
                  "r"(inside ? 16 : 0)
                  : "memory");
 }
-/* The same with 8 bytes. */
+/* What nobody will read again soon: the second cache gives it up before anything else. */
+static __device__ __forceinline__ uint64_t policy_once() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+static __device__ __forceinline__ void copy_piece_once(void *to, const void *from, bool inside, uint64_t policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(inside ? 16 : 0), "l"(policy)
+                 : "memory");
+}
+/* As copy_piece with 8 bytes. */
 static __device__ __forceinline__ void copy_half_piece(void *to, const void *from, bool inside) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from),
                  "r"(inside ? 8 : 0)

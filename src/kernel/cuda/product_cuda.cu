@@ -134,9 +134,9 @@ ln_cuda_code ln_cuda_product_run(const ln_cuda_product *product, const ln_cuda_p
                                  void *workspace, void *stream) {
     if (product->rows) {
         const ln_cuda_rows *rows = product->rows;
-        if (!plan->few || !ln_cuda_product_finishes(product, &plan->device, rows->width)) return LN_CUDA_UNSUPPORTED;
-        if (rows->tokens != 1 || !whole(rows->given, 16) || !whole(rows->x, 16) || !whole(rows->finished, 16) ||
-            rows->finished == rows->x)
+        if (!plan->few || !ln_cuda_product_finishes(product, &plan->device, rows)) return LN_CUDA_UNSUPPORTED;
+        if (!whole(rows->given, 16) || !whole(rows->next.weight, 16) || (rows->h && !whole(rows->h, 16)) ||
+            !whole(rows->x, 16) || !whole(rows->finished, 16) || rows->finished == rows->x)
             return LN_CUDA_ARGUMENT;
     } else if (!whole(product->x, 16) || product->x_stride % 8 ||
                product->x_stride < ln_cuda_padded(product->weight[0].columns)) {

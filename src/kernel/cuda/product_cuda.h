@@ -89,8 +89,9 @@ typedef struct ln_cuda_product {
     int64_t given_stride;
 } ln_cuda_product;
 
-/* Whether a product can finish rows of this width. */
-bool ln_cuda_product_finishes(const ln_cuda_product *product, const ln_cuda_device *device, int64_t width);
+/* Whether a product can finish these rows: one of whole tiles, with a plain norm after it and none before. */
+bool ln_cuda_product_finishes(const ln_cuda_product *product, const ln_cuda_device *device,
+                              const struct ln_cuda_rows *rows);
 
 typedef struct ln_cuda_product_plan {
     ln_cuda_device device;

@@ -33,6 +33,14 @@ struct few_ahead {
     int rows, bytes, most;
 };
 
+/* A row that is finished here: finished = keep x + add given, and what is multiplied is its norm. */
+struct few_finish {
+    const float *x, *given, *norm;
+    float *finished;
+    __nv_bfloat16 *h; /* NULL: not wanted */
+    float epsilon, keep, add;
+};
+
 struct few_run {
     ln_cuda_weight weight[LN_CUDA_PRODUCT_MOST];
     float *y[LN_CUDA_PRODUCT_MOST];
@@ -50,7 +58,7 @@ struct few_run {
     float gate_scale;
     few_ahead ahead[2 * LN_CUDA_PRODUCT_MOST]; /* codes and scales of weights that come next */
     int ahead_count;
-    ln_cuda_rows rows_before; /* x is h of these, finished here */
+    few_finish finish; /* given NULL: x is there */
 };
 
 /* ---- weights of a tile, as operands ---- */
@@ -60,9 +68,6 @@ template <int KIND> struct tile;
 
 #ifndef LN_FEW_AHEAD
 #define LN_FEW_AHEAD (20 << 20)
-#endif
-#ifndef LN_FEW_REHEARSE
-#define LN_FEW_REHEARSE 1
 #endif
 #ifndef LN_FEW_BF16
 #define LN_FEW_BF16 8, 1
@@ -155,6 +160,7 @@ static __device__ __forceinline__ few_place few_locate(const few_run &run, int r
 template <int KIND, int MATRICES> struct few_stream {
     const char *codes, *scales; /* a lane's; of the second matrix run.between later */
     int row, last, first, end, at;
+    uint64_t policy;
 
     __device__ __forceinline__ void open(const few_run &run) {
         at = first;
@@ -175,11 +181,11 @@ template <int KIND, int MATRICES> struct few_stream {
                 if (i == 0 || at + i < end)
 #pragma unroll
                     for (int w = 0; w < words; w++)
-                        copy_piece(stage + (i * words + w) * 512 + lane * 16,
-                                   from + i * tile<KIND>::next + tile<KIND>::step(run.tiles, w), true);
+                        copy_piece_once(stage + (i * words + w) * 512 + lane * 16,
+                                        from + i * tile<KIND>::next + tile<KIND>::step(run.tiles, w), true, policy);
             if (few_codes<KIND> && lane < 4 * chunk) /* zeros where there is no tile */
-                copy_piece(stage + chunk * words * 512 + lane * 16, scales + (m ? run.between[1] : 0),
-                           at + lane / 4 < end);
+                copy_piece_once(stage + chunk * words * 512 + lane * 16, scales + (m ? run.between[1] : 0),
+                                at + lane / 4 < end, policy);
         }
         copies_commit();
     }
@@ -251,25 +257,24 @@ static __device__ __forceinline__ void split(const float (&x)[COUNT], int column
     if (column % 32 == 0) steps[column / 32] = scale.step;
 }
 
-/* Digits of all tokens, or of the one, `step` bytes from one to the next, by threads first, first + stride ...: four
+/* Digits of all tokens, `step` bytes from one to the next, by threads first, first + stride ...: four
  * times eight columns are asked for at once. */
-template <bool ONE>
 static __device__ __forceinline__ void split_rows(const few_run &run, char *to, int64_t step, float *steps, int first,
                                                   int stride) {
     enum { AT_ONCE = 4 };
-    const int eighths = run.tiles * 8, all = ONE ? eighths : eighths * run.tokens;
+    const int eighths = run.tiles * 8, all = eighths * run.tokens;
 #pragma unroll 1
     for (int begin = first; begin - first < all; begin += AT_ONCE * stride) {
         uint4 word[AT_ONCE];
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            const int i = begin + k * stride, token = ONE ? 0 : i / eighths;
+            const int i = begin + k * stride, token = i / eighths;
             word[k] = make_uint4(0, 0, 0, 0);
             if (i < all) word[k] = __ldcg((const uint4 *)(run.x + token * run.x_stride + (i - token * eighths) * 8));
         }
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            const int i = begin + k * stride, token = ONE ? 0 : i / eighths;
+            const int i = begin + k * stride, token = i / eighths;
             if (i - first >= all) break;
             float x[8];
             widen(x, word[k]);
@@ -293,67 +298,109 @@ static __device__ __forceinline__ void copy_row_of(char *to, const char *from, i
     }
 }
 
-/* Tiles of one token are taken by twos: the one after the last is worth nothing. */
-static __device__ __forceinline__ void end_steps(const few_run &run, float *steps) {
-    if (threadIdx.x < 2) steps[run.tokens * run.tiles * 2 + threadIdx.x] = 0;
-}
-
 /* x of the block, in `room` where it is wanted there; all threads. */
-template <int KIND, bool ONE> static __device__ __forceinline__ few_x few_take_x(const few_run &run, char *room) {
+template <int KIND> static __device__ __forceinline__ few_x few_take_x(const few_run &run, char *room) {
     const int threads = blockDim.x, pieces = run.tiles * (few_codes<KIND> ? 4 : 8); /* of 16 bytes of a row */
-    const int tokens = ONE ? 1 : run.tokens, rows = few_codes<KIND> ? 2 * tokens : tokens;
+    const int tokens = run.tokens, rows = few_codes<KIND> ? 2 * tokens : tokens;
     const char *from = few_codes<KIND> ? (const char *)run.digits.high : (const char *)run.x;
     const int64_t from_step = few_codes<KIND> ? run.tiles * 64 : run.x_stride * 2;
-    if (!ONE && !run.x_here) return {from, run.digits.step, from_step};
+    if (!run.x_here) return {from, run.digits.step, from_step};
     float *steps = (float *)(room + rows * run.x_step);
     if (few_codes<KIND> && !run.digits.high) {
-        split_rows<ONE>(run, room, run.x_step, steps, (int)threadIdx.x, threads);
+        split_rows(run, room, run.x_step, steps, (int)threadIdx.x, threads);
     } else {
         for (int row = 0; row < rows; row++) copy_row_of(room + row * run.x_step, from + row * from_step, pieces);
         for (int i = threadIdx.x; few_codes<KIND> && i < tokens * run.tiles * 2; i += threads)
             steps[i] = __ldcg(run.digits.step + i);
     }
-    if (few_codes<KIND>) end_steps(run, steps);
     __syncthreads();
     return {room, steps, run.x_step};
 }
 
-/* Rows of up to 4096 are finished in registers. */
-enum { FEW_WIDTH = 4096 };
+/* ---- x of one token ---- */
 
-/* h of a row of one token, made here of what a part gave. Norms are asked for before that is waited for. The sums of a
- * block are needed once more before those of the product. */
+/* Code that runs once a block is kept short: between two uses of a kernel other kernels' code has taken its place in
+ * the caches, and instructions are waited for like data. */
+
+/* Eight columns, to be multiplied. */
 template <int KIND>
-static __device__ __forceinline__ few_x few_finish(const few_run &run, char *room, float *sums, bool real) {
-    constexpr int vectors = FEW_WIDTH / 4 / few_threads<KIND>;
-    const ln_cuda_rows &rows = run.rows_before;
-    const int width = (int)rows.width;
-    row_part<vectors> row, x = {}, next = {}, post = {};
-    if (rows.next.weight) load_row(next, rows.next.weight, width);
-    if (rows.post.weight) load_row(post, rows.post.weight, width);
-    if (real) wait_for_previous();
-    load_given(row, x, rows, 0, width);
-    norm_row(row, post, rows.post, width, rows.epsilon, sums);
-    add_given(row, x, rows);
-    const bool tell = real && blockIdx.x == 0;
-    if (tell && !rows.from_norm) store_row(rows.finished, row, width);
-    norm_row(row, next, rows.next, width, rows.epsilon, sums);
-    if (tell && rows.from_norm) store_row(rows.finished, row, width);
-    float *steps = (float *)(room + 2 * run.x_step);
+static __device__ __forceinline__ void one_give(const few_run &run, char *room, int column, const float (&x)[8],
+                                                bool inside) {
+    if constexpr (few_codes<KIND>)
+        split(x, column, room, room + run.x_step, (float *)(room + 2 * run.x_step), inside);
+    else if (inside)
+        store_bf16((__nv_bfloat16 *)room + column, x);
+}
+
+template <int KIND> static __device__ __forceinline__ void one_copy(const few_run &run, char *room) {
+    constexpr int threads = few_threads<KIND>, at_once = 4;
+    const int pieces = run.tiles * 8, thread = threadIdx.x;
+    uint4 word[at_once];
 #pragma unroll
-    for (int v = 0; v < vectors; v++) {
-        const int column = row_part<vectors>::column(v);
-        if constexpr (few_codes<KIND>) {
-            split(row.value[v], column, room, room + run.x_step, steps, column < run.tiles * 64);
-        } else if (column < run.tiles * 64) {
-            *(uint2 *)(room + column * 2) =
-                make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
-        }
-        if (rows.h && tell && column < width)
-            *(uint2 *)((__nv_bfloat16 *)rows.h + column) =
-                make_uint2(pack(row.value[v][0], row.value[v][1]), pack(row.value[v][2], row.value[v][3]));
+    for (int k = 0; k < at_once; k++)
+        if (thread + k * threads < pieces) word[k] = __ldcg((const uint4 *)run.x + thread + k * threads);
+#pragma unroll 1
+    for (int i = thread; i - thread < pieces; i += threads) {
+        float x[8];
+        widen(x, word[0]);
+#pragma unroll
+        for (int k = 1; k < at_once; k++) word[k - 1] = word[k];
+        if (i + at_once * threads < pieces) word[at_once - 1] = __ldcg((const uint4 *)run.x + i + at_once * threads);
+        one_give<KIND>(run, room, i * 8, x, i < pieces);
     }
-    if (few_codes<KIND>) end_steps(run, steps);
+}
+
+/* The block's room for rows: the finished one, then the norm's weights. */
+template <int KIND> static __device__ __forceinline__ void one_load_norm(const few_run &run, float *rows) {
+    const int pieces = run.tiles * 16;
+    for (int i = threadIdx.x; i < pieces; i += few_threads<KIND>)
+        ((float4 *)rows)[pieces + i] = ((const float4 *)run.finish.norm)[i];
+}
+template <int KIND>
+static __device__ __forceinline__ void one_finish(const few_run &run, char *room, float *rows, float *sums) {
+    constexpr int threads = few_threads<KIND>;
+    const few_finish &finish = run.finish;
+    const int pieces = run.tiles * 8, thread = threadIdx.x;
+    float squares = 0;
+#pragma unroll 1
+    for (int i = thread; i < pieces; i += threads)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const float4 x = __ldcg((const float4 *)finish.x + 2 * i + k),
+                         given = __ldcg((const float4 *)finish.given + 2 * i + k);
+            const float4 row =
+                make_float4(finish.keep * x.x + finish.add * given.x, finish.keep * x.y + finish.add * given.y,
+                            finish.keep * x.z + finish.add * given.z, finish.keep * x.w + finish.add * given.w);
+            squares += row.x * row.x + row.y * row.y + row.z * row.z + row.w * row.w;
+            ((float4 *)rows)[2 * i + k] = row;
+            if (blockIdx.x == 0) ((float4 *)finish.finished)[2 * i + k] = row;
+        }
+    const float factor = 1.0f / sqrtf(block_sum(squares, sums) / (float)(pieces * 8) + finish.epsilon);
+#pragma unroll 1
+    for (int i = thread; i - thread < pieces; i += threads) {
+        float x[8] = {}, norm[8] = {};
+        if (i < pieces) {
+            load_floats(x, rows + 8 * i);
+            load_floats(norm, rows + 8 * (pieces + i));
+        }
+#pragma unroll
+        for (int k = 0; k < 8; k++) x[k] *= factor * norm[k];
+        if (finish.h && blockIdx.x == 0 && i < pieces) store_bf16(finish.h + 8 * i, x);
+        one_give<KIND>(run, room, i * 8, x, i < pieces);
+    }
+}
+
+/* x of the token in shared memory. */
+template <int KIND> static __device__ __forceinline__ few_x one_take(const few_run &run, char *room, float *sums) {
+    float *steps = (float *)(room + 2 * run.x_step), *rows = (float *)(room + run.x_bytes) - run.tiles * 128;
+    if (run.finish.given) one_load_norm<KIND>(run, rows);
+    /* Tiles are taken by twos: the one after the last is worth nothing. */
+    if (few_codes<KIND> && threadIdx.x < 2) steps[run.tiles * 2 + threadIdx.x] = 0;
+    wait_for_previous();
+    if (run.finish.given)
+        one_finish<KIND>(run, room, rows, sums);
+    else
+        one_copy<KIND>(run, room);
     __syncthreads();
     return {room, steps, run.x_step};
 }
@@ -465,15 +512,15 @@ static __device__ __forceinline__ void add_pair(const few_single &x, const tile<
 
 /* ---- sums ---- */
 
-/* GROUPS of tokens, or 0: one token and codes. */
-template <int KIND, int GROUPS> static constexpr int few_sums = GROUPS ? GROUPS *group<KIND>::sums : 2;
+/* GROUPS of tokens, or 0: one token. */
+template <int KIND, int GROUPS> static constexpr int few_sums = GROUPS ? GROUPS *group<KIND>::sums : group<KIND>::sums;
 
 /* Those of all warps: [tile of rows][matrix][warp][token][row]. */
 template <int KIND, int GROUPS>
 static __device__ __forceinline__ void keep_sums(const few_run &run, float *to,
                                                  const float (&sum)[few_sums<KIND, GROUPS>]) {
     const int lane = threadIdx.x % 32;
-    if constexpr (GROUPS == 0) {
+    if constexpr (GROUPS == 0 && few_codes<KIND>) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float all = sum[i];
@@ -483,7 +530,7 @@ static __device__ __forceinline__ void keep_sums(const few_run &run, float *to,
         }
     } else {
 #pragma unroll
-        for (int n = 0; n < GROUPS; n++)
+        for (int n = 0; n < (GROUPS ? GROUPS : 1); n++)
 #pragma unroll
             for (int i = 0; i < group<KIND>::sums; i++) {
                 const int token = n * group<KIND>::tokens + group<KIND>::token_of(i, lane);
@@ -540,13 +587,13 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
 #pragma unroll
             for (int i = 0; i < shape::chunk; i++) read_tile<KIND>(part[i], from, i);
             uint32_t scale[shape::chunk / 2 + 1];
-            if constexpr (GROUPS == 0)
+            if constexpr (GROUPS == 0 && few_codes<KIND>)
 #pragma unroll
                 for (int i = 0; i < shape::chunk / 2; i++) scale[i] = read_scale<KIND>(from, 2 * i);
             __syncwarp();
             next.fetch(run, m, from);
             if ((*stage += few_stage<KIND>) == run.stages * few_stage<KIND>) *stage = 0;
-            if constexpr (GROUPS == 0) {
+            if constexpr (GROUPS == 0 && few_codes<KIND>) {
 #pragma unroll
                 for (int i = 0; i < shape::chunk; i += 2) {
                     if (i > 0 && at + i >= next.end) break;
@@ -557,7 +604,7 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
                 for (int i = 0; i < shape::chunk; i++) {
                     if (i > 0 && at + i >= next.end) break;
 #pragma unroll
-                    for (int n = 0; n < GROUPS; n++) {
+                    for (int n = 0; n < (GROUPS ? GROUPS : 1); n++) {
                         group<KIND> columns;
                         columns.load(run, x, n * group<KIND>::tokens, at + i, lane);
                         columns.add(part[i], sum[m] + n * group<KIND>::sums);
@@ -569,7 +616,7 @@ static __device__ __forceinline__ void add_row(const few_run &run, const few_x &
     }
 }
 
-template <int KIND, int GROUPS, int MATRICES, bool FINISH>
+template <int KIND, int GROUPS, int MATRICES>
 static __global__ void __launch_bounds__(few_threads<KIND>, 1) product_few(const __grid_constant__ few_run run) {
     using shape = typename tile<KIND>::shape;
     static_assert(FEW_DEEP % MATRICES == 0 && FEW_SHALLOW % MATRICES == 0, "a stage is always of the same matrix");
@@ -580,7 +627,7 @@ static __global__ void __launch_bounds__(few_threads<KIND>, 1) product_few(const
               last = (int)((int64_t)(blockIdx.x + 1) * run.rows / gridDim.x);
     few_stream<KIND, MATRICES> next = {};
     let_next_start();
-    next.row = first, next.last = last;
+    next.row = first, next.last = last, next.policy = policy_once();
     const int chunks = (run.tiles + shape::chunk - 1) / shape::chunk;
     next.first = warp * chunks / shape::warps * shape::chunk;
     next.end = min((warp + 1) * chunks / shape::warps * shape::chunk, run.tiles);
@@ -597,18 +644,14 @@ static __global__ void __launch_bounds__(few_threads<KIND>, 1) product_few(const
     const int outputs = run.tokens * 16;
     float *sums = (float *)(x_room + run.x_bytes);
     few_x x;
-    /* Once in vain while the kernel before this one runs: instructions and arguments are at hand when it has ended. */
-#pragma unroll 1
-    for (int real = !LN_FEW_REHEARSE; real < 2; real++) {
-        if constexpr (FINISH) {
-            x = few_finish<KIND>(run, x_room, sums, real);
-        } else {
-            if (real) wait_for_previous();
-            x = few_take_x<KIND, GROUPS == 0>(run, x_room);
-        }
+    if constexpr (GROUPS == 0) {
+        x = one_take<KIND>(run, x_room, sums);
+    } else {
+        wait_for_previous();
+        x = few_take_x<KIND>(run, x_room);
     }
     few_single single = {};
-    if (GROUPS == 0) single = single_of(run, x_room);
+    if (GROUPS == 0 && few_codes<KIND>) single = single_of(run, x_room);
     int stage = 0, slot = 0;
     for (int row = first; row < last; row++) {
         float sum[MATRICES][few_sums<KIND, GROUPS>] = {};
@@ -635,13 +678,8 @@ struct few_room {
 template <int KIND, int GROUPS>
 static ln_cuda_code start_groups(const few_run &run, const few_room &room, void *stream) {
     const dim3 grid((unsigned)room.blocks), block(few_threads<KIND>);
-    if constexpr (GROUPS == !few_codes<KIND>) {
-        if (run.rows_before.given)
-            return run.gated ? launch_early(product_few<KIND, GROUPS, 2, true>, grid, block, room.bytes, stream, run)
-                             : launch_early(product_few<KIND, GROUPS, 1, true>, grid, block, room.bytes, stream, run);
-    }
-    if (run.gated) return launch_early(product_few<KIND, GROUPS, 2, false>, grid, block, room.bytes, stream, run);
-    return launch_early(product_few<KIND, GROUPS, 1, false>, grid, block, room.bytes, stream, run);
+    if (run.gated) return launch_early(product_few<KIND, GROUPS, 2>, grid, block, room.bytes, stream, run);
+    return launch_early(product_few<KIND, GROUPS, 1>, grid, block, room.bytes, stream, run);
 }
 
 /* More than half of what a multiprocessor of compute capability 9.0 has, so that each has one block: a kernel that
@@ -652,14 +690,15 @@ enum { FEW_ALONE = 116 << 10, FEW_SUMS = 8 << 10, FEW_LEAST = 4 << 10 };
 template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *device, few_room *room) {
     const int64_t limit = device->block_shared_bytes, tiles = run->tiles;
     const int64_t rows = few_codes<KIND> ? 2 * run->tokens : run->tokens, row = tiles * (few_codes<KIND> ? 64 : 128);
-    const int64_t step = row % 128 ? row : row + 64;                                       /* meets all banks */
-    const int64_t x = rows * step + (few_codes<KIND> ? (run->tokens * tiles + 1) * 8 : 0); /* and a tile of zeros */
+    const int64_t step = row % 128 ? row : row + 64;                                           /* meets all banks */
+    const int64_t plain = rows * step + (few_codes<KIND> ? (run->tokens * tiles + 1) * 8 : 0); /* and a tile of zeros */
+    const int64_t x = (plain + 15) / 16 * 16 + (run->finish.given ? tiles * 512 : 0);
     const int64_t slot = (1 + run->gated) * (int64_t)tile<KIND>::shape::warps * run->tokens * 64;
     const int64_t least = slot > FEW_LEAST ? slot : FEW_LEAST, stage = tile<KIND>::shape::warps * few_stage<KIND>;
     const bool deep = FEW_DEEP * stage + x + least <= limit;
     run->x_step = (int)step;
     run->x_here = deep || FEW_SHALLOW * stage + x + least <= limit;
-    run->x_bytes = run->x_here ? (int)(x + 15) / 16 * 16 : 0;
+    run->x_bytes = run->x_here ? (int)x : 0;
     run->stages = deep || (!run->x_here && FEW_DEEP * stage + least <= limit) ? FEW_DEEP : FEW_SHALLOW;
     room->blocks = run->rows < device->multiprocessors ? run->rows : device->multiprocessors;
     const int64_t used = run->stages * stage + run->x_bytes, left = limit - used;
@@ -675,8 +714,8 @@ template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *
 static __global__ void split_columns(const __grid_constant__ few_run run) {
     let_next_start();
     wait_for_previous();
-    split_rows<false>(run, (char *)run.digits.high, run.tiles * 64, run.digits.step,
-                      (int)(blockIdx.x * blockDim.x + threadIdx.x), (int)(gridDim.x * blockDim.x));
+    split_rows(run, (char *)run.digits.high, run.tiles * 64, run.digits.step,
+               (int)(blockIdx.x * blockDim.x + threadIdx.x), (int)(gridDim.x * blockDim.x));
 }
 
 template <int KIND>
@@ -684,7 +723,8 @@ static ln_cuda_code start_few(few_run run, const ln_cuda_device *device, void *w
     const int groups = (run.tokens + group<KIND>::tokens - 1) / group<KIND>::tokens;
     few_room room;
     const bool here = few_lay_out<KIND>(&run, device, &room);
-    if (run.rows_before.given && !here) return LN_CUDA_UNSUPPORTED;
+    if (run.finish.given && !here) return LN_CUDA_UNSUPPORTED;
+    if (run.tokens == 1 && here) return start_groups<KIND, 0>(run, room, stream);
     if (few_codes<KIND> && !here && !run.digits.high) {
         run.digits.high = workspace;
         run.digits.step = (float *)((char *)workspace + (int64_t)run.tokens * run.tiles * 128);
@@ -692,8 +732,6 @@ static ln_cuda_code start_few(few_run run, const ln_cuda_device *device, void *w
         const ln_cuda_code code = launch_early(split_columns, dim3(blocks), dim3(256), 0, stream, run);
         if (code) return code;
     }
-    if constexpr (few_codes<KIND>)
-        if (run.tokens == 1 && here) return start_groups<KIND, 0>(run, room, stream);
     return groups <= 1   ? start_groups<KIND, 1>(run, room, stream)
            : groups <= 2 ? start_groups<KIND, 2>(run, room, stream)
                          : start_groups < KIND,
@@ -728,11 +766,16 @@ static void look_ahead(few_run *run, const ln_cuda_product *product, int blocks)
     }
 }
 
-bool ln_cuda_product_finishes(const ln_cuda_product *product, const ln_cuda_device *device, int64_t width) {
+bool ln_cuda_product_finishes(const ln_cuda_product *product, const ln_cuda_device *device, const ln_cuda_rows *rows) {
+    const float one = 1;
     few_run run = {};
     few_room room;
-    run.tokens = 1, run.rows = 1 << 20, run.tiles = (int)((width + 63) / 64), run.gated = product->gated;
-    if (product->tokens != 1 || width > FEW_WIDTH || width % 64 || product->weight[0].columns != width) return false;
+    run.tokens = 1, run.rows = 1 << 20, run.tiles = (int)((rows->width + 63) / 64), run.gated = product->gated;
+    run.finish.given = &one;
+    if (product->tokens != 1 || rows->tokens != 1 || rows->width % 64 || rows->width > 1 << 16 ||
+        product->weight[0].columns != rows->width || !rows->next.weight || rows->next.bias || rows->bias ||
+        rows->post.weight || rows->from_norm)
+        return false;
     return product->weight[0].kind == LN_CUDA_WEIGHT_BF16   ? few_lay_out<LN_CUDA_WEIGHT_BF16>(&run, device, &room)
            : product->weight[0].kind == LN_CUDA_WEIGHT_Q8_0 ? few_lay_out<LN_CUDA_WEIGHT_Q8_0>(&run, device, &room)
                                                             : few_lay_out<LN_CUDA_WEIGHT_Q4_0>(&run, device, &room);
@@ -762,7 +805,11 @@ ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, const ln_cuda_d
     run.activation = product->activation;
     run.gate_scale = product->gate_scale;
     run.digits = product->digits;
-    if (product->rows) run.rows_before = *product->rows;
+    if (product->rows) {
+        const ln_cuda_rows *rows = product->rows;
+        run.finish = {rows->x,       rows->given, rows->next.weight,      rows->finished, (__nv_bfloat16 *)rows->h,
+                      rows->epsilon, rows->keep,  rows->add * rows->scale};
+    }
     look_ahead(&run, product, device->multiprocessors);
     switch (product->weight[0].kind) {
     case LN_CUDA_WEIGHT_BF16:

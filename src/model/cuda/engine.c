@@ -184,7 +184,7 @@ static linnet_status finish_now(pass *p) {
 
 /* A product of h alone finishes rows that wait for it, if it can. digits: rows_of asked for them. */
 static linnet_status take_h(pass *p, ln_cuda_product *product, bool digits, bool only) {
-    if (!p->waiting || !only || !ln_cuda_product_finishes(product, &p->on->device, p->rows.width)) {
+    if (!p->waiting || !only || !ln_cuda_product_finishes(product, &p->on->device, &p->rows)) {
         if (p->few && digits) product->digits = p->room->digits;
         return finish_now(p);
     }
