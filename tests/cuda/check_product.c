@@ -301,11 +301,11 @@ static void close_finish(finish *f) {
 }
 
 static const work FINISHES[] = {
-    {"bf16, finishing", LN_CUDA_RAW_BF16, {40, 8}, 128, 1, false, false, 0},
+    {"bf16, finishing", LN_CUDA_RAW_BF16, {40, 8}, 4096, 1, false, false, 0},
     {"q8_0, finishing", LN_CUDA_RAW_Q8_0, {33}, 2112, 1, false, false, 0},
     {"q4_0, finishing", LN_CUDA_RAW_Q4_0, {40, 24, 24}, 320, 1, false, false, 0},
     {"q4_0, finishing, gated", LN_CUDA_RAW_Q4_0, {96, 96}, 192, 1, true, false, 1},
-    {"bf16, finishing, gated", LN_CUDA_RAW_BF16, {20, 20}, 4096, 1, true, false, 1},
+    {"bf16, finishing, gated", LN_CUDA_RAW_BF16, {200, 200}, 1024, 1, true, false, 1},
 };
 
 static void check_finish(const work *w, const ln_cuda_device *device, bool all) {
