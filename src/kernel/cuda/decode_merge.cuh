@@ -215,8 +215,6 @@ static __global__ void __launch_bounds__(128) decode_join(const __grid_constant_
     const int sequence = (int)blockIdx.x / run.tiles / run.key_value_heads, lane = threadIdx.x % 32;
     const int row = (int)blockIdx.y * 4 + (int)threadIdx.x / 32;
     int before = 0, all = 0, unused;
-    let_next_start();
-    wait_for_previous();
     for (int s = lane; s < run.sequences; s += 32) {
         const int units = decode_units(run, run.of.lengths[s], &unused);
         all += units;
@@ -239,9 +237,9 @@ static __global__ void __launch_bounds__(128) decode_join(const __grid_constant_
 }
 
 template <int SIZE, int ROWS> static ln_cuda_code join_start(const decode_run &run, void *stream) {
-    return launch_early(decode_join<SIZE, ROWS>,
-                        dim3((unsigned)(run.sequences * run.key_value_heads * run.tiles), (unsigned)((ROWS + 3) / 4)),
-                        dim3(128), 0, stream, run);
+    return launch(decode_join<SIZE, ROWS>,
+                  dim3((unsigned)(run.sequences * run.key_value_heads * run.tiles), (unsigned)((ROWS + 3) / 4)),
+                  dim3(128), 0, stream, run);
 }
 
 /* The results of sequences without keys. */

@@ -69,11 +69,9 @@ static __device__ __forceinline__ void segment_next(const decode_run &run, decod
     segment_fill(at);
 }
 
-/* The units of a share, for so many in all: not fewer than `least`, but heads with less than that do not wait for one
- * another in a block. */
+/* The units of a share, for so many in all. */
 static __device__ __forceinline__ int share_of(const decode_run &run, int all) {
-    const int segments = run.sequences * run.key_value_heads, mean = (all + segments - 1) / segments;
-    return max((all + run.shares - 1) / run.shares, min(run.least, max(mean, 1)));
+    return max((all + run.shares - 1) / run.shares, run.least);
 }
 
 /* The first segment of this block; every warp finds it for itself: its lanes sum the units of a slab of sequences each.
