@@ -5,7 +5,8 @@
  * them. Each repetition starts from the same tokens in memory. What a token costs at least, with d tokens before it:
  *   generated: reading all weights but a separate embedding, and d * bytes_per_token of pages; against read_bytes;
  *   of a prompt: 2 operations a weight of the layers, and 4 * layers * heads * key_size * d of attention; against the
- *   operations a second of the kind that most weights are multiplied in. */
+ *   operations a second of the kind that most weights are multiplied in.
+ * On a device read_bytes is what a copy there reads and writes, and prompts are multiplied in bf16. */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,7 @@ typedef struct bench {
     double operations;    /* a second, of the kind that most weights are multiplied in */
     double layer_weights; /* weights that every token of a prompt is multiplied with */
     double read_weights;  /* bytes of weights that a generated token reads */
+    bool on_device;
 } bench;
 
 /* The part of a tensor that one token meets: of experts, those that it is sent to. */
@@ -82,7 +84,8 @@ static void weigh(bench *b, bool exact) {
     }
     if (!tied) b->read_weights -= embedding;
     b->layer_weights = int8_values + bf16_values + other_values;
-    b->operations = b->peaks.f32_operations;
+    b->operations = b->on_device ? b->peaks.bf16_operations : b->peaks.f32_operations;
+    if (b->on_device) return;
     if (int8_values > bf16_values && int8_values > other_values && b->peaks.int8_operations > 0)
         b->operations = b->peaks.int8_operations;
     if (bf16_values > int8_values && bf16_values > other_values && b->peaks.bf16_operations > 0)
@@ -144,6 +147,7 @@ static int measure(bench *b, int64_t depth, int64_t count, bool one_by_one) {
         if (status == LINNET_OK)
             status = (one_by_one ? feed_one_by_one : linnet_session_feed)(session, b->ids + depth, count);
         if (status != LINNET_OK) return cli_engine_fail(&b->engine, status);
+        if (!linnet_session_logits(session)) return cli_engine_fail(&b->engine, LINNET_ERROR_UNSUPPORTED); /* waits */
         const double seconds = cli_seconds() - began;
         if (repetition >= 0) b->speeds[repetition] = seconds > 0 ? (double)count / seconds : 0;
     }
@@ -189,23 +193,31 @@ static int open_session(bench *b) {
 }
 
 static int run_bench(bench *b) {
-    const linnet_status measured = linnet_measure_peaks(b->engine.context, &b->peaks);
-    if (measured != LINNET_OK) return cli_engine_fail(&b->engine, measured);
-    weigh(b, b->arguments->exact);
     int status = open_session(b);
     if (status != CLI_OK) return status;
     const linnet_model_info info = b->engine.info;
     const linnet_plan plan = linnet_session_plan(b->engine.session);
+    b->on_device = *plan.device;
+    const linnet_status measured = b->on_device ? linnet_measure_device_peaks(b->engine.context, "cuda", &b->peaks)
+                                                : linnet_measure_peaks(b->engine.context, &b->peaks);
+    if (measured != LINNET_OK) return cli_engine_fail(&b->engine, measured);
+    weigh(b, b->arguments->exact);
     const char *name = *info.name ? info.name : info.architecture;
     const char *cpu = linnet_cpu(b->engine.context);
     const int threads = linnet_threads(b->engine.context);
     if (!b->arguments->json) {
-        printf("%s, %s of weights, %.1f M parameters, cache %s, %d threads, %s\n\n", name, cli_size(info.weight_bytes),
-               1e-6 * (double)info.parameters, linnet_type_name(plan.precision), threads, cpu);
-        printf("peaks: %.1f GB/s read; %.0f (f32), %.0f (bf16), %.0f (int8) GFLOP/s, of which this model's weights can "
-               "use %.0f\n\n",
-               1e-9 * b->peaks.read_bytes, 1e-9 * b->peaks.f32_operations, 1e-9 * b->peaks.bf16_operations,
-               1e-9 * b->peaks.int8_operations, 1e-9 * b->operations);
+        printf("%s, %s of weights, %.1f M parameters, cache %s, ", name, cli_size(info.weight_bytes),
+               1e-6 * (double)info.parameters, linnet_type_name(plan.precision));
+        if (b->on_device)
+            printf("%s\n\npeaks: %.0f GB/s of a copy, %.0f TFLOP/s of a product in bf16\n\n", plan.device,
+                   1e-9 * b->peaks.read_bytes, 1e-12 * b->peaks.bf16_operations);
+        else
+            printf("%d threads, %s\n\n"
+                   "peaks: %.1f GB/s read; %.0f (f32), %.0f (bf16), %.0f (int8) GFLOP/s, of which this model's weights "
+                   "can "
+                   "use %.0f\n\n",
+                   threads, cpu, 1e-9 * b->peaks.read_bytes, 1e-9 * b->peaks.f32_operations,
+                   1e-9 * b->peaks.bf16_operations, 1e-9 * b->peaks.int8_operations, 1e-9 * b->operations);
         printf("| %-16s | %12s | %12s | %12s | %11s |\n"
                "| :--------------- | -----------: | -----------: | -----------: | ----------: |\n",
                "test", "tokens/s", "slowest", "fastest", "of the peak");
@@ -214,11 +226,12 @@ static int run_bench(bench *b) {
     status = measure_all(b);
     if (status != CLI_OK || !b->arguments->json) return status;
     json_t *rows = json_incref(b->rows);
-    return cli_json_print(json_pack(
-        "{ss sI sI ss si ss s{sf sf sf sf} so}", "model", name, "weight_bytes", (json_int_t)info.weight_bytes,
-        "parameters", (json_int_t)info.parameters, "precision", linnet_type_name(plan.precision), "threads", threads,
-        "cpu", cpu, "peaks", "read_bytes", b->peaks.read_bytes, "f32_operations", b->peaks.f32_operations,
-        "bf16_operations", b->peaks.bf16_operations, "int8_operations", b->peaks.int8_operations, "rows", rows));
+    return cli_json_print(json_pack("{ss sI sI ss si ss ss s{sf sf sf sf} so}", "model", name, "weight_bytes",
+                                    (json_int_t)info.weight_bytes, "parameters", (json_int_t)info.parameters,
+                                    "precision", linnet_type_name(plan.precision), "threads", threads, "cpu", cpu,
+                                    "device", plan.device, "peaks", "read_bytes", b->peaks.read_bytes, "f32_operations",
+                                    b->peaks.f32_operations, "bf16_operations", b->peaks.bf16_operations,
+                                    "int8_operations", b->peaks.int8_operations, "rows", rows));
 }
 
 static int run(const cli_arguments *arguments) {

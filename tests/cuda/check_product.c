@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include "kernel/cuda/product_cuda.h"
+#include "kernel/cuda/row_work_cuda.h"
 
 typedef struct work {
     const char *name;
@@ -182,7 +183,8 @@ static double activation_of(const work *w, double x) {
 }
 
 /* Rows as fetched, against the oracle; gaps untouched. */
-static void compare(const setting *s, int matrix, const void *fetched, bool half, int64_t stride, const char *kernel) {
+static void compare_within(const setting *s, int matrix, const void *fetched, bool half, int64_t stride,
+                           const char *kernel, double bound) {
     const work *w = s->of;
     const int64_t rows = w->rows[matrix], count = w->tokens * rows;
     double *got = malloc((size_t)count * sizeof *got), *want = malloc((size_t)count * sizeof *want);
@@ -201,12 +203,16 @@ static void compare(const setting *s, int matrix, const void *fetched, bool half
             gaps = gaps && (half ? ((const uint16_t *)fetched)[t * stride + r] == 0xffff
                                  : ((const uint32_t *)fetched)[t * stride + r] == 0xffffffffu);
     }
-    const bool rounded = !s->plan.few && kind_of(w->raw) != LN_CUDA_WEIGHT_BF16;
-    const double error = relative_error(got, want, count), bound = half || rounded ? 4e-3 : 3e-5;
+    const double error = relative_error(got, want, count);
     EXPECT(error <= bound, "%s, %s, matrix %d: off by %.3g, allowed %.3g", w->name, kernel, matrix, error, bound);
     EXPECT(gaps, "%s, %s: gaps between rows were written", w->name, kernel);
     free(got);
     free(want);
+}
+
+static void compare(const setting *s, int matrix, const void *fetched, bool half, int64_t stride, const char *kernel) {
+    const bool rounded = !s->plan.few && kind_of(s->of->raw) != LN_CUDA_WEIGHT_BF16;
+    compare_within(s, matrix, fetched, half, stride, kernel, half || rounded ? 4e-3 : 3e-5);
 }
 
 static void check_work(const work *w, const ln_cuda_device *device, void *library, const char *kernel) {
@@ -235,6 +241,113 @@ static void check_work(const work *w, const ln_cuda_device *device, void *librar
     close_setting(&s);
 }
 
+/* ---- a product that finishes its row first ---- */
+
+typedef struct finish {
+    float *x, *finished, *given, *norm;
+    void *h;
+    double *stream; /* what finished should be; s->x becomes h */
+} finish;
+
+static float *open_floats(int64_t count, float deviation, float middle, double *values) {
+    float *host = malloc((size_t)count * 4);
+    for (int64_t i = 0; i < count; i++) values[i] = (double)(host[i] = middle + deviation * random_normal());
+    float *data = device_open(count * 4);
+    device_send(data, host, count * 4);
+    free(host);
+    return data;
+}
+
+static void norm_of(double *row, const double *weight, int64_t width) {
+    double squares = 0;
+    for (int64_t i = 0; i < width; i++) squares += row[i] * row[i];
+    for (int64_t i = 0; i < width; i++) row[i] = row[i] / sqrt(squares / (double)width + 1e-5) * weight[i];
+}
+
+/* all: with factors, and h; else x + given and the norm that follows. */
+static finish open_finish(setting *s, ln_cuda_rows *rows, bool all) {
+    const int64_t width = s->of->columns;
+    finish f = {.stream = malloc((size_t)width * sizeof(double))};
+    double *values = malloc((size_t)(3 * width) * sizeof *values), *x = values, *given = x + width,
+           *norm = given + width;
+    f.x = open_floats(width, 2, 0, x);
+    f.given = open_floats(width, 3, 1, given);
+    f.norm = open_floats(width, 0.3f, 1, norm);
+    f.finished = device_open(width * 4);
+    f.h = device_open(width * 2);
+    *rows = (ln_cuda_rows){.tokens = 1,
+                           .width = width,
+                           .epsilon = 1e-5f,
+                           .x = f.x,
+                           .h = all ? f.h : NULL,
+                           .h_stride = width,
+                           .next = {f.norm, NULL},
+                           .given = f.given,
+                           .scale = all ? 0.5f : 1,
+                           .keep = all ? 1.5f : 1,
+                           .add = all ? 0.25f : 1,
+                           .finished = f.finished};
+    for (int64_t i = 0; i < width; i++)
+        f.stream[i] = s->x[i] = (double)rows->keep * x[i] + (double)rows->add * (double)rows->scale * given[i];
+    norm_of(s->x, norm, width);
+    free(values);
+    return f;
+}
+
+static void close_finish(finish *f) {
+    void *const blocks[] = {f->x, f->finished, f->given, f->norm, f->h};
+    for (int i = 0; i < 5; i++) device_close(blocks[i]);
+    free(f->stream);
+}
+
+static const work FINISHES[] = {
+    {"bf16, finishing", LN_CUDA_RAW_BF16, {40, 8}, 4096, 1, false, false, 0},
+    {"q8_0, finishing", LN_CUDA_RAW_Q8_0, {33}, 2112, 1, false, false, 0},
+    {"q4_0, finishing", LN_CUDA_RAW_Q4_0, {40, 24, 24}, 320, 1, false, false, 0},
+    {"q4_0, finishing, gated", LN_CUDA_RAW_Q4_0, {96, 96}, 192, 1, true, false, 1},
+    {"bf16, finishing, gated", LN_CUDA_RAW_BF16, {200, 200}, 1024, 1, true, false, 1},
+};
+
+static void check_finish(const work *w, const ln_cuda_device *device, bool all) {
+    setting s;
+    ln_cuda_rows rows;
+    if (open_setting(&s, w, device, NULL)) {
+        finish f = open_finish(&s, &rows, all);
+        const int64_t stride = w->gated ? s.product.given_stride : s.product.stride[0];
+        const int64_t bytes = stride * (w->gated ? 2 : 4), width = w->columns;
+        void *y = w->gated ? s.product.given : s.product.y[0], *one = malloc((size_t)bytes);
+        float *stream = malloc((size_t)width * 4);
+        double *got = malloc((size_t)width * sizeof *got);
+        s.product.rows = &rows;
+        device_poison(y, bytes);
+        device_poison(f.finished, width * 4);
+        run_now(start, &s, w->name, "own");
+        device_fetch(one, y, bytes);
+        /* What goes into the product is not rounded to bf16 first, but for bf16. */
+        compare_within(&s, 0, one, w->gated, stride, "own",
+                       kind_of(w->raw) == LN_CUDA_WEIGHT_BF16 ? 1e-2
+                       : w->gated                             ? 4e-3
+                                                              : 1e-4);
+        device_fetch(stream, f.finished, width * 4);
+        for (int64_t i = 0; i < width; i++) got[i] = (double)stream[i];
+        double error = relative_error(got, f.stream, width);
+        EXPECT(error <= 1e-5, "%s: the stream is off by %.3g", w->name, error);
+        if (all) {
+            uint16_t *h = malloc((size_t)width * 2);
+            device_fetch(h, f.h, width * 2);
+            for (int64_t i = 0; i < width; i++) got[i] = (double)of_bf16(h[i]);
+            error = relative_error(got, s.x, width);
+            EXPECT(error <= 4e-3, "%s: h is off by %.3g", w->name, error);
+            free(h);
+        }
+        free(got);
+        free(stream);
+        free(one);
+        close_finish(&f);
+    }
+    close_setting(&s);
+}
+
 static double work_of(const work *w) {
     double rows = 0;
     for (int i = 0; i < LN_CUDA_PRODUCT_MOST; i++) rows += w->rows[i];
@@ -251,6 +364,10 @@ static void check(const ln_cuda_device *device, const check_options *options) {
         if (library && w->tokens > LN_CUDA_PRODUCT_FEW && kernel_wanted(options, "cuBLASLt"))
             check_work(w, device, library, "cuBLASLt");
     }
+    for (unsigned i = 0; i < sizeof FINISHES / sizeof FINISHES[0]; i++)
+        for (int all = 0; all < 2; all++)
+            if (work_wanted(options, FINISHES[i].name, 0) && kernel_wanted(options, "own"))
+                check_finish(&FINISHES[i], device, all);
     if (!library) printf("product: %s\n", why);
     ln_cuda_library_close(library);
 }
@@ -300,6 +417,8 @@ static const work BENCH[] = {
     {"q4_0, 14336 x 4096, 2048 tokens", LN_CUDA_RAW_Q4_0, {14336}, 4096, 2048},
 };
 
+enum { BENCH_WORDS = 1 << 17 }; /* of 8 bytes, again and again */
+
 /* Without values on the host: codes are what the memory holds. */
 static void open_bench(setting *s, const work *w, const ln_cuda_device *device, void *library) {
     *s = (setting){.of = w, .library = library};
@@ -312,7 +431,7 @@ static void open_bench(setting *s, const work *w, const ln_cuda_device *device, 
         uint64_t *host = malloc((size_t)bytes);
         s->memory[i] = device_open(bytes);
         /* Numbers near 1 in bf16, or codes of any bits with scales near 2^-7. */
-        for (int64_t k = 0; k < bytes / 8; k++) host[k] = random_next();
+        for (int64_t k = 0; k < bytes / 8; k++) host[k] = k < BENCH_WORDS ? random_next() : host[k - BENCH_WORDS];
         const int64_t first = kind_of(w->raw) == LN_CUDA_WEIGHT_BF16 ? 0 : scales / 8;
         const uint64_t mask = first ? 0x03ff03ff03ff03ffu : 0x807f807f807f807fu,
                        set = first ? 0x2000200020002000u : 0x3f003f003f003f00u;
@@ -332,6 +451,69 @@ static void open_bench(setting *s, const work *w, const ln_cuda_device *device, 
     s->workspace = device_open(s->plan.workspace);
 }
 
+/* Products one after the other in a graph, as in the pass of a model: with more weights than caches hold, each read
+ * once. */
+static const work ROWS[] = {
+    {"q4_0, 6144 x 4096", LN_CUDA_RAW_Q4_0, {4096, 1024, 1024}, 4096, 1},
+    {"q4_0, 4096 x 4096", LN_CUDA_RAW_Q4_0, {4096}, 4096, 1},
+    {"q4_0, 28672 x 4096, gated", LN_CUDA_RAW_Q4_0, {14336, 14336}, 4096, 1, true, false, 1},
+    {"q4_0, 4096 x 14336", LN_CUDA_RAW_Q4_0, {4096}, 14336, 1},
+    {"q4_0, 28672 x 4096, gated, 4 tokens", LN_CUDA_RAW_Q4_0, {14336, 14336}, 4096, 4, true, false, 1},
+    {"q4_0, 28672 x 4096, gated, 8 tokens", LN_CUDA_RAW_Q4_0, {14336, 14336}, 4096, 8, true, false, 1},
+    {"q4_0, 28672 x 4096, gated, 16 tokens", LN_CUDA_RAW_Q4_0, {14336, 14336}, 4096, 16, true, false, 1},
+    {"q8_0, 6144 x 4096", LN_CUDA_RAW_Q8_0, {4096, 1024, 1024}, 4096, 1},
+    {"q8_0, 4096 x 4096", LN_CUDA_RAW_Q8_0, {4096}, 4096, 1},
+    {"q8_0, 28672 x 4096, gated", LN_CUDA_RAW_Q8_0, {14336, 14336}, 4096, 1, true, false, 1},
+    {"q8_0, 4096 x 14336", LN_CUDA_RAW_Q8_0, {4096}, 14336, 1},
+    {"bf16, 3072 x 2048", LN_CUDA_RAW_BF16, {2048, 512, 512}, 2048, 1},
+    {"bf16, 2048 x 2048", LN_CUDA_RAW_BF16, {2048}, 2048, 1},
+    {"bf16, 16384 x 2048, gated", LN_CUDA_RAW_BF16, {8192, 8192}, 2048, 1, true, false, 1},
+    {"bf16, 2048 x 8192", LN_CUDA_RAW_BF16, {2048}, 8192, 1},
+    {"bf16, 28672 x 4096, gated", LN_CUDA_RAW_BF16, {14336, 14336}, 4096, 1, true, false, 1},
+    {"bf16, 28672 x 4096, gated, 16 tokens", LN_CUDA_RAW_BF16, {14336, 14336}, 4096, 16, true, false, 1},
+};
+enum { IN_A_ROW = 24, ROW_BYTES = 300 << 20 };
+
+static double weight_bytes(const work *w) {
+    double bytes = 0;
+    int64_t scales;
+    for (int m = 0; m < LN_CUDA_PRODUCT_MOST && w->rows[m]; m++)
+        bytes += (double)ln_cuda_weight_bytes(kind_of(w->raw), w->rows[m], w->columns, &scales);
+    return bytes;
+}
+
+typedef struct in_a_row {
+    setting settings[IN_A_ROW];
+    int count;
+    cudaGraphExec_t graph;
+} in_a_row;
+
+static ln_cuda_code start_all(void *context, void *stream) {
+    in_a_row *all = context;
+    ln_cuda_code code = LN_CUDA_OK;
+    for (int i = 0; i < all->count && !code; i++) code = start(&all->settings[i], stream);
+    return code;
+}
+static ln_cuda_code start_captured(void *context, void *stream) {
+    in_a_row *all = context;
+    return ln_cuda_code_of(cudaGraphLaunch(all->graph, stream));
+}
+
+static void bench_row(const work *w, const ln_cuda_device *device, int rounds) {
+    static in_a_row all;
+    const double bytes = weight_bytes(w);
+    timing t;
+    void *contexts[] = {&all};
+    all.count = (int)(ROW_BYTES / bytes) + 2;
+    if (all.count > IN_A_ROW) all.count = IN_A_ROW;
+    for (int i = 0; i < all.count; i++) open_bench(&all.settings[i], w, device, NULL);
+    all.graph = run_capture(start_all, &all, w->name, "own");
+    time_in_turns(start_captured, contexts, 1, rounds, &t);
+    printf("%-36s in a row  %8.4f ms  %7.3f TB/s\n", w->name, t.median / all.count, bytes * all.count / t.median / 1e9);
+    cudaGraphExecDestroy(all.graph);
+    for (int i = 0; i < all.count; i++) close_setting(&all.settings[i]);
+}
+
 static void bench(const ln_cuda_device *device, const check_options *options) {
     char why[LN_CUDA_WHY] = "";
     void *library = ln_cuda_library_open(why);
@@ -346,10 +528,7 @@ static void bench(const ln_cuda_device *device, const check_options *options) {
             open_bench(&s, w, device, with ? library : NULL);
             void *contexts[] = {&s};
             time_in_turns(start, contexts, 1, options->rounds, &t);
-            double bytes = 0;
-            int64_t scales;
-            for (int m = 0; m < s.product.count; m++)
-                bytes += (double)ln_cuda_weight_bytes(kind_of(w->raw), w->rows[m], w->columns, &scales);
+            const double bytes = weight_bytes(w);
             if (many)
                 printf("%-36s %-9s %8.3f ms  %7.1f TFLOP/s\n", w->name, with ? "cuBLASLt" : "own", t.median,
                        2 * work_of(w) / t.median / 1e9);
@@ -359,6 +538,8 @@ static void bench(const ln_cuda_device *device, const check_options *options) {
         }
     }
     ln_cuda_library_close(library);
+    for (unsigned i = 0; i < sizeof ROWS / sizeof ROWS[0]; i++)
+        if (work_wanted(options, ROWS[i].name, 0)) bench_row(&ROWS[i], device, options->rounds);
 }
 
 const suite cuda_suite_product = {"product", WORK_COUNT, plans, check, bench};

@@ -13,7 +13,7 @@ struct digit_scale {
 };
 static __device__ __forceinline__ digit_scale digits_scale(float most) {
     if (!(most < CUDART_INF_F)) return {CUDART_NAN_F, 0};
-    return {most / 32512, most > 0 ? 32512 / most : 0};
+    return {most * (1.0f / 32512), most > 1e-30f ? 32512 * reciprocal(most) : 0};
 }
 /* |x|, infinite where it is no number. */
 static __device__ __forceinline__ float digits_size(float x) {

@@ -13,6 +13,10 @@ static ln_cuda_code launch_with(cudaLaunchAttribute *attribute, void (*kernel)(P
                                 int shared_bytes, void *stream, PARAMETERS... arguments) {
     cudaError_t error =
         cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    /* One division of a multiprocessor's memory for kernels that follow one another: another one waits for it to empty.
+     */
+    if (error == cudaSuccess && attribute && attribute->id == cudaLaunchAttributeProgrammaticStreamSerialization)
+        error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
     void *pointers[] = {(void *)&arguments...};
     cudaLaunchConfig_t how = {};
     how.gridDim = grid;

@@ -5,6 +5,7 @@
 
 #include "kernel/cuda/product_library.h"
 #include "kernel/cuda/product_table.h"
+#include "kernel/cuda/row_work_cuda.h"
 
 static int64_t round_up(int64_t value, int64_t unit) {
     return (value + unit - 1) / unit * unit;
@@ -131,9 +132,16 @@ static ln_cuda_code run_matrix(const ln_cuda_product *product, const ln_cuda_pro
 
 ln_cuda_code ln_cuda_product_run(const ln_cuda_product *product, const ln_cuda_product_plan *plan, void *library,
                                  void *workspace, void *stream) {
-    if (!whole(product->x, 16) || product->x_stride % 8 ||
-        product->x_stride < ln_cuda_padded(product->weight[0].columns))
+    if (product->rows) {
+        const ln_cuda_rows *rows = product->rows;
+        if (!plan->few || !ln_cuda_product_finishes(product, &plan->device, rows)) return LN_CUDA_UNSUPPORTED;
+        if (!whole(rows->given, 16) || !whole(rows->next.weight, 16) || (rows->h && !whole(rows->h, 16)) ||
+            !whole(rows->x, 16) || !whole(rows->finished, 16) || rows->finished == rows->x)
+            return LN_CUDA_ARGUMENT;
+    } else if (!whole(product->x, 16) || product->x_stride % 8 ||
+               product->x_stride < ln_cuda_padded(product->weight[0].columns)) {
         return LN_CUDA_ARGUMENT;
+    }
     for (int i = 0; i < product->count; i++) {
         const ln_cuda_weight *weight = &product->weight[i];
         if (!whole(weight->codes, 256) || (weight->kind != LN_CUDA_WEIGHT_BF16 && !whole(weight->scales, 256)))
@@ -144,7 +152,7 @@ ln_cuda_code ln_cuda_product_run(const ln_cuda_product *product, const ln_cuda_p
     if (product->gated && (!product->given || product->given_stride < product->weight[0].rows)) return LN_CUDA_ARGUMENT;
     if (plan->few != (product->tokens <= LN_CUDA_PRODUCT_FEW)) return LN_CUDA_ARGUMENT;
     if (plan->workspace && !whole(workspace, 256)) return LN_CUDA_ARGUMENT;
-    if (plan->few) return ln_cuda_product_few(product, workspace, stream);
+    if (plan->few) return ln_cuda_product_few(product, &plan->device, workspace, stream);
     for (int i = 0; i < product->count; i++) {
         const ln_cuda_code code = run_matrix(product, plan, library, i, workspace, stream);
         if (code) return code;

@@ -39,6 +39,7 @@ typedef struct ln_cuda_rows {
     const float *bias;  /* [width], or NULL */
     float scale, keep, add;
     ln_cuda_norm post;
+    float *finished; /* where x goes when a product finishes the rows: other blocks still read x */
 } ln_cuda_rows;
 
 ln_cuda_code ln_cuda_rows_enter(const ln_cuda_rows *rows, const ln_cuda_weight *embedding, void *stream);

@@ -2,83 +2,12 @@
  * decides. */
 #include "kernel/cuda/digits.cuh"
 #include "kernel/cuda/launch.cuh"
-#include "kernel/cuda/row_work_cuda.h"
+#include "kernel/cuda/row_work.cuh"
 #include "kernel/cuda/weight.cuh"
 
 namespace ln {
 
 enum { ROW_THREADS = 1024, ROW_MOST = 8192, BEST_BLOCKS = 128, BEST_THREADS = 256 };
-
-/* The sum over the block, the same in each thread; `room` has a float a warp. */
-static __device__ __forceinline__ float block_sum(float value, float *room) {
-#pragma unroll
-    for (int i = 16; i; i /= 2) value += __shfl_xor_sync(0xffffffffu, value, i);
-    __syncthreads(); /* the room may still be read */
-    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = value;
-    __syncthreads();
-    float sum = 0;
-    for (int i = 0; i < (int)blockDim.x / 32; i++) sum += room[i];
-    return sum;
-}
-
-/* A thread's four columns of each of VECTORS parts of the row, in registers; those beyond the width are zeros. */
-template <int VECTORS> struct row_part {
-    float value[VECTORS][4];
-    static __device__ __forceinline__ int column(int v) { return (int)(v * blockDim.x + threadIdx.x) * 4; }
-};
-
-template <int VECTORS>
-static __device__ __forceinline__ void load_row(row_part<VECTORS> &to, const float *from, int width) {
-#pragma unroll
-    for (int v = 0; v < VECTORS; v++) {
-        const int column = row_part<VECTORS>::column(v);
-        if (column + 3 < width && width % 4 == 0) {
-            const float4 four = *(const float4 *)(from + column);
-            to.value[v][0] = four.x, to.value[v][1] = four.y, to.value[v][2] = four.z, to.value[v][3] = four.w;
-        } else {
-#pragma unroll
-            for (int k = 0; k < 4; k++) to.value[v][k] = column + k < width ? from[column + k] : 0.0f;
-        }
-    }
-}
-template <int VECTORS>
-static __device__ __forceinline__ void store_row(float *to, const row_part<VECTORS> &from, int width) {
-#pragma unroll
-    for (int v = 0; v < VECTORS; v++)
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            if (row_part<VECTORS>::column(v) + k < width) to[row_part<VECTORS>::column(v) + k] = from.value[v][k];
-}
-
-template <int VECTORS>
-static __device__ __forceinline__ void norm_row(row_part<VECTORS> &row, const row_part<VECTORS> &weight,
-                                                const ln_cuda_norm &norm, int width, float epsilon, float *room) {
-    if (!norm.weight) return;
-    float mean = 0, squares = 0;
-    if (norm.bias) {
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) mean += row.value[v][k];
-        mean = block_sum(mean, room) / (float)width;
-    }
-#pragma unroll
-    for (int v = 0; v < VECTORS; v++)
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            if (row_part<VECTORS>::column(v) + k < width) {
-                row.value[v][k] -= mean;
-                squares += row.value[v][k] * row.value[v][k];
-            }
-    squares = block_sum(squares, room);
-    const float factor = 1.0f / sqrtf(squares / (float)width + epsilon);
-    row_part<VECTORS> bias = {};
-    if (norm.bias) load_row(bias, norm.bias, width);
-#pragma unroll
-    for (int v = 0; v < VECTORS; v++)
-#pragma unroll
-        for (int k = 0; k < 4; k++) row.value[v][k] = row.value[v][k] * factor * weight.value[v][k] + bias.value[v][k];
-}
 
 /* h of a row: bf16, and in digits where these are wanted. */
 template <int VECTORS>
@@ -143,25 +72,11 @@ static __global__ void __launch_bounds__(ROW_THREADS, 1) make_rows(const __grid_
                 row.value[v][k] = column + k < count ? run.embedding_scale * row.value[v][k] : 0.0f;
         }
     } else {
-        load_row(row, run.given + token * width, count);
-        load_row(x, run.x + token * width, count);
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int column = row_part<VECTORS>::column(v) + k;
-                if (run.bias && column < count) row.value[v][k] += run.bias[column];
-                row.value[v][k] *= run.scale;
-            }
+        load_given(row, x, run, token, count);
     }
     if (!early && norm.weight) load_row(post, norm.weight, count);
     norm_row(row, post, norm, count, run.epsilon, room);
-    if constexpr (!ENTER) {
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) row.value[v][k] = run.keep * x.value[v][k] + run.add * row.value[v][k];
-    }
+    if constexpr (!ENTER) add_given(row, x, run);
     if (!run.from_norm) store_row(run.x + token * width, row, count);
     if (!early && run.next.weight) load_row(next, run.next.weight, count);
     norm_row(row, next, run.next, count, run.epsilon, room);

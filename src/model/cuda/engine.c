@@ -168,25 +168,69 @@ typedef struct pass {
     ln_cuda_room *room;
     ln_cuda_model *on;
     int64_t tokens, position;
-    bool alone; /* one token, by the kernels of decode */
-    bool few;   /* rows make digits of h, for products with codes */
+    bool alone;        /* one token, by the kernels of decode */
+    bool few;          /* rows make digits of h, for products with codes */
+    float *x, *x_next; /* the stream, and where a product that finishes rows leaves it */
+    ln_cuda_rows rows; /* what the next product of h finishes, if waiting */
+    bool waiting;
 } pass;
 
+static linnet_status finish_now(pass *p) {
+    if (!p->waiting) return LINNET_OK;
+    p->waiting = false;
+    LN_CUDA_TRY(p->room->model->context, ln_cuda_rows_finish(&p->rows, p->on->stream), "adding a part");
+    return LINNET_OK;
+}
+
+/* A product of h alone finishes rows that wait for it, if it can. digits: rows_of asked for them. */
+static linnet_status take_h(pass *p, ln_cuda_product *product, bool digits, bool only) {
+    if (!p->waiting || !only || !ln_cuda_product_finishes(product, &p->on->device, &p->rows)) {
+        if (p->few && digits) product->digits = p->room->digits;
+        return finish_now(p);
+    }
+    float *const x = p->x;
+    p->waiting = false;
+    p->rows.finished = p->x_next;
+    if (product->weight[0].codes != p->on->head.codes) p->rows.h = NULL; /* only logits may be asked for again */
+    product->rows = &p->rows;
+    p->x = p->x_next;
+    p->x_next = x;
+    return LINNET_OK;
+}
+
+/* The weights that come next. */
+typedef struct upcoming {
+    const ln_cuda_weight *weight;
+    int count;
+} upcoming;
+
+static void look_ahead(const pass *p, ln_cuda_product *product, const upcoming *next) {
+    for (; p->few && product->ahead_count < next->count; product->ahead_count++)
+        product->ahead[product->ahead_count] = next->weight[product->ahead_count];
+}
+/* Those that the block after this one begins with. */
+static upcoming after(const pass *p, const ln_cuda_block *block) {
+    if (block + 1 == p->on->blocks + p->on->count) return (upcoming){&p->on->head, 1};
+    return (upcoming){block[1].weight, block[1].attention ? 3 : 2};
+}
+
 /* Matrices of one kind go together. */
-static linnet_status multiply(const pass *p, const ln_cuda_weight *weights, float *const *y, int count, const void *x,
-                              int64_t tokens) {
+static linnet_status multiply(pass *p, const ln_cuda_weight *weights, float *const *y, int count, const void *x,
+                              int64_t tokens, upcoming next) {
     linnet_context *context = p->room->model->context;
     for (int i = 0; i < count;) {
         ln_cuda_product product = {.x = x, .x_stride = ln_cuda_padded(weights[i].columns), .tokens = tokens};
-        if (p->few && x == p->room->h && tokens == p->tokens && weights[0].kind != LN_CUDA_WEIGHT_BF16)
-            product.digits = p->room->digits; /* rows_of asked for them */
         ln_cuda_product_plan plan;
         const ln_cuda_weight_kind kind = weights[i].kind;
+        const int first = i;
         for (; i < count && weights[i].kind == kind; i++) {
             product.weight[product.count] = weights[i];
             product.stride[product.count] = weights[i].rows;
             product.y[product.count++] = y[i];
         }
+        if (x == p->room->h && tokens == p->tokens)
+            LN_TRY(take_h(p, &product, weights[0].kind != LN_CUDA_WEIGHT_BF16, first == 0 && i == count));
+        look_ahead(p, &product, &next);
         LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
                     "planning a product");
         LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
@@ -203,7 +247,7 @@ static ln_cuda_rows rows_of(const pass *p, const ln_cuda_block *next) {
     return (ln_cuda_rows){.tokens = p->tokens,
                           .width = h->width,
                           .epsilon = h->norm_epsilon,
-                          .x = p->room->x,
+                          .x = p->x,
                           .h = p->room->h,
                           .h_stride = ln_cuda_padded(h->width),
                           .digits = digits ? p->room->digits : (ln_cuda_digits){NULL, NULL},
@@ -235,16 +279,17 @@ static float or_one(float factor) {
     return factor == 0 ? 1 : factor;
 }
 
-static linnet_status finish(const pass *p, const ln_cuda_block *block, const ln_cuda_block *next) {
-    ln_cuda_rows rows = rows_of(p, next);
-    rows.given = p->room->given;
-    rows.bias = block->bias;
-    rows.scale = or_one(block->of->part[0].scale);
-    rows.keep = or_one(block->of->keep);
-    rows.add = or_one(block->of->add);
-    rows.post = block->post;
-    LN_CUDA_TRY(p->room->model->context, ln_cuda_rows_finish(&rows, p->on->stream), "adding a part");
-    return LINNET_OK;
+/* One token's row waits for the product that follows. */
+static linnet_status finish(pass *p, const ln_cuda_block *block, const ln_cuda_block *next) {
+    p->rows = rows_of(p, next);
+    p->rows.given = p->room->given;
+    p->rows.bias = block->bias;
+    p->rows.scale = or_one(block->of->part[0].scale);
+    p->rows.keep = or_one(block->of->keep);
+    p->rows.add = or_one(block->of->add);
+    p->rows.post = block->post;
+    p->waiting = true;
+    return p->alone ? LINNET_OK : finish_now(p);
 }
 
 /* ---- attention ---- */
@@ -355,17 +400,17 @@ static linnet_status attend(const pass *p, const ln_cuda_block *block, float *co
     return LINNET_OK;
 }
 
-static linnet_status run_attention(const pass *p, const ln_cuda_block *block) {
+static linnet_status run_attention(pass *p, const ln_cuda_block *block) {
     const ln_hyperparameters *h = &p->room->model->hyper;
     float *stage = p->room->stage, *given[] = {p->room->given};
     float *from[3] = {stage, stage + p->tokens * h->heads * h->key_size};
     from[2] = from[1] + p->tokens * h->key_value_heads * h->key_size;
-    LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens));
+    LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens, (upcoming){&block->weight[3], 1}));
     LN_TRY(attend(p, block, from));
-    return multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens);
+    return multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens, after(p, block));
 }
 
-static linnet_status run_feed_forward(const pass *p, const ln_cuda_block *block) {
+static linnet_status run_feed_forward(pass *p, const ln_cuda_block *block) {
     linnet_context *context = p->room->model->context;
     const ln_feed_forward_weights *of = block->feed_forward;
     float *given[] = {p->room->given};
@@ -376,33 +421,32 @@ static linnet_status run_feed_forward(const pass *p, const ln_cuda_block *block)
                                .x = p->room->h,
                                .x_stride = ln_cuda_padded(p->room->model->hyper.width),
                                .tokens = p->tokens,
-                               .digits = p->few && block->weight[0].kind != LN_CUDA_WEIGHT_BF16
-                                             ? p->room->digits
-                                             : (ln_cuda_digits){NULL, NULL},
                                .gated = true,
                                .activation = of->activation == LN_GELU_TANH ? LN_CUDA_GELU_TANH : LN_CUDA_SILU,
                                .gate_scale = of->gate_scale,
                                .given = p->room->gated,
                                .given_stride = ln_cuda_padded(of->columns)};
     ln_cuda_product_plan plan;
+    look_ahead(p, &product, &(upcoming){&block->weight[2], 1});
+    LN_TRY(take_h(p, &product, block->weight[0].kind != LN_CUDA_WEIGHT_BF16, true));
     LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
                 "planning a gated unit");
     LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
                 "a gated unit");
-    return multiply(p, &block->weight[2], given, 1, p->room->gated, p->tokens);
+    return multiply(p, &block->weight[2], given, 1, p->room->gated, p->tokens, after(p, block));
 }
 
 /* ---- what follows ---- */
 
 /* Logits [count, vocabulary] of tokens of the piece, and the best of the last; best NULL: not wanted. */
-static linnet_status head(const pass *p, int64_t first, int64_t count, int32_t *best) {
+static linnet_status head(pass *p, int64_t first, int64_t count, int32_t *best) {
     const linnet_model *model = p->room->model;
     const ln_hyperparameters *h = &model->hyper;
     float *logits[] = {p->room->logits};
     const char *x = (const char *)p->room->h + 2 * first * ln_cuda_padded(h->width);
     const int64_t named =
         model->tokenizer ? ln_min_i64(h->vocabulary, linnet_tokenizer_size(model->tokenizer)) : h->vocabulary;
-    LN_TRY(multiply(p, &p->on->head, logits, 1, x, count));
+    LN_TRY(multiply(p, &p->on->head, logits, 1, x, count, (upcoming){NULL, 0}));
     LN_CUDA_TRY(model->context,
                 ln_cuda_logits(logits[0], count, h->vocabulary, named, or_one(h->logit_scale), h->logit_cap, best,
                                p->room->best_workspace, p->on->stream),
@@ -410,8 +454,9 @@ static linnet_status head(const pass *p, int64_t first, int64_t count, int32_t *
     return LINNET_OK;
 }
 
-static linnet_status run_pass(const pass *p, bool last) {
+static linnet_status run_pass(pass *p, bool last) {
     linnet_context *context = p->room->model->context;
+    p->x = p->room->x, p->x_next = p->room->finished;
     LN_CUDA_TRY(context,
                 ln_cuda_copy_to_device(p->room->step, p->room->step_host,
                                        (uint64_t)(p->tokens + 2) * sizeof *p->room->step, p->on->stream),
@@ -422,7 +467,7 @@ static linnet_status run_pass(const pass *p, bool last) {
         LN_TRY((block->attention ? run_attention : run_feed_forward)(p, block));
         LN_TRY(finish(p, block, i + 1 < p->on->count ? block + 1 : NULL));
     }
-    if (!last) return LINNET_OK;
+    if (!last) return finish_now(p);
     LN_TRY(head(p, p->tokens - 1, 1, p->room->best));
     LN_CUDA_TRY(context, ln_cuda_copy_to_host(p->room->best_host, p->room->best, sizeof *p->room->best, p->on->stream),
                 "fetching a token");
@@ -447,7 +492,7 @@ static linnet_status plan_prompt(const pass *p, ln_cuda_class *class) {
     return LINNET_OK;
 }
 
-static linnet_status run_graph(const pass *p) {
+static linnet_status run_graph(pass *p) {
     linnet_context *context = p->room->model->context;
     ln_device_sequence *sequence = p->sequence;
     if (!sequence->graph) {
@@ -472,7 +517,13 @@ static linnet_status meet(ln_cuda_room *room) {
 static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
                          bool last) {
     ln_cuda_room *room = sequence->room;
-    pass p = {sequence, room, room->model->on_device, tokens, position, tokens == 1, tokens <= LN_CUDA_PRODUCT_FEW};
+    pass p = {.sequence = sequence,
+              .room = room,
+              .on = room->model->on_device,
+              .tokens = tokens,
+              .position = position,
+              .alone = tokens == 1,
+              .few = tokens <= LN_CUDA_PRODUCT_FEW};
     LN_TRY(meet(room));
     LN_CUDA_TRY(room->model->context, ln_cuda_use(p.on->device.index), "choosing the GPU");
     room->step_host[0] = (int32_t)position;
@@ -504,7 +555,7 @@ static linnet_status take(ln_device_sequence *sequence, float *logits, int32_t *
 
 static linnet_status rows(ln_device_sequence *sequence, int64_t first, int64_t count, float *logits) {
     ln_cuda_room *room = sequence->room;
-    const pass p = {sequence, room, room->model->on_device, count, 0, false, false};
+    pass p = {.sequence = sequence, .room = room, .on = room->model->on_device, .tokens = count};
     for (int64_t done = 0; done < count; done += room->rows) {
         const int64_t some = ln_min_i64(room->rows, count - done);
         LN_TRY(head(&p, first + done, some, NULL));
@@ -601,6 +652,7 @@ const ln_device *ln_device_cuda(void) {
                                    .take = take,
                                    .rows = rows,
                                    .rewind_limit = rewind_limit,
-                                   .release = ln_cuda_weights_close};
+                                   .release = ln_cuda_weights_close,
+                                   .peaks = ln_cuda_peaks};
     return &cuda;
 }

@@ -85,7 +85,7 @@ typedef struct ln_cuda_room {
     void *tasks_host;
     bool running; /* something may still read step_host or write best_host */
     /* On the device. */
-    float *x, *given, *stage, *key, *value, *logits, *cosine[2], *sine[2];
+    float *x, *finished, *given, *stage, *key, *value, *logits, *cosine[2], *sine[2];
     void *h, *query, *mixed, *gated, *gathered[2], *products;
     ln_cuda_digits digits; /* h, for products of few tokens with codes */
     double *inverse[2];
@@ -103,5 +103,7 @@ linnet_status ln_cuda_room_open(linnet_model *model, const ln_device_shape *shap
 void ln_cuda_room_close(ln_cuda_room *room);
 /* Bytes of the keys (part 0) or values (part 1) of one page of one layer. */
 int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int part);
+
+linnet_status ln_cuda_peaks(linnet_context *context, linnet_peaks *peaks);
 
 #endif

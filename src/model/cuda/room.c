@@ -147,6 +147,7 @@ static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *fr
     room->best = carve(from, 1, sizeof *room->best);
     room->best_workspace = carve(from, LN_CUDA_BEST_BYTES, 1);
     room->x = carve(from, tokens * (uint64_t)h->width, real);
+    room->finished = carve(from, (uint64_t)h->width, real);
     room->given = carve(from, tokens * (uint64_t)h->width, real);
     room->stage = carve(from, tokens * stage, real);
     room->key = carve(from, tokens * keys, real);

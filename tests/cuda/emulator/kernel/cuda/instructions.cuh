@@ -62,6 +62,9 @@ template <bool TURN> static inline void store_matrices(void *to, const uint32_t 
 static inline uint32_t take_bits(uint32_t word, uint32_t mask, uint32_t more) {
     return (word & mask) | more;
 }
+static inline uint32_t turn_bits(uint32_t word, uint32_t mask, uint32_t turn) {
+    return (word & mask) ^ turn;
+}
 static inline uint32_t transpose_matrix(uint32_t part) {
     return ln_emulator::transpose_matrix(part);
 }
@@ -98,6 +101,13 @@ static inline void add_product_bytes(int *sum, const uint32_t *left, const uint3
 
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
+static inline uint64_t policy_once() {
+    return 0;
+}
+static inline void copy_piece_once(void *to, const void *from, bool inside, uint64_t) {
+    copy_piece(to, from, inside);
+}
+static inline void prefetch_row(const void *, int) {}
 
 } // namespace ln
 
