@@ -155,6 +155,28 @@ static __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
 static __device__ __forceinline__ void store_release(unsigned *to, unsigned value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
+/* Four words that other blocks read or write meanwhile: each is there as a whole, in no order with the others. */
+static __device__ __forceinline__ float4 load_relaxed(const float4 *from) {
+    float4 x;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(from)
+                 : "memory");
+    return x;
+}
+static __device__ __forceinline__ float load_relaxed(const float *from) {
+    float x;
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(x) : "l"(from) : "memory");
+    return x;
+}
+static __device__ __forceinline__ void store_relaxed(float4 *to, float4 x) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z),
+                 "f"(x.w)
+                 : "memory");
+}
+static __device__ __forceinline__ void store_relaxed(float *to, float x) {
+    asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
+}
 /* In every loop that polls memory: lets others run. */
 static __device__ __forceinline__ void spin_pause() {
     __nanosleep(32);

@@ -88,6 +88,14 @@ static inline void store_release(unsigned *to, unsigned value) {
     *(volatile unsigned *)to = value;
     ln_emulator::maybe_yield();
 }
+template <class T> static inline T load_relaxed(const T *from) {
+    ln_emulator::maybe_yield();
+    return __ldcg(from);
+}
+template <class T> static inline void store_relaxed(T *to, T x) {
+    __stcg(to, x);
+    ln_emulator::maybe_yield();
+}
 static inline void spin_pause() {
     ln_emulator::spin();
 }
