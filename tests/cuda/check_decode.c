@@ -7,7 +7,7 @@
 #include "kernel/cuda/decode_layout.h"
 #include "oracle_decode.h"
 
-enum { SEQUENCES = 8, KERNELS_MOST = 8 };
+enum { SEQUENCES = 8, KERNELS_MOST = 12 };
 
 typedef struct work {
     const char *name;
@@ -82,6 +82,9 @@ static const work BENCH[] = {
     {"1 x 128k", BF16, 32, 8, 128, 0, {131072}, 1, 16, .queries = 1},
     {"1 x 32k", BF16, 32, 8, 128, 0, {32768}, 1, 16, .queries = 1},
     {"1 x 1k", BF16, 32, 8, 128, 0, {1024}, 1, 16, .queries = 1},
+    {"1 x 4k", BF16, 32, 8, 128, 0, {4096}, 1, 16, .queries = 1},
+    {"4 x 2k", BF16, 32, 8, 128, 0, {2048}, 4, 16, .queries = 1},
+    {"16 x 2k", BF16, 32, 8, 128, 0, {2048}, 16, 16, .queries = 1},
     {"0.5 GB bf16 of q4_0", Q4_0, 32, 8, 128, 0, {8192}, 16, 16, .queries = 1},
     {"2 GB bf16 of q4_0", Q4_0, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
     {"2 GB bf16 of q4", Q4, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},

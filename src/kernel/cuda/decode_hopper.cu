@@ -4,6 +4,7 @@
 #include "kernel/cuda/decode_bulk.cuh"
 #include "kernel/cuda/decode_latent.cuh"
 #include "kernel/cuda/decode_portable.cuh"
+#include "kernel/cuda/decode_short.cuh"
 #include "kernel/cuda/decode_table.h"
 
 using namespace ln;
@@ -23,7 +24,12 @@ template <int FORMAT, int SIZE, int STAGES> static ln_cuda_decode_kernel codes_k
         codes_kernel<format, 96, stages>(name " 96 x 8"), bulk_kernel<format, 96, 2, 3, 4, 2>(name " 96 x 16"), \
         bulk_kernel<format, 192, 1, 3, 3, 2>(name " 192 x 8"), bulk_kernel<format, 256, 1, 3, 3, 2>(name " 256 x 8")
 
+#define LN_SHORT(format, name)                                       \
+    short_kernel<format, 128, 1, 4, 1, 4>("short " name " 128 x 8"), \
+        short_kernel<format, 128, 2, 4, 1, 4>("short " name " 128 x 16")
+
 const ln_cuda_decode_kernel ln_cuda_decode_hopper_kernels[] = {
+    LN_SHORT(LN_CUDA_PAGE_BF16, "bf16"),
     LN_PLAIN(LN_CUDA_PAGE_BF16, "bf16"),
     LN_PLAIN(LN_CUDA_PAGE_F16, "f16"),
     LN_CODES(LN_CUDA_PAGE_Q8_0, "q8_0", 2),

@@ -102,6 +102,8 @@ template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_portable(const __grid_constant__ decode_run run) {
     char *memory = block_memory();
+    let_next_start();
+    wait_for_previous();
     copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0, {}};
     decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
     copies_wait<0>();
@@ -109,9 +111,9 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
 
 template <class SHAPE> static ln_cuda_code decode_start(void *const *arguments, int blocks, void *stream) {
     const decode_run *of = (const decode_run *)arguments[0];
-    const ln_cuda_code code =
-        launch(decode_portable<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads), SHAPE::shared_bytes, stream, *of);
-    return code || of->tickets ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
+    const ln_cuda_code code = launch_early(decode_portable<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads),
+                                           SHAPE::shared_bytes, stream, *of);
+    return code || !of->joined ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
 template <class SHAPE, int MAJOR> static ln_cuda_decode_kernel lane_kernel(const char *name) {

@@ -25,6 +25,7 @@ template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_, int ORD
     static constexpr int FORMAT = FORMAT_, SIZE = SIZE_, COLUMNS = COLUMNS_, WARPS = WARPS_, STAGES = STAGES_;
     static constexpr int ORDER = ORDER_, BLOCKS = BLOCKS_;
     using codes = page_codes<FORMAT>;
+    static constexpr int AT_ONCE = codes::plain ? 8 : 4; /* results that are read at once to be joined */
     static constexpr int rows = 8 * COLUMNS, threads = 32 * WARPS, blocks = SIZE / 32;
     static constexpr int tile_codes = LN_CUDA_TILE * SIZE * codes::bits / 8;
     static constexpr int tile = tile_codes + (codes::plain ? 0 : SIZE), stage = 2 * tile;
@@ -229,12 +230,24 @@ template <class SHAPE> static __device__ __forceinline__ const uint4 *value_piec
         return (const uint4 *)tile + (4 * j + i) * 32 + lane;
 }
 
-template <class SHAPE>
-static __device__ __forceinline__ void plain_scores(float (&score)[SHAPE::COLUMNS][4], const char *stage,
+/* Plain rows of a unit that lie in a stage: the pieces of this lane. */
+template <class SHAPE> struct stage_pieces {
+    const char *stage;
+    __device__ __forceinline__ uint4 key(int j, int half) const { return *key_piece<SHAPE>(stage, j, half); }
+    __device__ __forceinline__ uint4 value(int j, int i) const {
+        return *value_piece<SHAPE>(stage + SHAPE::tile, j, i);
+    }
+    __device__ __forceinline__ uint2 value_end(int i) const {
+        return ((const uint2 *)(stage + SHAPE::tile + SHAPE::SIZE / 64 * 2048))[i * 32 + (int)threadIdx.x % 32];
+    }
+};
+
+template <class SHAPE, class PIECES>
+static __device__ __forceinline__ void plain_scores(float (&score)[SHAPE::COLUMNS][4], const PIECES &pieces,
                                                     const decode_queries<SHAPE> &query) {
 #pragma unroll
     for (int j = 0; j < SHAPE::SIZE / 32; j++) {
-        const uint4 low = *key_piece<SHAPE>(stage, j, 0), high = *key_piece<SHAPE>(stage, j, 1);
+        const uint4 low = pieces.key(j, 0), high = pieces.key(j, 1);
         const uint32_t left[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
 #pragma unroll
         for (int t = 0; t < SHAPE::COLUMNS; t++)
@@ -253,8 +266,8 @@ static __device__ __forceinline__ void turn_pairs(uint32_t (&left)[4], uint32_t 
     left[3] = __byte_perm(t8, t9, 0x7632);
 }
 
-template <class SHAPE>
-static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state, const char *stage,
+template <class SHAPE, class PIECES>
+static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state, const PIECES &pieces,
                                                      const float (&weight)[SHAPE::COLUMNS][4]) {
     constexpr bool half = SHAPE::FORMAT == LN_CUDA_PAGE_F16;
     uint32_t right[SHAPE::COLUMNS][2];
@@ -264,13 +277,12 @@ static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state,
         for (int h = 0; h < 2; h++)
             right[t][h] = transpose_matrix(half ? pack_half(weight[t][2 * h], weight[t][2 * h + 1])
                                                 : pack(weight[t][2 * h], weight[t][2 * h + 1]));
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < SHAPE::SIZE / 64; j++) {
         uint32_t word[4][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const uint4 four = *value_piece<SHAPE>(stage, j, i);
+            const uint4 four = pieces.value(j, i);
             word[i][0] = four.x, word[i][1] = four.y, word[i][2] = four.z, word[i][3] = four.w;
         }
 #pragma unroll
@@ -284,7 +296,7 @@ static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state,
     if constexpr (SHAPE::SIZE % 64 != 0) {
         uint2 two[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) two[i] = ((const uint2 *)(stage + SHAPE::SIZE / 64 * 2048))[i * 32 + lane];
+        for (int i = 0; i < 4; i++) two[i] = pieces.value_end(i);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             uint32_t left[4];
@@ -400,6 +412,14 @@ static __device__ __forceinline__ void code_outputs(decode_state<SHAPE> &state, 
     }
 }
 
+template <class SHAPE>
+static __device__ __forceinline__ void cap_scores(float (&score)[SHAPE::COLUMNS][4], const decode_run &run) {
+    if (run.cap_scale > 0)
+#pragma unroll
+        for (int t = 0; t < SHAPE::COLUMNS; t++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) score[t][k] = decode_tangent(score[t][k] * run.cap_scale);
+}
 /* Scores of keys that their row does not see become -inf. `token`: the first of the unit. */
 template <class SHAPE>
 static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], const decode_run &run,
@@ -443,14 +463,10 @@ static __device__ __forceinline__ bool take_unit(const decode_run &run, const de
     const int token = (at.first + unit) * LN_CUDA_TILE;
     float score[SHAPE::COLUMNS][4] = {};
     if constexpr (SHAPE::codes::plain)
-        plain_scores<SHAPE>(score, stage, query);
+        plain_scores<SHAPE>(score, stage_pieces<SHAPE>{stage}, query);
     else
         code_scores<SHAPE>(score, stage, query);
-    if (run.cap_scale > 0)
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) score[t][k] = decode_tangent(score[t][k] * run.cap_scale);
+    cap_scores<SHAPE>(score, run);
     const decode_sight all = seen_by_all(run, at.length);
     const bool whole = token >= all.low && token + LN_CUDA_TILE <= all.high;
     if (!whole) {
@@ -460,7 +476,7 @@ static __device__ __forceinline__ bool take_unit(const decode_run &run, const de
     }
     state.weigh(score, run.scale);
     if constexpr (SHAPE::codes::plain)
-        plain_outputs<SHAPE>(state, stage + SHAPE::tile, score);
+        plain_outputs<SHAPE>(state, stage_pieces<SHAPE>{stage}, score);
     else
         code_outputs<SHAPE>(state, stage + SHAPE::tile, score);
     return !whole;
@@ -507,8 +523,10 @@ template <class SHAPE, class RING>
 static __device__ __forceinline__ void decode_block(const decode_run &run, RING &ring, char *merging) {
     const int warp = threadIdx.x / 32;
     const decode_merge merge = decode_merge_open(merging, SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
+    const int own = (int)blockIdx.x / run.tiles, tile = (int)blockIdx.x % run.tiles;
     int share;
     decode_segment here = segment_first(run, &share);
+    bool pending = false;
     ring.open(run, here);
     while (here.begin < here.end) {
         decode_queries<SHAPE> query;
@@ -520,10 +538,26 @@ static __device__ __forceinline__ void decode_block(const decode_run &run, RING 
             ring.leave(run, take_unit<SHAPE>(run, here, unit, ring.await(), query, state));
         give_result<SHAPE>(state, merge);
         RING::meet();
-        decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS, RING>(run, here, share, merge);
-        RING::meet();
+        const decode_parts parts = parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(here, share), own, tile);
+        if (decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS, RING, SHAPE::AT_ONCE>(run, here.sequence, here.head,
+                                                                                        parts, merge, here.left == 0)) {
+            pending = true;
+            if (threadIdx.x == 0)
+                merge.open[0] = here.sequence, merge.open[1] = here.head, merge.open[2] = here.origin,
+                merge.open[3] = here.units;
+        }
         if (here.left == 0) break;
+        RING::meet();
         segment_next(run, here);
+    }
+    if (pending) {
+        decode_segment open = {};
+        open.sequence = merge.open[0], open.head = merge.open[1], open.origin = merge.open[2],
+        open.units = merge.open[3];
+        const decode_parts parts = parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(open, share), own, tile);
+        const auto none = [](int, int) { return no_result(); };
+        join_parts<SHAPE::SIZE, SHAPE::rows, SHAPE::threads, RING, SHAPE::AT_ONCE>(run, open.sequence, open.head, parts,
+                                                                                   parts.count, none);
     }
     decode_nothing(run, SHAPE::SIZE, (int)threadIdx.x, SHAPE::threads);
 }

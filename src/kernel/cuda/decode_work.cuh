@@ -31,9 +31,11 @@ struct decode_run {
     float scale;     /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
     float cap_scale; /* 2 scale / cap, with log2(e) in it; 0: no cap */
     int query_element, output_float32;
-    unsigned *tickets; /* [sequences][key_value_heads][tiles], 0 before and after a run; NULL: another kernel joins */
-    float *partial;    /* [blocks][2][rows of a tile][value_size + 2] */
+    float *partial;         /* [blocks][2][rows of a tile][value_size + 2]; all NOT_YET before and after a run */
+    int joined;             /* another kernel joins what blocks leave, and words are what they are */
+    int splits, tiles_most; /* of a kernel for short contexts: blocks of a sequence and head; tiles of the capacity */
 };
+#define LN_CUDA_NOT_YET 0xffffffffu /* a NaN that no sum is */
 
 /* A share's units of one sequence and head. */
 struct decode_segment {
