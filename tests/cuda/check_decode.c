@@ -413,7 +413,7 @@ static void row_expected(const pages *p, const float *row, unsigned char *page, 
         uint16_t scale = 0;
         if (p->format > F16) {
             oracle_encode(p->format, row + i, codes, &scale);
-            memcpy(page + ln_cuda_scale_place(p->format, p->size, token, i / 32), &scale, 2);
+            memcpy(page + ln_cuda_scale_place(p->format, p->values, p->size, token, i / 32), &scale, 2);
         }
         for (int k = 0; k < 32; k++) {
             if (p->format <= F16) {
@@ -635,7 +635,7 @@ static void check_layout(ln_cuda_page_format format, bool values, int size) {
         }
         for (int b = 0; b < size / 32; b++)
             for (int i = 0; i < 2; i++) {
-                const int place = ln_cuda_scale_place(format, size, token, b) + i;
+                const int place = ln_cuda_scale_place(format, values, size, token, b) + i;
                 wrong += place >= bytes || taken[place];
                 taken[place] = 0xff;
             }

@@ -61,7 +61,7 @@ void token_fill(const pages *p, int64_t page, int64_t head, int64_t token) {
         const int in_tile = (int)(token % LN_CUDA_TILE), bits = ln_cuda_page_bits(p->format);
         if (i % 32 == 0) {
             const uint16_t scale = random_scale(p->format);
-            memcpy(row + ln_cuda_scale_place(p->format, p->size, in_tile, i / 32), &scale, 2);
+            memcpy(row + ln_cuda_scale_place(p->format, p->values, p->size, in_tile, i / 32), &scale, 2);
         }
         int bit;
         const int place = ln_cuda_code_place(p->format, p->values, p->size, in_tile, i, &bit);
@@ -78,7 +78,7 @@ double value_at(const pages *p, int64_t page, int64_t head, int64_t token, int i
         return (double)(p->format == LN_CUDA_PAGE_F16 ? of_f16(half) : of_bf16(half));
     }
     const int in_tile = (int)(token % LN_CUDA_TILE), bits = ln_cuda_page_bits(p->format);
-    memcpy(&half, row + ln_cuda_scale_place(p->format, p->size, in_tile, i / 32), 2);
+    memcpy(&half, row + ln_cuda_scale_place(p->format, p->values, p->size, in_tile, i / 32), 2);
     int bit;
     const int place = ln_cuda_code_place(p->format, p->values, p->size, in_tile, i, &bit);
     const int code = row[place] >> bit & ((1 << bits) - 1);

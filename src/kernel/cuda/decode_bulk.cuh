@@ -103,7 +103,7 @@ static __global__ void __launch_bounds__(bulk_shape<SHAPE>::threads, SHAPE::BLOC
     }
     const int first = warp * SHAPE::STAGES;
     bulk_ring<SHAPE> ring = {memory + first * SHAPE::stage, full + first, empty + first, 0, 0};
-    decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
+    decode_block<unit_work<SHAPE>>(run, ring, memory + SHAPE::ring_bytes);
 }
 
 template <class SHAPE> static ln_cuda_code bulk_start(void *const *arguments, int blocks, void *stream) {

@@ -3,6 +3,7 @@
  * warps: the warp that copies costs registers, which are given to warps by fours. */
 #include "kernel/cuda/decode_bulk.cuh"
 #include "kernel/cuda/decode_latent.cuh"
+#include "kernel/cuda/decode_pairs.cuh"
 #include "kernel/cuda/decode_portable.cuh"
 #include "kernel/cuda/decode_short.cuh"
 #include "kernel/cuda/decode_table.h"
@@ -33,7 +34,14 @@ const ln_cuda_decode_kernel ln_cuda_decode_hopper_kernels[] = {
     LN_PLAIN(LN_CUDA_PAGE_BF16, "bf16"),
     LN_PLAIN(LN_CUDA_PAGE_F16, "f16"),
     LN_CODES(LN_CUDA_PAGE_Q8_0, "q8_0", 2),
-    LN_CODES(LN_CUDA_PAGE_Q4_0, "q4_0", 4),
+    pair_kernel<128, 1, 8, 2, 2>("q4_0 128 x 8"),
+    pair_kernel<128, 2, 6, 2, 1>("q4_0 128 x 16"),
+    pair_kernel<64, 1, 8, 2, 2>("q4_0 64 x 8"),
+    pair_kernel<64, 2, 8, 2, 1>("q4_0 64 x 16"),
+    pair_kernel<96, 1, 8, 2, 2>("q4_0 96 x 8"),
+    pair_kernel<96, 2, 6, 2, 1>("q4_0 96 x 16"),
+    pair_kernel<192, 1, 6, 2, 1>("q4_0 192 x 8"),
+    pair_kernel<256, 1, 6, 2, 1>("q4_0 256 x 8"),
     LN_CODES(LN_CUDA_PAGE_Q4, "q4", 4),
     LN_CODES(LN_CUDA_PAGE_Q2, "q2", 4),
     {"latent 64 x 64", LN_CUDA_PAGE_BF16, latent::KEY, latent::VALUE, latent::ROWS, latent::THREADS,

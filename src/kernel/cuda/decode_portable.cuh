@@ -105,7 +105,7 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     let_next_start();
     wait_for_previous();
     copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0, {}};
-    decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
+    decode_block<unit_work<SHAPE>>(run, ring, memory + SHAPE::ring_bytes);
     copies_wait<0>();
 }
 

@@ -11,6 +11,8 @@
 #ifndef LN_KERNEL_CUDA_DECODE_WARP_CUH
 #define LN_KERNEL_CUDA_DECODE_WARP_CUH
 
+#include <limits.h>
+
 #include "kernel/cuda/decode_codes.cuh"
 #include "kernel/cuda/decode_merge.cuh"
 #include "kernel/cuda/decode_work.cuh"
@@ -310,11 +312,11 @@ static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state,
 }
 
 /* The granules of this lane, and the scales of tokens g (low half) and g + 8 of each block. */
-template <class SHAPE> struct decode_granules {
+template <class SHAPE, bool VALUES> struct decode_granules {
     static constexpr int BYTES = SHAPE::tile_codes / 32, WORDS = BYTES / 4;
     uint32_t code[WORDS], scale[SHAPE::blocks];
 
-    __device__ __forceinline__ void load(const char *tile) {
+    __device__ __forceinline__ void load_codes(const char *tile) {
         const int lane = threadIdx.x % 32;
         constexpr int whole = WORDS / 4 * 4, left = WORDS % 4;
 #pragma unroll
@@ -327,6 +329,17 @@ template <class SHAPE> struct decode_granules {
             code[whole] = two.x, code[whole + 1] = two.y;
         }
         if constexpr (left % 2 != 0) code[WORDS - 1] = ((const uint32_t *)(tile + (WORDS - 1) * 128))[lane];
+    }
+    __device__ __forceinline__ void load(const char *tile) {
+        load_codes(tile);
+        const int lane = threadIdx.x % 32;
+        if constexpr (VALUES && SHAPE::FORMAT == LN_CUDA_PAGE_Q4_0) {
+            const uint2 *scales = (const uint2 *)(tile + SHAPE::tile_codes) + lane / 8 * SHAPE::blocks;
+#pragma unroll
+            for (int b = 0; b < SHAPE::blocks; b++)
+                scale[b] = __byte_perm(scales[b].x, scales[b].y, lane / 4 % 2 ? 0x7632 : 0x5410);
+            return;
+        }
         const char *scales = tile + SHAPE::tile_codes + lane / 4 * (SHAPE::blocks * 4);
         constexpr int step = SHAPE::blocks % 4 == 0 ? 4 : SHAPE::blocks % 2 == 0 ? 2 : 1;
 #pragma unroll
@@ -349,7 +362,7 @@ template <class SHAPE>
 static __device__ __forceinline__ void code_scores(float (&score)[SHAPE::COLUMNS][4], const char *stage,
                                                    const decode_queries<SHAPE> &query) {
     using codes = typename SHAPE::codes;
-    decode_granules<SHAPE> keys;
+    decode_granules<SHAPE, false> keys;
     keys.load(stage);
 #pragma unroll
     for (int b = 0; b < SHAPE::blocks; b++) {
@@ -378,7 +391,7 @@ template <class SHAPE>
 static __device__ __forceinline__ void code_outputs(decode_state<SHAPE> &state, const char *stage,
                                                     const float (&weight)[SHAPE::COLUMNS][4]) {
     using codes = typename SHAPE::codes;
-    decode_granules<SHAPE> values;
+    decode_granules<SHAPE, true> values;
     values.load(stage);
     /* -(bias + middle) in every place: products with it take the bias away at once, before it grows. */
     const uint32_t minus = codes::bits == 4 ? 0xc308c308u : 0xc302c302u;
@@ -420,10 +433,10 @@ static __device__ __forceinline__ void cap_scores(float (&score)[SHAPE::COLUMNS]
 #pragma unroll
             for (int k = 0; k < 4; k++) score[t][k] = decode_tangent(score[t][k] * run.cap_scale);
 }
-/* Scores of keys that their row does not see become -inf. `token`: the first of the unit. */
+/* Scores of keys that their row does not see, or from `end` on, become -inf. `token`: the first of the unit. */
 template <class SHAPE>
 static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], const decode_run &run,
-                                            const decode_segment &at, int token) {
+                                            const decode_segment &at, int token, int end = INT_MAX) {
     const int lane = threadIdx.x % 32, key = token + SHAPE::row_token(lane / 4);
 #pragma unroll
     for (int t = 0; t < SHAPE::COLUMNS; t++)
@@ -433,7 +446,7 @@ static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], c
             const decode_sight seen = seen_by_row(run, at.length, row);
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                if (key + 8 * h < seen.low || key + 8 * h >= seen.high) score[t][2 * h + e] = -CUDART_INF_F;
+                if (key + 8 * h < seen.low || key + 8 * h >= min(seen.high, end)) score[t][2 * h + e] = -CUDART_INF_F;
         }
 }
 
@@ -442,15 +455,15 @@ static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], c
  */
 template <class SHAPE>
 static __device__ __forceinline__ void clear_values(char *tile, const decode_run &run, const decode_segment &at,
-                                                    int token) {
+                                                    int token, int end = INT_MAX) {
     const decode_sight some = seen_by_some(run, at.length);
     constexpr int width = SHAPE::codes::plain ? SHAPE::SIZE * 2 : SHAPE::SIZE / 16; /* bytes of a token */
 #pragma unroll 1
     for (int i = (int)threadIdx.x % 32 * 2; i < LN_CUDA_TILE * width; i += 64) {
         const int line = i / width, at = i % width;
-        if (token + line >= some.low && token + line < some.high) continue;
+        if (token + line >= some.low && token + line < min(some.high, end)) continue;
         char *to = SHAPE::codes::plain ? tile + line * width + at
-                                       : tile + ln_cuda_scale_place(SHAPE::codes::format, SHAPE::SIZE, line, at / 2);
+                                       : tile + ln_cuda_scale_place(SHAPE::codes::format, true, SHAPE::SIZE, line, at / 2);
         *(uint16_t *)to = 0;
     }
     __syncwarp();
@@ -517,10 +530,27 @@ static __device__ __forceinline__ void give_result(decode_state<SHAPE> &state, c
         }
 }
 
-/* The block's work. RING brings a warp its units in order: open (from the first on), await (the next one), leave (after
+/* What a block does with units one by one. */
+template <class SHAPE> struct unit_work {
+    using shape = SHAPE;
+    using queries = decode_queries<SHAPE>;
+    using state = decode_state<SHAPE>;
+    static constexpr int each = 1;
+    static __device__ __forceinline__ bool take(const decode_run &run, const decode_segment &at, int unit, char *stage,
+                                                const queries &query, state &all) {
+        return take_unit<SHAPE>(run, at, unit, stage, query, all);
+    }
+    static __device__ __forceinline__ void give(state &all, const decode_merge &merge) {
+        give_result<SHAPE>(all, merge);
+    }
+};
+
+/* The block's work, WORK::each units at a time. RING brings a warp its units in order: open (from the first on), await (the next one), leave (after
  * it was used); meet: all warps that do this work. */
-template <class SHAPE, class RING>
+template <class WORK, class RING>
 static __device__ __forceinline__ void decode_block(const decode_run &run, RING &ring, char *merging) {
+    using SHAPE = typename WORK::shape;
+    constexpr int each = WORK::each;
     const int warp = threadIdx.x / 32;
     const decode_merge merge = decode_merge_open(merging, SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
     const int own = (int)blockIdx.x / run.tiles, tile = (int)blockIdx.x % run.tiles;
@@ -529,14 +559,14 @@ static __device__ __forceinline__ void decode_block(const decode_run &run, RING 
     bool pending = false;
     ring.open(run, here);
     while (here.begin < here.end) {
-        decode_queries<SHAPE> query;
-        decode_state<SHAPE> state;
+        typename WORK::queries query;
+        typename WORK::state state;
         query.load(run, here);
         state.open();
 #pragma unroll 1
-        for (int unit = here.begin + warp; unit < here.end; unit += SHAPE::WARPS)
-            ring.leave(run, take_unit<SHAPE>(run, here, unit, ring.await(), query, state));
-        give_result<SHAPE>(state, merge);
+        for (int unit = here.begin + each * warp; unit < here.end; unit += each * SHAPE::WARPS)
+            ring.leave(run, WORK::take(run, here, unit, ring.await(), query, state));
+        WORK::give(state, merge);
         RING::meet();
         const decode_parts parts = parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(here, share), own, tile);
         if (decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS, RING, SHAPE::AT_ONCE>(run, here.sequence, here.head,
