@@ -63,15 +63,15 @@ static __device__ __forceinline__ float merge_factor(float one, float base) {
     return one == -CUDART_INF_F ? 0.0f : exponential(one - base);
 }
 
+/* Loops are rolled here and below: code that is run once costs most by being fetched. */
 template <int SIZE, int ROWS, int WARPS>
 static __device__ __forceinline__ decode_result merge_warps(const decode_merge &merge, int row, int column) {
     decode_result all = no_result();
 #pragma unroll
     for (int w = 0; w < WARPS; w++) all.base = fmaxf(all.base, merge.base[w * ROWS + row]);
-#pragma unroll
+#pragma unroll 2
     for (int w = 0; w < WARPS; w++) {
-        const float base = merge.base[w * ROWS + row], factor = merge_factor(base, all.base);
-        if (base == -CUDART_INF_F) continue;
+        const float factor = merge_factor(merge.base[w * ROWS + row], all.base);
         all.sum = fmaf(merge.sum[w * ROWS + row], factor, all.sum);
         add_scaled(all.output, *(const float4 *)(merge.output + (w * ROWS + row) * decode_row(SIZE) + column), factor);
     }
@@ -122,8 +122,8 @@ struct decode_shares {
     int first, count;
 };
 static __device__ __forceinline__ decode_shares shares_of(const decode_segment &at, int share) {
-    const int first = at.origin / share;
-    return {first, (at.origin + at.units - 1) / share - first + 1};
+    const int first = quotient(at.origin, share);
+    return {first, quotient(at.origin + at.units - 1, share) - first + 1};
 }
 
 /* A share is in the middle of at most one segment that began before it (slot 0), and begins one that goes on (1). */
@@ -202,8 +202,7 @@ static __device__ __forceinline__ decode_result merge_parts(const decode_parts &
         all.output.x *= older, all.output.y *= older, all.output.z *= older, all.output.w *= older;
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-            if (p0 + i >= count) continue;
-            const float factor = merge_factor(base[i], most);
+            const float factor = p0 + i < count ? merge_factor(base[i], most) : 0.0f;
             all.sum = fmaf(sum[i], factor, all.sum);
             add_scaled(all.output, output[i], factor);
         }
@@ -215,6 +214,7 @@ static __device__ __forceinline__ decode_result merge_parts(const decode_parts &
 template <int SIZE, int ROWS>
 static __device__ __forceinline__ void take_parts_away(const decode_parts &parts, int count, int row, int column) {
     const float4 none = {not_yet(), not_yet(), not_yet(), not_yet()};
+#pragma unroll 1
     for (int p = 0; p < count; p++) {
         float *to = parts.part(p);
         store_relaxed((float4 *)(to + row * SIZE + column), none);
@@ -230,7 +230,7 @@ template <int SIZE, int ROWS, int THREADS, class RING, int AT_ONCE, class OWN>
 static __device__ __forceinline__ void join_parts(const decode_run &run, int sequence, int head,
                                                   const decode_parts &parts, int count, const OWN &own) {
     constexpr int quarters = SIZE / 4;
-    const int row0 = (int)blockIdx.x % run.tiles * ROWS, items = min(ROWS, run.rows - row0) * quarters;
+    const int row0 = tile_number(run) * ROWS, items = min(ROWS, run.rows - row0) * quarters;
     for (int i = threadIdx.x; i < items; i += THREADS) {
         const int row = i / quarters, column = i % quarters * 4;
         store_result(run, sequence, head, row0 + row, column,
@@ -247,7 +247,7 @@ template <int SIZE, int ROWS, int WARPS, class RING, int AT_ONCE>
 static __device__ __forceinline__ bool decode_finish(const decode_run &run, int sequence, int head,
                                                      const decode_parts &parts, const decode_merge &merge, bool last) {
     constexpr int quarters = SIZE / 4;
-    const int row0 = (int)blockIdx.x % run.tiles * ROWS, items = min(ROWS, run.rows - row0) * quarters;
+    const int row0 = tile_number(run) * ROWS, items = min(ROWS, run.rows - row0) * quarters;
     const bool joins = parts.count > 1 && parts.own == parts.count - 1 && !run.joined;
     const auto own = [&](int row, int column) { return merge_warps<SIZE, ROWS, WARPS>(merge, row, column); };
     if (joins && last) {

@@ -30,14 +30,15 @@ static __device__ __forceinline__ int exponent_of(float x, int least) {
     return max((int)(__float_as_uint(x) >> 23 & 255u) - 127, least);
 }
 
-/* As decode_queries; scale: what makes scores of the products. total: -8 times the sum of a block, as products have it. */
+/* As decode_queries; scale: what makes scores of the products. total: -8 times the sum of a block, as products have it.
+ */
 template <class SHAPE> struct pair_queries {
     static constexpr int WORDS = SHAPE::SIZE / 8;
     uint32_t word[SHAPE::COLUMNS][WORDS];
     float total[SHAPE::COLUMNS][SHAPE::blocks][2], scale[SHAPE::COLUMNS][2];
 
     __device__ __forceinline__ void load(const decode_run &run, const decode_segment &at) {
-        const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, tile = (int)blockIdx.x % run.tiles;
+        const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, tile = tile_number(run);
         const ln_cuda_tensor &query = run.of.query;
 #pragma unroll
         for (int t = 0; t < SHAPE::COLUMNS; t++) {
@@ -168,8 +169,8 @@ template <class SHAPE> struct pair_state {
                     float &x = score[i / 2][t][i % 2 * 2 + e];
                     x = fmaf(x, query.scale[t][e], -from[t][e]);
                 }
-                const float high = fmaxf(fmaxf(score[0][t][e], score[0][t][2 + e]),
-                                         fmaxf(score[1][t][e], score[1][t][2 + e]));
+                const float high =
+                    fmaxf(fmaxf(score[0][t][e], score[0][t][2 + e]), fmaxf(score[1][t][e], score[1][t][2 + e]));
                 grown = grown || high > top[t][e];
             }
         if (__any_sync(~0u, grown)) move(score, most);
@@ -309,7 +310,9 @@ template <class SHAPE> struct pair_work {
         for (int u = 0; u < 2; u++) outputs(all, stage + u * SHAPE::stage + SHAPE::tile, steps[u], score[u]);
         return !whole;
     }
-    static __device__ __forceinline__ void give(state &all, const decode_merge &merge) { all.give(merge); }
+    static __device__ __forceinline__ void give(state &all, const decode_merge &merge) {
+        all.give(merge);
+    }
 };
 
 /* ---- the copies ---- */

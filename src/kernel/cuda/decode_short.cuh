@@ -47,36 +47,38 @@ static __device__ __forceinline__ int short_page(const decode_run &run, int sequ
                              : sequence;
 }
 
-template <class SHAPE>
-static __device__ __forceinline__ void short_units(const decode_run &run, const decode_segment &at, int unit, int step,
-                                                   int page, const decode_queries<SHAPE> &query,
-                                                   decode_state<SHAPE> &state) {
+/* One unit; returns the page of the next. */
+template <class SHAPE, bool FIRST>
+static __device__ __forceinline__ int short_unit(const decode_run &run, const decode_segment &at, int unit, int step,
+                                                 int page, const decode_queries<SHAPE> &query,
+                                                 decode_state<SHAPE> &state) {
     const ln_cuda_decode_tensors &of = run.of;
     const decode_sight some = seen_by_some(run, at.length), all = seen_by_all(run, at.length);
-#pragma unroll 1
-    for (; unit < at.units; unit += step) {
-        const int tile = at.first + unit, token = tile * LN_CUDA_TILE, inside = token & ((1 << run.page_shift) - 1);
-        short_pieces<SHAPE> pieces;
-        pieces.load((const char *)of.key.data + page * of.key.page_stride + at.head * of.key.head_stride +
-                        inside * of.key.token_stride,
-                    (const char *)of.value.data + page * of.value.page_stride + at.head * of.value.head_stride +
-                        inside * of.value.token_stride,
-                    of, some.low - token, some.high - token);
-        if (unit + step < at.units) page = short_page(run, at.sequence, tile + step);
-        float score[SHAPE::COLUMNS][4] = {};
-        plain_scores<SHAPE>(score, pieces, query);
-        cap_scores<SHAPE>(score, run);
-        if (token < all.low || token + LN_CUDA_TILE > all.high) mask<SHAPE>(score, run, at, token);
+    const int tile = at.first + unit, token = tile * LN_CUDA_TILE, inside = token & ((1 << run.page_shift) - 1);
+    short_pieces<SHAPE> pieces;
+    pieces.load((const char *)of.key.data + page * of.key.page_stride + at.head * of.key.head_stride +
+                    inside * of.key.token_stride,
+                (const char *)of.value.data + page * of.value.page_stride + at.head * of.value.head_stride +
+                    inside * of.value.token_stride,
+                of, some.low - token, some.high - token);
+    if (unit + step < at.units) page = short_page(run, at.sequence, tile + step);
+    float score[SHAPE::COLUMNS][4];
+    plain_scores<SHAPE, 2>(score, pieces, query);
+    cap_scores<SHAPE>(score, run);
+    if (token < all.low || token + LN_CUDA_TILE > all.high) mask<SHAPE>(score, run, at, token);
+    if (FIRST)
+        state.weigh_first(score, run.scale);
+    else
         state.weigh(score, run.scale);
-        plain_outputs<SHAPE>(state, pieces, score);
-    }
+    plain_outputs<SHAPE>(state, pieces, score);
+    return page;
 }
 
 template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_short(const __grid_constant__ decode_run run) {
     constexpr int warps = SHAPE::WARPS;
-    const int warp = threadIdx.x / 32, tile = (int)blockIdx.x % run.tiles, share = (int)blockIdx.x / run.tiles;
+    const int warp = threadIdx.x / 32, tile = tile_number(run), share = share_number(run);
     const int own = share % run.splits, of = share / run.splits;
     decode_segment at = {};
     at.head = of % run.key_value_heads, at.sequence = of / run.key_value_heads;
@@ -97,13 +99,16 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     }
     if (run.window) page = short_page(run, at.sequence, at.first + min(unit, at.units - 1));
     state.open();
-    short_units<SHAPE>(run, at, unit, step, page, query, state);
+    if (unit < at.units) page = short_unit<SHAPE, true>(run, at, unit, step, page, query, state);
+#pragma unroll 1
+    for (int next = unit + step; next < at.units; next += step)
+        page = short_unit<SHAPE, false>(run, at, next, step, page, query, state);
     const decode_merge merge = decode_merge_open(block_memory(), SHAPE::SIZE, SHAPE::rows, warps);
     give_result<SHAPE>(state, merge);
     __syncthreads();
     constexpr int64_t part = SHAPE::rows * (SHAPE::SIZE + 2);
     float *parts = run.partial + ((int64_t)of * run.splits * run.tiles + tile) * part;
-    decode_finish<SHAPE::SIZE, SHAPE::rows, warps, short_meet, 16>(
+    decode_finish<SHAPE::SIZE, SHAPE::rows, warps, short_meet, SHAPE::AT_ONCE>(
         run, at.sequence, at.head, {parts, parts, run.tiles * part, count, own}, merge, true);
 }
 

@@ -27,7 +27,7 @@ template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_, int ORD
     static constexpr int FORMAT = FORMAT_, SIZE = SIZE_, COLUMNS = COLUMNS_, WARPS = WARPS_, STAGES = STAGES_;
     static constexpr int ORDER = ORDER_, BLOCKS = BLOCKS_;
     using codes = page_codes<FORMAT>;
-    static constexpr int AT_ONCE = codes::plain ? 8 : 4; /* results that are read at once to be joined */
+    static constexpr int AT_ONCE = 4; /* results that are read at once to be joined */
     static constexpr int rows = 8 * COLUMNS, threads = 32 * WARPS, blocks = SIZE / 32;
     static constexpr int tile_codes = LN_CUDA_TILE * SIZE * codes::bits / 8;
     static constexpr int tile = tile_codes + (codes::plain ? 0 : SIZE), stage = 2 * tile;
@@ -85,7 +85,7 @@ template <class SHAPE> struct decode_queries {
 
     __device__ __forceinline__ void load(const decode_run &run, const decode_segment &at) {
         const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-        const int tile = (int)blockIdx.x % run.tiles;
+        const int tile = tile_number(run);
         const ln_cuda_tensor &query = run.of.query;
 #pragma unroll
         for (int t = 0; t < SHAPE::COLUMNS; t++) {
@@ -93,6 +93,18 @@ template <class SHAPE> struct decode_queries {
             const bool real = row < run.rows;
             const decode_place place = place_of(run, at.sequence, at.head, row);
             const int64_t from = place.token * query.token_stride + place.head * query.head_stride + c * 8;
+            if constexpr (SHAPE::codes::plain)
+                if (run.query_element ==
+                    (SHAPE::FORMAT == LN_CUDA_PAGE_F16 ? LN_CUDA_ELEMENT_F16 : LN_CUDA_ELEMENT_BF16)) {
+#pragma unroll
+                    for (int j = 0; j < SHAPE::blocks; j++) {
+                        uint4 four = {0, 0, 0, 0};
+                        if (real) four = *(const uint4 *)((const uint16_t *)query.data + from + 32 * j);
+                        word[t][4 * j] = four.x, word[t][4 * j + 1] = four.y;
+                        word[t][4 * j + 2] = four.z, word[t][4 * j + 3] = four.w;
+                    }
+                    continue;
+                }
 #pragma unroll
             for (int j = 0; j < SHAPE::blocks; j++) {
                 float x[8] = {};
@@ -177,6 +189,23 @@ template <class SHAPE> struct decode_state {
         }
     }
 
+    /* The same of the first scores, when outputs are 0. */
+    __device__ __forceinline__ void weigh_first(float (&score)[SHAPE::COLUMNS][4], float scale) {
+#pragma unroll
+        for (int t = 0; t < SHAPE::COLUMNS; t++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float by = fmaxf(score[t][e], score[t][2 + e]);
+                by = fmaxf(by, __shfl_xor_sync(~0u, by, 4));
+                by = fmaxf(by, __shfl_xor_sync(~0u, by, 8));
+                by = fmaxf(by, __shfl_xor_sync(~0u, by, 16));
+                base[t][e] = by * scale;
+                const float from = by == -CUDART_INF_F ? 0.0f : base[t][e];
+                score[t][e] = exponential(fmaf(score[t][e], scale, -from));
+                score[t][2 + e] = exponential(fmaf(score[t][2 + e], scale, -from));
+                sum[t][e] = score[t][e] + score[t][2 + e];
+            }
+    }
     /* Scores become weights. */
     __device__ __forceinline__ void weigh(float (&score)[SHAPE::COLUMNS][4], float scale) {
         bool grown = false;
@@ -244,9 +273,11 @@ template <class SHAPE> struct stage_pieces {
     }
 };
 
-template <class SHAPE, class PIECES>
+/* CHAINS: sums that are added at the end, so that products wait less for each other. */
+template <class SHAPE, int CHAINS, class PIECES>
 static __device__ __forceinline__ void plain_scores(float (&score)[SHAPE::COLUMNS][4], const PIECES &pieces,
                                                     const decode_queries<SHAPE> &query) {
+    float part[CHAINS][SHAPE::COLUMNS][4] = {};
 #pragma unroll
     for (int j = 0; j < SHAPE::SIZE / 32; j++) {
         const uint4 low = pieces.key(j, 0), high = pieces.key(j, 1);
@@ -255,8 +286,16 @@ static __device__ __forceinline__ void plain_scores(float (&score)[SHAPE::COLUMN
         for (int t = 0; t < SHAPE::COLUMNS; t++)
 #pragma unroll
             for (int step = 0; step < 2; step++)
-                multiply_add<SHAPE>(score[t], left[step], query.word[t] + 4 * j + 2 * step);
+                multiply_add<SHAPE>(part[(2 * j + step) % CHAINS][t], left[step], query.word[t] + 4 * j + 2 * step);
     }
+#pragma unroll
+    for (int t = 0; t < SHAPE::COLUMNS; t++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            score[t][k] = part[0][t][k];
+#pragma unroll
+            for (int i = 1; i < CHAINS; i++) score[t][k] += part[i][t][k];
+        }
 }
 
 /* Pairs of tokens of two elements, from rows of two tokens each. */
@@ -442,7 +481,7 @@ static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], c
     for (int t = 0; t < SHAPE::COLUMNS; t++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            const int row = (int)blockIdx.x % run.tiles * SHAPE::rows + 8 * t + 2 * (lane % 4) + e;
+            const int row = tile_number(run) * SHAPE::rows + 8 * t + 2 * (lane % 4) + e;
             const decode_sight seen = seen_by_row(run, at.length, row);
 #pragma unroll
             for (int h = 0; h < 2; h++)
@@ -462,8 +501,9 @@ static __device__ __forceinline__ void clear_values(char *tile, const decode_run
     for (int i = (int)threadIdx.x % 32 * 2; i < LN_CUDA_TILE * width; i += 64) {
         const int line = i / width, at = i % width;
         if (token + line >= some.low && token + line < min(some.high, end)) continue;
-        char *to = SHAPE::codes::plain ? tile + line * width + at
-                                       : tile + ln_cuda_scale_place(SHAPE::codes::format, true, SHAPE::SIZE, line, at / 2);
+        char *to = SHAPE::codes::plain
+                       ? tile + line * width + at
+                       : tile + ln_cuda_scale_place(SHAPE::codes::format, true, SHAPE::SIZE, line, at / 2);
         *(uint16_t *)to = 0;
     }
     __syncwarp();
@@ -476,7 +516,7 @@ static __device__ __forceinline__ bool take_unit(const decode_run &run, const de
     const int token = (at.first + unit) * LN_CUDA_TILE;
     float score[SHAPE::COLUMNS][4] = {};
     if constexpr (SHAPE::codes::plain)
-        plain_scores<SHAPE>(score, stage_pieces<SHAPE>{stage}, query);
+        plain_scores<SHAPE, 1>(score, stage_pieces<SHAPE>{stage}, query);
     else
         code_scores<SHAPE>(score, stage, query);
     cap_scores<SHAPE>(score, run);
@@ -545,15 +585,15 @@ template <class SHAPE> struct unit_work {
     }
 };
 
-/* The block's work, WORK::each units at a time. RING brings a warp its units in order: open (from the first on), await (the next one), leave (after
- * it was used); meet: all warps that do this work. */
+/* The block's work, WORK::each units at a time. RING brings a warp its units in order: open (from the first on), await
+ * (the next one), leave (after it was used); meet: all warps that do this work. */
 template <class WORK, class RING>
 static __device__ __forceinline__ void decode_block(const decode_run &run, RING &ring, char *merging) {
     using SHAPE = typename WORK::shape;
     constexpr int each = WORK::each;
     const int warp = threadIdx.x / 32;
     const decode_merge merge = decode_merge_open(merging, SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
-    const int own = (int)blockIdx.x / run.tiles, tile = (int)blockIdx.x % run.tiles;
+    const int own = share_number(run), tile = tile_number(run);
     int share;
     decode_segment here = segment_first(run, &share);
     bool pending = false;
