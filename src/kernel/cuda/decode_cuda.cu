@@ -214,6 +214,10 @@ static ln_cuda_code describe_pages(CUtensorMap *maps, ln::decode_run *run, const
                                    const ln_cuda_decode_plan *plan) {
     const int64_t unit = 1 << plan->kernel->unit_shift,
                   rows = d->page_tokens && d->page_tokens < unit ? d->page_tokens : unit, lines = d->key_size / 64;
+    if (d->format > LN_CUDA_PAGE_F16) {
+        if (run->of.key.page_stride / 16 > INT_MAX || run->of.value.page_stride / 16 > INT_MAX) return LN_CUDA_ARGUMENT;
+        run->key.page = (int)(run->of.key.page_stride / 16), run->value.page = (int)(run->of.value.page_stride / 16);
+    }
     if (plan->kernel->major != 9 || d->format > LN_CUDA_PAGE_F16 || d->capacity == 0) return LN_CUDA_OK;
     if (!page_steps_of(&run->of.key, &run->key)) return LN_CUDA_ARGUMENT;
     const ln_cuda_code code = describe(&maps[0], d, &run->of.key, &run->key, lines, d->value_in_key ? 1 : lines, rows);

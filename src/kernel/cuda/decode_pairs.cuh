@@ -1,5 +1,5 @@
-/* Decode attention over q4_0 pages for compute capability 9.0, two units of 16 tokens at a time: waiting, masks and the
- * vote on bases are paid once for both, and each has products to do while the other waits.
+/* Decode attention over q4_0 pages, two units of 16 tokens at a time: waiting, masks and the vote on bases are paid
+ * once for both, and each has products to do while the other waits.
  *
  *     score = sum_b step_b (q . code - 8 sum(q)) of blocks b of 32,   output_b = sum_j weight_j step_jb (code_jb - 8).
  *
@@ -8,12 +8,12 @@
  * other operand: queries are scaled by rows to 2^14 .. 2^15; weights may be up to 2^`top`, top so that no weight times
  * step passes 2^15, and bases move where a score or a step has grown beyond what was allowed for.
  *
- * Each warp has a ring of its own; its first four lanes ask the copy engine for keys and values of the two units. */
+ * Each warp has a ring of its own, which its lanes fill with keys, values, keys, values of two units that lie there in
+ * a row, so that no lane is idle. Of a segment's last unit that has no second, the copy has it twice. */
 #ifndef LN_KERNEL_CUDA_DECODE_PAIRS_CUH
 #define LN_KERNEL_CUDA_DECODE_PAIRS_CUH
 
 #include "kernel/cuda/decode_warp.cuh"
-#include "kernel/cuda/hopper.cuh"
 
 namespace ln {
 
@@ -318,57 +318,75 @@ template <class SHAPE> struct pair_work {
 /* ---- the copies ---- */
 
 template <class SHAPE> struct pair_ring {
-    static constexpr int stage_bytes = 2 * SHAPE::stage;
-    char *stages;
-    uint64_t *full; /* [STAGES] */
-    int stage, phase;
-    decode_cursor next; /* of which `unit` is the first of two and `page` that of this lane's */
+    static constexpr int stage_bytes = 2 * SHAPE::stage, pieces = SHAPE::tile / 16;
+    char *stages; /* for this lane's pieces */
+    int stage;
+    decode_cursor next;      /* unit, page: of the first of the two */
+    int second;              /* page of the other */
+    const int32_t *table;    /* of the sequence */
+    const char *key, *value; /* of page 0, this lane's pieces */
 
-    /* Lane 2 u + v: of unit u the keys, or the values. */
-    static __device__ __forceinline__ void settle(const decode_run &run, decode_cursor &next) {
-        while (next.unit >= next.at.end && next.at.left > 0) {
-            segment_next(run, next.at);
-            next.unit = 2 * next.warp;
+    __device__ __forceinline__ void settle(const decode_run &run) {
+        if (next.unit >= next.at.end) {
+            while (next.unit >= next.at.end && next.at.left > 0) {
+                segment_next(run, next.at);
+                next.unit = 2 * next.warp;
+            }
+            if (next.unit >= next.at.end) return;
+            places(run);
         }
-        if (next.unit >= next.at.end) return;
-        const int tile = next.at.first + min(next.unit + (int)threadIdx.x / 2 % 2, next.at.end - 1);
-        next.page = run.of.page_table
-                        ? run.of.page_table[next.at.sequence * run.of.table_stride + (tile >> (run.page_shift - 4))]
-                        : next.at.sequence;
+        const int tile = next.at.first + next.unit, other = next.at.first + min(next.unit + 1, next.at.end - 1);
+        if (run.of.page_table) {
+            next.page = table[tile >> (run.page_shift - 4)], second = table[other >> (run.page_shift - 4)];
+        } else {
+            next.page = second = next.at.sequence;
+        }
+    }
+    __device__ __forceinline__ void places(const decode_run &run) {
+        const int lane = threadIdx.x % 32;
+        table = run.of.page_table + next.at.sequence * run.of.table_stride;
+        key = (const char *)run.of.key.data + next.at.head * run.of.key.head_stride + lane * 16;
+        value = (const char *)run.of.value.data + next.at.head * run.of.value.head_stride + lane * 16;
     }
     __device__ __forceinline__ void copy(const decode_run &run) {
-        if (!cursor_valid(next)) return;
-        const int lane = threadIdx.x % 32, count = min(next.at.end - next.unit, 2);
-        if (lane == 0) barrier_expect(&full[stage], count * SHAPE::stage);
-        __syncwarp();
-        if (lane < 2 * count) {
-            const ln_cuda_page_part &part = lane % 2 ? run.of.value : run.of.key;
-            const int tile = next.at.first + next.unit + lane / 2, inside = tile & ((1 << (run.page_shift - 4)) - 1);
-            copy_row(stages + stage * stage_bytes + lane * SHAPE::tile,
-                     (const char *)part.data + next.page * part.page_stride + next.at.head * part.head_stride +
-                         (int64_t)inside * SHAPE::tile,
-                     &full[stage], SHAPE::tile);
+        if (cursor_valid(next)) {
+            const int lane = threadIdx.x % 32, mask = (1 << (run.page_shift - 4)) - 1;
+            const int tile = next.at.first + next.unit, other = next.at.first + min(next.unit + 1, next.at.end - 1);
+            const int64_t one = (tile & mask) * pieces, two = (other & mask) * pieces;
+            const char *from[5] = {key + ((int64_t)next.page * run.key.page + one) * 16,
+                                   value + ((int64_t)next.page * run.value.page + one) * 16,
+                                   key + ((int64_t)second * run.key.page + two) * 16,
+                                   value + ((int64_t)second * run.value.page + two) * 16, NULL};
+            char *to = stages + stage * stage_bytes;
+#pragma unroll
+            for (int p = 0; p < 4 * pieces; p += 32) {
+                const int t = p / pieces, rest = (t + 1) * pieces - p; /* pieces that are of tile t */
+                const char *at = from[t] + (p - t * pieces) * 16;
+                if (rest < 32 && t < 3) at = lane < rest ? at : from[t + 1] - rest * 16;
+                if (t < 3 || rest >= 32 || lane < rest) copy_piece(to + p * 16, at, true);
+            }
+            next.unit += 2 * SHAPE::WARPS;
+            settle(run);
         }
-        next.unit += 2 * SHAPE::WARPS;
-        settle(run, next);
+        copies_commit();
     }
     __device__ __forceinline__ void turn() {
-        if (++stage == SHAPE::STAGES) stage = 0, phase ^= 1;
+        if (++stage == SHAPE::STAGES) stage = 0;
     }
     __device__ __forceinline__ void open(const decode_run &run, const decode_segment &first) {
         const int warp = threadIdx.x / 32;
         next = {first, first.begin + 2 * warp, 0, warp};
-        settle(run, next);
+        places(run);
+        settle(run);
 #pragma unroll 1
         for (int i = 0; i < SHAPE::STAGES; i++, turn()) copy(run);
-        phase = 0;
     }
     __device__ __forceinline__ char *await() {
-        barrier_wait(&full[stage], phase);
-        return stages + stage * stage_bytes;
+        copies_wait<SHAPE::STAGES - 1>();
+        __syncwarp();
+        return stages + stage * stage_bytes - (int)threadIdx.x % 32 * 16;
     }
-    __device__ __forceinline__ void leave(const decode_run &run, bool written) {
-        if (written) stores_to_async();
+    __device__ __forceinline__ void leave(const decode_run &run, bool) {
         __syncwarp();
         copy(run);
         turn();
@@ -380,8 +398,7 @@ template <class SHAPE> struct pair_ring {
 
 template <class SHAPE> struct pair_room {
     static constexpr int ring_bytes = SHAPE::WARPS * SHAPE::STAGES * pair_ring<SHAPE>::stage_bytes,
-                         barriers_at = ring_bytes + decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS),
-                         shared_bytes = barriers_at + SHAPE::WARPS * SHAPE::STAGES * 8;
+                         shared_bytes = ring_bytes + decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
 };
 
 template <class SHAPE>
@@ -389,14 +406,12 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_pairs(const __grid_constant__ decode_run run) {
     char *memory = block_memory();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint64_t *full = (uint64_t *)(memory + pair_room<SHAPE>::barriers_at) + warp * SHAPE::STAGES;
-    if (lane < SHAPE::STAGES) barrier_open(&full[lane], 1);
-    barriers_opened();
-    __syncwarp();
     let_next_start();
     wait_for_previous();
-    pair_ring<SHAPE> ring = {memory + warp * SHAPE::STAGES * pair_ring<SHAPE>::stage_bytes, full, 0, 0, {}};
+    pair_ring<SHAPE> ring = {
+        memory + warp * SHAPE::STAGES * pair_ring<SHAPE>::stage_bytes + lane * 16, 0, {}, 0, NULL, NULL, NULL};
     decode_block<pair_work<SHAPE>>(run, ring, memory + pair_room<SHAPE>::ring_bytes);
+    copies_wait<0>();
 }
 
 template <class SHAPE> static ln_cuda_code pair_start(void *const *arguments, int blocks, void *stream) {
