@@ -70,7 +70,7 @@ template <class SHAPE> struct bulk_ring {
     int stage, phase;
 
     __device__ __forceinline__ void open(const decode_run &, const decode_segment &) {}
-    __device__ __forceinline__ char *await() {
+    __device__ __forceinline__ char *await(const decode_run &) {
         barrier_wait(&full[stage], phase);
         return stages + stage * SHAPE::stage;
     }

@@ -57,6 +57,7 @@ static int64_t splits_of(const ln_cuda_decode *d, const ln_cuda_device *device, 
     int64_t splits = blocks / (d->sequences * d->key_value_heads * tiles);
     if (splits > wanted) splits = wanted;
     if (splits < 1) splits = 1;
+    if (kernel->cluster) splits = kernel->cluster;
     const int64_t waves = (d->sequences * d->key_value_heads * tiles * splits + blocks - 1) / blocks;
     *each = (units + splits * warps - 1) / (splits * warps) * waves;
     return splits;
@@ -70,6 +71,7 @@ static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
     int64_t each;
+    if (kernel->cluster && rows_of(d) > kernel->rows) return "made for fewer rows";
     if (kernel->reach && (splits_of(d, device, kernel, &each), each > kernel->reach)) return "made for short contexts";
     return NULL;
 }

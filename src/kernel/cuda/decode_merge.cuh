@@ -63,6 +63,16 @@ static __device__ __forceinline__ float merge_factor(float one, float base) {
     return one == -CUDART_INF_F ? 0.0f : exponential(one - base);
 }
 
+static __device__ __forceinline__ decode_result merge_two(const decode_result &one, const decode_result &other) {
+    decode_result all = no_result();
+    all.base = fmaxf(one.base, other.base);
+    const float first = merge_factor(one.base, all.base), second = merge_factor(other.base, all.base);
+    all.sum = fmaf(other.sum, second, one.sum * first);
+    add_scaled(all.output, one.output, first);
+    add_scaled(all.output, other.output, second);
+    return all;
+}
+
 /* Loops are rolled here and below: code that is run once costs most by being fetched. */
 template <int SIZE, int ROWS, int WARPS>
 static __device__ __forceinline__ decode_result merge_warps(const decode_merge &merge, int row, int column) {

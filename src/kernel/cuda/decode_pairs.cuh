@@ -381,7 +381,7 @@ template <class SHAPE> struct pair_ring {
 #pragma unroll 1
         for (int i = 0; i < SHAPE::STAGES; i++, turn()) copy(run);
     }
-    __device__ __forceinline__ char *await() {
+    __device__ __forceinline__ char *await(const decode_run &) {
         copies_wait<SHAPE::STAGES - 1>();
         __syncwarp();
         return stages + stage * stage_bytes - (int)threadIdx.x % 32 * 16;

@@ -83,7 +83,7 @@ template <class SHAPE> struct copied_ring {
         for (stage = 0; stage < SHAPE::STAGES; stage++) copy_unit<SHAPE>(run, next, stages + stage * SHAPE::stage);
         stage = 0;
     }
-    __device__ __forceinline__ char *await() {
+    __device__ __forceinline__ char *await(const decode_run &) {
         copies_wait<SHAPE::STAGES - 1>();
         __syncwarp();
         return stages + stage * SHAPE::stage;

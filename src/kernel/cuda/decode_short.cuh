@@ -4,11 +4,13 @@
  *
  * Which block does what does not depend on lengths: block i of the n of a sequence and head has units i w .. i w + w -
  * 1 of every n w of them, one for each of its w warps. So lengths, queries and the numbers of pages are read together;
- * then keys and values; then the last block that has units joins the results (decode_merge.cuh). */
+ * then keys and values; then the last block that has units joins the results (decode_merge.cuh), or, of a cluster of
+ * blocks, each a part of them. */
 #ifndef LN_KERNEL_CUDA_DECODE_SHORT_CUH
 #define LN_KERNEL_CUDA_DECODE_SHORT_CUH
 
 #include "kernel/cuda/decode_warp.cuh"
+#include "kernel/cuda/hopper.cuh"
 
 namespace ln {
 
@@ -47,21 +49,19 @@ static __device__ __forceinline__ int short_page(const decode_run &run, int sequ
                              : sequence;
 }
 
-/* One unit; returns the page of the next. */
+/* One unit, of a page. */
 template <class SHAPE, bool FIRST>
-static __device__ __forceinline__ int short_unit(const decode_run &run, const decode_segment &at, int unit, int step,
-                                                 int page, const decode_queries<SHAPE> &query,
-                                                 decode_state<SHAPE> &state) {
+static __device__ __forceinline__ void short_unit(const decode_run &run, const decode_segment &at, int unit, int page,
+                                                  const decode_queries<SHAPE> &query, decode_state<SHAPE> &state) {
     const ln_cuda_decode_tensors &of = run.of;
     const decode_sight some = seen_by_some(run, at.length), all = seen_by_all(run, at.length);
-    const int tile = at.first + unit, token = tile * LN_CUDA_TILE, inside = token & ((1 << run.page_shift) - 1);
+    const int token = (at.first + unit) * LN_CUDA_TILE, inside = token & ((1 << run.page_shift) - 1);
     short_pieces<SHAPE> pieces;
     pieces.load((const char *)of.key.data + page * of.key.page_stride + at.head * of.key.head_stride +
                     inside * of.key.token_stride,
                 (const char *)of.value.data + page * of.value.page_stride + at.head * of.value.head_stride +
                     inside * of.value.token_stride,
                 of, some.low - token, some.high - token);
-    if (unit + step < at.units) page = short_page(run, at.sequence, tile + step);
     float score[SHAPE::COLUMNS][4];
     plain_scores<SHAPE, 2>(score, pieces, query);
     cap_scores<SHAPE>(score, run);
@@ -71,38 +71,51 @@ static __device__ __forceinline__ int short_unit(const decode_run &run, const de
     else
         state.weigh(score, run.scale);
     plain_outputs<SHAPE>(state, pieces, score);
-    return page;
 }
+
+/* What a warp makes of the units that are its own: unit `from` of the block's, then every `step` on. */
+template <class SHAPE>
+static __device__ __forceinline__ void short_units(const decode_run &run, decode_segment &at, int from, int step,
+                                                   decode_state<SHAPE> &state) {
+    decode_queries<SHAPE> query;
+    /* Without a window the first page is known before the length; the table has room for the largest one. */
+    int page = run.window || run.tiles_most == 0 ? 0 : short_page(run, at.sequence, min(from, run.tiles_most - 1));
+    at.length = run.of.lengths[at.sequence];
+    query.load(run, at);
+    at.units = decode_units(run, at.length, &at.first);
+    state.open();
+    if (from >= at.units) return;
+    if (run.window) page = short_page(run, at.sequence, at.first + from);
+    const int other = from + step < at.units ? short_page(run, at.sequence, at.first + from + step) : 0;
+    short_unit<SHAPE, true>(run, at, from, page, query, state);
+    page = other;
+#pragma unroll 1
+    for (int unit = from + step; unit < at.units; unit += step) {
+        const int next = unit + step < at.units ? short_page(run, at.sequence, at.first + unit + step) : 0;
+        short_unit<SHAPE, false>(run, at, unit, page, query, state);
+        page = next;
+    }
+}
+
+/* ---- blocks that join through device memory ---- */
 
 template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_short(const __grid_constant__ decode_run run) {
     constexpr int warps = SHAPE::WARPS;
-    const int warp = threadIdx.x / 32, tile = tile_number(run), share = share_number(run);
+    const int tile = tile_number(run), share = share_number(run);
     const int own = share % run.splits, of = share / run.splits;
     decode_segment at = {};
     at.head = of % run.key_value_heads, at.sequence = of / run.key_value_heads;
-    decode_queries<SHAPE> query;
     decode_state<SHAPE> state;
-    const int unit = own * warps + warp, step = run.splits * warps;
     let_next_start();
     wait_for_previous();
-    /* Without a window its first page is known before the length; the table has room for the largest one. */
-    int page = run.window || run.tiles_most == 0 ? 0 : short_page(run, at.sequence, min(unit, run.tiles_most - 1));
-    at.length = run.of.lengths[at.sequence];
-    query.load(run, at);
-    at.units = decode_units(run, at.length, &at.first);
+    short_units<SHAPE>(run, at, own * warps + (int)threadIdx.x / 32, run.splits * warps, state);
     const int count = min(run.splits, (at.units + warps - 1) / warps);
     if (own >= count) {
         if (own == 0) decode_nothing_of(run, at.sequence, at.head, SHAPE::SIZE, (int)threadIdx.x, SHAPE::threads);
         return;
     }
-    if (run.window) page = short_page(run, at.sequence, at.first + min(unit, at.units - 1));
-    state.open();
-    if (unit < at.units) page = short_unit<SHAPE, true>(run, at, unit, step, page, query, state);
-#pragma unroll 1
-    for (int next = unit + step; next < at.units; next += step)
-        page = short_unit<SHAPE, false>(run, at, next, step, page, query, state);
     const decode_merge merge = decode_merge_open(block_memory(), SHAPE::SIZE, SHAPE::rows, warps);
     give_result<SHAPE>(state, merge);
     __syncthreads();
@@ -116,6 +129,111 @@ template <class SHAPE> static ln_cuda_code short_start(void *const *arguments, i
     return launch_early(decode_short<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads),
                         (int)decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS), stream,
                         *(const decode_run *)arguments[0]);
+}
+
+/* ---- clusters, which join through shared memory ---- */
+
+/* Rows of one tile. Each block joins a share of the outputs, of all warps of the cluster: 16 lanes four columns. */
+template <class SHAPE, int CLUSTER>
+static __device__ __forceinline__ void cluster_join(const decode_run &run, const decode_segment &at,
+                                                    const decode_merge &merge) {
+    constexpr int quarters = SHAPE::SIZE / 4, warps = SHAPE::WARPS * CLUSTER, groups = SHAPE::threads / 16;
+    const int rank = (int)blockIdx.x % CLUSTER, lane = (int)threadIdx.x % 16, items = run.rows * quarters;
+    static_assert(warps % 16 == 0, "lanes with as many results");
+#pragma unroll 1
+    for (int pair = rank * groups + (int)threadIdx.x / 32 * 2; pair < items; pair += CLUSTER * groups) {
+        const int i = pair + (int)threadIdx.x / 16 % 2; /* there are an even number of them */
+        const int row = i / quarters, column = i % quarters * 4;
+        decode_result all[warps / 16];
+#pragma unroll
+        for (int k = 0; k < warps / 16; k++) {
+            const int of = 16 * k + lane, at_row = of % SHAPE::WARPS * SHAPE::rows + row, from = of / SHAPE::WARPS;
+            all[k].base = cluster_read<CLUSTER>(merge.base + at_row, from);
+            all[k].sum = cluster_read<CLUSTER>(merge.sum + at_row, from);
+            all[k].output =
+                cluster_read<CLUSTER>((const float4 *)(merge.output + at_row * decode_row(SHAPE::SIZE) + column), from);
+        }
+#pragma unroll
+        for (int k = 1; k < warps / 16; k++) all[0] = merge_two(all[0], all[k]);
+#pragma unroll 1
+        for (int step = 1; step < 16; step *= 2) {
+            decode_result other;
+            other.base = __shfl_xor_sync(~0u, all[0].base, step);
+            other.sum = __shfl_xor_sync(~0u, all[0].sum, step);
+            other.output.x = __shfl_xor_sync(~0u, all[0].output.x, step);
+            other.output.y = __shfl_xor_sync(~0u, all[0].output.y, step);
+            other.output.z = __shfl_xor_sync(~0u, all[0].output.z, step);
+            other.output.w = __shfl_xor_sync(~0u, all[0].output.w, step);
+            all[0] = lane & step ? merge_two(other, all[0]) : merge_two(all[0], other);
+        }
+        if (lane == 0) store_result(run, at.sequence, at.head, row, column, all[0]);
+    }
+}
+
+template <class SHAPE, int CLUSTER>
+static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
+    decode_cluster(const __grid_constant__ decode_run run) {
+    const int own = (int)blockIdx.x % CLUSTER, of = (int)blockIdx.x / CLUSTER;
+    decode_segment at = {};
+    at.head = of % run.key_value_heads, at.sequence = of / run.key_value_heads;
+    decode_state<SHAPE> state;
+    let_next_start();
+    wait_for_previous();
+    short_units<SHAPE>(run, at, own * SHAPE::WARPS + (int)threadIdx.x / 32, CLUSTER * SHAPE::WARPS, state);
+    const decode_merge merge = decode_merge_open(block_memory(), SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
+    give_result<SHAPE>(state, merge);
+    cluster_meet<CLUSTER>();
+    cluster_join<SHAPE, CLUSTER>(run, at, merge);
+    cluster_meet<CLUSTER>(); /* a block's memory is there until all have read it */
+}
+
+template <class SHAPE, int CLUSTER>
+static ln_cuda_code cluster_start(void *const *arguments, int blocks, void *stream) {
+    return launch_cluster(decode_cluster<SHAPE, CLUSTER>, CLUSTER, dim3((unsigned)blocks), dim3(SHAPE::threads),
+                          (int)decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS), stream,
+                          *(const decode_run *)arguments[0]);
+}
+
+/* ---- contexts of any length, divided by lengths as the other kernels do it ---- */
+
+template <class SHAPE> struct direct_ring {
+    decode_cursor next;
+
+    __device__ __forceinline__ void open(const decode_run &run, const decode_segment &first) {
+        next = cursor_open(run, first, (int)threadIdx.x / 32);
+    }
+    __device__ __forceinline__ int await(const decode_run &run) {
+        const int page = next.page;
+        next.unit += SHAPE::WARPS;
+        cursor_settle(run, next);
+        return page;
+    }
+    __device__ __forceinline__ void leave(const decode_run &, bool) {}
+    static __device__ __forceinline__ void meet() { __syncthreads(); }
+};
+template <class SHAPE> struct direct_work : unit_work<SHAPE> {
+    static __device__ __forceinline__ bool take(const decode_run &run, const decode_segment &at, int unit, int page,
+                                                const decode_queries<SHAPE> &query, decode_state<SHAPE> &state) {
+        short_unit<SHAPE, false>(run, at, unit, page, query, state);
+        return false;
+    }
+};
+
+template <class SHAPE>
+static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
+    decode_direct(const __grid_constant__ decode_run run) {
+    let_next_start();
+    wait_for_previous();
+    direct_ring<SHAPE> ring;
+    decode_block<direct_work<SHAPE>>(run, ring, block_memory());
+}
+
+template <class SHAPE> static ln_cuda_code direct_start(void *const *arguments, int blocks, void *stream) {
+    const decode_run *of = (const decode_run *)arguments[0];
+    const ln_cuda_code code =
+        launch_early(decode_direct<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads),
+                     (int)decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS), stream, *of);
+    return code || !of->joined ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
 /* REACH: so many units of a warp at most. */
@@ -135,7 +253,24 @@ static ln_cuda_decode_kernel short_kernel(const char *name) {
             9,
             false,
             short_start<shape>,
-            REACH};
+            REACH,
+            0};
+}
+template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS, int CLUSTER, int REACH>
+static ln_cuda_decode_kernel cluster_kernel(const char *name) {
+    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
+    ln_cuda_decode_kernel kernel = short_kernel<FORMAT, SIZE, COLUMNS, WARPS, BLOCKS, REACH>(name);
+    kernel.start = cluster_start<shape, CLUSTER>;
+    kernel.cluster = CLUSTER;
+    return kernel;
+}
+
+template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS>
+static ln_cuda_decode_kernel direct_kernel(const char *name) {
+    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
+    ln_cuda_decode_kernel kernel = short_kernel<FORMAT, SIZE, COLUMNS, WARPS, BLOCKS, 0>(name);
+    kernel.start = direct_start<shape>;
+    return kernel;
 }
 
 } // namespace ln

@@ -605,7 +605,7 @@ static __device__ __forceinline__ void decode_block(const decode_run &run, RING 
         state.open();
 #pragma unroll 1
         for (int unit = here.begin + each * warp; unit < here.end; unit += each * SHAPE::WARPS)
-            ring.leave(run, WORK::take(run, here, unit, ring.await(), query, state));
+            ring.leave(run, WORK::take(run, here, unit, ring.await(run), query, state));
         WORK::give(state, merge);
         RING::meet();
         const decode_parts parts = parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(here, share), own, tile);

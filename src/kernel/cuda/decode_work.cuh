@@ -27,9 +27,9 @@ struct decode_run {
     int tiles, shares;          /* tiles of rows; blocks: tiles * shares */
     int page_shift, unit_shift; /* log2 of the tokens of a page and of a unit */
     int window, least;          /* least: units of a share */
-    page_steps key, value; /* of codes, in pieces of 16 bytes */
-    float scale;     /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
-    float cap_scale; /* 2 scale / cap, with log2(e) in it; 0: no cap */
+    page_steps key, value;      /* of codes, in pieces of 16 bytes */
+    float scale;                /* of scores, with log2(e) in it; with a cap: cap * log2(e) */
+    float cap_scale;            /* 2 scale / cap, with log2(e) in it; 0: no cap */
     int query_element, output_float32;
     float *partial;         /* [blocks][2][rows of a tile][value_size + 2]; all NOT_YET before and after a run */
     int joined;             /* another kernel joins what blocks leave, and words are what they are */
