@@ -19,24 +19,42 @@ template <class SHAPE> struct short_pieces {
     __device__ __forceinline__ uint4 key(int j, int half) const { return keys[j][half]; }
     __device__ __forceinline__ uint4 value(int j, int i) const { return values[j][i]; }
 
-    /* key, value: of token 0 of the unit. Of tokens outside low .. high - 1 one inside is read again: their weights
-     * are 0. */
-    __device__ __forceinline__ void load(const char *key, const char *value, const ln_cuda_decode_tensors &of, int low,
-                                         int high) {
+    /* `from`: token 0 of the unit. Of tokens outside low .. high - 1 one inside is read again: their weights are 0. */
+    __device__ __forceinline__ void load_keys(const char *from, int64_t stride, int low, int high) {
         const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const char *from = key + min(max(g + 8 * half, low), high - 1) * of.key.token_stride + c * 16;
+            const char *at = from + min(max(g + 8 * half, low), high - 1) * stride + c * 16;
 #pragma unroll
-            for (int j = 0; j < SHAPE::SIZE / 32; j++) keys[j][half] = *(const uint4 *)(from + j * 64);
+            for (int j = 0; j < SHAPE::SIZE / 32; j++) keys[j][half] = *(const uint4 *)(at + j * 64);
         }
+    }
+    __device__ __forceinline__ void load_values(const char *from, int64_t stride, int low, int high) {
+        const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int token = 2 * c + i % 2 + 8 * (i / 2);
-            const char *from = value + min(max(token, low), high - 1) * of.value.token_stride + g * 16;
+            const char *at = from + min(max(token, low), high - 1) * stride + g * 16;
 #pragma unroll
-            for (int j = 0; j < SHAPE::SIZE / 64; j++) values[j][i] = *(const uint4 *)(from + j * 128);
+            for (int j = 0; j < SHAPE::SIZE / 64; j++) values[j][i] = *(const uint4 *)(at + j * 128);
         }
+    }
+    /* Of tile `tile` of a sequence, which is on that page. */
+    __device__ __forceinline__ void load_keys(const decode_run &run, const decode_segment &at, int tile, int page) {
+        const decode_sight some = seen_by_some(run, at.length);
+        const ln_cuda_page_part &part = run.of.key;
+        const int token = tile * LN_CUDA_TILE, inside = token & ((1 << run.page_shift) - 1);
+        load_keys((const char *)part.data + page * part.page_stride + at.head * part.head_stride +
+                      inside * part.token_stride,
+                  part.token_stride, some.low - token, some.high - token);
+    }
+    __device__ __forceinline__ void load_values(const decode_run &run, const decode_segment &at, int tile, int page) {
+        const decode_sight some = seen_by_some(run, at.length);
+        const ln_cuda_page_part &part = run.of.value;
+        const int token = tile * LN_CUDA_TILE, inside = token & ((1 << run.page_shift) - 1);
+        load_values((const char *)part.data + page * part.page_stride + at.head * part.head_stride +
+                        inside * part.token_stride,
+                    part.token_stride, some.low - token, some.high - token);
     }
 };
 
@@ -53,15 +71,11 @@ static __device__ __forceinline__ int short_page(const decode_run &run, int sequ
 template <class SHAPE, bool FIRST>
 static __device__ __forceinline__ void short_unit(const decode_run &run, const decode_segment &at, int unit, int page,
                                                   const decode_queries<SHAPE> &query, decode_state<SHAPE> &state) {
-    const ln_cuda_decode_tensors &of = run.of;
-    const decode_sight some = seen_by_some(run, at.length), all = seen_by_all(run, at.length);
-    const int token = (at.first + unit) * LN_CUDA_TILE, inside = token & ((1 << run.page_shift) - 1);
+    const decode_sight all = seen_by_all(run, at.length);
+    const int token = (at.first + unit) * LN_CUDA_TILE;
     short_pieces<SHAPE> pieces;
-    pieces.load((const char *)of.key.data + page * of.key.page_stride + at.head * of.key.head_stride +
-                    inside * of.key.token_stride,
-                (const char *)of.value.data + page * of.value.page_stride + at.head * of.value.head_stride +
-                    inside * of.value.token_stride,
-                of, some.low - token, some.high - token);
+    pieces.load_keys(run, at, at.first + unit, page);
+    pieces.load_values(run, at, at.first + unit, page);
     float score[SHAPE::COLUMNS][4];
     plain_scores<SHAPE, 2>(score, pieces, query);
     cap_scores<SHAPE>(score, run);
@@ -196,25 +210,46 @@ static ln_cuda_code cluster_start(void *const *arguments, int blocks, void *stre
 
 /* ---- contexts of any length, divided by lengths as the other kernels do it ---- */
 
+/* The ring is the warp's registers: keys of the next unit are asked for as soon as those of this one were used, its
+ * values likewise. */
 template <class SHAPE> struct direct_ring {
-    decode_cursor next;
+    decode_cursor next; /* whose values, and keys, are to be loaded next */
+    short_pieces<SHAPE> pieces;
 
-    __device__ __forceinline__ void open(const decode_run &run, const decode_segment &first) {
-        next = cursor_open(run, first, (int)threadIdx.x / 32);
+    __device__ __forceinline__ void load_keys(const decode_run &run) {
+        if (cursor_valid(next)) pieces.load_keys(run, next.at, next.at.first + next.unit, next.page);
     }
-    __device__ __forceinline__ int await(const decode_run &run) {
-        const int page = next.page;
+    __device__ __forceinline__ void load_values(const decode_run &run) {
+        if (!cursor_valid(next)) return;
+        pieces.load_values(run, next.at, next.at.first + next.unit, next.page);
         next.unit += SHAPE::WARPS;
         cursor_settle(run, next);
-        return page;
     }
+    __device__ __forceinline__ void open(const decode_run &run, const decode_segment &first) {
+        next = cursor_open(run, first, (int)threadIdx.x / 32);
+        load_keys(run);
+        load_values(run);
+    }
+    __device__ __forceinline__ direct_ring &await(const decode_run &) { return *this; }
     __device__ __forceinline__ void leave(const decode_run &, bool) {}
-    static __device__ __forceinline__ void meet() { __syncthreads(); }
+    static __device__ __forceinline__ void meet() {
+        __syncthreads();
+    }
 };
 template <class SHAPE> struct direct_work : unit_work<SHAPE> {
-    static __device__ __forceinline__ bool take(const decode_run &run, const decode_segment &at, int unit, int page,
-                                                const decode_queries<SHAPE> &query, decode_state<SHAPE> &state) {
-        short_unit<SHAPE, false>(run, at, unit, page, query, state);
+    static __device__ __forceinline__ bool take(const decode_run &run, const decode_segment &at, int unit,
+                                                direct_ring<SHAPE> &ring, const decode_queries<SHAPE> &query,
+                                                decode_state<SHAPE> &state) {
+        const decode_sight all = seen_by_all(run, at.length);
+        const int token = (at.first + unit) * LN_CUDA_TILE;
+        float score[SHAPE::COLUMNS][4];
+        plain_scores<SHAPE, 2>(score, ring.pieces, query);
+        ring.load_keys(run);
+        cap_scores<SHAPE>(score, run);
+        if (token < all.low || token + LN_CUDA_TILE > all.high) mask<SHAPE>(score, run, at, token);
+        state.weigh(score, run.scale);
+        plain_outputs<SHAPE>(state, ring.pieces, score);
+        ring.load_values(run);
         return false;
     }
 };
