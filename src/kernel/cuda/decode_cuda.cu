@@ -57,7 +57,6 @@ static int64_t splits_of(const ln_cuda_decode *d, const ln_cuda_device *device, 
     int64_t splits = blocks / (d->sequences * d->key_value_heads * tiles);
     if (splits > wanted) splits = wanted;
     if (splits < 1) splits = 1;
-    if (kernel->cluster) splits = kernel->cluster;
     const int64_t waves = (d->sequences * d->key_value_heads * tiles * splits + blocks - 1) / blocks;
     *each = (units + splits * warps - 1) / (splits * warps) * waves;
     return splits;
@@ -71,7 +70,6 @@ static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
     int64_t each;
-    if (kernel->cluster && rows_of(d) > kernel->rows) return "made for fewer rows";
     if (kernel->reach && (splits_of(d, device, kernel, &each), each > kernel->reach)) return "made for short contexts";
     return NULL;
 }
@@ -179,6 +177,8 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     run.query_element = d->query_element;
     run.output_float32 = d->output_element == LN_CUDA_ELEMENT_FLOAT32;
     run.joined = plan->joined;
+    const int64_t segments = d->sequences * d->key_value_heads, parts = plan->shares / segments;
+    run.parts = !d->value_in_key && parts * segments * 16 >= plan->shares * 15 ? (int)parts : 0;
     run.partial = (float *)workspace;
     run.splits = (int)(plan->shares / (d->sequences * d->key_value_heads));
     run.tiles_most = (int)((d->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE);

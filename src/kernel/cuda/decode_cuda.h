@@ -72,8 +72,7 @@ typedef struct ln_cuda_decode_kernel {
     /* Starts it; `arguments` are its run and (of 9) the description of keys for the copy engine. NULL: the end of the
      * table. */
     ln_cuda_code (*start)(void *const *arguments, int blocks, void *stream);
-    int reach;   /* for short contexts: units that a warp will take at most. 0: for any */
-    int cluster; /* blocks of a sequence and head, which join their results by themselves. 0: any number of them */
+    int reach; /* for short contexts: units that a warp will take at most. 0: for any */
 } ln_cuda_decode_kernel;
 
 typedef struct ln_cuda_decode_plan {

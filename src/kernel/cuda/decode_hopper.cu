@@ -25,10 +25,9 @@ template <int FORMAT, int SIZE, int STAGES> static ln_cuda_decode_kernel codes_k
         codes_kernel<format, 96, stages>(name " 96 x 8"), bulk_kernel<format, 96, 2, 3, 4, 2>(name " 96 x 16"), \
         bulk_kernel<format, 192, 1, 3, 3, 2>(name " 192 x 8"), bulk_kernel<format, 256, 1, 3, 3, 2>(name " 256 x 8")
 
-#define LN_SHORT(format, name)                                                  \
-    short_kernel<format, 128, 1, 8, 1, 4>("short " name " 128 x 8"),            \
-        cluster_kernel<format, 128, 1, 8, 1, 8, 4>("cluster " name " 128 x 8"), \
-        direct_kernel<format, 128, 1, 8, 1>("direct " name " 128 x 8"),         \
+#define LN_SHORT(format, name)                                          \
+    short_kernel<format, 128, 1, 8, 1, 4>("short " name " 128 x 8"),    \
+        direct_kernel<format, 128, 1, 8, 1>("direct " name " 128 x 8"), \
         short_kernel<format, 128, 2, 8, 1, 4>("short " name " 128 x 16")
 
 const ln_cuda_decode_kernel ln_cuda_decode_hopper_kernels[] = {

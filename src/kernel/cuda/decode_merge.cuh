@@ -63,16 +63,6 @@ static __device__ __forceinline__ float merge_factor(float one, float base) {
     return one == -CUDART_INF_F ? 0.0f : exponential(one - base);
 }
 
-static __device__ __forceinline__ decode_result merge_two(const decode_result &one, const decode_result &other) {
-    decode_result all = no_result();
-    all.base = fmaxf(one.base, other.base);
-    const float first = merge_factor(one.base, all.base), second = merge_factor(other.base, all.base);
-    all.sum = fmaf(other.sum, second, one.sum * first);
-    add_scaled(all.output, one.output, first);
-    add_scaled(all.output, other.output, second);
-    return all;
-}
-
 /* Loops are rolled here and below: code that is run once costs most by being fetched. */
 template <int SIZE, int ROWS, int WARPS>
 static __device__ __forceinline__ decode_result merge_warps(const decode_merge &merge, int row, int column) {
@@ -132,6 +122,10 @@ struct decode_shares {
     int first, count;
 };
 static __device__ __forceinline__ decode_shares shares_of(const decode_segment &at, int share) {
+    if (share < 0) { /* parts of the sequence and head alone */
+        const int each = part_of(at.units, -share);
+        return {at.number * -share, quotient(at.units + each - 1, each)};
+    }
     const int first = quotient(at.origin, share);
     return {first, quotient(at.origin + at.units - 1, share) - first + 1};
 }
@@ -283,22 +277,24 @@ static __global__ void __launch_bounds__(128) decode_join(const __grid_constant_
     const int sequence = (int)blockIdx.x / run.tiles / run.key_value_heads, lane = threadIdx.x % 32;
     const int row = (int)blockIdx.y * 4 + (int)threadIdx.x / 32;
     wait_for_previous();
-    int before = 0, all = 0, unused;
+    int before = 0, all = 0, most = 0, unused;
     for (int s = lane; s < run.sequences; s += 32) {
         const int units = decode_units(run, run.of.lengths[s], &unused);
-        all += units;
+        all += units, most = max(most, units);
         if (s < sequence) before += units;
     }
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
         before += __shfl_xor_sync(~0u, before, step);
         all += __shfl_xor_sync(~0u, all, step);
+        most = max(most, __shfl_xor_sync(~0u, most, step));
     }
     decode_segment at = {};
+    at.number = sequence * run.key_value_heads + head;
     at.units = decode_units(run, run.of.lengths[sequence], &unused);
     at.origin = before * run.key_value_heads + head * at.units;
     if (at.units == 0 || row >= ROWS || tile * ROWS + row >= run.rows) return;
-    const decode_shares shares = shares_of(at, share_of(run, all * run.key_value_heads));
+    const decode_shares shares = shares_of(at, share_of(run, all * run.key_value_heads, most));
     if (shares.count == 1) return;
     const decode_parts parts = parts_of<SIZE, ROWS>(run, shares, 0, tile);
     for (int column = lane * 4; column < SIZE; column += 128)

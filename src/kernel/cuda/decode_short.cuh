@@ -4,13 +4,11 @@
  *
  * Which block does what does not depend on lengths: block i of the n of a sequence and head has units i w .. i w + w -
  * 1 of every n w of them, one for each of its w warps. So lengths, queries and the numbers of pages are read together;
- * then keys and values; then the last block that has units joins the results (decode_merge.cuh), or, of a cluster of
- * blocks, each a part of them. */
+ * then keys and values; then the last block that has units joins the results (decode_merge.cuh). */
 #ifndef LN_KERNEL_CUDA_DECODE_SHORT_CUH
 #define LN_KERNEL_CUDA_DECODE_SHORT_CUH
 
 #include "kernel/cuda/decode_warp.cuh"
-#include "kernel/cuda/hopper.cuh"
 
 namespace ln {
 
@@ -145,69 +143,6 @@ template <class SHAPE> static ln_cuda_code short_start(void *const *arguments, i
                         *(const decode_run *)arguments[0]);
 }
 
-/* ---- clusters, which join through shared memory ---- */
-
-/* Rows of one tile. Each block joins a share of the outputs, of all warps of the cluster: 16 lanes four columns. */
-template <class SHAPE, int CLUSTER>
-static __device__ __forceinline__ void cluster_join(const decode_run &run, const decode_segment &at,
-                                                    const decode_merge &merge) {
-    constexpr int quarters = SHAPE::SIZE / 4, warps = SHAPE::WARPS * CLUSTER, groups = SHAPE::threads / 16;
-    const int rank = (int)blockIdx.x % CLUSTER, lane = (int)threadIdx.x % 16, items = run.rows * quarters;
-    static_assert(warps % 16 == 0, "lanes with as many results");
-#pragma unroll 1
-    for (int pair = rank * groups + (int)threadIdx.x / 32 * 2; pair < items; pair += CLUSTER * groups) {
-        const int i = pair + (int)threadIdx.x / 16 % 2; /* there are an even number of them */
-        const int row = i / quarters, column = i % quarters * 4;
-        decode_result all[warps / 16];
-#pragma unroll
-        for (int k = 0; k < warps / 16; k++) {
-            const int of = 16 * k + lane, at_row = of % SHAPE::WARPS * SHAPE::rows + row, from = of / SHAPE::WARPS;
-            all[k].base = cluster_read<CLUSTER>(merge.base + at_row, from);
-            all[k].sum = cluster_read<CLUSTER>(merge.sum + at_row, from);
-            all[k].output =
-                cluster_read<CLUSTER>((const float4 *)(merge.output + at_row * decode_row(SHAPE::SIZE) + column), from);
-        }
-#pragma unroll
-        for (int k = 1; k < warps / 16; k++) all[0] = merge_two(all[0], all[k]);
-#pragma unroll 1
-        for (int step = 1; step < 16; step *= 2) {
-            decode_result other;
-            other.base = __shfl_xor_sync(~0u, all[0].base, step);
-            other.sum = __shfl_xor_sync(~0u, all[0].sum, step);
-            other.output.x = __shfl_xor_sync(~0u, all[0].output.x, step);
-            other.output.y = __shfl_xor_sync(~0u, all[0].output.y, step);
-            other.output.z = __shfl_xor_sync(~0u, all[0].output.z, step);
-            other.output.w = __shfl_xor_sync(~0u, all[0].output.w, step);
-            all[0] = lane & step ? merge_two(other, all[0]) : merge_two(all[0], other);
-        }
-        if (lane == 0) store_result(run, at.sequence, at.head, row, column, all[0]);
-    }
-}
-
-template <class SHAPE, int CLUSTER>
-static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
-    decode_cluster(const __grid_constant__ decode_run run) {
-    const int own = (int)blockIdx.x % CLUSTER, of = (int)blockIdx.x / CLUSTER;
-    decode_segment at = {};
-    at.head = of % run.key_value_heads, at.sequence = of / run.key_value_heads;
-    decode_state<SHAPE> state;
-    let_next_start();
-    wait_for_previous();
-    short_units<SHAPE>(run, at, own * SHAPE::WARPS + (int)threadIdx.x / 32, CLUSTER * SHAPE::WARPS, state);
-    const decode_merge merge = decode_merge_open(block_memory(), SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
-    give_result<SHAPE>(state, merge);
-    cluster_meet<CLUSTER>();
-    cluster_join<SHAPE, CLUSTER>(run, at, merge);
-    cluster_meet<CLUSTER>(); /* a block's memory is there until all have read it */
-}
-
-template <class SHAPE, int CLUSTER>
-static ln_cuda_code cluster_start(void *const *arguments, int blocks, void *stream) {
-    return launch_cluster(decode_cluster<SHAPE, CLUSTER>, CLUSTER, dim3((unsigned)blocks), dim3(SHAPE::threads),
-                          (int)decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS), stream,
-                          *(const decode_run *)arguments[0]);
-}
-
 /* ---- contexts of any length, divided by lengths as the other kernels do it ---- */
 
 /* The ring is the warp's registers: keys of the next unit are asked for as soon as those of this one were used, its
@@ -232,9 +167,7 @@ template <class SHAPE> struct direct_ring {
     }
     __device__ __forceinline__ direct_ring &await(const decode_run &) { return *this; }
     __device__ __forceinline__ void leave(const decode_run &, bool) {}
-    static __device__ __forceinline__ void meet() {
-        __syncthreads();
-    }
+    static __device__ __forceinline__ void meet() { __syncthreads(); }
 };
 template <class SHAPE> struct direct_work : unit_work<SHAPE> {
     static __device__ __forceinline__ bool take(const decode_run &run, const decode_segment &at, int unit,
@@ -288,18 +221,8 @@ static ln_cuda_decode_kernel short_kernel(const char *name) {
             9,
             false,
             short_start<shape>,
-            REACH,
-            0};
+            REACH};
 }
-template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS, int CLUSTER, int REACH>
-static ln_cuda_decode_kernel cluster_kernel(const char *name) {
-    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
-    ln_cuda_decode_kernel kernel = short_kernel<FORMAT, SIZE, COLUMNS, WARPS, BLOCKS, REACH>(name);
-    kernel.start = cluster_start<shape, CLUSTER>;
-    kernel.cluster = CLUSTER;
-    return kernel;
-}
-
 template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS>
 static ln_cuda_decode_kernel direct_kernel(const char *name) {
     using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;

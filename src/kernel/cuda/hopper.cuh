@@ -90,36 +90,6 @@ static __device__ __forceinline__ void copy_row(void *to, const void *from, uint
                  : "memory");
 }
 
-/* ---- clusters of blocks, which are on the device together (launch_cluster) ---- */
-
-/* All threads of the SIZE blocks; what they wrote to shared memory is seen by all. */
-template <int SIZE> static __device__ __forceinline__ void cluster_meet() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-}
-/* What block `rank` of the SIZE has where `own` points to in this block's shared memory. */
-template <int SIZE> static __device__ __forceinline__ float4 cluster_read(const float4 *own, int rank) {
-    float4 x;
-    asm volatile("{\n.reg .u32 there;\n"
-                 "mapa.shared::cluster.u32 there, %4, %5;\n"
-                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"(shared_address(own)), "r"(rank)
-                 : "memory");
-    return x;
-}
-template <int SIZE> static __device__ __forceinline__ float cluster_read(const float *own, int rank) {
-    float x;
-    asm volatile("{\n.reg .u32 there;\n"
-                 "mapa.shared::cluster.u32 there, %1, %2;\n"
-                 "ld.shared::cluster.f32 %0, [there];\n}"
-                 : "=f"(x)
-                 : "r"(shared_address(own)), "r"(rank)
-                 : "memory");
-    return x;
-}
-
 /* ---- sums that several blocks add to in a fixed order ---- */
 
 /* to[0 .. 3] += more; to aligned to 16. The device's second cache adds; nothing is read here. */

@@ -53,31 +53,6 @@ static ln_cuda_code launch_together(void (*kernel)(PARAMETERS...), dim3 grid, di
     return launch_with(&together, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
-/* launch_early, with clusters of `cluster` consecutive blocks, which run together and read each other's memory. */
-template <class... PARAMETERS>
-static ln_cuda_code launch_cluster(void (*kernel)(PARAMETERS...), int cluster, dim3 grid, dim3 block, int shared_bytes,
-                                   void *stream, PARAMETERS... arguments) {
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = (unsigned)cluster;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaError_t error =
-        cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    void *pointers[] = {(void *)&arguments...};
-    cudaLaunchConfig_t how = {};
-    how.gridDim = grid;
-    how.blockDim = block;
-    how.dynamicSmemBytes = (size_t)shared_bytes;
-    how.stream = (cudaStream_t)stream;
-    how.attrs = attributes;
-    how.numAttrs = 2;
-    if (error == cudaSuccess) error = cudaLaunchKernelExC(&how, (const void *)kernel, pointers);
-    if (error != cudaSuccess) cudaGetLastError();
-    return ln_cuda_code_of(error);
-}
-
 } // namespace ln
 
 #endif

@@ -3,7 +3,6 @@
 #define LN_KERNEL_CUDA_HOPPER_CUH
 
 #include <cuda.h>
-#include <unordered_map>
 
 #include "kernel/cuda/instructions.cuh"
 
@@ -56,30 +55,6 @@ static inline void copy_box_once(void *to, const CUtensorMap *map, uint64_t *bar
 }
 static inline void copy_row(void *to, const void *from, uint64_t *barrier, int bytes) {
     ln_emulator::engine_load_bytes(to, from, bytes, barrier);
-}
-
-/* ---- clusters of blocks ---- */
-
-/* Of consecutive blocks of a grid of one dimension: they are under way together, as blocks start in order. */
-struct cluster_state {
-    size_t arrived, meetings;
-    char *memory[16];
-};
-static inline cluster_state &cluster_of(unsigned size) {
-    static std::unordered_map<unsigned, cluster_state> all;
-    return all[ln_emulator::block_index.x / size];
-}
-template <int SIZE> static inline void cluster_meet() {
-    cluster_state &cluster = cluster_of(SIZE);
-    cluster.memory[ln_emulator::block_index.x % SIZE] = block_memory();
-    const size_t before = cluster.meetings;
-    if (++cluster.arrived == (size_t)SIZE * ln_emulator::block_size.x)
-        cluster.arrived = 0, cluster.meetings++;
-    else
-        while (cluster.meetings == before) ln_emulator::spin();
-}
-template <int SIZE, class T> static inline T cluster_read(const T *own, int rank) {
-    return *(const T *)(cluster_of(SIZE).memory[rank] + ((const char *)own - block_memory()));
 }
 
 /* ---- sums that several blocks add to in a fixed order ---- */

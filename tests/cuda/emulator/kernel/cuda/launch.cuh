@@ -31,12 +31,6 @@ static ln_cuda_code launch_together(void (*kernel)(PARAMETERS...), dim3 grid, di
     return launch(kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
-template <class... PARAMETERS>
-static ln_cuda_code launch_cluster(void (*kernel)(PARAMETERS...), int, dim3 grid, dim3 block, int shared_bytes,
-                                   void *stream, PARAMETERS... arguments) {
-    return launch(kernel, grid, block, shared_bytes, stream, arguments...);
-}
-
 } // namespace ln
 
 #endif
