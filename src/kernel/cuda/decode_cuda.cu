@@ -47,6 +47,8 @@ static int64_t rows_of(const ln_cuda_decode *d) {
     return d->heads / d->key_value_heads * d->queries;
 }
 
+enum { SHORT = 4 }; /* contexts of which no warp has more units */
+
 /* Of a kernel for short contexts: blocks of a sequence and head, and units that one of their warps may have to take. */
 static int64_t splits_of(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel,
                          int64_t *each) {
@@ -70,7 +72,7 @@ static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
     int64_t each;
-    if (kernel->reach && (splits_of(d, device, kernel, &each), each > kernel->reach)) return "made for short contexts";
+    if (!kernel->waves && (splits_of(d, device, kernel, &each), each > SHORT)) return "made for short contexts";
     return NULL;
 }
 
@@ -111,7 +113,7 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
                  (long long)decode->key_size, (long long)decode->value_size, device->major, device->minor, why);
         return LN_CUDA_UNSUPPORTED;
     }
-    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks * best->waves;
+    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks * (best->waves ? best->waves : 1);
     const int64_t tokens = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
     plan->tiles = (rows_of(decode) + best->rows - 1) / best->rows;
     if (tokens * decode->key_value_heads > INT_MAX / 4 / decode->sequences) {
@@ -121,9 +123,9 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
     plan->kernel = best;
     plan->shares = blocks > plan->tiles ? blocks / plan->tiles : 1;
     int64_t each;
-    if (best->reach)
+    if (!best->waves)
         plan->shares = decode->sequences * decode->key_value_heads * splits_of(decode, device, best, &each);
-    plan->joined = !best->reach && joined(decode, best, plan->shares);
+    plan->joined = best->waves && joined(decode, best, plan->shares);
     plan->workspace = plan->tiles * plan->shares * 2 * best->rows * (best->value_size + 2) * (int64_t)sizeof(float);
     plan->workspace = (plan->workspace + 255) / 256 * 256;
     snprintf(plan->why, sizeof plan->why, "%s: %lld blocks for %lld tiles of %d rows%s", best->name,

@@ -29,12 +29,13 @@ static __host__ __device__ constexpr int decode_row(int size) {
     return size + 4;
 }
 static __host__ __device__ constexpr int decode_merge_bytes(int size, int rows, int warps) {
-    return warps * rows * (decode_row(size) + 2) * 4 + 16;
+    return warps * rows * (decode_row(size) + 2) * 4 + 32;
 }
 
 struct decode_merge {
     float *output, *base, *sum; /* [warps][rows]; output: decode_row floats each */
-    int *open;                  /* sequence, head, origin and units of the segment to be joined at the end */
+    int *
+        open; /* sequence (-1: none), head, origin and units of the segment to be joined at the end; units of a share */
 };
 static __device__ __forceinline__ decode_merge decode_merge_open(char *memory, int size, int rows, int warps) {
     decode_merge merge;

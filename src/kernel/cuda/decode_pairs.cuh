@@ -437,8 +437,7 @@ static ln_cuda_decode_kernel pair_kernel(const char *name) {
             4,
             9,
             false,
-            pair_start<shape>,
-            0};
+            pair_start<shape>};
 }
 
 } // namespace ln

@@ -204,9 +204,25 @@ template <class SHAPE> static ln_cuda_code direct_start(void *const *arguments, 
     return code || !of->joined ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
-/* REACH: so many units of a warp at most. */
-template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS, int REACH>
+template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS>
 static ln_cuda_decode_kernel short_kernel(const char *name) {
+    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
+    return {name,
+            (ln_cuda_page_format)FORMAT,
+            SIZE,
+            SIZE,
+            shape::rows,
+            shape::threads,
+            decode_merge_bytes(SIZE, shape::rows, WARPS),
+            BLOCKS,
+            0,
+            4,
+            9,
+            false,
+            short_start<shape>};
+}
+template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS>
+static ln_cuda_decode_kernel direct_kernel(const char *name) {
     using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
     return {name,
             (ln_cuda_page_format)FORMAT,
@@ -220,15 +236,7 @@ static ln_cuda_decode_kernel short_kernel(const char *name) {
             4,
             9,
             false,
-            short_start<shape>,
-            REACH};
-}
-template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS>
-static ln_cuda_decode_kernel direct_kernel(const char *name) {
-    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
-    ln_cuda_decode_kernel kernel = short_kernel<FORMAT, SIZE, COLUMNS, WARPS, BLOCKS, 0>(name);
-    kernel.start = direct_start<shape>;
-    return kernel;
+            direct_start<shape>};
 }
 
 } // namespace ln

@@ -27,7 +27,7 @@ template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_, int ORD
     static constexpr int FORMAT = FORMAT_, SIZE = SIZE_, COLUMNS = COLUMNS_, WARPS = WARPS_, STAGES = STAGES_;
     static constexpr int ORDER = ORDER_, BLOCKS = BLOCKS_;
     using codes = page_codes<FORMAT>;
-    static constexpr int AT_ONCE = 4; /* results that are read at once to be joined */
+    static constexpr int AT_ONCE = codes::plain ? 4 : 2; /* results that are read at once to be joined */
     static constexpr int rows = 8 * COLUMNS, threads = 32 * WARPS, blocks = SIZE / 32;
     static constexpr int tile_codes = LN_CUDA_TILE * SIZE * codes::bits / 8;
     static constexpr int tile = tile_codes + (codes::plain ? 0 : SIZE), stage = 2 * tile;
@@ -585,6 +585,19 @@ template <class SHAPE> struct unit_work {
     }
 };
 
+/* The segment that began before this block's share and ended in it. */
+template <class SHAPE, class RING>
+static __device__ __forceinline__ void join_open(const decode_run &run, const decode_merge &merge) {
+    decode_segment open = {};
+    open.sequence = merge.open[0], open.head = merge.open[1];
+    open.origin = merge.open[2], open.units = merge.open[3];
+    const decode_parts parts =
+        parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(open, merge.open[4]), share_number(run), tile_number(run));
+    const auto none = [](int, int) { return no_result(); };
+    join_parts<SHAPE::SIZE, SHAPE::rows, SHAPE::threads, RING, SHAPE::AT_ONCE>(run, open.sequence, open.head, parts,
+                                                                               parts.count, none);
+}
+
 /* The block's work, WORK::each units at a time. RING brings a warp its units in order: open (from the first on), await
  * (the next one), leave (after it was used); meet: all warps that do this work. */
 template <class WORK, class RING>
@@ -593,11 +606,11 @@ static __device__ __forceinline__ void decode_block(const decode_run &run, RING 
     constexpr int each = WORK::each;
     const int warp = threadIdx.x / 32;
     const decode_merge merge = decode_merge_open(merging, SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
-    const int own = share_number(run), tile = tile_number(run);
     int share;
     decode_segment here = segment_first(run, &share);
-    bool pending = false;
     ring.open(run, here);
+    /* Kept in shared memory, as registers are what the loop has none of. */
+    if (threadIdx.x == 0) merge.open[0] = -1, merge.open[4] = share;
     while (here.begin < here.end) {
         typename WORK::queries query;
         typename WORK::state state;
@@ -608,26 +621,20 @@ static __device__ __forceinline__ void decode_block(const decode_run &run, RING 
             ring.leave(run, WORK::take(run, here, unit, ring.await(run), query, state));
         WORK::give(state, merge);
         RING::meet();
-        const decode_parts parts = parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(here, share), own, tile);
-        if (decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS, RING, SHAPE::AT_ONCE>(run, here.sequence, here.head,
-                                                                                        parts, merge, here.left == 0)) {
-            pending = true;
-            if (threadIdx.x == 0)
-                merge.open[0] = here.sequence, merge.open[1] = here.head, merge.open[2] = here.origin,
-                merge.open[3] = here.units;
+        const decode_parts parts = parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(here, merge.open[4]),
+                                                                      share_number(run), tile_number(run));
+        const bool open = decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS, RING, SHAPE::AT_ONCE>(
+            run, here.sequence, here.head, parts, merge, here.left == 0);
+        if (open && threadIdx.x == 0) {
+            merge.open[0] = here.sequence, merge.open[1] = here.head;
+            merge.open[2] = here.origin, merge.open[3] = here.units;
         }
-        if (here.left == 0) break;
+        if (here.left == 0) {
+            if (merge.open[0] >= 0) join_open<SHAPE, RING>(run, merge);
+            break;
+        }
         RING::meet();
         segment_next(run, here);
-    }
-    if (pending) {
-        decode_segment open = {};
-        open.sequence = merge.open[0], open.head = merge.open[1], open.origin = merge.open[2],
-        open.units = merge.open[3];
-        const decode_parts parts = parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(open, share), own, tile);
-        const auto none = [](int, int) { return no_result(); };
-        join_parts<SHAPE::SIZE, SHAPE::rows, SHAPE::threads, RING, SHAPE::AT_ONCE>(run, open.sequence, open.head, parts,
-                                                                                   parts.count, none);
     }
     decode_nothing(run, SHAPE::SIZE, (int)threadIdx.x, SHAPE::threads);
 }
