@@ -7,7 +7,7 @@
 #include "kernel/cuda/decode_layout.h"
 #include "oracle_decode.h"
 
-enum { SEQUENCES = 8, KERNELS_MOST = 8 };
+enum { SEQUENCES = 8, KERNELS_MOST = 12 };
 
 typedef struct work {
     const char *name;
@@ -16,8 +16,8 @@ typedef struct work {
     int lengths[SEQUENCES], sequences;            /* more than SEQUENCES of them repeat the first, or all */
     int page_tokens, queries;                     /* queries 0: 1 */
     int window;
-    float cap, stretch; /* stretch: of queries, 0: 1 */
-    bool sinks, float32, token_major;
+    float cap, stretch;                     /* stretch: of queries, 0: 1 */
+    bool sinks, float32, token_major, wild; /* wild: steps of values of q4_0 over all that f16 has */
     ln_cuda_element query;
 } work;
 
@@ -64,6 +64,10 @@ static const work WORKS[] = {
     {"q2 size 96", Q2, 8, 2, 96, 0, {100, 48}, 2, 16, .queries = 1},
     {"q2 size 192", Q2, 8, 2, 192, 0, {100, 48}, 2, 16, .queries = 1},
     {"q2 size 256, group of 12", Q2, 12, 1, 256, 0, {100, 48}, 2, 16, .sinks = true},
+    {"equal sequences", BF16, 8, 2, 128, 0, {160, 157}, 2, 16, .queries = 1},
+    {"q4_0, equal sequences", Q4_0, 8, 2, 128, 0, {160, 157}, 2, 16, .queries = 1},
+    {"q4_0, wild steps", Q4_0, 8, 2, 128, 0, {333, 48}, 2, 16, .wild = true, .stretch = 3},
+    {"q4_0, cap, 32 tokens a page", Q4_0, 8, 2, 128, 0, {333, 48}, 2, 32, .cap = 20, .stretch = 5},
     {"latent, 16 heads", BF16, 16, 1, 576, 512, {100}, 1, 64, .float32 = true},
     {"latent, ragged", BF16, 128, 1, 576, 512, {70, 0, 333, 1}, 4, 16, .queries = 1},
     {"latent, contiguous", BF16, 40, 1, 576, 512, {200, 130}, 2, 0, .sinks = true, .stretch = 3},
@@ -82,6 +86,9 @@ static const work BENCH[] = {
     {"1 x 128k", BF16, 32, 8, 128, 0, {131072}, 1, 16, .queries = 1},
     {"1 x 32k", BF16, 32, 8, 128, 0, {32768}, 1, 16, .queries = 1},
     {"1 x 1k", BF16, 32, 8, 128, 0, {1024}, 1, 16, .queries = 1},
+    {"1 x 4k", BF16, 32, 8, 128, 0, {4096}, 1, 16, .queries = 1},
+    {"4 x 2k", BF16, 32, 8, 128, 0, {2048}, 4, 16, .queries = 1},
+    {"16 x 2k", BF16, 32, 8, 128, 0, {2048}, 16, 16, .queries = 1},
     {"0.5 GB bf16 of q4_0", Q4_0, 32, 8, 128, 0, {8192}, 16, 16, .queries = 1},
     {"2 GB bf16 of q4_0", Q4_0, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
     {"2 GB bf16 of q4", Q4, 32, 8, 128, 0, {8192}, 64, 16, .queries = 1},
@@ -191,6 +198,7 @@ static void problem_open(problem *p, const work *w, bool mirrored) {
     problem_table(p);
     p->key = pages_open(w, false, p->pages_each * p->sequences, p->page_tokens, mirrored);
     p->value = pages_open(w, true, w->value_size ? 0 : p->pages_each * p->sequences, p->page_tokens, mirrored);
+    p->value.wild = w->wild;
     p->decode = (ln_cuda_decode){.sequences = w->sequences,
                                  .queries = p->queries,
                                  .heads = w->heads,
@@ -410,7 +418,7 @@ static void row_expected(const pages *p, const float *row, unsigned char *page, 
         uint16_t scale = 0;
         if (p->format > F16) {
             oracle_encode(p->format, row + i, codes, &scale);
-            memcpy(page + ln_cuda_scale_place(p->format, p->size, token, i / 32), &scale, 2);
+            memcpy(page + ln_cuda_scale_place(p->format, p->values, p->size, token, i / 32), &scale, 2);
         }
         for (int k = 0; k < 32; k++) {
             if (p->format <= F16) {
@@ -632,7 +640,7 @@ static void check_layout(ln_cuda_page_format format, bool values, int size) {
         }
         for (int b = 0; b < size / 32; b++)
             for (int i = 0; i < 2; i++) {
-                const int place = ln_cuda_scale_place(format, size, token, b) + i;
+                const int place = ln_cuda_scale_place(format, values, size, token, b) + i;
                 wrong += place >= bytes || taken[place];
                 taken[place] = 0xff;
             }
@@ -651,6 +659,10 @@ static void check_plans(void) {
     ln_cuda_decode decode = {1, 1, 32, 8, 128, 128, 4096, 16, BF16, 0, 0, 0.1f, 0, 0, false};
     ln_cuda_decode_plan plan;
     EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_OK, "plan: %s", plan.why);
+    EXPECT(plan.kernel && plan.kernel->waves == 0, "4096 keys are a short context, not for %s", plan.why);
+    decode.capacity = 1 << 20;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->waves > 0,
+           "2^20 keys are no short context: %s", plan.why);
     decode.key_size = 40;
     EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "size 40");
     decode.key_size = 128;

@@ -43,8 +43,9 @@ unsigned char *row_of(const pages *p, int64_t page, int64_t head, int64_t token)
                                                : token / LN_CUDA_TILE * ln_cuda_tile_bytes(p->format, p->size));
 }
 
-static uint16_t random_scale(ln_cuda_page_format format) {
-    const uint16_t half = f16_of((float)(0.02 + 0.1 * random_uniform()));
+static uint16_t random_scale(ln_cuda_page_format format, bool wild) {
+    const double stretch = wild ? exp2((double)(random_next() % 34) - 16) : 1;
+    const uint16_t half = f16_of((float)(stretch * (0.02 + 0.1 * random_uniform())));
     if (format == LN_CUDA_PAGE_Q8_0) return f16_of((float)(0.002 + 0.01 * random_uniform()));
     if (format == LN_CUDA_PAGE_Q4_0) return (uint16_t)(half | (random_next() & 1 ? 0x8000 : 0));
     return (uint16_t)(half >> 5 << 6 | (random_next() & 63));
@@ -60,8 +61,8 @@ void token_fill(const pages *p, int64_t page, int64_t head, int64_t token) {
         }
         const int in_tile = (int)(token % LN_CUDA_TILE), bits = ln_cuda_page_bits(p->format);
         if (i % 32 == 0) {
-            const uint16_t scale = random_scale(p->format);
-            memcpy(row + ln_cuda_scale_place(p->format, p->size, in_tile, i / 32), &scale, 2);
+            const uint16_t scale = random_scale(p->format, p->wild);
+            memcpy(row + ln_cuda_scale_place(p->format, p->values, p->size, in_tile, i / 32), &scale, 2);
         }
         int bit;
         const int place = ln_cuda_code_place(p->format, p->values, p->size, in_tile, i, &bit);
@@ -78,7 +79,7 @@ double value_at(const pages *p, int64_t page, int64_t head, int64_t token, int i
         return (double)(p->format == LN_CUDA_PAGE_F16 ? of_f16(half) : of_bf16(half));
     }
     const int in_tile = (int)(token % LN_CUDA_TILE), bits = ln_cuda_page_bits(p->format);
-    memcpy(&half, row + ln_cuda_scale_place(p->format, p->size, in_tile, i / 32), 2);
+    memcpy(&half, row + ln_cuda_scale_place(p->format, p->values, p->size, in_tile, i / 32), 2);
     int bit;
     const int place = ln_cuda_code_place(p->format, p->values, p->size, in_tile, i, &bit);
     const int code = row[place] >> bit & ((1 << bits) - 1);

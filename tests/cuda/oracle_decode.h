@@ -13,7 +13,7 @@ uint16_t oracle_half(ln_cuda_page_format format, float value);
 /* The keys or the values: [page][head][token] (or [page][token][head]) of a pool. */
 typedef struct pages {
     ln_cuda_page_format format;
-    bool values;
+    bool values, wild; /* wild: steps of q4_0 over all that f16 has */
     int size;
     ln_cuda_page_part device;
     unsigned char *host;

@@ -70,7 +70,7 @@ template <class SHAPE> struct bulk_ring {
     int stage, phase;
 
     __device__ __forceinline__ void open(const decode_run &, const decode_segment &) {}
-    __device__ __forceinline__ char *await() {
+    __device__ __forceinline__ char *await(const decode_run &) {
         barrier_wait(&full[stage], phase);
         return stages + stage * SHAPE::stage;
     }
@@ -92,25 +92,27 @@ static __global__ void __launch_bounds__(bulk_shape<SHAPE>::threads, SHAPE::BLOC
     uint64_t *full = (uint64_t *)(memory + bulk_shape<SHAPE>::barriers_at), *empty = full + bulk_shape<SHAPE>::barriers;
     if ((int)threadIdx.x < 2 * bulk_shape<SHAPE>::barriers) barrier_open(&full[threadIdx.x], 1);
     barriers_opened();
+    if constexpr (SHAPE::codes::plain)
+        if (warp == SHAPE::WARPS && threadIdx.x % 32 < 2) map_prefetch(threadIdx.x % 32 ? &value_map : &key_map);
+    let_next_start();
     __syncthreads();
+    wait_for_previous();
     if (warp == SHAPE::WARPS) {
-        if constexpr (SHAPE::codes::plain)
-            if (threadIdx.x % 32 < 2) map_prefetch(threadIdx.x % 32 ? &value_map : &key_map);
         bulk_produce<SHAPE>({&key_map, &value_map}, run, memory, full, empty);
         return;
     }
     const int first = warp * SHAPE::STAGES;
     bulk_ring<SHAPE> ring = {memory + first * SHAPE::stage, full + first, empty + first, 0, 0};
-    decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
+    decode_block<unit_work<SHAPE>>(run, ring, memory + SHAPE::ring_bytes);
 }
 
 template <class SHAPE> static ln_cuda_code bulk_start(void *const *arguments, int blocks, void *stream) {
     static_assert(2 * bulk_shape<SHAPE>::barriers <= bulk_shape<SHAPE>::threads, "a barrier a thread");
     const decode_run *of = (const decode_run *)arguments[0];
-    const ln_cuda_code code = launch(decode_bulk<SHAPE>, dim3((unsigned)blocks), dim3(bulk_shape<SHAPE>::threads),
-                                     (int)bulk_shape<SHAPE>::shared_bytes, stream, *(const CUtensorMap *)arguments[1],
-                                     *(const CUtensorMap *)arguments[2], *of);
-    return code || of->tickets ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
+    const ln_cuda_code code = launch_early(decode_bulk<SHAPE>, dim3((unsigned)blocks), dim3(bulk_shape<SHAPE>::threads),
+                                           (int)bulk_shape<SHAPE>::shared_bytes, stream,
+                                           *(const CUtensorMap *)arguments[1], *(const CUtensorMap *)arguments[2], *of);
+    return code || !of->joined ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
 template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS, int WAVES = 1>

@@ -47,6 +47,23 @@ static int64_t rows_of(const ln_cuda_decode *d) {
     return d->heads / d->key_value_heads * d->queries;
 }
 
+enum { SHORT = 4 }; /* contexts of which no warp has more units */
+
+/* Of a kernel for short contexts: blocks of a sequence and head, and units that one of their warps may have to take. */
+static int64_t splits_of(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel,
+                         int64_t *each) {
+    const int64_t tiles = (rows_of(d) + kernel->rows - 1) / kernel->rows, warps = kernel->threads / 32;
+    const int64_t blocks = (int64_t)device->multiprocessors * kernel->blocks;
+    const int64_t sight = d->window && d->window + d->queries < d->capacity ? d->window + d->queries + 14 : d->capacity;
+    const int64_t units = (sight + LN_CUDA_TILE - 1) / LN_CUDA_TILE, wanted = (units + warps - 1) / warps;
+    int64_t splits = blocks / (d->sequences * d->key_value_heads * tiles);
+    if (splits > wanted) splits = wanted;
+    if (splits < 1) splits = 1;
+    const int64_t waves = (d->sequences * d->key_value_heads * tiles * splits + blocks - 1) / blocks;
+    *each = (units + splits * warps - 1) / (splits * warps) * waves;
+    return splits;
+}
+
 /* NULL, or why this kernel cannot do this work. */
 static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel) {
     if (d->key_size != kernel->key_size || d->value_size != kernel->value_size) return "made for another size of heads";
@@ -54,6 +71,8 @@ static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device
     if (d->format != kernel->format) return "made for another format of pages";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
+    int64_t each;
+    if (!kernel->waves && (splits_of(d, device, kernel, &each), each > SHORT)) return "made for short contexts";
     return NULL;
 }
 
@@ -62,12 +81,8 @@ static bool better(const ln_cuda_decode *d, const ln_cuda_decode_kernel *next, c
     return !best || (best->rows < rows_of(d) && next->rows > best->rows);
 }
 
-static int64_t ticket_bytes(const ln_cuda_decode *d, const ln_cuda_decode_plan *plan) {
-    return (d->sequences * d->key_value_heads * plan->tiles * 4 + 255) / 256 * 256;
-}
-
-/* The last block to arrive reads what the others of a segment left: about what it could have read of keys meanwhile, a
- * second kernel costs a few microseconds. */
+/* The block with the end of a segment reads what the others of a segment left: about what it could have read of keys
+ * meanwhile, a second kernel costs a few microseconds. */
 static bool joined(const ln_cuda_decode *d, const ln_cuda_decode_kernel *kernel, int64_t shares) {
     const int64_t rows = rows_of(d) < kernel->rows ? rows_of(d) : kernel->rows;
     return kernel->value_in_key ||
@@ -98,7 +113,7 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
                  (long long)decode->key_size, (long long)decode->value_size, device->major, device->minor, why);
         return LN_CUDA_UNSUPPORTED;
     }
-    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks * best->waves;
+    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks * (best->waves ? best->waves : 1);
     const int64_t tokens = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
     plan->tiles = (rows_of(decode) + best->rows - 1) / best->rows;
     if (tokens * decode->key_value_heads > INT_MAX / 4 / decode->sequences) {
@@ -107,9 +122,11 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
     }
     plan->kernel = best;
     plan->shares = blocks > plan->tiles ? blocks / plan->tiles : 1;
-    plan->joined = joined(decode, best, plan->shares);
-    plan->workspace = ticket_bytes(decode, plan) +
-                      plan->tiles * plan->shares * 2 * best->rows * (best->value_size + 2) * (int64_t)sizeof(float);
+    int64_t each;
+    if (!best->waves)
+        plan->shares = decode->sequences * decode->key_value_heads * splits_of(decode, device, best, &each);
+    plan->joined = best->waves && joined(decode, best, plan->shares);
+    plan->workspace = plan->tiles * plan->shares * 2 * best->rows * (best->value_size + 2) * (int64_t)sizeof(float);
     plan->workspace = (plan->workspace + 255) / 256 * 256;
     snprintf(plan->why, sizeof plan->why, "%s: %lld blocks for %lld tiles of %d rows%s", best->name,
              (long long)plan->shares, (long long)plan->tiles, best->rows, plan->joined ? ", joined" : "");
@@ -119,7 +136,8 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
 ln_cuda_code ln_cuda_decode_prepare(const ln_cuda_decode_plan *plan, void *workspace, void *stream) {
     if (!plan->kernel) return LN_CUDA_UNSUPPORTED;
     if (!workspace || (uintptr_t)workspace % 256) return LN_CUDA_ARGUMENT;
-    cudaError_t error = cudaMemsetAsync(workspace, 0, (size_t)plan->workspace, (cudaStream_t)stream);
+    cudaError_t error =
+        cudaMemsetAsync(workspace, LN_CUDA_NOT_YET & 0xff, (size_t)plan->workspace, (cudaStream_t)stream);
     if (error == cudaSuccess) error = cudaStreamSynchronize((cudaStream_t)stream);
     return ln_cuda_code_of(error);
 }
@@ -160,8 +178,12 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     run.cap_scale = d->soft_cap > 0 ? (float)(2 * log2_e * d->scale / d->soft_cap) : 0;
     run.query_element = d->query_element;
     run.output_float32 = d->output_element == LN_CUDA_ELEMENT_FLOAT32;
-    run.tickets = plan->joined ? NULL : (unsigned *)workspace;
-    run.partial = (float *)((char *)workspace + ticket_bytes(d, plan));
+    run.joined = plan->joined;
+    const int64_t segments = d->sequences * d->key_value_heads, parts = plan->shares / segments;
+    run.parts = !d->value_in_key && parts * segments * 16 >= plan->shares * 15 ? (int)parts : 0;
+    run.partial = (float *)workspace;
+    run.splits = (int)(plan->shares / (d->sequences * d->key_value_heads));
+    run.tiles_most = (int)((d->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE);
     return run;
 }
 
@@ -196,6 +218,10 @@ static ln_cuda_code describe_pages(CUtensorMap *maps, ln::decode_run *run, const
                                    const ln_cuda_decode_plan *plan) {
     const int64_t unit = 1 << plan->kernel->unit_shift,
                   rows = d->page_tokens && d->page_tokens < unit ? d->page_tokens : unit, lines = d->key_size / 64;
+    if (d->format > LN_CUDA_PAGE_F16) {
+        if (run->of.key.page_stride / 16 > INT_MAX || run->of.value.page_stride / 16 > INT_MAX) return LN_CUDA_ARGUMENT;
+        run->key.page = (int)(run->of.key.page_stride / 16), run->value.page = (int)(run->of.value.page_stride / 16);
+    }
     if (plan->kernel->major != 9 || d->format > LN_CUDA_PAGE_F16 || d->capacity == 0) return LN_CUDA_OK;
     if (!page_steps_of(&run->of.key, &run->key)) return LN_CUDA_ARGUMENT;
     const ln_cuda_code code = describe(&maps[0], d, &run->of.key, &run->key, lines, d->value_in_key ? 1 : lines, rows);

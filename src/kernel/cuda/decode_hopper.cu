@@ -3,7 +3,9 @@
  * warps: the warp that copies costs registers, which are given to warps by fours. */
 #include "kernel/cuda/decode_bulk.cuh"
 #include "kernel/cuda/decode_latent.cuh"
+#include "kernel/cuda/decode_pairs.cuh"
 #include "kernel/cuda/decode_portable.cuh"
+#include "kernel/cuda/decode_short.cuh"
 #include "kernel/cuda/decode_table.h"
 
 using namespace ln;
@@ -13,21 +15,29 @@ template <int FORMAT, int SIZE, int STAGES> static ln_cuda_decode_kernel codes_k
 }
 
 #define LN_PLAIN(format, name)                                                                                         \
-    bulk_kernel<format, 128, 1, 10, 1, 1>(name " 128 x 8"), bulk_kernel<format, 128, 2, 7, 1, 1>(name " 128 x 16"),    \
+    short_kernel<format, 128, 1, 8, 1>("short " name " 128 x 8"),                                                      \
+        direct_kernel<format, 128, 1, 10, 1>(name " 128 x 8"), bulk_kernel<format, 128, 2, 7, 1, 1>(name " 128 x 16"), \
         bulk_kernel<format, 64, 1, 8, 2, 2>(name " 64 x 8"), bulk_kernel<format, 64, 2, 8, 2, 1>(name " 64 x 16"),     \
         bulk_kernel<format, 192, 1, 8, 1, 1>(name " 192 x 8"), bulk_kernel<format, 192, 2, 7, 1, 1>(name " 192 x 16"), \
         bulk_kernel<format, 256, 1, 6, 1, 1>(name " 256 x 8")
-#define LN_CODES(format, name, stages)                                                                          \
-    codes_kernel<format, 128, stages>(name " 128 x 8"), bulk_kernel<format, 128, 2, 3, 4, 2>(name " 128 x 16"), \
-        codes_kernel<format, 64, stages>(name " 64 x 8"), bulk_kernel<format, 64, 2, 7, 3, 1>(name " 64 x 16"), \
-        codes_kernel<format, 96, stages>(name " 96 x 8"), bulk_kernel<format, 96, 2, 3, 4, 2>(name " 96 x 16"), \
-        bulk_kernel<format, 192, 1, 3, 3, 2>(name " 192 x 8"), bulk_kernel<format, 256, 1, 3, 3, 2>(name " 256 x 8")
+#define LN_WIDE_CODES(format, name)                                                                               \
+    bulk_kernel<format, 128, 2, 3, 4, 2>(name " 128 x 16"), bulk_kernel<format, 64, 2, 7, 3, 1>(name " 64 x 16"), \
+        bulk_kernel<format, 96, 2, 3, 4, 2>(name " 96 x 16")
+#define LN_CODES(format, name, stages)                                                                           \
+    codes_kernel<format, 128, stages>(name " 128 x 8"), codes_kernel<format, 64, stages>(name " 64 x 8"),        \
+        codes_kernel<format, 96, stages>(name " 96 x 8"), bulk_kernel<format, 192, 1, 3, 3, 2>(name " 192 x 8"), \
+        bulk_kernel<format, 256, 1, 3, 3, 2>(name " 256 x 8"), LN_WIDE_CODES(format, name)
 
 const ln_cuda_decode_kernel ln_cuda_decode_hopper_kernels[] = {
     LN_PLAIN(LN_CUDA_PAGE_BF16, "bf16"),
     LN_PLAIN(LN_CUDA_PAGE_F16, "f16"),
     LN_CODES(LN_CUDA_PAGE_Q8_0, "q8_0", 2),
-    LN_CODES(LN_CUDA_PAGE_Q4_0, "q4_0", 4),
+    pair_kernel<128, 1, 6, 2, 2>("q4_0 128 x 8"),
+    pair_kernel<64, 1, 6, 2, 2>("q4_0 64 x 8"),
+    pair_kernel<96, 1, 6, 2, 2>("q4_0 96 x 8"),
+    pair_kernel<192, 1, 8, 2, 1>("q4_0 192 x 8"),
+    pair_kernel<256, 1, 8, 2, 1>("q4_0 256 x 8"),
+    LN_WIDE_CODES(LN_CUDA_PAGE_Q4_0, "q4_0"),
     LN_CODES(LN_CUDA_PAGE_Q4, "q4", 4),
     LN_CODES(LN_CUDA_PAGE_Q2, "q2", 4),
     {"latent 64 x 64", LN_CUDA_PAGE_BF16, latent::KEY, latent::VALUE, latent::ROWS, latent::THREADS,

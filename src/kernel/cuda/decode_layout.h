@@ -7,7 +7,8 @@
  *     values  values 4 g .. 4 g + 3 of tokens 2 c, 2 c + 1, 2 c + 8, 2 c + 9.
  * Codes follow one another from the lowest bit on. A lane's granules are cut into pieces of 16 bytes (at the end of 8
  * and 4), and a tile is the first piece of all lanes, then the second, and so on; then the scales, of each g those of
- * tokens g and g + 8 of all blocks. */
+ * tokens g and g + 8 of all blocks; of values of q4_0, of each c and block those of tokens 2 c, 2 c + 1, 2 c + 8,
+ * 2 c + 9. */
 #ifndef LN_KERNEL_CUDA_DECODE_LAYOUT_H
 #define LN_KERNEL_CUDA_DECODE_LAYOUT_H
 
@@ -48,8 +49,11 @@ LN_BOTH int ln_cuda_code_place(ln_cuda_page_format format, bool values, int size
     return ln_cuda_lane_place(size / 16 * bits, lane, i / 32 * 2 * bits + code * bits / 8);
 }
 /* Byte of a tile where the scale of a token's block of 32 values is, 2 bytes. */
-LN_BOTH int ln_cuda_scale_place(ln_cuda_page_format format, int size, int token, int block) {
-    return ln_cuda_tile_codes(format, size) + (token % 8 * (size / 32) + block) * 4 + token / 8 * 2;
+LN_BOTH int ln_cuda_scale_place(ln_cuda_page_format format, bool values, int size, int token, int block) {
+    const int blocks = size / 32, half = token / 8, line = token % 8;
+    const int at = values && format == LN_CUDA_PAGE_Q4_0 ? ((line / 2 * blocks + block) * 2 + half) * 2 + line % 2
+                                                         : (line * blocks + block) * 2 + half;
+    return ln_cuda_tile_codes(format, size) + at * 2;
 }
 
 #endif

@@ -274,8 +274,8 @@ static __global__ void __launch_bounds__(PAGE_THREADS) append_rows(const __grid_
         const int in_tile = token % LN_CUDA_TILE;
         store_codes<FORMAT>(to, side, in_tile, block, l, rows[threadIdx.x / 4]);
         if (l == 0)
-            *(uint16_t *)(to + ln_cuda_scale_place((ln_cuda_page_format)FORMAT, side.size, in_tile, block)) =
-                (uint16_t)scale;
+            *(uint16_t *)(to + ln_cuda_scale_place((ln_cuda_page_format)FORMAT, side.values, side.size, in_tile,
+                                                   block)) = (uint16_t)scale;
     }
 }
 
@@ -309,7 +309,8 @@ static __global__ void __launch_bounds__(PAGE_THREADS) unpack_rows(const __grid_
     } else {
         const ln_cuda_page_format format = (ln_cuda_page_format)FORMAT;
         const int in_tile = token % LN_CUDA_TILE;
-        const uint32_t scale = *(const uint16_t *)(from + ln_cuda_scale_place(format, side.size, in_tile, at / 32));
+        const uint32_t scale =
+            *(const uint16_t *)(from + ln_cuda_scale_place(format, side.values, side.size, in_tile, at / 32));
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int bit;

@@ -83,7 +83,7 @@ template <class SHAPE> struct copied_ring {
         for (stage = 0; stage < SHAPE::STAGES; stage++) copy_unit<SHAPE>(run, next, stages + stage * SHAPE::stage);
         stage = 0;
     }
-    __device__ __forceinline__ char *await() {
+    __device__ __forceinline__ char *await(const decode_run &) {
         copies_wait<SHAPE::STAGES - 1>();
         __syncwarp();
         return stages + stage * SHAPE::stage;
@@ -102,16 +102,18 @@ template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_portable(const __grid_constant__ decode_run run) {
     char *memory = block_memory();
+    let_next_start();
+    wait_for_previous();
     copied_ring<SHAPE> ring = {memory + threadIdx.x / 32 * SHAPE::STAGES * SHAPE::stage, 0, {}};
-    decode_block<SHAPE>(run, ring, memory + SHAPE::ring_bytes);
+    decode_block<unit_work<SHAPE>>(run, ring, memory + SHAPE::ring_bytes);
     copies_wait<0>();
 }
 
 template <class SHAPE> static ln_cuda_code decode_start(void *const *arguments, int blocks, void *stream) {
     const decode_run *of = (const decode_run *)arguments[0];
-    const ln_cuda_code code =
-        launch(decode_portable<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads), SHAPE::shared_bytes, stream, *of);
-    return code || of->tickets ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
+    const ln_cuda_code code = launch_early(decode_portable<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads),
+                                           SHAPE::shared_bytes, stream, *of);
+    return code || !of->joined ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
 template <class SHAPE, int MAJOR> static ln_cuda_decode_kernel lane_kernel(const char *name) {

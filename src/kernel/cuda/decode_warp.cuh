@@ -11,6 +11,8 @@
 #ifndef LN_KERNEL_CUDA_DECODE_WARP_CUH
 #define LN_KERNEL_CUDA_DECODE_WARP_CUH
 
+#include <limits.h>
+
 #include "kernel/cuda/decode_codes.cuh"
 #include "kernel/cuda/decode_merge.cuh"
 #include "kernel/cuda/decode_work.cuh"
@@ -25,6 +27,7 @@ template <int FORMAT_, int SIZE_, int COLUMNS_, int WARPS_, int STAGES_, int ORD
     static constexpr int FORMAT = FORMAT_, SIZE = SIZE_, COLUMNS = COLUMNS_, WARPS = WARPS_, STAGES = STAGES_;
     static constexpr int ORDER = ORDER_, BLOCKS = BLOCKS_;
     using codes = page_codes<FORMAT>;
+    static constexpr int AT_ONCE = codes::plain ? 4 : 2; /* results that are read at once to be joined */
     static constexpr int rows = 8 * COLUMNS, threads = 32 * WARPS, blocks = SIZE / 32;
     static constexpr int tile_codes = LN_CUDA_TILE * SIZE * codes::bits / 8;
     static constexpr int tile = tile_codes + (codes::plain ? 0 : SIZE), stage = 2 * tile;
@@ -82,7 +85,7 @@ template <class SHAPE> struct decode_queries {
 
     __device__ __forceinline__ void load(const decode_run &run, const decode_segment &at) {
         const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-        const int tile = (int)blockIdx.x % run.tiles;
+        const int tile = tile_number(run);
         const ln_cuda_tensor &query = run.of.query;
 #pragma unroll
         for (int t = 0; t < SHAPE::COLUMNS; t++) {
@@ -90,6 +93,18 @@ template <class SHAPE> struct decode_queries {
             const bool real = row < run.rows;
             const decode_place place = place_of(run, at.sequence, at.head, row);
             const int64_t from = place.token * query.token_stride + place.head * query.head_stride + c * 8;
+            if constexpr (SHAPE::codes::plain)
+                if (run.query_element ==
+                    (SHAPE::FORMAT == LN_CUDA_PAGE_F16 ? LN_CUDA_ELEMENT_F16 : LN_CUDA_ELEMENT_BF16)) {
+#pragma unroll
+                    for (int j = 0; j < SHAPE::blocks; j++) {
+                        uint4 four = {0, 0, 0, 0};
+                        if (real) four = *(const uint4 *)((const uint16_t *)query.data + from + 32 * j);
+                        word[t][4 * j] = four.x, word[t][4 * j + 1] = four.y;
+                        word[t][4 * j + 2] = four.z, word[t][4 * j + 3] = four.w;
+                    }
+                    continue;
+                }
 #pragma unroll
             for (int j = 0; j < SHAPE::blocks; j++) {
                 float x[8] = {};
@@ -174,6 +189,23 @@ template <class SHAPE> struct decode_state {
         }
     }
 
+    /* The same of the first scores, when outputs are 0. */
+    __device__ __forceinline__ void weigh_first(float (&score)[SHAPE::COLUMNS][4], float scale) {
+#pragma unroll
+        for (int t = 0; t < SHAPE::COLUMNS; t++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float by = fmaxf(score[t][e], score[t][2 + e]);
+                by = fmaxf(by, __shfl_xor_sync(~0u, by, 4));
+                by = fmaxf(by, __shfl_xor_sync(~0u, by, 8));
+                by = fmaxf(by, __shfl_xor_sync(~0u, by, 16));
+                base[t][e] = by * scale;
+                const float from = by == -CUDART_INF_F ? 0.0f : base[t][e];
+                score[t][e] = exponential(fmaf(score[t][e], scale, -from));
+                score[t][2 + e] = exponential(fmaf(score[t][2 + e], scale, -from));
+                sum[t][e] = score[t][e] + score[t][2 + e];
+            }
+    }
     /* Scores become weights. */
     __device__ __forceinline__ void weigh(float (&score)[SHAPE::COLUMNS][4], float scale) {
         bool grown = false;
@@ -229,19 +261,41 @@ template <class SHAPE> static __device__ __forceinline__ const uint4 *value_piec
         return (const uint4 *)tile + (4 * j + i) * 32 + lane;
 }
 
-template <class SHAPE>
-static __device__ __forceinline__ void plain_scores(float (&score)[SHAPE::COLUMNS][4], const char *stage,
+/* Plain rows of a unit that lie in a stage: the pieces of this lane. */
+template <class SHAPE> struct stage_pieces {
+    const char *stage;
+    __device__ __forceinline__ uint4 key(int j, int half) const { return *key_piece<SHAPE>(stage, j, half); }
+    __device__ __forceinline__ uint4 value(int j, int i) const {
+        return *value_piece<SHAPE>(stage + SHAPE::tile, j, i);
+    }
+    __device__ __forceinline__ uint2 value_end(int i) const {
+        return ((const uint2 *)(stage + SHAPE::tile + SHAPE::SIZE / 64 * 2048))[i * 32 + (int)threadIdx.x % 32];
+    }
+};
+
+/* CHAINS: sums that are added at the end, so that products wait less for each other. */
+template <class SHAPE, int CHAINS, class PIECES>
+static __device__ __forceinline__ void plain_scores(float (&score)[SHAPE::COLUMNS][4], const PIECES &pieces,
                                                     const decode_queries<SHAPE> &query) {
+    float part[CHAINS][SHAPE::COLUMNS][4] = {};
 #pragma unroll
     for (int j = 0; j < SHAPE::SIZE / 32; j++) {
-        const uint4 low = *key_piece<SHAPE>(stage, j, 0), high = *key_piece<SHAPE>(stage, j, 1);
+        const uint4 low = pieces.key(j, 0), high = pieces.key(j, 1);
         const uint32_t left[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
 #pragma unroll
         for (int t = 0; t < SHAPE::COLUMNS; t++)
 #pragma unroll
             for (int step = 0; step < 2; step++)
-                multiply_add<SHAPE>(score[t], left[step], query.word[t] + 4 * j + 2 * step);
+                multiply_add<SHAPE>(part[(2 * j + step) % CHAINS][t], left[step], query.word[t] + 4 * j + 2 * step);
     }
+#pragma unroll
+    for (int t = 0; t < SHAPE::COLUMNS; t++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            score[t][k] = part[0][t][k];
+#pragma unroll
+            for (int i = 1; i < CHAINS; i++) score[t][k] += part[i][t][k];
+        }
 }
 
 /* Pairs of tokens of two elements, from rows of two tokens each. */
@@ -253,8 +307,8 @@ static __device__ __forceinline__ void turn_pairs(uint32_t (&left)[4], uint32_t 
     left[3] = __byte_perm(t8, t9, 0x7632);
 }
 
-template <class SHAPE>
-static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state, const char *stage,
+template <class SHAPE, class PIECES>
+static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state, const PIECES &pieces,
                                                      const float (&weight)[SHAPE::COLUMNS][4]) {
     constexpr bool half = SHAPE::FORMAT == LN_CUDA_PAGE_F16;
     uint32_t right[SHAPE::COLUMNS][2];
@@ -264,13 +318,12 @@ static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state,
         for (int h = 0; h < 2; h++)
             right[t][h] = transpose_matrix(half ? pack_half(weight[t][2 * h], weight[t][2 * h + 1])
                                                 : pack(weight[t][2 * h], weight[t][2 * h + 1]));
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < SHAPE::SIZE / 64; j++) {
         uint32_t word[4][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const uint4 four = *value_piece<SHAPE>(stage, j, i);
+            const uint4 four = pieces.value(j, i);
             word[i][0] = four.x, word[i][1] = four.y, word[i][2] = four.z, word[i][3] = four.w;
         }
 #pragma unroll
@@ -284,7 +337,7 @@ static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state,
     if constexpr (SHAPE::SIZE % 64 != 0) {
         uint2 two[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) two[i] = ((const uint2 *)(stage + SHAPE::SIZE / 64 * 2048))[i * 32 + lane];
+        for (int i = 0; i < 4; i++) two[i] = pieces.value_end(i);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             uint32_t left[4];
@@ -298,11 +351,11 @@ static __device__ __forceinline__ void plain_outputs(decode_state<SHAPE> &state,
 }
 
 /* The granules of this lane, and the scales of tokens g (low half) and g + 8 of each block. */
-template <class SHAPE> struct decode_granules {
+template <class SHAPE, bool VALUES> struct decode_granules {
     static constexpr int BYTES = SHAPE::tile_codes / 32, WORDS = BYTES / 4;
     uint32_t code[WORDS], scale[SHAPE::blocks];
 
-    __device__ __forceinline__ void load(const char *tile) {
+    __device__ __forceinline__ void load_codes(const char *tile) {
         const int lane = threadIdx.x % 32;
         constexpr int whole = WORDS / 4 * 4, left = WORDS % 4;
 #pragma unroll
@@ -315,6 +368,17 @@ template <class SHAPE> struct decode_granules {
             code[whole] = two.x, code[whole + 1] = two.y;
         }
         if constexpr (left % 2 != 0) code[WORDS - 1] = ((const uint32_t *)(tile + (WORDS - 1) * 128))[lane];
+    }
+    __device__ __forceinline__ void load(const char *tile) {
+        load_codes(tile);
+        const int lane = threadIdx.x % 32;
+        if constexpr (VALUES && SHAPE::FORMAT == LN_CUDA_PAGE_Q4_0) {
+            const uint2 *scales = (const uint2 *)(tile + SHAPE::tile_codes) + lane / 8 * SHAPE::blocks;
+#pragma unroll
+            for (int b = 0; b < SHAPE::blocks; b++)
+                scale[b] = __byte_perm(scales[b].x, scales[b].y, lane / 4 % 2 ? 0x7632 : 0x5410);
+            return;
+        }
         const char *scales = tile + SHAPE::tile_codes + lane / 4 * (SHAPE::blocks * 4);
         constexpr int step = SHAPE::blocks % 4 == 0 ? 4 : SHAPE::blocks % 2 == 0 ? 2 : 1;
 #pragma unroll
@@ -337,7 +401,7 @@ template <class SHAPE>
 static __device__ __forceinline__ void code_scores(float (&score)[SHAPE::COLUMNS][4], const char *stage,
                                                    const decode_queries<SHAPE> &query) {
     using codes = typename SHAPE::codes;
-    decode_granules<SHAPE> keys;
+    decode_granules<SHAPE, false> keys;
     keys.load(stage);
 #pragma unroll
     for (int b = 0; b < SHAPE::blocks; b++) {
@@ -366,7 +430,7 @@ template <class SHAPE>
 static __device__ __forceinline__ void code_outputs(decode_state<SHAPE> &state, const char *stage,
                                                     const float (&weight)[SHAPE::COLUMNS][4]) {
     using codes = typename SHAPE::codes;
-    decode_granules<SHAPE> values;
+    decode_granules<SHAPE, true> values;
     values.load(stage);
     /* -(bias + middle) in every place: products with it take the bias away at once, before it grows. */
     const uint32_t minus = codes::bits == 4 ? 0xc308c308u : 0xc302c302u;
@@ -400,20 +464,28 @@ static __device__ __forceinline__ void code_outputs(decode_state<SHAPE> &state, 
     }
 }
 
-/* Scores of keys that their row does not see become -inf. `token`: the first of the unit. */
+template <class SHAPE>
+static __device__ __forceinline__ void cap_scores(float (&score)[SHAPE::COLUMNS][4], const decode_run &run) {
+    if (run.cap_scale > 0)
+#pragma unroll
+        for (int t = 0; t < SHAPE::COLUMNS; t++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) score[t][k] = decode_tangent(score[t][k] * run.cap_scale);
+}
+/* Scores of keys that their row does not see, or from `end` on, become -inf. `token`: the first of the unit. */
 template <class SHAPE>
 static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], const decode_run &run,
-                                            const decode_segment &at, int token) {
+                                            const decode_segment &at, int token, int end = INT_MAX) {
     const int lane = threadIdx.x % 32, key = token + SHAPE::row_token(lane / 4);
 #pragma unroll
     for (int t = 0; t < SHAPE::COLUMNS; t++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            const int row = (int)blockIdx.x % run.tiles * SHAPE::rows + 8 * t + 2 * (lane % 4) + e;
+            const int row = tile_number(run) * SHAPE::rows + 8 * t + 2 * (lane % 4) + e;
             const decode_sight seen = seen_by_row(run, at.length, row);
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                if (key + 8 * h < seen.low || key + 8 * h >= seen.high) score[t][2 * h + e] = -CUDART_INF_F;
+                if (key + 8 * h < seen.low || key + 8 * h >= min(seen.high, end)) score[t][2 * h + e] = -CUDART_INF_F;
         }
 }
 
@@ -422,15 +494,16 @@ static __device__ __forceinline__ void mask(float (&score)[SHAPE::COLUMNS][4], c
  */
 template <class SHAPE>
 static __device__ __forceinline__ void clear_values(char *tile, const decode_run &run, const decode_segment &at,
-                                                    int token) {
+                                                    int token, int end = INT_MAX) {
     const decode_sight some = seen_by_some(run, at.length);
     constexpr int width = SHAPE::codes::plain ? SHAPE::SIZE * 2 : SHAPE::SIZE / 16; /* bytes of a token */
 #pragma unroll 1
     for (int i = (int)threadIdx.x % 32 * 2; i < LN_CUDA_TILE * width; i += 64) {
         const int line = i / width, at = i % width;
-        if (token + line >= some.low && token + line < some.high) continue;
-        char *to = SHAPE::codes::plain ? tile + line * width + at
-                                       : tile + ln_cuda_scale_place(SHAPE::codes::format, SHAPE::SIZE, line, at / 2);
+        if (token + line >= some.low && token + line < min(some.high, end)) continue;
+        char *to = SHAPE::codes::plain
+                       ? tile + line * width + at
+                       : tile + ln_cuda_scale_place(SHAPE::codes::format, true, SHAPE::SIZE, line, at / 2);
         *(uint16_t *)to = 0;
     }
     __syncwarp();
@@ -443,14 +516,10 @@ static __device__ __forceinline__ bool take_unit(const decode_run &run, const de
     const int token = (at.first + unit) * LN_CUDA_TILE;
     float score[SHAPE::COLUMNS][4] = {};
     if constexpr (SHAPE::codes::plain)
-        plain_scores<SHAPE>(score, stage, query);
+        plain_scores<SHAPE, 1>(score, stage_pieces<SHAPE>{stage}, query);
     else
         code_scores<SHAPE>(score, stage, query);
-    if (run.cap_scale > 0)
-#pragma unroll
-        for (int t = 0; t < SHAPE::COLUMNS; t++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) score[t][k] = decode_tangent(score[t][k] * run.cap_scale);
+    cap_scores<SHAPE>(score, run);
     const decode_sight all = seen_by_all(run, at.length);
     const bool whole = token >= all.low && token + LN_CUDA_TILE <= all.high;
     if (!whole) {
@@ -460,7 +529,7 @@ static __device__ __forceinline__ bool take_unit(const decode_run &run, const de
     }
     state.weigh(score, run.scale);
     if constexpr (SHAPE::codes::plain)
-        plain_outputs<SHAPE>(state, stage + SHAPE::tile, score);
+        plain_outputs<SHAPE>(state, stage_pieces<SHAPE>{stage}, score);
     else
         code_outputs<SHAPE>(state, stage + SHAPE::tile, score);
     return !whole;
@@ -501,28 +570,70 @@ static __device__ __forceinline__ void give_result(decode_state<SHAPE> &state, c
         }
 }
 
-/* The block's work. RING brings a warp its units in order: open (from the first on), await (the next one), leave (after
- * it was used); meet: all warps that do this work. */
+/* What a block does with units one by one. */
+template <class SHAPE> struct unit_work {
+    using shape = SHAPE;
+    using queries = decode_queries<SHAPE>;
+    using state = decode_state<SHAPE>;
+    static constexpr int each = 1;
+    static __device__ __forceinline__ bool take(const decode_run &run, const decode_segment &at, int unit, char *stage,
+                                                const queries &query, state &all) {
+        return take_unit<SHAPE>(run, at, unit, stage, query, all);
+    }
+    static __device__ __forceinline__ void give(state &all, const decode_merge &merge) {
+        give_result<SHAPE>(all, merge);
+    }
+};
+
+/* The segment that began before this block's share and ended in it. */
 template <class SHAPE, class RING>
+static __device__ __forceinline__ void join_open(const decode_run &run, const decode_merge &merge) {
+    decode_segment open = {};
+    open.sequence = merge.open[0], open.head = merge.open[1];
+    open.origin = merge.open[2], open.units = merge.open[3];
+    const decode_parts parts =
+        parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(open, merge.open[4]), share_number(run), tile_number(run));
+    const auto none = [](int, int) { return no_result(); };
+    join_parts<SHAPE::SIZE, SHAPE::rows, SHAPE::threads, RING, SHAPE::AT_ONCE>(run, open.sequence, open.head, parts,
+                                                                               parts.count, none);
+}
+
+/* The block's work, WORK::each units at a time. RING brings a warp its units in order: open (from the first on), await
+ * (the next one), leave (after it was used); meet: all warps that do this work. */
+template <class WORK, class RING>
 static __device__ __forceinline__ void decode_block(const decode_run &run, RING &ring, char *merging) {
+    using SHAPE = typename WORK::shape;
+    constexpr int each = WORK::each;
     const int warp = threadIdx.x / 32;
     const decode_merge merge = decode_merge_open(merging, SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS);
     int share;
     decode_segment here = segment_first(run, &share);
     ring.open(run, here);
+    /* Kept in shared memory, as registers are what the loop has none of. */
+    if (threadIdx.x == 0) merge.open[0] = -1, merge.open[4] = share;
     while (here.begin < here.end) {
-        decode_queries<SHAPE> query;
-        decode_state<SHAPE> state;
+        typename WORK::queries query;
+        typename WORK::state state;
         query.load(run, here);
         state.open();
 #pragma unroll 1
-        for (int unit = here.begin + warp; unit < here.end; unit += SHAPE::WARPS)
-            ring.leave(run, take_unit<SHAPE>(run, here, unit, ring.await(), query, state));
-        give_result<SHAPE>(state, merge);
+        for (int unit = here.begin + each * warp; unit < here.end; unit += each * SHAPE::WARPS)
+            ring.leave(run, WORK::take(run, here, unit, ring.await(run), query, state));
+        WORK::give(state, merge);
         RING::meet();
-        decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS, RING>(run, here, share, merge);
+        const decode_parts parts = parts_of<SHAPE::SIZE, SHAPE::rows>(run, shares_of(here, merge.open[4]),
+                                                                      share_number(run), tile_number(run));
+        const bool open = decode_finish<SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS, RING, SHAPE::AT_ONCE>(
+            run, here.sequence, here.head, parts, merge, here.left == 0);
+        if (open && threadIdx.x == 0) {
+            merge.open[0] = here.sequence, merge.open[1] = here.head;
+            merge.open[2] = here.origin, merge.open[3] = here.units;
+        }
+        if (here.left == 0) {
+            if (merge.open[0] >= 0) join_open<SHAPE, RING>(run, merge);
+            break;
+        }
         RING::meet();
-        if (here.left == 0) break;
         segment_next(run, here);
     }
     decode_nothing(run, SHAPE::SIZE, (int)threadIdx.x, SHAPE::threads);

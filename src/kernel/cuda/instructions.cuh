@@ -59,6 +59,21 @@ static __device__ __forceinline__ uint32_t turn_bits(uint32_t word, uint32_t mas
     asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(turned) : "r"(word), "r"(mask), "r"(turn));
     return turned;
 }
+/* Of two f16 a word: products; the larger magnitudes; whether one is above its bound. */
+static __device__ __forceinline__ __half2 half_pair(uint32_t word) {
+    return *(const __half2 *)&word;
+}
+static __device__ __forceinline__ uint32_t half_times(uint32_t a, uint32_t b) {
+    const __half2 both = __hmul2(half_pair(a), half_pair(b));
+    return *(const uint32_t *)&both;
+}
+static __device__ __forceinline__ uint32_t half_most(uint32_t a, uint32_t b) {
+    const __half2 both = __hmax2(__habs2(half_pair(a)), __habs2(half_pair(b)));
+    return *(const uint32_t *)&both;
+}
+static __device__ __forceinline__ bool half_above(uint32_t x, uint32_t bound) {
+    return !__hble2(half_pair(x), half_pair(bound));
+}
 
 /* 16 bytes to shared memory, zeros where not inside; `from` must be readable all the same. */
 static __device__ __forceinline__ void copy_piece(void *to, const void *from, bool inside) {
@@ -140,6 +155,15 @@ static __device__ __forceinline__ void add_product_half(float *sum, const uint32
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
+/* The same with `more` as what is added to. */
+static __device__ __forceinline__ void product_half(float *sum, const uint32_t *left, const uint32_t *right,
+                                                    const float *more) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%10, %11, %12, %13};"
+                 : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]), "f"(more[0]),
+                   "f"(more[1]), "f"(more[2]), "f"(more[3]));
+}
 template <bool HALF>
 static __device__ __forceinline__ void add_product_as(float *sum, const uint32_t *left, const uint32_t *right) {
     if (HALF)
@@ -172,6 +196,28 @@ static __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
 }
 static __device__ __forceinline__ void store_release(unsigned *to, unsigned value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+/* Four words that other blocks read or write meanwhile: each is there as a whole, in no order with the others. */
+static __device__ __forceinline__ float4 load_relaxed(const float4 *from) {
+    float4 x;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(from)
+                 : "memory");
+    return x;
+}
+static __device__ __forceinline__ float load_relaxed(const float *from) {
+    float x;
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(x) : "l"(from) : "memory");
+    return x;
+}
+static __device__ __forceinline__ void store_relaxed(float4 *to, float4 x) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z),
+                 "f"(x.w)
+                 : "memory");
+}
+static __device__ __forceinline__ void store_relaxed(float *to, float x) {
+    asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
 }
 /* In every loop that polls memory: lets others run. */
 static __device__ __forceinline__ void spin_pause() {

@@ -39,6 +39,20 @@ static inline uint32_t tf32_of(float x) {
     return isfinite(x) ? (bits + 0x1000) & ~UINT32_C(0x1fff) : bits;
 }
 
+static inline float half_of(uint32_t word, int i) {
+    return ln_emulator::of_f16((uint16_t)(word >> 16 * i));
+}
+static inline uint32_t half_times(uint32_t a, uint32_t b) {
+    return pack_half(half_of(a, 0) * half_of(b, 0), half_of(a, 1) * half_of(b, 1));
+}
+static inline uint32_t half_most(uint32_t a, uint32_t b) {
+    return pack_half(fmaxf(fabsf(half_of(a, 0)), fabsf(half_of(b, 0))),
+                     fmaxf(fabsf(half_of(a, 1)), fabsf(half_of(b, 1))));
+}
+static inline bool half_above(uint32_t x, uint32_t bound) {
+    return !(half_of(x, 0) <= half_of(bound, 0) && half_of(x, 1) <= half_of(bound, 1));
+}
+
 static inline void copy_piece(void *to, const void *from, bool inside) {
     ln_emulator::copy_piece(to, from, 16, inside ? 16 : 0);
 }
@@ -79,6 +93,11 @@ static inline void add_product_tf32(float *sum, const uint32_t *left, const uint
     ln_emulator::add_product(sum, left, right, ln_emulator::TF32);
 }
 
+static inline void product_half(float *sum, const uint32_t *left, const uint32_t *right, const float *more) {
+    for (int i = 0; i < 4; i++) sum[i] = more[i];
+    add_product_half(sum, left, right);
+}
+
 template <bool HALF> static inline void add_product_as(float *sum, const uint32_t *left, const uint32_t *right) {
     ln_emulator::add_product(sum, left, right, HALF ? ln_emulator::F16 : ln_emulator::BF16);
 }
@@ -89,6 +108,14 @@ static inline unsigned load_acquire(const unsigned *from) {
 }
 static inline void store_release(unsigned *to, unsigned value) {
     *(volatile unsigned *)to = value;
+    ln_emulator::maybe_yield();
+}
+template <class T> static inline T load_relaxed(const T *from) {
+    ln_emulator::maybe_yield();
+    return __ldcg(from);
+}
+template <class T> static inline void store_relaxed(T *to, T x) {
+    __stcg(to, x);
     ln_emulator::maybe_yield();
 }
 static inline void spin_pause() {
