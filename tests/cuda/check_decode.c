@@ -462,13 +462,14 @@ static void expect_read(problem *p, const tensor *keys, const tensor *values, co
 }
 
 /* Rows appended to poisoned pages are there bit for bit as the CPU rounds them, and nothing else was written. */
-static void check_append(const work *w, bool float32) {
+static void check_append(const work *w, ln_cuda_element rounding) {
     enum { TOKENS = 5 };
     problem p;
     problem_open(&p, w, true);
     p.decode.value_size = w->size;
     const int64_t heads = w->key_value_heads, size = w->size, rows = (int64_t)TOKENS * p.sequences;
-    const element of = float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16;
+    static const element elements[] = {ELEMENT_BF16, ELEMENT_F16, ELEMENT_FLOAT32};
+    const element of = elements[rounding];
     tensor news[2] = {tensor_random(rows, heads, size, PADDED, of, 1), tensor_random(rows, heads, size, PACKED, of, 1)};
     uint16_t *read = calloc((size_t)(2 * rows * heads * size), sizeof *read);
     float *row = malloc((size_t)size * sizeof *row);
@@ -488,8 +489,7 @@ static void check_append(const work *w, bool float32) {
         }
         tensor_send(&news[side]);
     }
-    append_run run = {
-        &p, {TOKENS, float32 ? LN_CUDA_ELEMENT_FLOAT32 : LN_CUDA_ELEMENT_BF16, news[0].device, news[1].device}};
+    append_run run = {&p, {TOKENS, rounding, news[0].device, news[1].device}};
     run_now(append, &run, w->name, "append");
     for (int side = 0; side < 2; side++) {
         const pages *to = side ? &p.value : &p.key;
@@ -534,7 +534,7 @@ static void check_pages(const check_options *options) {
             if (!work_wanted(options, name, 1e5)) continue;
             const work w = {name,        formats[i], 4, 2, sizes[k], 0, {70, 3, 16, 37}, 4, k == 1 ? 0 : 16 << k % 3,
                             .queries = 1};
-            check_append(&w, k % 2 == 0);
+            check_append(&w, k % 2 ? LN_CUDA_ELEMENT_BF16 : i % 2 ? LN_CUDA_ELEMENT_F16 : LN_CUDA_ELEMENT_FLOAT32);
         }
 }
 
