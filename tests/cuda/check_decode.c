@@ -69,6 +69,7 @@ static const work WORKS[] = {
     {"latent, contiguous", BF16, 40, 1, 576, 512, {200, 130}, 2, 0, .sinks = true, .stretch = 3},
     {"latent, 3 queries, cap", BF16, 32, 1, 576, 512, {150, 65}, 2, 32, .queries = 3, .cap = 15},
     {"latent, window, large pages", BF16, 64, 1, 576, 512, {500}, 1, 128, .window = 140, .stretch = 5},
+    {"latent f16, window, small pages", F16, 24, 1, 576, 512, {170, 90, 5}, 3, 16, .window = 41, .queries = 2},
     {"q4_0 contiguous", Q4_0, 8, 2, 128, 0, {100, 200}, 2, 0, .queries = 1},
 };
 enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0] };

@@ -31,6 +31,7 @@ static const decode_work WORKS[] = {
     {"decode q4", LINNET_Q4, BF16, BF16, 12, 1, 128, 0, 1, 64, 30, 0, 0, false, false},
     {"decode q2, contiguous", LINNET_Q2, F16, F32, 4, 2, 64, 0, 1, 0, 0, 0, 0, false, false},
     {"decode latent", BF16, BF16, F32, 20, 1, 576, 512, 1, 64, 0, 0, 0, false, false},
+    {"decode latent f16, window", F16, F16, F32, 80, 1, 576, 512, 1, 32, 25, 0, 0, false, false},
     {"decode latent, 2 queries, sinks", BF16, F32, BF16, 16, 1, 576, 512, 2, 16, 0, 0, 0.05f, true, false},
 };
 const int decode_works = sizeof WORKS / sizeof WORKS[0];
