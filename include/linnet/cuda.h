@@ -47,12 +47,20 @@ LINNET_API linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_inf
  * device. */
 LINNET_API linnet_status linnet_cuda_measure_peaks(linnet_cuda *cuda, linnet_peaks *peaks);
 
-/* For programs without the CUDA toolkit; any other device memory does as well. Send and fetch wait. */
+/* For programs without the CUDA toolkit; any other device memory, stream and graph do as well. Send and
+ * fetch wait. */
 LINNET_API linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory);
 LINNET_API void linnet_cuda_release(linnet_cuda *cuda, void *memory);
 LINNET_API linnet_status linnet_cuda_send(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes);
 LINNET_API linnet_status linnet_cuda_fetch(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes);
 LINNET_API linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream);
+LINNET_API linnet_status linnet_cuda_stream_open(linnet_cuda *cuda, void **stream);
+LINNET_API void linnet_cuda_stream_close(linnet_cuda *cuda, void *stream);
+/* What is started on an opened stream between begin and end is kept, not run: a graph, which runs as often as asked. */
+LINNET_API linnet_status linnet_cuda_graph_begin(linnet_cuda *cuda, void *stream);
+LINNET_API linnet_status linnet_cuda_graph_end(linnet_cuda *cuda, void *stream, void **graph);
+LINNET_API linnet_status linnet_cuda_graph_run(linnet_cuda *cuda, void *graph, void *stream);
+LINNET_API void linnet_cuda_graph_close(linnet_cuda *cuda, void *graph);
 
 /* ---- exact attention ---- */
 

@@ -260,13 +260,19 @@ static void check_run(decode_case *c) {
     on_processor(c, output.here, sums);
     c->tensors.output.data = output.there;
     c->tensors.log_sum_exp = poisoned(rows * 4);
-    void *first = malloc((size_t)bytes), *second = malloc((size_t)bytes);
-    for (int i = 0; i < 2; i++) {
-        must(linnet_cuda_decode_run(c->decode, &c->tensors, c->workspace, NULL), w->name);
-        must(linnet_cuda_wait(cuda, NULL), w->name);
-        must(linnet_cuda_fetch(cuda, i ? second : first, output.there, (uint64_t)bytes), w->name);
-    }
-    EXPECT(memcmp(first, second, (size_t)bytes) == 0, "%s: two runs differ", w->name);
+    void *first = malloc((size_t)bytes), *second = malloc((size_t)bytes), *stream, *graph;
+    must(linnet_cuda_decode_run(c->decode, &c->tensors, c->workspace, NULL), w->name);
+    must(linnet_cuda_fetch(cuda, first, output.there, (uint64_t)bytes), w->name);
+    must(linnet_cuda_stream_open(cuda, &stream), w->name);
+    must(linnet_cuda_graph_begin(cuda, stream), w->name);
+    must(linnet_cuda_decode_run(c->decode, &c->tensors, c->workspace, stream), w->name);
+    must(linnet_cuda_graph_end(cuda, stream, &graph), w->name);
+    for (int i = 0; i < 2; i++) must(linnet_cuda_graph_run(cuda, graph, stream), w->name);
+    must(linnet_cuda_wait(cuda, stream), w->name);
+    must(linnet_cuda_fetch(cuda, second, output.there, (uint64_t)bytes), w->name);
+    linnet_cuda_graph_close(cuda, graph);
+    linnet_cuda_stream_close(cuda, stream);
+    EXPECT(memcmp(first, second, (size_t)bytes) == 0, "%s: runs differ", w->name);
     pair_expect(&output, TOLERANCE, w->name, "output");
     check_sums(c, sums, c->tensors.log_sum_exp);
     linnet_cuda_release(cuda, c->tensors.log_sum_exp);
@@ -351,6 +357,8 @@ static void check_refused_tensors(void) {
     expect_refused(linnet_cuda_decode_unpack(c.decode, &good, SEQUENCES, 0, 1, rows, rows, NULL), "sequence");
     expect_refused(linnet_cuda_decode_unpack(c.decode, &good, 0, CAPACITY, 1, rows, rows, NULL), "capacity");
     expect_refused(linnet_cuda_decode_unpack(c.decode, &good, 0, 0, 1, rows, none, NULL), "values");
+    expect_refused(linnet_cuda_graph_begin(cuda, NULL), "stream");
+    expect_refused(linnet_cuda_graph_run(cuda, NULL, NULL), "graph");
     EXPECT(linnet_cuda_decode_append(c.decode, &good, 0, none, none, NULL) == LINNET_OK, "no tokens are refused: %s",
            linnet_last_error(context));
     case_close(&c);

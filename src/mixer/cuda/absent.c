@@ -50,6 +50,36 @@ linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream) {
     (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
+linnet_status linnet_cuda_stream_open(linnet_cuda *cuda, void **stream) {
+    (void)cuda;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+void linnet_cuda_stream_close(linnet_cuda *cuda, void *stream) {
+    (void)cuda;
+    (void)stream;
+}
+linnet_status linnet_cuda_graph_begin(linnet_cuda *cuda, void *stream) {
+    (void)cuda;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_graph_end(linnet_cuda *cuda, void *stream, void **graph) {
+    (void)cuda;
+    (void)stream;
+    (void)graph;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_graph_run(linnet_cuda *cuda, void *graph, void *stream) {
+    (void)cuda;
+    (void)graph;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+void linnet_cuda_graph_close(linnet_cuda *cuda, void *graph) {
+    (void)cuda;
+    (void)graph;
+}
 linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attention_settings *settings,
                                          linnet_cuda_attention **attention) {
     (void)cuda;
