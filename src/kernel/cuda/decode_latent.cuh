@@ -83,7 +83,7 @@ struct group {
     float base[2], sum[2]; /* of rows `row` and row + 8; sums of this thread's weights */
     float output[VALUE / 4];
     float score[HALF / 2];
-    uint32_t weight[HALF / 4];
+    uint32_t weight[HALF / 4], other[HALF / 4]; /* other: the other group's */
 
     __device__ __forceinline__ int row() const { return thread / 32 * 16 + thread % 32 / 4; }
 
@@ -140,10 +140,11 @@ struct group {
         hold(score);
     }
 
-    __device__ __forceinline__ void start_output(const char *tile, const uint32_t (&other)[HALF / 4]) {
+    __device__ __forceinline__ void start_output(const char *tile) {
         const uint64_t value = tile_descriptor<VALUE / 2, KEYS>(tile + own * (VALUE / 128) * PANEL);
         hold(output);
         hold(weight);
+        hold(other);
         products_open();
 #pragma unroll
         for (int k = 0; k < HALF / 16; k++)
@@ -235,15 +236,31 @@ struct group {
         if (thread % 32 == 0) barrier_arrive(&shared->empty[of]);
     }
 
-    __device__ __forceinline__ void take_unit(const decode_segment &at, int unit, bool first) {
+    /* What products of the tile before had is free again. */
+    __device__ __forceinline__ void release() {
+        hold(output);
+        hold(weight);
+        hold(other);
+    }
+
+    template <int ORDER> __device__ __forceinline__ void take_unit(const decode_segment &at, int unit, bool first) {
         const int key = (at.first + unit) << UNIT_SHIFT;
         char *tile = tiles + stage * TILE_BYTES;
+        bool left = first;
+        if (ORDER == 1 || (ORDER == 2 && !__all_sync(~0u, barrier_ready(&shared->full[stage], phase)))) {
+            if (!first) {
+                products_wait<0>();
+                release();
+                leave(stage ^ 1);
+            }
+            left = true;
+        }
         barrier_wait(&shared->full[stage], phase);
         if (at.length - key < KEYS) clear_after(tile, at.length - key);
         start_score(tile);
-        if (!first) {
+        if (ORDER != 1 && !left) {
             products_wait<1>();
-            hold(output);
+            release();
             leave(stage ^ 1);
         }
         products_wait<0>();
@@ -263,8 +280,9 @@ struct group {
         sum[0] += part[0], sum[1] += part[1];
         const uint4 *from = (const uint4 *)(tile + VALUE / 64 * PANEL + (1 - own) * (HALF * 128)) + thread;
         const uint4 low = from[0], high = from[128];
-        const uint32_t other[HALF / 4] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        start_output(tile, other);
+        other[0] = low.x, other[1] = low.y, other[2] = low.z, other[3] = low.w;
+        other[4] = high.x, other[5] = high.y, other[6] = high.z, other[7] = high.w;
+        start_output(tile);
         phase ^= stage;
         stage ^= 1;
     }
@@ -321,6 +339,7 @@ struct group {
     }
 };
 
+template <int ORDER>
 static __global__ void __launch_bounds__(THREADS, 1)
     decode_latent(const __grid_constant__ CUtensorMap map, const __grid_constant__ decode_run run) {
     char *memory = block_memory(), *tiles = memory + TILE_BYTES;
@@ -341,14 +360,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
     } else {
         registers_more<240>();
         const int thread = (int)threadIdx.x - 128;
-        group one = {run, shared, memory, tiles, thread / 128, thread % 128, 0, 0, {}, {}, {}, {}, {}};
+        group one = {run, shared, memory, tiles, thread / 128, thread % 128, 0, 0, {}, {}, {}, {}, {}, {}};
         while (at.begin < at.end) {
             one.load_queries(at);
             one.open();
 #pragma unroll 1
-            for (int unit = at.begin; unit < at.end; unit++) one.take_unit(at, unit, unit == at.begin);
+            for (int unit = at.begin; unit < at.end; unit++) one.take_unit<ORDER>(at, unit, unit == at.begin);
             products_wait<0>();
-            hold(one.output);
+            one.release();
             one.leave(one.stage ^ 1);
             one.close(at, share);
             if (at.left == 0) break;
@@ -358,10 +377,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-static ln_cuda_code start(void *const *arguments, int blocks, void *stream) {
+template <int ORDER> static ln_cuda_code start(void *const *arguments, int blocks, void *stream) {
     const decode_run *run = (const decode_run *)arguments[0];
-    const ln_cuda_code code = launch(decode_latent, dim3((unsigned)blocks), dim3(THREADS), (int)SHARED_BYTES, stream,
-                                     *(const CUtensorMap *)arguments[1], *run);
+    const ln_cuda_code code = launch(decode_latent<ORDER>, dim3((unsigned)blocks), dim3(THREADS), (int)SHARED_BYTES,
+                                     stream, *(const CUtensorMap *)arguments[1], *run);
     return code ? code : join_start<VALUE, ROWS>(*run, stream);
 }
 

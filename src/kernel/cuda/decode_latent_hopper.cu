@@ -5,6 +5,7 @@
  *
  * Invariant: a stage is refilled when all warps have left it, after their products with it. Scores have two places, so
  * that a warp may begin the next tile while others still have the last one's values. */
+#include "kernel/cuda/decode_latent.cuh"
 #include "kernel/cuda/decode_latent_rows.cuh"
 #include "kernel/cuda/decode_table.h"
 #include "kernel/cuda/hopper.cuh"
@@ -166,6 +167,9 @@ const ln_cuda_decode_kernel ln_cuda_decode_latent_hopper_kernels[] = {
     latent_kernel<32, 8, 4, 1, false>("latent 32 s4"),
     latent_kernel<16, 8, 3, 1, false>("latent 16 s3"),   latent_kernel<16, 4, 2, 2, false>("latent 16 b2"),
     latent_kernel<16, 8, 2, 2, false>("latent 16 b2w8"),
+#define L64(name, order) {name, LN_CUDA_PAGE_BF16, ln::latent::KEY, ln::latent::VALUE, ln::latent::ROWS, ln::latent::THREADS, ln::latent::SHARED_BYTES, 1, 1, ln::latent::UNIT_SHIFT, 9, true, ln::latent::start<order>}
+    L64("latent 64 first", 1),
+    L64("latent 64 test", 2),
 };
 const int ln_cuda_decode_latent_hopper_count =
     sizeof ln_cuda_decode_latent_hopper_kernels / sizeof ln_cuda_decode_latent_hopper_kernels[0];
