@@ -17,6 +17,7 @@
 #define LN_KERNEL_CUDA_DECODE_LATENT_CUH
 
 #include "kernel/cuda/decode_codes.cuh"
+#include "kernel/cuda/decode_latent_copy.cuh"
 #include "kernel/cuda/decode_merge.cuh"
 #include "kernel/cuda/decode_work.cuh"
 #include "kernel/cuda/hopper.cuh"
@@ -25,7 +26,16 @@ namespace ln {
 
 namespace latent {
 
-enum { KEY = 576, VALUE = 512, ROWS = 64, KEYS = 64, HALF = KEYS / 2, STAGES = 2, UNIT_SHIFT = 6, BOTH = 256 };
+enum {
+    KEY = LATENT_KEY,
+    VALUE = LATENT_VALUE,
+    ROWS = 64,
+    KEYS = 64,
+    HALF = KEYS / 2,
+    STAGES = 2,
+    UNIT_SHIFT = 6,
+    BOTH = 256
+};
 enum { PANEL = 64 * 128, TILE_BYTES = KEY / 64 * PANEL, CONTROL_AT = (1 + STAGES) * TILE_BYTES, THREADS = 384 };
 enum { MEETING = 1, OWN = 2 }; /* named barriers: of both groups; of each */
 
@@ -35,42 +45,6 @@ struct control {
     float most[2][ROWS], sum[2][ROWS]; /* of the groups */
 };
 enum { SHARED_BYTES = CONTROL_AT + (int)sizeof(control) };
-
-/* ---- copies ---- */
-
-static __device__ __forceinline__ void copy_unit(const CUtensorMap *map, const decode_run &run,
-                                                 const decode_segment &at, int unit, char *tile, uint64_t *full) {
-    const int token = (at.first + unit) << UNIT_SHIFT, page_tokens = 1 << run.page_shift;
-    const int rows = min(page_tokens, (int)KEYS), boxes = min((int)KEYS, at.length - token + rows - 1) / rows;
-    barrier_expect(full, boxes * rows * KEY * 2);
-#pragma unroll 1
-    for (int i = 0; i < boxes; i++) {
-        const int first = token + i * rows;
-        const int page = run.of.page_table
-                             ? run.of.page_table[at.sequence * run.of.table_stride + (first >> run.page_shift)]
-                             : at.sequence;
-#pragma unroll 1
-        for (int column = 0; column < KEY; column += 64)
-            copy_box_once(tile + column / 64 * PANEL + i * rows * 128, map, full, 0, column / 64,
-                          page * run.key.page + (first & (page_tokens - 1)));
-    }
-}
-
-static __device__ __forceinline__ void copy_all(const CUtensorMap *map, const decode_run &run, decode_segment at,
-                                                char *tiles, control *shared) {
-    int stage = 0, phase = 1; /* the first wait for a free stage passes at once */
-    while (at.begin < at.end) {
-#pragma unroll 1
-        for (int unit = at.begin; unit < at.end; unit++) {
-            barrier_wait(&shared->empty[stage], phase);
-            copy_unit(map, run, at, unit, tiles + stage * TILE_BYTES, &shared->full[stage]);
-            phase ^= stage;
-            stage ^= 1;
-        }
-        if (at.left == 0) break;
-        segment_next(run, at);
-    }
-}
 
 /* ---- a warp group ---- */
 
@@ -113,12 +87,14 @@ struct group {
         sum[0] = sum[1] = 0;
     }
 
-    /* Rows of the tile after the sequence's last key hold anything: their weights are 0, but 0 times infinity is not.
-     */
-    __device__ __forceinline__ void clear_after(char *tile, int keys) {
-        for (int at = keys * 128 + (own * 128 + thread) * 16; at < PANEL; at += BOTH * 16)
+    /* Rows of the tile that no row of queries sees hold anything: their weights are 0, but 0 times infinity is not.
+     * They are those before `low` and from `high` on. */
+    __device__ __forceinline__ void clear_unseen(char *tile, int low, int high) {
+#pragma unroll 1
+        for (int at = (own * 128 + thread) * 16; at < PANEL; at += BOTH * 16)
+            if (at / 128 < low || at / 128 >= high)
 #pragma unroll
-            for (int i = 0; i < VALUE / 64; i++) *(uint4 *)(tile + i * PANEL + at) = {0, 0, 0, 0};
+                for (int i = 0; i < VALUE / 64; i++) *(uint4 *)(tile + i * PANEL + at) = {0, 0, 0, 0};
         stores_to_async();
         named_wait(MEETING, BOTH);
     }
@@ -256,7 +232,8 @@ struct group {
             left = true;
         }
         barrier_wait(&shared->full[stage], phase);
-        if (at.length - key < KEYS) clear_after(tile, at.length - key);
+        const decode_sight some = seen_by_some(run, at.length);
+        if (key < some.low || key + KEYS > some.high) clear_unseen(tile, some.low - key, some.high - key);
         start_score(tile);
         if (ORDER != 1 && !left) {
             products_wait<1>();
@@ -355,10 +332,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
     int share;
     decode_segment at = segment_first(run, &share);
     if (threadIdx.x < 128) {
-        registers_less<24>();
-        if (threadIdx.x == 0) copy_all(&map, run, at, tiles, shared);
+        registers_less<40>();
+        if (threadIdx.x < 32) copy_latent<KEYS, STAGES>(&map, run, at, tiles, shared->full, shared->empty);
     } else {
-        registers_more<240>();
+        registers_more<232>();
         const int thread = (int)threadIdx.x - 128;
         group one = {run, shared, memory, tiles, thread / 128, thread % 128, 0, 0, {}, {}, {}, {}, {}, {}};
         while (at.begin < at.end) {

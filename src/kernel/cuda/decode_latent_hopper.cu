@@ -14,49 +14,13 @@ namespace ln {
 
 namespace latent_rows {
 
-enum { MEETING = 1, PANEL = KEYS * 128 };
+enum { MEETING = 1 };
 
 template <class SHAPE> struct workers {
     static __device__ __forceinline__ void meet() { named_wait(MEETING, SHAPE::THREADS); }
 };
 
 template <class SHAPE> struct stages { uint64_t full[SHAPE::STAGES], empty[SHAPE::STAGES]; };
-
-/* Boxes of a page, or of 32 tokens; those that no row sees are left out. */
-static __device__ __forceinline__ void copy_unit(const CUtensorMap *map, const decode_run &run,
-                                                 const decode_segment &at, int unit, char *tile, uint64_t *full) {
-    const int first = (at.first + unit) * KEYS, page_tokens = 1 << run.page_shift, rows = min(page_tokens, (int)KEYS);
-    const decode_sight seen = seen_by_some(run, at.length);
-    const int low = max(seen.low - first, 0) / rows, high = (min(seen.high - first, (int)KEYS) + rows - 1) / rows;
-    barrier_expect(full, (high - low) * rows * KEY * 2);
-#pragma unroll 1
-    for (int i = low; i < high; i++) {
-        const int token = first + i * rows;
-        const int page = run.of.page_table
-                             ? run.of.page_table[at.sequence * run.of.table_stride + (token >> run.page_shift)]
-                             : at.sequence;
-#pragma unroll 1
-        for (int column = 0; column < KEY / 64; column++)
-            copy_box_once(tile + column * PANEL + i * rows * 128, map, full, 0, column,
-                          page * run.key.page + (token & (page_tokens - 1)));
-    }
-}
-
-template <class SHAPE>
-static __device__ __forceinline__ void copy_all(const CUtensorMap *map, const decode_run &run, decode_segment at,
-                                                char *tiles, stages<SHAPE> *shared) {
-    int stage = 0, phase = 1; /* the first wait for a free stage passes at once */
-    while (at.begin < at.end) {
-#pragma unroll 1
-        for (int unit = at.begin; unit < at.end; unit++) {
-            barrier_wait(&shared->empty[stage], phase);
-            copy_unit(map, run, at, unit, tiles + stage * STAGE_BYTES, &shared->full[stage]);
-            if (++stage == SHAPE::STAGES) stage = 0, phase ^= 1;
-        }
-        if (at.left == 0) break;
-        segment_next(run, at);
-    }
-}
 
 /* Rows of a tile that no row of queries sees hold anything. */
 template <class SHAPE>
@@ -120,7 +84,7 @@ static __global__ void __launch_bounds__(SHAPE::THREADS + 32, BLOCKS)
     int share;
     const decode_segment at = segment_first(run, &share);
     if (threadIdx.x >= SHAPE::THREADS) {
-        if (threadIdx.x == SHAPE::THREADS) copy_all<SHAPE>(&map, run, at, memory + SHAPE::query_bytes, shared);
+        copy_latent<KEYS, SHAPE::STAGES>(&map, run, at, memory + SHAPE::query_bytes, shared->full, shared->empty);
     } else {
         work_all<SHAPE>(run, at, share, memory, shared);
     }
@@ -163,11 +127,17 @@ static ln_cuda_decode_kernel latent_kernel(const char *name) {
 using namespace ln::latent_rows;
 
 const ln_cuda_decode_kernel ln_cuda_decode_latent_hopper_kernels[] = {
-    latent_kernel<16, 8, 4, 1, false>("latent 16"),      latent_kernel<32, 8, 3, 1, false>("latent 32"),
+    latent_kernel<16, 8, 4, 1, false>("latent 16"),
+    latent_kernel<32, 8, 3, 1, false>("latent 32"),
     latent_kernel<32, 8, 4, 1, false>("latent 32 s4"),
-    latent_kernel<16, 8, 3, 1, false>("latent 16 s3"),   latent_kernel<16, 4, 2, 2, false>("latent 16 b2"),
+    latent_kernel<16, 8, 3, 1, false>("latent 16 s3"),
+    latent_kernel<16, 4, 2, 2, false>("latent 16 b2"),
     latent_kernel<16, 8, 2, 2, false>("latent 16 b2w8"),
-#define L64(name, order) {name, LN_CUDA_PAGE_BF16, ln::latent::KEY, ln::latent::VALUE, ln::latent::ROWS, ln::latent::THREADS, ln::latent::SHARED_BYTES, 1, 1, ln::latent::UNIT_SHIFT, 9, true, ln::latent::start<order>}
+#define L64(name, order)                                                                                    \
+    {                                                                                                       \
+        name, LN_CUDA_PAGE_BF16, ln::latent::KEY, ln::latent::VALUE, ln::latent::ROWS, ln::latent::THREADS, \
+            ln::latent::SHARED_BYTES, 1, 1, ln::latent::UNIT_SHIFT, 9, true, ln::latent::start<order>       \
+    }
     L64("latent 64 first", 1),
     L64("latent 64 test", 2),
 };
