@@ -1,13 +1,14 @@
 /* Latent attention (MLA, DeepSeek-V2) decoded with absorbed projections, for compute capability 9.0: one key of 576
  * elements a token, whose first 512 are the value, and many query heads that share it.
  *
- * A block has 64 rows and walks its share of tiles of 64 keys, which one thread of its first warp group copies two
- * ahead, page by page. The other two warp groups each do half of the keys of a tile in the first product and half of
- * the columns of the value in the second, so that nothing is done twice and the output fits in registers:
+ * A block has 64 rows and walks its share of tiles of 64 keys, which a warp of its first warp group asks for
+ * (decode_latent_copy.cuh), one while another is used. The other two warp groups each do half of the keys of a tile in
+ * the first product and half of the columns of the value in the second, so that nothing is done twice and the output
+ * fits in registers:
  *
- *     score[:, own keys] = query * key^T ; wait for the output of the tile before and leave its stage ;
- *     weight[:, own keys] = softmax(score) ; give weights to the other group, take its ;
- *     start output[:, own columns] += weight * value.
+ *     wait for the output of the tile before, leave its stage ; wait for the tile ; score[:, own keys] = query * key^T
+ * ; weight[:, own keys] = softmax(score) ; give weights to the other group, take its ; start output[:, own columns] +=
+ * weight * value.
  *
  * Weights are passed in the columns of the tile that are no value and that no product reads any more; a row's base is
  * the same in both groups, and moves in both when either has seen an exponent above 8. Invariant: of a tile's last
@@ -219,27 +220,18 @@ struct group {
         hold(other);
     }
 
-    template <int ORDER> __device__ __forceinline__ void take_unit(const decode_segment &at, int unit, bool first) {
+    __device__ __forceinline__ void take_unit(const decode_segment &at, int unit, bool first) {
         const int key = (at.first + unit) << UNIT_SHIFT;
         char *tile = tiles + stage * TILE_BYTES;
-        bool left = first;
-        if (ORDER == 1 || (ORDER == 2 && !__all_sync(~0u, barrier_ready(&shared->full[stage], phase)))) {
-            if (!first) {
-                products_wait<0>();
-                release();
-                leave(stage ^ 1);
-            }
-            left = true;
+        if (!first) { /* before the next tile is waited for: its copy would else be all that is under way */
+            products_wait<0>();
+            release();
+            leave(stage ^ 1);
         }
         barrier_wait(&shared->full[stage], phase);
         const decode_sight some = seen_by_some(run, at.length);
         if (key < some.low || key + KEYS > some.high) clear_unseen(tile, some.low - key, some.high - key);
         start_score(tile);
-        if (ORDER != 1 && !left) {
-            products_wait<1>();
-            release();
-            leave(stage ^ 1);
-        }
         products_wait<0>();
         hold(score);
         const bool grown = __any_sync(~0u, scale(at, key));
@@ -316,7 +308,6 @@ struct group {
     }
 };
 
-template <int ORDER>
 static __global__ void __launch_bounds__(THREADS, 1)
     decode_latent(const __grid_constant__ CUtensorMap map, const __grid_constant__ decode_run run) {
     char *memory = block_memory(), *tiles = memory + TILE_BYTES;
@@ -342,7 +333,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             one.load_queries(at);
             one.open();
 #pragma unroll 1
-            for (int unit = at.begin; unit < at.end; unit++) one.take_unit<ORDER>(at, unit, unit == at.begin);
+            for (int unit = at.begin; unit < at.end; unit++) one.take_unit(at, unit, unit == at.begin);
             products_wait<0>();
             one.release();
             one.leave(one.stage ^ 1);
@@ -354,10 +345,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-template <int ORDER> static ln_cuda_code start(void *const *arguments, int blocks, void *stream) {
+static ln_cuda_code start(void *const *arguments, int blocks, void *stream) {
     const decode_run *run = (const decode_run *)arguments[0];
-    const ln_cuda_code code = launch(decode_latent<ORDER>, dim3((unsigned)blocks), dim3(THREADS), (int)SHARED_BYTES,
-                                     stream, *(const CUtensorMap *)arguments[1], *run);
+    const ln_cuda_code code = launch(decode_latent, dim3((unsigned)blocks), dim3(THREADS), (int)SHARED_BYTES, stream,
+                                     *(const CUtensorMap *)arguments[1], *run);
     return code ? code : join_start<VALUE, ROWS>(*run, stream);
 }
 

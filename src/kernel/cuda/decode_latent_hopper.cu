@@ -1,11 +1,11 @@
-/* Latent attention of few rows for compute capability 9.0, where reading keys is all that takes time: tiles of 32 keys
- * come by the copy engine, which a warp of its own asks for them as far ahead as there are stages; eight other warps do
- * score, weigh and add_values (decode_latent_rows.cuh). 16 and 32 rows are no more than the queries there are, where
- * products of a warp group (decode_latent.cuh) always have 64.
+/* Latent attention of up to 16 rows for compute capability 9.0, where reading keys is all that takes time: products of
+ * a warp group (decode_latent.cuh) always have 64. Tiles of 32 keys come by the copy engine, which a warp of its own
+ * asks for them (decode_latent_copy.cuh); four other warps do score, weigh and add_values (decode_latent_rows.cuh), and
+ * two blocks of a multiprocessor fill each other's waits.
  *
  * Invariant: a stage is refilled when all warps have left it, after their products with it. Scores have two places, so
  * that a warp may begin the next tile while others still have the last one's values. */
-#include "kernel/cuda/decode_latent.cuh"
+#include "kernel/cuda/decode_latent_copy.cuh"
 #include "kernel/cuda/decode_latent_rows.cuh"
 #include "kernel/cuda/decode_table.h"
 #include "kernel/cuda/hopper.cuh"
@@ -127,19 +127,8 @@ static ln_cuda_decode_kernel latent_kernel(const char *name) {
 using namespace ln::latent_rows;
 
 const ln_cuda_decode_kernel ln_cuda_decode_latent_hopper_kernels[] = {
-    latent_kernel<16, 8, 4, 1, false>("latent 16"),
-    latent_kernel<32, 8, 3, 1, false>("latent 32"),
-    latent_kernel<32, 8, 4, 1, false>("latent 32 s4"),
-    latent_kernel<16, 8, 3, 1, false>("latent 16 s3"),
-    latent_kernel<16, 4, 2, 2, false>("latent 16 b2"),
-    latent_kernel<16, 8, 2, 2, false>("latent 16 b2w8"),
-#define L64(name, order)                                                                                    \
-    {                                                                                                       \
-        name, LN_CUDA_PAGE_BF16, ln::latent::KEY, ln::latent::VALUE, ln::latent::ROWS, ln::latent::THREADS, \
-            ln::latent::SHARED_BYTES, 1, 1, ln::latent::UNIT_SHIFT, 9, true, ln::latent::start<order>       \
-    }
-    L64("latent 64 first", 1),
-    L64("latent 64 test", 2),
+    latent_kernel<16, 4, 2, 2, false>("latent 16"),
+    latent_kernel<16, 4, 2, 2, true>("latent f16 16"),
 };
 const int ln_cuda_decode_latent_hopper_count =
     sizeof ln_cuda_decode_latent_hopper_kernels / sizeof ln_cuda_decode_latent_hopper_kernels[0];

@@ -43,19 +43,6 @@ static __device__ __forceinline__ void barrier_wait(uint64_t *barrier, int phase
                  "r"(phase)
                  : "memory");
 }
-/* Whether a wait would pass at once. */
-static __device__ __forceinline__ bool barrier_ready(uint64_t *barrier, int phase) {
-    int ready;
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-                 "selp.b32 %0, 1, 0, done;\n"
-                 "}"
-                 : "=r"(ready)
-                 : "r"(shared_address(barrier)), "r"(phase)
-                 : "memory");
-    return ready != 0;
-}
 static __device__ __forceinline__ void named_wait(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }

@@ -85,10 +85,6 @@ void barrier_wait(uint64_t *barrier, int phase) {
     }
 }
 
-bool barrier_ready(uint64_t *barrier, int phase) {
-    return barrier_passed(barrier, phase);
-}
-
 /* ---- what the copy engine and the products see ---- */
 
 /* `seen` is the memory as they see it: with what they wrote themselves, and what ordinary stores wrote before the last

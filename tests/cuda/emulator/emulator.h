@@ -60,7 +60,6 @@ void *shared_pointer(uint32_t address);
 void barrier_open(uint64_t *barrier, int arrivals);
 void barrier_arrive(uint64_t *barrier, int arrivals, int bytes); /* bytes expected beside */
 void barrier_wait(uint64_t *barrier, int phase);
-bool barrier_ready(uint64_t *barrier, int phase);
 bool barrier_passed(uint64_t *barrier, int phase);
 void stores_to_async();
 

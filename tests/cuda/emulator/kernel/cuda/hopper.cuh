@@ -25,9 +25,6 @@ static inline void barrier_arrive(uint64_t *barrier) {
 static inline void barrier_wait(uint64_t *barrier, int phase) {
     ln_emulator::barrier_wait(barrier, phase);
 }
-static inline bool barrier_ready(uint64_t *barrier, int phase) {
-    return ln_emulator::barrier_ready(barrier, phase);
-}
 static inline void named_wait(int barrier, int threads) {
     ln_emulator::named_barrier(barrier, threads, true);
 }
