@@ -17,8 +17,7 @@ const ln_cuda_decode_kernel *ln_cuda_decode_kernels(int row) {
     const struct {
         const ln_cuda_decode_kernel *rows;
         int count;
-    } tables[] = {{ln_cuda_decode_latent_hopper_kernels, ln_cuda_decode_latent_hopper_count},
-                  {ln_cuda_decode_hopper_kernels, ln_cuda_decode_hopper_count},
+    } tables[] = {{ln_cuda_decode_hopper_kernels, ln_cuda_decode_hopper_count},
                   {ln_cuda_decode_portable_kernels, ln_cuda_decode_portable_count},
                   {ln_cuda_decode_codes_portable_kernels, ln_cuda_decode_codes_portable_count},
                   {ln_cuda_decode_latent_portable_kernels, ln_cuda_decode_latent_portable_count}};

@@ -49,7 +49,8 @@ enum { SHARED_BYTES = CONTROL_AT + (int)sizeof(control) };
 
 /* ---- a warp group ---- */
 
-struct group {
+/* F16: keys are, else bf16. */
+template <bool F16> struct group {
     const decode_run &run;
     control *shared;
     char *query, *tiles;
@@ -75,7 +76,7 @@ struct group {
                            run.query_element);
             }
             *(uint4 *)(query + piece / 8 * PANEL + row * 128 + (piece % 8 ^ row % 8) * 16) = {
-                pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])};
+                pack_as<F16>(x[0], x[1]), pack_as<F16>(x[2], x[3]), pack_as<F16>(x[4], x[5]), pack_as<F16>(x[6], x[7])};
         }
         stores_to_async();
         named_wait(MEETING, BOTH);
@@ -109,9 +110,9 @@ struct group {
         for (int k = 0; k < KEY / 16; k++) {
             const uint64_t step = (uint64_t)(k / 4 * (PANEL / 16) + k % 4 * 2);
             if (k == 0)
-                product<HALF>::template shared<false>(score, left, right);
+                product<HALF, F16>::template shared<false>(score, left, right);
             else
-                product<HALF>::template shared<true>(score, left + step, right + step);
+                product<HALF, F16>::template shared<true>(score, left + step, right + step);
         }
         products_commit();
         hold(score);
@@ -125,11 +126,11 @@ struct group {
         products_open();
 #pragma unroll
         for (int k = 0; k < HALF / 16; k++)
-            product<VALUE / 2>::template registers<true, true>(output, weight + 4 * k,
-                                                               value + (uint64_t)((own * HALF + k * 16) * 128 / 16));
+            product<VALUE / 2, F16>::template registers<true, true>(
+                output, weight + 4 * k, value + (uint64_t)((own * HALF + k * 16) * 128 / 16));
 #pragma unroll
         for (int k = 0; k < HALF / 16; k++)
-            product<VALUE / 2>::template registers<true, true>(
+            product<VALUE / 2, F16>::template registers<true, true>(
                 output, other + 4 * k, value + (uint64_t)(((1 - own) * HALF + k * 16) * 128 / 16));
         products_commit();
         hold(output);
@@ -142,7 +143,7 @@ struct group {
         for (int i = 0; i < HALF / 4; i++) {
             const float low = exponential(score[2 * i]), high = exponential(score[2 * i + 1]);
             part[i % 2] += low + high;
-            weight[i] = pack(low, high);
+            weight[i] = pack_as<F16>(low, high);
         }
         uint4 *to = (uint4 *)(tile + VALUE / 64 * PANEL + own * (HALF * 128)) + thread;
         to[0] = {weight[0], weight[1], weight[2], weight[3]};
@@ -308,6 +309,7 @@ struct group {
     }
 };
 
+template <bool F16>
 static __global__ void __launch_bounds__(THREADS, 1)
     decode_latent(const __grid_constant__ CUtensorMap map, const __grid_constant__ decode_run run) {
     char *memory = block_memory(), *tiles = memory + TILE_BYTES;
@@ -328,7 +330,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     } else {
         registers_more<232>();
         const int thread = (int)threadIdx.x - 128;
-        group one = {run, shared, memory, tiles, thread / 128, thread % 128, 0, 0, {}, {}, {}, {}, {}, {}};
+        group<F16> one = {run, shared, memory, tiles, thread / 128, thread % 128, 0, 0, {}, {}, {}, {}, {}, {}};
         while (at.begin < at.end) {
             one.load_queries(at);
             one.open();
@@ -345,10 +347,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-static ln_cuda_code start(void *const *arguments, int blocks, void *stream) {
+template <bool F16> static ln_cuda_code start(void *const *arguments, int blocks, void *stream) {
     const decode_run *run = (const decode_run *)arguments[0];
-    const ln_cuda_code code = launch(decode_latent, dim3((unsigned)blocks), dim3(THREADS), (int)SHARED_BYTES, stream,
-                                     *(const CUtensorMap *)arguments[1], *run);
+    const ln_cuda_code code = launch(decode_latent<F16>, dim3((unsigned)blocks), dim3(THREADS), (int)SHARED_BYTES,
+                                     stream, *(const CUtensorMap *)arguments[1], *run);
     return code ? code : join_start<VALUE, ROWS>(*run, stream);
 }
 

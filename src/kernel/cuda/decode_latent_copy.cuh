@@ -1,7 +1,7 @@
-/* The warp that asks the copy engine for tiles of latent keys on compute capability 9.0, as far ahead as there are
- * stages. A tile is nine panels of 64 columns; it comes in boxes of a panel and a page (or the whole tile's rows), one
- * lane each, so that numbers of pages are looked up together and before the stage is free. Boxes that no row sees are
- * left out: what lies there is cleared by who uses the tile. */
+/* The warp that asks the copy engine for tiles of latent keys on compute capability 9.0 (decode_latent.cuh), as far
+ * ahead as there are stages. A tile is nine panels of 64 columns; it comes in boxes of a panel and a page (or the whole
+ * tile's rows), one lane each, so that numbers of pages are looked up together and before the stage is free. Boxes that
+ * no row sees are left out: what lies there is cleared by who uses the tile. */
 #ifndef LN_KERNEL_CUDA_DECODE_LATENT_COPY_CUH
 #define LN_KERNEL_CUDA_DECODE_LATENT_COPY_CUH
 
