@@ -3,7 +3,8 @@
  * started together and waited for once.
  *
  * TFLOP/s count 2 (key_size + value_size) for every pair of query and key, half of the square where causal, 2.5 times
- * that for gradients; of mixers multiply and add of their recurrence. TB/s count inputs, outputs and states once.
+ * that for gradients; of mixers multiply and add of their recurrence. TB/s count inputs, outputs and states once. A
+ * decode work is a graph of 20 runs over pages in random order, a figure one of them.
  * Percent are of the nearer of two peaks, measured before: products, and a copy's bytes. Clock and power are read while
  * the work runs. */
 #include <jansson.h>
@@ -20,6 +21,13 @@ typedef struct work {
     int64_t sequences, tokens, heads, key_heads, key_size, value_size, slots; /* tokens: of each sequence */
     bool causal;
 } work;
+
+/* A token of each sequence against `tokens` keys in pages. */
+typedef struct paged_work {
+    work of;
+    linnet_type precision;
+    int64_t page_tokens;
+} paged_work;
 
 static const work works[] = {
     {"attention d128 full 16k", NULL, 0, 1, 16384, 16, 16, 128, 128, 0, false},
@@ -48,7 +56,22 @@ static const work works[] = {
     {"gated_delta_rule step 256", "gated_delta_rule", LINNET_MIXER_STEP, 256, 1, 32, 32, 128, 128, 0, false},
     {"gla step 256", "gla", LINNET_MIXER_STEP, 256, 1, 32, 32, 128, 128, 0, false},
 };
-enum { WORKS = sizeof works / sizeof works[0], MOST_ROUNDS = 1000, MOST_BLOCKS = 64 };
+
+static const paged_work paged_works[] = {
+    {{"attention decode 16 x 8k", NULL, LINNET_MIXER_STEP, 16, 8192, 32, 8, 128, 128, 0, false}, LINNET_BF16, 16},
+    {{"attention decode 64 x 8k", NULL, LINNET_MIXER_STEP, 64, 8192, 32, 8, 128, 128, 0, false}, LINNET_BF16, 16},
+    {{"attention decode 1 x 128k", NULL, LINNET_MIXER_STEP, 1, 131072, 32, 8, 128, 128, 0, false}, LINNET_BF16, 16},
+    {{"attention decode 1 x 1k", NULL, LINNET_MIXER_STEP, 1, 1024, 32, 8, 128, 128, 0, false}, LINNET_BF16, 16},
+    {{"attention decode q4_0 64 x 8k", NULL, LINNET_MIXER_STEP, 64, 8192, 32, 8, 128, 128, 0, false}, LINNET_Q4_0, 16},
+    {{"attention decode latent 16, 64 x 8k", NULL, LINNET_MIXER_STEP, 64, 8192, 16, 1, 576, 512, 0, false},
+     LINNET_BF16,
+     64},
+    {{"attention decode latent 128, 64 x 8k", NULL, LINNET_MIXER_STEP, 64, 8192, 128, 1, 576, 512, 0, false},
+     LINNET_BF16,
+     64},
+};
+enum { PAGED_WORKS = sizeof paged_works / sizeof paged_works[0] };
+enum { WORKS = sizeof works / sizeof works[0], MOST_ROUNDS = 1000, MOST_BLOCKS = 64, STEPS = 20 };
 
 typedef struct bench {
     const cli_arguments *arguments;
@@ -57,10 +80,14 @@ typedef struct bench {
     void *blocks[MOST_BLOCKS]; /* on the device */
     int block_count;
     const work *work;
+    const paged_work *paged; /* NULL: no such */
     linnet_cuda_attention *attention;
     linnet_attention_tensors attention_tensors;
     linnet_cuda_mixer *mixer;
     linnet_mixer_tensors mixer_tensors;
+    linnet_cuda_decode *decode;
+    linnet_cuda_decode_tensors decode_tensors;
+    void *stream, *graph; /* graph: STEPS runs of a decode work */
     int64_t *offsets;
     void *workspace;
     linnet_peaks peaks;
@@ -204,9 +231,102 @@ static int make_mixer(bench *b) {
     return linnet_cuda_mixer_prepare(b->mixer, b->workspace, NULL) == LINNET_OK ? CLI_OK : failed(b);
 }
 
+/* ---- making a work over pages ---- */
+
+/* A random order of all pages, so that no sequence has neighbours. */
+static int32_t *random_table(int64_t pages) {
+    int32_t *table = malloc((size_t)pages * sizeof *table);
+    uint32_t state = 1;
+    for (int64_t i = 0; table && i < pages; i++) table[i] = (int32_t)i;
+    for (int64_t i = pages - 1; table && i > 0; i--) {
+        const int64_t other = (int64_t)((double)(state = state * 1664525 + 1013904223) * 0x1p-32 * (double)(i + 1));
+        const int32_t held = table[i];
+        table[i] = table[other], table[other] = held;
+    }
+    return table;
+}
+
+static bool make_pages(bench *b) {
+    const work *w = b->work;
+    const int64_t pages = w->sequences * (w->tokens / b->paged->page_tokens);
+    const double bytes = (double)linnet_cuda_decode_page_bytes(b->decode) * (double)pages;
+    const bool latent = w->key_size != w->value_size;
+    linnet_cuda_decode_tensors *t = &b->decode_tensors;
+    int32_t *table = random_table(pages);
+    void *on_device = room(b, 4.0 * (double)pages), *lengths = room(b, 4.0 * (double)w->sequences);
+    bool fits = table && on_device && lengths &&
+                linnet_cuda_send(b->cuda, on_device, table, (uint64_t)pages * sizeof *table) == LINNET_OK;
+    free(table);
+    t->page_table = on_device, t->lengths = lengths;
+    t->key.data = room(b, bytes);
+    if (!latent) t->value.data = room(b, bytes);
+    b->bytes += bytes * (latent ? 1 : 2);
+    return fits && t->key.data && (latent || t->value.data);
+}
+
+/* Pages in pieces of the same random rows. */
+static linnet_status fill_pages(bench *b) {
+    const work *w = b->work;
+    const int64_t piece = w->sequences * w->tokens < 32768 ? w->tokens : 32768 / w->sequences, heads = w->key_heads;
+    const double counted = b->bytes;
+    const linnet_tensor key = {.data = random_block(b, LINNET_BF16, w->sequences * piece * heads * w->key_size,
+                                                    LINNET_RANGE_ANY, 1)},
+                        value = {.data = random_block(b, LINNET_BF16, w->sequences * piece * heads * w->value_size,
+                                                      LINNET_RANGE_ANY, 1)};
+    int32_t *lengths = malloc((size_t)w->sequences * sizeof *lengths);
+    linnet_status status = key.data && value.data && lengths ? LINNET_OK : LINNET_ERROR_MEMORY;
+    for (int64_t until = piece; until <= w->tokens && status == LINNET_OK; until += piece) {
+        for (int64_t s = 0; s < w->sequences; s++) lengths[s] = (int32_t)until;
+        status = linnet_cuda_send(b->cuda, (void *)(uintptr_t)b->decode_tensors.lengths, lengths,
+                                  (uint64_t)w->sequences * sizeof *lengths);
+        if (status == LINNET_OK)
+            status = linnet_cuda_decode_append(b->decode, &b->decode_tensors, piece, key, value, NULL);
+        if (status == LINNET_OK) status = linnet_cuda_wait(b->cuda, NULL);
+    }
+    free(lengths);
+    b->bytes = counted;
+    return status;
+}
+
+static linnet_status make_graph(bench *b) {
+    linnet_status status = linnet_cuda_stream_open(b->cuda, &b->stream);
+    if (status == LINNET_OK) status = linnet_cuda_graph_begin(b->cuda, b->stream);
+    if (status != LINNET_OK) return status;
+    for (int i = 0; i < STEPS && status == LINNET_OK; i++)
+        status = linnet_cuda_decode_run(b->decode, &b->decode_tensors, b->workspace, b->stream);
+    const linnet_status ended = linnet_cuda_graph_end(b->cuda, b->stream, &b->graph);
+    return status == LINNET_OK ? ended : status;
+}
+
+static int make_decode(bench *b) {
+    const work *w = b->work;
+    linnet_cuda_decode_settings s = linnet_cuda_decode_settings_default();
+    s.output = LINNET_BF16, s.precision = b->paged->precision, s.page_tokens = b->paged->page_tokens;
+    s.heads = w->heads, s.key_value_heads = w->key_heads, s.key_size = w->key_size, s.value_size = w->value_size;
+    s.value_in_key = w->key_size != w->value_size, s.sequences = w->sequences, s.capacity = w->tokens;
+    if (linnet_cuda_decode_open(b->cuda, &s, &b->decode) != LINNET_OK) return failed(b);
+    linnet_cuda_decode_text(b->decode, b->why, sizeof b->why);
+    b->flops = 2.0 * (double)(w->key_size + w->value_size) * (double)w->heads * (double)(w->sequences * w->tokens);
+    linnet_cuda_decode_tensors *t = &b->decode_tensors;
+    *t = (linnet_cuda_decode_tensors){.size = sizeof *t};
+    t->query.data = random_block(b, LINNET_BF16, w->sequences * w->heads * w->key_size, LINNET_RANGE_ANY, 1);
+    t->output.data = room(b, 2.0 * (double)(w->sequences * w->heads * w->value_size));
+    b->workspace = room(b, (double)linnet_cuda_decode_workspace(b->decode));
+    if (!make_pages(b) || !t->query.data || !t->output.data || !b->workspace || fill_pages(b) != LINNET_OK ||
+        linnet_cuda_decode_prepare(b->decode, b->workspace, NULL) != LINNET_OK)
+        return failed(b);
+    return make_graph(b) == LINNET_OK ? CLI_OK : failed(b);
+}
+
 /* ---- timing ---- */
 
+/* Of so many runs at once. */
+static int steps_of(const bench *b) {
+    return b->graph ? STEPS : 1;
+}
+
 static linnet_status start(const bench *b) {
+    if (b->graph) return linnet_cuda_graph_run(b->cuda, b->graph, b->stream);
     if (b->mixer) return linnet_cuda_mixer_run(b->mixer, &b->mixer_tensors, b->workspace, NULL);
     return (b->work->form == LINNET_MIXER_BACKWARD ? linnet_cuda_attention_backward : linnet_cuda_attention_forward)(
         b->attention, &b->attention_tensors, b->workspace, NULL);
@@ -217,7 +337,7 @@ static double seconds_of(const bench *b, int runs) {
     const double began = cli_seconds();
     linnet_status status = LINNET_OK;
     for (int i = 0; i < runs && status == LINNET_OK; i++) status = start(b);
-    if (status == LINNET_OK) status = linnet_cuda_wait(b->cuda, NULL);
+    if (status == LINNET_OK) status = linnet_cuda_wait(b->cuda, b->stream);
     return status == LINNET_OK ? cli_seconds() - began : -1;
 }
 
@@ -227,7 +347,7 @@ static linnet_status read_state(const bench *b, double once, linnet_cuda_info *i
     linnet_status status = LINNET_OK;
     for (int i = 0; i < runs && status == LINNET_OK; i++) status = start(b);
     if (status == LINNET_OK) status = linnet_cuda_describe(b->cuda, info);
-    const linnet_status waited = linnet_cuda_wait(b->cuda, NULL);
+    const linnet_status waited = linnet_cuda_wait(b->cuda, b->stream);
     return status == LINNET_OK ? waited : status;
 }
 
@@ -243,9 +363,11 @@ static int print_json(const bench *b, double seconds, double percent, const linn
         [LINNET_MIXER_FORWARD] = "forward", [LINNET_MIXER_STEP] = "step", [LINNET_MIXER_BACKWARD] = "backward"};
     const work *w = b->work;
     return cli_json_line(
-        json_pack("{ss ss sI sI sI sI sI sI sb sf sf sf sf sf sf ss}", "work", w->name, "form", forms[w->form],
-                  "sequences", (json_int_t)w->sequences, "tokens", (json_int_t)w->tokens, "heads", (json_int_t)w->heads,
-                  "key_heads", (json_int_t)w->key_heads, "key_size", (json_int_t)w->key_size, "value_size",
+        json_pack("{ss ss sb sI sI sI sI sI sI sb sf sf sf sf sf sf ss}", "work", w->name, "form",
+                  b->paged ? "decode" : forms[w->form], "comparable",
+                  !b->paged || (b->paged->precision == LINNET_BF16 && w->key_size == w->value_size), "sequences",
+                  (json_int_t)w->sequences, "tokens", (json_int_t)w->tokens, "heads", (json_int_t)w->heads, "key_heads",
+                  (json_int_t)w->key_heads, "key_size", (json_int_t)w->key_size, "value_size",
                   (json_int_t)w->value_size, "causal", w->causal, "seconds", seconds, "flops", b->flops, "bytes",
                   b->bytes, "percent_of_peak", percent, "clock", info->clock, "power", info->power, "kernel", b->why));
 }
@@ -258,7 +380,7 @@ static int time_work(const bench *b) {
     for (int round = 0; round < rounds; round++) {
         const double seconds = seconds_of(b, runs);
         if (seconds < 0) return failed(b);
-        samples[round] = seconds / runs;
+        samples[round] = seconds / runs / steps_of(b);
     }
     const double median = cli_median(samples, rounds), percent = percent_of_peak(b, median);
     linnet_cuda_info info = {.size = sizeof info};
@@ -273,10 +395,15 @@ static int time_work(const bench *b) {
 static void drop(bench *b) {
     linnet_cuda_attention_close(b->attention);
     linnet_cuda_mixer_close(b->mixer);
+    linnet_cuda_graph_close(b->cuda, b->graph);
+    linnet_cuda_stream_close(b->cuda, b->stream);
+    linnet_cuda_decode_close(b->decode);
     while (b->block_count > 0) linnet_cuda_release(b->cuda, b->blocks[--b->block_count]);
     free(b->offsets);
     b->attention = NULL;
     b->mixer = NULL;
+    b->decode = NULL;
+    b->graph = b->stream = NULL;
     b->offsets = NULL;
     b->bytes = b->flops = 0;
 }
@@ -286,7 +413,7 @@ static int run_work(bench *b) {
     b->offsets = malloc(((size_t)w->sequences + 1) * sizeof *b->offsets);
     if (!b->offsets) return cli_error("not enough memory for %s", w->name);
     for (int64_t s = 0; s <= w->sequences; s++) b->offsets[s] = s * w->tokens;
-    int status = w->row ? make_mixer(b) : make_attention(b);
+    int status = w->row ? make_mixer(b) : b->paged ? make_decode(b) : make_attention(b);
     if (status == CLI_OK) status = time_work(b);
     drop(b);
     return status;
@@ -321,6 +448,11 @@ int cli_bench_device(const cli_arguments *arguments, bool attention, bool mixers
     for (int i = 0; i < WORKS && status == CLI_OK; i++) {
         b.work = &works[i];
         if ((works[i].row ? mixers : attention) && cli_wanted(works[i].name, arguments->works)) status = run_work(&b);
+    }
+    for (int i = 0; i < PAGED_WORKS && attention && status == CLI_OK; i++) {
+        b.paged = &paged_works[i];
+        b.work = &paged_works[i].of;
+        if (cli_wanted(b.work->name, arguments->works)) status = run_work(&b);
     }
     linnet_cuda_close(b.cuda);
     linnet_context_close(b.context);

@@ -1,5 +1,6 @@
 /* Linnet on NVIDIA GPUs: the operators of attention.h and mixer.h with tensors in the memory of a device. Settings and
- * tensors are the same structures as on the CPU; what differs is said here.
+ * tensors are the same structures as on the CPU; what differs is said here. Decoding has its own: pages are the
+ * caller's.
  *
  *     linnet_cuda_open(context, 0, &cuda);
  *     linnet_cuda_attention_open(cuda, &settings, &attention);
@@ -46,12 +47,20 @@ LINNET_API linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_inf
  * device. */
 LINNET_API linnet_status linnet_cuda_measure_peaks(linnet_cuda *cuda, linnet_peaks *peaks);
 
-/* For programs without the CUDA toolkit; any other device memory does as well. Send and fetch wait. */
+/* For programs without the CUDA toolkit; any other device memory, stream and graph do as well. Send and
+ * fetch wait. */
 LINNET_API linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory);
 LINNET_API void linnet_cuda_release(linnet_cuda *cuda, void *memory);
 LINNET_API linnet_status linnet_cuda_send(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes);
 LINNET_API linnet_status linnet_cuda_fetch(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes);
 LINNET_API linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream);
+LINNET_API linnet_status linnet_cuda_stream_open(linnet_cuda *cuda, void **stream);
+LINNET_API void linnet_cuda_stream_close(linnet_cuda *cuda, void *stream);
+/* What is started on an opened stream between begin and end is kept, not run: a graph, which runs as often as asked. */
+LINNET_API linnet_status linnet_cuda_graph_begin(linnet_cuda *cuda, void *stream);
+LINNET_API linnet_status linnet_cuda_graph_end(linnet_cuda *cuda, void *stream, void **graph);
+LINNET_API linnet_status linnet_cuda_graph_run(linnet_cuda *cuda, void *graph, void *stream);
+LINNET_API void linnet_cuda_graph_close(linnet_cuda *cuda, void *graph);
 
 /* ---- exact attention ---- */
 
@@ -79,6 +88,85 @@ LINNET_API linnet_status linnet_cuda_attention_forward(const linnet_cuda_attenti
 LINNET_API linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attention,
                                                         const linnet_attention_tensors *tensors, void *workspace,
                                                         void *stream);
+
+/* ---- exact attention over pages: decoding ---- */
+
+typedef struct linnet_cuda_decode linnet_cuda_decode;
+
+/* What linnet_attention_cached does with caches, for a few new queries of each sequence and keys and values that lie in
+ * pages of the caller's. Lengths and page tables are on the device and may change between runs, also of a captured
+ * graph. Query i of n stands at position length - n + i and sees the keys up to it (causal); one before the first
+ * key, and any of a length of 0, gives zeros and a log_sum_exp of -inf, or of the sink. Terms are as in
+ * attention.h. */
+typedef struct linnet_cuda_decode_settings {
+    size_t size;           /* set by linnet_cuda_decode_settings_default */
+    linnet_type type;      /* of queries, and of keys and values to append: LINNET_BF16 (default), F16 or F32 */
+    linnet_type output;    /* of the output: LINNET_F32 (default) or LINNET_BF16 */
+    linnet_type precision; /* of the pages: LINNET_BF16 (default), F16, Q8_0, Q4_0, Q4 or Q2 */
+    int64_t sequences;     /* 0: 1 */
+    int64_t queries;       /* of each sequence, 1 to 8; 0: 1 */
+    int64_t heads, key_value_heads; /* key_value_heads 0: as many as heads; divides heads */
+    int64_t key_size, value_size;   /* 64, 96, 128, 192 or 256, both the same (value_size 0: key_size); or 576 and 512
+                                       with value_in_key */
+    bool value_in_key;   /* values are the first value_size columns of the keys (absorbed latent attention, MLA); one
+                            key-value head, pages of bf16 or f16 */
+    int64_t capacity;    /* no length will be more; at most 2^30 */
+    int64_t page_tokens; /* a power of two from 16 on; 0: no page table, page s is all of sequence s */
+    float scale;         /* 0: key_size^-1/2 */
+    float soft_cap;      /* 0: none */
+    int64_t window;      /* 0: none */
+    bool sinks;          /* given when running */
+} linnet_cuda_decode_settings;
+
+LINNET_API linnet_cuda_decode_settings linnet_cuda_decode_settings_default(void);
+
+/* Errors as of linnet_cuda_attention_open. */
+LINNET_API linnet_status linnet_cuda_decode_open(linnet_cuda *cuda, const linnet_cuda_decode_settings *settings,
+                                                 linnet_cuda_decode **decode);
+LINNET_API void linnet_cuda_decode_close(linnet_cuda_decode *decode);
+LINNET_API uint64_t linnet_cuda_decode_workspace(const linnet_cuda_decode *decode);
+LINNET_API size_t linnet_cuda_decode_text(const linnet_cuda_decode *decode, char *text, size_t bytes);
+LINNET_API linnet_status linnet_cuda_decode_prepare(const linnet_cuda_decode *decode, void *workspace, void *stream);
+/* Bytes of the keys of a page, all heads, where strides are 0. As many for values, where they are not in the keys. */
+LINNET_API uint64_t linnet_cuda_decode_page_bytes(const linnet_cuda_decode *decode);
+
+/* Keys or values of all pages: head h of page p begins at data + p * page_stride + h * head_stride. Of bf16 and f16
+ * token t follows at t * token_stride; of the others come tiles of 16 tokens, one after the other, in an order of their
+ * own (append writes it, unpack reads it). Strides in bytes, multiples of 16; 0: packed [page][head][token]. Of bf16
+ * and f16 page_stride is a multiple of token_stride, and head_stride is, or of 128. */
+typedef struct linnet_cuda_pages {
+    void *data; /* aligned to 16 bytes */
+    int64_t page_stride, head_stride, token_stride;
+} linnet_cuda_pages;
+
+/* All on the device. */
+typedef struct linnet_cuda_decode_tensors {
+    size_t size;
+    linnet_tensor query, output;  /* token s * queries + i is query i of sequence s */
+    linnet_cuda_pages key, value; /* value: not read with value_in_key */
+    const int32_t *page_table; /* [sequences][table_stride]: numbers of a sequence's pages, those that hold tokens that
+                                  are seen; NULL where page_tokens is 0 */
+    int64_t table_stride;      /* 0: pages of `capacity` tokens */
+    const int32_t *lengths;    /* [sequences]: with the new tokens, 0 to capacity */
+    const float *sinks;        /* [heads] */
+    float *log_sum_exp;        /* [sequences * queries, heads]; NULL: not wanted */
+} linnet_cuda_decode_tensors;
+
+LINNET_API linnet_status linnet_cuda_decode_run(const linnet_cuda_decode *decode,
+                                                const linnet_cuda_decode_tensors *tensors, void *workspace,
+                                                void *stream);
+/* Rounds keys and values (settings.type) into the pages as linnet_cache_append does, Q4 and Q2 with steps by token,
+ * as the last `tokens` tokens of each length; what would lie before the first is left out. Row s * tokens + i is token
+ * i of sequence s. Of `tensors` pages, page_table and lengths are read. */
+LINNET_API linnet_status linnet_cuda_decode_append(const linnet_cuda_decode *decode,
+                                                   const linnet_cuda_decode_tensors *tensors, int64_t tokens,
+                                                   linnet_tensor key, linnet_tensor value, void *stream);
+/* Tokens first .. first + tokens - 1 of one sequence out of the pages, rounded to bf16: for linnet_cuda_attention_* of
+ * a prompt's next piece. */
+LINNET_API linnet_status linnet_cuda_decode_unpack(const linnet_cuda_decode *decode,
+                                                   const linnet_cuda_decode_tensors *tensors, int64_t sequence,
+                                                   int64_t first, int64_t tokens, linnet_tensor key,
+                                                   linnet_tensor value, void *stream);
 
 /* ---- mixers in linear time ---- */
 

@@ -58,6 +58,7 @@ uint16_t f16_of(float x) {
     const uint16_t sign = signbit(x) ? 0x8000 : 0;
     const float size = fabsf(x);
     if (x != x) return 0x7fff;
+    if (size == 0) return sign;
     if (size >= 65520) return sign | 0x7c00;
     int exponent;
     frexpf(size, &exponent);

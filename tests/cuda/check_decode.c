@@ -73,6 +73,7 @@ static const work WORKS[] = {
     {"latent, contiguous", BF16, 40, 1, 576, 512, {200, 130}, 2, 0, .sinks = true, .stretch = 3},
     {"latent, 3 queries, cap", BF16, 32, 1, 576, 512, {150, 65}, 2, 32, .queries = 3, .cap = 15},
     {"latent, window, large pages", BF16, 64, 1, 576, 512, {500}, 1, 128, .window = 140, .stretch = 5},
+    {"latent f16, window, small pages", F16, 24, 1, 576, 512, {170, 90, 5}, 3, 16, .window = 41, .queries = 2},
     {"q4_0 contiguous", Q4_0, 8, 2, 128, 0, {100, 200}, 2, 0, .queries = 1},
 };
 enum { WORK_COUNT = sizeof WORKS / sizeof WORKS[0] };
@@ -449,6 +450,10 @@ static ln_cuda_code append(void *context, void *stream) {
 static bool same_half(uint16_t a, uint16_t b) {
     return a == b || (of_bf16(a) != of_bf16(a) && of_bf16(b) != of_bf16(b));
 }
+static bool same_in_page(ln_cuda_page_format format, uint16_t a, uint16_t b) {
+    if (format == F16) return a == b || (of_f16(a) != of_f16(a) && of_f16(b) != of_f16(b));
+    return format == BF16 ? same_half(a, b) : a == b;
+}
 
 static void expect_read(problem *p, const tensor *keys, const tensor *values, const uint16_t *wanted, int sequence,
                         int64_t tokens) {
@@ -470,13 +475,14 @@ static void expect_read(problem *p, const tensor *keys, const tensor *values, co
 }
 
 /* Rows appended to poisoned pages are there bit for bit as the CPU rounds them, and nothing else was written. */
-static void check_append(const work *w, bool float32) {
+static void check_append(const work *w, ln_cuda_element rounding) {
     enum { TOKENS = 5 };
     problem p;
     problem_open(&p, w, true);
     p.decode.value_size = w->size;
     const int64_t heads = w->key_value_heads, size = w->size, rows = (int64_t)TOKENS * p.sequences;
-    const element of = float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16;
+    static const element elements[] = {ELEMENT_BF16, ELEMENT_F16, ELEMENT_FLOAT32};
+    const element of = elements[rounding];
     tensor news[2] = {tensor_random(rows, heads, size, PADDED, of, 1), tensor_random(rows, heads, size, PACKED, of, 1)};
     uint16_t *read = calloc((size_t)(2 * rows * heads * size), sizeof *read);
     float *row = malloc((size_t)size * sizeof *row);
@@ -496,8 +502,7 @@ static void check_append(const work *w, bool float32) {
         }
         tensor_send(&news[side]);
     }
-    append_run run = {
-        &p, {TOKENS, float32 ? LN_CUDA_ELEMENT_FLOAT32 : LN_CUDA_ELEMENT_BF16, news[0].device, news[1].device}};
+    append_run run = {&p, {TOKENS, rounding, news[0].device, news[1].device}};
     run_now(append, &run, w->name, "append");
     for (int side = 0; side < 2; side++) {
         const pages *to = side ? &p.value : &p.key;
@@ -508,7 +513,7 @@ static void check_append(const work *w, bool float32) {
             uint16_t a, b;
             memcpy(&a, got + at, 2);
             memcpy(&b, to->host + at, 2);
-            const bool same = a == b || (w->format == BF16 && same_half(a, b));
+            const bool same = same_in_page(w->format, a, b);
             if (!same && first < 0) first = at;
             wrong += !same;
         }
@@ -542,7 +547,7 @@ static void check_pages(const check_options *options) {
             if (!work_wanted(options, name, 1e5)) continue;
             const work w = {name,        formats[i], 4, 2, sizes[k], 0, {70, 3, 16, 37}, 4, k == 1 ? 0 : 16 << k % 3,
                             .queries = 1};
-            check_append(&w, k % 2 == 0);
+            check_append(&w, k % 2 ? LN_CUDA_ELEMENT_BF16 : i % 2 ? LN_CUDA_ELEMENT_F16 : LN_CUDA_ELEMENT_FLOAT32);
         }
 }
 

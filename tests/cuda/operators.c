@@ -3,31 +3,14 @@
  *
  * Both sides read the same bf16 numbers; the processor multiplies them exactly. The device rounds what its chunks hand
  * on to bf16 (2^-9): outputs and states may differ by TOLERANCE of their size, gradients by twice that. */
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "operators.h"
 
-#include "linnet/cuda.h"
-
-static const double TOLERANCE = 1.5e-2;
-static int checks, failures;
-static linnet_context *context;
-static linnet_cuda *cuda;
+int checks, failures;
+linnet_context *context;
+linnet_cuda *cuda;
 static uint64_t seed = 88172645463325252u;
 
-#define EXPECT(condition, ...)              \
-    do {                                    \
-        checks++;                           \
-        if (!(condition)) {                 \
-            failures++;                     \
-            printf("FAILED: " __VA_ARGS__); \
-            printf("\n");                   \
-        }                                   \
-    } while (0)
-
-static void must(linnet_status status, const char *what) {
+void must(linnet_status status, const char *what) {
     if (status == LINNET_OK) return;
     printf("FAILED: %s: %s\n", what, linnet_last_error(context));
     exit(1);
@@ -35,13 +18,13 @@ static void must(linnet_status status, const char *what) {
 
 /* ---- numbers ---- */
 
-static double uniform(void) {
+double uniform(void) {
     seed ^= seed << 13;
     seed ^= seed >> 7;
     seed ^= seed << 17;
     return (double)(seed >> 11) * 0x1p-53;
 }
-static double normal(void) {
+double normal(void) {
     return (uniform() + uniform() + uniform() + uniform() - 2) * 1.7320508;
 }
 static double draw(linnet_mixer_range range) {
@@ -62,18 +45,18 @@ static double draw(linnet_mixer_range range) {
         return normal();
     }
 }
-static uint16_t bf16_of(float x) {
+uint16_t bf16_of(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-static float of_bf16(uint16_t x) {
+float of_bf16(uint16_t x) {
     const uint32_t bits = (uint32_t)x << 16;
     float y;
     memcpy(&y, &bits, 4);
     return y;
 }
-static double distance(const float *got, const float *want, int64_t count) {
+double distance(const float *got, const float *want, int64_t count) {
     double error = 0, size = 0;
     for (int64_t i = 0; i < count; i++) {
         const double d = (double)got[i] - (double)want[i];
@@ -85,25 +68,25 @@ static double distance(const float *got, const float *want, int64_t count) {
 
 /* ---- memory on both sides ---- */
 
-static void *sent(const void *from, int64_t bytes) {
+void *sent(const void *from, int64_t bytes) {
     void *to;
     must(linnet_cuda_allocate(cuda, (uint64_t)bytes, &to), "allocate");
     must(linnet_cuda_send(cuda, to, from, (uint64_t)bytes), "send");
     return to;
 }
-static void *poisoned(int64_t bytes) {
+void *poisoned(int64_t bytes) {
     void *block = malloc((size_t)bytes + 1);
     memset(block, 0xff, (size_t)bytes);
     void *to = sent(block, bytes);
     free(block);
     return to;
 }
-static float *fetched(void *from, int64_t count) {
+float *fetched(void *from, int64_t count) {
     float *to = malloc((size_t)count * sizeof *to + 1);
     must(linnet_cuda_fetch(cuda, to, from, (uint64_t)count * sizeof *to), "fetch");
     return to;
 }
-static float *fetched_bf16(void *from, int64_t count) {
+float *fetched_bf16(void *from, int64_t count) {
     uint16_t *bits = malloc((size_t)count * sizeof *bits + 1);
     float *to = malloc((size_t)count * sizeof *to + 1);
     must(linnet_cuda_fetch(cuda, bits, from, (uint64_t)count * sizeof *bits), "fetch");
@@ -111,38 +94,30 @@ static float *fetched_bf16(void *from, int64_t count) {
     free(bits);
     return to;
 }
-static float *random_floats(int64_t count, double scale) {
+float *random_floats(int64_t count, double scale) {
     float *x = malloc((size_t)count * sizeof *x + 1);
     for (int64_t i = 0; i < count; i++) x[i] = (float)(normal() * scale);
     return x;
 }
-/* The same numbers as bf16; `x` is rounded in place. */
-static uint16_t *rounded(float *x, int64_t count) {
+uint16_t *rounded(float *x, int64_t count) {
     uint16_t *y = malloc((size_t)count * sizeof *y + 1);
     for (int64_t i = 0; i < count; i++) x[i] = of_bf16(y[i] = bf16_of(x[i]));
     return y;
 }
 
-/* Floats that both sides are to fill alike. */
-typedef struct pair {
-    float *here, *there; /* there: on the device */
-    int64_t count;
-    bool bf16; /* there */
-} pair;
-
-static pair pair_open(int64_t count, bool bf16) {
+pair pair_open(int64_t count, bool bf16) {
     pair p = {malloc((size_t)count * sizeof(float) + 1), poisoned(count * (bf16 ? 2 : 4)), count, bf16};
     memset(p.here, 0xff, (size_t)count * sizeof(float));
     return p;
 }
-static void pair_expect(pair *p, double tolerance, const char *work, const char *what) {
+void pair_expect(pair *p, double tolerance, const char *work, const char *what) {
     if (!p->count) return;
     float *got = p->bf16 ? fetched_bf16(p->there, p->count) : fetched(p->there, p->count);
     const double error = distance(got, p->here, p->count);
     EXPECT(error <= tolerance, "%s: %s differs by %.2e of its size", work, what, error);
     free(got);
 }
-static void pair_close(pair *p) {
+void pair_close(pair *p) {
     linnet_cuda_release(cuda, p->there);
     free(p->here);
 }
@@ -536,7 +511,7 @@ static void check_refused_attention(void) {
 int main(void) {
     must(linnet_context_open(NULL, &context), "context");
     if (linnet_cuda_open(context, 0, &cuda) != LINNET_OK) {
-        printf("%d GPU cases skipped for want of a GPU: %s\n", MIXER_COUNT + ATTENTION_COUNT,
+        printf("%d GPU cases skipped for want of a GPU: %s\n", MIXER_COUNT + ATTENTION_COUNT + decode_works,
                linnet_last_error(context));
         linnet_context_close(context);
         return 0;
@@ -550,6 +525,7 @@ int main(void) {
            1e-12 * peaks.bf16_operations, info.clock, info.power);
     for (int i = 0; i < ATTENTION_COUNT; i++) check_attention(&ATTENTIONS[i]);
     check_refused_attention();
+    check_decode();
     for (int i = 0; i < MIXER_COUNT; i++) check_mixer(&MIXERS[i]);
     check_refused_mixers();
     linnet_cuda_close(cuda);

@@ -19,8 +19,9 @@ const ln_cuda_decode_kernel *ln_cuda_decode_kernels(int row) {
         int count;
     } tables[] = {{ln_cuda_decode_hopper_kernels, ln_cuda_decode_hopper_count},
                   {ln_cuda_decode_portable_kernels, ln_cuda_decode_portable_count},
-                  {ln_cuda_decode_codes_portable_kernels, ln_cuda_decode_codes_portable_count}};
-    for (int i = 0; i < 3 && row >= 0; row -= tables[i++].count)
+                  {ln_cuda_decode_codes_portable_kernels, ln_cuda_decode_codes_portable_count},
+                  {ln_cuda_decode_latent_portable_kernels, ln_cuda_decode_latent_portable_count}};
+    for (int i = 0; i < (int)(sizeof tables / sizeof tables[0]) && row >= 0; row -= tables[i++].count)
         if (row < tables[i].count) return &tables[i].rows[row];
     return &none;
 }

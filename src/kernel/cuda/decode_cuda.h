@@ -111,8 +111,8 @@ ln_cuda_code ln_cuda_decode_run(const ln_cuda_decode *decode, const ln_cuda_deco
 
 /* New keys and values, row s * tokens + i token i of sequence s. */
 typedef struct ln_cuda_decode_rows {
-    int64_t tokens;          /* of each sequence */
-    ln_cuda_element element; /* bf16 or float32 */
+    int64_t tokens; /* of each sequence */
+    ln_cuda_element element;
     ln_cuda_tensor key, value;
 } ln_cuda_decode_rows;
 

@@ -41,6 +41,8 @@ const ln_cuda_decode_kernel ln_cuda_decode_hopper_kernels[] = {
     LN_CODES(LN_CUDA_PAGE_Q4, "q4", 4),
     LN_CODES(LN_CUDA_PAGE_Q2, "q2", 4),
     {"latent 64 x 64", LN_CUDA_PAGE_BF16, latent::KEY, latent::VALUE, latent::ROWS, latent::THREADS,
-     latent::SHARED_BYTES, 1, 1, latent::UNIT_SHIFT, 9, true, latent::start},
+     latent::SHARED_BYTES, 1, 1, latent::UNIT_SHIFT, 9, true, latent::start<false>},
+    {"latent f16 64 x 64", LN_CUDA_PAGE_F16, latent::KEY, latent::VALUE, latent::ROWS, latent::THREADS,
+     latent::SHARED_BYTES, 1, 1, latent::UNIT_SHIFT, 9, true, latent::start<true>},
 };
 const int ln_cuda_decode_hopper_count = sizeof ln_cuda_decode_hopper_kernels / sizeof ln_cuda_decode_hopper_kernels[0];

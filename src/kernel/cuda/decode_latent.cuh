@@ -1,13 +1,14 @@
 /* Latent attention (MLA, DeepSeek-V2) decoded with absorbed projections, for compute capability 9.0: one key of 576
  * elements a token, whose first 512 are the value, and many query heads that share it.
  *
- * A block has 64 rows and walks its share of tiles of 64 keys, which one thread of its first warp group copies two
- * ahead, page by page. The other two warp groups each do half of the keys of a tile in the first product and half of
- * the columns of the value in the second, so that nothing is done twice and the output fits in registers:
+ * A block has 64 rows and walks its share of tiles of 64 keys, which a warp of its first warp group asks for
+ * (decode_latent_copy.cuh), one while another is used. The other two warp groups each do half of the keys of a tile in
+ * the first product and half of the columns of the value in the second, so that nothing is done twice and the output
+ * fits in registers:
  *
- *     score[:, own keys] = query * key^T ; wait for the output of the tile before and leave its stage ;
- *     weight[:, own keys] = softmax(score) ; give weights to the other group, take its ;
- *     start output[:, own columns] += weight * value.
+ *     wait for the output of the tile before, leave its stage ; wait for the tile ; score[:, own keys] = query * key^T
+ * ; weight[:, own keys] = softmax(score) ; give weights to the other group, take its ; start output[:, own columns] +=
+ * weight * value.
  *
  * Weights are passed in the columns of the tile that are no value and that no product reads any more; a row's base is
  * the same in both groups, and moves in both when either has seen an exponent above 8. Invariant: of a tile's last
@@ -17,6 +18,7 @@
 #define LN_KERNEL_CUDA_DECODE_LATENT_CUH
 
 #include "kernel/cuda/decode_codes.cuh"
+#include "kernel/cuda/decode_latent_copy.cuh"
 #include "kernel/cuda/decode_merge.cuh"
 #include "kernel/cuda/decode_work.cuh"
 #include "kernel/cuda/hopper.cuh"
@@ -25,7 +27,16 @@ namespace ln {
 
 namespace latent {
 
-enum { KEY = 576, VALUE = 512, ROWS = 64, KEYS = 64, HALF = KEYS / 2, STAGES = 2, UNIT_SHIFT = 6, BOTH = 256 };
+enum {
+    KEY = LATENT_KEY,
+    VALUE = LATENT_VALUE,
+    ROWS = 64,
+    KEYS = 64,
+    HALF = KEYS / 2,
+    STAGES = 2,
+    UNIT_SHIFT = 6,
+    BOTH = 256
+};
 enum { PANEL = 64 * 128, TILE_BYTES = KEY / 64 * PANEL, CONTROL_AT = (1 + STAGES) * TILE_BYTES, THREADS = 384 };
 enum { MEETING = 1, OWN = 2 }; /* named barriers: of both groups; of each */
 
@@ -36,45 +47,10 @@ struct control {
 };
 enum { SHARED_BYTES = CONTROL_AT + (int)sizeof(control) };
 
-/* ---- copies ---- */
-
-static __device__ __forceinline__ void copy_unit(const CUtensorMap *map, const decode_run &run,
-                                                 const decode_segment &at, int unit, char *tile, uint64_t *full) {
-    const int token = (at.first + unit) << UNIT_SHIFT, page_tokens = 1 << run.page_shift;
-    const int rows = min(page_tokens, (int)KEYS), boxes = min((int)KEYS, at.length - token + rows - 1) / rows;
-    barrier_expect(full, boxes * rows * KEY * 2);
-#pragma unroll 1
-    for (int i = 0; i < boxes; i++) {
-        const int first = token + i * rows;
-        const int page = run.of.page_table
-                             ? run.of.page_table[at.sequence * run.of.table_stride + (first >> run.page_shift)]
-                             : at.sequence;
-#pragma unroll 1
-        for (int column = 0; column < KEY; column += 64)
-            copy_box_once(tile + column / 64 * PANEL + i * rows * 128, map, full, 0, column / 64,
-                          page * run.key.page + (first & (page_tokens - 1)));
-    }
-}
-
-static __device__ __forceinline__ void copy_all(const CUtensorMap *map, const decode_run &run, decode_segment at,
-                                                char *tiles, control *shared) {
-    int stage = 0, phase = 1; /* the first wait for a free stage passes at once */
-    while (at.begin < at.end) {
-#pragma unroll 1
-        for (int unit = at.begin; unit < at.end; unit++) {
-            barrier_wait(&shared->empty[stage], phase);
-            copy_unit(map, run, at, unit, tiles + stage * TILE_BYTES, &shared->full[stage]);
-            phase ^= stage;
-            stage ^= 1;
-        }
-        if (at.left == 0) break;
-        segment_next(run, at);
-    }
-}
-
 /* ---- a warp group ---- */
 
-struct group {
+/* F16: keys are, else bf16. */
+template <bool F16> struct group {
     const decode_run &run;
     control *shared;
     char *query, *tiles;
@@ -83,7 +59,7 @@ struct group {
     float base[2], sum[2]; /* of rows `row` and row + 8; sums of this thread's weights */
     float output[VALUE / 4];
     float score[HALF / 2];
-    uint32_t weight[HALF / 4];
+    uint32_t weight[HALF / 4], other[HALF / 4]; /* other: the other group's */
 
     __device__ __forceinline__ int row() const { return thread / 32 * 16 + thread % 32 / 4; }
 
@@ -100,7 +76,7 @@ struct group {
                            run.query_element);
             }
             *(uint4 *)(query + piece / 8 * PANEL + row * 128 + (piece % 8 ^ row % 8) * 16) = {
-                pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])};
+                pack_as<F16>(x[0], x[1]), pack_as<F16>(x[2], x[3]), pack_as<F16>(x[4], x[5]), pack_as<F16>(x[6], x[7])};
         }
         stores_to_async();
         named_wait(MEETING, BOTH);
@@ -113,12 +89,14 @@ struct group {
         sum[0] = sum[1] = 0;
     }
 
-    /* Rows of the tile after the sequence's last key hold anything: their weights are 0, but 0 times infinity is not.
-     */
-    __device__ __forceinline__ void clear_after(char *tile, int keys) {
-        for (int at = keys * 128 + (own * 128 + thread) * 16; at < PANEL; at += BOTH * 16)
+    /* Rows of the tile that no row of queries sees hold anything: their weights are 0, but 0 times infinity is not.
+     * They are those before `low` and from `high` on. */
+    __device__ __forceinline__ void clear_unseen(char *tile, int low, int high) {
+#pragma unroll 1
+        for (int at = (own * 128 + thread) * 16; at < PANEL; at += BOTH * 16)
+            if (at / 128 < low || at / 128 >= high)
 #pragma unroll
-            for (int i = 0; i < VALUE / 64; i++) *(uint4 *)(tile + i * PANEL + at) = {0, 0, 0, 0};
+                for (int i = 0; i < VALUE / 64; i++) *(uint4 *)(tile + i * PANEL + at) = {0, 0, 0, 0};
         stores_to_async();
         named_wait(MEETING, BOTH);
     }
@@ -132,26 +110,27 @@ struct group {
         for (int k = 0; k < KEY / 16; k++) {
             const uint64_t step = (uint64_t)(k / 4 * (PANEL / 16) + k % 4 * 2);
             if (k == 0)
-                product<HALF>::template shared<false>(score, left, right);
+                product<HALF, F16>::template shared<false>(score, left, right);
             else
-                product<HALF>::template shared<true>(score, left + step, right + step);
+                product<HALF, F16>::template shared<true>(score, left + step, right + step);
         }
         products_commit();
         hold(score);
     }
 
-    __device__ __forceinline__ void start_output(const char *tile, const uint32_t (&other)[HALF / 4]) {
+    __device__ __forceinline__ void start_output(const char *tile) {
         const uint64_t value = tile_descriptor<VALUE / 2, KEYS>(tile + own * (VALUE / 128) * PANEL);
         hold(output);
         hold(weight);
+        hold(other);
         products_open();
 #pragma unroll
         for (int k = 0; k < HALF / 16; k++)
-            product<VALUE / 2>::template registers<true, true>(output, weight + 4 * k,
-                                                               value + (uint64_t)((own * HALF + k * 16) * 128 / 16));
+            product<VALUE / 2, F16>::template registers<true, true>(
+                output, weight + 4 * k, value + (uint64_t)((own * HALF + k * 16) * 128 / 16));
 #pragma unroll
         for (int k = 0; k < HALF / 16; k++)
-            product<VALUE / 2>::template registers<true, true>(
+            product<VALUE / 2, F16>::template registers<true, true>(
                 output, other + 4 * k, value + (uint64_t)(((1 - own) * HALF + k * 16) * 128 / 16));
         products_commit();
         hold(output);
@@ -164,7 +143,7 @@ struct group {
         for (int i = 0; i < HALF / 4; i++) {
             const float low = exponential(score[2 * i]), high = exponential(score[2 * i + 1]);
             part[i % 2] += low + high;
-            weight[i] = pack(low, high);
+            weight[i] = pack_as<F16>(low, high);
         }
         uint4 *to = (uint4 *)(tile + VALUE / 64 * PANEL + own * (HALF * 128)) + thread;
         to[0] = {weight[0], weight[1], weight[2], weight[3]};
@@ -235,17 +214,25 @@ struct group {
         if (thread % 32 == 0) barrier_arrive(&shared->empty[of]);
     }
 
+    /* What products of the tile before had is free again. */
+    __device__ __forceinline__ void release() {
+        hold(output);
+        hold(weight);
+        hold(other);
+    }
+
     __device__ __forceinline__ void take_unit(const decode_segment &at, int unit, bool first) {
         const int key = (at.first + unit) << UNIT_SHIFT;
         char *tile = tiles + stage * TILE_BYTES;
-        barrier_wait(&shared->full[stage], phase);
-        if (at.length - key < KEYS) clear_after(tile, at.length - key);
-        start_score(tile);
-        if (!first) {
-            products_wait<1>();
-            hold(output);
+        if (!first) { /* before the next tile is waited for: its copy would else be all that is under way */
+            products_wait<0>();
+            release();
             leave(stage ^ 1);
         }
+        barrier_wait(&shared->full[stage], phase);
+        const decode_sight some = seen_by_some(run, at.length);
+        if (key < some.low || key + KEYS > some.high) clear_unseen(tile, some.low - key, some.high - key);
+        start_score(tile);
         products_wait<0>();
         hold(score);
         const bool grown = __any_sync(~0u, scale(at, key));
@@ -263,8 +250,9 @@ struct group {
         sum[0] += part[0], sum[1] += part[1];
         const uint4 *from = (const uint4 *)(tile + VALUE / 64 * PANEL + (1 - own) * (HALF * 128)) + thread;
         const uint4 low = from[0], high = from[128];
-        const uint32_t other[HALF / 4] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        start_output(tile, other);
+        other[0] = low.x, other[1] = low.y, other[2] = low.z, other[3] = low.w;
+        other[4] = high.x, other[5] = high.y, other[6] = high.z, other[7] = high.w;
+        start_output(tile);
         phase ^= stage;
         stage ^= 1;
     }
@@ -321,6 +309,7 @@ struct group {
     }
 };
 
+template <bool F16>
 static __global__ void __launch_bounds__(THREADS, 1)
     decode_latent(const __grid_constant__ CUtensorMap map, const __grid_constant__ decode_run run) {
     char *memory = block_memory(), *tiles = memory + TILE_BYTES;
@@ -336,19 +325,19 @@ static __global__ void __launch_bounds__(THREADS, 1)
     int share;
     decode_segment at = segment_first(run, &share);
     if (threadIdx.x < 128) {
-        registers_less<24>();
-        if (threadIdx.x == 0) copy_all(&map, run, at, tiles, shared);
+        registers_less<40>();
+        if (threadIdx.x < 32) copy_latent<KEYS, STAGES>(&map, run, at, tiles, shared->full, shared->empty);
     } else {
-        registers_more<240>();
+        registers_more<232>();
         const int thread = (int)threadIdx.x - 128;
-        group one = {run, shared, memory, tiles, thread / 128, thread % 128, 0, 0, {}, {}, {}, {}, {}};
+        group<F16> one = {run, shared, memory, tiles, thread / 128, thread % 128, 0, 0, {}, {}, {}, {}, {}, {}};
         while (at.begin < at.end) {
             one.load_queries(at);
             one.open();
 #pragma unroll 1
             for (int unit = at.begin; unit < at.end; unit++) one.take_unit(at, unit, unit == at.begin);
             products_wait<0>();
-            hold(one.output);
+            one.release();
             one.leave(one.stage ^ 1);
             one.close(at, share);
             if (at.left == 0) break;
@@ -358,10 +347,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-static ln_cuda_code start(void *const *arguments, int blocks, void *stream) {
+template <bool F16> static ln_cuda_code start(void *const *arguments, int blocks, void *stream) {
     const decode_run *run = (const decode_run *)arguments[0];
-    const ln_cuda_code code = launch(decode_latent, dim3((unsigned)blocks), dim3(THREADS), (int)SHARED_BYTES, stream,
-                                     *(const CUtensorMap *)arguments[1], *run);
+    const ln_cuda_code code = launch(decode_latent<F16>, dim3((unsigned)blocks), dim3(THREADS), (int)SHARED_BYTES,
+                                     stream, *(const CUtensorMap *)arguments[1], *run);
     return code ? code : join_start<VALUE, ROWS>(*run, stream);
 }
 

@@ -158,6 +158,7 @@ template <int BITS> static __device__ __forceinline__ uint32_t encode_low(const 
         search.x[i] = fminf(fmaxf(x[i], -65000.0f), 65000.0f);
     }
     low = fmaxf(-block_most(-low), -65000.0f), high = fminf(block_most(high), 65000.0f);
+    low = plus(low, 0.0f), high = plus(high, 0.0f); /* no -0, whose step would be negative */
     search.step = search.minimum = 0, search.error = CUDART_INF_F, search.word = 0;
 #pragma unroll 1
     for (int i = 0; i < block_search<BITS>::tries; i++) {
@@ -189,7 +190,7 @@ static __device__ __forceinline__ uint32_t encode_block(const float (&x)[8], uin
 struct page_side {
     ln_cuda_page_part pages;
     ln_cuda_tensor rows;
-    int size, float32, values;
+    int size, element, values; /* element: of rows */
 };
 struct page_run {
     page_side side[2];
@@ -230,8 +231,9 @@ static __device__ __forceinline__ void store_codes(char *tile, const page_side &
 }
 
 static __device__ __forceinline__ float row_value(const page_side &side, int64_t at) {
-    return side.float32 ? ((const float *)side.rows.data)[at]
-                        : __uint_as_float((uint32_t)((const uint16_t *)side.rows.data)[at] << 16);
+    if (side.element == LN_CUDA_ELEMENT_FLOAT32) return ((const float *)side.rows.data)[at];
+    const uint32_t bits = ((const uint16_t *)side.rows.data)[at];
+    return side.element == LN_CUDA_ELEMENT_BF16 ? __uint_as_float(bits << 16) : half_float(bits);
 }
 
 enum { PAGE_THREADS = 128 };

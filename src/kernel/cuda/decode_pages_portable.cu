@@ -16,9 +16,9 @@ static bool part_right(const ln_cuda_page_part *part) {
            part->head_stride % 16 == 0 && part->token_stride % 16 == 0;
 }
 
-static page_side side_of(const ln_cuda_page_part *pages, const ln_cuda_tensor *rows, int64_t size, bool float32,
-                         bool values) {
-    return {*pages, *rows, (int)size, float32, values};
+static page_side side_of(const ln_cuda_page_part *pages, const ln_cuda_tensor *rows, int64_t size,
+                         ln_cuda_element element, bool values) {
+    return {*pages, *rows, (int)size, (int)element, values};
 }
 
 /* Both sides, or the keys alone where values are in them. */
@@ -57,13 +57,14 @@ ln_cuda_code ln_cuda_decode_append(const ln_cuda_decode *decode, const ln_cuda_d
         append_rows<LN_CUDA_PAGE_Q4_0>, append_rows<LN_CUDA_PAGE_Q4>,  append_rows<LN_CUDA_PAGE_Q2>};
     if (!shape_right(decode) || !tensors->lengths || (decode->page_tokens && !tensors->page_table))
         return LN_CUDA_ARGUMENT;
-    if (rows->element == LN_CUDA_ELEMENT_F16 || rows->tokens < 0 || rows->tokens > 1 << 30) return LN_CUDA_ARGUMENT;
-    const bool float32 = rows->element == LN_CUDA_ELEMENT_FLOAT32;
-    if (!part_right(&tensors->key) || !ln_cuda_tensor_right(&rows->key, float32 ? 4 : 2)) return LN_CUDA_ARGUMENT;
-    if (!decode->value_in_key && (!part_right(&tensors->value) || !ln_cuda_tensor_right(&rows->value, float32 ? 4 : 2)))
+    if ((unsigned)rows->element > LN_CUDA_ELEMENT_FLOAT32 || rows->tokens < 0 || rows->tokens > 1 << 30)
         return LN_CUDA_ARGUMENT;
-    page_run run = run_of(decode, tensors, side_of(&tensors->key, &rows->key, decode->key_size, float32, false),
-                          side_of(&tensors->value, &rows->value, decode->value_size, float32, true));
+    const int bytes = rows->element == LN_CUDA_ELEMENT_FLOAT32 ? 4 : 2;
+    if (!part_right(&tensors->key) || !ln_cuda_tensor_right(&rows->key, bytes)) return LN_CUDA_ARGUMENT;
+    if (!decode->value_in_key && (!part_right(&tensors->value) || !ln_cuda_tensor_right(&rows->value, bytes)))
+        return LN_CUDA_ARGUMENT;
+    page_run run = run_of(decode, tensors, side_of(&tensors->key, &rows->key, decode->key_size, rows->element, false),
+                          side_of(&tensors->value, &rows->value, decode->value_size, rows->element, true));
     run.tokens = (int)rows->tokens;
     const int64_t blocks = (run.side[0].size + run.side[1].size) / 32;
     return start(kernels[decode->format], run, decode->sequences * rows->tokens * decode->key_value_heads * blocks * 4,
@@ -82,9 +83,9 @@ ln_cuda_code ln_cuda_decode_unpack(const ln_cuda_decode *decode, const ln_cuda_d
     if (!part_right(&tensors->key) || !ln_cuda_tensor_right(keys, 2)) return LN_CUDA_ARGUMENT;
     if (!decode->value_in_key && (!part_right(&tensors->value) || !ln_cuda_tensor_right(values, 2)))
         return LN_CUDA_ARGUMENT;
-    page_run run =
-        run_of(decode, tensors, side_of(&tensors->key, keys, decode->key_size, false, false),
-               side_of(&tensors->value, decode->value_in_key ? keys : values, decode->value_size, false, true));
+    page_run run = run_of(
+        decode, tensors, side_of(&tensors->key, keys, decode->key_size, LN_CUDA_ELEMENT_BF16, false),
+        side_of(&tensors->value, decode->value_in_key ? keys : values, decode->value_size, LN_CUDA_ELEMENT_BF16, true));
     run.sequences = (int)sequence, run.first = (int)first, run.tokens = (int)tokens;
     const int64_t pieces = (run.side[0].size + run.side[1].size) / 8;
     return start(kernels[decode->format], run, tokens * decode->key_value_heads * pieces, stream);

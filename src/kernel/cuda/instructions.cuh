@@ -59,6 +59,7 @@ static __device__ __forceinline__ uint32_t turn_bits(uint32_t word, uint32_t mas
     asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(turned) : "r"(word), "r"(mask), "r"(turn));
     return turned;
 }
+
 /* Of two f16 a word: products; the larger magnitudes; whether one is above its bound. */
 static __device__ __forceinline__ __half2 half_pair(uint32_t word) {
     return *(const __half2 *)&word;

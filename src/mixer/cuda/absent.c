@@ -50,6 +50,36 @@ linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream) {
     (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
+linnet_status linnet_cuda_stream_open(linnet_cuda *cuda, void **stream) {
+    (void)cuda;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+void linnet_cuda_stream_close(linnet_cuda *cuda, void *stream) {
+    (void)cuda;
+    (void)stream;
+}
+linnet_status linnet_cuda_graph_begin(linnet_cuda *cuda, void *stream) {
+    (void)cuda;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_graph_end(linnet_cuda *cuda, void *stream, void **graph) {
+    (void)cuda;
+    (void)stream;
+    (void)graph;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_graph_run(linnet_cuda *cuda, void *graph, void *stream) {
+    (void)cuda;
+    (void)graph;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+void linnet_cuda_graph_close(linnet_cuda *cuda, void *graph) {
+    (void)cuda;
+    (void)graph;
+}
 linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attention_settings *settings,
                                          linnet_cuda_attention **attention) {
     (void)cuda;
@@ -89,6 +119,73 @@ linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attent
     (void)attention;
     (void)tensors;
     (void)workspace;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_cuda_decode_settings linnet_cuda_decode_settings_default(void) {
+    return (linnet_cuda_decode_settings){.size = sizeof(linnet_cuda_decode_settings),
+                                         .type = LINNET_BF16,
+                                         .output = LINNET_F32,
+                                         .precision = LINNET_BF16};
+}
+linnet_status linnet_cuda_decode_open(linnet_cuda *cuda, const linnet_cuda_decode_settings *settings,
+                                      linnet_cuda_decode **decode) {
+    (void)cuda;
+    (void)settings;
+    (void)decode;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+void linnet_cuda_decode_close(linnet_cuda_decode *decode) {
+    (void)decode;
+}
+uint64_t linnet_cuda_decode_workspace(const linnet_cuda_decode *decode) {
+    (void)decode;
+    return 0;
+}
+size_t linnet_cuda_decode_text(const linnet_cuda_decode *decode, char *text, size_t bytes) {
+    (void)decode;
+    (void)text;
+    (void)bytes;
+    return 0;
+}
+linnet_status linnet_cuda_decode_prepare(const linnet_cuda_decode *decode, void *workspace, void *stream) {
+    (void)decode;
+    (void)workspace;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+uint64_t linnet_cuda_decode_page_bytes(const linnet_cuda_decode *decode) {
+    (void)decode;
+    return 0;
+}
+linnet_status linnet_cuda_decode_run(const linnet_cuda_decode *decode, const linnet_cuda_decode_tensors *tensors,
+                                     void *workspace, void *stream) {
+    (void)decode;
+    (void)tensors;
+    (void)workspace;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_decode_append(const linnet_cuda_decode *decode, const linnet_cuda_decode_tensors *tensors,
+                                        int64_t tokens, linnet_tensor key, linnet_tensor value, void *stream) {
+    (void)decode;
+    (void)tensors;
+    (void)tokens;
+    (void)key;
+    (void)value;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}
+linnet_status linnet_cuda_decode_unpack(const linnet_cuda_decode *decode, const linnet_cuda_decode_tensors *tensors,
+                                        int64_t sequence, int64_t first, int64_t tokens, linnet_tensor key,
+                                        linnet_tensor value, void *stream) {
+    (void)decode;
+    (void)tensors;
+    (void)sequence;
+    (void)first;
+    (void)tokens;
+    (void)key;
+    (void)value;
     (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }

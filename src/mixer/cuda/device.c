@@ -125,3 +125,42 @@ linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream) {
     if (!code) code = ln_cuda_wait(stream);
     return ln_cuda_tell(cuda, code, "waiting for a GPU", NULL);
 }
+
+/* ---- streams and graphs ---- */
+
+linnet_status linnet_cuda_stream_open(linnet_cuda *cuda, void **stream) {
+    *stream = NULL;
+    ln_cuda_code code = ln_cuda_use(cuda->device.index);
+    if (!code) code = ln_cuda_stream_open(stream);
+    return ln_cuda_tell(cuda, code, "opening a stream", NULL);
+}
+
+void linnet_cuda_stream_close(linnet_cuda *cuda, void *stream) {
+    if (stream && !ln_cuda_use(cuda->device.index)) ln_cuda_stream_close(stream);
+}
+
+linnet_status linnet_cuda_graph_begin(linnet_cuda *cuda, void *stream) {
+    const char *wrong = stream ? NULL : "the default stream keeps no graph; open one";
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(cuda->device.index);
+    if (!code) code = ln_cuda_graph_begin(stream);
+    return ln_cuda_tell(cuda, code, "beginning a graph", wrong);
+}
+
+linnet_status linnet_cuda_graph_end(linnet_cuda *cuda, void *stream, void **graph) {
+    *graph = NULL;
+    const char *wrong = stream ? NULL : "there is no stream";
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(cuda->device.index);
+    if (!code) code = ln_cuda_graph_end(stream, graph);
+    return ln_cuda_tell(cuda, code, "ending a graph", wrong);
+}
+
+linnet_status linnet_cuda_graph_run(linnet_cuda *cuda, void *graph, void *stream) {
+    const char *wrong = graph ? NULL : "there is none";
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(cuda->device.index);
+    if (!code) code = ln_cuda_graph_run(graph, stream);
+    return ln_cuda_tell(cuda, code, "running a graph", wrong);
+}
+
+void linnet_cuda_graph_close(linnet_cuda *cuda, void *graph) {
+    if (graph && !ln_cuda_use(cuda->device.index)) ln_cuda_graph_close(graph);
+}
