@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "bench_shared.h"
-#include "linnet/bench.h"
+#include "linnet/cuda.h"
 
 static const cli_option bench_options[] = {
     CLI_OPTION('p', "prompts", CLI_INTEGERS, prompts, "N,N", "tokens of prompts to process at once; 0: none",
@@ -192,14 +192,24 @@ static int open_session(bench *b) {
     return CLI_OK;
 }
 
+static linnet_status measure_peaks(bench *b) {
+    b->peaks.size = sizeof b->peaks;
+    if (!b->on_device) return linnet_measure_peaks(b->engine.context, &b->peaks);
+    linnet_cuda *cuda;
+    linnet_status status = linnet_cuda_open(b->engine.context, 0, &cuda);
+    if (status != LINNET_OK) return status;
+    status = linnet_cuda_measure_peaks(cuda, &b->peaks);
+    linnet_cuda_close(cuda);
+    return status;
+}
+
 static int run_bench(bench *b) {
     int status = open_session(b);
     if (status != CLI_OK) return status;
     const linnet_model_info info = b->engine.info;
     const linnet_plan plan = linnet_session_plan(b->engine.session);
     b->on_device = *plan.device;
-    const linnet_status measured = b->on_device ? linnet_measure_device_peaks(b->engine.context, "cuda", &b->peaks)
-                                                : linnet_measure_peaks(b->engine.context, &b->peaks);
+    const linnet_status measured = measure_peaks(b);
     if (measured != LINNET_OK) return cli_engine_fail(&b->engine, measured);
     weigh(b, b->arguments->exact);
     const char *name = *info.name ? info.name : info.architecture;

@@ -18,9 +18,6 @@ typedef struct linnet_peaks {
 
 /* Takes about half a second and, for the time being, 256 MiB. */
 LINNET_API linnet_status linnet_measure_peaks(linnet_context *context, linnet_peaks *peaks);
-/* The same of a device, "cuda": read_bytes are what a large copy reads and writes, bf16_operations those of a large
- * product; the others are 0. Takes about 1 GiB of the device for the time being. */
-LINNET_API linnet_status linnet_measure_device_peaks(linnet_context *context, const char *device, linnet_peaks *peaks);
 
 #ifdef __cplusplus
 }

@@ -5,7 +5,6 @@
 #ifndef LN_MODEL_DEVICE_H
 #define LN_MODEL_DEVICE_H
 
-#include "linnet/bench.h"
 #include "model/model.h"
 
 typedef struct ln_device_shape {
@@ -46,8 +45,6 @@ typedef struct ln_device {
     int64_t (*rewind_limit)(const ln_device_sequence *sequence, int64_t most);
     /* Gives up what model->on_device holds. */
     void (*release)(linnet_model *model);
-    /* What it can do at most, measured: bytes that a copy reads and writes, products in bf16. */
-    linnet_status (*peaks)(linnet_context *context, linnet_peaks *peaks);
 } ln_device;
 
 /* NULL: this build has none. */

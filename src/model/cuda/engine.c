@@ -652,7 +652,6 @@ const ln_device *ln_device_cuda(void) {
                                    .take = take,
                                    .rows = rows,
                                    .rewind_limit = rewind_limit,
-                                   .release = ln_cuda_weights_close,
-                                   .peaks = ln_cuda_peaks};
+                                   .release = ln_cuda_weights_close};
     return &cuda;
 }

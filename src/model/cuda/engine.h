@@ -104,6 +104,4 @@ void ln_cuda_room_close(ln_cuda_room *room);
 /* Bytes of the keys (part 0) or values (part 1) of one page of one layer. */
 int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int part);
 
-linnet_status ln_cuda_peaks(linnet_context *context, linnet_peaks *peaks);
-
 #endif
