@@ -31,6 +31,7 @@ enum {
     KEY_NORM = 320,   /* 1 / length, or 1 */
     QUERY_NORM = 384, /* likewise */
     END = 448,        /* e^end: one, or one a channel */
+    SOURCE = 512,     /* of one decay a token: GAMMA less the logarithm of KEY_NORM */
     RECORD = 576
 };
 
@@ -214,6 +215,13 @@ struct warp_products {
         uint32_t all[16];
         load_rows<4>(all, left);
         by_columns<N, 4, true>(sums, all, right);
+    }
+    /* Likewise with the columns of a panel as left rows. */
+    template <bool PENDING = false>
+    static __device__ __forceinline__ void turned_by_columns(float (&sums)[32], const char *left, const char *right) {
+        uint32_t all[16];
+        load_turned(all, left);
+        by_columns<64, 4, true>(sums, all, right);
     }
     /* All products but the last LEFT are done: their sums may be read, their left operands changed. */
     template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...) {}

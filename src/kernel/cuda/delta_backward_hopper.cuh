@@ -92,6 +92,18 @@ struct group_products {
         products_commit();
         hold(sums);
     }
+    template <bool PENDING = false>
+    static __device__ __forceinline__ void turned_by_columns(float (&sums)[32], const char *left, const char *right) {
+        const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<64, 64>(right);
+        if (!PENDING) hold(sums);
+        products_open();
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            product<64>::template turned<true, true, true>(sums, one + (uint64_t)(k * (16 * 128 / 16)),
+                                                           two + (uint64_t)(k * (16 * 128 / 16)));
+        products_commit();
+        hold(sums);
+    }
     template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...parts) {
         products_wait<LEFT>();
         (hold(parts), ...);

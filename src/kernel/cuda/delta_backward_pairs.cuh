@@ -25,6 +25,12 @@ static __device__ __forceinline__ float decay_of(float natural) {
     return fmaxf(natural * LOG2_E, FLOOR);
 }
 
+/* Strengths below WEAK are that: their gradients are quotients by them. What comes of it otherwise is as small. */
+static constexpr float WEAK = 0x1p-30f;
+static __device__ __forceinline__ float strength_of(float beta) {
+    return fabsf(beta) < WEAK ? copysignf(WEAK, beta) : beta;
+}
+
 /* 1 / length of this thread's row (two threads a row), or 1. */
 template <int KEY> static __device__ __forceinline__ float norm_of(const char *tile, bool normalise) {
     const int row = threadIdx.x / 2 % 64, half = threadIdx.x % 2;
@@ -141,7 +147,7 @@ static __device__ __forceinline__ void sum_decays(const delta_backward_run &run,
         const int row = 2 * lane + i;
         const int64_t at = (int64_t)(chunk.token + row) * run.heads + head;
         decay[i] = row < chunk.rows && run.decay ? decay_of(run.decay[at]) : 0;
-        record[STRENGTH + row] = row < chunk.rows ? run.beta[at] : 0;
+        record[STRENGTH + row] = row < chunk.rows ? strength_of(run.beta[at]) : WEAK;
     }
     float sum = decay[0] + decay[1];
 #pragma unroll
@@ -165,7 +171,7 @@ static __global__ void __launch_bounds__(128, 4) delta_pairs(const __grid_consta
     copy_tokens<KEY, 128>(shared + shape::KEYS, run.key, key_head_of(run, head), 0, chunk);
     copy_tokens<KEY, 128>(shared + shape::QUERIES, run.query, key_head_of(run, head), 0, chunk);
     copies_commit();
-    if (threadIdx.x > 0) record[END + threadIdx.x] = 0;
+    if (threadIdx.x > 0 && threadIdx.x < SOURCE - END) record[END + threadIdx.x] = 0;
     if (threadIdx.x < 32) sum_decays(run, chunk, head, record);
     copies_wait<0>();
     ENGINE::publish();
@@ -181,6 +187,7 @@ static __global__ void __launch_bounds__(128, 4) delta_pairs(const __grid_consta
         record[READ + row] = key_norm * past;
         record[WRITE + row] = key_norm * exponential(record[GAMMA + 63] - gamma);
         record[ASK + row] = run.scale * query_norm * past;
+        record[SOURCE + row] = gamma - log2f(key_norm);
     }
     float keys[32], queries[32];
     {

@@ -1,7 +1,7 @@
 /* The two walks over the chunks of a sequence. A block takes one head, 64 of its values, and one direction:
  *
  *     forward:   V'^T = (beta (v - K~ S))^T T^T,   S^T <- e^g S^T + V'^T K^
- *     backward:  R^T = (dO^T P + D^T K^^T) T,      D^T <- e^g D^T + dO^T Q~ - (beta R)^T K~
+ *     backward:  R^T = (dO^T P + D^T K^^T) T,      D^T <- e^g D^T + dO^T Q~ - R'^T K~,  R' = beta R
  *
  * With values as rows the state stays in accumulators from chunk to chunk, and every left operand is made of the
  * accumulators of the product before it: the four warps that compute never wait for each other. Four more copy: chunks
@@ -94,15 +94,42 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         for (int k = 0; k < 4; k++) ENGINE::store_turned(room + VALUE_OUT, k, *(const uint32_t(*)[4])(rounded + 4 * k));
     }
     template <bool BACKWARD> __device__ __forceinline__ void take(int chunk, const char *room) {
-        char *state_to = slice_of(BACKWARD ? run.state_gradients : run.states, chunk, PANELS),
-             *value_to = slice_of(BACKWARD ? run.residuals : run.values, chunk, 1);
+        char *state_to = slice_of(BACKWARD ? run.state_gradients : run.states, chunk, PANELS);
         const int from = (int)threadIdx.x % COPIERS * 16;
 #pragma unroll
         for (int at = 0; at < PANELS * PANEL; at += COPIERS * 16)
             *(uint4 *)(state_to + from + at) = *(const uint4 *)(room + STATE_OUT + from + at);
+        if (BACKWARD) {
+            take_residuals(first_token + (chunk - first) * CHUNK, room + VALUE_OUT);
+            return;
+        }
+        char *value_to = slice_of(run.values, chunk, 1);
 #pragma unroll
         for (int at = 0; at < PANEL; at += COPIERS * 16)
             *(uint4 *)(value_to + from + at) = *(const uint4 *)(room + VALUE_OUT + from + at);
+    }
+    /* The gradient of values. */
+    __device__ __forceinline__ void take_residuals(int token, const char *panel) {
+        const int thread = threadIdx.x % COPIERS, piece = thread % 8, row = thread / 8, rows = end_token - token,
+                  column = slice * 64 + piece * 8;
+        const bool wide = run.value_gradient.data && !run.gradients_bf16;
+        const int64_t step = COPIERS / 8 * run.residual.token_stride,
+                      wide_step = COPIERS / 8 * run.value_gradient.token_stride;
+        __nv_bfloat16 *to = (__nv_bfloat16 *)run.residual.data + (token + row) * run.residual.token_stride +
+                            head * run.residual.head_stride + column;
+        float *wide_to = (float *)run.value_gradient.data + (token + row) * run.value_gradient.token_stride +
+                         head * run.value_gradient.head_stride + column;
+#pragma unroll
+        for (int i = 0; i < CHUNK / (COPIERS / 8); i++) {
+            if (row + i * (COPIERS / 8) >= rows) return;
+            const uint4 all = *(const uint4 *)(panel + tile_at(row + i * (COPIERS / 8), piece));
+            *(uint4 *)(to + i * step) = all;
+            if (!wide) continue;
+            const float2 a = unpack(all.x), b = unpack(all.y), c = unpack(all.z), d = unpack(all.w);
+            float4 *both = (float4 *)(wide_to + i * wide_step);
+            both[0] = make_float4(a.x, a.y, b.x, b.y);
+            both[1] = make_float4(c.x, c.y, d.x, d.y);
+        }
     }
 
     __device__ __forceinline__ void fade(const float *factors) {
@@ -164,12 +191,13 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         }
         ENGINE::template by_columns<KEY, 4, true>(state, output, stage + QUERIES);
         ENGINE::template settle<1>(write, right);
-        round_sums(rounded, write);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const float2 by = *(const float2 *)(factors + READ + column_of(i)),
                          beta = *(const float2 *)(factors + STRENGTH + column_of(i));
-            right[i] = pack(-beta.x * by.x * write[2 * i], -beta.y * by.y * write[2 * i + 1]);
+            const float low = beta.x * write[2 * i], high = beta.y * write[2 * i + 1];
+            rounded[i] = pack(low, high);
+            right[i] = pack(-by.x * low, -by.y * high);
         }
         ENGINE::template by_columns<KEY, 4, true, true>(state, right, stage + KEYS_READ);
         leave_values(rounded, room);
