@@ -25,14 +25,14 @@ enum { CHUNK = LN_CUDA_DELTA_CHUNK, PANEL = 8192 /* bytes */ };
 enum {
     READ = 0,         /* norm e^gamma: of keys that read the state */
     WRITE = 64,       /* norm e^(end - gamma): of keys that write */
-    STRENGTH = 128,   /* beta */
-    ASK = 192,        /* scale norm e^gamma: of queries */
+    ASK = 128,        /* scale norm e^gamma: of queries */
+    STRENGTH = 192,   /* beta */
     GAMMA = 256,      /* logarithms to base 2 of the decays up to each token */
     KEY_NORM = 320,   /* 1 / length, or 1 */
     QUERY_NORM = 384, /* likewise */
-    END = 448,        /* e^end: one, or one a channel */
-    SOURCE = 512,     /* of one decay a token: GAMMA less the logarithm of KEY_NORM */
-    RECORD = 576
+    SOURCE = 448,     /* of one decay a token: GAMMA less the logarithm of KEY_NORM */
+    END = 512,        /* e^end: one, or one a channel */
+    RECORD = 640
 };
 
 static __device__ __forceinline__ int value_head(const delta_backward_run &run, int key_head, int member) {

@@ -210,7 +210,7 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
         record[READ + row] = record[WRITE + row] = record[ASK + row] = 1;
         record[STRENGTH + row] =
             row < chunk.rows ? strength_of(run.beta[(int64_t)(chunk.token + row) * run.heads + head]) : WEAK;
-        record[GAMMA + row] = 0;
+        record[GAMMA + row] = record[SOURCE + row] = 0;
         record[KEY_NORM + row] = key_norm;
         record[QUERY_NORM + row] = query_norm;
     }

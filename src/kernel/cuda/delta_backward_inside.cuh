@@ -55,9 +55,9 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         RESIDUALS = 2 * PANEL,
         STATE = 3 * PANEL,
         GRADIENT = STATE + PANELS * PANEL,
-        FACTORS = GRADIENT + PANELS * PANEL,
-        STAGE = (FACTORS + RECORD * 4 + 1023) / 1024 * 1024
+        STAGE = GRADIENT + PANELS * PANEL
     };
+    enum { FACTORS = (CHANNEL ? RECORD : END + 4) - STRENGTH /* floats of a record that are read, from STRENGTH on */ };
     /* Keys and queries of this task, with two stages those of the next; the stages; the pairs' gradients, which with
      * one stage lie where the last slice was. */
     enum {
@@ -73,9 +73,9 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         float decay[GROUPS][64], after[PANELS][64], beta[64], state[4 * PANELS];
     };
     struct numbers {
-        uint64_t full[STAGES];
+        uint64_t full[(STAGES + 1) / 2 * 2];
         head_numbers of[CHANNEL ? 1 : 2]; /* those of the last head are read while the next one's are made */
-        float along[GROUPS][64], written[CHANNEL ? 4 * KEY : 1];
+        float along[GROUPS][64], written[CHANNEL ? 4 * KEY : 4], factors[STAGES][FACTORS];
     };
     enum { BYTES = NUMBERS + (int)sizeof(numbers) };
 
@@ -83,7 +83,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     char *shared;
     numbers *own;
     char *rows;    /* keys and queries of this task */
-    float *record; /* of this value head */
+    float *record; /* of this value head, of which STRENGTH is the first that is there */
     int key_head;
     int thread; /* threadIdx.x, of which the compiler does not know it: addresses are made again in each step */
     int half;   /* of this group of warps: which columns of pairs and panel of channels */
@@ -131,12 +131,13 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         const int head = value_head(run, at.key_head, at.member);
         const int64_t record_at = place_of(run, at.index, head), place = record_at * run.slices + at.slice;
         uint64_t *full = &own->full[stage];
-        ENGINE::expect(full, (1 + 2 * PANELS) * PANEL + RECORD * 4, thread);
+        ENGINE::expect(full, (1 + 2 * PANELS) * PANEL + FACTORS * 4, thread);
         ENGINE::template copy<THREADS>(to + VALUES, run.values + place * PANEL, PANEL, full, thread);
         ENGINE::template copy<THREADS>(to + STATE, run.states + place * PANELS * PANEL, PANELS * PANEL, full, thread);
         ENGINE::template copy<THREADS>(to + GRADIENT, run.state_gradients + place * PANELS * PANEL, PANELS * PANEL,
                                        full, thread);
-        ENGINE::template copy<THREADS>(to + FACTORS, run.records + record_at * RECORD, RECORD * 4, full, thread);
+        ENGINE::template copy<THREADS>((char *)own->factors[stage], run.records + record_at * RECORD + STRENGTH,
+                                       FACTORS * 4, full, thread);
         copy_tokens<64, THREADS / 2>(to + (role == 0 ? OUTPUT : RESIDUALS),
                                      role == 0 ? run.output_gradient : run.residual, head, at.slice * 64, at.chunk,
                                      member_of_role());
@@ -398,7 +399,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             const char *tiles = shared + STAGED + stage * STAGE;
             const bool first = now.slice == 0;
             rows = shared + now.rows_at;
-            record = (float *)(tiles + FACTORS);
+            record = own->factors[stage] - STRENGTH;
             start_products(tiles, first, now.member == 0);
             if constexpr (CHANNEL)
                 self.sum_channel_states(tiles, first);

@@ -171,7 +171,7 @@ static __global__ void __launch_bounds__(128, 4) delta_pairs(const __grid_consta
     copy_tokens<KEY, 128>(shared + shape::KEYS, run.key, key_head_of(run, head), 0, chunk);
     copy_tokens<KEY, 128>(shared + shape::QUERIES, run.query, key_head_of(run, head), 0, chunk);
     copies_commit();
-    if (threadIdx.x > 0 && threadIdx.x < SOURCE - END) record[END + threadIdx.x] = 0;
+    if (threadIdx.x > 0) record[END + threadIdx.x] = 0;
     if (threadIdx.x < 32) sum_decays(run, chunk, head, record);
     copies_wait<0>();
     ENGINE::publish();
@@ -232,8 +232,7 @@ static __global__ void __launch_bounds__(128, 4) delta_pairs(const __grid_consta
     __syncthreads();
     uint4 *to = (uint4 *)(run.pairs + place * 2 * PANEL), *to_record = (uint4 *)(run.records + place * RECORD);
     for (int i = threadIdx.x; i < 2 * PANEL / 16; i += 128) to[i] = ((const uint4 *)inverse)[i];
-    if (threadIdx.x < RECORD / 4) to_record[threadIdx.x] = ((const uint4 *)record)[threadIdx.x];
-    if (threadIdx.x + 128 < RECORD / 4) to_record[threadIdx.x + 128] = ((const uint4 *)record)[threadIdx.x + 128];
+    for (int i = threadIdx.x; i < RECORD / 4; i += 128) to_record[i] = ((const uint4 *)record)[i];
 }
 
 } // namespace ln
