@@ -57,6 +57,7 @@ template <int SIZE, int THREADS>
 static __device__ __forceinline__ void copy_tokens(char *to, const ln_cuda_tensor &from, int head, int column,
                                                    const delta_backward_chunk &chunk, int thread = threadIdx.x) {
     constexpr int pieces = SIZE / 8, step = THREADS / pieces; /* a multiple of 8 rows */
+    static_assert(step % 8 == 0, "rows of a thread have their pieces in the same order");
     const int row = thread % THREADS / pieces, piece = thread % pieces;
     const __nv_bfloat16 *base = (const __nv_bfloat16 *)from.data + chunk.token * from.token_stride +
                                 head * from.head_stride + column + piece * 8;

@@ -17,6 +17,7 @@
 
 #include "kernel/cuda/delta_backward_inside.cuh"
 #include "kernel/cuda/delta_backward_pairs.cuh"
+#include "kernel/cuda/delta_backward_solve.cuh"
 
 namespace ln {
 
