@@ -194,7 +194,7 @@ struct warp_products {
             }
     }
     /* Copies of what lies in a row, by THREADS threads of which this is one; they belong to its next commit. */
-    static __device__ __forceinline__ void open(uint64_t *, int) {}
+    template <int THREADS> static __device__ __forceinline__ void open(uint64_t *, int) {}
     static __device__ __forceinline__ void expect(uint64_t *, int, int) {}
     template <int THREADS>
     static __device__ __forceinline__ void copy(char *to, const void *from, int bytes, uint64_t *, int thread) {
@@ -224,8 +224,14 @@ struct warp_products {
         load_turned(all, left);
         by_columns<64, 4, true>(sums, all, right);
     }
+    /* What products will add to is made before the first of them starts. */
+    template <class... PARTS> static __device__ __forceinline__ void ready(PARTS &...) {}
     /* All products but the last LEFT are done: their sums may be read, their left operands changed. */
     template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...) {}
+    template <int ROLE, int THREADS> static __device__ __forceinline__ void pass() {
+        block_wait(THREADS);
+    }
+    template <bool GIVE, int LESS, int MORE> static __device__ __forceinline__ void share_registers() {}
     /* What this thread wrote to shared memory may be read by products after the next barrier. */
     static __device__ __forceinline__ void publish() {}
     /* The reverse of load_step. */

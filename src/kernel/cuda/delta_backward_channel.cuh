@@ -236,8 +236,8 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
 
 template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE, KEY, 1, true, ROLE> {
     typedef inside<ENGINE, KEY, 1, true, ROLE> base;
-    using base::chunk, base::own, base::pair, base::run, base::shared, base::sums, base::after;
     using base::half, base::record, base::role, base::rows, base::thread;
+    using base::now, base::own, base::pair, base::run, base::shared, base::sums, base::after;
     enum { ROW = channel_rows<KEY>::ROW, GAMMA_AT = base::STAGED + 2 * PANEL, PARTS = 4 };
     enum { SUMS_AT = base::BYTES, BYTES = SUMS_AT + PARTS * KEY * 4 };
 
@@ -415,8 +415,9 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 
     __device__ __forceinline__ void store_numbers(int head) {
         const float *sums_of = (const float *)(shared + SUMS_AT), *writes = own->written;
-        if (thread >= 128 && thread < 128 + chunk.rows && run.beta_gradient)
-            run.beta_gradient[(int64_t)(chunk.token + thread - 128) * run.heads + head] = own->of[0].beta[thread - 128];
+        if (thread >= 128 && thread < 128 + now.chunk.rows && run.beta_gradient)
+            run.beta_gradient[(int64_t)(now.chunk.token + thread - 128) * run.heads + head] =
+                own->of[0].beta[thread - 128];
         if (thread >= KEY || !run.decay_gradient) return;
         float sum = 0;
         for (int part = 0; part < PARTS; part++) sum += sums_of[part * KEY + thread];
@@ -425,16 +426,16 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 #pragma unroll 4
         for (int row = 63; row >= 0; row--) {
             sum += gamma()[row * ROW + thread];
-            const int64_t at = ((int64_t)(chunk.token + row) * run.heads + head) * KEY + thread;
-            if (row < chunk.rows) run.decay_gradient[at] = run.decay[at] < -104 ? 0 : sum;
+            const int64_t at = ((int64_t)(now.chunk.token + row) * run.heads + head) * KEY + thread;
+            if (row < now.chunk.rows) run.decay_gradient[at] = run.decay[at] < -104 ? 0 : sum;
         }
     }
 
     __device__ __forceinline__ void finish(int head) {
-        __syncthreads(); /* the slice may go */
-        sum_channels<KEY>(run, chunk, head, gamma());
+        block_wait(base::THREADS); /* the slice may go */
+        sum_channels<KEY>(run, now.chunk, head, gamma());
         turn_pairs();
-        __syncthreads();
+        block_wait(base::THREADS);
         this->forget();
         fade(sums, false, role == 0 ? run.scale : -1);
         add_read(shared + (role == 0 ? base::QUERY_PAIRS : base::KEY_PAIRS));
@@ -444,7 +445,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
             sum_writes();
             add_written(shared + base::QUERY_PAIRS, shared + base::KEY_PAIRS);
         }
-        __syncthreads(); /* gamma may go */
+        block_wait(base::THREADS); /* gamma may go */
         this->forget();
         if constexpr (ROLE == 1) {
 #pragma unroll
@@ -455,9 +456,9 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
             }
             put_decays(after, rows + base::KEYS, record + KEY_NORM, false);
         }
-        __syncthreads();
+        block_wait(base::THREADS);
         if (role == 0) put_decays(sums, rows + base::QUERIES, record + QUERY_NORM, true);
-        __syncthreads();
+        block_wait(base::THREADS);
         store_numbers(head);
     }
 };

@@ -25,26 +25,6 @@ namespace ln {
 
 static constexpr float TINY = 0x1p-24f;
 
-/* 64 columns of a gradient in registers, to bf16 or float32. */
-static __device__ __forceinline__ void store_gradient(const ln_cuda_tensor &to, bool narrow, int head, int first,
-                                                      const delta_backward_chunk &chunk, const float (&sums)[32],
-                                                      int thread) {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int row = row_of(thread) + 8 * r;
-        if (row >= chunk.rows) continue;
-        const int64_t base = (chunk.token + row) * to.token_stride + head * to.head_stride + first;
-#pragma unroll
-        for (int i = r; i < 16; i += 2) {
-            if (narrow)
-                *(uint32_t *)((__nv_bfloat16 *)to.data + base + column_of(i, thread)) =
-                    pack(sums[2 * i], sums[2 * i + 1]);
-            else
-                *(float2 *)((float *)to.data + base + column_of(i, thread)) = make_float2(sums[2 * i], sums[2 * i + 1]);
-        }
-    }
-}
-
 /* ROLE 0: queries, 1: keys. */
 template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct inside {
     static constexpr int role = ROLE;
@@ -84,10 +64,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     numbers *own;
     char *rows;    /* keys and queries of this task */
     float *record; /* of this value head, of which STRENGTH is the first that is there */
-    int key_head;
-    int thread; /* threadIdx.x, of which the compiler does not know it: addresses are made again in each step */
-    int half;   /* of this group of warps: which columns of pairs and panel of channels */
-    delta_backward_chunk chunk;
+    int thread;    /* threadIdx.x, of which the compiler does not know it: addresses are made again in each step */
+    int half;      /* of this group of warps: which columns of pairs and panel of channels */
     float pair[COLUMNS / 2];         /* dO V'^T or R' V'^T */
     float sums[32];                  /* dO S^T, then the gradient of query; or R' S^T, then that of key as a reader */
     float after[ROLE == 1 ? 32 : 8]; /* V' D^T, then the gradient of key; for queries S^T D near its diagonal */
@@ -104,6 +82,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         int index, key_head, member, slice, rows_at;
         delta_backward_chunk chunk;
     };
+    cursor now;
     /* key_head may be too large: by so many tasks. */
     __device__ __forceinline__ void enter(cursor &at) const {
         const int task = at.key_head, skipped = task / run.key_heads;
@@ -120,27 +99,28 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         at.rows_at = STAGES == 2 ? ROWS - at.rows_at : 0;
         enter(at);
     }
-    /* This thread among those of its role, each of which copies its own tokens. */
-    __device__ __forceinline__ int member_of_role() const { return half * 128 + thread % 128; }
+    /* With stages ahead the queries' warps, which have less to do, copy for all. */
+    enum { LOADERS = STAGES == 1 ? THREADS : THREADS / 2 };
+    static constexpr bool loads = STAGES == 1 || ROLE == 0;
+    __device__ __forceinline__ int loader() const { return STAGES == 1 ? thread : half * 128 + thread % 128; }
     __device__ __forceinline__ void load_rows_of(const cursor &at) {
-        copy_tokens<KEY, THREADS / 2>(shared + at.rows_at + (role == 0 ? QUERIES : KEYS),
-                                      role == 0 ? run.query : run.key, at.key_head, 0, at.chunk, member_of_role());
+        copy_tokens<KEY, LOADERS>(shared + at.rows_at + KEYS, run.key, at.key_head, 0, at.chunk, loader());
+        copy_tokens<KEY, LOADERS>(shared + at.rows_at + QUERIES, run.query, at.key_head, 0, at.chunk, loader());
     }
     __device__ __forceinline__ void load(const cursor &at, int stage) {
         char *to = shared + STAGED + stage * STAGE;
-        const int head = value_head(run, at.key_head, at.member);
+        const int head = value_head(run, at.key_head, at.member), from = loader();
         const int64_t record_at = place_of(run, at.index, head), place = record_at * run.slices + at.slice;
         uint64_t *full = &own->full[stage];
-        ENGINE::expect(full, (1 + 2 * PANELS) * PANEL + FACTORS * 4, thread);
-        ENGINE::template copy<THREADS>(to + VALUES, run.values + place * PANEL, PANEL, full, thread);
-        ENGINE::template copy<THREADS>(to + STATE, run.states + place * PANELS * PANEL, PANELS * PANEL, full, thread);
-        ENGINE::template copy<THREADS>(to + GRADIENT, run.state_gradients + place * PANELS * PANEL, PANELS * PANEL,
-                                       full, thread);
-        ENGINE::template copy<THREADS>((char *)own->factors[stage], run.records + record_at * RECORD + STRENGTH,
-                                       FACTORS * 4, full, thread);
-        copy_tokens<64, THREADS / 2>(to + (role == 0 ? OUTPUT : RESIDUALS),
-                                     role == 0 ? run.output_gradient : run.residual, head, at.slice * 64, at.chunk,
-                                     member_of_role());
+        ENGINE::expect(full, (1 + 2 * PANELS) * PANEL + FACTORS * 4, from);
+        ENGINE::template copy<LOADERS>(to + VALUES, run.values + place * PANEL, PANEL, full, from);
+        ENGINE::template copy<LOADERS>(to + STATE, run.states + place * PANELS * PANEL, PANELS * PANEL, full, from);
+        ENGINE::template copy<LOADERS>(to + GRADIENT, run.state_gradients + place * PANELS * PANEL, PANELS * PANEL,
+                                       full, from);
+        ENGINE::template copy<LOADERS>((char *)own->factors[stage], run.records + record_at * RECORD + STRENGTH,
+                                       FACTORS * 4, full, from);
+        copy_tokens<64, LOADERS>(to + OUTPUT, run.output_gradient, head, at.slice * 64, at.chunk, from);
+        copy_tokens<64, LOADERS>(to + RESIDUALS, run.residual, head, at.slice * 64, at.chunk, from);
         if (STAGES < 3 && at.slice == 0 && at.member == 0) load_rows_of(at);
     }
 
@@ -154,27 +134,26 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         return role == 0 ? run.scale * record[QUERY_NORM + row] * fmaxf(exponential(gamma), TINY)
                          : record[KEY_NORM + row] * fmaxf(exponential(record[GAMMA + 63] - gamma), TINY);
     }
-    /* Sums over value heads before this one come in; CHANNEL keeps them in memory. */
-    __device__ __forceinline__ void open_sums(float (&kept)[32], bool begin) {
-        if (begin || CHANNEL) {
-            clear(kept);
-            return;
-        }
-        const float low = factor(row_of(thread)), high = factor(row_of(thread) + 8);
-        scale_rows(kept, low != 0 ? reciprocal(low) : 0, high != 0 ? reciprocal(high) : 0);
+    /* Sums over value heads before this one, zeros for the first, are divided by this one's factors. All steps do it,
+     * by 1 after the first, so that they stay in the same registers. CHANNEL keeps them in memory. */
+    __device__ __forceinline__ void open_sums(float (&kept)[32], bool divide) {
+        float by[2] = {1, 1};
+        if (divide)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float all = factor(row_of(thread) + 8 * r);
+                by[r] = all != 0 ? reciprocal(all) : 0;
+            }
+        scale_rows(kept, by[0], by[1]);
     }
     __device__ __forceinline__ void start_products(const char *stage, bool first, bool begin) {
         if (first) {
-            if (begin) before[0] = before[1] = 0;
             clear(pair);
-            if constexpr (role == 1) {
-                clear(sums);
-                open_sums(after, begin);
-            } else {
-                open_sums(sums, begin);
-                clear(after);
-            }
+            if (role == 1 || CHANNEL) clear(sums);
+            if (role == 0 || CHANNEL) clear(after);
         }
+        if constexpr (!CHANNEL) open_sums(gradient(), first && !begin);
+        ENGINE::ready(pair, sums, after);
         const char *left = stage + (role == 0 ? OUTPUT : RESIDUALS);
         ENGINE::template tiles_by_rows<COLUMNS, 4>(pair, true, left, stage + VALUES + half * COLUMNS * 128);
         ENGINE::template tiles_by_columns<64>(sums, left, stage + STATE + half * PANEL);
@@ -274,6 +253,24 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
                        -record[KEY_NORM + row + 8] * exponential(record[GAMMA + row + 8]));
         }
     }
+    /* dot_rows of sums and of after. */
+    __device__ __forceinline__ void dot_both(float2 &one, float2 &two, const char *tile) const {
+        float dot[2][2] = {};
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t part[4];
+            load_step(part, tile, k, thread);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float2 x = unpack(part[i]);
+                const int at = 8 * k + 2 * i;
+                dot[0][i % 2] += sums[at] * x.x + sums[at + 1] * x.y;
+                dot[1][i % 2] += after[at] * x.x + after[at + 1] * x.y;
+            }
+        }
+        one = make_float2(sum_of_row(dot[0][0]), sum_of_row(dot[0][1]));
+        two = make_float2(sum_of_row(dot[1][0]), sum_of_row(dot[1][1]));
+    }
     /* The gradient of gamma; those of keys as readers and writers become one. */
     __device__ __forceinline__ void put_decays() {
         float2 all, decay;
@@ -281,8 +278,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             all = dot_rows<64>(sums, rows + QUERIES + half * PANEL, thread);
             decay = make_float2(all.x - before[0], all.y - before[1]);
         } else {
-            const float2 read = dot_rows<64>(sums, rows + KEYS + half * PANEL, thread),
-                         write = dot_rows<64>(after, rows + KEYS + half * PANEL, thread);
+            float2 read, write;
+            dot_both(read, write, rows + KEYS + half * PANEL);
             all = make_float2(read.x + write.x, read.y + write.y);
             decay = make_float2(read.x - (write.x - before[0]), read.y - (write.y - before[1]));
 #pragma unroll
@@ -298,16 +295,19 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     /* After the slices of a value head. */
     __device__ __forceinline__ void finish(int head) {
         const int panel = half * PANEL;
-        if (STAGES == 3 && run.slices == 1) { /* keys and queries were asked for in this step */
+        if (STAGES == 3 && loads && run.slices == 1) { /* keys and queries were asked for in this step */
             copies_wait<0>();
             ENGINE::publish();
         }
-        if (STAGES == 1 || (STAGES == 3 && run.slices == 1)) __syncthreads(); /* the slice may go */
+        if (STAGES == 1 || (STAGES == 3 && run.slices == 1)) block_wait(THREADS); /* the slice may go */
         if (role == 0) sum_states();
         close_sums();
         weigh();
         ENGINE::publish();
-        __syncthreads();
+        if (STAGES == 1)
+            block_wait(THREADS);
+        else
+            ENGINE::template pass<role, THREADS>();
         ENGINE::template tiles_by_columns<64>(sums, shared + (role == 0 ? QUERY_PAIRS : KEY_PAIRS),
                                               rows + KEYS + panel);
         if constexpr (role == 1) {
@@ -316,7 +316,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         }
         ENGINE::template settle<0>(sums, after);
         put_decays();
-        last.chunk = chunk, last.head = head;
+        last.chunk = now.chunk, last.head = head;
         turn ^= 1;
     }
 
@@ -355,40 +355,50 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         }
     }
 
+    /* Of 128 a thread: keys have more sums than queries. */
+    static __device__ __forceinline__ void share_registers() {
+        if (KEY == 128) ENGINE::template share_registers<role == 0, CHANNEL ? 104 : 112, CHANNEL ? 152 : 144>();
+    }
     /* The compiler forgets what it made of them. */
     __device__ __forceinline__ void forget() {
-        thread = __shfl_sync(~0u, thread, thread % 32);
+        thread = __shfl_sync(~0u, thread, thread % 32) & (THREADS - 1);
         half = thread / 256;
     }
     /* SELF: this, or what is made of it. */
     template <class SELF> __device__ __forceinline__ void go(SELF &self) {
-        cursor now = {0, (int)blockIdx.x}, ahead;
+        now = {0, (int)blockIdx.x};
         enter(now);
-        ahead = now;
+        cursor ahead = now;
         last.head = -1;
         turn = 0;
-        ENGINE::open(own->full, STAGES);
-        for (int i = 0; i < STAGES - 1; i++) {
+        begin_sums();
+        ENGINE::template open<THREADS>(own->full, STAGES);
+        for (int i = 0; i < STAGES - 1 && loads; i++) {
             if (ahead.index < run.chunk_count) load(ahead, i);
             copies_commit();
             advance(ahead);
         }
         for (int stage = 0, phase = 0; now.index < run.chunk_count; advance(now)) {
             forget();
-            chunk = now.chunk;
-            key_head = now.key_head;
             if (STAGES == 1) {
                 ENGINE::publish();
-                __syncthreads();
+                block_wait(THREADS);
                 load(now, 0);
                 copies_commit();
             }
-            copies_wait<STAGES == 1 ? 0 : STAGES - 2>();
-            ENGINE::publish();
+            if (loads) {
+                copies_wait<STAGES == 1 ? 0 : STAGES - 2>();
+                ENGINE::publish();
+            }
             ENGINE::await(&own->full[stage], phase);
-            __syncthreads();
-            if (STAGES > 1) {
-                if (STAGES == 3 && now.slice == 0 && now.member == 0) {
+            block_wait(THREADS);
+            const char *tiles = shared + STAGED + stage * STAGE;
+            const bool first = now.slice == 0;
+            rows = shared + now.rows_at;
+            record = (float *)((uintptr_t)own->factors[stage] - STRENGTH * sizeof(float));
+            start_products(tiles, first, now.member == 0);
+            if (STAGES > 1 && loads) {
+                if (STAGES == 3 && first && now.member == 0) {
                     load_rows_of(now);
                     copies_commit();
                 }
@@ -396,11 +406,6 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
                 copies_commit();
                 advance(ahead);
             }
-            const char *tiles = shared + STAGED + stage * STAGE;
-            const bool first = now.slice == 0;
-            rows = shared + now.rows_at;
-            record = own->factors[stage] - STRENGTH;
-            start_products(tiles, first, now.member == 0);
             if constexpr (CHANNEL)
                 self.sum_channel_states(tiles, first);
             else if (first)
@@ -408,13 +413,16 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             ENGINE::template settle<0>(pair, sums, after);
             if (now.slice == run.slices - 1) {
                 self.finish(value_head(run, now.key_head, now.member));
-                if (!CHANNEL || total(now.member)) put_gradient(now.member);
+                if (CHANNEL ? total(now.member) : now.member == run.group - 1) {
+                    put_gradient();
+                    begin_sums();
+                }
             }
             phase ^= stage == STAGES - 1;
             stage = stage == STAGES - 1 ? 0 : stage + 1;
         }
         if (CHANNEL) return;
-        __syncthreads();
+        block_wait(THREADS);
         store_numbers();
     }
 
@@ -423,6 +431,11 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             return after;
         else
             return sums;
+    }
+    __device__ __forceinline__ void begin_sums() {
+        if (CHANNEL) return;
+        clear(gradient());
+        before[0] = before[1] = 0;
     }
     /* CHANNEL: sums over value heads, each thread its own elements, in the order of the heads. */
     __device__ __forceinline__ bool total(int member) {
@@ -440,11 +453,51 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             kept[i * THREADS] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
         return false;
     }
-    __device__ __forceinline__ void put_gradient(int member) {
-        if (member < run.group - 1) return;
+    __device__ __forceinline__ void put_gradient() {
         const ln_cuda_tensor &to = role == 0 ? run.query_gradient : run.key_gradient;
-        if (run.normalise) unnormalise(gradient());
-        if (to.data) store_gradient(to, run.gradients_bf16, key_head, half * 64, chunk, gradient(), thread);
+        if (run.normalise)
+            unnormalise(gradient());
+        else
+            block_wait(THREADS); /* keys and queries may go */
+        if (!to.data) return;
+        if (run.gradients_bf16)
+            store_narrow(to);
+        else
+            store_wide(to);
+    }
+    /* The gradient takes the place of the keys or queries, whose rows and channels only this warp still read. */
+    __device__ __forceinline__ void store_narrow(const ln_cuda_tensor &to) {
+        char *tile = rows + (role == 0 ? QUERIES : KEYS) + half * PANEL;
+        const float(&x)[32] = gradient();
+        const int lane = thread % 32, piece = lane % 8;
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t part[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) part[i] = pack(x[8 * k + 2 * i], x[8 * k + 2 * i + 1]);
+            ENGINE::store_step(tile, k, part, thread);
+        }
+        __syncwarp();
+        int row = first_row(thread) + lane / 8;
+        __nv_bfloat16 *at = (__nv_bfloat16 *)to.data + (now.chunk.token + row) * to.token_stride +
+                            now.key_head * to.head_stride + half * 64 + piece * 8;
+        const int64_t step = 4 * to.token_stride;
+#pragma unroll
+        for (int i = 0; i < 4; i++, row += 4, at += step)
+            if (row < now.chunk.rows) *(uint4 *)at = *(const uint4 *)(tile + tile_at(row, piece));
+    }
+    __device__ __forceinline__ void store_wide(const ln_cuda_tensor &to) {
+        const float(&x)[32] = gradient();
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = row_of(thread) + 8 * r;
+            if (row >= now.chunk.rows) continue;
+            float *at = (float *)to.data + (now.chunk.token + row) * to.token_stride + now.key_head * to.head_stride +
+                        half * 64;
+#pragma unroll
+            for (int i = r; i < 16; i += 2)
+                *(float2 *)(at + column_of(i, thread)) = make_float2(x[2 * i], x[2 * i + 1]);
+        }
     }
 
     /* From the gradient of x / length to that of x; where tokens have one decay the length was multiplied in. */
@@ -457,7 +510,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             own->along[2 * half + role][row] = dot.x;
             own->along[2 * half + role][row + 8] = dot.y;
         }
-        __syncthreads();
+        block_wait(THREADS);
         float along[2], by[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -484,6 +537,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
 };
 
 template <class STEPS> static __device__ __forceinline__ void start_steps(const delta_backward_run &run, int half) {
+    STEPS::share_registers();
     STEPS steps = {run, block_memory()};
     steps.own = (typename STEPS::numbers *)(steps.shared + STEPS::NUMBERS);
     steps.thread = threadIdx.x;

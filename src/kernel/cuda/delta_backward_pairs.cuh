@@ -282,7 +282,7 @@ static __device__ __forceinline__ void make_pairs(char *to, char *tile, const pa
 
 /* WARPS value heads of a key head a block. */
 template <int KEY, int WARPS>
-static __global__ void __launch_bounds__(32 * WARPS, WARPS == 2 ? 4 : 3)
+static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
     delta_pairs(const __grid_constant__ delta_backward_run run) {
     pairs_shared<KEY, WARPS> *shared = (pairs_shared<KEY, WARPS> *)block_memory();
     const int parts = (run.group + WARPS - 1) / WARPS, warp = threadIdx.x / 32,

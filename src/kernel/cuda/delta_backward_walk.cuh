@@ -224,7 +224,7 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
                 ENGINE::publish();
                 if (i < count) ENGINE::await(full_of(now), phase);
             }
-            __syncthreads();
+            block_wait(THREADS);
             if (next < count) load<BACKWARD>(chunk_of<BACKWARD>(next), stage);
             copies_commit();
             if (i > 0) take<BACKWARD>(chunk_of<BACKWARD>(i - 1), room_of(i - 1));
@@ -232,7 +232,7 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
                 copies_wait<0>();
                 ENGINE::publish();
                 if (i < count) ENGINE::await(full_of(now), phase);
-                __syncthreads();
+                block_wait(THREADS);
             }
             phase ^= now == STAGES - 1;
             now = now == STAGES - 1 ? 0 : now + 1;
@@ -242,8 +242,8 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     template <bool BACKWARD> __device__ __forceinline__ void compute() {
         const int count = end - first;
         for (int i = 0, stage = 0; i <= count; i++) {
-            __syncthreads();
-            if (STAGES == 1) __syncthreads();
+            block_wait(THREADS);
+            if (STAGES == 1) block_wait(THREADS);
             if (i == count) break;
             if (BACKWARD)
                 backward(shared + stage * STAGE, room_of(i));
@@ -265,7 +265,7 @@ static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constan
         w.first_token = run.chunks[w.first].token;
         w.end_token = last.token + last.rows;
     }
-    for (int stage = 0; stage < STAGES; stage++) ENGINE::open(w.full_of(stage), 1);
+    for (int stage = 0; stage < STAGES; stage++) ENGINE::template open<steps::THREADS>(w.full_of(stage), 1);
     if (threadIdx.x >= 128) {
         if (blockIdx.x % 2 == 0)
             w.template copy<true>();
