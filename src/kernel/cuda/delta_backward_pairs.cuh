@@ -284,6 +284,8 @@ static __device__ __forceinline__ void make_pairs(char *to, char *tile, const pa
 template <int KEY, int WARPS>
 static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
     delta_pairs(const __grid_constant__ delta_backward_run run) {
+    let_next_start();
+    wait_for_previous();
     pairs_shared<KEY, WARPS> *shared = (pairs_shared<KEY, WARPS> *)block_memory();
     const int parts = (run.group + WARPS - 1) / WARPS, warp = threadIdx.x / 32,
               member = blockIdx.x % parts * WARPS + warp, key_head = blockIdx.x / parts % run.key_heads,

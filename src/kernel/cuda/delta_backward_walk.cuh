@@ -53,9 +53,12 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         const int thread = threadIdx.x % COPIERS, keys = CHANNEL ? (BACKWARD ? 3 : 2) * PANELS * PANEL : 0,
                   pairs = (BACKWARD ? 2 : 1) * PANEL;
         uint64_t *full = full_of(stage);
-        ENGINE::expect(full, keys + pairs + RECORD * 4, thread);
+        /* Of the record what comes before and with STRENGTH, and END. */
+        const int factors = GAMMA * 4, ends = CHANNEL ? KEY * 4 : 16;
+        ENGINE::expect(full, keys + pairs + factors + ends, thread);
         ENGINE::template copy<COPIERS>(to + INVERSE, run.pairs + at * 2 * PANEL, pairs, full, thread);
-        ENGINE::template copy<COPIERS>(to + FACTORS, run.records + at * RECORD, RECORD * 4, full, thread);
+        ENGINE::template copy<COPIERS>(to + FACTORS, run.records + at * RECORD, factors, full, thread);
+        ENGINE::template copy<COPIERS>(to + FACTORS + END * 4, run.records + at * RECORD + END, ends, full, thread);
         if (CHANNEL) {
             ENGINE::template copy<COPIERS>(to, run.keys + at * 3 * PANELS * PANEL, keys, full, thread);
         } else {
@@ -257,6 +260,8 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
 template <class ENGINE, int KEY, bool CHANNEL, int STAGES>
 static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constant__ delta_backward_run run) {
     typedef walk<ENGINE, KEY, CHANNEL, STAGES> steps;
+    let_next_start();
+    wait_for_previous();
     const int task = blockIdx.x / 2, slice = task % run.slices, head = task / run.slices % run.heads,
               sequence = task / run.slices / run.heads;
     steps w = {run, block_memory(), head, slice, sequence, run.first_chunk[sequence], run.first_chunk[sequence + 1]};
