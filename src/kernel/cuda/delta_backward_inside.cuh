@@ -357,7 +357,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
 
     /* Of 128 a thread: keys have more sums than queries. */
     static __device__ __forceinline__ void share_registers() {
-        if (KEY == 128) ENGINE::template share_registers<role == 0, CHANNEL ? 104 : 112, CHANNEL ? 152 : 144>();
+        if (KEY == 128) ENGINE::template share_registers<role == 0, CHANNEL ? 104 : 120, CHANNEL ? 152 : 136>();
     }
     /* The compiler forgets what it made of them. */
     __device__ __forceinline__ void forget() {
@@ -395,7 +395,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             const char *tiles = shared + STAGED + stage * STAGE;
             const bool first = now.slice == 0;
             rows = shared + now.rows_at;
-            record = (float *)((uintptr_t)own->factors[stage] - STRENGTH * sizeof(float));
+            record = (float *)((char *)own->factors[stage] - STRENGTH * 4);
             start_products(tiles, first, now.member == 0);
             if (STAGES > 1 && loads) {
                 if (STAGES == 3 && first && now.member == 0) {
