@@ -212,9 +212,11 @@ struct warp_products {
         by_rows<N, STEPS, true>(sums, all, right);
     }
     template <int N, bool PENDING = false>
-    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], const char *left, const char *right) {
+    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], bool add, const char *left,
+                                                            const char *right) {
         uint32_t all[16];
         load_rows<4>(all, left);
+        if (!add) clear(sums);
         by_columns<N, 4, true>(sums, all, right);
     }
     /* Likewise with the columns of a panel as left rows. */
@@ -224,11 +226,15 @@ struct warp_products {
         load_turned(all, left);
         by_columns<64, 4, true>(sums, all, right);
     }
+    static __device__ __forceinline__ void differ(int &, int &) {}
     /* What products will add to is made before the first of them starts. */
     template <class... PARTS> static __device__ __forceinline__ void ready(PARTS &...) {}
     /* All products but the last LEFT are done: their sums may be read, their left operands changed. */
     template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...) {}
     template <int ROLE, int THREADS> static __device__ __forceinline__ void pass() {
+        block_wait(THREADS);
+    }
+    template <int ROLE, int THREADS> static __device__ __forceinline__ void hand_over() {
         block_wait(THREADS);
     }
     template <bool GIVE, int LESS, int MORE> static __device__ __forceinline__ void share_registers() {}

@@ -74,11 +74,11 @@ struct group_products {
     static __device__ __forceinline__ void tiles_by_rows(float (&sums)[N / 2], bool add, const char *left,
                                                          const char *right) {
         const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<64, 64>(right);
-        if (!add) clear(sums);
         hold(sums);
         products_open();
+        product<N>::template may_add<false, false>(sums, one, two, add);
 #pragma unroll
-        for (int k = 0; k < STEPS; k++) {
+        for (int k = 1; k < STEPS; k++) {
             const int step = k / 4 * (PANEL / 16) + k % 4 * 2;
             product<N>::template shared<true>(sums, later(one, step), later(two, step));
         }
@@ -86,12 +86,14 @@ struct group_products {
         hold(sums);
     }
     template <int N, bool PENDING = false>
-    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], const char *left, const char *right) {
+    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], bool add, const char *left,
+                                                            const char *right) {
         const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<N, 64>(right);
         if (!PENDING) hold(sums);
         products_open();
+        product<N>::template may_add<false, true>(sums, one, two, add);
 #pragma unroll
-        for (int k = 0; k < 4; k++)
+        for (int k = 1; k < 4; k++)
             product<N>::template turned<true, false, true>(sums, later(one, k * 2), later(two, k * (16 * 128 / 16)));
         products_commit();
         hold(sums);
@@ -108,12 +110,25 @@ struct group_products {
         products_commit();
         hold(sums);
     }
+    /* The compiler takes them for numbers that threads may differ in: it does not wait for loads to share them. */
+    static __device__ __forceinline__ void differ(int &one, int &two) {
+        uint32_t both[2] = {(uint32_t)one, (uint32_t)two};
+        hold(both);
+        one = (int)both[0], two = (int)both[1];
+    }
     template <class... PARTS> static __device__ __forceinline__ void ready(PARTS &...parts) {
         (hold(parts), ...);
     }
     template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...parts) {
         products_wait<LEFT>();
         (hold(parts), ...);
+    }
+    /* What those of role 0 published is there for the others. */
+    template <int ROLE, int THREADS> static __device__ __forceinline__ void hand_over() {
+        if (ROLE == 0)
+            named_arrive(4, THREADS);
+        else
+            named_wait(4, THREADS);
     }
     template <bool GIVE, int LESS, int MORE> static __device__ __forceinline__ void share_registers() {
         if constexpr (GIVE)

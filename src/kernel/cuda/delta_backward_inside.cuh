@@ -89,6 +89,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         at.index += skipped;
         at.key_head = task - skipped * run.key_heads;
         if (at.index < run.chunk_count) at.chunk = run.chunks[at.index];
+        ENGINE::differ(at.chunk.token, at.chunk.rows);
     }
     __device__ __forceinline__ void advance(cursor &at) const {
         if (++at.slice < run.slices) return;
@@ -134,31 +135,24 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         return role == 0 ? run.scale * record[QUERY_NORM + row] * fmaxf(exponential(gamma), TINY)
                          : record[KEY_NORM + row] * fmaxf(exponential(record[GAMMA + 63] - gamma), TINY);
     }
-    /* Sums over value heads before this one, zeros for the first, are divided by this one's factors. All steps do it,
-     * by 1 after the first, so that they stay in the same registers. CHANNEL keeps them in memory. */
-    __device__ __forceinline__ void open_sums(float (&kept)[32], bool divide) {
-        float by[2] = {1, 1};
-        if (divide)
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const float all = factor(row_of(thread) + 8 * r);
-                by[r] = all != 0 ? reciprocal(all) : 0;
-            }
-        scale_rows(kept, by[0], by[1]);
+    /* Sums over value heads before this one are divided by this one's factors; CHANNEL keeps them in memory. */
+    __device__ __forceinline__ void open_sums(float (&kept)[32]) {
+        const float low = factor(row_of(thread)), high = factor(row_of(thread) + 8);
+        scale_rows(kept, low != 0 ? reciprocal(low) : 0, high != 0 ? reciprocal(high) : 0);
     }
     __device__ __forceinline__ void start_products(const char *stage, bool first, bool begin) {
+        const bool more = !first, all = more || (!begin && !CHANNEL);
         if (first) {
-            clear(pair);
-            if (role == 1 || CHANNEL) clear(sums);
-            if (role == 0 || CHANNEL) clear(after);
+            if (begin) before[0] = before[1] = 0;
+            if (role == 0 && !CHANNEL) clear(after);
+            if (all) open_sums(gradient());
         }
-        if constexpr (!CHANNEL) open_sums(gradient(), first && !begin);
         ENGINE::ready(pair, sums, after);
         const char *left = stage + (role == 0 ? OUTPUT : RESIDUALS);
-        ENGINE::template tiles_by_rows<COLUMNS, 4>(pair, true, left, stage + VALUES + half * COLUMNS * 128);
-        ENGINE::template tiles_by_columns<64>(sums, left, stage + STATE + half * PANEL);
+        ENGINE::template tiles_by_rows<COLUMNS, 4>(pair, more, left, stage + VALUES + half * COLUMNS * 128);
+        ENGINE::template tiles_by_columns<64>(sums, role == 0 ? all : more, left, stage + STATE + half * PANEL);
         if constexpr (role == 1)
-            ENGINE::template tiles_by_columns<64>(after, stage + VALUES, stage + GRADIENT + half * PANEL);
+            ENGINE::template tiles_by_columns<64>(after, all, stage + VALUES, stage + GRADIENT + half * PANEL);
         else if (!CHANNEL)
             multiply_states(stage + STATE + half * PANEL, stage + GRADIENT + half * PANEL);
     }
@@ -295,11 +289,17 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     /* After the slices of a value head. */
     __device__ __forceinline__ void finish(int head) {
         const int panel = half * PANEL;
-        if (STAGES == 3 && loads && run.slices == 1) { /* keys and queries were asked for in this step */
-            copies_wait<0>();
-            ENGINE::publish();
+        if (STAGES == 3) { /* keys and queries were asked for in the step before, or in this one */
+            if (loads) {
+                if (run.slices > 1)
+                    copies_wait<3>();
+                else
+                    copies_wait<1>();
+                ENGINE::publish();
+            }
+            ENGINE::template hand_over<role, THREADS>();
         }
-        if (STAGES == 1 || (STAGES == 3 && run.slices == 1)) block_wait(THREADS); /* the slice may go */
+        if (STAGES == 1) block_wait(THREADS); /* the slice may go */
         if (role == 0) sum_states();
         close_sums();
         weigh();
@@ -308,7 +308,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             block_wait(THREADS);
         else
             ENGINE::template pass<role, THREADS>();
-        ENGINE::template tiles_by_columns<64>(sums, shared + (role == 0 ? QUERY_PAIRS : KEY_PAIRS),
+        ENGINE::template tiles_by_columns<64>(sums, true, shared + (role == 0 ? QUERY_PAIRS : KEY_PAIRS),
                                               rows + KEYS + panel);
         if constexpr (role == 1) {
             ENGINE::turned_by_columns(after, shared + KEY_PAIRS, rows + KEYS + panel);
@@ -371,9 +371,9 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         cursor ahead = now;
         last.head = -1;
         turn = 0;
-        begin_sums();
         ENGINE::template open<THREADS>(own->full, STAGES);
         for (int i = 0; i < STAGES - 1 && loads; i++) {
+            if (STAGES == 3) copies_commit(); /* two a step */
             if (ahead.index < run.chunk_count) load(ahead, i);
             copies_commit();
             advance(ahead);
@@ -387,7 +387,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
                 copies_commit();
             }
             if (loads) {
-                copies_wait<STAGES == 1 ? 0 : STAGES - 2>();
+                copies_wait<STAGES == 3 ? 2 : 0>();
                 ENGINE::publish();
             }
             ENGINE::await(&own->full[stage], phase);
@@ -398,8 +398,8 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             record = (float *)((char *)own->factors[stage] - STRENGTH * 4);
             start_products(tiles, first, now.member == 0);
             if (STAGES > 1 && loads) {
-                if (STAGES == 3 && first && now.member == 0) {
-                    load_rows_of(now);
+                if (STAGES == 3) {
+                    if (first && now.member == 0) load_rows_of(now);
                     copies_commit();
                 }
                 if (ahead.index < run.chunk_count) load(ahead, stage == 0 ? STAGES - 1 : stage - 1);
@@ -413,10 +413,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             ENGINE::template settle<0>(pair, sums, after);
             if (now.slice == run.slices - 1) {
                 self.finish(value_head(run, now.key_head, now.member));
-                if (CHANNEL ? total(now.member) : now.member == run.group - 1) {
-                    put_gradient();
-                    begin_sums();
-                }
+                if (CHANNEL ? total(now.member) : now.member == run.group - 1) put_gradient();
             }
             phase ^= stage == STAGES - 1;
             stage = stage == STAGES - 1 ? 0 : stage + 1;
@@ -431,11 +428,6 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
             return after;
         else
             return sums;
-    }
-    __device__ __forceinline__ void begin_sums() {
-        if (CHANNEL) return;
-        clear(gradient());
-        before[0] = before[1] = 0;
     }
     /* CHANNEL: sums over value heads, each thread its own elements, in the order of the heads. */
     __device__ __forceinline__ bool total(int member) {

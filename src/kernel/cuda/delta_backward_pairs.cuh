@@ -42,9 +42,11 @@ struct head_tokens {
 template <int KEY, int WARPS> struct pairs_shared {
     union {
         char rows[2][KEY / 64 * PANEL]; /* keys, queries */
-        char tile[WARPS][PANEL];        /* later: scratch of the inverse, results on their way */
+        struct {                        /* later */
+            float product[20][256]; /* blocks of keys with keys, and of queries with keys, each lane's four by four */
+            float scratch[WARPS][INVERT_FLOATS]; /* of the inverse; 16 rows of results on their way */
+        };
     };
-    float product[20][256]; /* blocks of keys with keys, and of queries with keys, each lane's four by four */
     float key_norm[64], query_norm[64];
     head_tokens tokens[WARPS];
 };
@@ -78,34 +80,44 @@ static __device__ __forceinline__ void add_lefts(float (&sum)[8], const uint32_t
     add_product(sum + 4, left, second);
 }
 
-/* Row ROW of blocks of keys and row 3 - ROW of queries: all warps have as much to do. */
-template <int KEY, int WARPS>
-static __device__ __forceinline__ void make_products(pairs_shared<KEY, WARPS> *shared, int row, bool normalise) {
-    const int lane = threadIdx.x % 32, other = 3 - row;
-    const char *keys = shared->rows[0], *queries = shared->rows[1];
-    float key[4][8] = {}, query[4][8] = {}, self[8] = {};
-#pragma unroll 2
+/* Warp WARP of WARPS: rows WARP, WARP + WARPS .. of blocks of keys, and of queries as many from the other end, so that
+ * all have as much to do. Products take the place of keys and queries. */
+template <int KEY, int WARPS, int WARP>
+static __device__ __forceinline__ void make_products(pairs_shared<KEY, WARPS> *shared, bool normalise) {
+    constexpr int count = 4 / WARPS;
+    const int lane = threadIdx.x % 32;
+    float key[count][4][8] = {}, query[count][4][8] = {}, self[count][8] = {};
+#pragma unroll 1
     for (int k = 0; k < KEY / 16; k++) {
         const int piece = 2 * k + lane / 16;
-        uint32_t own[4], asks[4], right[4];
-        load_matrices<false>(own, keys + tile_at(16 * row + lane % 16, piece));
-        load_matrices<false>(asks, queries + tile_at(16 * other + lane % 16, piece));
+        uint32_t right[4][4];
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            if (j > row && j > other) continue;
-            load_matrices<false>(right, keys + tile_at(16 * j + lane % 16, piece));
-            if (j <= row) add_lefts(key[j], own, right);
-            if (j <= other) add_lefts(query[j], asks, right);
+        for (int j = 0; j < 4; j++)
+            load_matrices<false>(right[j], shared->rows[0] + tile_at(16 * j + lane % 16, piece));
+#pragma unroll
+        for (int r = 0; r < count; r++) {
+            const int row = WARP + r * WARPS, other = 3 - row;
+            uint32_t asks[4];
+            load_matrices<false>(asks, shared->rows[1] + tile_at(16 * other + lane % 16, piece));
+#pragma unroll
+            for (int j = 0; j <= row; j++) add_lefts(key[r][j], right[row], right[j]);
+#pragma unroll
+            for (int j = 0; j <= other; j++) add_lefts(query[r][j], asks, right[j]);
+            add_lefts(self[r], asks, asks);
         }
-        if (normalise) add_lefts(self, asks, asks);
     }
+    block_wait(32 * WARPS);
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        if (j <= row) put_lane(shared->product[lower(row, j)], key[j]);
-        if (j <= other) put_lane(shared->product[10 + lower(other, j)], query[j]);
-        if (j == row) take_norms(shared->key_norm + 16 * row, key[j], normalise);
+    for (int r = 0; r < count; r++) {
+        const int row = WARP + r * WARPS, other = 3 - row;
+#pragma unroll
+        for (int j = 0; j <= row; j++) put_lane(shared->product[lower(row, j)], key[r][j]);
+#pragma unroll
+        for (int j = 0; j <= other; j++) put_lane(shared->product[10 + lower(other, j)], query[r][j]);
+        take_norms(shared->key_norm + 16 * row, key[r][row], normalise);
+        take_norms(shared->query_norm + 16 * other, self[r], normalise);
     }
-    take_norms(shared->query_norm + 16 * other, self, normalise);
+    block_wait(32 * WARPS);
 }
 
 /* Lane l of a warp has tokens 2 l and 2 l + 1. */
@@ -199,31 +211,29 @@ static __device__ __forceinline__ void load_columns(float (&column)[4], const fl
                  two = *(const float2 *)(from + threadIdx.x % 4 * 2 + 8);
     column[0] = one.x, column[1] = one.y, column[2] = two.x, column[3] = two.y;
 }
-/* Block (i, j) in bf16, to a tile. */
-static __device__ __forceinline__ void put_tile(char *tile, const float (&block)[8], int i, int j) {
+/* Block (i, j) in bf16, to 16 rows of a tile in scratch. */
+static __device__ __forceinline__ void put_row(float *scratch, const float (&block)[8], int j) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int e = 0; e < 4; e++)
-        *(uint32_t *)(tile + tile_at(16 * i + e % 2 * 8 + lane / 4, 2 * j + e / 2) + lane % 4 * 4) =
+        *(uint32_t *)((char *)scratch + tile_at(e % 2 * 8 + lane / 4, 2 * j + e / 2) + lane % 4 * 4) =
             pack(block[2 * e], block[2 * e + 1]);
 }
-/* The blocks on and below the diagonal of this warp's tile to memory. */
-static __device__ __forceinline__ void send_lower(char *to, const char *tile) {
+/* Blocks 0 .. i of row i to memory. */
+static __device__ __forceinline__ void send_row(char *to, const float *scratch, int i) {
     const int lane = threadIdx.x % 32;
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j <= i; j++) {
-            const int at = tile_at(16 * i + lane / 2, 2 * j + lane % 2);
-            *(uint4 *)(to + at) = *(const uint4 *)(tile + at);
-        }
+    for (int j = 0; j <= i; j++) {
+        const int at = tile_at(lane / 2, 2 * j + lane % 2);
+        *(uint4 *)(to + i * 16 * 128 + at) = *(const uint4 *)((const char *)scratch + at);
+    }
     __syncwarp();
 }
 
-/* Row ROW of blocks of P, to the warp's tile, and of A. */
+/* Row ROW of blocks of P, to memory, and of A. */
 template <int KEY, int WARPS, int ROW>
-static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *tile,
+static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *to, float *scratch,
                                                  const pairs_shared<KEY, WARPS> *shared, const head_tokens &tokens,
                                                  float scale) {
     float row[2], query[2], score[8], norm[4], there[4], here[2], pair[8];
@@ -242,7 +252,7 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *ti
         decay_below(block[lower(ROW, j)], row, column);
         get_lane(score, shared->product[10 + lower(ROW, j)]);
         decay_below(score, query, column);
-        put_tile(tile, score, ROW, j);
+        put_row(scratch, score, j);
     }
     load_row(here, tokens.gamma + 16 * ROW);
     load_columns(there, tokens.gamma + 16 * ROW);
@@ -256,33 +266,33 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *ti
     query[0] *= scale, query[1] *= scale;
     get_lane(score, shared->product[10 + lower(ROW, ROW)]);
     decay_diagonal<false>(score, query, norm, pair);
-    put_tile(tile, score, ROW, ROW);
-    __syncwarp(); /* registers are short: nothing is loaded before */
+    put_row(scratch, score, ROW);
+    send_row(to, scratch, ROW);
 }
 
 /* T and P of one head, by one warp. */
 template <int KEY, int WARPS>
-static __device__ __forceinline__ void make_pairs(char *to, char *tile, const pairs_shared<KEY, WARPS> *shared,
+static __device__ __forceinline__ void make_pairs(char *to, float *scratch, const pairs_shared<KEY, WARPS> *shared,
                                                   const head_tokens &tokens, float scale) {
     float block[10][8];
-    decay_row<KEY, WARPS, 0>(block, tile, shared, tokens, scale);
-    decay_row<KEY, WARPS, 1>(block, tile, shared, tokens, scale);
-    decay_row<KEY, WARPS, 2>(block, tile, shared, tokens, scale);
-    decay_row<KEY, WARPS, 3>(block, tile, shared, tokens, scale);
-    send_lower(to + PANEL, tile);
+    decay_row<KEY, WARPS, 0>(block, to + PANEL, scratch, shared, tokens, scale);
+    decay_row<KEY, WARPS, 1>(block, to + PANEL, scratch, shared, tokens, scale);
+    decay_row<KEY, WARPS, 2>(block, to + PANEL, scratch, shared, tokens, scale);
+    decay_row<KEY, WARPS, 3>(block, to + PANEL, scratch, shared, tokens, scale);
 #pragma unroll
-    for (int i = 0; i < 4; i++) put_block((float *)tile + i * INVERT_BLOCK, block[lower(i, i)]);
-    invert(block, (float *)tile);
+    for (int i = 0; i < 4; i++) put_block(scratch + i * INVERT_BLOCK, block[lower(i, i)]);
+    invert(block, scratch);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
 #pragma unroll
-        for (int j = 0; j <= i; j++) put_tile(tile, block[lower(i, j)], i, j);
-    send_lower(to, tile);
+        for (int j = 0; j <= i; j++) put_row(scratch, block[lower(i, j)], j);
+        send_row(to, scratch, i);
+    }
 }
 
 /* WARPS value heads of a key head a block. */
 template <int KEY, int WARPS>
-static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
+static __global__ void __launch_bounds__(32 * WARPS, WARPS == 2 ? 6 : 2)
     delta_pairs(const __grid_constant__ delta_backward_run run) {
     let_next_start();
     wait_for_previous();
@@ -301,12 +311,18 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
     if (member < run.group) two = read_tokens(run, chunk, head);
     copies_wait<0>();
     __syncthreads();
-    for (int row = warp; row < 4; row += WARPS) make_products<KEY, WARPS>(shared, row, run.normalise);
-    __syncthreads();
+    if (warp == 0)
+        make_products<KEY, WARPS, 0>(shared, run.normalise);
+    else if (warp == 1)
+        make_products<KEY, WARPS, 1>(shared, run.normalise);
+    else if (WARPS == 4 && warp == 2)
+        make_products<KEY, WARPS, 2 % WARPS>(shared, run.normalise);
+    else
+        make_products<KEY, WARPS, 3 % WARPS>(shared, run.normalise);
     if (member >= run.group) return;
     const int64_t place = place_of(run, index, head);
     put_tokens(shared, shared->tokens[warp], two, run.scale, run.records + place * RECORD);
-    make_pairs(run.pairs + place * 2 * PANEL, shared->tile[warp], shared, shared->tokens[warp], run.scale);
+    make_pairs(run.pairs + place * 2 * PANEL, shared->scratch[warp], shared, shared->tokens[warp], run.scale);
 }
 
 } // namespace ln
