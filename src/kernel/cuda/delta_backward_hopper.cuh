@@ -76,7 +76,7 @@ struct group_products {
         const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<64, 64>(right);
         hold(sums);
         products_open();
-        product<N>::template may_add<false, false>(sums, one, two, add);
+        product<N>::template adding<false, false>(sums, one, two, add);
 #pragma unroll
         for (int k = 1; k < STEPS; k++) {
             const int step = k / 4 * (PANEL / 16) + k % 4 * 2;
@@ -91,7 +91,7 @@ struct group_products {
         const uint64_t one = tile_descriptor<64, 64>(left), two = tile_descriptor<N, 64>(right);
         if (!PENDING) hold(sums);
         products_open();
-        product<N>::template may_add<false, true>(sums, one, two, add);
+        product<N>::template adding<false, true>(sums, one, two, add);
 #pragma unroll
         for (int k = 1; k < 4; k++)
             product<N>::template turned<true, false, true>(sums, later(one, k * 2), later(two, k * (16 * 128 / 16)));

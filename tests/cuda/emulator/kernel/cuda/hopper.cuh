@@ -125,7 +125,7 @@ template <int N, bool HALF = false> struct product {
         ln_emulator::products_start({s, NULL, left, right, N, kind, ADD, LEFT_TURNED, RIGHT_TURNED});
     }
     template <bool LEFT_TURNED, bool RIGHT_TURNED>
-    static inline void may_add(float (&s)[N / 2], uint64_t left, uint64_t right, bool add) {
+    static inline void adding(float (&s)[N / 2], uint64_t left, uint64_t right, bool add) {
         ln_emulator::products_start({s, NULL, left, right, N, kind, add, LEFT_TURNED, RIGHT_TURNED});
     }
     template <bool ADD, bool TURNED>
