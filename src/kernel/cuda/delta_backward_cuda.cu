@@ -145,9 +145,6 @@ ln_cuda_code ln_cuda_delta_backward_prepare(const ln_cuda_delta_backward *delta,
     first[d->sequences] = count;
     cudaError_t error =
         cudaMemcpyAsync(workspace, tables, (size_t)p.pairs, cudaMemcpyHostToDevice, (cudaStream_t)stream);
-    /* Of pairs of tokens half the blocks are never written. */
-    if (error == cudaSuccess)
-        error = cudaMemsetAsync((char *)workspace + p.pairs, 0, (size_t)(p.keys - p.pairs), (cudaStream_t)stream);
     if (error == cudaSuccess) error = cudaStreamSynchronize((cudaStream_t)stream);
     free(tables);
     return ln_cuda_code_of(error);

@@ -5,7 +5,7 @@
  *
  * with gamma the sum of the decays up to a token. The warps share the products of keys with keys and queries, by blocks
  * of 16 x 16; then each has a value head, puts decays on the blocks and inverts them where they lie
- * (delta_invert.cuh). Blocks above the diagonal are never written: they are zeros since the workspace was prepared.
+ * (delta_invert.cuh). Blocks above the diagonal are zeros, which nobody writes or reads.
  *
  * No exponent is above 0: a pair's decay is made of that from the row back to where its block of rows begins, those of
  * whole blocks between, and that from the column on to where its block ends. Decays below FLOOR are that: their powers

@@ -45,18 +45,34 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     __device__ __forceinline__ uint64_t *full_of(int stage) const {
         return (uint64_t *)(shared + stage * STAGE + FULL);
     }
+    /* Of a panel of pairs, blocks of 16 on and below the diagonal: 128, 96 and 32, and 64 pieces of its four rows. The
+     * others are zeros, put once. */
+    __device__ __forceinline__ void load_pairs(char *to, const char *from) const {
+        const int thread = threadIdx.x % COPIERS;
+        const int last = tile_at(48 + thread / 8, thread % 8),
+                  third = thread < 96 ? tile_at(32 + thread / 6, thread % 6) : tile_at((thread - 96) / 2, thread % 2),
+                  second = tile_at(16 + thread / 4, thread % 4);
+        copy_piece(to + last, from + last, true);
+        copy_piece(to + third, from + third, true);
+        if (thread < 64) copy_piece(to + second, from + second, true);
+    }
+    __device__ __forceinline__ void clear_pairs() const {
+        for (int stage = 0; stage < STAGES; stage++)
+            for (int at = (int)threadIdx.x % COPIERS * 16; at < 2 * PANEL; at += COPIERS * 16)
+                *(uint4 *)(shared + stage * STAGE + INVERSE + at) = make_uint4(0, 0, 0, 0);
+    }
     template <bool BACKWARD> __device__ __forceinline__ void load(int chunk, int stage) {
         char *to = shared + stage * STAGE;
         const int token = first_token + (chunk - first) * CHUNK;
         const delta_backward_chunk c = {token, min(end_token - token, (int)CHUNK)};
         const int64_t at = place(chunk);
-        const int thread = threadIdx.x % COPIERS, keys = CHANNEL ? (BACKWARD ? 3 : 2) * PANELS * PANEL : 0,
-                  pairs = (BACKWARD ? 2 : 1) * PANEL;
+        const int thread = threadIdx.x % COPIERS, keys = CHANNEL ? (BACKWARD ? 3 : 2) * PANELS * PANEL : 0;
         uint64_t *full = full_of(stage);
         /* Of the record what comes before and with STRENGTH, and END. */
         const int factors = GAMMA * 4, ends = CHANNEL ? KEY * 4 : 16;
-        ENGINE::expect(full, keys + pairs + factors + ends, thread);
-        ENGINE::template copy<COPIERS>(to + INVERSE, run.pairs + at * 2 * PANEL, pairs, full, thread);
+        ENGINE::expect(full, keys + factors + ends, thread);
+        load_pairs(to + INVERSE, run.pairs + at * 2 * PANEL);
+        if (BACKWARD) load_pairs(to + WEIGHTS, run.pairs + at * 2 * PANEL + PANEL);
         ENGINE::template copy<COPIERS>(to + FACTORS, run.records + at * RECORD, factors, full, thread);
         ENGINE::template copy<COPIERS>(to + FACTORS + END * 4, run.records + at * RECORD + END, ends, full, thread);
         if (CHANNEL) {
@@ -270,6 +286,7 @@ static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constan
         w.first_token = run.chunks[w.first].token;
         w.end_token = last.token + last.rows;
     }
+    if (threadIdx.x >= 128) w.clear_pairs(); /* they publish what they write */
     for (int stage = 0; stage < STAGES; stage++) ENGINE::template open<steps::THREADS>(w.full_of(stage), 1);
     if (threadIdx.x >= 128) {
         if (blockIdx.x % 2 == 0)
