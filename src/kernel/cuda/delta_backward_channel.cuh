@@ -263,11 +263,12 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
     /* Tokens of this warp's rows as readers: adds what they read of the tokens before them; `turned` holds the pairs'
      * gradients with readers as columns. */
     __device__ __forceinline__ void add_read(const char *turned) {
-        const int lane = thread % 32, warp = first_row(thread) / 16, row = row_of(thread);
         const float *g = gamma(), *norm = record + KEY_NORM;
         const bool all = fades_little<KEY>(g);
 #pragma unroll
         for (int b = 0; b < 4; b++) {
+            this->forget(); /* registers are short */
+            const int lane = thread % 32, warp = first_row(thread) / 16, row = row_of(thread);
             const int block = 4 * half + b;
             float part[8] = {}, *to = sums + 8 * b;
 #pragma unroll 1

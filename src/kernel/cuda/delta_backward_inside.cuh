@@ -66,11 +66,13 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     float *record; /* of this value head, of which STRENGTH is the first that is there */
     int thread;    /* threadIdx.x, of which the compiler does not know it: addresses are made again in each step */
     int half;      /* of this group of warps: which columns of pairs and panel of channels */
-    float pair[COLUMNS / 2];         /* dO V'^T or R' V'^T */
-    float sums[32];                  /* dO S^T, then the gradient of query; or R' S^T, then that of key as a reader */
-    float after[ROLE == 1 ? 32 : 8]; /* V' D^T, then the gradient of key; for queries S^T D near its diagonal */
-    float before[2];                 /* the row's own key or query times its gradient by the value heads so far */
-    int turn;                        /* of numbers::of */
+    float pair[COLUMNS / 2]; /* dO V'^T or R' V'^T */
+    float sums[32];          /* dO S^T, then the gradient of query; or R' S^T, then that of key as a reader */
+    float after[ROLE == 1 ? 32
+                : CHANNEL ? 1
+                          : 8]; /* V' D^T, then the gradient of key; for queries S^T D near its diagonal */
+    float before[2];            /* the row's own key or query times its gradient by the value heads so far */
+    int turn;                   /* of numbers::of */
     struct {
         delta_backward_chunk chunk;
         int head;
