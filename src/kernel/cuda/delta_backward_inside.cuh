@@ -23,7 +23,7 @@
 
 namespace ln {
 
-static constexpr float TINY = 0x1p-24f;
+static constexpr float TINY = 0x1p-24f, NEVER = -150; /* 2^NEVER is 0 in float32 */
 
 /* ROLE 0: queries, 1: keys. */
 template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct inside {
@@ -51,6 +51,7 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     };
     struct head_numbers {
         float decay[GROUPS][64], after[PANELS][64], beta[64], state[4 * PANELS];
+        float kept[64]; /* 0 where a token's decay is 0 in float32, so that its derivative is, else 1 */
     };
     struct numbers {
         uint64_t full[(STAGES + 1) / 2 * 2];
@@ -105,7 +106,10 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
     /* With stages ahead the queries' warps, which have less to do, copy for all. */
     enum { LOADERS = STAGES == 1 ? THREADS : THREADS / 2 };
     static constexpr bool loads = STAGES == 1 || ROLE == 0;
-    __device__ __forceinline__ int loader() const { return STAGES == 1 ? thread : half * 128 + thread % 128; }
+    /* The first, which asks for what lies in a row, is in a warp without pairs below the diagonal. */
+    __device__ __forceinline__ int loader() const {
+        return STAGES == 1 ? thread : (half * 128 + thread % 128 + 96) % LOADERS;
+    }
     __device__ __forceinline__ void load_rows_of(const cursor &at) {
         copy_tokens<KEY, LOADERS>(shared + at.rows_at + KEYS, run.key, at.key_head, 0, at.chunk, loader());
         copy_tokens<KEY, LOADERS>(shared + at.rows_at + QUERIES, run.query, at.key_head, 0, at.chunk, loader());
@@ -238,6 +242,9 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         const int row = row_of(thread);
         if constexpr (role == 0) {
             scale_rows(sums, factor(row), factor(row + 8));
+            if (thread < CHUNK)
+                own->of[turn].kept[thread] =
+                    record[GAMMA + thread] - (thread > 0 ? record[GAMMA + thread - 1] : 0) > NEVER ? 1 : 0;
         } else {
             scale_rows(after, factor(row), factor(row + 8));
             const float2 dot = dot_rows<64>(after, rows + KEYS + half * PANEL, thread);
@@ -322,38 +329,43 @@ template <class ENGINE, int KEY, int STAGES, bool CHANNEL, int ROLE> struct insi
         turn ^= 1;
     }
 
-    /* Gradients of decays and beta of the last head; one warp, two tokens a lane. */
+    /* Gradients of decays and beta of the last head; one warp, which has no pairs below the diagonal, two tokens a
+     * lane. */
     __device__ __forceinline__ void store_numbers() {
         if (role != 0 || thread / 32 != (PANELS - 1) * 8 || last.head < 0) return;
         const int lane = thread % 32;
         const head_numbers &from = own->of[turn ^ 1];
-        float decay[2], write = 0, states = 0;
+        const float2 beta = ((const float2 *)from.beta)[lane], kept = ((const float2 *)from.kept)[lane];
+        float2 decay = {0, 0};
+        float write = 0, states = 0;
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int t = 2 * lane + i;
-            decay[i] = 0;
-            for (int group = 0; group < GROUPS; group++) decay[i] += from.decay[group][t];
-            for (int panel = 0; panel < PANELS; panel++) write += from.after[panel][t];
+        for (int group = 0; group < GROUPS; group++) {
+            const float2 x = ((const float2 *)from.decay[group])[lane];
+            decay.x += x.x, decay.y += x.y;
         }
 #pragma unroll
-        for (int step = 16; step > 0; step /= 2) write += __shfl_xor_sync(~0u, write, step);
-        for (int i = 0; i < 4 * PANELS; i++) states += from.state[i];
-        if (lane == 31) decay[1] += write + states;
-        float sum = decay[0] + decay[1];
+        for (int panel = 0; panel < PANELS; panel++) {
+            const float2 x = ((const float2 *)from.after[panel])[lane];
+            const float4 y = ((const float4 *)from.state)[panel];
+            write += x.x + x.y;
+            states += (y.x + y.y) + (y.z + y.w);
+        }
+        float sum = decay.x + decay.y;
 #pragma unroll
         for (int step = 1; step < 32; step *= 2) {
             const float later = __shfl_down_sync(~0u, sum, step);
+            write += __shfl_xor_sync(~0u, write, step);
             if (lane + step < 32) sum += later;
         }
+        sum += write + states;
+        const int token = last.chunk.token + 2 * lane;
+        const int64_t at = (int64_t)token * run.heads + last.head;
+        const float out[2] = {kept.x * sum, kept.y * (sum - decay.x)}, out_beta[2] = {beta.x, beta.y};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const int t = 2 * lane + i;
-            const int64_t at = (int64_t)(last.chunk.token + t) * run.heads + last.head;
-            if (t >= last.chunk.rows) continue;
-            if (run.beta_gradient) run.beta_gradient[at] = from.beta[t];
-            /* e^-104 is 0: so is its derivative */
-            if (run.decay_gradient && run.decay)
-                run.decay_gradient[at] = run.decay[at] < -104 ? 0 : i == 0 ? sum : sum - decay[0];
+            if (2 * lane + i >= last.chunk.rows) continue;
+            if (run.beta_gradient) run.beta_gradient[at + i * run.heads] = out_beta[i];
+            if (run.decay_gradient && run.decay) run.decay_gradient[at + i * run.heads] = out[i];
         }
     }
 

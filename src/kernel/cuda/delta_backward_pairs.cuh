@@ -80,44 +80,79 @@ static __device__ __forceinline__ void add_lefts(float (&sum)[8], const uint32_t
     add_product(sum + 4, left, second);
 }
 
-/* Warp WARP of WARPS: rows WARP, WARP + WARPS .. of blocks of keys, and of queries as many from the other end, so that
- * all have as much to do. Products take the place of keys and queries. */
-template <int KEY, int WARPS, int WARP>
-static __device__ __forceinline__ void make_products(pairs_shared<KEY, WARPS> *shared, bool normalise) {
-    constexpr int count = 4 / WARPS;
-    const int lane = threadIdx.x % 32;
-    float key[count][4][8] = {}, query[count][4][8] = {}, self[count][8] = {};
+/* Products of a warp: WARPS share the rows of blocks, of keys from the first one on, of queries from the last, so that
+ * all have as much to do. */
+template <int KEY, int WARPS> struct pair_products {
+    enum { COUNT = 4 / WARPS };
+    float sum[5 * COUNT][8], self[COUNT][8];
+
+    /* Of row R of WARP, the place of block J of keys, or of queries. */
+    template <int WARP> static constexpr __device__ __forceinline__ int of_keys(int r, int j) { return 5 * r + j; }
+    template <int WARP> static constexpr __device__ __forceinline__ int of_queries(int r, int j) {
+        return 5 * r + WARP + r * WARPS + 1 + j;
+    }
+    template <int WARP> __device__ __forceinline__ void multiply(const pairs_shared<KEY, WARPS> *shared) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < 5 * COUNT; i++) clear(sum[i]);
+#pragma unroll
+        for (int r = 0; r < COUNT; r++) clear(self[r]);
 #pragma unroll 1
-    for (int k = 0; k < KEY / 16; k++) {
-        const int piece = 2 * k + lane / 16;
-        uint32_t right[4][4];
+        for (int k = 0; k < KEY / 16; k++) {
+            const int piece = 2 * k + lane / 16;
+            uint32_t right[4][4];
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-            load_matrices<false>(right[j], shared->rows[0] + tile_at(16 * j + lane % 16, piece));
+            for (int j = 0; j < 4; j++)
+                load_matrices<false>(right[j], shared->rows[0] + tile_at(16 * j + lane % 16, piece));
 #pragma unroll
-        for (int r = 0; r < count; r++) {
-            const int row = WARP + r * WARPS, other = 3 - row;
-            uint32_t asks[4];
-            load_matrices<false>(asks, shared->rows[1] + tile_at(16 * other + lane % 16, piece));
+            for (int r = 0; r < COUNT; r++) {
+                const int row = WARP + r * WARPS, other = 3 - row;
+                uint32_t asks[4];
+                load_matrices<false>(asks, shared->rows[1] + tile_at(16 * other + lane % 16, piece));
 #pragma unroll
-            for (int j = 0; j <= row; j++) add_lefts(key[r][j], right[row], right[j]);
+                for (int j = 0; j <= row; j++) add_lefts(sum[of_keys<WARP>(r, j)], right[row], right[j]);
 #pragma unroll
-            for (int j = 0; j <= other; j++) add_lefts(query[r][j], asks, right[j]);
-            add_lefts(self[r], asks, asks);
+                for (int j = 0; j <= other; j++) add_lefts(sum[of_queries<WARP>(r, j)], asks, right[j]);
+                add_lefts(self[r], asks, asks);
+            }
         }
     }
-    block_wait(32 * WARPS);
+    template <int WARP> __device__ __forceinline__ void put(pairs_shared<KEY, WARPS> *shared, bool normalise) const {
 #pragma unroll
-    for (int r = 0; r < count; r++) {
-        const int row = WARP + r * WARPS, other = 3 - row;
+        for (int r = 0; r < COUNT; r++) {
+            const int row = WARP + r * WARPS, other = 3 - row;
 #pragma unroll
-        for (int j = 0; j <= row; j++) put_lane(shared->product[lower(row, j)], key[r][j]);
+            for (int j = 0; j <= row; j++) put_lane(shared->product[lower(row, j)], sum[of_keys<WARP>(r, j)]);
 #pragma unroll
-        for (int j = 0; j <= other; j++) put_lane(shared->product[10 + lower(other, j)], query[r][j]);
-        take_norms(shared->key_norm + 16 * row, key[r][row], normalise);
-        take_norms(shared->query_norm + 16 * other, self[r], normalise);
+            for (int j = 0; j <= other; j++)
+                put_lane(shared->product[10 + lower(other, j)], sum[of_queries<WARP>(r, j)]);
+            take_norms(shared->key_norm + 16 * row, sum[of_keys<WARP>(r, row)], normalise);
+            take_norms(shared->query_norm + 16 * other, self[r], normalise);
+        }
     }
-    block_wait(32 * WARPS);
+};
+/* Products take the place of keys and queries. */
+template <int KEY, int WARPS>
+static __device__ __forceinline__ void make_products(pairs_shared<KEY, WARPS> *shared, int warp, bool normalise) {
+    pair_products<KEY, WARPS> products;
+    if (warp == 0)
+        products.template multiply<0>(shared);
+    else if (warp == 1)
+        products.template multiply<1>(shared);
+    else if (WARPS == 4 && warp == 2)
+        products.template multiply<2 % WARPS>(shared);
+    else if (WARPS == 4)
+        products.template multiply<3 % WARPS>(shared);
+    __syncthreads();
+    if (warp == 0)
+        products.template put<0>(shared, normalise);
+    else if (warp == 1)
+        products.template put<1>(shared, normalise);
+    else if (WARPS == 4 && warp == 2)
+        products.template put<2 % WARPS>(shared, normalise);
+    else if (WARPS == 4)
+        products.template put<3 % WARPS>(shared, normalise);
+    __syncthreads();
 }
 
 /* Lane l of a warp has tokens 2 l and 2 l + 1. */
@@ -311,14 +346,7 @@ static __global__ void __launch_bounds__(32 * WARPS, WARPS == 2 ? 6 : 2)
     if (member < run.group) two = read_tokens(run, chunk, head);
     copies_wait<0>();
     __syncthreads();
-    if (warp == 0)
-        make_products<KEY, WARPS, 0>(shared, run.normalise);
-    else if (warp == 1)
-        make_products<KEY, WARPS, 1>(shared, run.normalise);
-    else if (WARPS == 4 && warp == 2)
-        make_products<KEY, WARPS, 2 % WARPS>(shared, run.normalise);
-    else
-        make_products<KEY, WARPS, 3 % WARPS>(shared, run.normalise);
+    make_products(shared, warp, run.normalise);
     if (member >= run.group) return;
     const int64_t place = place_of(run, index, head);
     put_tokens(shared, shared->tokens[warp], two, run.scale, run.records + place * RECORD);
