@@ -111,17 +111,14 @@ static __device__ __forceinline__ void load_step(uint32_t (&left)[4], const char
     const int lane = thread % 32;
     load_matrices<false>(left, tile + tile_at(first_row(thread) + lane % 16, 2 * step + lane / 16));
 }
-template <int STEPS> static __device__ __forceinline__ void load_rows(uint32_t (&left)[4 * STEPS], const char *tile) {
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) load_step(*(uint32_t(*)[4])(left + 4 * k), tile, k);
-}
 /* This warp's 16 columns of a panel as rows. */
-static __device__ __forceinline__ void load_turned(uint32_t (&left)[16], const char *panel) {
+static __device__ __forceinline__ void load_turned_step(uint32_t (&left)[4], const char *panel, int step) {
     const int lane = threadIdx.x % 32;
+    load_matrices<true>(left, panel + tile_at(16 * step + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2));
+}
+static __device__ __forceinline__ void load_turned(uint32_t (&left)[16], const char *panel) {
 #pragma unroll
-    for (int k = 0; k < 4; k++)
-        load_matrices<true>(*(uint32_t(*)[4])(left + 4 * k),
-                            panel + tile_at(16 * k + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2));
+    for (int k = 0; k < 4; k++) load_turned_step(*(uint32_t(*)[4])(left + 4 * k), panel, k);
 }
 
 /* Sum over the four lanes that share rows. */
@@ -160,38 +157,47 @@ static __device__ __forceinline__ float2 dot_rows(const float (&sums)[SIZE / 2],
 /* ---- products by warps ---- */
 
 struct warp_products {
+    /* 16 of the summed index, from 16 K on: right is a tile of N rows, or one of rows 16 K .. */
+    template <int N>
+    static __device__ __forceinline__ void step_by_rows(float (&sums)[N / 2], const uint32_t *left, const char *right,
+                                                        int k) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int j = 0; j < N; j += 16) {
+            uint32_t part[4];
+            load_matrices<false>(part, right + tile_at(j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            add_product(sums + j / 2, left, part);
+            add_product(sums + j / 2 + 4, left, part + 2);
+        }
+    }
+    template <int N>
+    static __device__ __forceinline__ void step_by_columns(float (&sums)[N / 2], const uint32_t *left,
+                                                           const char *right, int k) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int j = 0; j < N; j += 16) {
+            uint32_t part[4];
+            load_matrices<true>(part, right + tile_at(16 * k + lane % 16, j / 8 + lane / 16));
+            add_product(sums + j / 2, left, part);
+            add_product(sums + j / 2 + 4, left, part + 2);
+        }
+    }
     /* sums (64 x N) = (or +=) left (64 x 16 STEPS) * right^T, right a tile of N rows, N <= 64. */
     template <int N, int STEPS, bool ADD>
     static __device__ __forceinline__ void by_rows(float (&sums)[N / 2], const uint32_t (&left)[4 * STEPS],
                                                    const char *right) {
-        const int lane = threadIdx.x % 32;
         if (!ADD) clear(sums);
 #pragma unroll
-        for (int k = 0; k < STEPS; k++)
-#pragma unroll
-            for (int j = 0; j < N; j += 16) {
-                uint32_t part[4];
-                load_matrices<false>(part, right + tile_at(j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-                add_product(sums + j / 2, left + 4 * k, part);
-                add_product(sums + j / 2 + 4, left + 4 * k, part + 2);
-            }
+        for (int k = 0; k < STEPS; k++) step_by_rows<N>(sums, left + 4 * k, right, k);
     }
     /* sums (64 x N) = (or +=) left (64 x 16 STEPS) * right, right a tile of 16 STEPS <= 64 rows. PENDING: an earlier
      * product still adds to the same sums. */
     template <int N, int STEPS, bool ADD, bool PENDING = false>
     static __device__ __forceinline__ void by_columns(float (&sums)[N / 2], const uint32_t (&left)[4 * STEPS],
                                                       const char *right) {
-        const int lane = threadIdx.x % 32;
         if (!ADD) clear(sums);
 #pragma unroll
-        for (int k = 0; k < STEPS; k++)
-#pragma unroll
-            for (int j = 0; j < N; j += 16) {
-                uint32_t part[4];
-                load_matrices<true>(part, right + tile_at(16 * k + lane % 16, j / 8 + lane / 16));
-                add_product(sums + j / 2, left + 4 * k, part);
-                add_product(sums + j / 2 + 4, left + 4 * k, part + 2);
-            }
+        for (int k = 0; k < STEPS; k++) step_by_columns<N>(sums, left + 4 * k, right, k);
     }
     /* Copies of what lies in a row, by THREADS threads of which this is one; they belong to its next commit. */
     template <int THREADS> static __device__ __forceinline__ void open(uint64_t *, int) {}
@@ -206,26 +212,36 @@ struct warp_products {
     template <int N, int STEPS>
     static __device__ __forceinline__ void tiles_by_rows(float (&sums)[N / 2], bool add, const char *left,
                                                          const char *right) {
-        uint32_t all[4 * STEPS];
-        load_rows<STEPS>(all, left);
         if (!add) clear(sums);
-        by_rows<N, STEPS, true>(sums, all, right);
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            uint32_t part[4];
+            load_step(part, left, k);
+            step_by_rows<N>(sums, part, right, k);
+        }
     }
     template <int N, bool PENDING = false>
     static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], bool add, const char *left,
                                                             const char *right) {
-        uint32_t all[16];
-        load_rows<4>(all, left);
         if (!add) clear(sums);
-        by_columns<N, 4, true>(sums, all, right);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t part[4];
+            load_step(part, left, k);
+            step_by_columns<N>(sums, part, right, k);
+        }
     }
     /* Likewise with the columns of a panel as left rows. */
     template <bool PENDING = false>
     static __device__ __forceinline__ void turned_by_columns(float (&sums)[32], const char *left, const char *right) {
-        uint32_t all[16];
-        load_turned(all, left);
-        by_columns<64, 4, true>(sums, all, right);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t part[4];
+            load_turned_step(part, left, k);
+            step_by_columns<64>(sums, part, right, k);
+        }
     }
+    /* The compiler may take them for numbers in which threads differ. */
     static __device__ __forceinline__ void differ(int &, int &) {}
     /* What products will add to is made before the first of them starts. */
     template <class... PARTS> static __device__ __forceinline__ void ready(PARTS &...) {}
