@@ -164,18 +164,23 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     __device__ __forceinline__ void forward(const char *stage, char *room) {
         const float *factors = (const float *)(stage + FACTORS);
         uint32_t left[KEY / 4], value[16], right[16];
-        float read[32];
+        float read[32], wanted[32], by[32]; /* beta v, beta times what K~ has */
         round_sums(left, state);
         ENGINE::template by_rows<64, KEY / 16, false>(read, left, stage + KEYS_READ);
         load_turned(value, stage + VALUES);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const float2 each = *(const float2 *)(factors + READ + column_of(i)), v = unpack(value[i]),
+                         beta = *(const float2 *)(factors + STRENGTH + column_of(i));
+            wanted[2 * i] = beta.x * v.x, wanted[2 * i + 1] = beta.y * v.y;
+            by[2 * i] = beta.x * each.x, by[2 * i + 1] = beta.y * each.y;
+        }
         leave_state(left, room);
         ENGINE::template settle<0>(read, left);
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const float2 by = *(const float2 *)(factors + READ + column_of(i)), v = unpack(value[i]),
-                         beta = *(const float2 *)(factors + STRENGTH + column_of(i));
-            right[i] = pack(beta.x * (v.x - by.x * read[2 * i]), beta.y * (v.y - by.y * read[2 * i + 1]));
-        }
+        for (int i = 0; i < 16; i++)
+            right[i] =
+                pack(wanted[2 * i] - by[2 * i] * read[2 * i], wanted[2 * i + 1] - by[2 * i + 1] * read[2 * i + 1]);
         ENGINE::template by_rows<64, 4, false>(read, right, stage + INVERSE);
         fade(factors);
         ENGINE::template settle<0>(read, right);
@@ -186,30 +191,31 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         ENGINE::template settle<0>(state, right);
     }
 
+    /* What does not depend on the state goes first, what nothing waits for while the rest is made ready. */
     __device__ __forceinline__ void backward(const char *stage, char *room) {
         const float *factors = (const float *)(stage + FACTORS);
-        uint32_t left[KEY / 4], output[16], right[16], rounded[16];
+        uint32_t left[KEY / 4], output[16], asked[16], right[16], rounded[16];
         float write[32], weighed[32];
-        round_sums(left, state);
         load_turned(output, stage + VALUES);
-        ENGINE::template by_rows<64, KEY / 16, false>(write, left, stage + KEYS_WRITE);
         ENGINE::template by_columns<64, 4, false>(weighed, output, stage + WEIGHTS);
-        leave_state(left, room);
+        round_sums(left, state);
+        ENGINE::template by_rows<64, KEY / 16, false>(write, left, stage + KEYS_WRITE);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const float2 by = *(const float2 *)(factors + ASK + column_of(i)), x = unpack(output[i]);
+            asked[i] = pack(by.x * x.x, by.y * x.y);
+        }
         fade(factors);
-        ENGINE::template settle<0>(write, weighed, left, output);
+        ENGINE::template by_columns<KEY, 4, true>(state, asked, stage + QUERIES);
+        leave_state(left, room);
+        ENGINE::template settle<1>(write, weighed, left, output);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const float2 by = *(const float2 *)(factors + WRITE + column_of(i));
             right[i] = pack(by.x * write[2 * i] + weighed[2 * i], by.y * write[2 * i + 1] + weighed[2 * i + 1]);
         }
         ENGINE::template by_columns<64, 4, false>(write, right, stage + INVERSE);
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const float2 by = *(const float2 *)(factors + ASK + column_of(i)), x = unpack(output[i]);
-            output[i] = pack(by.x * x.x, by.y * x.y);
-        }
-        ENGINE::template by_columns<KEY, 4, true>(state, output, stage + QUERIES);
-        ENGINE::template settle<1>(write, right);
+        ENGINE::template settle<0>(write, right, state, asked);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const float2 by = *(const float2 *)(factors + READ + column_of(i)),
@@ -218,9 +224,9 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
             rounded[i] = pack(low, high);
             right[i] = pack(-by.x * low, -by.y * high);
         }
-        ENGINE::template by_columns<KEY, 4, true, true>(state, right, stage + KEYS_READ);
+        ENGINE::template by_columns<KEY, 4, true>(state, right, stage + KEYS_READ);
         leave_values(rounded, room);
-        ENGINE::template settle<0>(state, output, right);
+        ENGINE::template settle<0>(state, right);
     }
 
     template <bool BACKWARD> __device__ __forceinline__ int chunk_of(int step) const {
