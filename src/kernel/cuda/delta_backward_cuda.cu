@@ -77,7 +77,7 @@ static parts parts_of(const ln_cuda_delta_backward *delta, const ln_cuda_device 
     p.values = part(&used, places * slices * ln::PANEL);
     p.residuals = part(&used, tokens * d->heads * d->value_size * 2);
     p.records = part(&used, places * ln::RECORD * (int64_t)sizeof(float));
-    p.totals = part(&used, (int64_t)device->multiprocessors * 2 * ln::CHUNK * d->key_size * (int64_t)sizeof(float));
+    p.totals = part(&used, channel ? (int64_t)device->multiprocessors * 2 * ln::CHUNK * d->key_size * 4 : 0);
     p.narrowed = part(&used, delta->output_gradient_float32 ? tokens * d->heads * d->value_size * 2 : 0);
     p.bytes = used;
     return p;

@@ -1,13 +1,13 @@
 /* What is left of each chunk; a block takes a chunk and a key head, and the value heads that share it one after the
- * other. With R' = beta R, rows divided by their lengths where that is asked for, and e[i][j] = e^(gamma[i] -
- * gamma[j]):
+ * other. With R' = beta R, rows divided by their lengths where that is asked for, e[i][j] = e^(gamma[i] - gamma[j]):
  *
  *     dQ = scale e^gamma dO S^T + M K,      M = scale e (dO V'^T), j <= i
  *     dK as a reader = -e^gamma R' S^T + Z K,   Z = -e (R' V'^T), j < i
  *     dK as a writer = e^(end - gamma) V' D^T + Z^T K + M^T Q,   dbeta[i] = R'[i] V'[i] / beta[i]^2
  *
- * the last because V' / beta is what dV' beta is the gradient of. Groups of four warps have the queries or the keys,
- * and 64 channels of their gradients each; of pairs of tokens they share the columns, which meet in shared memory.
+ * the last because V' / beta = V - K~ S - (A / beta) V' is what beta multiplies, and R its gradient. Groups of four
+ * warps have the queries or the keys, and 64 channels of their gradients each; of pairs of tokens they share the
+ * columns, which meet in shared memory.
  *
  * When tokens have one decay, the gradient of gamma[i] is Q dQ + K (dK as a reader - dK as a writer), and at the end of
  * the chunk besides K^ V' D^T of all tokens and e^end S D. What a pair of tokens adds to one token's it takes from the

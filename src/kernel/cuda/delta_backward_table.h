@@ -25,7 +25,7 @@ struct delta_backward_run {
     char *values;                   /* V' */
     ln_cuda_tensor residual;        /* beta R as bf16: the gradient of values, or as it would be */
     float *records;
-    float *totals;       /* of a block: sums over value heads */
+    float *totals;       /* of a block, of decays a channel: sums over value heads */
     void *narrowed;      /* output gradients as bf16, where they came as float32 */
     ln_cuda_tensor wide; /* these */
     int64_t tokens;
