@@ -25,13 +25,14 @@ enum { CHUNK = LN_CUDA_DELTA_CHUNK, PANEL = 8192 /* bytes */ };
 enum {
     READ = 0,         /* norm e^gamma: of keys that read the state */
     WRITE = 64,       /* norm e^(end - gamma): of keys that write */
-    STRENGTH = 128,   /* beta */
-    ASK = 192,        /* scale norm e^gamma: of queries */
+    ASK = 128,        /* scale norm e^gamma: of queries */
+    STRENGTH = 192,   /* beta */
     GAMMA = 256,      /* logarithms to base 2 of the decays up to each token */
     KEY_NORM = 320,   /* 1 / length, or 1 */
     QUERY_NORM = 384, /* likewise */
-    END = 448,        /* e^end: one, or one a channel */
-    RECORD = 576
+    SOURCE = 448,     /* of one decay a token: GAMMA less the logarithm of KEY_NORM */
+    END = 512,        /* e^end: one, or one a channel */
+    RECORD = 640
 };
 
 static __device__ __forceinline__ int value_head(const delta_backward_run &run, int key_head, int member) {
@@ -56,6 +57,7 @@ template <int SIZE, int THREADS>
 static __device__ __forceinline__ void copy_tokens(char *to, const ln_cuda_tensor &from, int head, int column,
                                                    const delta_backward_chunk &chunk, int thread = threadIdx.x) {
     constexpr int pieces = SIZE / 8, step = THREADS / pieces; /* a multiple of 8 rows */
+    static_assert(step % 8 == 0, "rows of a thread have their pieces in the same order");
     const int row = thread % THREADS / pieces, piece = thread % pieces;
     const __nv_bfloat16 *base = (const __nv_bfloat16 *)from.data + chunk.token * from.token_stride +
                                 head * from.head_stride + column + piece * 8;
@@ -109,17 +111,14 @@ static __device__ __forceinline__ void load_step(uint32_t (&left)[4], const char
     const int lane = thread % 32;
     load_matrices<false>(left, tile + tile_at(first_row(thread) + lane % 16, 2 * step + lane / 16));
 }
-template <int STEPS> static __device__ __forceinline__ void load_rows(uint32_t (&left)[4 * STEPS], const char *tile) {
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) load_step(*(uint32_t(*)[4])(left + 4 * k), tile, k);
-}
 /* This warp's 16 columns of a panel as rows. */
-static __device__ __forceinline__ void load_turned(uint32_t (&left)[16], const char *panel) {
+static __device__ __forceinline__ void load_turned_step(uint32_t (&left)[4], const char *panel, int step) {
     const int lane = threadIdx.x % 32;
+    load_matrices<true>(left, panel + tile_at(16 * step + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2));
+}
+static __device__ __forceinline__ void load_turned(uint32_t (&left)[16], const char *panel) {
 #pragma unroll
-    for (int k = 0; k < 4; k++)
-        load_matrices<true>(*(uint32_t(*)[4])(left + 4 * k),
-                            panel + tile_at(16 * k + lane / 16 * 8 + lane % 8, first_row() / 8 + lane / 8 % 2));
+    for (int k = 0; k < 4; k++) load_turned_step(*(uint32_t(*)[4])(left + 4 * k), panel, k);
 }
 
 /* Sum over the four lanes that share rows. */
@@ -158,41 +157,50 @@ static __device__ __forceinline__ float2 dot_rows(const float (&sums)[SIZE / 2],
 /* ---- products by warps ---- */
 
 struct warp_products {
+    /* 16 of the summed index, from 16 K on: right is a tile of N rows, or one of rows 16 K .. */
+    template <int N>
+    static __device__ __forceinline__ void step_by_rows(float (&sums)[N / 2], const uint32_t *left, const char *right,
+                                                        int k) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int j = 0; j < N; j += 16) {
+            uint32_t part[4];
+            load_matrices<false>(part, right + tile_at(j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            add_product(sums + j / 2, left, part);
+            add_product(sums + j / 2 + 4, left, part + 2);
+        }
+    }
+    template <int N>
+    static __device__ __forceinline__ void step_by_columns(float (&sums)[N / 2], const uint32_t *left,
+                                                           const char *right, int k) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int j = 0; j < N; j += 16) {
+            uint32_t part[4];
+            load_matrices<true>(part, right + tile_at(16 * k + lane % 16, j / 8 + lane / 16));
+            add_product(sums + j / 2, left, part);
+            add_product(sums + j / 2 + 4, left, part + 2);
+        }
+    }
     /* sums (64 x N) = (or +=) left (64 x 16 STEPS) * right^T, right a tile of N rows, N <= 64. */
     template <int N, int STEPS, bool ADD>
     static __device__ __forceinline__ void by_rows(float (&sums)[N / 2], const uint32_t (&left)[4 * STEPS],
                                                    const char *right) {
-        const int lane = threadIdx.x % 32;
         if (!ADD) clear(sums);
 #pragma unroll
-        for (int k = 0; k < STEPS; k++)
-#pragma unroll
-            for (int j = 0; j < N; j += 16) {
-                uint32_t part[4];
-                load_matrices<false>(part, right + tile_at(j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-                add_product(sums + j / 2, left + 4 * k, part);
-                add_product(sums + j / 2 + 4, left + 4 * k, part + 2);
-            }
+        for (int k = 0; k < STEPS; k++) step_by_rows<N>(sums, left + 4 * k, right, k);
     }
     /* sums (64 x N) = (or +=) left (64 x 16 STEPS) * right, right a tile of 16 STEPS <= 64 rows. PENDING: an earlier
      * product still adds to the same sums. */
     template <int N, int STEPS, bool ADD, bool PENDING = false>
     static __device__ __forceinline__ void by_columns(float (&sums)[N / 2], const uint32_t (&left)[4 * STEPS],
                                                       const char *right) {
-        const int lane = threadIdx.x % 32;
         if (!ADD) clear(sums);
 #pragma unroll
-        for (int k = 0; k < STEPS; k++)
-#pragma unroll
-            for (int j = 0; j < N; j += 16) {
-                uint32_t part[4];
-                load_matrices<true>(part, right + tile_at(16 * k + lane % 16, j / 8 + lane / 16));
-                add_product(sums + j / 2, left + 4 * k, part);
-                add_product(sums + j / 2 + 4, left + 4 * k, part + 2);
-            }
+        for (int k = 0; k < STEPS; k++) step_by_columns<N>(sums, left + 4 * k, right, k);
     }
     /* Copies of what lies in a row, by THREADS threads of which this is one; they belong to its next commit. */
-    static __device__ __forceinline__ void open(uint64_t *, int) {}
+    template <int THREADS> static __device__ __forceinline__ void open(uint64_t *, int) {}
     static __device__ __forceinline__ void expect(uint64_t *, int, int) {}
     template <int THREADS>
     static __device__ __forceinline__ void copy(char *to, const void *from, int bytes, uint64_t *, int thread) {
@@ -204,19 +212,48 @@ struct warp_products {
     template <int N, int STEPS>
     static __device__ __forceinline__ void tiles_by_rows(float (&sums)[N / 2], bool add, const char *left,
                                                          const char *right) {
-        uint32_t all[4 * STEPS];
-        load_rows<STEPS>(all, left);
         if (!add) clear(sums);
-        by_rows<N, STEPS, true>(sums, all, right);
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            uint32_t part[4];
+            load_step(part, left, k);
+            step_by_rows<N>(sums, part, right, k);
+        }
     }
     template <int N, bool PENDING = false>
-    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], const char *left, const char *right) {
-        uint32_t all[16];
-        load_rows<4>(all, left);
-        by_columns<N, 4, true>(sums, all, right);
+    static __device__ __forceinline__ void tiles_by_columns(float (&sums)[N / 2], bool add, const char *left,
+                                                            const char *right) {
+        if (!add) clear(sums);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t part[4];
+            load_step(part, left, k);
+            step_by_columns<N>(sums, part, right, k);
+        }
     }
+    /* Likewise with the columns of a panel as left rows. */
+    template <bool PENDING = false>
+    static __device__ __forceinline__ void turned_by_columns(float (&sums)[32], const char *left, const char *right) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t part[4];
+            load_turned_step(part, left, k);
+            step_by_columns<64>(sums, part, right, k);
+        }
+    }
+    /* The compiler may take them for numbers in which threads differ. */
+    static __device__ __forceinline__ void differ(int &, int &) {}
+    /* What products will add to is made before the first of them starts. */
+    template <class... PARTS> static __device__ __forceinline__ void ready(PARTS &...) {}
     /* All products but the last LEFT are done: their sums may be read, their left operands changed. */
     template <int LEFT, class... PARTS> static __device__ __forceinline__ void settle(PARTS &...) {}
+    template <int ROLE, int THREADS> static __device__ __forceinline__ void pass() {
+        block_wait(THREADS);
+    }
+    template <int ROLE, int THREADS> static __device__ __forceinline__ void hand_over() {
+        block_wait(THREADS);
+    }
+    template <bool GIVE, int LESS, int MORE> static __device__ __forceinline__ void share_registers() {}
     /* What this thread wrote to shared memory may be read by products after the next barrier. */
     static __device__ __forceinline__ void publish() {}
     /* The reverse of load_step. */

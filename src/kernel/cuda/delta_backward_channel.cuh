@@ -17,6 +17,7 @@
 
 #include "kernel/cuda/delta_backward_inside.cuh"
 #include "kernel/cuda/delta_backward_pairs.cuh"
+#include "kernel/cuda/delta_backward_solve.cuh"
 
 namespace ln {
 
@@ -190,6 +191,8 @@ static __device__ __forceinline__ void pairs_far(const delta_backward_run &run, 
 
 template <int KEY>
 static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_constant__ delta_backward_run run) {
+    let_next_start();
+    wait_for_previous();
     typedef channel_pairs_shape<KEY> shape;
     char *shared = block_memory();
     float *record = (float *)(shared + shape::RECORDS), *gamma = (float *)(shared + shape::GAMMA_AT),
@@ -208,8 +211,9 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
                 query_norm = norm_of<KEY>(shared + shape::QUERIES, run.normalise);
     if (threadIdx.x % 2 == 0) {
         record[READ + row] = record[WRITE + row] = record[ASK + row] = 1;
-        record[STRENGTH + row] = row < chunk.rows ? run.beta[(int64_t)(chunk.token + row) * run.heads + head] : 0;
-        record[GAMMA + row] = 0;
+        record[STRENGTH + row] =
+            row < chunk.rows ? strength_of(run.beta[(int64_t)(chunk.token + row) * run.heads + head]) : WEAK;
+        record[GAMMA + row] = record[SOURCE + row] = 0;
         record[KEY_NORM + row] = key_norm;
         record[QUERY_NORM + row] = query_norm;
     }
@@ -234,11 +238,10 @@ static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_c
 
 template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE, KEY, 1, true, ROLE> {
     typedef inside<ENGINE, KEY, 1, true, ROLE> base;
-    using base::chunk, base::own, base::pair, base::run, base::shared, base::sums, base::after;
     using base::half, base::record, base::role, base::rows, base::thread;
+    using base::now, base::own, base::pair, base::run, base::shared, base::sums, base::after;
     enum { ROW = channel_rows<KEY>::ROW, GAMMA_AT = base::STAGED + 2 * PANEL, PARTS = 4 };
     enum { SUMS_AT = base::BYTES, BYTES = SUMS_AT + PARTS * KEY * 4 };
-    static_assert(sizeof(base::numbers::column) >= 4 * KEY * 4, "sums over tokens lie there");
 
     __device__ __forceinline__ float *gamma() const { return (float *)(shared + GAMMA_AT); }
 
@@ -260,11 +263,12 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
     /* Tokens of this warp's rows as readers: adds what they read of the tokens before them; `turned` holds the pairs'
      * gradients with readers as columns. */
     __device__ __forceinline__ void add_read(const char *turned) {
-        const int lane = thread % 32, warp = first_row(thread) / 16, row = row_of(thread);
         const float *g = gamma(), *norm = record + KEY_NORM;
         const bool all = fades_little<KEY>(g);
 #pragma unroll
         for (int b = 0; b < 4; b++) {
+            this->forget(); /* registers are short */
+            const int lane = thread % 32, warp = first_row(thread) / 16, row = row_of(thread);
             const int block = 4 * half + b;
             float part[8] = {}, *to = sums + 8 * b;
 #pragma unroll 1
@@ -300,7 +304,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
     __device__ __forceinline__ void add_written(const char *queries, const char *keys) {
         const int lane = thread % 32, warp = first_row(thread) / 16, row = row_of(thread),
                   last = first_row(thread) + 15;
-        const float *g = gamma(), *query_norm = record + QUERY_NORM, *strength = record + WRITE;
+        const float *g = gamma(), *query_norm = record + QUERY_NORM, *key_norm = record + KEY_NORM;
         const bool all = fades_little<KEY>(g);
 #pragma unroll
         for (int b = 0; b < 4; b++) {
@@ -314,7 +318,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
                 load_step(left, keys, k, thread);
-                load_faded<KEY>(right, rows + base::KEYS, g, k, block, last, 1, strength);
+                load_faded<KEY>(right, rows + base::KEYS, g, k, block, last, 1, key_norm);
                 add_product(part, left, right);
                 add_product(part + 4, left, right + 2);
             }
@@ -329,7 +333,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
             for (int r = first_row(thread); r <= last && !all; r++) {
                 const float query[2] = {element(queries, row, r) * query_norm[r],
                                         element(queries, row + 8, r) * query_norm[r]},
-                            key[2] = {element(keys, row, r) * strength[r], element(keys, row + 8, r) * strength[r]};
+                            key[2] = {element(keys, row, r) * key_norm[r], element(keys, row + 8, r) * key_norm[r]};
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
                     const int channel = 16 * block + i / 4 * 8 + lane % 4 * 2 + i % 2;
@@ -361,6 +365,7 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 #pragma unroll
         for (int k = 0; k < base::COLUMNS / 16; k++) {
             uint32_t part[4];
+            this->put_strength(k);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int at = 4 * k + i, last = row_of(thread) + i % 2 * 8 - role,
@@ -368,14 +373,14 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
                 part[i] =
                     pack(column <= last ? sign * pair[2 * at] : 0, column + 1 <= last ? sign * pair[2 * at + 1] : 0);
             }
-            ENGINE::store_turned(shared + (role == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS), first / 16 + k, part,
+            ENGINE::store_turned(shared + (role == 0 ? base::QUERY_PAIRS : base::KEY_PAIRS), first / 16 + k, part,
                                  thread);
         }
     }
 
     /* Of the writers' part that goes through the state after the chunk: sums over tokens. */
     __device__ __forceinline__ void sum_writes() {
-        float *to = &own->column[0][0][0] + first_row(thread) / 16 * KEY + 64 * half;
+        float *to = own->written + first_row(thread) / 16 * KEY + 64 * half;
         const float norm[2] = {record[KEY_NORM + row_of(thread)], record[KEY_NORM + row_of(thread) + 8]};
 #pragma unroll
         for (int k = 0; k < 4; k++) {
@@ -412,10 +417,10 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
     }
 
     __device__ __forceinline__ void store_numbers(int head) {
-        const float *sums_of = (const float *)(shared + SUMS_AT), *writes = &own->column[0][0][0];
-        if (thread >= 128 && thread < 128 + chunk.rows && run.beta_gradient)
-            run.beta_gradient[(int64_t)(chunk.token + thread - 128) * run.heads + head] =
-                this->beta_gradient(thread - 128);
+        const float *sums_of = (const float *)(shared + SUMS_AT), *writes = own->written;
+        if (thread >= 128 && thread < 128 + now.chunk.rows && run.beta_gradient)
+            run.beta_gradient[(int64_t)(now.chunk.token + thread - 128) * run.heads + head] =
+                own->of[0].beta[thread - 128];
         if (thread >= KEY || !run.decay_gradient) return;
         float sum = 0;
         for (int part = 0; part < PARTS; part++) sum += sums_of[part * KEY + thread];
@@ -424,36 +429,28 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 #pragma unroll 4
         for (int row = 63; row >= 0; row--) {
             sum += gamma()[row * ROW + thread];
-            const int64_t at = ((int64_t)(chunk.token + row) * run.heads + head) * KEY + thread;
-            if (row < chunk.rows) run.decay_gradient[at] = run.decay[at] < -104 ? 0 : sum;
+            const int64_t at = ((int64_t)(now.chunk.token + row) * run.heads + head) * KEY + thread;
+            if (row < now.chunk.rows) run.decay_gradient[at] = run.decay[at] < -104 ? 0 : sum;
         }
     }
 
     __device__ __forceinline__ void finish(int head) {
-        const int row = row_of(thread);
-        __syncthreads(); /* the slice may go */
-        sum_channels<KEY>(run, chunk, head, gamma());
-        if (thread < CHUNK) record[WRITE + thread] = record[STRENGTH + thread] * record[KEY_NORM + thread];
+        block_wait(base::THREADS); /* the slice may go */
+        sum_channels<KEY>(run, now.chunk, head, gamma());
         turn_pairs();
-        __syncthreads();
+        block_wait(base::THREADS);
         this->forget();
         fade(sums, false, role == 0 ? run.scale : -1);
-        add_read(shared + (role == 0 ? base::TURNED_QUERIES : base::TURNED_KEYS));
-        if (role == 1) {
-            const float2 dot = dot_rows<64>(sums, rows + base::KEYS + half * PANEL, thread);
-            if (thread % 4 == 0) {
-                own->beta[half][row] = dot.x * record[KEY_NORM + row];
-                own->beta[half][row + 8] = dot.y * record[KEY_NORM + row + 8];
-            }
-            this->scale_rows(sums, record[STRENGTH + row], record[STRENGTH + row + 8]);
+        add_read(shared + (role == 0 ? base::QUERY_PAIRS : base::KEY_PAIRS));
+        if constexpr (ROLE == 1) {
             this->forget();
             fade(after, true, 1);
             sum_writes();
-            add_written(shared + base::TURNED_QUERIES, shared + base::TURNED_KEYS);
+            add_written(shared + base::QUERY_PAIRS, shared + base::KEY_PAIRS);
         }
-        __syncthreads(); /* gamma may go */
+        block_wait(base::THREADS); /* gamma may go */
         this->forget();
-        if (role == 1) {
+        if constexpr (ROLE == 1) {
 #pragma unroll
             for (int i = 0; i < 32; i++) {
                 const float write = after[i];
@@ -462,9 +459,9 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
             }
             put_decays(after, rows + base::KEYS, record + KEY_NORM, false);
         }
-        __syncthreads();
+        block_wait(base::THREADS);
         if (role == 0) put_decays(sums, rows + base::QUERIES, record + QUERY_NORM, true);
-        __syncthreads();
+        block_wait(base::THREADS);
         store_numbers(head);
     }
 };
@@ -472,6 +469,8 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 template <class ENGINE, int KEY>
 static __global__ void __launch_bounds__(2 * KEY * 2, 1)
     delta_channel_inside(const __grid_constant__ delta_backward_run run) {
+    let_next_start();
+    wait_for_previous();
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (group % 2 == 0)
         start_steps<inside_channel<ENGINE, KEY, 0>>(run, group / 2);

@@ -75,9 +75,9 @@ static parts parts_of(const ln_cuda_delta_backward *delta, const ln_cuda_device 
     p.states = part(&used, places * slices * panels * ln::PANEL);
     p.state_gradients = part(&used, places * slices * panels * ln::PANEL);
     p.values = part(&used, places * slices * ln::PANEL);
-    p.residuals = part(&used, places * slices * ln::PANEL);
+    p.residuals = part(&used, tokens * d->heads * d->value_size * 2);
     p.records = part(&used, places * ln::RECORD * (int64_t)sizeof(float));
-    p.totals = part(&used, (int64_t)device->multiprocessors * 2 * ln::CHUNK * d->key_size * (int64_t)sizeof(float));
+    p.totals = part(&used, channel ? (int64_t)device->multiprocessors * 2 * ln::CHUNK * d->key_size * 4 : 0);
     p.narrowed = part(&used, delta->output_gradient_float32 ? tokens * d->heads * d->value_size * 2 : 0);
     p.bytes = used;
     return p;
@@ -181,7 +181,9 @@ static delta_backward_run run_of(const ln_cuda_delta_backward *delta, const ln_c
     run.first_chunk = (const int *)(base + p.first_chunk);
     run.pairs = base + p.pairs, run.keys = base + p.keys;
     run.states = base + p.states, run.state_gradients = base + p.state_gradients;
-    run.values = base + p.values, run.residuals = base + p.residuals;
+    run.values = base + p.values;
+    run.residual = {base + p.residuals, d->heads * d->value_size, d->value_size};
+    if (delta->gradients_bf16 && t->value_gradient.data) run.residual = t->value_gradient;
     run.records = (float *)(base + p.records), run.totals = (float *)(base + p.totals);
     run.tokens = d->offsets[d->sequences];
     run.scale = d->scale;

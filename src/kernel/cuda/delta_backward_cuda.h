@@ -5,7 +5,7 @@
  *
  *     (1 + A) V' = beta (V - K~ S),  O = Q~ S + P V',  S <- e^g S + K^T V'
  *     dV' = P^T dO + K^ D,  R = (1 + A)^-T dV',  D <- e^g D + Q~^T dO - K~^T beta R
- *     dV = beta R,  dQ~ = dO S^T,  dP = dO V'^T,  dA = -R V'^T,  dK~ = -beta R S^T,  dK^ = V' D^T
+ *     dV = beta R,  dQ~ = dO S^T,  dP = dO V'^T,  dA = -R V'^T,  dK~ = -beta R S^T,  dK^ = V' D^T,  dbeta = R V' / beta
  *
  * Three kernels: the pairs of each chunk (P and T = (1 + A)^-1); two walks over the chunks of a sequence side by side,
  * forward for S and V', backward for D and R, neither of which needs the other; and what is left of each chunk, all

@@ -5,8 +5,8 @@
 using namespace ln;
 
 const ln_cuda_delta_backward_kernel ln_cuda_delta_backward_hopper[] = {
-    delta_backward_row<group_products, 128, false, 3, 2>("group 128", 9),
-    delta_backward_row<group_products, 64, false, 3, 2>("group 64", 9),
+    delta_backward_row<group_products, 128, false, 3, 3>("group 128", 9),
+    delta_backward_row<group_products, 64, false, 3, 3>("group 64", 9),
     delta_backward_row<group_products, 128, true, 2, 1>("group channel 128", 9),
     delta_backward_row<group_products, 64, true, 2, 1>("group channel 64", 9),
 };

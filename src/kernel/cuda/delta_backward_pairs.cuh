@@ -1,22 +1,22 @@
-/* The pairs of tokens of a chunk, one block a chunk and head, when tokens have one decay:
+/* The pairs of tokens of a chunk when tokens have one decay; a block takes a chunk and a key head:
  *
  *     A[i][j] = beta[i] e^(gamma[i] - gamma[j]) key[i] . key[j], j < i,   T = (1 + A)^-1
  *     P[i][j] = scale e^(gamma[i] - gamma[j]) query[i] . key[j], j <= i
  *
- * with gamma the sum of the decays up to a token. T is solved in float32 by blocks of 16, then as
- * products of tf32 by blocks of 32 and the whole:
+ * with gamma the sum of the decays up to a token. The warps share the products of keys with keys and queries, by blocks
+ * of 16 x 16; then each has a value head, puts decays on the blocks and inverts them where they lie
+ * (delta_invert.cuh). Blocks above the diagonal are zeros, which nobody writes or reads.
  *
- *     T = [T1, 0; -T2 A21 T1, T2].
- *
- * Decays below FLOOR are that: their powers are 0 in float32 all the same, and differences of sums stay numbers. */
+ * No exponent is above 0: a pair's decay is made of that from the row back to where its block of rows begins, those of
+ * whole blocks between, and that from the column on to where its block ends. Decays below FLOOR are that: their powers
+ * are 0 in float32 all the same, and differences of sums stay numbers. */
 #ifndef LN_KERNEL_CUDA_DELTA_BACKWARD_PAIRS_CUH
 #define LN_KERNEL_CUDA_DELTA_BACKWARD_PAIRS_CUH
 
 #include "kernel/cuda/delta_backward.cuh"
+#include "kernel/cuda/delta_invert.cuh"
 
 namespace ln {
-
-enum { SOLVE_ROW = 68 /* floats */, SOLVE_BYTES = 64 * SOLVE_ROW * 4 };
 
 static constexpr float LOG2_E = 1.4426950408889634f;
 static constexpr float FLOOR = -160; /* of logarithms to base 2 */
@@ -25,208 +25,332 @@ static __device__ __forceinline__ float decay_of(float natural) {
     return fmaxf(natural * LOG2_E, FLOOR);
 }
 
-/* 1 / length of this thread's row (two threads a row), or 1. */
-template <int KEY> static __device__ __forceinline__ float norm_of(const char *tile, bool normalise) {
-    const int row = threadIdx.x / 2 % 64, half = threadIdx.x % 2;
-    float square = 0;
-    if (!normalise) return 1;
-    for (int piece = half; piece < KEY / 8; piece += 2) {
-        const uint4 x = *(const uint4 *)(tile + tile_at(row, piece));
-        const uint32_t words[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float2 both = unpack(words[i]);
-            square += both.x * both.x + both.y * both.y;
-        }
-    }
-    square += __shfl_xor_sync(~0u, square, 1);
-    return rsqrtf(square + 1e-6f);
+/* Strengths below WEAK are that: their gradients are quotients by them. What comes of it otherwise is as small. */
+static constexpr float WEAK = 0x1p-30f;
+static __device__ __forceinline__ float strength_of(float beta) {
+    return fabsf(beta) < WEAK ? copysignf(WEAK, beta) : beta;
 }
 
-/* ---- (1 + A)^-1 ---- */
-
-/* The inverse of 1 + the 16 x 16 lower triangle at `a`, in its place; lanes l and l + 16 have column l. */
-static __device__ __forceinline__ void solve_block(float *a) {
-    const int lane = threadIdx.x % 16;
-    float column[16];
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-        float sum[2] = {lane == i ? 1.0f : 0.0f, 0};
-#pragma unroll
-        for (int m = 0; m < i; m += 4) {
-            const float4 row = *(const float4 *)(a + i * SOLVE_ROW + m);
-            sum[0] -= row.x * column[m];
-            if (m + 1 < i) sum[1] -= row.y * column[m + 1];
-            if (m + 2 < i) sum[0] -= row.z * column[m + 2];
-            if (m + 3 < i) sum[1] -= row.w * column[m + 3];
-        }
-        column[i] = sum[0] + sum[1];
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 16; i++)
-        if (threadIdx.x % 32 < 16) a[i * SOLVE_ROW + lane] = column[i];
-    __syncwarp();
-}
-
-/* Rounded to tf32, whose products leave the last 13 bits unread. */
-static __device__ __forceinline__ uint32_t rounded_tf32(float x) {
-    return __float_as_uint(x) + 0x1000;
-}
-
-/* to (16 x 16) = sign left (16 x INNER) * right, by a warp. */
-template <int INNER>
-static __device__ __forceinline__ void multiply_blocks(float *to, const float *left, const float *right, float sign) {
-    const int lane = threadIdx.x % 32, row = lane / 4;
-    float sum[8] = {};
-#pragma unroll
-    for (int k = 0; k < INNER; k += 8) {
-        const float *x = left + row * SOLVE_ROW + k + lane % 4, *y = right + (k + lane % 4) * SOLVE_ROW + lane / 4;
-        const uint32_t part[4] = {rounded_tf32(x[0]), rounded_tf32(x[8 * SOLVE_ROW]), rounded_tf32(x[4]),
-                                  rounded_tf32(x[8 * SOLVE_ROW + 4])};
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            const uint32_t other[2] = {rounded_tf32(y[8 * n]), rounded_tf32(y[8 * n + 4 * SOLVE_ROW])};
-            add_product_tf32(sum + 4 * n, part, other);
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        to[(row + i / 2 % 2 * 8) * SOLVE_ROW + i / 4 * 8 + lane % 4 * 2 + i % 2] = sign * sum[i];
-}
-
-/* All 128 threads; `a` is spoiled, of which the blocks of 16 beside the diagonal of each half must be 0 above it. T
- * goes to a panel as bf16. */
-static __device__ __forceinline__ void solve(float *a, char *panel) {
-    float *low = a + 32 * SOLVE_ROW, *corner = low + 32, *idle = a + 32;
-    const int warp = threadIdx.x / 32, row = warp / 2 * 16 * SOLVE_ROW, column = warp % 2 * 16;
-    __syncthreads();
-    solve_block(a + warp * 16 * (SOLVE_ROW + 1));
-    __syncthreads();
-    if (warp < 2) {
-        float *half = warp == 0 ? a : corner, *below = half + 16 * SOLVE_ROW, *room = idle + warp * 16;
-        multiply_blocks<16>(room, below, half, 1);
-        __syncwarp();
-        multiply_blocks<16>(below, below + 16, room, -1);
-    }
-    __syncthreads();
-    multiply_blocks<32>(idle + row + column, low + row, a + column, 1);
-    __syncthreads();
-    multiply_blocks<32>(low + row + column, corner + row, idle + column, -1);
-    __syncthreads();
-    for (int i = threadIdx.x; i < 64 * 8; i += 128) {
-        const int row = i / 8, piece = i % 8;
-        const float *x = a + row * SOLVE_ROW + piece * 8;
-        uint4 all = {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])};
-        if (row < 32 && piece >= 4) all = {0, 0, 0, 0};
-        *(uint4 *)(panel + tile_at(row, piece)) = all;
-    }
-}
-
-/* ---- one decay a token ---- */
-
-template <int KEY> struct pairs_shape {
-    enum { PANELS = KEY / 64, KEYS = 0, QUERIES = PANELS * PANEL };
-    enum { RECORDS = (2 * PANELS * PANEL > SOLVE_BYTES + 2 * PANEL ? 2 * PANELS * PANEL : SOLVE_BYTES + 2 * PANEL) };
-    enum { OUT = SOLVE_BYTES, BYTES = RECORDS + RECORD * 4 };
+/* What a warp needs of the tokens of a chunk for one head. */
+struct head_tokens {
+    float gamma[64], strength[64];
+    float plain[64]; /* beta times what makes the key's length 1 */
+    /* Factors of rows of A and P, from the beginning of their block of 16 on, and of columns, to the end of theirs. */
+    float row[64], query[64], column[64];
 };
 
-/* Of the first warp: sums of the decays and what follows from them but for the norms. */
-static __device__ __forceinline__ void sum_decays(const delta_backward_run &run, const delta_backward_chunk &chunk,
-                                                  int head, float *record) {
-    const int lane = threadIdx.x;
-    float decay[2];
+template <int KEY, int WARPS> struct pairs_shared {
+    union {
+        char rows[2][KEY / 64 * PANEL]; /* keys, queries */
+        struct {                        /* later */
+            float product[20][256]; /* blocks of keys with keys, and of queries with keys, each lane's four by four */
+            float scratch[WARPS][INVERT_FLOATS]; /* of the inverse; 16 rows of results on their way */
+        };
+    };
+    float key_norm[64], query_norm[64];
+    head_tokens tokens[WARPS];
+};
+
+/* A block of 16 x 16 as lanes keep it, in shared memory. */
+static __device__ __forceinline__ void put_lane(float *to, const float (&block)[8]) {
+#pragma unroll
+    for (int e = 0; e < 8; e += 4)
+        *(float4 *)(to + e * 32 + threadIdx.x % 32 * 4) = {block[e], block[e + 1], block[e + 2], block[e + 3]};
+}
+static __device__ __forceinline__ void get_lane(float (&block)[8], const float *from) {
+#pragma unroll
+    for (int e = 0; e < 8; e += 4) {
+        const float4 four = *(const float4 *)(from + e * 32 + threadIdx.x % 32 * 4);
+        block[e] = four.x, block[e + 1] = four.y, block[e + 2] = four.z, block[e + 3] = four.w;
+    }
+}
+/* 1 / length of 16 rows, or 1, of the squares on the diagonal of a block. */
+static __device__ __forceinline__ void take_norms(float *norm, const float (&block)[8], bool normalise) {
+    const int lane = threadIdx.x % 32;
+    if (lane / 8 != lane % 4) return;
+    const bool odd = lane / 4 % 2;
+    norm[lane / 4] = normalise ? rsqrtf((odd ? block[1] : block[0]) + 1e-6f) : 1;
+    norm[lane / 4 + 8] = normalise ? rsqrtf((odd ? block[7] : block[6]) + 1e-6f) : 1;
+}
+/* sum += left right^T, both 16 x 16 and loaded as left operands are. */
+static __device__ __forceinline__ void add_lefts(float (&sum)[8], const uint32_t (&left)[4],
+                                                 const uint32_t (&right)[4]) {
+    const uint32_t first[2] = {right[0], right[2]}, second[2] = {right[1], right[3]};
+    add_product(sum, left, first);
+    add_product(sum + 4, left, second);
+}
+
+/* Products of a warp: WARPS share the rows of blocks, of keys from the first one on, of queries from the last, so that
+ * all have as much to do. */
+template <int KEY, int WARPS> struct pair_products {
+    enum { COUNT = 4 / WARPS };
+    float sum[5 * COUNT][8], self[COUNT][8];
+
+    /* Of row R of WARP, the place of block J of keys, or of queries. */
+    template <int WARP> static constexpr __device__ __forceinline__ int of_keys(int r, int j) { return 5 * r + j; }
+    template <int WARP> static constexpr __device__ __forceinline__ int of_queries(int r, int j) {
+        return 5 * r + WARP + r * WARPS + 1 + j;
+    }
+    template <int WARP> __device__ __forceinline__ void multiply(const pairs_shared<KEY, WARPS> *shared) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < 5 * COUNT; i++) clear(sum[i]);
+#pragma unroll
+        for (int r = 0; r < COUNT; r++) clear(self[r]);
+#pragma unroll 1
+        for (int k = 0; k < KEY / 16; k++) {
+            const int piece = 2 * k + lane / 16;
+            uint32_t right[4][4];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                load_matrices<false>(right[j], shared->rows[0] + tile_at(16 * j + lane % 16, piece));
+#pragma unroll
+            for (int r = 0; r < COUNT; r++) {
+                const int row = WARP + r * WARPS, other = 3 - row;
+                uint32_t asks[4];
+                load_matrices<false>(asks, shared->rows[1] + tile_at(16 * other + lane % 16, piece));
+#pragma unroll
+                for (int j = 0; j <= row; j++) add_lefts(sum[of_keys<WARP>(r, j)], right[row], right[j]);
+#pragma unroll
+                for (int j = 0; j <= other; j++) add_lefts(sum[of_queries<WARP>(r, j)], asks, right[j]);
+                add_lefts(self[r], asks, asks);
+            }
+        }
+    }
+    template <int WARP> __device__ __forceinline__ void put(pairs_shared<KEY, WARPS> *shared, bool normalise) const {
+#pragma unroll
+        for (int r = 0; r < COUNT; r++) {
+            const int row = WARP + r * WARPS, other = 3 - row;
+#pragma unroll
+            for (int j = 0; j <= row; j++) put_lane(shared->product[lower(row, j)], sum[of_keys<WARP>(r, j)]);
+#pragma unroll
+            for (int j = 0; j <= other; j++)
+                put_lane(shared->product[10 + lower(other, j)], sum[of_queries<WARP>(r, j)]);
+            take_norms(shared->key_norm + 16 * row, sum[of_keys<WARP>(r, row)], normalise);
+            take_norms(shared->query_norm + 16 * other, self[r], normalise);
+        }
+    }
+};
+/* Products take the place of keys and queries. */
+template <int KEY, int WARPS>
+static __device__ __forceinline__ void make_products(pairs_shared<KEY, WARPS> *shared, int warp, bool normalise) {
+    pair_products<KEY, WARPS> products;
+    if (warp == 0)
+        products.template multiply<0>(shared);
+    else if (warp == 1)
+        products.template multiply<1>(shared);
+    else if (WARPS == 4 && warp == 2)
+        products.template multiply<2 % WARPS>(shared);
+    else if (WARPS == 4)
+        products.template multiply<3 % WARPS>(shared);
+    __syncthreads();
+    if (warp == 0)
+        products.template put<0>(shared, normalise);
+    else if (warp == 1)
+        products.template put<1>(shared, normalise);
+    else if (WARPS == 4 && warp == 2)
+        products.template put<2 % WARPS>(shared, normalise);
+    else if (WARPS == 4)
+        products.template put<3 % WARPS>(shared, normalise);
+    __syncthreads();
+}
+
+/* Lane l of a warp has tokens 2 l and 2 l + 1. */
+struct two_tokens {
+    float decay[2], strength[2];
+};
+static __device__ __forceinline__ two_tokens read_tokens(const delta_backward_run &run,
+                                                         const delta_backward_chunk &chunk, int head) {
+    two_tokens two;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const int row = 2 * lane + i;
+        const int row = threadIdx.x % 32 * 2 + i;
         const int64_t at = (int64_t)(chunk.token + row) * run.heads + head;
-        decay[i] = row < chunk.rows && run.decay ? decay_of(run.decay[at]) : 0;
-        record[STRENGTH + row] = row < chunk.rows ? run.beta[at] : 0;
+        two.decay[i] = row < chunk.rows && run.decay ? run.decay[at] : 0;
+        two.strength[i] = row < chunk.rows ? run.beta[at] : 0;
     }
-    float sum = decay[0] + decay[1];
+    return two;
+}
+/* Sums of decays and what follows from them, to shared memory and the record. */
+template <int KEY, int WARPS>
+static __device__ __forceinline__ void put_tokens(const pairs_shared<KEY, WARPS> *shared, head_tokens &to,
+                                                  const two_tokens &two, float scale, float *record) {
+    const int lane = threadIdx.x % 32;
+    float gamma[2] = {decay_of(two.decay[0]), decay_of(two.decay[1])};
+    gamma[1] += gamma[0];
+    float sum = gamma[1];
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
         const float before = __shfl_up_sync(~0u, sum, step);
         if (lane >= step) sum += before;
     }
-    record[GAMMA + 2 * lane] = sum - decay[1];
-    record[GAMMA + 2 * lane + 1] = sum;
-    if (lane == 31) record[END] = exponential(sum);
+    float before = __shfl_up_sync(~0u, sum, 1);
+    if (lane == 0) before = 0;
+    gamma[0] += before, gamma[1] = sum;
+    const float begin = __shfl_sync(~0u, before, lane & 24), end = __shfl_sync(~0u, sum, lane | 7),
+                last = __shfl_sync(~0u, sum, 31);
+    float read[2], write[2], ask[2], source[2], strength[2], key_norm[2], query_norm[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int t = 2 * lane + i;
+        const float since = exponential(gamma[i] - begin), past = exponential(gamma[i]);
+        key_norm[i] = shared->key_norm[t], query_norm[i] = shared->query_norm[t];
+        strength[i] = strength_of(two.strength[i]);
+        read[i] = key_norm[i] * past;
+        write[i] = key_norm[i] * exponential(last - gamma[i]);
+        ask[i] = scale * query_norm[i] * past;
+        source[i] = gamma[i] - log2f(key_norm[i]);
+        to.gamma[t] = gamma[i];
+        to.strength[t] = strength[i];
+        to.plain[t] = strength[i] * key_norm[i];
+        to.row[t] = strength[i] * key_norm[i] * since;
+        to.query[t] = scale * query_norm[i] * since;
+        to.column[t] = key_norm[i] * exponential(end - gamma[i]);
+    }
+    float2 *out = (float2 *)record + lane;
+    out[READ / 2] = make_float2(read[0], read[1]);
+    out[WRITE / 2] = make_float2(write[0], write[1]);
+    out[ASK / 2] = make_float2(ask[0], ask[1]);
+    out[STRENGTH / 2] = make_float2(strength[0], strength[1]);
+    out[GAMMA / 2] = make_float2(gamma[0], gamma[1]);
+    out[KEY_NORM / 2] = make_float2(key_norm[0], key_norm[1]);
+    out[QUERY_NORM / 2] = make_float2(query_norm[0], query_norm[1]);
+    out[SOURCE / 2] = make_float2(source[0], source[1]);
+    if (lane < 2) out[END / 2] = make_float2(lane == 0 ? exponential(last) : 0, 0);
+    __syncwarp();
 }
 
-template <class ENGINE, int KEY>
-static __global__ void __launch_bounds__(128, 4) delta_pairs(const __grid_constant__ delta_backward_run run) {
-    typedef pairs_shape<KEY> shape;
-    char *shared = block_memory();
-    float *record = (float *)(shared + shape::RECORDS);
-    const int head = blockIdx.x % run.heads, index = blockIdx.x / run.heads;
-    const delta_backward_chunk chunk = run.chunks[index];
-    const int64_t place = place_of(run, index, head);
-    copy_tokens<KEY, 128>(shared + shape::KEYS, run.key, key_head_of(run, head), 0, chunk);
-    copy_tokens<KEY, 128>(shared + shape::QUERIES, run.query, key_head_of(run, head), 0, chunk);
-    copies_commit();
-    if (threadIdx.x > 0) record[END + threadIdx.x] = 0;
-    if (threadIdx.x < 32) sum_decays(run, chunk, head, record);
-    copies_wait<0>();
-    ENGINE::publish();
-    __syncthreads();
-
-    const float key_norm = norm_of<KEY>(shared + shape::KEYS, run.normalise),
-                query_norm = norm_of<KEY>(shared + shape::QUERIES, run.normalise);
-    if (threadIdx.x % 2 == 0) {
-        const int row = threadIdx.x / 2;
-        const float gamma = record[GAMMA + row], past = exponential(gamma);
-        record[KEY_NORM + row] = key_norm;
-        record[QUERY_NORM + row] = query_norm;
-        record[READ + row] = key_norm * past;
-        record[WRITE + row] = key_norm * exponential(record[GAMMA + 63] - gamma);
-        record[ASK + row] = run.scale * query_norm * past;
+/* Below the diagonal: rows times row, columns times column. */
+static __device__ __forceinline__ void decay_below(float (&block)[8], const float (&row)[2], const float (&column)[4]) {
+#pragma unroll
+    for (int e = 0; e < 8; e++) block[e] *= row[e / 2 % 2] * column[e / 4 * 2 + e % 2];
+}
+/* On the diagonal: 0 above it, and on it where STRICT. pair: the decays of its elements. */
+template <bool STRICT>
+static __device__ __forceinline__ void decay_diagonal(float (&block)[8], const float (&row)[2],
+                                                      const float (&column)[4], const float (&pair)[8]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const int below = lane / 4 + e / 2 % 2 * 8 - e / 4 * 8 - lane % 4 * 2 - e % 2;
+        const float x = block[e] * (row[e / 2 % 2] * column[e / 4 * 2 + e % 2]) * pair[e];
+        block[e] = below >= STRICT ? x : 0;
     }
-    float keys[32], queries[32];
-    {
-        uint32_t left[KEY / 4]; /* one after the other: registers are short */
-        load_rows<KEY / 16>(left, shared + shape::KEYS);
-        ENGINE::template by_rows<64, KEY / 16, false>(keys, left, shared + shape::KEYS);
-        ENGINE::template settle<0>(keys, left);
-        load_rows<KEY / 16>(left, shared + shape::QUERIES);
-        ENGINE::template by_rows<64, KEY / 16, false>(queries, left, shared + shape::KEYS);
-        ENGINE::template settle<0>(queries, left);
+}
+/* Elements of a row of a block, and of its columns. */
+static __device__ __forceinline__ void load_row(float (&row)[2], const float *from) {
+    row[0] = from[threadIdx.x % 32 / 4], row[1] = from[threadIdx.x % 32 / 4 + 8];
+}
+static __device__ __forceinline__ void load_columns(float (&column)[4], const float *from) {
+    const float2 one = *(const float2 *)(from + threadIdx.x % 4 * 2),
+                 two = *(const float2 *)(from + threadIdx.x % 4 * 2 + 8);
+    column[0] = one.x, column[1] = one.y, column[2] = two.x, column[3] = two.y;
+}
+/* Block (i, j) in bf16, to 16 rows of a tile in scratch. */
+static __device__ __forceinline__ void put_row(float *scratch, const float (&block)[8], int j) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+        *(uint32_t *)((char *)scratch + tile_at(e % 2 * 8 + lane / 4, 2 * j + e / 2) + lane % 4 * 4) =
+            pack(block[2 * e], block[2 * e + 1]);
+}
+/* Blocks 0 .. i of row i to memory. */
+static __device__ __forceinline__ void send_row(char *to, const float *scratch, int i) {
+    const int lane = threadIdx.x % 32;
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j <= i; j++) {
+        const int at = tile_at(lane / 2, 2 * j + lane % 2);
+        *(uint4 *)(to + i * 16 * 128 + at) = *(const uint4 *)((const char *)scratch + at);
     }
-    __syncthreads(); /* the record is there; keys and queries may go */
+    __syncwarp();
+}
 
-    float *a = (float *)shared;
-    char *inverse = shared + shape::OUT, *weights = inverse + PANEL;
+/* Row ROW of blocks of P, to memory, and of A. */
+template <int KEY, int WARPS, int ROW>
+static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *to, float *scratch,
+                                                 const pairs_shared<KEY, WARPS> *shared, const head_tokens &tokens,
+                                                 float scale) {
+    float row[2], query[2], score[8], norm[4], there[4], here[2], pair[8];
+    load_row(row, tokens.row + 16 * ROW);
+    load_row(query, tokens.query + 16 * ROW);
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-        uint32_t part[4] = {};
-        const bool seen = 16 * k < first_row() + 16; /* of A, the block after it must be 0, the rest is not read */
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (!seen) {
-                if (k % 2) *(float2 *)(a + (row_of() + i % 2 * 8) * SOLVE_ROW + column_of(4 * k + i)) = {0, 0};
-                continue;
-            }
-            const int at = 4 * k + i, row = row_of() + i % 2 * 8, column = column_of(at);
-            float weight[2];
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                const int j = column + c;
-                const float between =
-                    exponential(fminf(record[GAMMA + row] - record[GAMMA + j], 0.0f)) * record[KEY_NORM + j];
-                a[row * SOLVE_ROW + j] =
-                    j < row ? record[STRENGTH + row] * record[KEY_NORM + row] * between * keys[2 * at + c] : 0;
-                weight[c] = j <= row ? run.scale * record[QUERY_NORM + row] * between * queries[2 * at + c] : 0;
-            }
-            part[i] = pack(weight[0], weight[1]);
+    for (int j = ROW - 1; j >= 0; j--) {
+        if (j + 1 < ROW) { /* the blocks between are no longer to the next block's end, but to that of this */
+            const float between = exponential(tokens.gamma[16 * j + 31] - tokens.gamma[16 * j + 15]);
+            row[0] *= between, row[1] *= between;
+            query[0] *= between, query[1] *= between;
         }
-        ENGINE::store_step(weights, k, part);
+        float column[4];
+        load_columns(column, tokens.column + 16 * j);
+        get_lane(block[lower(ROW, j)], shared->product[lower(ROW, j)]);
+        decay_below(block[lower(ROW, j)], row, column);
+        get_lane(score, shared->product[10 + lower(ROW, j)]);
+        decay_below(score, query, column);
+        put_row(scratch, score, j);
     }
-    solve(a, inverse);
+    load_row(here, tokens.gamma + 16 * ROW);
+    load_columns(there, tokens.gamma + 16 * ROW);
+    load_columns(norm, shared->key_norm + 16 * ROW);
+    load_row(row, tokens.plain + 16 * ROW);
+#pragma unroll
+    for (int e = 0; e < 8; e++) pair[e] = exponential(here[e / 2 % 2] - there[e / 4 * 2 + e % 2]);
+    get_lane(block[lower(ROW, ROW)], shared->product[lower(ROW, ROW)]);
+    decay_diagonal<true>(block[lower(ROW, ROW)], row, norm, pair);
+    load_row(query, shared->query_norm + 16 * ROW);
+    query[0] *= scale, query[1] *= scale;
+    get_lane(score, shared->product[10 + lower(ROW, ROW)]);
+    decay_diagonal<false>(score, query, norm, pair);
+    put_row(scratch, score, ROW);
+    send_row(to, scratch, ROW);
+}
+
+/* T and P of one head, by one warp. */
+template <int KEY, int WARPS>
+static __device__ __forceinline__ void make_pairs(char *to, float *scratch, const pairs_shared<KEY, WARPS> *shared,
+                                                  const head_tokens &tokens, float scale) {
+    float block[10][8];
+    decay_row<KEY, WARPS, 0>(block, to + PANEL, scratch, shared, tokens, scale);
+    decay_row<KEY, WARPS, 1>(block, to + PANEL, scratch, shared, tokens, scale);
+    decay_row<KEY, WARPS, 2>(block, to + PANEL, scratch, shared, tokens, scale);
+    decay_row<KEY, WARPS, 3>(block, to + PANEL, scratch, shared, tokens, scale);
+#pragma unroll
+    for (int i = 0; i < 4; i++) put_block(scratch + i * INVERT_BLOCK, block[lower(i, i)]);
+    invert(block, scratch);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int j = 0; j <= i; j++) put_row(scratch, block[lower(i, j)], j);
+        send_row(to, scratch, i);
+    }
+}
+
+/* WARPS value heads of a key head a block. */
+template <int KEY, int WARPS>
+static __global__ void __launch_bounds__(32 * WARPS, WARPS == 2 ? 6 : 2)
+    delta_pairs(const __grid_constant__ delta_backward_run run) {
+    let_next_start();
+    wait_for_previous();
+    pairs_shared<KEY, WARPS> *shared = (pairs_shared<KEY, WARPS> *)block_memory();
+    const int parts = (run.group + WARPS - 1) / WARPS, warp = threadIdx.x / 32,
+              member = blockIdx.x % parts * WARPS + warp, key_head = blockIdx.x / parts % run.key_heads,
+              index = blockIdx.x / parts / run.key_heads, head = value_head(run, key_head, member);
+    const delta_backward_chunk chunk = run.chunks[index];
+#pragma unroll
+    for (int panel = 0; panel < KEY / 64; panel++) {
+        copy_tokens<64, 32 * WARPS>(shared->rows[0] + panel * PANEL, run.key, key_head, 64 * panel, chunk);
+        copy_tokens<64, 32 * WARPS>(shared->rows[1] + panel * PANEL, run.query, key_head, 64 * panel, chunk);
+    }
+    copies_commit();
+    two_tokens two = {};
+    if (member < run.group) two = read_tokens(run, chunk, head);
+    copies_wait<0>();
     __syncthreads();
-    uint4 *to = (uint4 *)(run.pairs + place * 2 * PANEL), *to_record = (uint4 *)(run.records + place * RECORD);
-    for (int i = threadIdx.x; i < 2 * PANEL / 16; i += 128) to[i] = ((const uint4 *)inverse)[i];
-    if (threadIdx.x < RECORD / 4) to_record[threadIdx.x] = ((const uint4 *)record)[threadIdx.x];
-    if (threadIdx.x + 128 < RECORD / 4) to_record[threadIdx.x + 128] = ((const uint4 *)record)[threadIdx.x + 128];
+    make_products(shared, warp, run.normalise);
+    if (member >= run.group) return;
+    const int64_t place = place_of(run, index, head);
+    put_tokens(shared, shared->tokens[warp], two, run.scale, run.records + place * RECORD);
+    make_pairs(run.pairs + place * 2 * PANEL, shared->scratch[warp], shared, shared->tokens[warp], run.scale);
 }
 
 } // namespace ln

@@ -22,12 +22,25 @@ static __global__ void __launch_bounds__(256) delta_narrow(const __grid_constant
 
 template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct chunk_kernels;
 template <class ENGINE, int KEY, int STAGES> struct chunk_kernels<ENGINE, KEY, false, STAGES> {
-    enum { PAIRS_BYTES = pairs_shape<KEY>::BYTES, BYTES = inside<ENGINE, KEY, STAGES, false, 0>::BYTES };
-    static constexpr auto pairs = delta_pairs<ENGINE, KEY>, chunk = delta_inside<ENGINE, KEY, STAGES>;
+    enum { PAIRS_BYTES = sizeof(pairs_shared<KEY, 4>), BYTES = inside<ENGINE, KEY, STAGES, false, 0>::BYTES };
+    static constexpr auto chunk = delta_inside<ENGINE, KEY, STAGES>;
+    /* A warp a value head, two or four of a block. */
+    static ln_cuda_code start_pairs(const delta_backward_run &run, void *stream) {
+        const int blocks = run.chunk_count * run.key_heads;
+        if (run.group <= 2)
+            return launch_early(delta_pairs<KEY, 2>, dim3((unsigned)blocks), dim3(64),
+                                (int)sizeof(pairs_shared<KEY, 2>), stream, run);
+        return launch_early(delta_pairs<KEY, 4>, dim3((unsigned)(blocks * ((run.group + 3) / 4))), dim3(128),
+                            (int)sizeof(pairs_shared<KEY, 4>), stream, run);
+    }
 };
 template <class ENGINE, int KEY, int STAGES> struct chunk_kernels<ENGINE, KEY, true, STAGES> {
     enum { PAIRS_BYTES = channel_pairs_shape<KEY>::BYTES, BYTES = inside_channel<ENGINE, KEY, 0>::BYTES };
-    static constexpr auto pairs = delta_channel_pairs<KEY>, chunk = delta_channel_inside<ENGINE, KEY>;
+    static constexpr auto chunk = delta_channel_inside<ENGINE, KEY>;
+    static ln_cuda_code start_pairs(const delta_backward_run &run, void *stream) {
+        return launch_early(delta_channel_pairs<KEY>, dim3((unsigned)(run.chunk_count * run.heads)), dim3(128),
+                            (int)PAIRS_BYTES, stream, run);
+    }
 };
 
 template <class ENGINE, int KEY, bool CHANNEL, int WALK_STAGES, int STAGES>
@@ -40,14 +53,14 @@ static ln_cuda_code delta_backward_start(const void *argument, void *stream) {
     ln_cuda_code code = LN_CUDA_OK;
     if (run.narrowed && tasks)
         code = launch(delta_narrow, dim3((unsigned)run.multiprocessors * 8), dim3(256), 0, stream, run);
-    if (!code && tasks)
-        code = launch(kernels::pairs, dim3((unsigned)tasks), dim3(128), (int)kernels::PAIRS_BYTES, stream, run);
+    if (!code && tasks) code = kernels::start_pairs(run, stream);
     if (!code)
-        code = launch(delta_walk<ENGINE, KEY, CHANNEL, WALK_STAGES>, dim3((unsigned)walks), dim3(256),
-                      (int)steps::BYTES, stream, run);
+        code = launch_early(delta_walk<ENGINE, KEY, CHANNEL, WALK_STAGES>, dim3((unsigned)walks), dim3(256),
+                            (int)steps::BYTES, stream, run);
     if (!code && tasks)
-        code = launch(kernels::chunk, dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)),
-                      dim3(2 * KEY * 2), (int)kernels::BYTES, stream, run);
+        code =
+            launch_early(kernels::chunk, dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)),
+                         dim3(2 * KEY * 2), (int)kernels::BYTES, stream, run);
     return code;
 }
 

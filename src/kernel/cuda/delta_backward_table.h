@@ -22,9 +22,10 @@ struct delta_backward_run {
     char *pairs;                    /* of a chunk and head: T, P */
     char *keys;                     /* K~, K^, Q~, of decays a channel */
     char *states, *state_gradients; /* of a chunk, head and 64 values: S^T before it, D^T after it */
-    char *values, *residuals;       /* V', R */
+    char *values;                   /* V' */
+    ln_cuda_tensor residual;        /* beta R as bf16: the gradient of values, or as it would be */
     float *records;
-    float *totals;       /* of a block: sums over value heads */
+    float *totals;       /* of a block, of decays a channel: sums over value heads */
     void *narrowed;      /* output gradients as bf16, where they came as float32 */
     ln_cuda_tensor wide; /* these */
     int64_t tokens;

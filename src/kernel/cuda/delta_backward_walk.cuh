@@ -1,7 +1,7 @@
 /* The two walks over the chunks of a sequence. A block takes one head, 64 of its values, and one direction:
  *
  *     forward:   V'^T = (beta (v - K~ S))^T T^T,   S^T <- e^g S^T + V'^T K^
- *     backward:  R^T = (dO^T P + D^T K^^T) T,      D^T <- e^g D^T + dO^T Q~ - (beta R)^T K~
+ *     backward:  R^T = (dO^T P + D^T K^^T) T,      D^T <- e^g D^T + dO^T Q~ - R'^T K~,  R' = beta R
  *
  * With values as rows the state stays in accumulators from chunk to chunk, and every left operand is made of the
  * accumulators of the product before it: the four warps that compute never wait for each other. Four more copy: chunks
@@ -45,17 +45,36 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     __device__ __forceinline__ uint64_t *full_of(int stage) const {
         return (uint64_t *)(shared + stage * STAGE + FULL);
     }
+    /* Of a panel of pairs, blocks of 16 on and below the diagonal: 128, 96 and 32, and 64 pieces of its four rows. The
+     * others are zeros, put once. */
+    __device__ __forceinline__ void load_pairs(char *to, const char *from) const {
+        const int thread = threadIdx.x % COPIERS;
+        const int last = tile_at(48 + thread / 8, thread % 8),
+                  third = thread < 96 ? tile_at(32 + thread / 6, thread % 6) : tile_at((thread - 96) / 2, thread % 2),
+                  second = tile_at(16 + thread / 4, thread % 4);
+        copy_piece(to + last, from + last, true);
+        copy_piece(to + third, from + third, true);
+        if (thread < 64) copy_piece(to + second, from + second, true);
+    }
+    __device__ __forceinline__ void clear_pairs() const {
+        for (int stage = 0; stage < STAGES; stage++)
+            for (int at = (int)threadIdx.x % COPIERS * 16; at < 2 * PANEL; at += COPIERS * 16)
+                *(uint4 *)(shared + stage * STAGE + INVERSE + at) = make_uint4(0, 0, 0, 0);
+    }
     template <bool BACKWARD> __device__ __forceinline__ void load(int chunk, int stage) {
         char *to = shared + stage * STAGE;
         const int token = first_token + (chunk - first) * CHUNK;
         const delta_backward_chunk c = {token, min(end_token - token, (int)CHUNK)};
         const int64_t at = place(chunk);
-        const int thread = threadIdx.x % COPIERS, keys = CHANNEL ? (BACKWARD ? 3 : 2) * PANELS * PANEL : 0,
-                  pairs = (BACKWARD ? 2 : 1) * PANEL;
+        const int thread = threadIdx.x % COPIERS, keys = CHANNEL ? (BACKWARD ? 3 : 2) * PANELS * PANEL : 0;
         uint64_t *full = full_of(stage);
-        ENGINE::expect(full, keys + pairs + RECORD * 4, thread);
-        ENGINE::template copy<COPIERS>(to + INVERSE, run.pairs + at * 2 * PANEL, pairs, full, thread);
-        ENGINE::template copy<COPIERS>(to + FACTORS, run.records + at * RECORD, RECORD * 4, full, thread);
+        /* Of the record what comes before and with STRENGTH, and END. */
+        const int factors = GAMMA * 4, ends = CHANNEL ? KEY * 4 : 16;
+        ENGINE::expect(full, keys + factors + ends, thread);
+        load_pairs(to + INVERSE, run.pairs + at * 2 * PANEL);
+        if (BACKWARD) load_pairs(to + WEIGHTS, run.pairs + at * 2 * PANEL + PANEL);
+        ENGINE::template copy<COPIERS>(to + FACTORS, run.records + at * RECORD, factors, full, thread);
+        ENGINE::template copy<COPIERS>(to + FACTORS + END * 4, run.records + at * RECORD + END, ends, full, thread);
         if (CHANNEL) {
             ENGINE::template copy<COPIERS>(to, run.keys + at * 3 * PANELS * PANEL, keys, full, thread);
         } else {
@@ -94,15 +113,42 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         for (int k = 0; k < 4; k++) ENGINE::store_turned(room + VALUE_OUT, k, *(const uint32_t(*)[4])(rounded + 4 * k));
     }
     template <bool BACKWARD> __device__ __forceinline__ void take(int chunk, const char *room) {
-        char *state_to = slice_of(BACKWARD ? run.state_gradients : run.states, chunk, PANELS),
-             *value_to = slice_of(BACKWARD ? run.residuals : run.values, chunk, 1);
+        char *state_to = slice_of(BACKWARD ? run.state_gradients : run.states, chunk, PANELS);
         const int from = (int)threadIdx.x % COPIERS * 16;
 #pragma unroll
         for (int at = 0; at < PANELS * PANEL; at += COPIERS * 16)
             *(uint4 *)(state_to + from + at) = *(const uint4 *)(room + STATE_OUT + from + at);
+        if (BACKWARD) {
+            take_residuals(first_token + (chunk - first) * CHUNK, room + VALUE_OUT);
+            return;
+        }
+        char *value_to = slice_of(run.values, chunk, 1);
 #pragma unroll
         for (int at = 0; at < PANEL; at += COPIERS * 16)
             *(uint4 *)(value_to + from + at) = *(const uint4 *)(room + VALUE_OUT + from + at);
+    }
+    /* The gradient of values. */
+    __device__ __forceinline__ void take_residuals(int token, const char *panel) {
+        const int thread = threadIdx.x % COPIERS, piece = thread % 8, row = thread / 8, rows = end_token - token,
+                  column = slice * 64 + piece * 8;
+        const bool wide = run.value_gradient.data && !run.gradients_bf16;
+        const int64_t step = COPIERS / 8 * run.residual.token_stride,
+                      wide_step = COPIERS / 8 * run.value_gradient.token_stride;
+        __nv_bfloat16 *to = (__nv_bfloat16 *)run.residual.data + (token + row) * run.residual.token_stride +
+                            head * run.residual.head_stride + column;
+        float *wide_to = (float *)run.value_gradient.data + (token + row) * run.value_gradient.token_stride +
+                         head * run.value_gradient.head_stride + column;
+#pragma unroll
+        for (int i = 0; i < CHUNK / (COPIERS / 8); i++) {
+            if (row + i * (COPIERS / 8) >= rows) return;
+            const uint4 all = *(const uint4 *)(panel + tile_at(row + i * (COPIERS / 8), piece));
+            *(uint4 *)(to + i * step) = all;
+            if (!wide) continue;
+            const float2 a = unpack(all.x), b = unpack(all.y), c = unpack(all.z), d = unpack(all.w);
+            float4 *both = (float4 *)(wide_to + i * wide_step);
+            both[0] = make_float4(a.x, a.y, b.x, b.y);
+            both[1] = make_float4(c.x, c.y, d.x, d.y);
+        }
     }
 
     __device__ __forceinline__ void fade(const float *factors) {
@@ -118,18 +164,23 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     __device__ __forceinline__ void forward(const char *stage, char *room) {
         const float *factors = (const float *)(stage + FACTORS);
         uint32_t left[KEY / 4], value[16], right[16];
-        float read[32];
+        float read[32], wanted[32], by[32]; /* beta v, beta times what K~ has */
         round_sums(left, state);
         ENGINE::template by_rows<64, KEY / 16, false>(read, left, stage + KEYS_READ);
         load_turned(value, stage + VALUES);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const float2 each = *(const float2 *)(factors + READ + column_of(i)), v = unpack(value[i]),
+                         beta = *(const float2 *)(factors + STRENGTH + column_of(i));
+            wanted[2 * i] = beta.x * v.x, wanted[2 * i + 1] = beta.y * v.y;
+            by[2 * i] = beta.x * each.x, by[2 * i + 1] = beta.y * each.y;
+        }
         leave_state(left, room);
         ENGINE::template settle<0>(read, left);
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const float2 by = *(const float2 *)(factors + READ + column_of(i)), v = unpack(value[i]),
-                         beta = *(const float2 *)(factors + STRENGTH + column_of(i));
-            right[i] = pack(beta.x * (v.x - by.x * read[2 * i]), beta.y * (v.y - by.y * read[2 * i + 1]));
-        }
+        for (int i = 0; i < 16; i++)
+            right[i] =
+                pack(wanted[2 * i] - by[2 * i] * read[2 * i], wanted[2 * i + 1] - by[2 * i + 1] * read[2 * i + 1]);
         ENGINE::template by_rows<64, 4, false>(read, right, stage + INVERSE);
         fade(factors);
         ENGINE::template settle<0>(read, right);
@@ -140,40 +191,42 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         ENGINE::template settle<0>(state, right);
     }
 
+    /* What does not depend on the state goes first, what nothing waits for while the rest is made ready. */
     __device__ __forceinline__ void backward(const char *stage, char *room) {
         const float *factors = (const float *)(stage + FACTORS);
-        uint32_t left[KEY / 4], output[16], right[16], rounded[16];
+        uint32_t left[KEY / 4], output[16], asked[16], right[16], rounded[16];
         float write[32], weighed[32];
-        round_sums(left, state);
         load_turned(output, stage + VALUES);
-        ENGINE::template by_rows<64, KEY / 16, false>(write, left, stage + KEYS_WRITE);
         ENGINE::template by_columns<64, 4, false>(weighed, output, stage + WEIGHTS);
-        leave_state(left, room);
+        round_sums(left, state);
+        ENGINE::template by_rows<64, KEY / 16, false>(write, left, stage + KEYS_WRITE);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const float2 by = *(const float2 *)(factors + ASK + column_of(i)), x = unpack(output[i]);
+            asked[i] = pack(by.x * x.x, by.y * x.y);
+        }
         fade(factors);
-        ENGINE::template settle<0>(write, weighed, left, output);
+        ENGINE::template by_columns<KEY, 4, true>(state, asked, stage + QUERIES);
+        leave_state(left, room);
+        ENGINE::template settle<1>(write, weighed, left, output);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const float2 by = *(const float2 *)(factors + WRITE + column_of(i));
             right[i] = pack(by.x * write[2 * i] + weighed[2 * i], by.y * write[2 * i + 1] + weighed[2 * i + 1]);
         }
         ENGINE::template by_columns<64, 4, false>(write, right, stage + INVERSE);
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const float2 by = *(const float2 *)(factors + ASK + column_of(i)), x = unpack(output[i]);
-            output[i] = pack(by.x * x.x, by.y * x.y);
-        }
-        ENGINE::template by_columns<KEY, 4, true>(state, output, stage + QUERIES);
-        ENGINE::template settle<1>(write, right);
-        round_sums(rounded, write);
+        ENGINE::template settle<0>(write, right, state, asked);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const float2 by = *(const float2 *)(factors + READ + column_of(i)),
                          beta = *(const float2 *)(factors + STRENGTH + column_of(i));
-            right[i] = pack(-beta.x * by.x * write[2 * i], -beta.y * by.y * write[2 * i + 1]);
+            const float low = beta.x * write[2 * i], high = beta.y * write[2 * i + 1];
+            rounded[i] = pack(low, high);
+            right[i] = pack(-by.x * low, -by.y * high);
         }
-        ENGINE::template by_columns<KEY, 4, true, true>(state, right, stage + KEYS_READ);
+        ENGINE::template by_columns<KEY, 4, true>(state, right, stage + KEYS_READ);
         leave_values(rounded, room);
-        ENGINE::template settle<0>(state, output, right);
+        ENGINE::template settle<0>(state, right);
     }
 
     template <bool BACKWARD> __device__ __forceinline__ int chunk_of(int step) const {
@@ -196,7 +249,7 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
                 ENGINE::publish();
                 if (i < count) ENGINE::await(full_of(now), phase);
             }
-            __syncthreads();
+            block_wait(THREADS);
             if (next < count) load<BACKWARD>(chunk_of<BACKWARD>(next), stage);
             copies_commit();
             if (i > 0) take<BACKWARD>(chunk_of<BACKWARD>(i - 1), room_of(i - 1));
@@ -204,7 +257,7 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
                 copies_wait<0>();
                 ENGINE::publish();
                 if (i < count) ENGINE::await(full_of(now), phase);
-                __syncthreads();
+                block_wait(THREADS);
             }
             phase ^= now == STAGES - 1;
             now = now == STAGES - 1 ? 0 : now + 1;
@@ -214,8 +267,8 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
     template <bool BACKWARD> __device__ __forceinline__ void compute() {
         const int count = end - first;
         for (int i = 0, stage = 0; i <= count; i++) {
-            __syncthreads();
-            if (STAGES == 1) __syncthreads();
+            block_wait(THREADS);
+            if (STAGES == 1) block_wait(THREADS);
             if (i == count) break;
             if (BACKWARD)
                 backward(shared + stage * STAGE, room_of(i));
@@ -229,6 +282,8 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
 template <class ENGINE, int KEY, bool CHANNEL, int STAGES>
 static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constant__ delta_backward_run run) {
     typedef walk<ENGINE, KEY, CHANNEL, STAGES> steps;
+    let_next_start();
+    wait_for_previous();
     const int task = blockIdx.x / 2, slice = task % run.slices, head = task / run.slices % run.heads,
               sequence = task / run.slices / run.heads;
     steps w = {run, block_memory(), head, slice, sequence, run.first_chunk[sequence], run.first_chunk[sequence + 1]};
@@ -237,7 +292,8 @@ static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constan
         w.first_token = run.chunks[w.first].token;
         w.end_token = last.token + last.rows;
     }
-    for (int stage = 0; stage < STAGES; stage++) ENGINE::open(w.full_of(stage), 1);
+    if (threadIdx.x >= 128) w.clear_pairs(); /* they publish what they write */
+    for (int stage = 0; stage < STAGES; stage++) ENGINE::template open<steps::THREADS>(w.full_of(stage), 1);
     if (threadIdx.x >= 128) {
         if (blockIdx.x % 2 == 0)
             w.template copy<true>();

@@ -176,6 +176,7 @@ template <int N> static __device__ __forceinline__ void hold(uint32_t (&register
 
 /* product<N>::shared: sums = (or +=) left (64 x 16, rows in shared memory) * right^T (N x 16, likewise).
  * product<N>::turned: the same with left 16 x 64 or right 16 x N in shared memory where said.
+ * product<N>::adding: the same, added to the sums where `add` is true.
  * product<N>::registers: the same with left in registers; TURNED: right is 16 x N, rows in shared memory.
  * HALF: operands are f16, else bf16. */
 template <int N, bool HALF = false> struct product;
@@ -222,6 +223,15 @@ template <int N, bool HALF = false> struct product;
                          "}, %" a ", %" b ", add, 1, 1, %" d ", %" e ";\n}"                                         \
                          : LN_L##m                                                                                  \
                          : "l"(left), "l"(right), "n"(ADD ? 1 : 0), "n"(LEFT_TURNED ? 1 : 0),                       \
+                           "n"(RIGHT_TURNED ? 1 : 0));                                                              \
+        }                                                                                                           \
+        template <bool LEFT_TURNED, bool RIGHT_TURNED>                                                              \
+        static __device__ __forceinline__ void adding(float (&s)[n / 2], uint64_t left, uint64_t right, bool add) { \
+            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" c ", 0;\n"                                        \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" LN_N##m               \
+                         "}, %" a ", %" b ", add, 1, 1, %" d ", %" e ";\n}"                                         \
+                         : LN_L##m                                                                                  \
+                         : "l"(left), "l"(right), "r"(add ? 1 : 0), "n"(LEFT_TURNED ? 1 : 0),                       \
                            "n"(RIGHT_TURNED ? 1 : 0));                                                              \
         }                                                                                                           \
         template <bool ADD, bool TURNED>                                                                            \

@@ -187,6 +187,12 @@ static __device__ __forceinline__ void add_product_tf32(float *sum, const uint32
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
 
+/* As __syncthreads(), for all `threads` of a block whose warps wait at different places of the code: the
+ * named barrier 1. */
+static __device__ __forceinline__ void block_wait(int threads) {
+    asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
 /* ---- between blocks ---- */
 
 /* A flag or ticket in device memory: what was written before the release is seen after the acquire that reads it. */

@@ -124,6 +124,10 @@ template <int N, bool HALF = false> struct product {
     static inline void turned(float (&s)[N / 2], uint64_t left, uint64_t right) {
         ln_emulator::products_start({s, NULL, left, right, N, kind, ADD, LEFT_TURNED, RIGHT_TURNED});
     }
+    template <bool LEFT_TURNED, bool RIGHT_TURNED>
+    static inline void adding(float (&s)[N / 2], uint64_t left, uint64_t right, bool add) {
+        ln_emulator::products_start({s, NULL, left, right, N, kind, add, LEFT_TURNED, RIGHT_TURNED});
+    }
     template <bool ADD, bool TURNED>
     static inline void registers(float (&s)[N / 2], const uint32_t *left, uint64_t right) {
         ln_emulator::products_start({s, left, 0, right, N, kind, ADD, false, TURNED});

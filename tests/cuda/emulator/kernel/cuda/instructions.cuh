@@ -16,6 +16,10 @@ static inline uint32_t shared_address(const void *pointer) {
     return ln_emulator::shared_address(pointer);
 }
 
+static inline void block_wait(int threads) {
+    ln_emulator::named_barrier(1, threads, true);
+}
+
 static inline float flushed(float x) {
     return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
 }
