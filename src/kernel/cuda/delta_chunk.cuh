@@ -59,6 +59,10 @@ static __device__ __forceinline__ int key_head_of(const delta_run &run, int head
     return run.tiled ? head % run.key_heads : head / run.group;
 }
 
+static __device__ __forceinline__ int head_of(const delta_run &run, int key_head, int member) {
+    return run.tiled ? member * run.key_heads + key_head : key_head * run.group + member;
+}
+
 /* Bytes of a record, and where its parts lie. */
 template <int KEY_SIZE, bool BY_KEY> struct delta_record {
     static constexpr int scores = 0, transform = 8192, factors = 16384, small = 17408;
@@ -77,6 +81,19 @@ static __device__ __forceinline__ int piece_at(int row, int piece) {
 }
 static __device__ __forceinline__ int word_at(int row, int column) {
     return piece_at(row, column / 8) + column % 8 * 2;
+}
+
+/* Rows after the last are zeros. */
+template <int KEY_SIZE>
+static __device__ __forceinline__ void copy_rows(char *tile, const ln_cuda_tensor &from, int head,
+                                                 const delta_piece &piece, int threads) {
+    const __nv_bfloat16 *rows =
+        (const __nv_bfloat16 *)from.data + piece.token * from.token_stride + head * from.head_stride;
+    for (int i = threadIdx.x; i < CHUNK * KEY_SIZE / 8; i += threads) {
+        const int row = i / (KEY_SIZE / 8), column = i % (KEY_SIZE / 8);
+        const bool inside = row < piece.rows;
+        copy_piece(tile + piece_at(row, column), rows + (inside ? row * from.token_stride : 0) + column * 8, inside);
+    }
 }
 
 /* ---- one warp's products: left (16 rows) in registers, right in a tile ---- */

@@ -18,6 +18,7 @@ const ln_cuda_delta_kernel *ln_cuda_delta_kernels(int row) {
     return row < ln_cuda_delta_portable_count ? &ln_cuda_delta_portable_kernels[row] : &none;
 }
 
+
 /* ---- plan ---- */
 
 static bool arguments_right(const ln_cuda_delta *d) {
@@ -274,7 +275,8 @@ ln_cuda_code ln_cuda_delta_forward(const ln_cuda_delta *delta, const ln_cuda_del
         if (code) return code;
     }
     if (tokens) {
-        const ln_cuda_code code = ln_cuda_delta_chunks(run, delta->decay == LN_CUDA_DECAY_KEY, stream);
+        const ln_cuda_code code = delta->decay == LN_CUDA_DECAY_KEY ? ln_cuda_delta_key_chunks(run, stream)
+                                                                    : ln_cuda_delta_chunks(run, stream);
         if (code) return code;
     }
     if (plan->parts) {

@@ -37,7 +37,8 @@ template <int KEY_SIZE, int GROUPS, bool BY_KEY, int STAGES> struct delta_shape 
     static constexpr int scratch = STAGES * stage,
                          control = BY_KEY ? (int)record::factors_end : scratch + GROUPS * 8192,
                          bytes = BY_KEY ? scratch + GROUPS * 8192 : control + (int)sizeof(delta_control);
-    static constexpr int copy_registers = 40, walk_registers = GROUPS == 1 ? 240 : 232; /* a thread's */
+    static constexpr int copy_registers = 40, walk_registers = GROUPS == 1 ? 248 : 232; /* a thread's */
+    static constexpr int registers = GROUPS == 1 ? 144 : 168; /* at first */
 };
 
 /* Which stage the n-th chunk lies in, and the phase of its barriers. */
@@ -340,7 +341,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
 };
 
 template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES>
-static __global__ void __launch_bounds__(128 * (GROUPS + 1), 1)
+static __global__ void __maxnreg__((delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES>::registers))
     delta_hopper(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
                  const __grid_constant__ CUtensorMap value_map, const __grid_constant__ delta_run run) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

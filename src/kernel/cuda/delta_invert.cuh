@@ -1,4 +1,4 @@
-/* Owns: the inverse of I + A, 64 x 64, A strictly lower triangular, by one warp, in float32.
+/* Owns: the inverse of I + A, 64 x 64, A strictly lower triangular, in float32.
  *
  * By blocks of 16: those on the diagonal by substitution, a lane a column; then, column by column of blocks,
  *
@@ -42,30 +42,33 @@ static __device__ __forceinline__ void add_blocks(float (&sum)[8], const float (
     }
 }
 
-/* The four blocks on the diagonal, in scratch [4][16][INVERT_ROW] of this warp, are inverted in place. What is not
+/* 2 EACH blocks on the diagonal, in scratch [][16][INVERT_ROW], are inverted in place, EACH by half a warp. What is not
  * below their diagonals is not read. */
-static __device__ __forceinline__ void invert_diagonal(float *scratch) {
-    const int column = threadIdx.x % 16, half = threadIdx.x / 16 % 2;
-    float *one = scratch + half * INVERT_BLOCK, *two = one + 2 * INVERT_BLOCK;
-    float x[16], y[16];
+template <int EACH> static __device__ __forceinline__ void invert_diagonal(float *scratch) {
+    const int column = threadIdx.x % 16;
+    float *block = scratch + threadIdx.x / 16 % 2 * INVERT_BLOCK, x[EACH][16];
 #pragma unroll
     for (int i = 0; i < 16; i++) {
-        float odd_x = 0, odd_y = 0; /* two sums each, so that no long chain waits for itself */
-        x[i] = y[i] = i == column;
+        float odd[EACH] = {}; /* two sums each, so that no long chain waits for itself */
 #pragma unroll
-        for (int j = 0; j < i; j += 4) {
-            const float4 a = *(const float4 *)(one + i * INVERT_ROW + j),
-                         b = *(const float4 *)(two + i * INVERT_ROW + j);
-            x[i] -= a.x * x[j], y[i] -= b.x * y[j];
-            if (j + 1 < i) odd_x += a.y * x[j + 1], odd_y += b.y * y[j + 1];
-            if (j + 2 < i) x[i] -= a.z * x[j + 2], y[i] -= b.z * y[j + 2];
-            if (j + 3 < i) odd_x += a.w * x[j + 3], odd_y += b.w * y[j + 3];
+        for (int b = 0; b < EACH; b++) {
+            x[b][i] = i == column;
+#pragma unroll
+            for (int j = 0; j < i; j += 4) {
+                const float4 a = *(const float4 *)(block + 2 * b * INVERT_BLOCK + i * INVERT_ROW + j);
+                x[b][i] -= a.x * x[b][j];
+                if (j + 1 < i) odd[b] += a.y * x[b][j + 1];
+                if (j + 2 < i) x[b][i] -= a.z * x[b][j + 2];
+                if (j + 3 < i) odd[b] += a.w * x[b][j + 3];
+            }
+            x[b][i] -= odd[b];
         }
-        x[i] -= odd_x, y[i] -= odd_y;
     }
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 16; i++) one[i * INVERT_ROW + column] = x[i], two[i * INVERT_ROW + column] = y[i];
+    for (int i = 0; i < 16; i++)
+#pragma unroll
+        for (int b = 0; b < EACH; b++) block[2 * b * INVERT_BLOCK + i * INVERT_ROW + column] = x[b][i];
     __syncwarp();
 }
 
@@ -90,10 +93,10 @@ static __device__ __forceinline__ void get_turned(float (&block)[8], const float
         block[i] = from[(i / 4 * 8 + lane % 4 * 2 + i % 2) * INVERT_ROW + lane / 4 + i / 2 % 2 * 8];
 }
 
-/* Column J of blocks of the inverse, below the diagonal, in the place of A's. Operands: A right of column J - 1 and the
- * inverted blocks on the diagonal, which lie in scratch too. */
+/* Column J of blocks of the inverse, below the diagonal, in the place of A's. block: A below the diagonal and right of
+ * column J - 1, operands; scratch: the inverted blocks on the diagonal. */
 template <int J> static __device__ __forceinline__ void invert_column(float (&block)[10][8], const float *scratch) {
-    float turned[4][8]; /* T[k][J]^T */
+    float turned[4][8], own[8]; /* T[k][J]^T, T[i][i] */
     get_turned(turned[J], scratch + J * INVERT_BLOCK);
     make_operand(turned[J], 1);
 #pragma unroll
@@ -102,32 +105,16 @@ template <int J> static __device__ __forceinline__ void invert_column(float (&bl
 #pragma unroll
         for (int k = J; k < i; k++) add_blocks(middle, turned[k], block[lower(i, k)]);
         make_operand(middle, -1);
-        add_blocks(made, block[lower(i, i)], middle);
+        get_block(own, scratch + i * INVERT_BLOCK);
+        make_operand(own, 1);
+        add_blocks(made, own, middle);
 #pragma unroll
         for (int e = 0; e < 8; e++) turned[i][e] = 0;
-        if (i < 3) add_blocks(turned[i], middle, block[lower(i, i)]);
+        if (i < 3) add_blocks(turned[i], middle, own);
         make_operand(turned[i], 1);
 #pragma unroll
         for (int e = 0; e < 8; e++) block[lower(i, J)][e] = made[e];
     }
-}
-
-/* block[lower(i, j)], i > j, and in scratch the blocks on the diagonal: A before; block: (I + A)^-1 after. */
-static __device__ __forceinline__ void invert(float (&block)[10][8], float *scratch) {
-    __syncwarp();
-    invert_diagonal(scratch);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        get_block(block[lower(i, i)], scratch + i * INVERT_BLOCK);
-#pragma unroll
-        for (int j = 0; j <= i; j++) make_operand(block[lower(i, j)], 1);
-    }
-    invert_column<0>(block, scratch);
-    invert_column<1>(block, scratch);
-    invert_column<2>(block, scratch);
-#pragma unroll
-    for (int i = 0; i < 4; i++) get_block(block[lower(i, i)], scratch + i * INVERT_BLOCK);
-    __syncwarp();
 }
 
 } // namespace ln
