@@ -117,6 +117,22 @@ template <int J> static __device__ __forceinline__ void invert_column(float (&bl
     }
 }
 
+/* All of it: A below the diagonal in block and on it in scratch before; the inverse in block after. */
+static __device__ __forceinline__ void invert(float (&block)[10][8], float *scratch) {
+    __syncwarp();
+    invert_diagonal<2>(scratch);
+#pragma unroll
+    for (int i = 1; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < i; j++) make_operand(block[lower(i, j)], 1);
+    invert_column<0>(block, scratch);
+    invert_column<1>(block, scratch);
+    invert_column<2>(block, scratch);
+#pragma unroll
+    for (int i = 0; i < 4; i++) get_block(block[lower(i, i)], scratch + i * INVERT_BLOCK);
+    __syncwarp();
+}
+
 } // namespace ln
 
 #endif
