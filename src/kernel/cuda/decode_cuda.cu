@@ -48,9 +48,8 @@ static int64_t rows_of(const ln_cuda_decode *d) {
     return d->heads / d->key_value_heads * d->queries;
 }
 
-enum { SHORT = 4 }; /* contexts of which no warp has more units */
-
-/* Of a kernel for short contexts: blocks of a sequence and head, and units that one of their warps may have to take. */
+/* Of the division that lengths do not decide: blocks of a sequence and head, and units that one of their warps may have
+ * to take. */
 static int64_t splits_of(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel,
                          int64_t *each) {
     const int64_t tiles = (rows_of(d) + kernel->rows - 1) / kernel->rows, warps = kernel->threads / 32;
@@ -65,6 +64,13 @@ static int64_t splits_of(const ln_cuda_decode *d, const ln_cuda_device *device, 
     return splits;
 }
 
+/* Whether that division is right whatever the lengths are. */
+static bool brief(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel) {
+    int64_t each;
+    splits_of(d, device, kernel, &each);
+    return !kernel->waves && each <= 4;
+}
+
 /* NULL, or why this kernel cannot do this work. */
 static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel) {
     if (d->key_size != kernel->key_size || d->value_size != kernel->value_size) return "made for another size of heads";
@@ -72,8 +78,6 @@ static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device
     if (d->format != kernel->format) return "made for another format of pages";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
-    int64_t each;
-    if (!kernel->waves && (splits_of(d, device, kernel, &each), each > SHORT)) return "made for short contexts";
     return NULL;
 }
 
@@ -124,9 +128,10 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
     plan->kernel = best;
     plan->shares = blocks > plan->tiles ? blocks / plan->tiles : 1;
     int64_t each;
-    if (!best->waves)
+    const bool short_contexts = brief(decode, device, best);
+    if (short_contexts)
         plan->shares = decode->sequences * decode->key_value_heads * splits_of(decode, device, best, &each);
-    plan->joined = best->waves && joined(decode, best, plan->shares);
+    plan->joined = !short_contexts && joined(decode, best, plan->shares);
     plan->workspace = plan->tiles * plan->shares * 2 * best->rows * (best->value_size + 2) * (int64_t)sizeof(float);
     plan->workspace = (plan->workspace + 255) / 256 * 256;
     snprintf(plan->why, sizeof plan->why, "%s: %lld blocks for %lld tiles of %d rows%s", best->name,
@@ -183,7 +188,11 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     const int64_t segments = d->sequences * d->key_value_heads, parts = plan->shares / segments;
     run.parts = !d->value_in_key && parts * segments * 16 >= plan->shares * 15 ? (int)parts : 0;
     run.partial = (float *)workspace;
-    run.splits = (int)(plan->shares / (d->sequences * d->key_value_heads));
+    run.splits = parts ? (int)parts : 1;
+    run.fixed = brief(d, &plan->device, plan->kernel)                   ? 2
+                : plan->kernel->waves || plan->joined || run.parts == 0 ? 0
+                : d->sequences == 1                                     ? 2
+                                                                        : 1;
     run.tiles_most = (int)((d->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE);
     return run;
 }

@@ -15,9 +15,8 @@ template <int FORMAT, int SIZE, int STAGES> static ln_cuda_decode_kernel codes_k
 }
 
 #define LN_PLAIN(format, name)                                                                                         \
-    short_kernel<format, 128, 1, 8, 1>("short " name " 128 x 8"),                                                      \
-        direct_kernel<format, 128, 1, 10, 1>(name " 128 x 8"), bulk_kernel<format, 128, 2, 7, 1, 1>(name " 128 x 16"), \
-        bulk_kernel<format, 64, 1, 8, 2, 2>(name " 64 x 8"), bulk_kernel<format, 64, 2, 8, 2, 1>(name " 64 x 16"),     \
+    direct_kernel<format, 128, 1, 8, 1>(name " 128 x 8"), direct_kernel<format, 128, 2, 8, 1>(name " 128 x 16"),       \
+        direct_kernel<format, 64, 1, 6, 2>(name " 64 x 8"), bulk_kernel<format, 64, 2, 8, 2, 1>(name " 64 x 16"),      \
         bulk_kernel<format, 192, 1, 8, 1, 1>(name " 192 x 8"), bulk_kernel<format, 192, 2, 7, 1, 1>(name " 192 x 16"), \
         bulk_kernel<format, 256, 1, 6, 1, 1>(name " 256 x 8")
 #define LN_WIDE_CODES(format, name)                                                                               \

@@ -1,10 +1,11 @@
-/* Decode attention over short contexts, where what counts is how many things happen one after the other: each warp
- * loads the keys and values of its units straight into the registers in which the products need them, all of a unit at
- * once.
+/* Decode attention whose warps load keys and values straight into the registers in which the products need them. What
+ * counts in short contexts is how many things happen one after the other; in long ones that loads never stop.
  *
- * Which block does what does not depend on lengths: block i of the n of a sequence and head has units i w .. i w + w -
- * 1 of every n w of them, one for each of its w warps. So lengths, queries and the numbers of pages are read together;
- * then keys and values; then the last block that has units joins the results (decode_merge.cuh). */
+ * Where contexts are short, or sequences about equally long and blocks divide evenly among them, which block does what
+ * does not depend on lengths: block i of the n of a sequence and head has units i w .. i w + w - 1 of every n w of
+ * them, one for each of its w warps. So lengths, queries and the numbers of pages are read together; then keys and
+ * values; the heads of a page are read at the same time; then the last block that has units joins the results
+ * (decode_merge.cuh). Else blocks have shares (decode_work.cuh). */
 #ifndef LN_KERNEL_CUDA_DECODE_SHORT_CUH
 #define LN_KERNEL_CUDA_DECODE_SHORT_CUH
 
@@ -109,40 +110,6 @@ static __device__ __forceinline__ void short_units(const decode_run &run, decode
     }
 }
 
-/* ---- blocks that join through device memory ---- */
-
-template <class SHAPE>
-static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
-    decode_short(const __grid_constant__ decode_run run) {
-    constexpr int warps = SHAPE::WARPS;
-    const int tile = tile_number(run), share = share_number(run);
-    const int own = share % run.splits, of = share / run.splits;
-    decode_segment at = {};
-    at.head = of % run.key_value_heads, at.sequence = of / run.key_value_heads;
-    decode_state<SHAPE> state;
-    let_next_start();
-    wait_for_previous();
-    short_units<SHAPE>(run, at, own * warps + (int)threadIdx.x / 32, run.splits * warps, state);
-    const int count = min(run.splits, (at.units + warps - 1) / warps);
-    if (own >= count) {
-        if (own == 0) decode_nothing_of(run, at.sequence, at.head, SHAPE::SIZE, (int)threadIdx.x, SHAPE::threads);
-        return;
-    }
-    const decode_merge merge = decode_merge_open(block_memory(), SHAPE::SIZE, SHAPE::rows, warps);
-    give_result<SHAPE>(state, merge);
-    __syncthreads();
-    constexpr int64_t part = SHAPE::rows * (SHAPE::SIZE + 2);
-    float *parts = run.partial + ((int64_t)of * run.splits * run.tiles + tile) * part;
-    decode_finish<SHAPE::SIZE, SHAPE::rows, warps, short_meet, SHAPE::AT_ONCE>(
-        run, at.sequence, at.head, {parts, parts, run.tiles * part, count, own}, merge, true);
-}
-
-template <class SHAPE> static ln_cuda_code short_start(void *const *arguments, int blocks, void *stream) {
-    return launch_early(decode_short<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads),
-                        (int)decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS), stream,
-                        *(const decode_run *)arguments[0]);
-}
-
 /* ---- contexts of any length, divided by lengths as the other kernels do it ---- */
 
 /* The ring is the warp's registers: keys of the next unit are asked for as soon as those of this one were used, its
@@ -187,11 +154,41 @@ template <class SHAPE> struct direct_work : unit_work<SHAPE> {
     }
 };
 
+/* ---- the kernel ---- */
+
+/* The fixed division. */
+template <class SHAPE> static __device__ __forceinline__ void short_block(const decode_run &run) {
+    constexpr int warps = SHAPE::WARPS;
+    const int tile = tile_number(run), share = share_number(run);
+    const int of = quotient(share, run.splits), own = share - of * run.splits;
+    decode_segment at = {};
+    at.sequence = quotient(of, run.key_value_heads), at.head = of - at.sequence * run.key_value_heads;
+    if (at.sequence >= run.sequences) return;
+    decode_state<SHAPE> state;
+    short_units<SHAPE>(run, at, own * warps + (int)threadIdx.x / 32, run.splits * warps, state);
+    const int count = min(run.splits, (at.units + warps - 1) / warps);
+    if (own >= count) {
+        if (own == 0) decode_nothing_of(run, at.sequence, at.head, SHAPE::SIZE, (int)threadIdx.x, SHAPE::threads);
+        return;
+    }
+    const decode_merge merge = decode_merge_open(block_memory(), SHAPE::SIZE, SHAPE::rows, warps);
+    give_result<SHAPE>(state, merge);
+    __syncthreads();
+    constexpr int64_t part = SHAPE::rows * (SHAPE::SIZE + 2);
+    float *parts = run.partial + ((int64_t)of * run.splits * run.tiles + tile) * part;
+    decode_finish<SHAPE::SIZE, SHAPE::rows, warps, short_meet, SHAPE::AT_ONCE>(
+        run, at.sequence, at.head, {parts, parts, run.tiles * part, count, own}, merge, true);
+}
+
 template <class SHAPE>
 static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
     decode_direct(const __grid_constant__ decode_run run) {
     let_next_start();
     wait_for_previous();
+    if (run.fixed == 2 || (run.fixed == 1 && about_equal(run))) {
+        short_block<SHAPE>(run);
+        return;
+    }
     direct_ring<SHAPE> ring;
     decode_block<direct_work<SHAPE>>(run, ring, block_memory());
 }
@@ -205,23 +202,6 @@ template <class SHAPE> static ln_cuda_code direct_start(void *const *arguments, 
 }
 
 template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS>
-static ln_cuda_decode_kernel short_kernel(const char *name) {
-    using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
-    return {name,
-            (ln_cuda_page_format)FORMAT,
-            SIZE,
-            SIZE,
-            shape::rows,
-            shape::threads,
-            decode_merge_bytes(SIZE, shape::rows, WARPS),
-            BLOCKS,
-            0,
-            4,
-            9,
-            false,
-            short_start<shape>};
-}
-template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS>
 static ln_cuda_decode_kernel direct_kernel(const char *name) {
     using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
     return {name,
@@ -232,7 +212,7 @@ static ln_cuda_decode_kernel direct_kernel(const char *name) {
             shape::threads,
             decode_merge_bytes(SIZE, shape::rows, WARPS),
             BLOCKS,
-            1,
+            0,
             4,
             9,
             false,
