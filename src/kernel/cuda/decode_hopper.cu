@@ -1,6 +1,7 @@
-/* The decode kernels for compute capability 9.0: columns of rows, warps, stages and blocks as measured best at size 128
- * (docs/cuda-ladder-decode.md). Codes in tiles of 8 rows are faster when lanes copy for themselves, with twice the
- * warps: the warp that copies costs registers, which are given to warps by fours. */
+/* The decode kernels for compute capability 9.0: columns of rows, warps, stages and blocks as measured best
+ * (docs/cuda-ladder-decode.md). Plain rows of which a unit fits into a warp's registers are loaded there; the others
+ * come by the copy engine. Codes in tiles of 8 rows are faster when lanes copy for themselves, with more warps: the
+ * warp that copies costs registers, which are given to warps by fours. */
 #include "kernel/cuda/decode_bulk.cuh"
 #include "kernel/cuda/decode_latent.cuh"
 #include "kernel/cuda/decode_pairs.cuh"
