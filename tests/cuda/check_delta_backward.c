@@ -6,14 +6,8 @@
 
 #include "kernel/cuda/delta_backward_cuda.h"
 
-enum {
-    SEQUENCES = 8,
-    MILD = 0,
-    NEAR_ONE,
-    STRONG,
-    HARD,
-    DECAYS
-}; /* HARD: some are 0, some -inf, some tiny, and some betas 0 */
+/* HARD: some decays are 0, some -inf, some tiny, and some betas are 0. */
+enum { SEQUENCES = 8, MILD = 0, NEAR_ONE, STRONG, HARD, DECAYS };
 
 typedef struct work {
     const char *name;
