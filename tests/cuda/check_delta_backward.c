@@ -6,7 +6,8 @@
 
 #include "kernel/cuda/delta_backward_cuda.h"
 
-enum { SEQUENCES = 8, MILD = 0, NEAR_ONE, STRONG, HARD, DECAYS }; /* HARD: some are 0, some -inf, some tiny */
+/* HARD: some decays are 0, some -inf, some tiny, and some betas are 0. */
+enum { SEQUENCES = 8, MILD = 0, NEAR_ONE, STRONG, HARD, DECAYS };
 
 typedef struct work {
     const char *name;
@@ -151,7 +152,8 @@ static void problem_draw(problem *p) {
     const work *w = p->of;
     tensor *beta = &p->input[BETA], *decay = &p->input[DECAY];
     for (int64_t i = 0; i < beta->elements; i++)
-        ((float *)beta->host)[i] = (float)random_uniform() * (w->beta > 0 ? w->beta : 1);
+        ((float *)beta->host)[i] =
+            w->kind == HARD && random_uniform() < 0.2 ? 0 : (float)random_uniform() * (w->beta > 0 ? w->beta : 1);
     for (int64_t i = 0; i < decay->elements; i++) ((float *)decay->host)[i] = (float)decay_drawn(w->kind);
     tensor_send(beta);
     tensor_send(decay);
