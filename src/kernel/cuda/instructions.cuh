@@ -82,18 +82,7 @@ static __device__ __forceinline__ void copy_piece(void *to, const void *from, bo
                  "r"(inside ? 16 : 0)
                  : "memory");
 }
-/* What nobody will read again soon: the second cache gives it up before anything else. */
-static __device__ __forceinline__ uint64_t policy_once() {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-static __device__ __forceinline__ void copy_piece_once(void *to, const void *from, bool inside, uint64_t policy) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(inside ? 16 : 0), "l"(policy)
-                 : "memory");
-}
-/* As copy_piece with 8 bytes. */
+/* The same with 8 bytes. */
 static __device__ __forceinline__ void copy_half_piece(void *to, const void *from, bool inside) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from),
                  "r"(inside ? 8 : 0)
@@ -245,12 +234,6 @@ static __device__ __forceinline__ void add_product_bytes(int *sum, const uint32_
 static __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-/* Asks for `bytes` (a multiple of 16) that lie in a row to be in the second cache soon; nothing before 9.0. */
-static __device__ __forceinline__ void prefetch_row(const void *from, int bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 #endif
 }
 /* The next kernel may start where there is room, when all blocks of this one have said so or ended. */

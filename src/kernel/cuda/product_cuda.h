@@ -74,14 +74,10 @@ typedef struct ln_cuda_product {
     const void *x; /* bf16 [tokens, x_stride], zeros (or what the weights' zeros make such) up to whole tiles */
     int64_t x_stride, tokens;
     ln_cuda_digits digits; /* of x, where somebody made them already; high NULL: made in the workspace */
-    /* NULL, or of one token: x is h of these rows, which are finished first (row_work_cuda.h), by each block for itself.
-     * rows->finished is written in the place of rows->x, h where it is not NULL, digits are not. See
+    /* NULL, or of one token: x is h of these rows, which are finished first (row_work_cuda.h), by each block for
+     * itself. rows->finished is written in the place of rows->x, h where it is not NULL, digits are not. See
      * ln_cuda_product_finishes. */
     const struct ln_cuda_rows *rows;
-    /* Weights that are multiplied next: the second cache is asked for their beginning as soon as nothing of these here
-     * is left to ask for. */
-    int ahead_count;
-    ln_cuda_weight ahead[LN_CUDA_PRODUCT_MOST];
     bool gated;
     ln_cuda_activation activation;
     float gate_scale;

@@ -15,12 +15,6 @@
 
 namespace ln {
 
-/* Something of each tile of rows; a block asks for no more than `most` bytes of its share of them. */
-struct few_ahead {
-    const char *from;
-    int rows, bytes, most;
-};
-
 /* A row that is finished here: finished = keep x + add given, and what is multiplied is its norm. */
 struct few_finish {
     const float *x, *given, *norm;
@@ -44,8 +38,6 @@ struct few_run {
     int x_here, x_bytes; /* x is copied to shared memory; bytes that it has there */
     int x_step;          /* bytes from a row of x there, or of a digit, to the next */
     float gate_scale;
-    few_ahead ahead[2 * LN_CUDA_PRODUCT_MOST]; /* codes and scales of weights that come next */
-    int ahead_count;
     few_finish finish; /* given NULL: x is there */
 };
 
@@ -140,7 +132,6 @@ static __device__ __forceinline__ few_place few_locate(const few_run &run, int r
 template <int KIND, int MATRICES> struct few_stream {
     const char *codes, *scales; /* a lane's; of the second matrix run.between later */
     int row, last, first, end, at;
-    uint64_t policy;
 
     __device__ __forceinline__ void open(const few_run &run) {
         at = first;
@@ -161,11 +152,11 @@ template <int KIND, int MATRICES> struct few_stream {
                 if (i == 0 || at + i < end)
 #pragma unroll
                     for (int w = 0; w < words; w++)
-                        copy_piece_once(stage + (i * words + w) * 512 + lane * 16,
-                                        from + i * tile<KIND>::next + tile<KIND>::step(run.tiles, w), true, policy);
+                        copy_piece(stage + (i * words + w) * 512 + lane * 16,
+                                   from + i * tile<KIND>::next + tile<KIND>::step(run.tiles, w), true);
             if (few_codes<KIND> && lane < 4 * chunk) /* zeros where there is no tile */
-                copy_piece_once(stage + chunk * words * 512 + lane * 16, scales + (m ? run.between[1] : 0),
-                                at + lane / 4 < end, policy);
+                copy_piece(stage + chunk * words * 512 + lane * 16, scales + (m ? run.between[1] : 0),
+                           at + lane / 4 < end);
         }
         copies_commit();
     }
@@ -187,23 +178,6 @@ template <int KIND> static __device__ __forceinline__ void read_tile(tile<KIND> 
     for (int w = 0; w < words; w++) part.word[w] = *(const uint4 *)(stage + (i * words + w) * 512 + lane * 16);
     if constexpr (few_codes<KIND>)
         part.scale = *(const uint2 *)(stage + tile<KIND>::shape::chunk * words * 512 + i * 64 + lane / 4 * 8);
-}
-
-/* What the next product begins with: blocks have a share each, the lanes of a warp ask in turn. */
-static __device__ __forceinline__ void ask_ahead(const few_run &run) {
-    enum { PIECE = 2048 };
-#pragma unroll 1
-    for (int m = 0; m < run.ahead_count; m++) {
-        const few_ahead &ahead = run.ahead[m];
-        const int first = (int)((int64_t)blockIdx.x * ahead.rows / gridDim.x),
-                  last = (int)((int64_t)(blockIdx.x + 1) * ahead.rows / gridDim.x);
-        const char *from = ahead.from + (int64_t)first * ahead.bytes;
-        const int64_t all = (int64_t)(last - first) * ahead.bytes;
-        const int bytes = all < ahead.most ? (int)all : ahead.most;
-#pragma unroll 1
-        for (int i = (int)threadIdx.x % 32 * PIECE; i < bytes; i += 32 * PIECE)
-            prefetch_row(from + i, min(PIECE, bytes - i));
-    }
 }
 
 /* ---- x ---- */

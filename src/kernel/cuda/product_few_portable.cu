@@ -139,7 +139,7 @@ static __global__ void __launch_bounds__(few_threads<KIND>, 1) product_few(const
               last = (int)((int64_t)(blockIdx.x + 1) * run.rows / gridDim.x);
     few_stream<KIND, MATRICES> next = {};
     let_next_start();
-    next.row = first, next.last = last, next.policy = policy_once();
+    next.row = first, next.last = last;
     const int chunks = (run.tiles + shape::chunk - 1) / shape::chunk;
     next.first = warp * chunks / shape::warps * shape::chunk;
     next.end = min((warp + 1) * chunks / shape::warps * shape::chunk, run.tiles);
@@ -151,8 +151,6 @@ static __global__ void __launch_bounds__(few_threads<KIND>, 1) product_few(const
         for (int m = 0; m < MATRICES; m++) next.fetch(run, m, ring + (s + m) * few_stage<KIND>);
         if (next.row < last) next.advance(run);
     }
-    bool asks = run.ahead_count && warp == 0; /* when its own weights are all asked for */
-    if (asks && next.row >= last) ask_ahead(run), asks = false;
     const int outputs = run.tokens * 16;
     float *sums = (float *)(x_room + run.x_bytes);
     few_x x;
@@ -171,7 +169,6 @@ static __global__ void __launch_bounds__(few_threads<KIND>, 1) product_few(const
 #pragma unroll
         for (int m = 0; m < MATRICES; m++)
             keep_sums<KIND, GROUPS>(run, sums + ((slot * MATRICES + m) * shape::warps + warp) * outputs, sum[m]);
-        if (asks && next.row >= last) ask_ahead(run), asks = false;
         if (++slot < run.slots && row + 1 < last) continue;
         __syncthreads();
         give_rows<KIND, MATRICES>(run, sums, row + 1 - slot, slot);
@@ -254,30 +251,6 @@ static ln_cuda_code start_few(few_run run, const ln_cuda_device *device, void *w
 
 using namespace ln;
 
-/* Bytes that all blocks ask for together: about what memory brings while attention runs, and half of the second cache.
- */
-enum { FEW_AHEAD = 20 << 20 };
-
-static void look_ahead(few_run *run, const ln_cuda_product *product, int blocks) {
-    int64_t all = 0;
-    for (int m = 0; m < product->ahead_count; m++) {
-        const ln_cuda_weight *weight = &product->ahead[m];
-        const int tiles = (int)((weight->columns + 63) / 64), rows = (int)((weight->rows + 15) / 16);
-        const int bytes = weight->kind == LN_CUDA_WEIGHT_Q4_0 ? 512 : weight->kind == LN_CUDA_WEIGHT_Q8_0 ? 1024 : 2048;
-        run->ahead[run->ahead_count++] = {(const char *)weight->codes, rows, tiles * bytes, 0};
-        if (weight->kind != LN_CUDA_WEIGHT_BF16)
-            run->ahead[run->ahead_count++] = {(const char *)weight->scales, rows, tiles * 64, 0};
-    }
-    for (int m = 0; m < run->ahead_count; m++) all += (int64_t)run->ahead[m].rows * run->ahead[m].bytes;
-    for (int m = 0; m < run->ahead_count; m++) {
-        few_ahead *ahead = &run->ahead[m];
-        const double each = (double)ahead->rows / blocks * ahead->bytes;
-        ahead->most = all <= FEW_AHEAD
-                          ? ahead->rows * (int64_t)ahead->bytes > INT32_MAX ? INT32_MAX : ahead->rows * ahead->bytes
-                          : (int)(each * FEW_AHEAD / (double)all) / 16 * 16;
-    }
-}
-
 bool ln_cuda_product_finishes(const ln_cuda_product *product, const ln_cuda_device *device, const ln_cuda_rows *rows) {
     const float one = 1;
     few_run run = {};
@@ -322,7 +295,6 @@ ln_cuda_code ln_cuda_product_few(const ln_cuda_product *product, const ln_cuda_d
         run.finish = {rows->x,       rows->given, rows->next.weight,      rows->finished, (__nv_bfloat16 *)rows->h,
                       rows->epsilon, rows->keep,  rows->add * rows->scale};
     }
-    look_ahead(&run, product, device->multiprocessors);
     switch (product->weight[0].kind) {
     case LN_CUDA_WEIGHT_BF16:
         return start_few<LN_CUDA_WEIGHT_BF16>(run, device, workspace, stream);

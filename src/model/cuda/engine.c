@@ -198,25 +198,9 @@ static linnet_status take_h(pass *p, ln_cuda_product *product, bool digits, bool
     return LINNET_OK;
 }
 
-/* The weights that come next. */
-typedef struct upcoming {
-    const ln_cuda_weight *weight;
-    int count;
-} upcoming;
-
-static void look_ahead(const pass *p, ln_cuda_product *product, const upcoming *next) {
-    for (; p->few && product->ahead_count < next->count; product->ahead_count++)
-        product->ahead[product->ahead_count] = next->weight[product->ahead_count];
-}
-/* Those that the block after this one begins with. */
-static upcoming after(const pass *p, const ln_cuda_block *block) {
-    if (block + 1 == p->on->blocks + p->on->count) return (upcoming){&p->on->head, 1};
-    return (upcoming){block[1].weight, block[1].attention ? 3 : 2};
-}
-
 /* Matrices of one kind go together. */
 static linnet_status multiply(pass *p, const ln_cuda_weight *weights, float *const *y, int count, const void *x,
-                              int64_t tokens, upcoming next) {
+                              int64_t tokens) {
     linnet_context *context = p->room->model->context;
     for (int i = 0; i < count;) {
         ln_cuda_product product = {.x = x, .x_stride = ln_cuda_padded(weights[i].columns), .tokens = tokens};
@@ -230,7 +214,6 @@ static linnet_status multiply(pass *p, const ln_cuda_weight *weights, float *con
         }
         if (x == p->room->h && tokens == p->tokens)
             LN_TRY(take_h(p, &product, weights[0].kind != LN_CUDA_WEIGHT_BF16, first == 0 && i == count));
-        look_ahead(p, &product, &next);
         LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
                     "planning a product");
         LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
@@ -405,9 +388,9 @@ static linnet_status run_attention(pass *p, const ln_cuda_block *block) {
     float *stage = p->room->stage, *given[] = {p->room->given};
     float *from[3] = {stage, stage + p->tokens * h->heads * h->key_size};
     from[2] = from[1] + p->tokens * h->key_value_heads * h->key_size;
-    LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens, (upcoming){&block->weight[3], 1}));
+    LN_TRY(multiply(p, block->weight, from, 3, p->room->h, p->tokens));
     LN_TRY(attend(p, block, from));
-    return multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens, after(p, block));
+    return multiply(p, &block->weight[3], given, 1, p->room->mixed, p->tokens);
 }
 
 static linnet_status run_feed_forward(pass *p, const ln_cuda_block *block) {
@@ -427,13 +410,12 @@ static linnet_status run_feed_forward(pass *p, const ln_cuda_block *block) {
                                .given = p->room->gated,
                                .given_stride = ln_cuda_padded(of->columns)};
     ln_cuda_product_plan plan;
-    look_ahead(p, &product, &(upcoming){&block->weight[2], 1});
     LN_TRY(take_h(p, &product, block->weight[0].kind != LN_CUDA_WEIGHT_BF16, true));
     LN_CUDA_TRY(context, ln_cuda_product_plan_make(&product, &p->on->device, p->on->library, &plan),
                 "planning a gated unit");
     LN_CUDA_TRY(context, ln_cuda_product_run(&product, &plan, p->on->library, p->room->products, p->on->stream),
                 "a gated unit");
-    return multiply(p, &block->weight[2], given, 1, p->room->gated, p->tokens, after(p, block));
+    return multiply(p, &block->weight[2], given, 1, p->room->gated, p->tokens);
 }
 
 /* ---- what follows ---- */
@@ -446,7 +428,7 @@ static linnet_status head(pass *p, int64_t first, int64_t count, int32_t *best) 
     const char *x = (const char *)p->room->h + 2 * first * ln_cuda_padded(h->width);
     const int64_t named =
         model->tokenizer ? ln_min_i64(h->vocabulary, linnet_tokenizer_size(model->tokenizer)) : h->vocabulary;
-    LN_TRY(multiply(p, &p->on->head, logits, 1, x, count, (upcoming){NULL, 0}));
+    LN_TRY(multiply(p, &p->on->head, logits, 1, x, count));
     LN_CUDA_TRY(model->context,
                 ln_cuda_logits(logits[0], count, h->vocabulary, named, or_one(h->logit_scale), h->logit_cap, best,
                                p->room->best_workspace, p->on->stream),

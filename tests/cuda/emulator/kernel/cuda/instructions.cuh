@@ -132,13 +132,6 @@ static inline void add_product_bytes(int *sum, const uint32_t *left, const uint3
 
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
-static inline uint64_t policy_once() {
-    return 0;
-}
-static inline void copy_piece_once(void *to, const void *from, bool inside, uint64_t) {
-    copy_piece(to, from, inside);
-}
-static inline void prefetch_row(const void *, int) {}
 
 } // namespace ln
 
