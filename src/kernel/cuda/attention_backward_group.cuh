@@ -166,11 +166,12 @@ static __device__ __forceinline__ void pass_turns(const backward_run &run, char 
         for (int n = 0; n < count; n++) {
             barrier_wait(&control->query_full[ring.stage], ring.phase);
             const int place = control->step[ring.stage].place, turn = control->step[ring.stage].turn;
-            barrier_wait(&control->added[ring.stage], ring.phase);
+            if constexpr ((OPTIONS & ENGINE) == 0) barrier_wait(&control->added[ring.stage], ring.phase);
             if constexpr ((OPTIONS & ENGINE) != 0) {
                 constexpr int bytes = TILE::queries * TILE::key_size * 4;
                 barrier_wait(&control->turn_come[ring.stage], ring.phase);
                 barrier_arrive(&control->query_free[ring.stage]); /* the next queries need not wait for the additions */
+                barrier_wait(&control->added[ring.stage], ring.phase);
                 engine_add(run.sums + (int64_t)place * (bytes / 4), shared + TILE::sum_at, bytes, turn > 0);
                 engine_wait_read();
                 barrier_arrive(&control->sums_free);

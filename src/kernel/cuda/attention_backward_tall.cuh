@@ -1,18 +1,21 @@
 /* Gradients of exact attention for compute capability 9.0, keys of 192 and values of 128: tiles of 128 keys as in
  * attention_backward_hopper.cuh, of which each of two warp groups owns 64. Gradients take 160 of a thread's 240
- * registers, so that the next scores wait until the query gradient has left them:
+ * registers: there is room for one product of scores, changes or the query gradient at a time.
  *
  *     weight(n) = exp(score(n) - lse), while key_gradient += slope(n-1) query(n-1) still runs ;
+ *     query_gradient(n-1) = slope(n-1)^T key in blocks of 64 columns, to shared memory for the copy engine to add ;
  *     start change(n) = value output_gradient(n)^T ; start value_gradient += weight(n) output_gradient(n) ;
- *     slope(n) = weight(n) (change(n) - part) meanwhile ; meet: the slopes of both groups lie in shared memory ;
- *     query_gradient = slope(n)^T key in blocks of 64 columns, to shared memory for the copy engine to add ;
+ *     slope(n) = weight(n) (change(n) - part) meanwhile, to shared memory ;
  *     start score(n+1) = key query(n+1)^T ; start key_gradient += slope(n) query(n).
+ *
+ * The query gradient needs the slopes of both groups. As it waits for the step after, one group may be half a step
+ * ahead of the other, and has the tensor cores while the other makes weights.
  *
  * Three blocks for two groups: the third is the first group's at every other step, the second's between.
  *
  * Why tiles of 128 keys: a tile of queries gets half as many additions and turns, and each product is twice as long.
  *
- * Invariant: slopes have one place. A group writes slope(n+1) when every warp has said that its query gradient of n is
+ * Invariant: slopes have one place. A group writes slope(n) when every warp has said that its query gradient of n-1 is
  * done. */
 #ifndef LN_KERNEL_CUDA_ATTENTION_BACKWARD_TALL_CUH
 #define LN_KERNEL_CUDA_ATTENTION_BACKWARD_TALL_CUH
@@ -51,8 +54,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
         return tile_descriptor<VALUE_SIZE, 64>(of.shared + tile::gradient_at) + stage * (tile::gradient_bytes / 16);
     }
     __device__ __forceinline__ void start_score(int stage) {
-        of.template start_square<KEY_SIZE>(
-            of.score, tile_descriptor<KEY_SIZE, tile::keys>(of.shared) + of.group * 512, query_rows(stage));
+        of.template start_square<KEY_SIZE>(of.score, tile_descriptor<KEY_SIZE, tile::keys>(of.shared) + of.group * 512,
+                                           query_rows(stage));
     }
 
     /* 64 columns of slope^T * key, of all keys, to shared memory. */
@@ -81,12 +84,24 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
                            query_gradient[4 * j + 3]};
     }
 
-    /* The key gradient of the step before, while two products started after it go on. */
-    __device__ __forceinline__ void key_done(bool first) {
-        products_wait<2>();
-        hold(key_gradient);
-        hold(of.slope);
-        if (!first) of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
+    /* The query gradient of the step before. */
+    __device__ __forceinline__ void finish_step() {
+        barrier_wait(&of.control->slopes_full[0], slopes_phase ^ 1);
+        make_query(of.group);
+        if (tile::blocks == 3 && of.group == odd) make_query(2);
+        of.leave(&of.control->slopes_full[1]);
+        stores_to_async();
+        of.pass_turn((of.now.stage + STAGES - 1) % STAGES);
+        sums_phase ^= 1;
+        odd ^= 1;
+    }
+
+    __device__ __forceinline__ void weigh(const ln_cuda_backward_task &task, const float *rows) {
+        const int position = of.control->step[of.now.stage].position, seen = of.control->step[of.now.stage].seen;
+        if (seen != LN_CUDA_SEEN || tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, position, 64))
+            of.template weigh<true>(task, of.group * 64, position, seen >> of.group, rows);
+        else
+            of.template weigh<false>(task, of.group * 64, position, LN_CUDA_SEEN, rows);
     }
 
     /* Scores were started, and the key gradient of the step before behind them. */
@@ -95,23 +110,22 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
         const float *rows = (const float *)(of.shared + tile::row_at + stage * tile::row_bytes);
         backward_ring<STAGES> after = of.now;
         after.next();
-        float change[32] = {};
         if (first)
             products_wait<0>();
         else
             products_wait<1>();
         hold(of.score);
         barrier_wait(&of.control->gradient_full[stage], of.now.phase);
-        const int position = of.control->step[stage].position, seen = of.control->step[stage].seen;
-        if (seen != LN_CUDA_SEEN || tiles_cut(of.run, task.tile * tile::keys, tile::keys, task.keys, position, 64))
-            of.template weigh<true>(task, of.group * 64, position, seen >> of.group, rows);
-        else
-            of.template weigh<false>(task, of.group * 64, position, LN_CUDA_SEEN, rows);
+        weigh(task, rows);
+        if (!first) {
+            key_done();
+            finish_step();
+        }
+        float change[32] = {};
         of.template start_square<VALUE_SIZE>(
             change, tile_descriptor<VALUE_SIZE, tile::keys>(of.shared + tile::value_at) + of.group * 512,
             gradient_rows(stage));
         of.template start_sum<VALUE_SIZE>(value_gradient, of.weight, gradient_rows(stage));
-        key_done(first);
         products_wait<1>();
         hold(change);
         barrier_wait(&of.control->slopes_full[1], slopes_phase ^ 1);
@@ -119,25 +133,24 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
         stores_to_async();
         __syncwarp();
         of.leave(&of.control->slopes_full[0]);
+        slopes_phase ^= 1;
         products_wait<0>();
         hold(value_gradient);
         hold(of.weight);
         of.leave(&of.control->gradient_free[stage]);
-        barrier_wait(&of.control->slopes_full[0], slopes_phase);
-        make_query(of.group);
-        if (tile::blocks == 3 && of.group == odd) make_query(2);
-        of.leave(&of.control->slopes_full[1]);
-        stores_to_async();
-        of.pass_turn(stage);
         if (!LAST) {
             of.await_queries(after);
             start_score(after.stage);
         }
         of.template start_sum<KEY_SIZE>(key_gradient, of.slope, query_rows(stage));
-        slopes_phase ^= 1;
-        sums_phase ^= 1;
-        odd ^= 1;
         of.now = after;
+    }
+    /* The key gradient of the step before. */
+    __device__ __forceinline__ void key_done() {
+        products_wait<0>();
+        hold(key_gradient);
+        hold(of.slope);
+        of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
     }
 
     __device__ __forceinline__ void walk(const ln_cuda_backward_task &task, int phase) {
@@ -149,10 +162,8 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
         start_score(of.now.stage);
         for (int n = 0; n < count - 1; n++) step<false>(task, n == 0);
         step<true>(task, count == 1);
-        products_wait<0>();
-        hold(key_gradient);
-        hold(of.slope);
-        of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
+        key_done();
+        finish_step();
         of.leave(&of.control->keys_free);
     }
 
@@ -234,18 +245,9 @@ static ln_cuda_code backward_tall_start(void *const *arguments, int blocks, void
 template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS>
 static ln_cuda_backward_kernel backward_tall_kernel(const char *name) {
     typedef backward_tall_tile<KEY_SIZE, VALUE_SIZE> tile;
-    return {name,
-            KEY_SIZE,
-            VALUE_SIZE,
-            tile::queries,
-            tile::keys,
-            KEY_SIZE,
-            VALUE_SIZE,
-            LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
-            tile::threads,
-            tile::bytes,
-            9,
-            backward_tall_start<KEY_SIZE, VALUE_SIZE, OPTIONS>};
+    return {name,          KEY_SIZE,    VALUE_SIZE, tile::queries,
+            tile::keys,    KEY_SIZE,    VALUE_SIZE, LN_CUDA_WINDOW | (OPTIONS & (LN_CUDA_CAP | LN_CUDA_HALF)),
+            tile::threads, tile::bytes, 9,          backward_tall_start<KEY_SIZE, VALUE_SIZE, OPTIONS>};
 }
 
 } // namespace ln
