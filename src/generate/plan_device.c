@@ -20,13 +20,15 @@ enum { PIECES = sizeof pieces / sizeof *pieces, TYPES = sizeof types / sizeof *t
 /* ---- which device ---- */
 
 /* What a device cannot do whatever the model. */
-static linnet_status check_settings(linnet_model *model, const linnet_session_settings *settled) {
-    if (ln_session_policy(settled))
-        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
-                       "policies do not run on a GPU yet: it keeps all keys and values, as exactly as they fit");
+static linnet_status check_settings(linnet_model *model, const linnet_session_settings *settled,
+                                    const ln_device *device) {
+    ln_policy policy;
     if (settled->draft)
-        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED, "draft models are for policies, which need the CPU");
-    return LINNET_OK;
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "draft models are for policies with probes, which need the CPU");
+    if (!ln_session_policy(settled)) return LINNET_OK;
+    const linnet_status status = ln_policy_parse(model->context, settled->policy, &policy);
+    return status == LINNET_OK ? device->allows(model, &policy) : status;
 }
 
 bool ln_session_either(const linnet_session_settings *settings) {
@@ -46,8 +48,8 @@ linnet_status ln_session_device(linnet_model *model, const linnet_session_settin
     const ln_device *cuda = ln_device_cuda();
     linnet_status status;
     if (cuda) {
-        status = check_settings(model, settled);
-        if (status == LINNET_OK) status = cuda->check(model, about, capacity);
+        status = cuda->check(model, about, capacity);
+        if (status == LINNET_OK) status = check_settings(model, settled, cuda);
     } else {
         status = ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                          "this build has no kernels for GPUs: configure it with -DLINNET_CUDA=ON, or use --device cpu");
@@ -67,15 +69,46 @@ typedef struct device_choice {
     linnet_model *model;
     const linnet_session_settings *settled;
     const ln_device *device;
+    const ln_policy *policy; /* NULL: none */
     uint64_t available;
 } device_choice;
 
+static uint64_t over(uint64_t bytes, uint64_t bound) {
+    return bound && bytes > bound ? bytes - bound : 0;
+}
+
+/* Under a policy: what the bounds leave for lanes, no more than they can use and no less than they need; without
+ * bounds that. Tables grow with it, so that the most is found from above. */
+static linnet_status weigh_lanes(device_choice *c, ln_device_shape *shape, ln_device_bytes *bytes) {
+    enum { TRIALS = 64 };
+    const linnet_session_settings *s = c->settled;
+    shape->lane_bytes = 0;
+    linnet_status status = c->device->weigh(c->model, shape, bytes);
+    if (status != LINNET_OK || !c->policy) return status;
+    const uint64_t least = bytes->lanes_least;
+    uint64_t most = s->memory || s->cache ? bytes->lanes_most : least;
+    if (s->cache && most > s->cache) most = s->cache > bytes->pages ? s->cache - bytes->pages : 0;
+    shape->lane_bytes = most > least ? most : least;
+    for (int i = 0; i < TRIALS && status == LINNET_OK; i++) {
+        status = c->device->weigh(c->model, shape, bytes);
+        const uint64_t total = bytes->weights + bytes->pages + bytes->workspace;
+        uint64_t less = over(total, s->memory);
+        if (over(total, bytes->available) > less) less = over(total, bytes->available);
+        if (over(bytes->pages, s->cache) > less) less = over(bytes->pages, s->cache);
+        if (over(bytes->workspace, s->activations) > less) less = over(bytes->workspace, s->activations);
+        if (!less || shape->lane_bytes == least) break;
+        shape->lane_bytes = shape->lane_bytes - least > less ? shape->lane_bytes - less : least;
+    }
+    return status;
+}
+
 static linnet_status weigh(device_choice *c, linnet_type precision, int64_t piece, linnet_plan *plan) {
     const linnet_session_settings *settled = c->settled;
-    const ln_device_shape shape = {settled->context, piece, precision};
+    ln_device_shape shape = {.context = settled->context, .piece = piece, .precision = precision, .policy = c->policy};
     ln_device_bytes bytes;
-    const linnet_status status = c->device->weigh(c->model, &shape, &bytes);
+    const linnet_status status = weigh_lanes(c, &shape, &bytes);
     if (status != LINNET_OK) return status;
+    plan->cache = shape.lane_bytes;
     c->available = bytes.available;
     plan->piece = piece;
     plan->precision = precision;
@@ -133,7 +166,8 @@ static linnet_status refuse(const device_choice *c, const linnet_plan *plan) {
 
 linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings *settled, const ln_device *device,
                              const char *about, linnet_plan *plan) {
-    device_choice c = {model, settled, device, 0};
+    ln_policy policy;
+    device_choice c = {.model = model, .settled = settled, .device = device};
     *plan = (linnet_plan){.size = sizeof *plan,
                           .context = settled->context,
                           .page_tokens = LN_PAGE_TOKENS,
@@ -142,8 +176,14 @@ linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings 
                           .step = model->hyper.feed_forward,
                           .weights_mapped = model->weight_bytes};
     snprintf(plan->device, sizeof plan->device, "%s: %.80s", device->name, about);
-    const bool open = settled->precision == LINNET_TYPE_AUTO;
-    const linnet_type *list = open ? types : &settled->precision;
+    if (ln_session_policy(settled)) {
+        const linnet_status status = ln_policy_parse(model->context, settled->policy, &policy);
+        if (status != LINNET_OK) return status;
+        ln_policy_text(&policy, plan->policy, sizeof plan->policy);
+        c.policy = &policy;
+    }
+    const bool open = settled->precision == LINNET_TYPE_AUTO && !c.policy;
+    const linnet_type *list = open ? types : c.policy ? &policy.near : &settled->precision;
     const int count = open ? TYPES : 1;
     bool found = false;
     int known = 0; /* precisions that this model can have */
@@ -158,6 +198,10 @@ linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings 
     plan->smallest_workspace = plan->workspace;
     plan->smallest = plan->total;
     if (!found) return refuse(&c, plan);
+    if (c.policy) {
+        snprintf(plan->reason, sizeof plan->reason, "policy %s as asked for", policy.row->name);
+        return LINNET_OK;
+    }
     snprintf(plan->reason, sizeof plan->reason, "%s keys and values %s", linnet_type_name(plan->precision),
              !open                         ? "as asked for"
              : plan->precision == types[0] ? "on the device"

@@ -9,7 +9,13 @@
 
 linnet_status ln_device_session_open(linnet_session *session, const ln_device *device) {
     const linnet_plan *plan = &session->plan;
-    const ln_device_shape shape = {plan->context, plan->piece, plan->precision};
+    const bool policy = *plan->policy;
+    const ln_device_shape shape = {plan->context, plan->piece, plan->precision, policy ? &session->policy : NULL,
+                                   plan->cache};
+    if (policy) {
+        const linnet_status status = ln_policy_parse(session->model->context, plan->policy, &session->policy);
+        if (status != LINNET_OK) return status;
+    }
     session->device = device;
     return device->open(session->model, &shape, &session->sequence);
 }
@@ -88,8 +94,8 @@ linnet_status ln_device_session_rewind(linnet_session *session, int64_t position
     const int64_t limit = linnet_session_rewind_limit(session);
     if (position > 0 && position < limit)
         return ln_fail(session->model->context, LINNET_ERROR_UNSUPPORTED,
-                       "cannot rewind to position %lld: sliding layers are whole from %lld on; rewind to 0 and feed "
-                       "again",
+                       "cannot rewind to position %lld: what sliding layers and the policy kept is whole from %lld on; "
+                       "rewind to 0 and feed again",
                        (long long)position, (long long)limit);
     if (position == 0) session->reached = 0;
     return LINNET_OK;

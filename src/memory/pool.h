@@ -23,6 +23,7 @@ typedef struct ln_pool_shape {
     bool positions; /* pages know the position of each token */
     int kept;       /* and so many numbers that the scorer keeps of it */
     bool weights;   /* and how many tokens it stands for */
+    bool elsewhere; /* keys and values lie on a device, which knows pages by their numbers: here is the rest alone */
     uint64_t bytes; /* for pages, of one member */
 } ln_pool_shape;
 
@@ -52,7 +53,7 @@ void ln_pool_drop(ln_pool *pool, ln_page page);
 
 int ln_pool_kind(const ln_pool *pool, ln_page page);
 bool ln_pool_shared(const ln_pool *pool, ln_page page);
-/* Where it lies until the next drop, join or leave. */
+/* Where it lies until the next drop, join or leave; not of pages that are elsewhere. */
 unsigned char *ln_pool_data(const ln_pool *pool, ln_page page);
 /* A page of the same kind, data and all, of one user: 0 where no room is left. */
 ln_page ln_pool_copy(ln_pool *pool, ln_page page);

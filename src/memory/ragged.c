@@ -28,6 +28,7 @@ static bool shape_pool(const ln_ragged_shape *shape, ln_pool_shape *pool) {
                             .positions = scorer != NULL,
                             .kept = scorer ? scorer->keeps : 0,
                             .weights = p->merger != NULL,
+                            .elsewhere = shape->elsewhere != NULL,
                             .bytes = shape->bytes};
     const int64_t keys = shape->key_size, values = shape->value_size, rest = ln_policy_key_size(p, keys);
     if (shape->key_value_heads > LN_HEADS_MOST) return false;
@@ -108,6 +109,19 @@ static bool fit_pool(const ln_ragged_shape *shape, ln_pool_shape *pool) {
 
 bool ln_ragged_pool_shape(const ln_ragged_shape *shape, ln_pool_shape *pool) {
     return shape_pool(shape, pool) && fit_pool(shape, pool);
+}
+
+int64_t ln_ragged_pages(const ln_ragged_shape *shape) {
+    ln_pool_shape pool;
+    return ln_ragged_pool_shape(shape, &pool) ? ln_pool_pages_most(&pool) : 0;
+}
+
+int64_t ln_ragged_lane_pages(const ln_ragged_shape *shape) {
+    ln_pool_shape pool;
+    if (!ln_ragged_pool_shape(shape, &pool)) return 0;
+    const int64_t all = ln_min_i64(ln_ceil_div(shape->capacity, LN_PAGE_TOKENS), ln_pool_pages_most(&pool));
+    if (shape->policy->allocator) return all;
+    return ln_min_i64(all, ln_pool_pages_most(&pool) / lanes_of(shape) + near_pages(shape) + piece_pages(shape) + 2);
 }
 
 uint64_t ln_ragged_staged(const ln_ragged_shape *shape) {
@@ -437,6 +451,9 @@ static void append_task(void *argument, int64_t task, int worker) {
     float key[LN_HEAD_MOST], value[LN_HEAD_MOST];
     for (int64_t i = begin; i < end; i++) {
         const int64_t t = i - call->first, place = i % LN_PAGE_TOKENS;
+        if (positions) positions[place] = (int32_t)(ragged->position + t);
+        if (kept) memset(kept + place * keeps, 0, (size_t)keeps * sizeof *kept);
+        if (!call->keys) continue;
         memcpy(key, call->keys + t * call->key_stride + head * shape->key_size, (size_t)shape->key_size * sizeof *key);
         memcpy(value, call->values + t * call->value_stride + head * shape->value_size,
                (size_t)shape->value_size * sizeof *value);
@@ -446,8 +463,6 @@ static void append_task(void *argument, int64_t task, int worker) {
         }
         if (order) ln_ragged_order_row(order, shape->key_size, key);
         ln_page_encode_token(&ln_pool_layouts(ragged->pool)[LN_NEAR], to, place, key, value);
-        if (positions) positions[place] = (int32_t)(ragged->position + t);
-        if (kept) memset(kept + place * keeps, 0, (size_t)keeps * sizeof *kept);
     }
     ragged->count[entry] = (uint8_t)(end - page * LN_PAGE_TOKENS);
 }
@@ -466,7 +481,10 @@ void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t t
         lane->tokens[LN_NEAR] += tokens;
     }
     append_call call = {ragged, layer, tokens, first, keys, values, key_stride, value_stride};
-    ln_parallel(team, (to - from) * heads, append_task, &call);
+    if (keys)
+        ln_parallel(team, (to - from) * heads, append_task, &call);
+    else
+        for (int64_t i = 0; i < (to - from) * heads; i++) append_task(&call, i, 0);
     ragged->appended = tokens;
 }
 

@@ -25,17 +25,36 @@
 #include "memory/state_file.h"
 #include "mixer/attention.h"
 
+/* Keys and values on a device: pages are known to it by their numbers, and it is told what is to be moved. Of a lane,
+ * the tokens that move come in two steps: those of one step may be moved at once, all after those of the step before.
+ */
+typedef struct ln_ragged_move {
+    ln_page to, from;
+    int32_t to_place, from_place;
+} ln_ragged_move;
+typedef struct ln_ragged_elsewhere {
+    void *user;
+    /* Called by several threads, for each head by one. */
+    void (*move)(void *user, int64_t head, int step, const ln_ragged_move *move);
+} ln_ragged_elsewhere;
+
 typedef struct ln_ragged_shape {
     int64_t layers, heads, key_value_heads, key_size, value_size;
     float scale;
-    const ln_policy *policy; /* copied */
-    const uint8_t *kinds;    /* [layers * key_value_heads], LN_HEAD_..., copied; NULL: unknown */
-    uint64_t bytes;          /* all that may be allocated */
-    int64_t capacity, piece; /* tokens: of the text, of a piece */
-    const char *folder;      /* of the file of pages, for opening alone; NULL: that of temporary files */
+    const ln_policy *policy;              /* copied */
+    const uint8_t *kinds;                 /* [layers * key_value_heads], LN_HEAD_..., copied; NULL: unknown */
+    uint64_t bytes;                       /* all that may be allocated */
+    int64_t capacity, piece;              /* tokens: of the text, of a piece */
+    const char *folder;                   /* of the file of pages, for opening alone; NULL: that of temporary files */
+    const ln_ragged_elsewhere *elsewhere; /* keys and values are there; NULL: here. All kinds of pages are then alike */
 } ln_ragged_shape;
 
 typedef struct ln_ragged ln_ragged;
+
+/* Pages that lanes of this shape may have, numbered from 1; all on a device where the shape says so. 0: impossible. */
+int64_t ln_ragged_pages(const ln_ragged_shape *shape);
+/* And one lane, as far as the policy divides evenly. */
+int64_t ln_ragged_lane_pages(const ln_ragged_shape *shape);
 
 /* The least `bytes` that hold the text as the policy wants it: where it evicts, one page a lane beside what is always
  * kept. LINNET_ERROR_ARGUMENT: the policy is impossible for these sizes. */
@@ -79,6 +98,12 @@ void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t t
 /* Attention of the tokens appended last, then settling. LINNET_ERROR_FILE: what was appended since the last commit is
  * forgotten. */
 linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call);
+/* The three of a layer whose keys and values are elsewhere, in this order: tokens that have come, with keys and values
+ * NULL (append); where its lanes' tokens are; what follows from attention: of `call` the tokens, attention's scale and
+ * cap, kernels, team, rotation and workspace are read. */
+int64_t ln_ragged_lane_of(const ln_ragged *ragged, int64_t layer, int64_t head, const ln_page **pages, int64_t *count);
+linnet_status ln_ragged_attended(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call);
+uint64_t ln_ragged_attended_workspace(const ln_kernels *kernels, int threads, const ln_ragged_shape *shape);
 /* Cosines of the residual stream before and after a layer's attention, for allocators that read them. */
 void ln_ragged_observe_cosine(ln_ragged *ragged, int64_t layer, const double *cosine, int64_t tokens);
 /* After every layer: position += tokens. */

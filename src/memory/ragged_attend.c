@@ -177,3 +177,25 @@ linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged
     if (ragged->tier && status != LINNET_OK) ln_ragged_undo(ragged);
     return status;
 }
+
+/* ---- keys and values on a device ---- */
+
+int64_t ln_ragged_lane_of(const ln_ragged *ragged, int64_t layer, int64_t head, const ln_page **pages, int64_t *count) {
+    const ln_lane *lane = ln_lane_of(ragged, layer, head);
+    *pages = ragged->page + lane->begin;
+    *count = ln_lane_pages(lane);
+    return ln_lane_keys(ragged, lane);
+}
+
+linnet_status ln_ragged_attended(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call) {
+    int64_t observed;
+    if (!ln_ragged_settles(ragged, layer, call->tokens, &observed)) return LINNET_OK;
+    const ln_settling settling = {
+        .layer = layer, .tokens = call->tokens, .call = call, .observed = observed, .workspace = call->workspace};
+    return ln_ragged_settle(ragged, &settling);
+}
+
+uint64_t ln_ragged_attended_workspace(const ln_kernels *kernels, int threads, const ln_ragged_shape *shape) {
+    ln_pool_shape pool;
+    return ln_ragged_pool_shape(shape, &pool) ? ln_ragged_settle_workspace(kernels, threads, shape, &pool) : 0;
+}

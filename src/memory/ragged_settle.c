@@ -236,10 +236,10 @@ static void score_lane(void *argument, int64_t head, int worker) {
                       .soft_cap = s->call->attention->soft_cap,
                       .rotation = s->call->rotation,
                       .observed = ragged->policy.scorer->observes ? s->observed : 0,
-                      .query = s->query + head * group * shape->key_size,
+                      .query = s->query ? s->query + head * group * shape->key_size : NULL,
                       .query_stride = shape->heads * shape->key_size,
                       .query_head_stride = shape->key_size,
-                      .log_sum_exp = s->log_sum_exp + (head * s->tokens + skipped) * group,
+                      .log_sum_exp = s->log_sum_exp ? s->log_sum_exp + (head * s->tokens + skipped) * group : NULL,
                       .log_sum_exp_stride = group,
                       .gate = s->call->gate ? s->call->gate + head : NULL,
                       .gate_stride = shape->key_value_heads,
@@ -469,6 +469,7 @@ static void merge_given_up(const layer_work *layer, ln_lane *lane, lane_work *wo
 
 typedef struct mover {
     ln_ragged *ragged;
+    int64_t head;
     const ln_page_layout *layouts;
     lane_work *work;
     int64_t tokens[LN_LANE_KINDS];
@@ -503,6 +504,16 @@ static ln_page *next_page(mover *m, int kind) {
     return &work->list[kind][at];
 }
 
+enum { HOLES, ENDS /* steps of moving: holes are filled, then tokens put behind the last */ };
+
+/* To a device that has the pages; false: they are here. */
+static bool move_elsewhere(const mover *m, int step, ln_page to, int64_t to_place, ln_page from, int64_t from_place) {
+    const ln_ragged_elsewhere *there = m->ragged->shape.elsewhere;
+    const ln_ragged_move move = {to, from, (int32_t)to_place, (int32_t)from_place};
+    if (there) there->move(there->user, m->head, step, &move);
+    return there;
+}
+
 /* A token of any page, encoded anew, at the end of a kind. */
 static void add_token(mover *m, int kind, ln_page from, int64_t place) {
     ln_pool *pool = m->ragged->pool;
@@ -510,8 +521,10 @@ static void add_token(mover *m, int kind, ln_page from, int64_t place) {
     ln_page *to = next_page(m, kind);
     if (!to) return;
     float *key = m->rows->keys, *value = m->rows->values;
-    ln_page_decode_token(&m->layouts[ln_pool_kind(pool, from)], ln_pool_data(pool, from), place, key, value);
-    ln_page_encode_token(&m->layouts[kind], ln_pool_data(pool, *to), to_place, key, value);
+    if (!move_elsewhere(m, ENDS, *to, to_place, from, place)) {
+        ln_page_decode_token(&m->layouts[ln_pool_kind(pool, from)], ln_pool_data(pool, from), place, key, value);
+        ln_page_encode_token(&m->layouts[kind], ln_pool_data(pool, *to), to_place, key, value);
+    }
     copy_extras(pool, *to, to_place, from, place);
     m->tokens[kind]++;
 }
@@ -524,12 +537,14 @@ static void add_page(mover *m, ln_page from) {
     if (!to) return;
     float *keys = m->rows->keys, *values = m->rows->values;
     for (int64_t i = 0; i < LN_PAGE_TOKENS; i++) {
+        copy_extras(pool, *to, i, from, i);
+        if (move_elsewhere(m, ENDS, *to, i, from, i)) continue;
         ln_page_decode_token(&m->layouts[LN_NEAR], ln_pool_data(pool, from), i, keys + i * shape->key_size,
                              values + i * shape->value_size);
-        copy_extras(pool, *to, i, from, i);
     }
-    ln_page_encode(&m->layouts[LN_FAR], ln_pool_data(pool, *to), LN_PAGE_TOKENS, keys, shape->key_size, values,
-                   shape->value_size);
+    if (!shape->elsewhere)
+        ln_page_encode(&m->layouts[LN_FAR], ln_pool_data(pool, *to), LN_PAGE_TOKENS, keys, shape->key_size, values,
+                       shape->value_size);
     m->tokens[LN_FAR] += LN_PAGE_TOKENS;
 }
 
@@ -547,8 +562,9 @@ static void fill_holes(mover *m, int kind, int64_t first) {
         if (end == i) break;
         list[i / LN_PAGE_TOKENS] = own(m->ragged, work, list[i / LN_PAGE_TOKENS]);
         const ln_page to = list[i / LN_PAGE_TOKENS], from = list[end / LN_PAGE_TOKENS];
-        ln_page_move(&m->layouts[kind], ln_pool_data(pool, to), i % LN_PAGE_TOKENS, ln_pool_data(pool, from),
-                     end % LN_PAGE_TOKENS);
+        if (!move_elsewhere(m, HOLES, to, i % LN_PAGE_TOKENS, from, end % LN_PAGE_TOKENS))
+            ln_page_move(&m->layouts[kind], ln_pool_data(pool, to), i % LN_PAGE_TOKENS, ln_pool_data(pool, from),
+                         end % LN_PAGE_TOKENS);
         copy_extras(pool, to, i % LN_PAGE_TOKENS, from, end % LN_PAGE_TOKENS);
     }
     m->tokens[kind] = end;
@@ -626,7 +642,7 @@ static void move_lane(void *argument, int64_t head, int worker) {
     rows room = carve_rows(&parts, &ragged->shape);
     if (ragged->order && !ln_ragged_order_lane(ragged, layer->s, head, room.keys, work->dropped, &work->drops))
         work->full = true;
-    mover m = {.ragged = ragged, .layouts = ln_pool_layouts(ragged->pool), .work = work, .rows = &room};
+    mover m = {.ragged = ragged, .head = head, .layouts = ln_pool_layouts(ragged->pool), .work = work, .rows = &room};
     if (ranked) {
         rank(ragged, lane, work);
         if (ragged->policy.merger) merge_given_up(layer, lane, work, &room);

@@ -4,7 +4,8 @@
  *     cuda_engine_check FOLDER [NAME]                      golden models that a device runs, in three formats
  *     cuda_engine_check MODEL [TOKENS [PROMPT [alone]]]    the same text at temperature 0, and the time it takes
  *     cuda_engine_check pages                              a random model, with keys and values in each precision
- *     cuda_engine_check make FILE tiny|1b|8b q4_0|q8_0|bf16
+ *     cuda_engine_check policies [POLICY [SIZE]]           a random model, with memory under policies; SIZE of its
+ * heads cuda_engine_check make FILE tiny|pair|1b|8b q4_0|q8_0|bf16
  *
  * The processor computes exactly, with keys and values in bf16 or f16 as the device has them. The device rounds what
  * goes into products to bf16 (2^-9 each), and weights of prompts of Q8_0 and Q4_0 once more; the logits may differ by
@@ -218,7 +219,7 @@ static void check_budget(pair *p) {
     EXPECT(linnet_plan_session(p->model, &settings, &tight) == LINNET_ERROR_MEMORY, "%s: a budget too small is taken",
            p->name);
     settings.memory = 0;
-    settings.policy = "h2o";
+    settings.policy = "quest";
     EXPECT(linnet_plan_session(p->model, &settings, &tight) == LINNET_ERROR_UNSUPPORTED, "%s: a policy is taken",
            p->name);
     settings.policy = NULL;
@@ -378,6 +379,128 @@ static void check_pages(linnet_context *context) {
     unlink(path);
 }
 
+/* ---- policies ---- */
+
+enum { POLICY_PROMPT = 210, POLICY_SINGLE = 75, POLICY_PIECE = 48, POLICY_CONTEXT = 320 };
+
+/* The same bytes for lanes, so that both keep as many tokens. */
+static void open_policy(pair *p, const char *policy, int64_t pages) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_plan plan;
+    settings.context = POLICY_CONTEXT;
+    settings.piece = POLICY_PIECE;
+    settings.compute = LINNET_COMPUTE_EXACT;
+    settings.policy = policy;
+    must(p->context, linnet_plan_session(p->model, &settings, &plan), policy);
+    settings.cache = plan.pages + (uint64_t)pages * plan.bytes_per_token * 32;
+    must(p->context, linnet_session_open(p->model, &settings, &p->host), policy);
+    settings.cache = linnet_session_plan(p->host).cache;
+    settings.device = "cuda";
+    must(p->context, linnet_session_open(p->model, &settings, &p->device), policy);
+    plan = linnet_session_plan(p->device);
+    EXPECT(plan.cache == settings.cache, "%s: %llu bytes for lanes on the device, %llu on the processor", p->name,
+           (unsigned long long)plan.cache, (unsigned long long)settings.cache);
+    EXPECT(plan.pages <= settings.cache, "%s: %llu bytes of pages exceed %llu", p->name, (unsigned long long)plan.pages,
+           (unsigned long long)settings.cache);
+}
+
+static void compare_kept(const pair *p, const char *what) {
+    const linnet_usage here = linnet_session_usage(p->host), there = linnet_session_usage(p->device);
+    EXPECT(here.kept == there.kept && here.evicted == there.evicted,
+           "%s, %s: kept %lld and gave up %lld tokens, the processor %lld and %lld", p->name, what,
+           (long long)there.kept, (long long)there.evicted, (long long)here.kept, (long long)here.evicted);
+}
+
+/* From where it can go back, the same bits again; and from the start. */
+static void check_policy_back(pair *p, const int32_t *ids, int64_t count) {
+    const size_t bytes = (size_t)p->vocabulary * sizeof(float);
+    float *before = malloc(bytes);
+    linnet_session *fork;
+    memcpy(before, linnet_session_logits(p->device), bytes);
+    EXPECT(linnet_session_rewind_limit(p->device) == linnet_session_rewind_limit(p->host),
+           "%s: goes back to %lld, the processor to %lld", p->name, (long long)linnet_session_rewind_limit(p->device),
+           (long long)linnet_session_rewind_limit(p->host));
+    if (linnet_session_rewind_limit(p->device) < count) {
+        must(p->context, linnet_session_rewind(p->device, count - 1), "going back");
+        must(p->context, linnet_session_feed(p->device, ids + count - 1, 1), "a token again");
+        EXPECT(!memcmp(before, linnet_session_logits(p->device), bytes), "%s: going back changed bits", p->name);
+    }
+    EXPECT(linnet_session_fork(p->device, &fork) == LINNET_ERROR_UNSUPPORTED, "%s: a fork is not refused", p->name);
+    must(p->context, linnet_session_rewind(p->device, 0), "beginning again");
+    must(p->context, linnet_session_feed(p->device, ids, POLICY_PROMPT), "the prompt again");
+    for (int64_t i = POLICY_PROMPT; i < count; i++)
+        must(p->context, linnet_session_feed(p->device, ids + i, 1), "a token again");
+    EXPECT(!memcmp(before, linnet_session_logits(p->device), bytes), "%s: beginning again changed bits", p->name);
+    free(before);
+}
+
+static void run_policy(pair *p, const char *policy, int64_t pages) {
+    int32_t ids[POLICY_PROMPT + POLICY_SINGLE];
+    float *got = malloc((size_t)(POLICY_PROMPT * p->vocabulary) * sizeof *got),
+          *want = malloc((size_t)(POLICY_PROMPT * p->vocabulary) * sizeof *want);
+    collected here = {want, p->vocabulary}, there = {got, p->vocabulary};
+    for (int i = 0; i < POLICY_PROMPT + POLICY_SINGLE; i++) ids[i] = (int32_t)(rand() % p->vocabulary);
+    open_policy(p, policy, pages);
+    must(p->context, linnet_session_feed_logits(p->host, ids, POLICY_PROMPT, collect, &here), "the prompt");
+    must(p->context, linnet_session_feed_logits(p->device, ids, POLICY_PROMPT, collect, &there), "on the device");
+    compare(p, got, want, POLICY_PROMPT, "a prompt");
+    compare_kept(p, "a prompt");
+    for (int i = POLICY_PROMPT; i < POLICY_PROMPT + POLICY_SINGLE; i++) {
+        must(p->context, linnet_session_feed(p->host, ids + i, 1), "a token");
+        must(p->context, linnet_session_feed(p->device, ids + i, 1), "a token on the device");
+        compare(p, linnet_session_logits(p->device), linnet_session_logits(p->host), 1, "a token");
+        compare_kept(p, "a token");
+    }
+    EXPECT(linnet_session_usage(p->device).evicted > 0, "%s: nothing was given up", p->name);
+    check_policy_back(p, ids, POLICY_PROMPT + POLICY_SINGLE);
+    linnet_session_close(p->device);
+    linnet_session_close(p->host);
+    free(got);
+    free(want);
+}
+
+static void check_policies(linnet_context *context, const char *only, const char *shape) {
+    static const struct {
+        const char *policy;
+        int64_t pages; /* of 32 tokens, in all layers, beside the least */
+    } policies[] = {{"window", 2},
+                    {"window:near=bf16,keys=bf16,values=bf16,recent=16", 0},
+                    {"window:near=q8_0,keys=q8_0,values=q8_0,recent=32,sinks=0", 1},
+                    {"window:near=q4_0,keys=q4_0,values=q4_0,recent=32", 1},
+                    {"random:recent=32", 2}};
+    static const char *const refused[] = {"quest", "kivi", "speckv", "ems", "kvzip", "gate"};
+    char path[] = "/tmp/linnet-policies-XXXXXX";
+    const int file = mkstemp(path);
+    if (file < 0 || !write_random_model(path, shape, LINNET_BF16)) {
+        printf("FAILED: %s cannot be written\n", path);
+        exit(1);
+    }
+    close(file);
+    for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
+        pair p = {.context = context, .name = policies[i].policy};
+        if (only && strncmp(only, p.name, strlen(only)) != 0) continue;
+        must(context, linnet_model_open(context, path, &p.model), path);
+        p.vocabulary = linnet_model_describe(p.model).vocabulary;
+        p.tolerance = strstr(p.name, "q4_0") ? 3 * TOLERANCE : TOLERANCE;
+        run_policy(&p, p.name, policies[i].pages);
+        tell(&p);
+        linnet_model_close(p.model);
+    }
+    linnet_model *model;
+    must(context, linnet_model_open(context, path, &model), path);
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        linnet_session_settings settings = linnet_session_settings_default();
+        linnet_plan plan;
+        settings.context = POLICY_CONTEXT;
+        settings.policy = refused[i];
+        settings.device = "cuda";
+        EXPECT(linnet_plan_session(model, &settings, &plan) == LINNET_ERROR_UNSUPPORTED, "%s is not refused",
+               refused[i]);
+    }
+    linnet_model_close(model);
+    unlink(path);
+}
+
 static bool is_folder_of_models(const char *path) {
     char inside[600];
     snprintf(inside, sizeof inside, "%s/config.json", path);
@@ -390,7 +513,8 @@ int main(int count, char **words) {
     linnet_context_settings settings = linnet_context_settings_default();
     linnet_context *context;
     if (count < 2) {
-        fprintf(stderr, "usage: %s FOLDER [NAME] | MODEL [TOKENS [PROMPT [alone]]] | pages | make FILE SHAPE TYPE\n",
+        fprintf(stderr,
+                "usage: %s FOLDER [NAME] | MODEL [TOKENS [PROMPT [alone]]] | pages | policies | make FILE SHAPE TYPE\n",
                 words[0]);
         return 2;
     }
@@ -407,6 +531,8 @@ int main(int count, char **words) {
     }
     if (!strcmp(words[1], "pages"))
         check_pages(context);
+    else if (!strcmp(words[1], "policies"))
+        check_policies(context, count > 2 ? words[2] : NULL, count > 3 ? words[3] : "pair");
     else if (is_folder_of_models(words[1]))
         check_folder(context, words[1], count > 2 ? words[2] : NULL);
     else

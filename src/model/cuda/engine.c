@@ -23,6 +23,7 @@
 /* Keys (0) and values (1) of a layer, at the same place in each sequence. */
 struct ln_device_sequence {
     ln_cuda_room *room;
+    ln_cuda_lanes *lanes; /* of layers under a policy; NULL: there is none */
     char *pages;
     uint64_t bytes;
     int64_t *offset; /* [layers] of its keys; the values follow */
@@ -111,17 +112,17 @@ static linnet_status check(linnet_model *model, char *about, int64_t capacity) {
 
 static int64_t count_pages(const ln_cuda_room *room, int64_t layer) {
     const linnet_model *model = room->model;
-    if (!model->attends[layer]) return 0;
+    if (!model->attends[layer] || (room->shape.policy && !model->windows[layer])) return 0;
     return room->classes[model->windows[layer] > 0].slots;
 }
 
 /* Bytes of all layers; offset NULL: not wanted. */
 static uint64_t place_pages(const ln_cuda_room *room, int64_t *offset) {
-    const int64_t page = ln_cuda_page_bytes(room, 0) + ln_cuda_page_bytes(room, 1);
     int64_t bytes = 0;
     for (int64_t i = 0; i < room->model->hyper.layers; i++) {
+        const int class = room->model->windows[i] > 0;
         if (offset) offset[i] = bytes;
-        bytes += count_pages(room, i) * page;
+        bytes += count_pages(room, i) * (ln_cuda_page_bytes(room, class, 0) + ln_cuda_page_bytes(room, class, 1));
     }
     return (uint64_t)bytes;
 }
@@ -129,15 +130,29 @@ static uint64_t place_pages(const ln_cuda_room *room, int64_t *offset) {
 static linnet_status weigh(linnet_model *model, const ln_device_shape *shape, ln_device_bytes *bytes) {
     ln_cuda_device device;
     ln_cuda_room room;
-    uint64_t all;
+    ln_ragged_shape lanes;
+    uint64_t all, lane_pages, lane_tables, least = 0, most = 0;
     LN_TRY(find_device(model->context, &device));
     LN_TRY(ln_cuda_room_plan(model, &device, shape, &room));
-    *bytes = (ln_device_bytes){
-        .weights = ln_cuda_weights_bytes(model), .pages = place_pages(&room, NULL), .workspace = room.bytes};
+    ln_cuda_lanes_bytes(&room, &lane_pages, &lane_tables);
+    if (shape->policy && ln_cuda_lanes_shape(model, shape, &lanes)) {
+        ln_policy everything = *shape->policy;
+        LN_TRY(ln_ragged_least(model->context, &lanes, &least));
+        everything.scorer = NULL; /* and so keeps all tokens, without what scorers keep of them */
+        everything.allocator = NULL;
+        lanes.policy = &everything;
+        LN_TRY(ln_ragged_least(model->context, &lanes, &most));
+        most = least + most + most / 4;
+    }
+    *bytes = (ln_device_bytes){.weights = ln_cuda_weights_bytes(model),
+                               .pages = place_pages(&room, NULL) + lane_pages,
+                               .workspace = room.bytes + lane_tables,
+                               .lanes_least = least,
+                               .lanes_most = most};
     for (int64_t i = 0; i < model->hyper.layers; i++)
         if (model->attends[i] && !model->windows[i])
             bytes->token +=
-                (uint64_t)(ln_cuda_page_bytes(&room, 0) + ln_cuda_page_bytes(&room, 1)) / LN_CUDA_PAGE_TOKENS;
+                (uint64_t)(ln_cuda_page_bytes(&room, 0, 0) + ln_cuda_page_bytes(&room, 0, 1)) / LN_CUDA_PAGE_TOKENS;
     LN_CUDA_TRY(model->context, ln_cuda_use(device.index), "choosing the GPU");
     LN_CUDA_TRY(model->context, ln_cuda_memory(&bytes->available, &all), "asking the GPU for its memory");
     if (model->on_device) bytes->available += ((const ln_cuda_model *)model->on_device)->bytes;
@@ -152,11 +167,9 @@ static ln_cuda_page_part part_of(const ln_device_sequence *sequence, const ln_cu
     const ln_cuda_room *room = sequence->room;
     const ln_hyperparameters *h = &room->model->hyper;
     const ln_cuda_class *class = &room->classes[block->class];
-    const int64_t size = part ? h->value_size : h->key_size, page = ln_cuda_page_bytes(room, part);
-    const int64_t before = part ? class->slots * ln_cuda_page_bytes(room, 0) : 0;
-    const int64_t head = plain(class)
-                             ? 2 * LN_CUDA_PAGE_TOKENS * size
-                             : LN_CUDA_PAGE_TOKENS / LN_CUDA_TILE * ln_cuda_tile_bytes(class->decode.format, size);
+    const int64_t size = part ? h->value_size : h->key_size, page = ln_cuda_page_bytes(room, (int)block->class, part);
+    const int64_t before = part ? class->slots * ln_cuda_page_bytes(room, (int)block->class, 0) : 0;
+    const int64_t head = ln_cuda_head_bytes(&class->decode, size);
     return (ln_cuda_page_part){sequence->pages + sequence->offset[block->layer] + before, page, head,
                                plain(class) ? 2 * size : 0};
 }
@@ -306,6 +319,10 @@ static ln_cuda_decode_tensors tensors_of(const pass *p, const ln_cuda_block *blo
                                     .lengths = room->step + 1};
 }
 
+static bool has_lanes(const pass *p, const ln_cuda_block *block) {
+    return p->sequence->lanes && block->class == 0;
+}
+
 /* Plain pages take keys and values straight; the others as rows, which `append` rounds. */
 static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, const ln_cuda_decode_tensors *tensors,
                                    float *const *from) {
@@ -344,8 +361,12 @@ static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, co
                            .rotary_size = model->rope.size,
                            .half = model->rope.half};
     for (int i = 1; i < 3 && plain(class); i++)
-        heads.part[i].pages = (ln_cuda_head_pages){i == 1 ? tensors->key : tensors->value, class->decode.format,
-                                                   LN_CUDA_PAGE_TOKENS, class->table, tensors->lengths};
+        heads.part[i].pages = (ln_cuda_head_pages){i == 1 ? tensors->key : tensors->value,
+                                                   class->decode.format,
+                                                   LN_CUDA_PAGE_TOKENS,
+                                                   tensors->page_table,
+                                                   tensors->lengths,
+                                                   has_lanes(p, block) ? tensors->table_stride : 0};
     LN_CUDA_TRY(model->context, ln_cuda_heads_run(&heads, p->on->stream), "preparing heads");
     return LINNET_OK;
 }
@@ -383,7 +404,16 @@ static linnet_status attend_prompt(const pass *p, ln_cuda_class *class, const ln
     return LINNET_OK;
 }
 
+static linnet_status attend_lanes(const pass *p, const ln_cuda_block *block, float *const *from) {
+    ln_cuda_decode_tensors tensors = tensors_of(p, block);
+    LN_TRY(ln_cuda_lanes_enter(p->sequence->lanes, block->layer, p->tokens, &tensors));
+    LN_TRY(prepare_heads(p, block, &tensors, from));
+    LN_TRY(ln_cuda_lanes_attend(p->sequence->lanes, p->tokens, &tensors));
+    return ln_cuda_lanes_leave(p->sequence->lanes, block->layer, p->tokens);
+}
+
 static linnet_status attend(const pass *p, const ln_cuda_block *block, float *const *from) {
+    if (has_lanes(p, block)) return attend_lanes(p, block, from);
     linnet_context *context = p->room->model->context;
     ln_cuda_class *class = &p->room->classes[block->class];
     const ln_cuda_decode_tensors tensors = tensors_of(p, block);
@@ -530,11 +560,12 @@ static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64
     room->step_host[1] = (int32_t)(position + tokens);
     memcpy(room->step_host + 2, ids, (size_t)tokens * sizeof *ids);
     for (int c = 0; c < LN_CUDA_CLASSES && !p.alone; c++)
-        if (!room->classes[c].any_prompt && (c == 0 || room->classes[c].window))
+        if (!room->classes[c].any_prompt && (c == 0 ? !sequence->lanes : room->classes[c].window))
             LN_TRY(plan_prompt(&p, &room->classes[c]));
+    if (sequence->lanes) LN_TRY(ln_cuda_lanes_begin(sequence->lanes, tokens, position));
     room->running = true;
-    if (p.alone && last && sequence->alone++ > 0) return run_graph(&p);
-    return run_pass(&p, last);
+    LN_TRY(p.alone && last && sequence->alone++ > 0 ? run_graph(&p) : run_pass(&p, last));
+    return sequence->lanes ? ln_cuda_lanes_end(sequence->lanes, tokens) : LINNET_OK;
 }
 
 static linnet_status fetch(ln_cuda_room *room, float *logits, int64_t count) {
@@ -572,6 +603,7 @@ static void close_sequence(ln_device_sequence *sequence) {
     if (!context) return;
     meet(sequence->room);
     ln_cuda_graph_close(sequence->graph);
+    ln_cuda_lanes_close(sequence->lanes);
     ln_cuda_release(sequence->pages);
     ln_release(context, sequence->offset);
     ln_cuda_room_close(sequence->room);
@@ -589,6 +621,8 @@ static linnet_status open_pages(ln_cuda_room *room, ln_device_sequence **sequenc
         ln_allocate(context, (uint64_t)room->model->hyper.layers, sizeof *made->offset, "pages on the device");
     if (!made->offset) return LINNET_ERROR_MEMORY;
     made->bytes = place_pages(room, made->offset);
+    if (room->shape.policy) LN_TRY(ln_cuda_lanes_open(room, &made->lanes));
+    if (!made->bytes) return LINNET_OK;
     LN_CUDA_TRY(context, ln_cuda_allocate(made->bytes, (void **)&made->pages), "making room for keys and values");
     /* Tiles are read whole: what is not written yet must be numbers. */
     LN_CUDA_TRY(context, ln_cuda_zero(made->pages, made->bytes, on->stream), "clearing keys and values");
@@ -615,6 +649,9 @@ static linnet_status open_sequence(linnet_model *model, const ln_device_shape *s
 static linnet_status fork_sequence(ln_device_sequence *sequence, int64_t position, ln_device_sequence **fork) {
     ln_cuda_room *room = sequence->room;
     ln_cuda_model *on = room->model->on_device;
+    if (sequence->lanes)
+        return ln_fail(room->model->context, LINNET_ERROR_UNSUPPORTED,
+                       "a session on a GPU cannot be forked under a policy yet");
     (void)position; /* pages lie layer by layer: copying all of them is one copy */
     *fork = NULL;
     LN_TRY(meet(room));
@@ -636,14 +673,22 @@ static linnet_status fork_sequence(ln_device_sequence *sequence, int64_t positio
 /* A slot that was written again has lost what was there before: as ln_memory_rewind_limit. */
 static int64_t rewind_limit(const ln_device_sequence *sequence, int64_t most) {
     const ln_cuda_class *class = &sequence->room->classes[1];
-    if (!class->window || most == 0) return 0;
+    const int64_t lanes = sequence->lanes ? ln_ragged_rewind_limit(ln_cuda_lanes_ragged(sequence->lanes)) : 0;
+    if (most == 0) return 0;
+    if (!class->window) return lanes;
     const int64_t last = (most - 1) / LN_CUDA_PAGE_TOKENS, kept = (last - class->slots + 1) * LN_CUDA_PAGE_TOKENS;
-    return kept > 0 ? kept + class->window - 1 : 0;
+    return ln_max_i64(lanes, kept > 0 ? kept + class->window - 1 : 0);
+}
+
+static bool measure(const ln_device_sequence *sequence, ln_ragged_usage *usage) {
+    if (sequence->lanes) *usage = ln_ragged_measure(ln_cuda_lanes_ragged(sequence->lanes));
+    return sequence->lanes;
 }
 
 const ln_device *ln_device_cuda(void) {
     static const ln_device cuda = {.name = "cuda",
                                    .check = check,
+                                   .allows = ln_cuda_lanes_allow,
                                    .weigh = weigh,
                                    .open = open_sequence,
                                    .fork = fork_sequence,
@@ -652,6 +697,7 @@ const ln_device *ln_device_cuda(void) {
                                    .take = take,
                                    .rows = rows,
                                    .rewind_limit = rewind_limit,
+                                   .measure = measure,
                                    .release = ln_cuda_weights_close};
     return &cuda;
 }

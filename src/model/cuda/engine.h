@@ -6,6 +6,7 @@
 #include "kernel/cuda/attention_cuda.h"
 #include "kernel/cuda/decode_cuda.h"
 #include "kernel/cuda/heads_cuda.h"
+#include "kernel/cuda/lanes_cuda.h"
 #include "kernel/cuda/product_cuda.h"
 #include "kernel/cuda/row_work_cuda.h"
 #include "kernel/cuda/runtime_cuda.h"
@@ -76,6 +77,7 @@ typedef struct ln_cuda_room {
     linnet_model *model;
     ln_device_shape shape;
     int64_t users, rows; /* rows of logits at once */
+    int64_t lane_pages;  /* under a policy: of a lane, at most */
     uint64_t task_bytes; /* of attention in a class of layers */
     char *memory;        /* on the device */
     uint64_t bytes;
@@ -101,7 +103,32 @@ linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *devic
                                 ln_cuda_room *room);
 linnet_status ln_cuda_room_open(linnet_model *model, const ln_device_shape *shape, ln_cuda_room **room);
 void ln_cuda_room_close(ln_cuda_room *room);
-/* Bytes of the keys (part 0) or values (part 1) of one page of one layer. */
-int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int part);
+/* Bytes of the keys (part 0) or values (part 1) of one page of one layer of a class. */
+int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int class, int part);
+/* And of one head of it. */
+int64_t ln_cuda_head_bytes(const ln_cuda_decode *decode, int64_t size);
+
+/* ---- layers under a policy (lanes.c) ---- */
+
+/* Of one sequence. */
+typedef struct ln_cuda_lanes ln_cuda_lanes;
+
+linnet_status ln_cuda_lanes_allow(linnet_model *model, const ln_policy *policy);
+/* The lanes of such a model; false: it has none. */
+bool ln_cuda_lanes_shape(const linnet_model *model, const ln_device_shape *shape, ln_ragged_shape *lanes);
+/* Bytes on the device: pages; and tables with what is moved. */
+void ln_cuda_lanes_bytes(const ln_cuda_room *room, uint64_t *pages, uint64_t *tables);
+linnet_status ln_cuda_lanes_open(ln_cuda_room *room, ln_cuda_lanes **lanes);
+void ln_cuda_lanes_close(ln_cuda_lanes *lanes);
+/* Before so many tokens from `position` on are run: goes back there, if need be; one token gets its places at once. */
+linnet_status ln_cuda_lanes_begin(ln_cuda_lanes *lanes, int64_t tokens, int64_t position);
+/* Before a layer's keys and values are there: where they go, and what attention reads (pages, tables, lengths). */
+linnet_status ln_cuda_lanes_enter(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens, ln_cuda_decode_tensors *tensors);
+/* With queries, keys and values in the room (those of plain pages in the pages). */
+linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t tokens, const ln_cuda_decode_tensors *tensors);
+/* After a piece has attended there; and after all: one token settles all layers then. */
+linnet_status ln_cuda_lanes_leave(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens);
+linnet_status ln_cuda_lanes_end(ln_cuda_lanes *lanes, int64_t tokens);
+const ln_ragged *ln_cuda_lanes_ragged(const ln_cuda_lanes *lanes);
 
 #endif
