@@ -126,7 +126,8 @@ linnet_usage linnet_session_usage(const linnet_session *session) {
     if (session->device) {
         ln_ragged_usage lanes = {.kept = session->position * session->model->hyper.attention_layers *
                                          session->model->hyper.key_value_heads};
-        session->device->measure(session->sequence, &lanes);
+        const ln_ragged *ragged = session->device->lanes(session->sequence);
+        if (ragged) lanes = ln_ragged_measure(ragged);
         return (linnet_usage){.size = sizeof(linnet_usage),
                               .pages = session->plan.pages,
                               .pages_peak = session->plan.pages,

@@ -403,6 +403,23 @@ ln_page_view ln_ragged_view(ln_ragged *ragged, ln_lane *lane) {
                           .end = ln_lane_keys(ragged, lane)};
 }
 
+void ln_ragged_bias(const ln_ragged *ragged, const ln_lane *lane, float *bias) {
+    for (int64_t p = 0; p < ln_lane_pages(lane); p++) {
+        const float *weights = ln_pool_weights(ragged->pool, ragged->page[lane->begin + p]);
+        for (int64_t i = 0; i < LN_PAGE_TOKENS; i++, bias++)
+            *bias = fabsf(weights[i]) > 1 ? logf(fabsf(weights[i])) : 0;
+    }
+}
+
+bool ln_ragged_own(ln_ragged *ragged, ln_page *page, ln_page *dropped, int64_t *drops) {
+    if (!ln_pool_shared(ragged->pool, *page)) return true;
+    const ln_page copy = ln_pool_copy(ragged->pool, *page);
+    if (!copy) return false;
+    dropped[(*drops)++] = *page;
+    *page = copy;
+    return true;
+}
+
 /* ---- new tokens ---- */
 
 /* An entry after the lane's last. */

@@ -88,8 +88,13 @@ typedef struct ln_ragged_call {
     float *output; /* [tokens, heads, value_size]; may be `query` */
     int64_t output_stride, output_head_stride;
     const ln_scene_rotation *rotation; /* of queries and keys; NULL: none */
-    const float *gate;                 /* [tokens, key_value_heads] of the model's gate; NULL: it has none */
-    void *workspace;                   /* aligned to 64 */
+    /* Where keys are elsewhere, what the scorer reads of them: */
+    const float *columns; /* [key-value heads][columns_stride]: scene->columns */
+    int64_t columns_stride;
+    const ln_page_view *views; /* [key-value heads]: the lanes' pages, when pages leave */
+    int64_t behind;            /* tokens that came after these: they are scored alone, and nothing leaves */
+    const float *gate;         /* [tokens, key_value_heads] of the model's gate; NULL: it has none */
+    void *workspace;           /* aligned to 64 */
 } ln_ragged_call;
 
 /* Tokens position .. position + tokens - 1 of a layer. */
@@ -100,8 +105,9 @@ void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t t
 linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call);
 /* The three of a layer whose keys and values are elsewhere, in this order: tokens that have come, with keys and values
  * NULL (append); where its lanes' tokens are; what follows from attention: of `call` the tokens, attention's scale and
- * cap, kernels, team, rotation and workspace are read. */
+ * cap, kernels, team, workspace and what lies elsewhere are read. */
 int64_t ln_ragged_lane_of(const ln_ragged *ragged, int64_t layer, int64_t head, const ln_page **pages, int64_t *count);
+int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer); /* pages that leave the near ones */
 linnet_status ln_ragged_attended(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call);
 uint64_t ln_ragged_attended_workspace(const ln_kernels *kernels, int threads, const ln_ragged_shape *shape);
 /* Cosines of the residual stream before and after a layer's attention, for allocators that read them. */
@@ -109,6 +115,8 @@ void ln_ragged_observe_cosine(ln_ragged *ragged, int64_t layer, const double *co
 /* After every layer: position += tokens. */
 void ln_ragged_commit(ln_ragged *ragged, int64_t tokens);
 
+/* Of the tokens that a lane holds, in any order; returns how many. 0 where the policy has no scorer. */
+int64_t ln_ragged_positions(const ln_ragged *ragged, int64_t layer, int64_t head, int32_t *positions);
 /* Positions from here on can be forgotten exactly: since then nothing was given up or moved. */
 int64_t ln_ragged_rewind_limit(const ln_ragged *ragged);
 /* 0, or from the limit on. */

@@ -188,8 +188,13 @@ int64_t ln_ragged_lane_of(const ln_ragged *ragged, int64_t layer, int64_t head, 
 }
 
 linnet_status ln_ragged_attended(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call) {
+    const ln_scorer *scorer = ragged->policy.scorer;
     int64_t observed;
     if (!ln_ragged_settles(ragged, layer, call->tokens, &observed)) return LINNET_OK;
+    ragged->settled = true; /* as where keys are here: then all is settled at once */
+    if (!call->columns && (call->behind || !ln_ragged_leaving(ragged, layer))) return LINNET_OK;
+    if (scorer && (scorer->reads & (LN_READS_SUMS | LN_READS_MOST)) && !call->columns)
+        return ln_fail(ragged->context, LINNET_ERROR_ARGUMENT, "scores without what queries gave: a defect");
     const ln_settling settling = {
         .layer = layer, .tokens = call->tokens, .call = call, .observed = observed, .workspace = call->workspace};
     return ln_ragged_settle(ragged, &settling);
@@ -198,4 +203,14 @@ linnet_status ln_ragged_attended(ln_ragged *ragged, int64_t layer, const ln_ragg
 uint64_t ln_ragged_attended_workspace(const ln_kernels *kernels, int threads, const ln_ragged_shape *shape) {
     ln_pool_shape pool;
     return ln_ragged_pool_shape(shape, &pool) ? ln_ragged_settle_workspace(kernels, threads, shape, &pool) : 0;
+}
+
+int64_t ln_ragged_positions(const ln_ragged *ragged, int64_t layer, int64_t head, int32_t *positions) {
+    const ln_lane *lane = ln_lane_of(ragged, layer, head);
+    int64_t n = 0;
+    for (int64_t e = lane->begin; e < lane->begin + ln_lane_pages(lane); e++) {
+        const int32_t *of = ln_pool_positions(ragged->pool, ragged->page[e]);
+        for (int64_t t = 0; of && t < ragged->count[e]; t++) positions[n++] = of[t];
+    }
+    return n;
 }

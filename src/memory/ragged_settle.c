@@ -167,23 +167,6 @@ static void gather(const ln_ragged *ragged, const ln_lane *lane, lane_work *work
     if (ragged->policy.merger) ln_ragged_bias(ragged, lane, work->bias);
 }
 
-void ln_ragged_bias(const ln_ragged *ragged, const ln_lane *lane, float *bias) {
-    for (int64_t p = 0; p < ln_lane_pages(lane); p++) {
-        const float *weights = ln_pool_weights(ragged->pool, ragged->page[lane->begin + p]);
-        for (int64_t i = 0; i < LN_PAGE_TOKENS; i++, bias++)
-            *bias = fabsf(weights[i]) > 1 ? logf(fabsf(weights[i])) : 0;
-    }
-}
-
-bool ln_ragged_own(ln_ragged *ragged, ln_page *page, ln_page *dropped, int64_t *drops) {
-    if (!ln_pool_shared(ragged->pool, *page)) return true;
-    const ln_page copy = ln_pool_copy(ragged->pool, *page);
-    if (!copy) return false;
-    dropped[(*drops)++] = *page;
-    *page = copy;
-    return true;
-}
-
 static ln_page own(ln_ragged *ragged, lane_work *work, ln_page page) {
     if (!ln_ragged_own(ragged, &page, work->dropped, &work->drops)) work->full = true;
     return page;
@@ -219,13 +202,14 @@ static void score_lane(void *argument, int64_t head, int worker) {
     gather(ragged, lane, work);
     ln_scene scene = {.kernels = s->call->kernels,
                       .policy = &ragged->policy,
-                      .view = &view,
+                      .view = s->call->views ? &s->call->views[head] : &view,
+                      .columns = s->call->columns ? s->call->columns + head * s->call->columns_stride : NULL,
                       .counts = ragged->count + lane->begin,
                       .pages = work->pages,
                       .positions = work->positions,
                       .key_bias = ragged->policy.merger ? work->bias : NULL,
                       .kept = work->kept,
-                      .position = ragged->position + s->tokens,
+                      .position = ragged->position + s->tokens - s->call->behind,
                       .piece = s->tokens,
                       .layer = s->layer,
                       .head = head,
@@ -679,7 +663,8 @@ static void lay_out(layer_work *layer) {
 
 linnet_status ln_ragged_settle(ln_ragged *ragged, const ln_settling *settling) {
     const int64_t heads = ragged->shape.key_value_heads, l = settling->layer;
-    layer_work layer = {.ragged = ragged, .s = settling, .leaving = ln_ragged_leaving(ragged, l)};
+    layer_work layer = {
+        .ragged = ragged, .s = settling, .leaving = settling->call->behind ? 0 : ln_ragged_leaving(ragged, l)};
     ln_team *team = settling->call->team;
     const ln_scorer *scorer = ragged->policy.scorer;
     lay_out(&layer);

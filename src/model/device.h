@@ -50,8 +50,8 @@ typedef struct ln_device {
     linnet_status (*rows)(ln_device_sequence *sequence, int64_t first, int64_t count, float *logits);
     /* Positions from here on can be gone back to, of a sequence that has held up to `most` tokens. */
     int64_t (*rewind_limit)(const ln_device_sequence *sequence, int64_t most);
-    /* What a policy keeps; false: there is none. */
-    bool (*measure)(const ln_device_sequence *sequence, ln_ragged_usage *usage);
+    /* Memory under the policy; NULL: there is none. */
+    const ln_ragged *(*lanes)(const ln_device_sequence *sequence);
     /* Gives up what model->on_device holds. */
     void (*release)(linnet_model *model);
 } ln_device;

@@ -27,6 +27,46 @@ typedef struct ln_cuda_lane_move {
 ln_cuda_code ln_cuda_lanes_move(const ln_cuda_lane_pages *pages, const ln_cuda_lane_move *moves, int64_t count,
                                 void *stream);
 
+/* Queries, for what is to be found out of them later: row position % rows of `kept` [rows][elements] becomes the one
+ * query [elements] of a step; bf16, elements a multiple of 8; position on the device. */
+ln_cuda_code ln_cuda_lanes_keep(void *kept, int64_t rows, int64_t elements, const void *query, const int32_t *position,
+                                void *stream);
+
+/* What some queries of a layer gave to each key:
+ *
+ *     weight(row, key) = exp(score(row, key) - log-sum-exp(row)),   score as in decode_cuda.h,
+ *
+ * summed over the rows of a lane's group and over the queries, or the most of it. The queries are those of the last
+ * `tokens` keys of each lane, and see keys up to their own. */
+typedef struct ln_cuda_lane_sums {
+    ln_cuda_lane_pages pages;
+    const int32_t *page_table; /* [lanes][table_stride] */
+    int64_t table_stride;
+    const int32_t *lengths; /* [lanes] */
+    int64_t lanes, group, tokens;
+    const void *query;  /* bf16: of lane l, token t and head g of the group in row (first + t) % rows, from element */
+    int64_t row_stride; /* (l * group + g) * key_size on */
+    int64_t first, rows;
+    float scale, soft_cap; /* soft_cap 0: none */
+    bool each, most;       /* each: a token's sums apart; most: maxima */
+    float *log_sum_exp;    /* [lanes][tokens * group]: workspace */
+    float *sums;           /* [each ? tokens : 1][lanes][stride]; zeros where a lane has no key */
+    int64_t stride;
+} ln_cuda_lane_sums;
+ln_cuda_code ln_cuda_lanes_sums(const ln_cuda_lane_sums *of, void *stream);
+
+/* Pages first .. first + count - 1 of a lane as the CPU has them (kernel/attend.h): those of plain formats in their own
+ * type, those of codes in float32. */
+typedef struct ln_cuda_lane_fetch {
+    ln_cuda_lane_pages pages;
+    const int32_t *page_table; /* of the lane */
+    int64_t first, count;
+    bool keys, values;             /* which are wanted */
+    int64_t page_bytes, values_at; /* of a page of the CPU */
+    void *to;
+} ln_cuda_lane_fetch;
+ln_cuda_code ln_cuda_lanes_fetch(const ln_cuda_lane_fetch *of, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

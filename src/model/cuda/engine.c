@@ -408,7 +408,7 @@ static linnet_status attend_lanes(const pass *p, const ln_cuda_block *block, flo
     ln_cuda_decode_tensors tensors = tensors_of(p, block);
     LN_TRY(ln_cuda_lanes_enter(p->sequence->lanes, block->layer, p->tokens, &tensors));
     LN_TRY(prepare_heads(p, block, &tensors, from));
-    LN_TRY(ln_cuda_lanes_attend(p->sequence->lanes, p->tokens, &tensors));
+    LN_TRY(ln_cuda_lanes_attend(p->sequence->lanes, block->layer, p->tokens, &tensors));
     return ln_cuda_lanes_leave(p->sequence->lanes, block->layer, p->tokens);
 }
 
@@ -680,9 +680,8 @@ static int64_t rewind_limit(const ln_device_sequence *sequence, int64_t most) {
     return ln_max_i64(lanes, kept > 0 ? kept + class->window - 1 : 0);
 }
 
-static bool measure(const ln_device_sequence *sequence, ln_ragged_usage *usage) {
-    if (sequence->lanes) *usage = ln_ragged_measure(ln_cuda_lanes_ragged(sequence->lanes));
-    return sequence->lanes;
+static const ln_ragged *lanes_of(const ln_device_sequence *sequence) {
+    return sequence->lanes ? ln_cuda_lanes_ragged(sequence->lanes) : NULL;
 }
 
 const ln_device *ln_device_cuda(void) {
@@ -697,7 +696,7 @@ const ln_device *ln_device_cuda(void) {
                                    .take = take,
                                    .rows = rows,
                                    .rewind_limit = rewind_limit,
-                                   .measure = measure,
+                                   .lanes = lanes_of,
                                    .release = ln_cuda_weights_close};
     return &cuda;
 }

@@ -125,7 +125,8 @@ linnet_status ln_cuda_lanes_begin(ln_cuda_lanes *lanes, int64_t tokens, int64_t 
 /* Before a layer's keys and values are there: where they go, and what attention reads (pages, tables, lengths). */
 linnet_status ln_cuda_lanes_enter(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens, ln_cuda_decode_tensors *tensors);
 /* With queries, keys and values in the room (those of plain pages in the pages). */
-linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t tokens, const ln_cuda_decode_tensors *tensors);
+linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens,
+                                   const ln_cuda_decode_tensors *tensors);
 /* After a piece has attended there; and after all: one token settles all layers then. */
 linnet_status ln_cuda_lanes_leave(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens);
 linnet_status ln_cuda_lanes_end(ln_cuda_lanes *lanes, int64_t tokens);
