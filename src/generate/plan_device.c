@@ -70,36 +70,40 @@ typedef struct device_choice {
     const linnet_session_settings *settled;
     const ln_device *device;
     const ln_policy *policy; /* NULL: none */
+    uint64_t enough;         /* bytes of lanes for which pieces may be long */
     uint64_t available;
 } device_choice;
 
-static uint64_t over(uint64_t bytes, uint64_t bound) {
-    return bound && bytes > bound ? bytes - bound : 0;
+static bool holds(const device_choice *c, const ln_device_bytes *bytes) {
+    const linnet_session_settings *s = c->settled;
+    const uint64_t total = bytes->weights + bytes->pages + bytes->workspace;
+    return total <= bytes->available && (!s->memory || total <= s->memory) && (!s->cache || bytes->pages <= s->cache) &&
+           (!s->activations || bytes->workspace <= s->activations);
 }
 
-/* Under a policy: what the bounds leave for lanes, no more than they can use and no less than they need; without
- * bounds that. Tables grow with it, so that the most is found from above. */
+/* Under a policy: the most for lanes that the bounds hold, no more than they can use and no less than they need;
+ * without bounds that. The workspace grows with it, so it is found by halving. */
 static linnet_status weigh_lanes(device_choice *c, ln_device_shape *shape, ln_device_bytes *bytes) {
-    enum { TRIALS = 64 };
+    enum { NEAR = 4096 };
     const linnet_session_settings *s = c->settled;
-    shape->lane_bytes = 0;
     linnet_status status = c->device->weigh(c->model, shape, bytes);
     if (status != LINNET_OK || !c->policy) return status;
-    const uint64_t least = bytes->lanes_least;
-    uint64_t most = s->memory || s->cache ? bytes->lanes_most : least;
-    if (s->cache && most > s->cache) most = s->cache > bytes->pages ? s->cache - bytes->pages : 0;
-    shape->lane_bytes = most > least ? most : least;
-    for (int i = 0; i < TRIALS && status == LINNET_OK; i++) {
+    uint64_t low = bytes->lanes_least, high = bytes->lanes_most;
+    if (s->cache && high > s->cache) high = s->cache;
+    if (high < low || (!s->memory && !s->cache)) high = low;
+    shape->lane_bytes = high;
+    status = c->device->weigh(c->model, shape, bytes);
+    if (status != LINNET_OK || holds(c, bytes)) return status;
+    while (status == LINNET_OK && high - low > NEAR) {
+        shape->lane_bytes = low + (high - low) / 2;
         status = c->device->weigh(c->model, shape, bytes);
-        const uint64_t total = bytes->weights + bytes->pages + bytes->workspace;
-        uint64_t less = over(total, s->memory);
-        if (over(total, bytes->available) > less) less = over(total, bytes->available);
-        if (over(bytes->pages, s->cache) > less) less = over(bytes->pages, s->cache);
-        if (over(bytes->workspace, s->activations) > less) less = over(bytes->workspace, s->activations);
-        if (!less || shape->lane_bytes == least) break;
-        shape->lane_bytes = shape->lane_bytes - least > less ? shape->lane_bytes - less : least;
+        if (holds(c, bytes))
+            low = shape->lane_bytes;
+        else
+            high = shape->lane_bytes;
     }
-    return status;
+    shape->lane_bytes = low;
+    return status == LINNET_OK ? c->device->weigh(c->model, shape, bytes) : status;
 }
 
 static linnet_status weigh(device_choice *c, linnet_type precision, int64_t piece, linnet_plan *plan) {
@@ -126,16 +130,23 @@ static bool fits(const device_choice *c, const linnet_plan *plan) {
            (!s->cache || plan->pages <= s->cache) && (!s->activations || plan->workspace <= s->activations);
 }
 
-/* The longest piece of at least `least` tokens with which this precision fits. */
+/* The longest piece of at least `least` tokens with which this precision fits; under a policy, that leaves lanes most
+ * of what a short one would. */
 static linnet_status choose(device_choice *c, linnet_type precision, int64_t least, linnet_plan *plan, bool *found) {
     const int64_t context = c->settled->context;
     *found = false;
+    c->enough = 0;
+    if (c->policy && !c->settled->piece) {
+        const linnet_status status = weigh(c, precision, ln_min_i64(least, context), plan);
+        if (status != LINNET_OK) return status;
+        if (c->settled->memory || c->settled->cache) c->enough = plan->cache / 4 * 3;
+    }
     for (int i = 0; i < PIECES && !*found; i++) {
         const int64_t piece = ln_min_i64(c->settled->piece ? c->settled->piece : pieces[i], context);
         if (piece < ln_min_i64(least, context) && !c->settled->piece) break;
         const linnet_status status = weigh(c, precision, piece, plan);
         if (status != LINNET_OK) return status;
-        *found = fits(c, plan);
+        *found = fits(c, plan) && plan->cache >= c->enough;
         if (c->settled->piece) break;
     }
     return LINNET_OK;
