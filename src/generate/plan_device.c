@@ -89,7 +89,8 @@ static linnet_status weigh_lanes(device_choice *c, ln_device_shape *shape, ln_de
     linnet_status status = c->device->weigh(c->model, shape, bytes);
     if (status != LINNET_OK || !c->policy) return status;
     uint64_t low = bytes->lanes_least, high = bytes->lanes_most;
-    if (s->cache && high > s->cache) high = s->cache;
+    const uint64_t rest = s->cache > bytes->pages ? s->cache - bytes->pages : 0; /* beside sliding layers' pages */
+    if (s->cache && high > rest) high = rest;
     if (high < low || (!s->memory && !s->cache)) high = low;
     shape->lane_bytes = high;
     status = c->device->weigh(c->model, shape, bytes);

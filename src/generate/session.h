@@ -96,6 +96,7 @@ linnet_status ln_device_session_feed_logits(linnet_session *session, const int32
                                             linnet_take_logits take, void *user);
 linnet_status ln_device_session_rewind(linnet_session *session, int64_t position);
 linnet_status ln_device_session_fork(linnet_session *session, linnet_session *fork);
+linnet_usage ln_device_session_usage(const linnet_session *session);
 /* What a session on a device cannot do yet. */
 linnet_status ln_device_session_refuse(const linnet_session *session, const char *what);
 /* Brings the logits to session->logits; false, recorded, where the device failed. */

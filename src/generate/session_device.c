@@ -20,6 +20,25 @@ linnet_status ln_device_session_open(linnet_session *session, const ln_device *d
     return device->open(session->model, &shape, &session->sequence);
 }
 
+/* Everything is allocated when the session is opened. */
+linnet_usage ln_device_session_usage(const linnet_session *session) {
+    const linnet_model *model = session->model;
+    const ln_ragged *lanes = session->device->lanes(session->sequence);
+    ln_ragged_usage held = {0};
+    if (lanes) held = ln_ragged_measure(lanes);
+    for (int64_t i = 0; i < model->hyper.layers; i++) {
+        const int64_t window = model->windows[i];
+        if (!model->attends[i] || (lanes && !window)) continue;
+        const int64_t most = window ? window + session->plan.piece : session->position;
+        held.kept += ln_min_i64(session->position, most) * model->hyper.key_value_heads;
+    }
+    return (linnet_usage){.size = sizeof(linnet_usage),
+                          .pages = session->plan.pages,
+                          .pages_peak = session->plan.pages,
+                          .kept = held.kept,
+                          .evicted = held.evicted};
+}
+
 linnet_status ln_device_session_refuse(const linnet_session *session, const char *what) {
     return ln_fail(session->model->context, LINNET_ERROR_UNSUPPORTED, "a session on a device cannot %s yet", what);
 }
