@@ -20,6 +20,45 @@ linnet_status ln_device_session_open(linnet_session *session, const ln_device *d
     return device->open(session->model, &shape, &session->sequence);
 }
 
+/* ---- session files ---- */
+
+static linnet_status fetch(void *user, int64_t layer, int64_t head, int64_t first, int64_t count,
+                           const ln_page_layout *layout, unsigned char *pages) {
+    linnet_session *session = user;
+    return session->device->fetch(session->sequence, layer, head, first, count, layout, pages);
+}
+
+static linnet_status store(void *user, int64_t layer, int64_t head, int64_t first, int64_t count,
+                           const ln_page_layout *layout, unsigned char *pages) {
+    linnet_session *session = user;
+    return session->device->store(session->sequence, layer, head, first, count, layout, pages);
+}
+
+linnet_status ln_device_session_memory(linnet_session *session, bool filled, ln_memory **memory) {
+    const linnet_plan *plan = &session->plan;
+    const ln_memory_shape shape =
+        ln_session_shape(session->model, plan->context, plan->piece, plan->precision, NULL, 0);
+    *memory = NULL;
+    if (*plan->policy) return ln_device_session_refuse(session, "be saved or loaded under a policy");
+    /* Pages go through the device's activations, where logits lie too. */
+    if (session->has_logits && !ln_device_session_fetch(session)) return LINNET_ERROR_UNSUPPORTED;
+    linnet_status status = ln_memory_open(session->model->context, &shape, memory);
+    if (status == LINNET_OK && filled)
+        status = ln_memory_take_pages(*memory, session->position, session->reached, fetch, session);
+    if (status == LINNET_OK) return LINNET_OK;
+    ln_memory_close(*memory);
+    *memory = NULL;
+    return status;
+}
+
+linnet_status ln_device_session_store(linnet_session *session, ln_memory *memory) {
+    const linnet_status status = ln_memory_give_pages(memory, store, session);
+    session->position = session->reached = status == LINNET_OK ? ln_memory_position(memory) : 0;
+    session->fetched = session->has_logits;
+    if (status != LINNET_OK) session->has_logits = false;
+    return status;
+}
+
 /* Everything is allocated when the session is opened. */
 linnet_usage ln_device_session_usage(const linnet_session *session) {
     const linnet_model *model = session->model;

@@ -50,6 +50,12 @@ typedef struct ln_device {
     linnet_status (*rows)(ln_device_sequence *sequence, int64_t first, int64_t count, float *logits);
     /* Positions from here on can be gone back to, of a sequence that has held up to `most` tokens. */
     int64_t (*rewind_limit)(const ln_device_sequence *sequence, int64_t most);
+    /* Keys and values of a layer without a policy: whole pages of 32 tokens of a head, in the processor's layout of the
+     * same precision (memory/pages.h: ln_memory_pages), from the device or to it. Wait. */
+    linnet_status (*fetch)(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first, int64_t count,
+                           const ln_page_layout *layout, unsigned char *pages);
+    linnet_status (*store)(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first, int64_t count,
+                           const ln_page_layout *layout, const unsigned char *pages);
     /* Memory under the policy; NULL: there is none. */
     const ln_ragged *(*lanes)(const ln_device_sequence *sequence);
     /* Gives up what model->on_device holds. */

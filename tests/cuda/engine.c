@@ -173,8 +173,41 @@ static void check_back(pair *p, const int32_t *ids) {
     now = linnet_session_logits(p->device);
     EXPECT(now && !memcmp(before, now, bytes), "%s: a fork changed what it came from", p->name);
     linnet_session_close(fork);
-    EXPECT(linnet_session_save(p->device, "/nowhere") == LINNET_ERROR_UNSUPPORTED, "%s: saving is not refused",
+    free(before);
+}
+
+/* A session that is saved goes on with the same bits in another, and on the processor. */
+static void check_file_of(pair *p, const int32_t *ids, linnet_type precision, int64_t piece) {
+    const size_t bytes = (size_t)p->vocabulary * sizeof(float);
+    char path[] = "/tmp/linnet-session-XXXXXX";
+    close(mkstemp(path));
+    linnet_session *other = open_session(p->context, p->model, "cuda", precision, CONTEXT, piece),
+                   *host = open_session(p->context, p->model, "cpu", precision, CONTEXT, piece);
+    float *before = malloc(bytes);
+    must(p->context, linnet_session_save(p->device, path), "saving");
+    must(p->context, linnet_session_load(other, path), "loading");
+    must(p->context, linnet_session_load(host, path), "loading on the processor");
+    EXPECT(linnet_session_position(other) == linnet_session_position(p->device), "%s: the file holds other tokens",
            p->name);
+    memcpy(before, linnet_session_logits(p->device), bytes);
+    EXPECT(linnet_session_logits(other) && !memcmp(before, linnet_session_logits(other), bytes),
+           "%s: logits of the file differ", p->name);
+    must(p->context, linnet_session_feed(p->device, ids, 1), "feeding on");
+    must(p->context, linnet_session_feed(other, ids, 1), "feeding what was loaded");
+    must(p->context, linnet_session_feed(host, ids, 1), "feeding what was loaded");
+    memcpy(before, linnet_session_logits(p->device), bytes);
+    EXPECT(!memcmp(before, linnet_session_logits(other), bytes), "%s: what was loaded goes on with other bits",
+           p->name);
+    compare(p, before, linnet_session_logits(host), 1, "from a file");
+    /* And back, from the processor. */
+    must(p->context, linnet_session_save(host, path), "saving on the processor");
+    must(p->context, linnet_session_load(other, path), "loading from the processor");
+    must(p->context, linnet_session_feed(host, ids, 1), "feeding on");
+    must(p->context, linnet_session_feed(other, ids, 1), "feeding what was loaded");
+    compare(p, linnet_session_logits(other), linnet_session_logits(host), 1, "from a file of the processor");
+    linnet_session_close(other);
+    linnet_session_close(host);
+    unlink(path);
     free(before);
 }
 
@@ -196,6 +229,7 @@ static void run_pair(pair *p, linnet_type precision, int64_t piece) {
         compare(p, linnet_session_logits(p->device), linnet_session_logits(p->host), 1, "a token");
     }
     check_back(p, ids);
+    check_file_of(p, ids, precision, piece);
     linnet_session_close(p->device);
     linnet_session_close(p->host);
     free(got);

@@ -55,8 +55,8 @@ typedef struct ln_cuda_lane_sums {
 } ln_cuda_lane_sums;
 ln_cuda_code ln_cuda_lanes_sums(const ln_cuda_lane_sums *of, void *stream);
 
-/* Pages first .. first + count - 1 of a lane as the CPU has them (kernel/attend.h): those of plain formats in their own
- * type, those of codes in float32. */
+/* Pages first .. first + count - 1 of a lane, or of a head of a sequence, as the CPU has them (kernel/attend.h): those
+ * of plain formats in their own type, those of codes in float32. */
 typedef struct ln_cuda_lane_fetch {
     ln_cuda_lane_pages pages;
     const int32_t *page_table; /* of the lane */
@@ -66,6 +66,9 @@ typedef struct ln_cuda_lane_fetch {
     void *to;
 } ln_cuda_lane_fetch;
 ln_cuda_code ln_cuda_lanes_fetch(const ln_cuda_lane_fetch *of, void *stream);
+/* And back: `to` is where they come from. Codes are rounded as decode's append rounds them, bit for bit the same where
+ * they were fetched. */
+ln_cuda_code ln_cuda_lanes_store(const ln_cuda_lane_fetch *of, void *stream);
 
 #ifdef __cplusplus
 }

@@ -240,6 +240,66 @@ static __global__ void __launch_bounds__(SUM_THREADS) fetch_pages(const __grid_c
     }
 }
 
+/* Four threads for each block of 32 values of a token, as append_rows has them; of plain pages for any 32. */
+template <int FORMAT>
+static __global__ void __launch_bounds__(SUM_THREADS) store_pages(const __grid_constant__ ln_cuda_lane_fetch run) {
+    __shared__ uint8_t codes[SUM_THREADS / 4][32];
+    let_next_start();
+    wait_for_previous();
+    const bool values = blockIdx.y;
+    const ln_cuda_page_part &part = values ? run.pages.value : run.pages.key;
+    const int tokens = (int)run.pages.page_tokens, size = (int)(values ? run.pages.value_size : run.pages.key_size);
+    const int page = run.page_table[run.first + blockIdx.x], blocks = (size + 31) / 32, l = threadIdx.x % 4;
+    const char *from = (const char *)run.to + blockIdx.x * run.page_bytes + (values ? run.values_at : 0);
+    if (values ? !run.values : !run.keys) return;
+    for (int first = 0; first < tokens * blocks; first += SUM_THREADS / 4) {
+        const int unit = first + (int)threadIdx.x / 4, token = unit / blocks, block = unit % blocks;
+        const bool inside = unit < tokens * blocks;
+        const int columns = min(32, size - 32 * block);
+        float x[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int column = 4 * i + l;
+            const int place =
+                values ? block * 32 * tokens + token * columns + column : (32 * block + column) * tokens + token;
+            x[i] = 0;
+            if (!inside || column >= columns) continue;
+            if constexpr (FORMAT == LN_CUDA_PAGE_F16)
+                x[i] = __half2float(((const __half *)from)[place]);
+            else if constexpr (FORMAT == LN_CUDA_PAGE_BF16)
+                x[i] = __bfloat162float(((const __nv_bfloat16 *)from)[place]);
+            else
+                x[i] = ((const float *)from)[place];
+        }
+        if constexpr (page_codes<FORMAT>::plain) {
+            char *row = (char *)part.data + page * part.page_stride + token * part.token_stride;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int column = 32 * block + 4 * i + l;
+                if (!inside || column >= size) continue;
+                if constexpr (FORMAT == LN_CUDA_PAGE_F16)
+                    ((__half *)row)[column] = __float2half(x[i]);
+                else
+                    ((__nv_bfloat16 *)row)[column] = __float2bfloat16(x[i]);
+            }
+        } else {
+            uint32_t code[8];
+            const uint32_t scale = encode_block<FORMAT>(x, code);
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < 8; i++) codes[threadIdx.x / 4][4 * i + l] = (uint8_t)code[i];
+            __syncwarp();
+            if (!inside) continue;
+            const page_side side = {part, {}, size, 0, values};
+            char *tile = tile_of(run.pages, part, page, token, size);
+            store_codes<FORMAT>(tile, side, token % LN_CUDA_TILE, block, l, codes[threadIdx.x / 4]);
+            if (l == 0)
+                *(uint16_t *)(tile + ln_cuda_scale_place((ln_cuda_page_format)FORMAT, size, token % LN_CUDA_TILE,
+                                                         block)) = (uint16_t)scale;
+        }
+    }
+}
+
 } // namespace ln
 
 using namespace ln;
@@ -288,12 +348,21 @@ ln_cuda_code ln_cuda_lanes_sums(const ln_cuda_lane_sums *of, void *stream) {
                         dim3(SUM_THREADS), 0, stream, *of);
 }
 
-ln_cuda_code ln_cuda_lanes_fetch(const ln_cuda_lane_fetch *of, void *stream) {
-    static void (*const kernels[])(ln_cuda_lane_fetch) = LN_FORMATS(fetch_pages);
+static ln_cuda_code start_pages(const ln_cuda_lane_fetch *of, void (*kernel)(ln_cuda_lane_fetch), void *stream) {
     if (!pages_right(&of->pages, 8) || !of->page_table || of->first < 0 || of->count < 0 || of->count > INT32_MAX ||
         !of->to)
         return LN_CUDA_ARGUMENT;
-    if (of->pages.format > LN_CUDA_PAGE_Q4_0) return LN_CUDA_UNSUPPORTED;
+    if (!kernel) return LN_CUDA_UNSUPPORTED;
     if (of->count == 0) return LN_CUDA_OK;
-    return launch_early(kernels[of->pages.format], dim3((unsigned)of->count, 2), dim3(SUM_THREADS), 0, stream, *of);
+    return launch_early(kernel, dim3((unsigned)of->count, 2), dim3(SUM_THREADS), 0, stream, *of);
+}
+
+ln_cuda_code ln_cuda_lanes_fetch(const ln_cuda_lane_fetch *of, void *stream) {
+    static void (*const kernels[])(ln_cuda_lane_fetch) = LN_FORMATS(fetch_pages);
+    return start_pages(of, of->pages.format <= LN_CUDA_PAGE_Q4_0 ? kernels[of->pages.format] : NULL, stream);
+}
+
+ln_cuda_code ln_cuda_lanes_store(const ln_cuda_lane_fetch *of, void *stream) {
+    static void (*const kernels[])(ln_cuda_lane_fetch) = LN_FORMATS(store_pages);
+    return start_pages(of, of->pages.format <= LN_CUDA_PAGE_Q4_0 ? kernels[of->pages.format] : NULL, stream);
 }

@@ -680,6 +680,43 @@ static int64_t rewind_limit(const ln_device_sequence *sequence, int64_t most) {
     return ln_max_i64(lanes, kept > 0 ? kept + class->window - 1 : 0);
 }
 
+/* A head of a layer that has no lanes. */
+static linnet_status transfer_of(ln_device_sequence *sequence, int64_t layer, int64_t head,
+                                 ln_cuda_transfer *transfer) {
+    ln_cuda_room *room = sequence->room;
+    const ln_hyperparameters *h = &room->model->hyper;
+    const ln_cuda_model *on = room->model->on_device;
+    const int class = room->model->windows[layer] > 0;
+    const ln_cuda_block *block = on->blocks;
+    while (!block->attention || block->layer != layer) block++;
+    transfer->pages = (ln_cuda_lane_pages){.format = room->classes[class].decode.format,
+                                           .page_tokens = LN_CUDA_PAGE_TOKENS,
+                                           .key_size = h->key_size,
+                                           .value_size = h->value_size,
+                                           .key = part_of(sequence, block, 0),
+                                           .value = part_of(sequence, block, 1)};
+    transfer->pages.key.data = (char *)transfer->pages.key.data + head * transfer->pages.key.head_stride;
+    transfer->pages.value.data = (char *)transfer->pages.value.data + head * transfer->pages.value.head_stride;
+    transfer->page_table = room->classes[class].table;
+    LN_TRY(meet(room));
+    LN_CUDA_TRY(room->model->context, ln_cuda_use(on->device.index), "choosing the GPU");
+    return LINNET_OK;
+}
+
+static linnet_status fetch_pages(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first,
+                                 int64_t count, const ln_page_layout *layout, unsigned char *pages) {
+    ln_cuda_transfer transfer = {.first = first, .count = count, .layout = layout};
+    LN_TRY(transfer_of(sequence, layer, head, &transfer));
+    return ln_cuda_fetch_pages(sequence->room, &transfer, pages);
+}
+
+static linnet_status store_pages(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first,
+                                 int64_t count, const ln_page_layout *layout, const unsigned char *pages) {
+    ln_cuda_transfer transfer = {.first = first, .count = count, .layout = layout};
+    LN_TRY(transfer_of(sequence, layer, head, &transfer));
+    return ln_cuda_store_pages(sequence->room, &transfer, pages);
+}
+
 static const ln_ragged *lanes_of(const ln_device_sequence *sequence) {
     return sequence->lanes ? ln_cuda_lanes_ragged(sequence->lanes) : NULL;
 }
@@ -696,6 +733,8 @@ const ln_device *ln_device_cuda(void) {
                                    .take = take,
                                    .rows = rows,
                                    .rewind_limit = rewind_limit,
+                                   .fetch = fetch_pages,
+                                   .store = store_pages,
                                    .lanes = lanes_of,
                                    .release = ln_cuda_weights_close};
     return &cuda;

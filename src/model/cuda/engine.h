@@ -108,6 +108,19 @@ int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int class, int part);
 /* And of one head of it. */
 int64_t ln_cuda_head_bytes(const ln_cuda_decode *decode, int64_t size);
 
+/* ---- pages that come and go (transfer.c) ---- */
+
+/* Pages of one head on the device, in the processor's layout: to the host, or from it. Between passes: they go through
+ * the room's activations. */
+typedef struct ln_cuda_transfer {
+    ln_cuda_lane_pages pages;
+    const int32_t *page_table;
+    int64_t first, count;
+    const ln_page_layout *layout;
+} ln_cuda_transfer;
+linnet_status ln_cuda_fetch_pages(ln_cuda_room *room, const ln_cuda_transfer *of, unsigned char *to);
+linnet_status ln_cuda_store_pages(ln_cuda_room *room, const ln_cuda_transfer *of, const unsigned char *from);
+
 /* ---- layers under a policy (lanes.c) ---- */
 
 /* Of one sequence. */
