@@ -194,8 +194,9 @@ linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings 
         ln_policy_text(&policy, plan->policy, sizeof plan->policy);
         c.policy = &policy;
     }
+    const linnet_type beside = LINNET_F16; /* of sliding layers, as on the processor */
     const bool open = settled->precision == LINNET_TYPE_AUTO && !c.policy;
-    const linnet_type *list = open ? types : c.policy ? &policy.near : &settled->precision;
+    const linnet_type *list = open ? types : c.policy ? &beside : &settled->precision;
     const int count = open ? TYPES : 1;
     bool found = false;
     int known = 0; /* precisions that this model can have */

@@ -36,13 +36,13 @@ static linnet_status store(void *user, int64_t layer, int64_t head, int64_t firs
 
 linnet_status ln_device_session_memory(linnet_session *session, bool filled, ln_memory **memory) {
     const linnet_plan *plan = &session->plan;
-    const ln_memory_shape shape =
-        ln_session_shape(session->model, plan->context, plan->piece, plan->precision, NULL, 0);
+    ln_memory_shape shape = ln_session_shape(session->model, plan->context, plan->piece, plan->precision,
+                                             *plan->policy ? &session->policy : NULL, plan->cache);
     *memory = NULL;
-    if (*plan->policy) return ln_device_session_refuse(session, "be saved or loaded under a policy");
     /* Pages go through the device's activations, where logits lie too. */
     if (session->has_logits && !ln_device_session_fetch(session)) return LINNET_ERROR_UNSUPPORTED;
-    linnet_status status = ln_memory_open(session->model->context, &shape, memory);
+    linnet_status status = session->device->lanes_at(session->sequence, session->position, &shape.lanes);
+    if (status == LINNET_OK) status = ln_memory_open(session->model->context, &shape, memory);
     if (status == LINNET_OK && filled)
         status = ln_memory_take_pages(*memory, session->position, session->reached, fetch, session);
     if (status == LINNET_OK) return LINNET_OK;
@@ -52,7 +52,9 @@ linnet_status ln_device_session_memory(linnet_session *session, bool filled, ln_
 }
 
 linnet_status ln_device_session_store(linnet_session *session, ln_memory *memory) {
-    const linnet_status status = ln_memory_give_pages(memory, store, session);
+    ln_ragged *lanes;
+    linnet_status status = ln_memory_give_pages(memory, store, session);
+    if (status == LINNET_OK) status = session->device->lanes_at(session->sequence, ln_memory_position(memory), &lanes);
     session->position = session->reached = status == LINNET_OK ? ln_memory_position(memory) : 0;
     session->fetched = session->has_logits;
     if (status != LINNET_OK) session->has_logits = false;

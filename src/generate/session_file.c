@@ -23,8 +23,9 @@ static linnet_status save(const linnet_session *session, const ln_memory *memory
     ln_state_put_i64(&writer, session->has_logits);
     ln_state_put(&writer, session->tokens, (uint64_t)session->position * sizeof *session->tokens);
     if (session->has_logits) ln_state_put(&writer, session->logits, (uint64_t)vocabulary * sizeof *session->logits);
-    ln_memory_write(memory, &writer);
-    return ln_state_finish(&writer, true);
+    status = ln_memory_write(memory, &writer);
+    const linnet_status finished = ln_state_finish(&writer, status == LINNET_OK);
+    return status == LINNET_OK ? finished : status;
 }
 
 linnet_status linnet_session_save(linnet_session *session, const char *path) {

@@ -33,6 +33,7 @@ typedef struct ln_memory_shape {
     int64_t snapshots, interval;       /* of states (memory/states.h) */
     const ln_state_heads *state_heads; /* likewise [layers], or NULL */
     ln_state_limits limits;
+    ln_ragged *lanes;          /* they are there already, on a device, and stay; NULL: they are opened and closed too */
     const uint8_t *head_kinds; /* [layers * key_value_heads] of layers that see everything, as in ln_ragged_shape */
 } ln_memory_shape;
 
@@ -114,7 +115,7 @@ linnet_status ln_memory_give_pages(ln_memory *memory, ln_memory_pages pages, voi
  * `expected` tokens (-1: any number), is refused with a sentence and nothing is changed; where the file changes while
  * it is read, the memory may be left empty. */
 linnet_status ln_memory_check_write(const ln_memory *memory);
-void ln_memory_write(const ln_memory *memory, ln_state_writer *writer);
+linnet_status ln_memory_write(const ln_memory *memory, ln_state_writer *writer);
 linnet_status ln_memory_read(ln_memory *memory, ln_state_reader *reader, int64_t expected);
 
 #endif

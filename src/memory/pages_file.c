@@ -53,7 +53,7 @@ linnet_status ln_memory_check_write(const ln_memory *memory) {
                    memory->policy.row->name);
 }
 
-void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
+linnet_status ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
     const ln_page_layout *layout = &memory->layout;
     ln_state_put_i64(writer, PAGES_TAG);
     ln_state_put_i64(writer, version_of(memory));
@@ -77,8 +77,9 @@ void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
                 ln_state_put_page(writer, layout, page_at(memory, layer, page, h),
                                   valid && page == end - 1 ? valid : LN_PAGE_TOKENS);
     }
-    if (memory->lanes) ln_ragged_write(memory->lanes, writer);
+    const linnet_status status = memory->lanes ? ln_ragged_write(memory->lanes, writer) : LINNET_OK;
     if (memory->states) ln_states_write(memory->states, writer);
+    return status;
 }
 
 /* ---- reading ---- */
@@ -246,7 +247,8 @@ linnet_status ln_memory_take_pages(ln_memory *memory, int64_t position, int64_t 
                                    void *user) {
     for (int64_t l = 0; l < memory->shape.layers; l++) {
         ln_memory_layer *layer = &memory->layers[l];
-        layer->kept = ln_max_i64(0, ln_ceil_div(reached, LN_PAGE_TOKENS) - layer->slots) * LN_PAGE_TOKENS;
+        if (layer->slots)
+            layer->kept = ln_max_i64(0, ln_ceil_div(reached, LN_PAGE_TOKENS) - layer->slots) * LN_PAGE_TOKENS;
     }
     memory->position = position;
     return exchange_all(memory, true, pages, user);

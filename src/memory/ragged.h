@@ -36,6 +36,9 @@ typedef struct ln_ragged_elsewhere {
     void *user;
     /* Called by several threads, for each head by one. */
     void (*move)(void *user, int64_t head, int step, const ln_ragged_move *move);
+    /* A page in its layout, to the host or from it: for session files. */
+    linnet_status (*fetch)(void *user, ln_page page, const ln_page_layout *layout, unsigned char *to);
+    linnet_status (*store)(void *user, ln_page page, const ln_page_layout *layout, const unsigned char *from);
 } ln_ragged_elsewhere;
 
 typedef struct ln_ragged_shape {
@@ -130,8 +133,8 @@ int64_t ln_ragged_room(const ln_ragged *ragged);
 void ln_ragged_importance(const ln_ragged *ragged, float *of);
 /* All that decides what comes, between two pieces, as part of a session file. Reading needs the same sizes and policy;
  * without `store` nothing changes, and what can be wrong is found. Where it fails with `store`, the memory is empty. */
-bool ln_ragged_writes(const ln_ragged *ragged); /* false: not of this policy */
-void ln_ragged_write(const ln_ragged *ragged, ln_state_writer *writer);
+bool ln_ragged_writes(const ln_ragged *ragged);                                  /* false: not of this policy */
+linnet_status ln_ragged_write(const ln_ragged *ragged, ln_state_writer *writer); /* fails where a device does */
 linnet_status ln_ragged_read(ln_ragged *ragged, ln_state_reader *reader, int64_t position, bool store);
 
 typedef struct ln_ragged_usage {

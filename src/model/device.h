@@ -56,7 +56,10 @@ typedef struct ln_device {
                            const ln_page_layout *layout, unsigned char *pages);
     linnet_status (*store)(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first, int64_t count,
                            const ln_page_layout *layout, const unsigned char *pages);
-    /* Memory under the policy; NULL: there is none. */
+    /* Memory under the policy, brought to a position (from the rewind limit on, or 0) or, after it was loaded, found at
+     * it; *lanes NULL: there is none. */
+    linnet_status (*lanes_at)(ln_device_sequence *sequence, int64_t position, ln_ragged **lanes);
+    /* As it is; NULL: there is none. */
     const ln_ragged *(*lanes)(const ln_device_sequence *sequence);
     /* Gives up what model->on_device holds. */
     void (*release)(linnet_model *model);

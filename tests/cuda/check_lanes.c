@@ -189,9 +189,7 @@ static void expect_stored(const setting *s, int64_t lane) {
         }
         free(now.host);
     }
-    const double bound = s->of->format <= LN_CUDA_PAGE_F16    ? 0
-                         : s->of->format == LN_CUDA_PAGE_Q8_0 ? 5e-3
-                                                              : 0.13;
+    const double bound = s->of->format <= LN_CUDA_PAGE_F16 ? 0 : s->of->format == LN_CUDA_PAGE_Q8_0 ? 5e-3 : 0.13;
     EXPECT(worst <= bound, "%s: pages that were stored are off by %.3g", s->of->name, worst);
 }
 

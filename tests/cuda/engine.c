@@ -115,6 +115,7 @@ typedef struct pair {
     double worst, squares; /* squares: of the distances, summed */
     double tolerance;      /* 0: TOLERANCE */
     double row;            /* likewise of one token; 0: ROW */
+    uint64_t cache;        /* of the device's session */
     double same;           /* share of the tokens that are kept by both */
     int64_t rows;
 } pair;
@@ -421,7 +422,7 @@ static void check_pages(linnet_context *context) {
 
 /* ---- policies ---- */
 
-enum { POLICY_PROMPT = 210, POLICY_LONG = 610, POLICY_SINGLE = 75, POLICY_PIECE = 48, POLICY_CONTEXT = 700 };
+enum { POLICY_PROMPT = 210, POLICY_LONG = 610, POLICY_SINGLE = 75, POLICY_PIECE = 48, POLICY_CONTEXT = 760 };
 
 static double shared_part(const ln_ragged *here, const ln_ragged *there, int64_t layers, int64_t heads);
 
@@ -440,7 +441,7 @@ static void open_policy(pair *p, const char *policy, int64_t pages) {
     settings.device = "cuda";
     settings.cache = 2 * lanes;
     must(p->context, linnet_plan_session(p->model, &settings, &plan), policy);
-    settings.cache = 3 * lanes - plan.cache; /* with what layers with windows take */
+    p->cache = settings.cache = 3 * lanes - plan.cache; /* with what layers with windows take */
     must(p->context, linnet_session_open(p->model, &settings, &p->device), policy);
     plan = linnet_session_plan(p->device);
     EXPECT(plan.cache == lanes, "%s: %llu bytes for lanes on the device, %llu on the processor", p->name,
@@ -480,6 +481,47 @@ static double shared_part(const ln_ragged *here, const ln_ragged *there, int64_t
     return least;
 }
 
+/* A file holds all that decides what comes: on the device the same bits follow, the processor keeps the same tokens. */
+static void check_policy_file(pair *p, const int32_t *ids) {
+    const size_t bytes = (size_t)p->vocabulary * sizeof(float);
+    char path[] = "/tmp/linnet-session-XXXXXX";
+    float *before = malloc(bytes);
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_session *other;
+    const linnet_plan plan = linnet_session_plan(p->device);
+    close(mkstemp(path));
+    settings.context = plan.context;
+    settings.piece = plan.piece;
+    settings.policy = plan.policy;
+    settings.cache = p->cache;
+    settings.device = "cuda";
+    must(p->context, linnet_session_open(p->model, &settings, &other), "another session on the device");
+    must(p->context, linnet_session_save(p->device, path), "saving");
+    must(p->context, linnet_session_load(other, path), "loading");
+    const linnet_status here = linnet_session_load(p->host, path);
+    if (here == LINNET_OK) {
+        const linnet_model_info info = linnet_model_describe(p->model);
+        EXPECT(shared_part(p->host->memory->lanes, p->device->device->lanes(p->device->sequence),
+                           info.attention_layers - info.window_layers, info.key_value_heads) == 1,
+               "%s: the processor found other tokens in the file", p->name);
+        must(p->context, linnet_session_feed(p->host, ids, 1), "a token on the processor");
+    }
+    EXPECT(here == LINNET_OK || linnet_model_describe(p->model).window_layers, "%s: the processor does not read it: %s",
+           p->name, linnet_last_error(p->context));
+    for (int i = 0; i < 40; i++) {
+        must(p->context, linnet_session_feed(p->device, ids + i, 1), "a token");
+        must(p->context, linnet_session_feed(other, ids + i, 1), "a token after loading");
+        if (i == 0 && here == LINNET_OK)
+            compare(p, linnet_session_logits(p->device), linnet_session_logits(p->host), 1, "from a file");
+    }
+    memcpy(before, linnet_session_logits(p->device), bytes);
+    EXPECT(!memcmp(before, linnet_session_logits(other), bytes), "%s: what was loaded goes on with other bits",
+           p->name);
+    linnet_session_close(other);
+    unlink(path);
+    free(before);
+}
+
 /* From where it can go back, the same bits again; and from the start. */
 static void check_policy_back(pair *p, const int32_t *ids, int64_t prompt, int64_t count) {
     const size_t bytes = (size_t)p->vocabulary * sizeof(float);
@@ -494,6 +536,7 @@ static void check_policy_back(pair *p, const int32_t *ids, int64_t prompt, int64
         must(p->context, linnet_session_feed(p->device, ids + count - 1, 1), "a token again");
         EXPECT(!memcmp(before, linnet_session_logits(p->device), bytes), "%s: going back changed bits", p->name);
     }
+    check_policy_file(p, ids);
     EXPECT(linnet_session_fork(p->device, &fork) == LINNET_ERROR_UNSUPPORTED, "%s: a fork is not refused", p->name);
     must(p->context, linnet_session_rewind(p->device, 0), "beginning again");
     must(p->context, linnet_session_feed(p->device, ids, prompt), "the prompt again");

@@ -717,6 +717,14 @@ static linnet_status store_pages(ln_device_sequence *sequence, int64_t layer, in
     return ln_cuda_store_pages(sequence->room, &transfer, pages);
 }
 
+static linnet_status lanes_at(ln_device_sequence *sequence, int64_t position, ln_ragged **lanes) {
+    *lanes = NULL;
+    if (!sequence->lanes) return LINNET_OK;
+    LN_TRY(meet(sequence->room));
+    *lanes = ln_cuda_lanes_ragged(sequence->lanes);
+    return ln_cuda_lanes_settle_at(sequence->lanes, position);
+}
+
 static const ln_ragged *lanes_of(const ln_device_sequence *sequence) {
     return sequence->lanes ? ln_cuda_lanes_ragged(sequence->lanes) : NULL;
 }
@@ -735,6 +743,7 @@ const ln_device *ln_device_cuda(void) {
                                    .rewind_limit = rewind_limit,
                                    .fetch = fetch_pages,
                                    .store = store_pages,
+                                   .lanes_at = lanes_at,
                                    .lanes = lanes_of,
                                    .release = ln_cuda_weights_close};
     return &cuda;

@@ -143,6 +143,9 @@ linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t layer, int64_t 
 /* After a piece has attended there; and after all: one token settles all layers then. */
 linnet_status ln_cuda_lanes_leave(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens);
 linnet_status ln_cuda_lanes_end(ln_cuda_lanes *lanes, int64_t tokens);
-const ln_ragged *ln_cuda_lanes_ragged(const ln_cuda_lanes *lanes);
+/* Between passes: all queries are looked at, and tokens from `position` on forgotten; or, where the lanes were loaded
+ * anew, what was known of them. */
+linnet_status ln_cuda_lanes_settle_at(ln_cuda_lanes *lanes, int64_t position);
+ln_ragged *ln_cuda_lanes_ragged(const ln_cuda_lanes *lanes);
 
 #endif

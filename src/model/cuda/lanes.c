@@ -34,6 +34,7 @@ static bool on_device(linnet_type type) {
 linnet_status ln_cuda_lanes_allow(linnet_model *model, const ln_policy *policy) {
     const ln_scorer *scorer = policy->scorer;
     const ln_allocator *allocator = policy->allocator;
+    ln_policy settled = *policy;
     const char *why = NULL;
     if (policy->probe || policy->draft_prompt)
         why = "it needs probes or a draft model";
@@ -47,6 +48,8 @@ linnet_status ln_cuda_lanes_allow(linnet_model *model, const ln_policy *policy) 
         why = "it keeps tokens in several precisions (near=, keys= and values= that are the same are taken)";
     else if (!on_device(policy->near))
         why = "pages there are bf16, f16, q8_0 or q4_0";
+    else if (ln_policy_settle(&settled, 0, 1, model->hyper.key_size, model->hyper.value_size))
+        why = "its precisions are chosen by the plan";
     else if (scorer && scorer->reads & LN_READS_MORE)
         why = "its scorer looks at each query and key, which only the CPU does";
     else if (allocator && (allocator->cosine || allocator->distance || allocator->kinds))
@@ -127,6 +130,28 @@ static void keep_move(void *user, int64_t head, int step, const ln_ragged_move *
         to->moves[to->count] =
             (ln_cuda_lane_move){(int32_t)move->to - 1, move->to_place, (int32_t)move->from - 1, move->from_place};
     to->count++; /* more than `most` is found when they are sent */
+}
+
+/* One page: as the first of a table that begins with slot 0. */
+static ln_cuda_transfer transfer_of(const ln_cuda_lanes *lanes, ln_page page, const ln_page_layout *layout) {
+    ln_cuda_transfer transfer = {
+        .pages = lanes->of, .page_table = lanes->room->classes[0].table, .count = 1, .layout = layout};
+    const int64_t slot = (int64_t)page - 1;
+    transfer.pages.key.data = (char *)transfer.pages.key.data + slot * transfer.pages.key.page_stride;
+    transfer.pages.value.data = (char *)transfer.pages.value.data + slot * transfer.pages.value.page_stride;
+    return transfer;
+}
+
+static linnet_status fetch_page(void *user, ln_page page, const ln_page_layout *layout, unsigned char *to) {
+    const ln_cuda_lanes *lanes = user;
+    const ln_cuda_transfer transfer = transfer_of(lanes, page, layout);
+    return ln_cuda_fetch_pages(lanes->room, &transfer, to);
+}
+
+static linnet_status store_page(void *user, ln_page page, const ln_page_layout *layout, const unsigned char *from) {
+    const ln_cuda_lanes *lanes = user;
+    const ln_cuda_transfer transfer = transfer_of(lanes, page, layout);
+    return ln_cuda_store_pages(lanes->room, &transfer, from);
 }
 
 /* Room on the host for what the scorer reads. */
@@ -213,7 +238,7 @@ linnet_status ln_cuda_lanes_open(ln_cuda_room *room, ln_cuda_lanes **opened) {
     *opened = lanes;
     ln_cuda_lanes_shape(room->model, &room->shape, &shape);
     lanes->room = room;
-    lanes->elsewhere = (ln_ragged_elsewhere){lanes, keep_move};
+    lanes->elsewhere = (ln_ragged_elsewhere){lanes, keep_move, fetch_page, store_page};
     shape.elsewhere = &lanes->elsewhere;
     lanes->layers = shape.layers;
     lanes->heads = shape.key_value_heads;
@@ -243,6 +268,6 @@ void ln_cuda_lanes_close(ln_cuda_lanes *lanes) {
     ln_release(context, lanes);
 }
 
-const ln_ragged *ln_cuda_lanes_ragged(const ln_cuda_lanes *lanes) {
+ln_ragged *ln_cuda_lanes_ragged(const ln_cuda_lanes *lanes) {
     return lanes->ragged;
 }

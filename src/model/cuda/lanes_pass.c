@@ -56,15 +56,18 @@ static linnet_status send_tables(ln_cuda_lanes *lanes, int64_t first, int64_t la
 
 /* ---- before and after a pass ---- */
 
-linnet_status ln_cuda_lanes_begin(ln_cuda_lanes *lanes, int64_t tokens, int64_t position) {
-    if (position == 0) lanes->pending = 0;
-    if (position < lanes->position || tokens > 1) LN_TRY(ln_cuda_lanes_look_behind(lanes));
-    if (position < lanes->position) {
-        ln_ragged_rewind(lanes->ragged, position);
-        memset(lanes->stale, true, (size_t)lanes->layers * sizeof *lanes->stale);
-    }
+linnet_status ln_cuda_lanes_settle_at(ln_cuda_lanes *lanes, int64_t position) {
+    if (position == 0 || position > lanes->position) lanes->pending = 0; /* empty, or loaded anew */
+    LN_TRY(ln_cuda_lanes_look_behind(lanes));
+    if (position < lanes->position) ln_ragged_rewind(lanes->ragged, position);
+    memset(lanes->stale, true, (size_t)lanes->layers * sizeof *lanes->stale);
     lanes->position = position;
-    if (tokens > 1) return LINNET_OK;
+    return LINNET_OK;
+}
+
+linnet_status ln_cuda_lanes_begin(ln_cuda_lanes *lanes, int64_t tokens, int64_t position) {
+    if (position != lanes->position) LN_TRY(ln_cuda_lanes_settle_at(lanes, position));
+    if (tokens > 1) return ln_cuda_lanes_look_behind(lanes);
     for (int64_t i = 0; i < lanes->layers; i++) LN_TRY(place(lanes, i, 1));
     return send_tables(lanes, 0, lanes->layers);
 }

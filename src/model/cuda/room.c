@@ -103,7 +103,8 @@ static linnet_status plan_class(ln_cuda_room *room, const ln_cuda_device *device
     if ((class->any || class->any_prompt) && !plain(format))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                        "keys of %lld and values of %lld cannot be kept as %s on a GPU, only as bf16 or f16",
-                       (long long)h->key_size, (long long)h->value_size, linnet_type_name(shape->precision));
+                       (long long)h->key_size, (long long)h->value_size,
+                       linnet_type_name(shape->policy && !window ? shape->policy->near : shape->precision));
     return LINNET_OK;
 }
 
@@ -198,12 +199,13 @@ linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *devic
                        "policy %s is for layers that see the whole text; this model has none",
                        shape->policy->row->name);
     if (shape->policy) room->lane_pages = ln_max_i64(1, ln_ragged_lane_pages(&lanes));
-    ln_cuda_page_format format;
-    if (!page_format(shape->precision, &format))
-        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
-                       "on a GPU keys and values can be kept as bf16, f16, q8_0 or q4_0, not as %s",
-                       linnet_type_name(shape->precision));
     for (int c = 0; c < LN_CUDA_CLASSES; c++) {
+        const linnet_type precision = shape->policy && c == 0 ? shape->policy->near : shape->precision;
+        ln_cuda_page_format format;
+        if (!page_format(precision, &format))
+            return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                           "on a GPU keys and values can be kept as bf16, f16, q8_0 or q4_0, not as %s",
+                           linnet_type_name(precision));
         const linnet_status status = plan_class(room, device, c ? model->hyper.window : 0, format, &room->classes[c]);
         if (status != LINNET_OK) return status;
     }
