@@ -221,6 +221,21 @@ linnet_status ln_pool_join(ln_pool *pool) {
     return LINNET_OK;
 }
 
+linnet_status ln_pool_clone(const ln_pool *pool, ln_pool **clone) {
+    const linnet_status status = ln_pool_open(pool->context, &pool->shape, clone);
+    if (status != LINNET_OK) return status;
+    ln_pool *made = *clone;
+    unsigned char *base = made->arenas[0].base;
+    memcpy(made->arenas, pool->arenas, table_bytes(&pool->shape, 1));
+    memcpy(base, pool->arenas[0].base, (size_t)pool->slabs * pool->stored);
+    made->arenas[0].base = base;
+    for (int k = 0; k < pool->shape.kinds; k++) made->kinds[k].used = pool->kinds[k].used;
+    made->free = pool->free;
+    made->in_use = pool->in_use;
+    made->peak = pool->peak;
+    return LINNET_OK;
+}
+
 /* ---- slabs ---- */
 
 static unsigned char *slab_at(const ln_pool *pool, uint32_t slab) {

@@ -42,6 +42,8 @@ int64_t ln_pool_pages_most(const ln_pool_shape *shape);
 /* Opens a pool with one member. */
 linnet_status ln_pool_open(linnet_context *context, const ln_pool_shape *shape, ln_pool **pool);
 linnet_status ln_pool_join(ln_pool *pool);
+/* Another pool of one member with the same pages under the same numbers; of a pool of one member. */
+linnet_status ln_pool_clone(const ln_pool *pool, ln_pool **clone);
 /* One member less, which has dropped its pages; the last one closes the pool. NULL is allowed. */
 void ln_pool_leave(ln_pool *pool);
 

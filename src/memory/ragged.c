@@ -296,6 +296,27 @@ void ln_ragged_close(ln_ragged *ragged) {
     ln_release(ragged->context, ragged);
 }
 
+/* All but the pool and the tier. */
+static void copy_tables(const ln_ragged *ragged, ln_ragged *made) {
+    made->position = ragged->position;
+    made->limit = ragged->limit;
+    made->far_used = ragged->far_used;
+    memcpy(made->share, ragged->share, (size_t)ragged->shape.layers * sizeof *made->share);
+    memcpy(made->distance, ragged->distance, (size_t)ragged->lanes * sizeof *made->distance);
+    for (int64_t l = 0; l < ragged->shape.layers; l++) {
+        const double *distance = made->statistics[l].distance;
+        made->statistics[l] = ragged->statistics[l];
+        made->statistics[l].distance = distance;
+    }
+    memcpy(made->state, ragged->state, (size_t)ragged->lanes * ragged->state_bytes);
+    if (made->order) memcpy(made->order, ragged->order, ln_ragged_order_bytes(&ragged->shape));
+    memcpy(made->lane, ragged->lane, (size_t)ragged->lanes * sizeof *made->lane);
+    memcpy(made->page, ragged->page, (size_t)ragged->entries * sizeof *made->page);
+    memcpy(made->slot, ragged->slot, (size_t)ragged->entries * sizeof *made->slot);
+    memcpy(made->kind, ragged->kind, (size_t)ragged->entries);
+    memcpy(made->count, ragged->count, (size_t)ragged->entries);
+}
+
 linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork) {
     *fork = NULL;
     ln_pool_shape pool;
@@ -318,28 +339,29 @@ linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork) {
             return status;
         }
     }
-    made->position = ragged->position;
-    made->limit = ragged->limit;
-    made->far_used = ragged->far_used;
-    memcpy(made->share, ragged->share, (size_t)ragged->shape.layers * sizeof *made->share);
-    memcpy(made->distance, ragged->distance, (size_t)ragged->lanes * sizeof *made->distance);
-    for (int64_t l = 0; l < ragged->shape.layers; l++) {
-        const double *distance = made->statistics[l].distance;
-        made->statistics[l] = ragged->statistics[l];
-        made->statistics[l].distance = distance;
-    }
-    memcpy(made->state, ragged->state, (size_t)ragged->lanes * ragged->state_bytes);
-    if (made->order) memcpy(made->order, ragged->order, ln_ragged_order_bytes(&ragged->shape));
-    memcpy(made->lane, ragged->lane, (size_t)ragged->lanes * sizeof *made->lane);
-    memcpy(made->page, ragged->page, (size_t)ragged->entries * sizeof *made->page);
-    memcpy(made->slot, ragged->slot, (size_t)ragged->entries * sizeof *made->slot);
-    memcpy(made->kind, ragged->kind, (size_t)ragged->entries);
-    memcpy(made->count, ragged->count, (size_t)ragged->entries);
+    copy_tables(ragged, made);
     for (int64_t i = 0; i < made->lanes; i++)
         for (int64_t p = 0; p < ln_lane_pages(&made->lane[i]); p++)
             ln_pool_share(made->pool, made->page[made->lane[i].begin + p]);
     *fork = made;
     return LINNET_OK;
+}
+
+linnet_status ln_ragged_fork_elsewhere(ln_ragged *ragged, const ln_ragged_elsewhere *there, ln_ragged **fork) {
+    ln_ragged_shape shape = ragged->shape;
+    ln_pool_shape pool;
+    *fork = NULL;
+    shape.elsewhere = there;
+    if (!fits(&shape, &pool)) return ln_fail(ragged->context, LINNET_ERROR_ARGUMENT, "no memory to fork");
+    linnet_status status = make(ragged->context, &shape, &pool, fork);
+    if (status == LINNET_OK) status = ln_pool_clone(ragged->pool, &(*fork)->pool);
+    if (status == LINNET_OK) {
+        copy_tables(ragged, *fork);
+        return LINNET_OK;
+    }
+    ln_release(ragged->context, *fork);
+    *fork = NULL;
+    return status;
 }
 
 /* ---- tables ---- */

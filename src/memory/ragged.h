@@ -71,6 +71,8 @@ linnet_status ln_ragged_open(linnet_context *context, const ln_ragged_shape *sha
 void ln_ragged_close(ln_ragged *ragged);
 /* Shares pages until one of the two changes them; takes as many bytes again, touched when used. */
 linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork);
+/* The same where pages are elsewhere: `there` has them under the same numbers, and shares none. */
+linnet_status ln_ragged_fork_elsewhere(ln_ragged *ragged, const ln_ragged_elsewhere *there, ln_ragged **fork);
 
 typedef enum ln_pass {
     LN_PASS_PIECE, /* attends and settles */

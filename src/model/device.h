@@ -37,7 +37,7 @@ typedef struct ln_device {
     linnet_status (*weigh)(linnet_model *model, const ln_device_shape *shape, ln_device_bytes *bytes);
     /* Uploads the weights if no sequence did so before. */
     linnet_status (*open)(linnet_model *model, const ln_device_shape *shape, ln_device_sequence **sequence);
-    /* A second sequence with the same tokens; not under a policy. */
+    /* A second sequence with the same tokens. */
     linnet_status (*fork)(ln_device_sequence *sequence, int64_t position, ln_device_sequence **fork);
     void (*close)(ln_device_sequence *sequence);
     /* Starts `tokens` <= piece tokens from `position` on; last: the logits of the last one follow. Returns before they

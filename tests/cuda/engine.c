@@ -422,7 +422,7 @@ static void check_pages(linnet_context *context) {
 
 /* ---- policies ---- */
 
-enum { POLICY_PROMPT = 210, POLICY_LONG = 610, POLICY_SINGLE = 75, POLICY_PIECE = 48, POLICY_CONTEXT = 760 };
+enum { POLICY_PROMPT = 210, POLICY_LONG = 610, POLICY_SINGLE = 75, POLICY_PIECE = 48, POLICY_CONTEXT = 800 };
 
 static double shared_part(const ln_ragged *here, const ln_ragged *there, int64_t layers, int64_t heads);
 
@@ -526,7 +526,7 @@ static void check_policy_file(pair *p, const int32_t *ids) {
 static void check_policy_back(pair *p, const int32_t *ids, int64_t prompt, int64_t count) {
     const size_t bytes = (size_t)p->vocabulary * sizeof(float);
     float *before = malloc(bytes);
-    linnet_session *fork;
+    linnet_session *fork, *apart;
     memcpy(before, linnet_session_logits(p->device), bytes);
     EXPECT(linnet_session_rewind_limit(p->device) == linnet_session_rewind_limit(p->host),
            "%s: goes back to %lld, the processor to %lld", p->name, (long long)linnet_session_rewind_limit(p->device),
@@ -537,7 +537,17 @@ static void check_policy_back(pair *p, const int32_t *ids, int64_t prompt, int64
         EXPECT(!memcmp(before, linnet_session_logits(p->device), bytes), "%s: going back changed bits", p->name);
     }
     check_policy_file(p, ids);
-    EXPECT(linnet_session_fork(p->device, &fork) == LINNET_ERROR_UNSUPPORTED, "%s: a fork is not refused", p->name);
+    must(p->context, linnet_session_fork(p->device, &fork), "forking");
+    must(p->context, linnet_session_fork(p->device, &apart), "forking");
+    for (int i = 0; i < 35; i++) {
+        must(p->context, linnet_session_feed(fork, ids + i, 1), "feeding the fork");
+        must(p->context, linnet_session_feed(apart, ids + 50 + i, 1), "feeding another");
+        must(p->context, linnet_session_feed(p->device, ids + i, 1), "feeding what it came from");
+    }
+    EXPECT(!memcmp(linnet_session_logits(fork), linnet_session_logits(p->device), bytes), "%s: a fork has other bits",
+           p->name);
+    linnet_session_close(fork);
+    linnet_session_close(apart);
     must(p->context, linnet_session_rewind(p->device, 0), "beginning again");
     must(p->context, linnet_session_feed(p->device, ids, prompt), "the prompt again");
     for (int64_t i = prompt; i < count; i++)

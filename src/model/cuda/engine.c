@@ -610,7 +610,7 @@ static void close_sequence(ln_device_sequence *sequence) {
     ln_release(context, sequence);
 }
 
-static linnet_status open_pages(ln_cuda_room *room, ln_device_sequence **sequence) {
+static linnet_status open_pages(ln_cuda_room *room, const ln_device_sequence *from, ln_device_sequence **sequence) {
     linnet_context *context = room->model->context;
     ln_cuda_model *on = room->model->on_device;
     ln_device_sequence *made = ln_allocate_zero(context, 1, sizeof *made, "sequence on the device");
@@ -621,7 +621,7 @@ static linnet_status open_pages(ln_cuda_room *room, ln_device_sequence **sequenc
         ln_allocate(context, (uint64_t)room->model->hyper.layers, sizeof *made->offset, "pages on the device");
     if (!made->offset) return LINNET_ERROR_MEMORY;
     made->bytes = place_pages(room, made->offset);
-    if (room->shape.policy) LN_TRY(ln_cuda_lanes_open(room, &made->lanes));
+    if (room->shape.policy) LN_TRY(ln_cuda_lanes_open(room, from ? from->lanes : NULL, &made->lanes));
     if (!made->bytes) return LINNET_OK;
     LN_CUDA_TRY(context, ln_cuda_allocate(made->bytes, (void **)&made->pages), "making room for keys and values");
     /* Tiles are read whole: what is not written yet must be numbers. */
@@ -636,7 +636,7 @@ static linnet_status open_sequence(linnet_model *model, const ln_device_shape *s
     LN_TRY(find_device(model->context, &device));
     LN_TRY(ln_cuda_weights_open(model, &device));
     LN_TRY(ln_cuda_room_open(model, shape, &room));
-    const linnet_status status = open_pages(room, sequence);
+    const linnet_status status = open_pages(room, NULL, sequence);
     if (status == LINNET_OK) return LINNET_OK;
     if (*sequence)
         close_sequence(*sequence);
@@ -649,15 +649,12 @@ static linnet_status open_sequence(linnet_model *model, const ln_device_shape *s
 static linnet_status fork_sequence(ln_device_sequence *sequence, int64_t position, ln_device_sequence **fork) {
     ln_cuda_room *room = sequence->room;
     ln_cuda_model *on = room->model->on_device;
-    if (sequence->lanes)
-        return ln_fail(room->model->context, LINNET_ERROR_UNSUPPORTED,
-                       "a session on a GPU cannot be forked under a policy yet");
     (void)position; /* pages lie layer by layer: copying all of them is one copy */
     *fork = NULL;
     LN_TRY(meet(room));
     room->users++;
-    linnet_status status = open_pages(room, fork);
-    if (status == LINNET_OK)
+    linnet_status status = open_pages(room, sequence, fork);
+    if (status == LINNET_OK && sequence->bytes)
         status = ln_cuda_fail(room->model->context,
                               ln_cuda_copy_on_device((*fork)->pages, sequence->pages, sequence->bytes, on->stream),
                               "forking");

@@ -76,10 +76,12 @@ typedef struct ln_cuda_class {
 typedef struct ln_cuda_room {
     linnet_model *model;
     ln_device_shape shape;
-    int64_t users, rows; /* rows of logits at once */
-    int64_t lane_pages;  /* under a policy: of a lane, at most */
-    uint64_t task_bytes; /* of attention in a class of layers */
-    char *memory;        /* on the device */
+    int64_t users, rows;                  /* rows of logits at once */
+    ln_policy policy;                     /* shape.policy points to it */
+    int64_t lane_pages;                   /* under a policy: of a lane, at most */
+    int64_t planned_tokens, planned_keys; /* likewise: what the plan of a piece's attention is for */
+    uint64_t task_bytes;                  /* of attention in a class of layers */
+    char *memory;                         /* on the device */
     uint64_t bytes;
     int32_t *step_host; /* position, length, ids [piece]; of the host */
     int32_t *step;      /* the same on the device */
@@ -131,7 +133,8 @@ linnet_status ln_cuda_lanes_allow(linnet_model *model, const ln_policy *policy);
 bool ln_cuda_lanes_shape(const linnet_model *model, const ln_device_shape *shape, ln_ragged_shape *lanes);
 /* Bytes on the device: pages; and tables with what is moved. */
 void ln_cuda_lanes_bytes(const ln_cuda_room *room, uint64_t *pages, uint64_t *tables);
-linnet_status ln_cuda_lanes_open(ln_cuda_room *room, ln_cuda_lanes **lanes);
+/* from: a fork of these, between passes; NULL: empty. */
+linnet_status ln_cuda_lanes_open(ln_cuda_room *room, ln_cuda_lanes *from, ln_cuda_lanes **lanes);
 void ln_cuda_lanes_close(ln_cuda_lanes *lanes);
 /* Before so many tokens from `position` on are run: goes back there, if need be; one token gets its places at once. */
 linnet_status ln_cuda_lanes_begin(ln_cuda_lanes *lanes, int64_t tokens, int64_t position);

@@ -212,6 +212,7 @@ static linnet_status open_device(ln_cuda_lanes *lanes, const ln_ragged_shape *sh
     const uint64_t keys = round_to_256(s.keys), values = round_to_256(s.values);
     const uint64_t all = keys + values + all_tables(&s);
     LN_CUDA_TRY(context, ln_cuda_allocate(all, (void **)&lanes->memory), "making room for keys and values");
+    lanes->bytes = all;
     LN_CUDA_TRY(context, ln_cuda_zero(lanes->memory, all, stream), "clearing keys and values");
     lanes->of = (ln_cuda_lane_pages){.format = decode->format,
                                      .page_tokens = LN_CUDA_PAGE_TOKENS,
@@ -229,7 +230,7 @@ static linnet_status open_device(ln_cuda_lanes *lanes, const ln_ragged_shape *sh
     return LINNET_OK;
 }
 
-linnet_status ln_cuda_lanes_open(ln_cuda_room *room, ln_cuda_lanes **opened) {
+linnet_status ln_cuda_lanes_open(ln_cuda_room *room, ln_cuda_lanes *from, ln_cuda_lanes **opened) {
     linnet_context *context = room->model->context;
     ln_ragged_shape shape;
     *opened = NULL;
@@ -244,9 +245,16 @@ linnet_status ln_cuda_lanes_open(ln_cuda_room *room, ln_cuda_lanes **opened) {
     lanes->heads = shape.key_value_heads;
     lanes->table_stride = room->lane_pages;
     lanes->most = room->lane_pages * LN_CUDA_PAGE_TOKENS;
-    LN_TRY(ln_ragged_open(context, &shape, &lanes->ragged));
+    LN_TRY(from ? ln_ragged_fork_elsewhere(from->ragged, &lanes->elsewhere, &lanes->ragged)
+                : ln_ragged_open(context, &shape, &lanes->ragged));
     LN_TRY(open_host(lanes, &shape));
-    return open_device(lanes, &shape);
+    LN_TRY(open_device(lanes, &shape));
+    if (!from) return LINNET_OK;
+    lanes->position = from->position;
+    lanes->pending = from->pending; /* whose queries are copied with the rest */
+    LN_CUDA_TRY(context, ln_cuda_copy_on_device(lanes->memory, from->memory, lanes->bytes, ln_cuda_lanes_stream(lanes)),
+                "forking");
+    return LINNET_OK;
 }
 
 void ln_cuda_lanes_close(ln_cuda_lanes *lanes) {

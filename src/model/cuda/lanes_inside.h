@@ -27,11 +27,10 @@ struct ln_cuda_lanes {
     int64_t *index;                                      /* [layers of the model]: among those with lanes */
     bool *stale;                                         /* [layers]: the device has another table */
     int64_t *pages;                                      /* [layers]: of its lanes when the table was made */
-    int32_t *host;                        /* lengths [layers][heads], tables [layers][heads][table_stride] */
-    ln_cuda_move_list *lists;             /* [STEPS][heads] */
-    ln_cuda_lane_move *block;             /* of the lists; then the moves of a step */
-    void *workspace;                      /* of settling */
-    int64_t planned_tokens, planned_keys; /* what the room's attention plan is for */
+    int32_t *host;            /* lengths [layers][heads], tables [layers][heads][table_stride] */
+    ln_cuda_move_list *lists; /* [STEPS][heads] */
+    ln_cuda_lane_move *block; /* of the lists; then the moves of a step */
+    void *workspace;          /* of settling */
     /* What the scorer reads. */
     int reads;
     int64_t pending; /* tokens alone whose queries were not looked at yet */
@@ -45,6 +44,7 @@ struct ln_cuda_lanes {
     char *staging, *kept; /* kept: [layers][KEPT][heads of queries * key_size] */
     float *log_sum_exp;
     char *memory;
+    uint64_t bytes;
     ln_cuda_lane_pages of;
     int32_t *lengths, *tables;
     ln_cuda_lane_move *moves;

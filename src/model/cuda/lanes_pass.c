@@ -182,12 +182,12 @@ static linnet_status run_together(ln_cuda_lanes *lanes, int64_t tokens, int64_t 
                                   const ln_cuda_decode_tensors *tensors) {
     ln_cuda_class *class = &lanes->room->classes[0];
     const ln_cuda_model *on = lanes->room->model->on_device;
-    if (lanes->planned_tokens != tokens || lanes->planned_keys != keys) {
+    if (lanes->room->planned_tokens != tokens || lanes->room->planned_keys != keys) {
         class->query_offsets[1] = tokens;
         class->key_offsets[1] = keys;
         LN_TRY(plan(lanes, &class->attention, &class->attention_plan));
-        lanes->planned_tokens = tokens;
-        lanes->planned_keys = keys;
+        lanes->room->planned_tokens = tokens;
+        lanes->room->planned_keys = keys;
     }
     const ln_cuda_attention_tensors of = {.query = tensors->query,
                                           .key = gathered_of(lanes, 0, 0),
@@ -210,7 +210,7 @@ static linnet_status run_lane(ln_cuda_lanes *lanes, int64_t head, int64_t tokens
     attention.key_value_heads = 1;
     attention.query_offsets = query_offsets;
     attention.key_offsets = key_offsets;
-    lanes->planned_tokens = 0;
+    lanes->room->planned_tokens = 0;
     LN_TRY(plan(lanes, &attention, &made));
     const ln_cuda_attention_tensors of = {.query = lane->query,
                                           .key = gathered_of(lanes, head, 0),

@@ -194,6 +194,10 @@ linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *devic
                                 ln_cuda_room *room) {
     *room = (ln_cuda_room){.model = model, .shape = *shape, .users = 1};
     ln_ragged_shape lanes;
+    if (shape->policy) {
+        room->policy = *shape->policy;
+        room->shape.policy = &room->policy;
+    }
     if (shape->policy && !ln_cuda_lanes_shape(model, shape, &lanes))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                        "policy %s is for layers that see the whole text; this model has none",
