@@ -96,7 +96,9 @@ typedef struct ln_ragged_call {
     /* Where keys are elsewhere, what the scorer reads of them: */
     const float *columns; /* [key-value heads][columns_stride]: scene->columns */
     int64_t columns_stride;
-    const ln_page_view *views; /* [key-value heads]: the lanes' pages, when pages leave */
+    const ln_page_view *views; /* [key-value heads]: the lanes' pages, when pages leave; of LN_READS_EACH always */
+    const float *observed;     /* of LN_READS_EACH: [observed][heads][key_size] */
+    const float *log_sum_exp;  /* and [key-value heads][tokens][group], of which the last `observed` are read */
     int64_t behind;            /* tokens that came after these: they are scored alone, and nothing leaves */
     const float *gate;         /* [tokens, key_value_heads] of the model's gate; NULL: it has none */
     void *workspace;           /* aligned to 64 */

@@ -192,11 +192,16 @@ linnet_status ln_ragged_attended(ln_ragged *ragged, int64_t layer, const ln_ragg
     int64_t observed;
     if (!ln_ragged_settles(ragged, layer, call->tokens, &observed)) return LINNET_OK;
     ragged->settled = true; /* as where keys are here: then all is settled at once */
-    if (!call->columns && (call->behind || !ln_ragged_leaving(ragged, layer))) return LINNET_OK;
-    if (scorer && (scorer->reads & (LN_READS_SUMS | LN_READS_MOST)) && !call->columns)
+    if (!call->columns && !call->observed && (call->behind || !ln_ragged_leaving(ragged, layer))) return LINNET_OK;
+    if (scorer && scorer->reads & (LN_READS_SUMS | LN_READS_MOST | LN_READS_EACH) && !call->columns && !call->observed)
         return ln_fail(ragged->context, LINNET_ERROR_ARGUMENT, "scores without what queries gave: a defect");
-    const ln_settling settling = {
-        .layer = layer, .tokens = call->tokens, .call = call, .observed = observed, .workspace = call->workspace};
+    const ln_settling settling = {.layer = layer,
+                                  .tokens = call->tokens,
+                                  .call = call,
+                                  .observed = observed,
+                                  .query = call->observed,
+                                  .log_sum_exp = call->log_sum_exp,
+                                  .workspace = call->workspace};
     return ln_ragged_settle(ragged, &settling);
 }
 

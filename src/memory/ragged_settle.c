@@ -189,6 +189,14 @@ static unsigned char *worker_place(const layer_work *layer, int64_t head, int wo
     return layer->workers + (uint64_t)(by_lane ? head : worker) * layer->worker_bytes;
 }
 
+/* Takes the last tokens from the counts of a lane's pages, or puts them back; where pages are elsewhere, and so of one
+ * kind, all are full but the last. */
+static void set_back(ln_ragged *ragged, const ln_lane *lane, int64_t tokens) {
+    const int64_t keys = lane->tokens[LN_FAR] + lane->tokens[LN_NEAR] - (tokens > 0 ? tokens : 0);
+    for (int64_t p = 0; tokens && p < ln_lane_pages(lane); p++)
+        ragged->count[lane->begin + p] = (uint8_t)ln_max_i64(0, ln_min_i64(LN_PAGE_TOKENS, keys - p * LN_PAGE_TOKENS));
+}
+
 static void score_lane(void *argument, int64_t head, int worker) {
     const layer_work *layer = argument;
     ln_ragged *ragged = layer->ragged;
@@ -229,7 +237,9 @@ static void score_lane(void *argument, int64_t head, int worker) {
                       .gate_stride = shape->key_value_heads,
                       .state = ragged->state + (uint64_t)number * ragged->state_bytes,
                       .workspace = worker_place(layer, head, worker)};
+    set_back(ragged, lane, s->call->behind);
     ragged->policy.scorer->score(&scene, layer->leaving ? work->score : NULL);
+    set_back(ragged, lane, -s->call->behind);
     scatter(ragged, lane, work);
 }
 

@@ -54,9 +54,10 @@ typedef struct ln_scene {
 enum {
     LN_READS_KEYS = 1,
     LN_READS_VALUES = 2,
-    LN_READS_SUMS = 4, /* of what all `observed` queries gave: scene->columns */
-    LN_READS_MOST = 8, /* and the most that any gave */
-    LN_READS_MORE = 16 /* each query and key, the model's gate */
+    LN_READS_SUMS = 4,  /* of what all `observed` queries gave: scene->columns */
+    LN_READS_MOST = 8,  /* and the most that any gave */
+    LN_READS_EACH = 16, /* each of these queries, with keys and values */
+    LN_READS_GATE = 32  /* the model's gate */
 };
 
 struct ln_scorer {

@@ -163,5 +163,5 @@ const ln_scorer ln_scorer_gate = {.name = "gate",
                                   .defaults = "",
                                   .keeps = 1,
                                   .gate = true,
-                                  .reads = LN_READS_MORE,
+                                  .reads = LN_READS_GATE,
                                   .score = score_gate};

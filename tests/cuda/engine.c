@@ -600,10 +600,13 @@ static void check_policies(linnet_context *context, const char *only, const char
                     {"h2o:recent=32", 2, 0.9, 0.3, 1.5},
                     {"snapkv:recent=32,window=16", 2, 0.9, 0.3, 1.5},
                     {"adakv:recent=32,window=16", 4, 0.9, 0.3, 1.5},
+                    {"keyformer:recent=32", 2, 0.85, 0.3, 1.5},
+                    {"scissorhands:recent=32,window=40", 2, 0.7, 0.3, 1.5},
+                    {"expected:recent=32,sinks=0", 2, 0.85, 0.3, 1.5},
                     {"pyramidkv:recent=32", 4, 0.9, 0.3, 1.5},
                     {"tova:near=q8_0,keys=q8_0,values=q8_0,recent=32", 2, 0.9, 0.3, 1.5},
                     {"full:scorer=critical,near=q4_0,keys=q4_0,values=q4_0,recent=32", 2, 0.8, 0.3, 1.5}};
-    static const char *const refused[] = {"quest", "kivi", "speckv", "ems", "kvzip", "gate", "keyformer", "expected"};
+    static const char *const refused[] = {"quest", "kivi", "speckv", "ems", "kvzip", "squeeze", "zipcache"};
     char path[] = "/tmp/linnet-policies-XXXXXX";
     const int file = mkstemp(path);
     linnet_convert_settings conversion = linnet_convert_settings_default();

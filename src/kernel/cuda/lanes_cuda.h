@@ -50,7 +50,7 @@ typedef struct ln_cuda_lane_sums {
     float scale, soft_cap; /* soft_cap 0: none */
     bool each, most;       /* each: a token's sums apart; most: maxima */
     float *log_sum_exp;    /* [lanes][tokens * group]: workspace */
-    float *sums;           /* [each ? tokens : 1][lanes][stride]; zeros where a lane has no key */
+    float *sums; /* [each ? tokens : 1][lanes][stride]; zeros where a lane has no key. NULL: log-sum-exps alone */
     int64_t stride;
 } ln_cuda_lane_sums;
 ln_cuda_code ln_cuda_lanes_sums(const ln_cuda_lane_sums *of, void *stream);

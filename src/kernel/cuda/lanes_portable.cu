@@ -336,14 +336,14 @@ ln_cuda_code ln_cuda_lanes_sums(const ln_cuda_lane_sums *of, void *stream) {
                         (*const keys[])(ln_cuda_lane_sums) = LN_FORMATS(key_sums);
     if (!pages_right(&of->pages, 8) || !of->page_table || !of->lengths || of->lanes < 1 || of->lanes > 65535 ||
         of->group < 1 || of->tokens < 1 || of->tokens > 65535 || !of->query || of->rows < of->tokens ||
-        !of->log_sum_exp || !of->sums || of->stride < 1)
+        !of->log_sum_exp || (of->sums && of->stride < 1))
         return LN_CUDA_ARGUMENT;
     if (of->pages.format > LN_CUDA_PAGE_Q4_0 || of->pages.key_size > SUM_SIZE) return LN_CUDA_UNSUPPORTED;
     const unsigned tiles = (unsigned)((of->tokens * of->group + ROWS - 1) / ROWS),
                    blocks = (unsigned)((of->stride + SUM_THREADS - 1) / SUM_THREADS), lanes = (unsigned)of->lanes;
     const ln_cuda_code code =
         launch_early(rows[of->pages.format], dim3(tiles, lanes), dim3(SUM_THREADS), 0, stream, *of);
-    if (code) return code;
+    if (code || !of->sums) return code;
     return launch_early(keys[of->pages.format], dim3(blocks, lanes, of->each ? (unsigned)of->tokens : 1),
                         dim3(SUM_THREADS), 0, stream, *of);
 }

@@ -50,8 +50,8 @@ linnet_status ln_cuda_lanes_allow(linnet_model *model, const ln_policy *policy) 
         why = "pages there are bf16, f16, q8_0 or q4_0";
     else if (ln_policy_settle(&settled, 0, 1, model->hyper.key_size, model->hyper.value_size))
         why = "its precisions are chosen by the plan";
-    else if (scorer && scorer->reads & LN_READS_MORE)
-        why = "its scorer looks at each query and key, which only the CPU does";
+    else if (scorer && scorer->reads & LN_READS_GATE)
+        why = "its scorer asks the model's own gate";
     else if (allocator && (allocator->cosine || allocator->distance || allocator->kinds))
         why = "it divides the budget by what only the CPU looks at";
     return why ? refuse(model, policy, why) : LINNET_OK;
@@ -154,6 +154,28 @@ static linnet_status store_page(void *user, ln_page page, const ln_page_layout *
     return ln_cuda_store_pages(lanes->room, &transfer, from);
 }
 
+/* And for its queries, one by one. */
+static linnet_status open_queries(ln_cuda_lanes *lanes, const ln_ragged_shape *shape) {
+    const linnet_model *model = lanes->room->model;
+    linnet_context *context = model->context;
+    const uint64_t piece = (uint64_t)lanes->room->shape.piece, rows = piece > KEPT ? piece : KEPT,
+                   heads = (uint64_t)shape->heads, pairs = (uint64_t)model->rope.size / 2;
+    lanes->queries = ln_allocate(context, rows * heads * (uint64_t)shape->key_size, sizeof(float), "queries");
+    lanes->log_sum_exps = ln_allocate(context, rows * heads, sizeof(float), "sums of rows");
+    lanes->each = ln_allocate(context, rows * heads, sizeof(float), "sums of rows");
+    if (!lanes->queries || !lanes->log_sum_exps || !lanes->each) return LINNET_ERROR_MEMORY;
+    for (int local = 0; local < 2; local++) {
+        double *inverse = ln_allocate(context, pairs + 1, sizeof *inverse, "rotations");
+        if (!inverse) return LINNET_ERROR_MEMORY;
+        lanes->rotation[local].inverse = inverse;
+        lanes->rotation[local].size = model->rope.size;
+        lanes->rotation[local].half = model->rope.half;
+        lanes->rotation[local].magnitude =
+            ln_rope_frequencies(&model->rope, local && model->rope.base_local > 0, lanes->room->shape.context, inverse);
+    }
+    return LINNET_OK;
+}
+
 /* Room on the host for what the scorer reads. */
 static linnet_status open_reading(ln_cuda_lanes *lanes, const ln_ragged_shape *shape) {
     linnet_context *context = lanes->room->model->context;
@@ -164,6 +186,10 @@ static linnet_status open_reading(ln_cuda_lanes *lanes, const ln_ragged_shape *s
         lanes->columns =
             ln_allocate(context, KEPT * pages * LN_CUDA_PAGE_TOKENS, sizeof *lanes->columns, "what queries gave");
         if (!lanes->columns) return LINNET_ERROR_MEMORY;
+    }
+    if (lanes->reads & LN_READS_EACH) {
+        lanes->reads |= LN_READS_KEYS | LN_READS_VALUES;
+        LN_TRY(open_queries(lanes, shape));
     }
     if (!(lanes->reads & (LN_READS_KEYS | LN_READS_VALUES))) return LINNET_OK;
     ln_page_layout_of(type, type, shape->key_size, shape->value_size, &lanes->layout);
@@ -266,6 +292,10 @@ void ln_cuda_lanes_close(ln_cuda_lanes *lanes) {
     ln_release(context, lanes->slots);
     ln_release(context, lanes->fetched);
     ln_release(context, lanes->columns);
+    for (int local = 0; local < 2; local++) ln_release(context, (void *)(uintptr_t)lanes->rotation[local].inverse);
+    ln_release(context, lanes->each);
+    ln_release(context, lanes->log_sum_exps);
+    ln_release(context, lanes->queries);
     ln_release(context, lanes->workspace);
     ln_release(context, lanes->block);
     ln_release(context, lanes->lists);

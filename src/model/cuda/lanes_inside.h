@@ -33,8 +33,11 @@ struct ln_cuda_lanes {
     void *workspace;          /* of settling */
     /* What the scorer reads. */
     int reads;
-    int64_t pending; /* tokens alone whose queries were not looked at yet */
-    float *columns;  /* [KEPT][heads][stride] */
+    int64_t pending;            /* tokens alone whose queries were not looked at yet */
+    float *columns;             /* [KEPT][heads][stride] */
+    float *queries;             /* of LN_READS_EACH: [observed][heads][key_size] */
+    float *log_sum_exps, *each; /* [heads][observed][group]; as the scorer wants them */
+    ln_scene_rotation rotation[2];
     ln_page_layout layout;
     unsigned char *fetched;      /* pages of a layer, [heads][table_stride] */
     const unsigned char **slots; /* likewise */
@@ -51,7 +54,7 @@ struct ln_cuda_lanes {
 };
 
 static inline bool ln_cuda_looks_at_queries(int reads) {
-    return reads & (LN_READS_SUMS | LN_READS_MOST);
+    return reads & (LN_READS_SUMS | LN_READS_MOST | LN_READS_EACH);
 }
 
 /* Queries of a piece that the scorer wants. */

@@ -82,8 +82,56 @@ static linnet_status fetch_pages(ln_cuda_lanes *lanes, int64_t layer) {
     return LINNET_OK;
 }
 
-/* What queries gave to the keys of a layer, in lanes->columns: [each ? tokens : 1][heads][*stride]. */
-static linnet_status fetch_sums(ln_cuda_lanes *lanes, int64_t layer, ln_cuda_lane_sums *of, int64_t *stride) {
+/* Each of the queries and its log-sum-exp. */
+static linnet_status fetch_queries(ln_cuda_lanes *lanes, int64_t layer, ln_cuda_lane_sums *of) {
+    const ln_cuda_room *room = lanes->room;
+    linnet_context *context = room->model->context;
+    const int64_t row = of->row_stride, lane = layer * lanes->heads;
+    void *stream = ln_cuda_lanes_stream(lanes);
+    uint16_t *halves = (uint16_t *)(void *)lanes->queries; /* float32 in the end, from the last on */
+    of->lanes = lanes->heads;
+    of->page_table = lanes->tables + lane * lanes->table_stride;
+    of->lengths = lanes->lengths + lane;
+    LN_CUDA_TRY(context, ln_cuda_lanes_sums(of, stream), "sums of rows");
+    LN_CUDA_TRY(context,
+                ln_cuda_copy_to_host(lanes->log_sum_exps, lanes->log_sum_exp,
+                                     (uint64_t)(lanes->heads * of->tokens * of->group) * sizeof(float), stream),
+                "fetching sums");
+    for (int64_t t = 0; t < of->tokens;) { /* round the end of those that are kept */
+        const int64_t at = (of->first + t) % of->rows, some = ln_min_i64(of->tokens - t, of->rows - at);
+        LN_CUDA_TRY(context,
+                    ln_cuda_copy_to_host(halves + t * row, (const uint16_t *)of->query + at * row,
+                                         (uint64_t)(some * row) * sizeof *halves, stream),
+                    "fetching queries");
+        t += some;
+    }
+    LN_CUDA_TRY(context, ln_cuda_wait(stream), "fetching queries");
+    for (int64_t i = of->tokens * row - 1; i >= 0; i--) {
+        const uint32_t bits = (uint32_t)halves[i] << 16;
+        memcpy(&lanes->queries[i], &bits, sizeof bits);
+    }
+    return fetch_pages(lanes, layer);
+}
+
+/* Those from `first` on, as the scorer takes them. */
+static void give_queries(ln_cuda_lanes *lanes, int64_t layer, const ln_cuda_lane_sums *of, int64_t first,
+                         ln_ragged_call *call) {
+    const ln_cuda_model *on = lanes->room->model->on_device;
+    const int64_t observed = of->each ? 1 : of->tokens, tokens = call->tokens, group = of->group;
+    const ln_cuda_block *block = on->blocks;
+    for (int64_t h = 0; h < lanes->heads; h++)
+        memcpy(lanes->each + (h * tokens + tokens - observed) * group,
+               lanes->log_sum_exps + (h * of->tokens + first) * group, (size_t)(observed * group) * sizeof(float));
+    call->observed = lanes->queries + first * of->row_stride;
+    call->log_sum_exp = lanes->each;
+    call->views = lanes->views;
+    while (!block->attention || lanes->index[block->layer] != layer) block++;
+    const ln_rotation rotation = block->attention->rotation;
+    call->rotation = rotation == LN_ROTATE_NOT ? NULL : &lanes->rotation[rotation == LN_ROTATE_LOCAL];
+}
+
+/* What queries gave to the keys of a layer, in lanes->columns: [each ? tokens : 1][heads][of->stride]. */
+static linnet_status fetch_sums(ln_cuda_lanes *lanes, int64_t layer, ln_cuda_lane_sums *of) {
     const ln_cuda_room *room = lanes->room;
     linnet_context *context = room->model->context;
     const ln_hyperparameters *h = &room->model->hyper;
@@ -96,8 +144,8 @@ static linnet_status fetch_sums(ln_cuda_lanes *lanes, int64_t layer, ln_cuda_lan
         ln_ragged_lane_of(lanes->ragged, layer, i, &pages, &count);
         most = ln_max_i64(most, count);
     }
-    *stride = most * LN_CUDA_PAGE_TOKENS;
-    const int64_t row = *stride * (int64_t)sizeof(float), together = (int64_t)lanes->staging_bytes / (rows * row);
+    of->stride = most * LN_CUDA_PAGE_TOKENS;
+    const int64_t row = of->stride * (int64_t)sizeof(float), together = (int64_t)lanes->staging_bytes / (rows * row);
     of->pages = lanes->of;
     of->table_stride = lanes->table_stride;
     of->group = h->heads / h->key_value_heads;
@@ -105,8 +153,8 @@ static linnet_status fetch_sums(ln_cuda_lanes *lanes, int64_t layer, ln_cuda_lan
     of->soft_cap = h->score_cap;
     of->most = lanes->reads & LN_READS_MOST;
     of->log_sum_exp = lanes->log_sum_exp;
+    if (lanes->reads & LN_READS_EACH) return fetch_queries(lanes, layer, of);
     of->sums = (float *)(void *)lanes->staging;
-    of->stride = *stride;
     const char *query = of->query;
     for (int64_t first = 0; first < lanes->heads; first += together) {
         const int64_t lane = layer * lanes->heads + first;
@@ -118,7 +166,7 @@ static linnet_status fetch_sums(ln_cuda_lanes *lanes, int64_t layer, ln_cuda_lan
         const int64_t copies = of->lanes == lanes->heads ? 1 : rows; /* else lanes lie apart on the host */
         for (int64_t t = 0; t < copies; t++)
             LN_CUDA_TRY(context,
-                        ln_cuda_copy_to_host(lanes->columns + (t * lanes->heads + first) * *stride,
+                        ln_cuda_copy_to_host(lanes->columns + (t * lanes->heads + first) * of->stride,
                                              lanes->staging + t * of->lanes * row,
                                              (uint64_t)(rows / copies * of->lanes * row), stream),
                         "fetching sums");
@@ -127,20 +175,24 @@ static linnet_status fetch_sums(ln_cuda_lanes *lanes, int64_t layer, ln_cuda_lan
     return LINNET_OK;
 }
 
-/* columns, of `stride`: what the scorer reads of queries; NULL: nothing. */
-static linnet_status settle(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens, int64_t behind, const float *columns,
-                            int64_t stride) {
+/* of: what the scorer reads of queries was fetched, the first of which is number `first`; NULL: nothing. */
+static linnet_status settle(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens, int64_t behind,
+                            const ln_cuda_lane_sums *of, int64_t first) {
     const linnet_model *model = lanes->room->model;
     const ln_attention attention = {.scale = model->hyper.score_scale, .soft_cap = model->hyper.score_cap};
     ln_ragged_call call = {.kernels = &model->kernels,
                            .team = model->context->team,
                            .attention = &attention,
                            .tokens = tokens,
-                           .columns = columns,
-                           .columns_stride = stride,
                            .behind = behind,
                            .workspace = lanes->workspace};
-    if (lanes->views && !behind && ln_ragged_leaving(lanes->ragged, layer)) {
+    if (of && lanes->reads & LN_READS_EACH) {
+        give_queries(lanes, layer, of, first, &call);
+    } else if (of) {
+        call.columns = lanes->columns + first * lanes->heads * of->stride;
+        call.columns_stride = of->stride;
+    }
+    if (!call.views && lanes->views && !behind && ln_ragged_leaving(lanes->ragged, layer)) {
         LN_TRY(fetch_pages(lanes, layer));
         call.views = lanes->views;
     }
@@ -161,17 +213,15 @@ static linnet_status settle(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens,
 static linnet_status look(ln_cuda_lanes *lanes, int64_t layer, int64_t position, int64_t behind) {
     const ln_hyperparameters *h = &lanes->room->model->hyper;
     const int64_t row = h->heads * h->key_size;
-    int64_t stride;
     ln_cuda_lane_sums of = {.tokens = lanes->pending,
                             .query = lanes->kept + 2 * layer * KEPT * row,
                             .row_stride = row,
                             .first = position % KEPT,
                             .rows = KEPT,
                             .each = true};
-    LN_TRY(fetch_sums(lanes, layer, &of, &stride));
+    LN_TRY(fetch_sums(lanes, layer, &of));
     for (int64_t i = 0; i < lanes->pending; i++)
-        LN_TRY(settle(lanes, layer, 1, behind + lanes->pending - 1 - i, lanes->columns + i * lanes->heads * stride,
-                      stride));
+        LN_TRY(settle(lanes, layer, 1, behind + lanes->pending - 1 - i, &of, i));
     return LINNET_OK;
 }
 
@@ -181,11 +231,10 @@ linnet_status ln_cuda_lanes_settle_piece(ln_cuda_lanes *lanes, int64_t layer, in
     const ln_hyperparameters *h = &room->model->hyper;
     if (!ln_cuda_looks_at_queries(lanes->reads)) return settle(lanes, layer, tokens, 0, NULL, 0);
     const int64_t row = h->heads * h->key_size, observed = ln_cuda_observed(room->shape.policy, tokens);
-    int64_t stride;
     ln_cuda_lane_sums of = {
         .tokens = observed, .query = room->query, .row_stride = row, .first = tokens - observed, .rows = tokens};
-    LN_TRY(fetch_sums(lanes, layer, &of, &stride));
-    return settle(lanes, layer, tokens, 0, lanes->columns, stride);
+    LN_TRY(fetch_sums(lanes, layer, &of));
+    return settle(lanes, layer, tokens, 0, &of, 0);
 }
 
 linnet_status ln_cuda_lanes_look_behind(ln_cuda_lanes *lanes) {
