@@ -9,6 +9,29 @@
 #include "memory/ragged_inside.h"
 #include "mixer/carve.h"
 
+/* ---- what will be done ---- */
+
+int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer) {
+    const ln_policy *policy = &ragged->policy;
+    if (ragged->pass == LN_PASS_HELD) return 0;
+    const int64_t probe = ragged->pass == LN_PASS_PROBE ? ragged->appended : 0;
+    const int64_t near = ln_lane_of(ragged, layer, 0)->tokens[LN_NEAR] - probe;
+    const int64_t beyond = near - ln_sink_pages(policy) * LN_PAGE_TOKENS - policy->recent;
+    return ln_max_i64(0, beyond / LN_PAGE_TOKENS);
+}
+
+bool ln_ragged_settles(const ln_ragged *ragged, int64_t layer, int64_t tokens, int64_t *observed) {
+    const ln_scorer *scorer = ragged->policy.scorer;
+    const bool leaves = ln_ragged_leaving(ragged, layer) > 0,
+               own = ragged->pass != LN_PASS_HELD || ragged->policy.probe == LN_PROBE_DRAFT,
+               scores = scorer && own && (leaves || scorer->keeps || scorer->state);
+    *observed = scores && scorer->observes ? ln_min_i64(tokens, scorer->observes(&ragged->policy, tokens)) : 0;
+    if (leaves && !*observed) *observed = ln_ragged_order_observes(ragged, layer, tokens);
+    return leaves || scores || ragged->pass == LN_PASS_PROBE;
+}
+
+/* ---- attention ---- */
+
 typedef struct parts {
     ln_attention_sequence *sequences;
     float *query, *log_sum_exp, *bias;

@@ -49,6 +49,11 @@ linnet_status ln_cuda_fail(linnet_context *context, ln_cuda_code code, const cha
         if (code_ != LN_CUDA_OK) return ln_cuda_fail(context, code_, what); \
     } while (0)
 
+/* The GPU that is used; a sentence where there is none that can be. */
+linnet_status ln_cuda_find_device(linnet_context *context, ln_cuda_device *device);
+/* As ln_device says. */
+linnet_status ln_cuda_check(linnet_model *model, char *about, int64_t capacity);
+
 /* Bytes that the weights take on the device. */
 uint64_t ln_cuda_weights_bytes(const linnet_model *model);
 /* Puts them there, into model->on_device. */
