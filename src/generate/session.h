@@ -100,6 +100,7 @@ linnet_status ln_device_session_fork(linnet_session *session, linnet_session *fo
  */
 linnet_status ln_device_session_memory(linnet_session *session, bool filled, ln_memory **memory);
 linnet_status ln_device_session_store(linnet_session *session, ln_memory *memory);
+void ln_device_session_failed(linnet_session *session); /* after a file could not be loaded */
 linnet_usage ln_device_session_usage(const linnet_session *session);
 /* What a session on a device cannot do yet. */
 linnet_status ln_device_session_refuse(const linnet_session *session, const char *what);

@@ -51,6 +51,16 @@ linnet_status ln_device_session_memory(linnet_session *session, bool filled, ln_
     return status;
 }
 
+/* A file that failed half way has left the lanes empty. */
+void ln_device_session_failed(linnet_session *session) {
+    const ln_ragged *lanes = session->device->lanes(session->sequence);
+    ln_ragged *empty;
+    if (!lanes || ln_ragged_measure(lanes).kept > 0) return;
+    session->position = session->reached = 0;
+    session->has_logits = false;
+    session->device->lanes_at(session->sequence, 0, &empty);
+}
+
 linnet_status ln_device_session_store(linnet_session *session, ln_memory *memory) {
     ln_ragged *lanes;
     linnet_status status = ln_memory_give_pages(memory, store, session);

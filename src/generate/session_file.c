@@ -112,6 +112,9 @@ linnet_status linnet_session_load(linnet_session *session, const char *path) {
         ln_state_close(&reader);
         if (status == LINNET_OK && session->device) status = ln_device_session_store(session, memory);
     }
-    if (session->device) ln_memory_close(memory);
+    if (session->device) {
+        ln_memory_close(memory);
+        if (status != LINNET_OK) ln_device_session_failed(session);
+    }
     return status;
 }

@@ -11,7 +11,7 @@
 typedef struct ln_device_shape {
     int64_t context, piece;
     linnet_type precision;   /* of keys and values */
-    const ln_policy *policy; /* of layers that see everything; lives as long as the sequence. NULL: none */
+    const ln_policy *policy; /* of layers that see everything; copied. NULL: none */
     uint64_t lane_bytes;     /* that their keys and values may take then */
 } ln_device_shape;
 

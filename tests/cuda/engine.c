@@ -497,6 +497,8 @@ static void check_policy_file(pair *p, const int32_t *ids) {
     settings.device = "cuda";
     must(p->context, linnet_session_open(p->model, &settings, &other), "another session on the device");
     must(p->context, linnet_session_save(p->device, path), "saving");
+    EXPECT(linnet_session_load(other, "/nowhere") != LINNET_OK && linnet_session_position(other) == 0,
+           "%s: a file that is not there is loaded", p->name);
     must(p->context, linnet_session_load(other, path), "loading");
     const linnet_status here = linnet_session_load(p->host, path);
     if (here == LINNET_OK) {
