@@ -596,7 +596,7 @@ static void check_policies(linnet_context *context, const char *only, const char
                     {"window:near=q8_0,keys=q8_0,values=q8_0,recent=32,sinks=0", 1, 1, TOLERANCE, ROW},
                     {"window:near=q4_0,keys=q4_0,values=q4_0,recent=32", 1, 1, 3 * TOLERANCE, ROW},
                     {"random:recent=32", 2, 1, TOLERANCE, ROW},
-                    {"keydiff:recent=32", 2, 0.9, 0.3, 1.5},
+                    {"keydiff:recent=32", 2, 0.9, 0.5, 3},
                     {"l2norm:near=q8_0,keys=q8_0,values=q8_0,recent=32", 2, 0.9, 0.3, 1.5},
                     {"lagkv:recent=32", 4, 0.9, 0.3, 1.5},
                     {"h2o:recent=32", 2, 0.9, 0.3, 1.5},
@@ -607,7 +607,7 @@ static void check_policies(linnet_context *context, const char *only, const char
                     {"expected:recent=32,sinks=0", 2, 0.85, 0.3, 1.5},
                     {"pyramidkv:recent=32", 4, 0.9, 0.3, 1.5},
                     {"tova:near=q8_0,keys=q8_0,values=q8_0,recent=32", 2, 0.9, 0.3, 1.5},
-                    {"full:scorer=critical,near=q4_0,keys=q4_0,values=q4_0,recent=32", 2, 0.8, 0.3, 1.5}};
+                    {"full:scorer=critical,near=q4_0,keys=q4_0,values=q4_0,recent=32", 2, 0.8, 0.5, 3}};
     static const char *const refused[] = {"quest", "kivi", "speckv", "ems", "kvzip", "squeeze", "zipcache"};
     char path[] = "/tmp/linnet-policies-XXXXXX";
     const int file = mkstemp(path);
