@@ -39,8 +39,8 @@ static __device__ __forceinline__ void move_codes(const ln_cuda_lane_pages &page
         for (int b = 0; b < bytes; b++) to[target + b] = from[source + b];
     }
     for (int block = threadIdx.x; block < size / 32; block += MOVE_THREADS)
-        *(uint16_t *)(to + ln_cuda_scale_place(format, size, to_token, block)) =
-            *(const uint16_t *)(from + ln_cuda_scale_place(format, size, from_token, block));
+        *(uint16_t *)(to + ln_cuda_scale_place(format, values, size, to_token, block)) =
+            *(const uint16_t *)(from + ln_cuda_scale_place(format, values, size, from_token, block));
 }
 
 static __device__ __forceinline__ void move_row(const ln_cuda_page_part &part, const ln_cuda_lane_move &move,
@@ -92,7 +92,7 @@ static __device__ __forceinline__ void load_token(float (&x)[8], const ln_cuda_l
         const ln_cuda_page_format format = (ln_cuda_page_format)FORMAT;
         const char *tile = tile_of(pages, part, page, place, size);
         const int token = place % LN_CUDA_TILE;
-        const uint32_t scale = *(const uint16_t *)(tile + ln_cuda_scale_place(format, size, token, at / 32));
+        const uint32_t scale = *(const uint16_t *)(tile + ln_cuda_scale_place(format, values, size, token, at / 32));
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int bit;
@@ -294,8 +294,8 @@ static __global__ void __launch_bounds__(SUM_THREADS) store_pages(const __grid_c
             char *tile = tile_of(run.pages, part, page, token, size);
             store_codes<FORMAT>(tile, side, token % LN_CUDA_TILE, block, l, codes[threadIdx.x / 4]);
             if (l == 0)
-                *(uint16_t *)(tile + ln_cuda_scale_place((ln_cuda_page_format)FORMAT, size, token % LN_CUDA_TILE,
-                                                         block)) = (uint16_t)scale;
+                *(uint16_t *)(tile + ln_cuda_scale_place((ln_cuda_page_format)FORMAT, values, size,
+                                                         token % LN_CUDA_TILE, block)) = (uint16_t)scale;
         }
     }
 }
