@@ -20,13 +20,15 @@ enum { PIECES = sizeof pieces / sizeof *pieces, TYPES = sizeof types / sizeof *t
 /* ---- which device ---- */
 
 /* What a device cannot do whatever the model. */
-static linnet_status check_settings(linnet_model *model, const linnet_session_settings *settled) {
-    if (ln_session_policy(settled))
-        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
-                       "policies do not run on a GPU yet: it keeps all keys and values, as exactly as they fit");
+static linnet_status check_settings(linnet_model *model, const linnet_session_settings *settled,
+                                    const ln_device *device) {
+    ln_policy policy;
     if (settled->draft)
-        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED, "draft models are for policies, which need the CPU");
-    return LINNET_OK;
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "draft models are for policies with probes, which need the CPU");
+    if (!ln_session_policy(settled)) return LINNET_OK;
+    const linnet_status status = ln_policy_parse(model->context, settled->policy, &policy);
+    return status == LINNET_OK ? device->allows(model, &policy) : status;
 }
 
 bool ln_session_either(const linnet_session_settings *settings) {
@@ -46,8 +48,8 @@ linnet_status ln_session_device(linnet_model *model, const linnet_session_settin
     const ln_device *cuda = ln_device_cuda();
     linnet_status status;
     if (cuda) {
-        status = check_settings(model, settled);
-        if (status == LINNET_OK) status = cuda->check(model, about, capacity);
+        status = cuda->check(model, about, capacity);
+        if (status == LINNET_OK) status = check_settings(model, settled, cuda);
     } else {
         status = ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                          "this build has no kernels for GPUs: configure it with -DLINNET_CUDA=ON, or use --device cpu");
@@ -67,15 +69,51 @@ typedef struct device_choice {
     linnet_model *model;
     const linnet_session_settings *settled;
     const ln_device *device;
+    const ln_policy *policy; /* NULL: none */
+    uint64_t enough;         /* bytes of lanes for which pieces may be long */
     uint64_t available;
 } device_choice;
 
+static bool holds(const device_choice *c, const ln_device_bytes *bytes) {
+    const linnet_session_settings *s = c->settled;
+    const uint64_t total = bytes->weights + bytes->pages + bytes->workspace;
+    return total <= bytes->available && (!s->memory || total <= s->memory) && (!s->cache || bytes->pages <= s->cache) &&
+           (!s->activations || bytes->workspace <= s->activations);
+}
+
+/* Under a policy: the most for lanes that the bounds hold, no more than they can use and no less than they need;
+ * without bounds that. The workspace grows with it, so it is found by halving. */
+static linnet_status weigh_lanes(device_choice *c, ln_device_shape *shape, ln_device_bytes *bytes) {
+    enum { NEAR = 4096 };
+    const linnet_session_settings *s = c->settled;
+    linnet_status status = c->device->weigh(c->model, shape, bytes);
+    if (status != LINNET_OK || !c->policy) return status;
+    uint64_t low = bytes->lanes_least, high = bytes->lanes_most;
+    const uint64_t rest = s->cache > bytes->pages ? s->cache - bytes->pages : 0; /* beside sliding layers' pages */
+    if (s->cache && high > rest) high = rest;
+    if (high < low || (!s->memory && !s->cache)) high = low;
+    shape->lane_bytes = high;
+    status = c->device->weigh(c->model, shape, bytes);
+    if (status != LINNET_OK || holds(c, bytes)) return status;
+    while (status == LINNET_OK && high - low > NEAR) {
+        shape->lane_bytes = low + (high - low) / 2;
+        status = c->device->weigh(c->model, shape, bytes);
+        if (holds(c, bytes))
+            low = shape->lane_bytes;
+        else
+            high = shape->lane_bytes;
+    }
+    shape->lane_bytes = low;
+    return status == LINNET_OK ? c->device->weigh(c->model, shape, bytes) : status;
+}
+
 static linnet_status weigh(device_choice *c, linnet_type precision, int64_t piece, linnet_plan *plan) {
     const linnet_session_settings *settled = c->settled;
-    const ln_device_shape shape = {settled->context, piece, precision};
+    ln_device_shape shape = {.context = settled->context, .piece = piece, .precision = precision, .policy = c->policy};
     ln_device_bytes bytes;
-    const linnet_status status = c->device->weigh(c->model, &shape, &bytes);
+    const linnet_status status = weigh_lanes(c, &shape, &bytes);
     if (status != LINNET_OK) return status;
+    plan->cache = shape.lane_bytes;
     c->available = bytes.available;
     plan->piece = piece;
     plan->precision = precision;
@@ -93,16 +131,23 @@ static bool fits(const device_choice *c, const linnet_plan *plan) {
            (!s->cache || plan->pages <= s->cache) && (!s->activations || plan->workspace <= s->activations);
 }
 
-/* The longest piece of at least `least` tokens with which this precision fits. */
+/* The longest piece of at least `least` tokens with which this precision fits; under a policy, that leaves lanes most
+ * of what a short one would. */
 static linnet_status choose(device_choice *c, linnet_type precision, int64_t least, linnet_plan *plan, bool *found) {
     const int64_t context = c->settled->context;
     *found = false;
+    c->enough = 0;
+    if (c->policy && !c->settled->piece) {
+        const linnet_status status = weigh(c, precision, ln_min_i64(least, context), plan);
+        if (status != LINNET_OK) return status;
+        if (c->settled->memory || c->settled->cache) c->enough = plan->cache / 4 * 3;
+    }
     for (int i = 0; i < PIECES && !*found; i++) {
         const int64_t piece = ln_min_i64(c->settled->piece ? c->settled->piece : pieces[i], context);
         if (piece < ln_min_i64(least, context) && !c->settled->piece) break;
         const linnet_status status = weigh(c, precision, piece, plan);
         if (status != LINNET_OK) return status;
-        *found = fits(c, plan);
+        *found = fits(c, plan) && plan->cache >= c->enough;
         if (c->settled->piece) break;
     }
     return LINNET_OK;
@@ -133,7 +178,8 @@ static linnet_status refuse(const device_choice *c, const linnet_plan *plan) {
 
 linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings *settled, const ln_device *device,
                              const char *about, linnet_plan *plan) {
-    device_choice c = {model, settled, device, 0};
+    ln_policy policy;
+    device_choice c = {.model = model, .settled = settled, .device = device};
     *plan = (linnet_plan){.size = sizeof *plan,
                           .context = settled->context,
                           .page_tokens = LN_PAGE_TOKENS,
@@ -142,8 +188,15 @@ linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings 
                           .step = model->hyper.feed_forward,
                           .weights_mapped = model->weight_bytes};
     snprintf(plan->device, sizeof plan->device, "%s: %.80s", device->name, about);
-    const bool open = settled->precision == LINNET_TYPE_AUTO;
-    const linnet_type *list = open ? types : &settled->precision;
+    if (ln_session_policy(settled)) {
+        const linnet_status status = ln_policy_parse(model->context, settled->policy, &policy);
+        if (status != LINNET_OK) return status;
+        ln_policy_text(&policy, plan->policy, sizeof plan->policy);
+        c.policy = &policy;
+    }
+    const linnet_type beside = LINNET_F16; /* of sliding layers, as on the processor */
+    const bool open = settled->precision == LINNET_TYPE_AUTO && !c.policy;
+    const linnet_type *list = open ? types : c.policy ? &beside : &settled->precision;
     const int count = open ? TYPES : 1;
     bool found = false;
     int known = 0; /* precisions that this model can have */
@@ -158,6 +211,10 @@ linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings 
     plan->smallest_workspace = plan->workspace;
     plan->smallest = plan->total;
     if (!found) return refuse(&c, plan);
+    if (c.policy) {
+        snprintf(plan->reason, sizeof plan->reason, "policy %s as asked for", policy.row->name);
+        return LINNET_OK;
+    }
     snprintf(plan->reason, sizeof plan->reason, "%s keys and values %s", linnet_type_name(plan->precision),
              !open                         ? "as asked for"
              : plan->precision == types[0] ? "on the device"

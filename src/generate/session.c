@@ -123,12 +123,7 @@ linnet_plan linnet_session_plan(const linnet_session *session) {
     return session->plan;
 }
 linnet_usage linnet_session_usage(const linnet_session *session) {
-    if (session->device)
-        return (linnet_usage){.size = sizeof(linnet_usage),
-                              .pages = session->plan.pages,
-                              .pages_peak = session->plan.pages,
-                              .kept = session->position * session->model->hyper.attention_layers *
-                                      session->model->hyper.key_value_heads};
+    if (session->device) return ln_device_session_usage(session);
     const ln_ragged_usage usage = ln_memory_measure(session->memory);
     const uint64_t draft = ln_probing_pages(session);
     return (linnet_usage){.size = sizeof(linnet_usage),

@@ -96,6 +96,12 @@ linnet_status ln_device_session_feed_logits(linnet_session *session, const int32
                                             linnet_take_logits take, void *user);
 linnet_status ln_device_session_rewind(linnet_session *session, int64_t position);
 linnet_status ln_device_session_fork(linnet_session *session, linnet_session *fork);
+/* A memory of the processor with what the device holds, or empty, for a session file; and back. The caller closes it.
+ */
+linnet_status ln_device_session_memory(linnet_session *session, bool filled, ln_memory **memory);
+linnet_status ln_device_session_store(linnet_session *session, ln_memory *memory);
+void ln_device_session_failed(linnet_session *session); /* after a file could not be loaded */
+linnet_usage ln_device_session_usage(const linnet_session *session);
 /* What a session on a device cannot do yet. */
 linnet_status ln_device_session_refuse(const linnet_session *session, const char *what);
 /* Brings the logits to session->logits; false, recorded, where the device failed. */

@@ -9,9 +9,85 @@
 
 linnet_status ln_device_session_open(linnet_session *session, const ln_device *device) {
     const linnet_plan *plan = &session->plan;
-    const ln_device_shape shape = {plan->context, plan->piece, plan->precision};
+    const bool policy = *plan->policy;
+    const ln_device_shape shape = {plan->context, plan->piece, plan->precision, policy ? &session->policy : NULL,
+                                   plan->cache};
+    if (policy) {
+        const linnet_status status = ln_policy_parse(session->model->context, plan->policy, &session->policy);
+        if (status != LINNET_OK) return status;
+    }
     session->device = device;
     return device->open(session->model, &shape, &session->sequence);
+}
+
+/* ---- session files ---- */
+
+static linnet_status fetch(void *user, int64_t layer, int64_t head, int64_t first, int64_t count,
+                           const ln_page_layout *layout, unsigned char *pages) {
+    linnet_session *session = user;
+    return session->device->fetch(session->sequence, layer, head, first, count, layout, pages);
+}
+
+static linnet_status store(void *user, int64_t layer, int64_t head, int64_t first, int64_t count,
+                           const ln_page_layout *layout, unsigned char *pages) {
+    linnet_session *session = user;
+    return session->device->store(session->sequence, layer, head, first, count, layout, pages);
+}
+
+linnet_status ln_device_session_memory(linnet_session *session, bool filled, ln_memory **memory) {
+    const linnet_plan *plan = &session->plan;
+    ln_memory_shape shape = ln_session_shape(session->model, plan->context, plan->piece, plan->precision,
+                                             *plan->policy ? &session->policy : NULL, plan->cache);
+    *memory = NULL;
+    /* Pages go through the device's activations, where logits lie too. */
+    if (session->has_logits && !ln_device_session_fetch(session)) return LINNET_ERROR_UNSUPPORTED;
+    linnet_status status = session->device->lanes_at(session->sequence, session->position, &shape.lanes);
+    if (status == LINNET_OK) status = ln_memory_open(session->model->context, &shape, memory);
+    if (status == LINNET_OK && filled)
+        status = ln_memory_take_pages(*memory, session->position, session->reached, fetch, session);
+    if (status == LINNET_OK) return LINNET_OK;
+    ln_memory_close(*memory);
+    *memory = NULL;
+    return status;
+}
+
+/* A file that failed half way has left the lanes empty. */
+void ln_device_session_failed(linnet_session *session) {
+    const ln_ragged *lanes = session->device->lanes(session->sequence);
+    ln_ragged *empty;
+    if (!lanes || ln_ragged_measure(lanes).kept > 0) return;
+    session->position = session->reached = 0;
+    session->has_logits = false;
+    session->device->lanes_at(session->sequence, 0, &empty);
+}
+
+linnet_status ln_device_session_store(linnet_session *session, ln_memory *memory) {
+    ln_ragged *lanes;
+    linnet_status status = ln_memory_give_pages(memory, store, session);
+    if (status == LINNET_OK) status = session->device->lanes_at(session->sequence, ln_memory_position(memory), &lanes);
+    session->position = session->reached = status == LINNET_OK ? ln_memory_position(memory) : 0;
+    session->fetched = session->has_logits;
+    if (status != LINNET_OK) session->has_logits = false;
+    return status;
+}
+
+/* Everything is allocated when the session is opened. */
+linnet_usage ln_device_session_usage(const linnet_session *session) {
+    const linnet_model *model = session->model;
+    const ln_ragged *lanes = session->device->lanes(session->sequence);
+    ln_ragged_usage held = {0};
+    if (lanes) held = ln_ragged_measure(lanes);
+    for (int64_t i = 0; i < model->hyper.layers; i++) {
+        const int64_t window = model->windows[i];
+        if (!model->attends[i] || (lanes && !window)) continue;
+        const int64_t most = window ? window + session->plan.piece : session->position;
+        held.kept += ln_min_i64(session->position, most) * model->hyper.key_value_heads;
+    }
+    return (linnet_usage){.size = sizeof(linnet_usage),
+                          .pages = session->plan.pages,
+                          .pages_peak = session->plan.pages,
+                          .kept = held.kept,
+                          .evicted = held.evicted};
 }
 
 linnet_status ln_device_session_refuse(const linnet_session *session, const char *what) {
@@ -88,8 +164,8 @@ linnet_status ln_device_session_rewind(linnet_session *session, int64_t position
     const int64_t limit = linnet_session_rewind_limit(session);
     if (position > 0 && position < limit)
         return ln_fail(session->model->context, LINNET_ERROR_UNSUPPORTED,
-                       "cannot rewind to position %lld: sliding layers are whole from %lld on; rewind to 0 and feed "
-                       "again",
+                       "cannot rewind to position %lld: what sliding layers and the policy kept is whole from %lld on; "
+                       "rewind to 0 and feed again",
                        (long long)position, (long long)limit);
     if (position == 0) session->reached = 0;
     return LINNET_OK;

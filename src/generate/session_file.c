@@ -10,12 +10,10 @@
 
 static const char magic[8] = "SESSION1";
 
-linnet_status linnet_session_save(linnet_session *session, const char *path) {
-    linnet_context *context = session->model->context;
+static linnet_status save(const linnet_session *session, const ln_memory *memory, const char *path) {
     ln_state_writer writer;
-    if (session->device) return ln_device_session_refuse(session, "be saved");
-    linnet_status status = ln_memory_check_write(session->memory);
-    if (status == LINNET_OK) status = ln_state_create(context, path, &writer);
+    linnet_status status = ln_memory_check_write(memory);
+    if (status == LINNET_OK) status = ln_state_create(session->model->context, path, &writer);
     if (status != LINNET_OK) return status;
     const int64_t vocabulary = session->model->hyper.vocabulary;
     ln_state_put(&writer, magic, sizeof magic);
@@ -25,8 +23,19 @@ linnet_status linnet_session_save(linnet_session *session, const char *path) {
     ln_state_put_i64(&writer, session->has_logits);
     ln_state_put(&writer, session->tokens, (uint64_t)session->position * sizeof *session->tokens);
     if (session->has_logits) ln_state_put(&writer, session->logits, (uint64_t)vocabulary * sizeof *session->logits);
-    ln_memory_write(session->memory, &writer);
-    return ln_state_finish(&writer, true);
+    status = ln_memory_write(memory, &writer);
+    const linnet_status finished = ln_state_finish(&writer, status == LINNET_OK);
+    return status == LINNET_OK ? finished : status;
+}
+
+linnet_status linnet_session_save(linnet_session *session, const char *path) {
+    if (!session->device) return save(session, session->memory, path);
+    ln_memory *memory;
+    linnet_status status = ln_device_session_memory(session, true, &memory);
+    if (status != LINNET_OK) return status;
+    status = save(session, memory, path);
+    ln_memory_close(memory);
+    return status;
 }
 
 typedef struct saved {
@@ -74,10 +83,10 @@ static bool take_tokens(linnet_session *session, saved *s) {
            ln_state_take(&s->tokens, session->logits, (uint64_t)s->vocabulary * sizeof *session->logits);
 }
 
-static linnet_status load(linnet_session *session, ln_state_reader *reader) {
+static linnet_status load(linnet_session *session, ln_memory *memory, ln_state_reader *reader) {
     saved s = {0};
     linnet_status status = read_header(session, reader, &s);
-    if (status == LINNET_OK) status = ln_memory_read(session->memory, reader, s.position);
+    if (status == LINNET_OK) status = ln_memory_read(memory, reader, s.position);
     const bool changed = ln_state_changed(reader);
     if (status != LINNET_OK && !changed) return status;
     if (!changed && take_tokens(session, &s) && !ln_state_changed(reader)) {
@@ -87,17 +96,25 @@ static linnet_status load(linnet_session *session, ln_state_reader *reader) {
     }
     session->position = 0;
     session->has_logits = false;
-    ln_memory_rewind(session->memory, 0);
+    ln_memory_rewind(memory, 0);
     return ln_fail(session->model->context, LINNET_ERROR_FILE,
                    "%s was changed while it was read; the session is empty now", reader->path);
 }
 
 linnet_status linnet_session_load(linnet_session *session, const char *path) {
-    if (session->device) return ln_device_session_refuse(session, "be loaded");
     ln_state_reader reader;
-    linnet_status status = ln_state_open(session->model->context, path, &reader);
+    ln_memory *memory = session->memory;
+    linnet_status status = session->device ? ln_device_session_memory(session, false, &memory) : LINNET_OK;
     if (status != LINNET_OK) return status;
-    status = load(session, &reader);
-    ln_state_close(&reader);
+    status = ln_state_open(session->model->context, path, &reader);
+    if (status == LINNET_OK) {
+        status = load(session, memory, &reader);
+        ln_state_close(&reader);
+        if (status == LINNET_OK && session->device) status = ln_device_session_store(session, memory);
+    }
+    if (session->device) {
+        ln_memory_close(memory);
+        if (status != LINNET_OK) ln_device_session_failed(session);
+    }
     return status;
 }

@@ -212,7 +212,9 @@ static linnet_status open_slots(linnet_context *context, const ln_memory_shape *
 linnet_status ln_memory_open(linnet_context *context, const ln_memory_shape *shape, ln_memory **memory) {
     ln_ragged_shape lanes;
     linnet_status status = open_slots(context, shape, memory);
-    if (status == LINNET_OK && ln_memory_lanes(shape, &lanes))
+    if (status == LINNET_OK && shape->lanes)
+        (*memory)->lanes = shape->lanes;
+    else if (status == LINNET_OK && ln_memory_lanes(shape, &lanes))
         status = ln_ragged_open(context, &lanes, &(*memory)->lanes);
     const ln_states_shape states = states_of(shape);
     if (status == LINNET_OK && ln_states_any(&states)) status = ln_states_open(context, &states, &(*memory)->states);
@@ -312,7 +314,7 @@ void ln_memory_close(ln_memory *memory) {
         while (before->next != memory) before = before->next;
         before->next = memory->next;
     }
-    ln_ragged_close(memory->lanes);
+    if (!memory->shape.lanes) ln_ragged_close(memory->lanes);
     ln_states_close(memory->states);
     ln_release(memory->context, memory->pool);
     ln_release(memory->context, memory);

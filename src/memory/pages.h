@@ -33,6 +33,7 @@ typedef struct ln_memory_shape {
     int64_t snapshots, interval;       /* of states (memory/states.h) */
     const ln_state_heads *state_heads; /* likewise [layers], or NULL */
     ln_state_limits limits;
+    ln_ragged *lanes;          /* they are there already, on a device, and stay; NULL: they are opened and closed too */
     const uint8_t *head_kinds; /* [layers * key_value_heads] of layers that see everything, as in ln_ragged_shape */
 } ln_memory_shape;
 
@@ -99,12 +100,22 @@ ln_ragged_usage ln_memory_measure(const ln_memory *memory);
 /* A memory with the same content, sharing slots until one of them writes; takes ln_memory_bytes like the first. */
 linnet_status ln_memory_fork(ln_memory *memory, ln_memory **fork);
 
+/* Pages first .. first + count - 1 of a layer's head, in the memory's layout one after the other. */
+typedef linnet_status (*ln_memory_pages)(void *user, int64_t layer, int64_t head, int64_t first, int64_t count,
+                                         const ln_page_layout *layout, unsigned char *pages);
+/* A memory that stands for one on a device, which has as many slots: it gets the device's pages from `pages`, or gives
+ * its own to it. reached: the most tokens that the device held at once: of sliding layers earlier pages are lost. Not
+ * of layers under a policy. */
+linnet_status ln_memory_take_pages(ln_memory *memory, int64_t position, int64_t reached, ln_memory_pages pages,
+                                   void *user);
+linnet_status ln_memory_give_pages(ln_memory *memory, ln_memory_pages pages, void *user);
+
 /* The memory's part of a session file. Reading needs the same shape and policy but for capacity, piece and bytes, which
  * must suffice. ln_memory_check_write refuses what cannot be written yet. A file that does not fit, or does not hold
  * `expected` tokens (-1: any number), is refused with a sentence and nothing is changed; where the file changes while
  * it is read, the memory may be left empty. */
 linnet_status ln_memory_check_write(const ln_memory *memory);
-void ln_memory_write(const ln_memory *memory, ln_state_writer *writer);
+linnet_status ln_memory_write(const ln_memory *memory, ln_state_writer *writer);
 linnet_status ln_memory_read(ln_memory *memory, ln_state_reader *reader, int64_t expected);
 
 #endif

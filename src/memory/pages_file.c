@@ -53,7 +53,7 @@ linnet_status ln_memory_check_write(const ln_memory *memory) {
                    memory->policy.row->name);
 }
 
-void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
+linnet_status ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
     const ln_page_layout *layout = &memory->layout;
     ln_state_put_i64(writer, PAGES_TAG);
     ln_state_put_i64(writer, version_of(memory));
@@ -77,8 +77,9 @@ void ln_memory_write(const ln_memory *memory, ln_state_writer *writer) {
                 ln_state_put_page(writer, layout, page_at(memory, layer, page, h),
                                   valid && page == end - 1 ? valid : LN_PAGE_TOKENS);
     }
-    if (memory->lanes) ln_ragged_write(memory->lanes, writer);
+    const linnet_status status = memory->lanes ? ln_ragged_write(memory->lanes, writer) : LINNET_OK;
     if (memory->states) ln_states_write(memory->states, writer);
+    return status;
 }
 
 /* ---- reading ---- */
@@ -206,4 +207,53 @@ linnet_status ln_memory_read(ln_memory *memory, ln_state_reader *reader, int64_t
     }
     memory->position = position;
     return LINNET_OK;
+}
+
+/* ---- memory on a device ---- */
+
+/* Pages of one head at a time, by way of `some`. */
+static linnet_status exchange(ln_memory *memory, int64_t l, bool take, ln_memory_pages pages, void *user,
+                              unsigned char *some) {
+    const ln_memory_layer *layer = &memory->layers[l];
+    const uint64_t page = memory->layout.bytes;
+    const int64_t first = layer->kept / LN_PAGE_TOKENS, end = end_of(layer, memory->position);
+    for (int64_t h = 0; h < memory->shape.key_value_heads && end > first; h++) {
+        linnet_status status = LINNET_OK;
+        if (take) status = pages(user, l, h, first, end - first, &memory->layout, some);
+        for (int64_t i = first; i < end && status == LINNET_OK; i++) {
+            unsigned char *here =
+                ln_memory_writable(memory, layer, i % layer->slots, true) + (uint64_t)(h * layer->run) * page;
+            unsigned char *there = some + (uint64_t)(i - first) * page;
+            memcpy(take ? here : there, take ? there : here, page);
+        }
+        if (!take) status = pages(user, l, h, first, end - first, &memory->layout, some);
+        if (status != LINNET_OK) return status;
+    }
+    return LINNET_OK;
+}
+
+static linnet_status exchange_all(ln_memory *memory, bool take, ln_memory_pages pages, void *user) {
+    int64_t most = 1;
+    for (int64_t l = 0; l < memory->shape.layers; l++) most = ln_max_i64(most, memory->layers[l].slots);
+    unsigned char *some = ln_allocate(memory->context, (uint64_t)most, memory->layout.bytes, "pages of a head");
+    linnet_status status = some ? LINNET_OK : LINNET_ERROR_MEMORY;
+    for (int64_t l = 0; l < memory->shape.layers && status == LINNET_OK; l++)
+        if (memory->layers[l].slots) status = exchange(memory, l, take, pages, user, some);
+    ln_release(memory->context, some);
+    return status;
+}
+
+linnet_status ln_memory_take_pages(ln_memory *memory, int64_t position, int64_t reached, ln_memory_pages pages,
+                                   void *user) {
+    for (int64_t l = 0; l < memory->shape.layers; l++) {
+        ln_memory_layer *layer = &memory->layers[l];
+        if (layer->slots)
+            layer->kept = ln_max_i64(0, ln_ceil_div(reached, LN_PAGE_TOKENS) - layer->slots) * LN_PAGE_TOKENS;
+    }
+    memory->position = position;
+    return exchange_all(memory, true, pages, user);
+}
+
+linnet_status ln_memory_give_pages(ln_memory *memory, ln_memory_pages pages, void *user) {
+    return exchange_all(memory, false, pages, user);
 }

@@ -26,7 +26,7 @@ typedef struct arena {
 } arena;
 
 typedef struct page_kind {
-    uint64_t page_bytes;
+    uint64_t stored; /* bytes of a page here */
     uint32_t slab_pages, used;
     uint32_t *slabs;  /* [slabs of all members] */
     uint32_t *owners; /* [pages of all members]: record of each page */
@@ -35,7 +35,7 @@ typedef struct page_kind {
 struct ln_pool {
     linnet_context *context;
     ln_pool_shape shape;
-    uint64_t slab;
+    uint64_t slab, stored;         /* bytes of a slab: as they count, and here */
     int64_t slabs, pages;          /* of a member; pages: its records */
     int64_t members, opened, room; /* opened: arenas, as many or more; room: members that the tables have room for */
     page_kind kinds[LN_KINDS];
@@ -56,6 +56,9 @@ static uint64_t extra_bytes(const ln_pool_shape *shape) {
 
 static uint64_t net_bytes(const ln_pool_shape *shape, int kind) {
     return shape->layout[kind].bytes + extra_bytes(shape);
+}
+static uint64_t stored_bytes(const ln_pool_shape *shape, int kind) {
+    return shape->elsewhere ? extra_bytes(shape) : net_bytes(shape, kind);
 }
 
 /* Large enough that little of it is left over, small enough that the last ones of all kinds are a small part. */
@@ -143,7 +146,7 @@ static void add_member(ln_pool *pool, unsigned char *base) {
 }
 
 static unsigned char *open_arena(linnet_context *context, const ln_pool *pool) {
-    const uint64_t bytes = (uint64_t)pool->slabs * pool->slab;
+    const uint64_t bytes = (uint64_t)pool->slabs * pool->stored;
     unsigned char *base = ln_allocate(context, 1, bytes, "key-value pages");
 #if defined(MADV_HUGEPAGE)
     const uintptr_t first = ln_round_up((uintptr_t)base, HUGE_PAGE),
@@ -170,9 +173,12 @@ linnet_status ln_pool_open(linnet_context *context, const ln_pool_shape *shape, 
     made->slab = slab_bytes(shape);
     made->slabs = slabs_of(shape);
     made->pages = pages;
+    made->stored = shape->elsewhere ? 64 : made->slab;
     for (int k = 0; k < shape->kinds; k++) {
-        made->kinds[k].page_bytes = net_bytes(shape, k);
-        made->kinds[k].slab_pages = (uint32_t)(made->slab / made->kinds[k].page_bytes);
+        made->kinds[k].stored = stored_bytes(shape, k);
+        made->kinds[k].slab_pages = (uint32_t)(made->slab / net_bytes(shape, k));
+        const uint64_t stored = made->kinds[k].slab_pages * made->kinds[k].stored;
+        if (shape->elsewhere && stored > made->stored) made->stored = stored;
     }
     place_tables(made, tables, 1, 0);
     unsigned char *base = open_arena(context, made);
@@ -215,10 +221,25 @@ linnet_status ln_pool_join(ln_pool *pool) {
     return LINNET_OK;
 }
 
+linnet_status ln_pool_clone(const ln_pool *pool, ln_pool **clone) {
+    const linnet_status status = ln_pool_open(pool->context, &pool->shape, clone);
+    if (status != LINNET_OK) return status;
+    ln_pool *made = *clone;
+    unsigned char *base = made->arenas[0].base;
+    memcpy(made->arenas, pool->arenas, table_bytes(&pool->shape, 1));
+    memcpy(base, pool->arenas[0].base, (size_t)pool->slabs * pool->stored);
+    made->arenas[0].base = base;
+    for (int k = 0; k < pool->shape.kinds; k++) made->kinds[k].used = pool->kinds[k].used;
+    made->free = pool->free;
+    made->in_use = pool->in_use;
+    made->peak = pool->peak;
+    return LINNET_OK;
+}
+
 /* ---- slabs ---- */
 
 static unsigned char *slab_at(const ln_pool *pool, uint32_t slab) {
-    return pool->arenas[slab / pool->slabs].base + (uint64_t)(slab % pool->slabs) * pool->slab;
+    return pool->arenas[slab / pool->slabs].base + (uint64_t)(slab % pool->slabs) * pool->stored;
 }
 
 /* A free slab of the first `members` members, the lowest; false: none. */
@@ -250,7 +271,7 @@ static void empty_last_arena(ln_pool *pool) {
             uint32_t to;
             if (of->slabs[i] < first || !free_slab(pool, pool->opened - 1, &to)) continue;
             pool->version++;
-            memcpy(slab_at(pool, to), slab_at(pool, of->slabs[i]), pool->slab);
+            memcpy(slab_at(pool, to), slab_at(pool, of->slabs[i]), pool->stored);
             mark_slab(pool, of->slabs[i], false);
             mark_slab(pool, to, true);
             of->slabs[i] = to;
@@ -279,7 +300,7 @@ void ln_pool_leave(ln_pool *pool) {
 /* ---- pages ---- */
 
 static unsigned char *place_of(const ln_pool *pool, const page_kind *of, uint32_t n) {
-    return slab_at(pool, of->slabs[n / of->slab_pages]) + (uint64_t)(n % of->slab_pages) * of->page_bytes;
+    return slab_at(pool, of->slabs[n / of->slab_pages]) + (uint64_t)(n % of->slab_pages) * of->stored;
 }
 
 static ln_page take(ln_pool *pool, int number) {
@@ -303,7 +324,7 @@ ln_page ln_pool_take(ln_pool *pool, int number) {
     pthread_mutex_lock(&pool->lock);
     const ln_page page = take(pool, number);
     pthread_mutex_unlock(&pool->lock);
-    if (page) memset(ln_pool_data(pool, page), 0, pool->kinds[number].page_bytes);
+    if (page) memset(ln_pool_data(pool, page), 0, pool->kinds[number].stored);
     return page;
 }
 
@@ -318,7 +339,7 @@ void ln_pool_drop(ln_pool *pool, ln_page page) {
     const uint32_t last = --of->used;
     pool->version++;
     if (r->place != last) {
-        memcpy(place_of(pool, of, r->place), place_of(pool, of, last), of->page_bytes);
+        memcpy(place_of(pool, of, r->place), place_of(pool, of, last), of->stored);
         of->owners[r->place] = of->owners[last];
         pool->records[of->owners[last]].place = r->place;
     }
@@ -342,14 +363,13 @@ ln_page ln_pool_copy(ln_pool *pool, ln_page page) {
     pthread_mutex_lock(&pool->lock);
     const ln_page copy = take(pool, pool->records[page].kind);
     pthread_mutex_unlock(&pool->lock);
-    if (copy)
-        memcpy(ln_pool_data(pool, copy), ln_pool_data(pool, page), pool->kinds[pool->records[page].kind].page_bytes);
+    if (copy) memcpy(ln_pool_data(pool, copy), ln_pool_data(pool, page), pool->kinds[pool->records[page].kind].stored);
     return copy;
 }
 
 /* What follows the page: positions, kept, weights, as far as the shape has them. */
 static void *extra_of(const ln_pool *pool, ln_page page, int before) {
-    const uint64_t offset = pool->shape.layout[pool->records[page].kind].bytes;
+    const uint64_t offset = pool->shape.elsewhere ? 0 : pool->shape.layout[pool->records[page].kind].bytes;
     return ln_pool_data(pool, page) + offset + (uint64_t)before * LN_PAGE_TOKENS * sizeof(float);
 }
 int32_t *ln_pool_positions(const ln_pool *pool, ln_page page) {

@@ -23,6 +23,7 @@ typedef struct ln_pool_shape {
     bool positions; /* pages know the position of each token */
     int kept;       /* and so many numbers that the scorer keeps of it */
     bool weights;   /* and how many tokens it stands for */
+    bool elsewhere; /* keys and values lie on a device, which knows pages by their numbers: here is the rest alone */
     uint64_t bytes; /* for pages, of one member */
 } ln_pool_shape;
 
@@ -41,6 +42,8 @@ int64_t ln_pool_pages_most(const ln_pool_shape *shape);
 /* Opens a pool with one member. */
 linnet_status ln_pool_open(linnet_context *context, const ln_pool_shape *shape, ln_pool **pool);
 linnet_status ln_pool_join(ln_pool *pool);
+/* Another pool of one member with the same pages under the same numbers; of a pool of one member. */
+linnet_status ln_pool_clone(const ln_pool *pool, ln_pool **clone);
 /* One member less, which has dropped its pages; the last one closes the pool. NULL is allowed. */
 void ln_pool_leave(ln_pool *pool);
 
@@ -52,7 +55,7 @@ void ln_pool_drop(ln_pool *pool, ln_page page);
 
 int ln_pool_kind(const ln_pool *pool, ln_page page);
 bool ln_pool_shared(const ln_pool *pool, ln_page page);
-/* Where it lies until the next drop, join or leave. */
+/* Where it lies until the next drop, join or leave; not of pages that are elsewhere. */
 unsigned char *ln_pool_data(const ln_pool *pool, ln_page page);
 /* A page of the same kind, data and all, of one user: 0 where no room is left. */
 ln_page ln_pool_copy(ln_pool *pool, ln_page page);

@@ -28,6 +28,7 @@ static bool shape_pool(const ln_ragged_shape *shape, ln_pool_shape *pool) {
                             .positions = scorer != NULL,
                             .kept = scorer ? scorer->keeps : 0,
                             .weights = p->merger != NULL,
+                            .elsewhere = shape->elsewhere != NULL,
                             .bytes = shape->bytes};
     const int64_t keys = shape->key_size, values = shape->value_size, rest = ln_policy_key_size(p, keys);
     if (shape->key_value_heads > LN_HEADS_MOST) return false;
@@ -108,6 +109,19 @@ static bool fit_pool(const ln_ragged_shape *shape, ln_pool_shape *pool) {
 
 bool ln_ragged_pool_shape(const ln_ragged_shape *shape, ln_pool_shape *pool) {
     return shape_pool(shape, pool) && fit_pool(shape, pool);
+}
+
+int64_t ln_ragged_pages(const ln_ragged_shape *shape) {
+    ln_pool_shape pool;
+    return ln_ragged_pool_shape(shape, &pool) ? ln_pool_pages_most(&pool) : 0;
+}
+
+int64_t ln_ragged_lane_pages(const ln_ragged_shape *shape) {
+    ln_pool_shape pool;
+    if (!ln_ragged_pool_shape(shape, &pool)) return 0;
+    const int64_t all = ln_min_i64(ln_ceil_div(shape->capacity, LN_PAGE_TOKENS), ln_pool_pages_most(&pool));
+    if (shape->policy->allocator) return all;
+    return ln_min_i64(all, ln_pool_pages_most(&pool) / lanes_of(shape) + near_pages(shape) + piece_pages(shape) + 2);
 }
 
 uint64_t ln_ragged_staged(const ln_ragged_shape *shape) {
@@ -282,6 +296,27 @@ void ln_ragged_close(ln_ragged *ragged) {
     ln_release(ragged->context, ragged);
 }
 
+/* All but the pool and the tier. */
+static void copy_tables(const ln_ragged *ragged, ln_ragged *made) {
+    made->position = ragged->position;
+    made->limit = ragged->limit;
+    made->far_used = ragged->far_used;
+    memcpy(made->share, ragged->share, (size_t)ragged->shape.layers * sizeof *made->share);
+    memcpy(made->distance, ragged->distance, (size_t)ragged->lanes * sizeof *made->distance);
+    for (int64_t l = 0; l < ragged->shape.layers; l++) {
+        const double *distance = made->statistics[l].distance;
+        made->statistics[l] = ragged->statistics[l];
+        made->statistics[l].distance = distance;
+    }
+    memcpy(made->state, ragged->state, (size_t)ragged->lanes * ragged->state_bytes);
+    if (made->order) memcpy(made->order, ragged->order, ln_ragged_order_bytes(&ragged->shape));
+    memcpy(made->lane, ragged->lane, (size_t)ragged->lanes * sizeof *made->lane);
+    memcpy(made->page, ragged->page, (size_t)ragged->entries * sizeof *made->page);
+    memcpy(made->slot, ragged->slot, (size_t)ragged->entries * sizeof *made->slot);
+    memcpy(made->kind, ragged->kind, (size_t)ragged->entries);
+    memcpy(made->count, ragged->count, (size_t)ragged->entries);
+}
+
 linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork) {
     *fork = NULL;
     ln_pool_shape pool;
@@ -304,28 +339,29 @@ linnet_status ln_ragged_fork(ln_ragged *ragged, ln_ragged **fork) {
             return status;
         }
     }
-    made->position = ragged->position;
-    made->limit = ragged->limit;
-    made->far_used = ragged->far_used;
-    memcpy(made->share, ragged->share, (size_t)ragged->shape.layers * sizeof *made->share);
-    memcpy(made->distance, ragged->distance, (size_t)ragged->lanes * sizeof *made->distance);
-    for (int64_t l = 0; l < ragged->shape.layers; l++) {
-        const double *distance = made->statistics[l].distance;
-        made->statistics[l] = ragged->statistics[l];
-        made->statistics[l].distance = distance;
-    }
-    memcpy(made->state, ragged->state, (size_t)ragged->lanes * ragged->state_bytes);
-    if (made->order) memcpy(made->order, ragged->order, ln_ragged_order_bytes(&ragged->shape));
-    memcpy(made->lane, ragged->lane, (size_t)ragged->lanes * sizeof *made->lane);
-    memcpy(made->page, ragged->page, (size_t)ragged->entries * sizeof *made->page);
-    memcpy(made->slot, ragged->slot, (size_t)ragged->entries * sizeof *made->slot);
-    memcpy(made->kind, ragged->kind, (size_t)ragged->entries);
-    memcpy(made->count, ragged->count, (size_t)ragged->entries);
+    copy_tables(ragged, made);
     for (int64_t i = 0; i < made->lanes; i++)
         for (int64_t p = 0; p < ln_lane_pages(&made->lane[i]); p++)
             ln_pool_share(made->pool, made->page[made->lane[i].begin + p]);
     *fork = made;
     return LINNET_OK;
+}
+
+linnet_status ln_ragged_fork_elsewhere(ln_ragged *ragged, const ln_ragged_elsewhere *there, ln_ragged **fork) {
+    ln_ragged_shape shape = ragged->shape;
+    ln_pool_shape pool;
+    *fork = NULL;
+    shape.elsewhere = there;
+    if (!fits(&shape, &pool)) return ln_fail(ragged->context, LINNET_ERROR_ARGUMENT, "no memory to fork");
+    linnet_status status = make(ragged->context, &shape, &pool, fork);
+    if (status == LINNET_OK) status = ln_pool_clone(ragged->pool, &(*fork)->pool);
+    if (status == LINNET_OK) {
+        copy_tables(ragged, *fork);
+        return LINNET_OK;
+    }
+    ln_release(ragged->context, *fork);
+    *fork = NULL;
+    return status;
 }
 
 /* ---- tables ---- */
@@ -389,6 +425,23 @@ ln_page_view ln_ragged_view(ln_ragged *ragged, ln_lane *lane) {
                           .end = ln_lane_keys(ragged, lane)};
 }
 
+void ln_ragged_bias(const ln_ragged *ragged, const ln_lane *lane, float *bias) {
+    for (int64_t p = 0; p < ln_lane_pages(lane); p++) {
+        const float *weights = ln_pool_weights(ragged->pool, ragged->page[lane->begin + p]);
+        for (int64_t i = 0; i < LN_PAGE_TOKENS; i++, bias++)
+            *bias = fabsf(weights[i]) > 1 ? logf(fabsf(weights[i])) : 0;
+    }
+}
+
+bool ln_ragged_own(ln_ragged *ragged, ln_page *page, ln_page *dropped, int64_t *drops) {
+    if (!ln_pool_shared(ragged->pool, *page)) return true;
+    const ln_page copy = ln_pool_copy(ragged->pool, *page);
+    if (!copy) return false;
+    dropped[(*drops)++] = *page;
+    *page = copy;
+    return true;
+}
+
 /* ---- new tokens ---- */
 
 /* An entry after the lane's last. */
@@ -437,6 +490,9 @@ static void append_task(void *argument, int64_t task, int worker) {
     float key[LN_HEAD_MOST], value[LN_HEAD_MOST];
     for (int64_t i = begin; i < end; i++) {
         const int64_t t = i - call->first, place = i % LN_PAGE_TOKENS;
+        if (positions) positions[place] = (int32_t)(ragged->position + t);
+        if (kept) memset(kept + place * keeps, 0, (size_t)keeps * sizeof *kept);
+        if (!call->keys) continue;
         memcpy(key, call->keys + t * call->key_stride + head * shape->key_size, (size_t)shape->key_size * sizeof *key);
         memcpy(value, call->values + t * call->value_stride + head * shape->value_size,
                (size_t)shape->value_size * sizeof *value);
@@ -446,8 +502,6 @@ static void append_task(void *argument, int64_t task, int worker) {
         }
         if (order) ln_ragged_order_row(order, shape->key_size, key);
         ln_page_encode_token(&ln_pool_layouts(ragged->pool)[LN_NEAR], to, place, key, value);
-        if (positions) positions[place] = (int32_t)(ragged->position + t);
-        if (kept) memset(kept + place * keeps, 0, (size_t)keeps * sizeof *kept);
     }
     ragged->count[entry] = (uint8_t)(end - page * LN_PAGE_TOKENS);
 }
@@ -466,7 +520,10 @@ void ln_ragged_append(ln_ragged *ragged, ln_team *team, int64_t layer, int64_t t
         lane->tokens[LN_NEAR] += tokens;
     }
     append_call call = {ragged, layer, tokens, first, keys, values, key_stride, value_stride};
-    ln_parallel(team, (to - from) * heads, append_task, &call);
+    if (keys)
+        ln_parallel(team, (to - from) * heads, append_task, &call);
+    else
+        for (int64_t i = 0; i < (to - from) * heads; i++) append_task(&call, i, 0);
     ragged->appended = tokens;
 }
 

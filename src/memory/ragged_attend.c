@@ -9,6 +9,29 @@
 #include "memory/ragged_inside.h"
 #include "mixer/carve.h"
 
+/* ---- what will be done ---- */
+
+int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer) {
+    const ln_policy *policy = &ragged->policy;
+    if (ragged->pass == LN_PASS_HELD) return 0;
+    const int64_t probe = ragged->pass == LN_PASS_PROBE ? ragged->appended : 0;
+    const int64_t near = ln_lane_of(ragged, layer, 0)->tokens[LN_NEAR] - probe;
+    const int64_t beyond = near - ln_sink_pages(policy) * LN_PAGE_TOKENS - policy->recent;
+    return ln_max_i64(0, beyond / LN_PAGE_TOKENS);
+}
+
+bool ln_ragged_settles(const ln_ragged *ragged, int64_t layer, int64_t tokens, int64_t *observed) {
+    const ln_scorer *scorer = ragged->policy.scorer;
+    const bool leaves = ln_ragged_leaving(ragged, layer) > 0,
+               own = ragged->pass != LN_PASS_HELD || ragged->policy.probe == LN_PROBE_DRAFT,
+               scores = scorer && own && (leaves || scorer->keeps || scorer->state);
+    *observed = scores && scorer->observes ? ln_min_i64(tokens, scorer->observes(&ragged->policy, tokens)) : 0;
+    if (leaves && !*observed) *observed = ln_ragged_order_observes(ragged, layer, tokens);
+    return leaves || scores || ragged->pass == LN_PASS_PROBE;
+}
+
+/* ---- attention ---- */
+
 typedef struct parts {
     ln_attention_sequence *sequences;
     float *query, *log_sum_exp, *bias;
@@ -176,4 +199,46 @@ linnet_status ln_ragged_attend(ln_ragged *ragged, int64_t layer, const ln_ragged
     if (status == LINNET_OK) status = attend(ragged, layer, call);
     if (ragged->tier && status != LINNET_OK) ln_ragged_undo(ragged);
     return status;
+}
+
+/* ---- keys and values on a device ---- */
+
+int64_t ln_ragged_lane_of(const ln_ragged *ragged, int64_t layer, int64_t head, const ln_page **pages, int64_t *count) {
+    const ln_lane *lane = ln_lane_of(ragged, layer, head);
+    *pages = ragged->page + lane->begin;
+    *count = ln_lane_pages(lane);
+    return ln_lane_keys(ragged, lane);
+}
+
+linnet_status ln_ragged_attended(ln_ragged *ragged, int64_t layer, const ln_ragged_call *call) {
+    const ln_scorer *scorer = ragged->policy.scorer;
+    int64_t observed;
+    if (!ln_ragged_settles(ragged, layer, call->tokens, &observed)) return LINNET_OK;
+    ragged->settled = true; /* as where keys are here: then all is settled at once */
+    if (!call->columns && !call->observed && (call->behind || !ln_ragged_leaving(ragged, layer))) return LINNET_OK;
+    if (scorer && scorer->reads & (LN_READS_SUMS | LN_READS_MOST | LN_READS_EACH) && !call->columns && !call->observed)
+        return ln_fail(ragged->context, LINNET_ERROR_ARGUMENT, "scores without what queries gave: a defect");
+    const ln_settling settling = {.layer = layer,
+                                  .tokens = call->tokens,
+                                  .call = call,
+                                  .observed = observed,
+                                  .query = call->observed,
+                                  .log_sum_exp = call->log_sum_exp,
+                                  .workspace = call->workspace};
+    return ln_ragged_settle(ragged, &settling);
+}
+
+uint64_t ln_ragged_attended_workspace(const ln_kernels *kernels, int threads, const ln_ragged_shape *shape) {
+    ln_pool_shape pool;
+    return ln_ragged_pool_shape(shape, &pool) ? ln_ragged_settle_workspace(kernels, threads, shape, &pool) : 0;
+}
+
+int64_t ln_ragged_positions(const ln_ragged *ragged, int64_t layer, int64_t head, int32_t *positions) {
+    const ln_lane *lane = ln_lane_of(ragged, layer, head);
+    int64_t n = 0;
+    for (int64_t e = lane->begin; e < lane->begin + ln_lane_pages(lane); e++) {
+        const int32_t *of = ln_pool_positions(ragged->pool, ragged->page[e]);
+        for (int64_t t = 0; of && t < ragged->count[e]; t++) positions[n++] = of[t];
+    }
+    return n;
 }

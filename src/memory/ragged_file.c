@@ -29,19 +29,47 @@ static void put_rows(ln_state_writer *writer, const void *rows, int64_t tokens, 
     }
 }
 
-static void put_page(const ln_pool *pool, ln_page page, int64_t tokens, ln_state_writer *writer) {
+/* some: room for a page, where pages are elsewhere. */
+static linnet_status put_page(const ln_ragged *ragged, ln_page page, int64_t tokens, unsigned char *some,
+                              ln_state_writer *writer) {
+    const ln_pool *pool = ragged->pool;
+    const ln_ragged_elsewhere *there = ragged->shape.elsewhere;
+    const ln_page_layout *layout = &ln_pool_layouts(pool)[ln_pool_kind(pool, page)];
     const uint64_t kept = (uint64_t)ln_pool_shape_of(pool)->kept * sizeof(float);
-    ln_state_put_page(writer, &ln_pool_layouts(pool)[ln_pool_kind(pool, page)], ln_pool_data(pool, page), tokens);
+    const linnet_status status = there ? there->fetch(there->user, page, layout, some) : LINNET_OK;
+    if (status != LINNET_OK) return status;
+    ln_state_put_page(writer, layout, there ? some : ln_pool_data(pool, page), tokens);
     put_rows(writer, ln_pool_positions(pool, page), tokens, sizeof(int32_t));
     put_rows(writer, ln_pool_kept(pool, page), tokens, kept);
     put_rows(writer, ln_pool_weights(pool, page), tokens, sizeof(float));
+    return LINNET_OK;
+}
+
+static unsigned char *room_for_page(const ln_ragged *ragged) {
+    const ln_pool_shape *pool = ln_pool_shape_of(ragged->pool);
+    uint64_t most = 0;
+    for (int k = 0; k < pool->kinds; k++)
+        if (pool->layout[k].bytes > most) most = pool->layout[k].bytes;
+    return ln_allocate(ragged->context, 1, most, "a page of a session file");
+}
+
+static linnet_status put_pages(const ln_ragged *ragged, ln_state_writer *writer) {
+    unsigned char *some = ragged->shape.elsewhere ? room_for_page(ragged) : NULL;
+    linnet_status status = ragged->shape.elsewhere && !some ? LINNET_ERROR_MEMORY : LINNET_OK;
+    for (int64_t i = 0; i < ragged->lanes; i++) {
+        const ln_lane *lane = &ragged->lane[i];
+        for (int64_t p = lane->begin; p < lane->begin + ln_lane_pages(lane) && status == LINNET_OK; p++)
+            status = put_page(ragged, ragged->page[p], ragged->count[p], some, writer);
+    }
+    ln_release(ragged->context, some);
+    return status;
 }
 
 bool ln_ragged_writes(const ln_ragged *ragged) {
     return !ragged->tier;
 }
 
-void ln_ragged_write(const ln_ragged *ragged, ln_state_writer *writer) {
+linnet_status ln_ragged_write(const ln_ragged *ragged, ln_state_writer *writer) {
     const ln_pool_shape *pool = ln_pool_shape_of(ragged->pool);
     const int64_t head[] = {
         LANES_TAG, LANES_VERSION, pool->kinds, pool->kept, pool->weights, (int64_t)ragged->state_bytes, ragged->limit};
@@ -65,11 +93,7 @@ void ln_ragged_write(const ln_ragged *ragged, ln_state_writer *writer) {
     ln_state_put(writer, ragged->state, (uint64_t)ragged->lanes * ragged->state_bytes);
     if (ragged->order)
         ln_state_put(writer, ragged->order, (uint64_t)(ragged->lanes * ragged->shape.key_size) * sizeof *ragged->order);
-    for (int64_t i = 0; i < ragged->lanes; i++) {
-        const ln_lane *lane = &ragged->lane[i];
-        for (int64_t p = lane->begin; p < lane->begin + ln_lane_pages(lane); p++)
-            put_page(ragged->pool, ragged->page[p], ragged->count[p], writer);
-    }
+    return put_pages(ragged, writer);
 }
 
 /* ---- reading ---- */
@@ -79,6 +103,7 @@ typedef struct reading {
     ln_state_reader *file;
     int64_t position, limit;
     bool store;
+    unsigned char *some; /* room for a page, where pages are elsewhere */
 } reading;
 
 static linnet_status refuse(const reading *r, const char *what) {
@@ -226,7 +251,9 @@ static linnet_status read_page(const reading *r, ln_lane *lane, int kind, int64_
     }
     const uint64_t word = LN_PAGE_TOKENS * sizeof(float);
     int32_t positions[LN_PAGE_TOKENS] = {0};
-    if (!ln_state_take(r->file, page ? ln_pool_data(ragged->pool, page) : NULL, pool->layout[kind].bytes) ||
+    const ln_ragged_elsewhere *there = page ? ragged->shape.elsewhere : NULL;
+    unsigned char *to = there ? r->some : page ? ln_pool_data(ragged->pool, page) : NULL;
+    if (!ln_state_take(r->file, to, pool->layout[kind].bytes) ||
         (pool->positions && !ln_state_take(r->file, positions, sizeof positions)))
         return cut_off(r);
     if (pool->positions && !sound_positions(r, lane, kind, first, tokens, positions))
@@ -235,7 +262,7 @@ static linnet_status read_page(const reading *r, ln_lane *lane, int kind, int64_
     if (!ln_state_take(r->file, page ? ln_pool_kept(ragged->pool, page) : NULL, (uint64_t)pool->kept * word) ||
         !ln_state_take(r->file, page ? ln_pool_weights(ragged->pool, page) : NULL, pool->weights ? word : 0))
         return cut_off(r);
-    return LINNET_OK;
+    return there ? there->store(there->user, page, &pool->layout[kind], to) : LINNET_OK;
 }
 
 static linnet_status read_pages(const reading *r, ln_lane *lanes) {
@@ -305,8 +332,11 @@ linnet_status ln_ragged_read(ln_ragged *ragged, ln_state_reader *reader, int64_t
         ln_release(ragged->context, trial);
         return status;
     }
+    r.some = ragged->shape.elsewhere ? room_for_page(ragged) : NULL;
+    if (ragged->shape.elsewhere && !r.some) return LINNET_ERROR_MEMORY;
     ln_ragged_rewind(ragged, 0);
     status = read_all(&r, ragged->lane, ragged->distance);
+    ln_release(ragged->context, r.some);
     if (status != LINNET_OK) {
         ln_ragged_rewind(ragged, 0);
         return status;

@@ -131,8 +131,6 @@ bool ln_ragged_own(ln_ragged *ragged, ln_page *page, ln_page *dropped, int64_t *
 bool ln_ragged_order_lane(ln_ragged *ragged, const ln_settling *settling, int64_t head, float *key, ln_page *dropped,
                           int64_t *drops);
 
-/* Pages that leave the near ones. */
-int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer);
 /* Whether the layer will be settled after a piece, and how many queries that needs. */
 bool ln_ragged_settles(const ln_ragged *ragged, int64_t layer, int64_t tokens, int64_t *observed);
 linnet_status ln_ragged_settle(ln_ragged *ragged, const ln_settling *settling);

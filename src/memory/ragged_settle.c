@@ -48,27 +48,6 @@ static uint64_t min_u64(uint64_t a, uint64_t b) {
     return a < b ? a : b;
 }
 
-/* ---- what will be done ---- */
-
-int64_t ln_ragged_leaving(const ln_ragged *ragged, int64_t layer) {
-    const ln_policy *policy = &ragged->policy;
-    if (ragged->pass == LN_PASS_HELD) return 0;
-    const int64_t probe = ragged->pass == LN_PASS_PROBE ? ragged->appended : 0;
-    const int64_t near = ln_lane_of(ragged, layer, 0)->tokens[LN_NEAR] - probe;
-    const int64_t beyond = near - ln_sink_pages(policy) * LN_PAGE_TOKENS - policy->recent;
-    return ln_max_i64(0, beyond / LN_PAGE_TOKENS);
-}
-
-bool ln_ragged_settles(const ln_ragged *ragged, int64_t layer, int64_t tokens, int64_t *observed) {
-    const ln_scorer *scorer = ragged->policy.scorer;
-    const bool leaves = ln_ragged_leaving(ragged, layer) > 0,
-               own = ragged->pass != LN_PASS_HELD || ragged->policy.probe == LN_PROBE_DRAFT,
-               scores = scorer && own && (leaves || scorer->keeps || scorer->state);
-    *observed = scores && scorer->observes ? ln_min_i64(tokens, scorer->observes(&ragged->policy, tokens)) : 0;
-    if (leaves && !*observed) *observed = ln_ragged_order_observes(ragged, layer, tokens);
-    return leaves || scores || ragged->pass == LN_PASS_PROBE;
-}
-
 /* ---- workspace ---- */
 
 static ln_scene shape_scene(const ln_ragged_shape *shape, const ln_kernels *kernels, int64_t pages) {
@@ -167,23 +146,6 @@ static void gather(const ln_ragged *ragged, const ln_lane *lane, lane_work *work
     if (ragged->policy.merger) ln_ragged_bias(ragged, lane, work->bias);
 }
 
-void ln_ragged_bias(const ln_ragged *ragged, const ln_lane *lane, float *bias) {
-    for (int64_t p = 0; p < ln_lane_pages(lane); p++) {
-        const float *weights = ln_pool_weights(ragged->pool, ragged->page[lane->begin + p]);
-        for (int64_t i = 0; i < LN_PAGE_TOKENS; i++, bias++)
-            *bias = fabsf(weights[i]) > 1 ? logf(fabsf(weights[i])) : 0;
-    }
-}
-
-bool ln_ragged_own(ln_ragged *ragged, ln_page *page, ln_page *dropped, int64_t *drops) {
-    if (!ln_pool_shared(ragged->pool, *page)) return true;
-    const ln_page copy = ln_pool_copy(ragged->pool, *page);
-    if (!copy) return false;
-    dropped[(*drops)++] = *page;
-    *page = copy;
-    return true;
-}
-
 static ln_page own(ln_ragged *ragged, lane_work *work, ln_page page) {
     if (!ln_ragged_own(ragged, &page, work->dropped, &work->drops)) work->full = true;
     return page;
@@ -206,6 +168,14 @@ static unsigned char *worker_place(const layer_work *layer, int64_t head, int wo
     return layer->workers + (uint64_t)(by_lane ? head : worker) * layer->worker_bytes;
 }
 
+/* Takes the last tokens from the counts of a lane's pages, or puts them back; where pages are elsewhere, and so of one
+ * kind, all are full but the last. */
+static void set_back(ln_ragged *ragged, const ln_lane *lane, int64_t tokens) {
+    const int64_t keys = lane->tokens[LN_FAR] + lane->tokens[LN_NEAR] - (tokens > 0 ? tokens : 0);
+    for (int64_t p = 0; tokens && p < ln_lane_pages(lane); p++)
+        ragged->count[lane->begin + p] = (uint8_t)ln_max_i64(0, ln_min_i64(LN_PAGE_TOKENS, keys - p * LN_PAGE_TOKENS));
+}
+
 static void score_lane(void *argument, int64_t head, int worker) {
     const layer_work *layer = argument;
     ln_ragged *ragged = layer->ragged;
@@ -219,13 +189,14 @@ static void score_lane(void *argument, int64_t head, int worker) {
     gather(ragged, lane, work);
     ln_scene scene = {.kernels = s->call->kernels,
                       .policy = &ragged->policy,
-                      .view = &view,
+                      .view = s->call->views ? &s->call->views[head] : &view,
+                      .columns = s->call->columns ? s->call->columns + head * s->call->columns_stride : NULL,
                       .counts = ragged->count + lane->begin,
                       .pages = work->pages,
                       .positions = work->positions,
                       .key_bias = ragged->policy.merger ? work->bias : NULL,
                       .kept = work->kept,
-                      .position = ragged->position + s->tokens,
+                      .position = ragged->position + s->tokens - s->call->behind,
                       .piece = s->tokens,
                       .layer = s->layer,
                       .head = head,
@@ -236,16 +207,18 @@ static void score_lane(void *argument, int64_t head, int worker) {
                       .soft_cap = s->call->attention->soft_cap,
                       .rotation = s->call->rotation,
                       .observed = ragged->policy.scorer->observes ? s->observed : 0,
-                      .query = s->query + head * group * shape->key_size,
+                      .query = s->query ? s->query + head * group * shape->key_size : NULL,
                       .query_stride = shape->heads * shape->key_size,
                       .query_head_stride = shape->key_size,
-                      .log_sum_exp = s->log_sum_exp + (head * s->tokens + skipped) * group,
+                      .log_sum_exp = s->log_sum_exp ? s->log_sum_exp + (head * s->tokens + skipped) * group : NULL,
                       .log_sum_exp_stride = group,
                       .gate = s->call->gate ? s->call->gate + head : NULL,
                       .gate_stride = shape->key_value_heads,
                       .state = ragged->state + (uint64_t)number * ragged->state_bytes,
                       .workspace = worker_place(layer, head, worker)};
+    set_back(ragged, lane, s->call->behind);
     ragged->policy.scorer->score(&scene, layer->leaving ? work->score : NULL);
+    set_back(ragged, lane, -s->call->behind);
     scatter(ragged, lane, work);
 }
 
@@ -469,6 +442,7 @@ static void merge_given_up(const layer_work *layer, ln_lane *lane, lane_work *wo
 
 typedef struct mover {
     ln_ragged *ragged;
+    int64_t head;
     const ln_page_layout *layouts;
     lane_work *work;
     int64_t tokens[LN_LANE_KINDS];
@@ -503,6 +477,16 @@ static ln_page *next_page(mover *m, int kind) {
     return &work->list[kind][at];
 }
 
+enum { HOLES, ENDS /* steps of moving: holes are filled, then tokens put behind the last */ };
+
+/* To a device that has the pages; false: they are here. */
+static bool move_elsewhere(const mover *m, int step, ln_page to, int64_t to_place, ln_page from, int64_t from_place) {
+    const ln_ragged_elsewhere *there = m->ragged->shape.elsewhere;
+    const ln_ragged_move move = {to, from, (int32_t)to_place, (int32_t)from_place};
+    if (there) there->move(there->user, m->head, step, &move);
+    return there;
+}
+
 /* A token of any page, encoded anew, at the end of a kind. */
 static void add_token(mover *m, int kind, ln_page from, int64_t place) {
     ln_pool *pool = m->ragged->pool;
@@ -510,8 +494,10 @@ static void add_token(mover *m, int kind, ln_page from, int64_t place) {
     ln_page *to = next_page(m, kind);
     if (!to) return;
     float *key = m->rows->keys, *value = m->rows->values;
-    ln_page_decode_token(&m->layouts[ln_pool_kind(pool, from)], ln_pool_data(pool, from), place, key, value);
-    ln_page_encode_token(&m->layouts[kind], ln_pool_data(pool, *to), to_place, key, value);
+    if (!move_elsewhere(m, ENDS, *to, to_place, from, place)) {
+        ln_page_decode_token(&m->layouts[ln_pool_kind(pool, from)], ln_pool_data(pool, from), place, key, value);
+        ln_page_encode_token(&m->layouts[kind], ln_pool_data(pool, *to), to_place, key, value);
+    }
     copy_extras(pool, *to, to_place, from, place);
     m->tokens[kind]++;
 }
@@ -524,12 +510,14 @@ static void add_page(mover *m, ln_page from) {
     if (!to) return;
     float *keys = m->rows->keys, *values = m->rows->values;
     for (int64_t i = 0; i < LN_PAGE_TOKENS; i++) {
+        copy_extras(pool, *to, i, from, i);
+        if (move_elsewhere(m, ENDS, *to, i, from, i)) continue;
         ln_page_decode_token(&m->layouts[LN_NEAR], ln_pool_data(pool, from), i, keys + i * shape->key_size,
                              values + i * shape->value_size);
-        copy_extras(pool, *to, i, from, i);
     }
-    ln_page_encode(&m->layouts[LN_FAR], ln_pool_data(pool, *to), LN_PAGE_TOKENS, keys, shape->key_size, values,
-                   shape->value_size);
+    if (!shape->elsewhere)
+        ln_page_encode(&m->layouts[LN_FAR], ln_pool_data(pool, *to), LN_PAGE_TOKENS, keys, shape->key_size, values,
+                       shape->value_size);
     m->tokens[LN_FAR] += LN_PAGE_TOKENS;
 }
 
@@ -547,8 +535,9 @@ static void fill_holes(mover *m, int kind, int64_t first) {
         if (end == i) break;
         list[i / LN_PAGE_TOKENS] = own(m->ragged, work, list[i / LN_PAGE_TOKENS]);
         const ln_page to = list[i / LN_PAGE_TOKENS], from = list[end / LN_PAGE_TOKENS];
-        ln_page_move(&m->layouts[kind], ln_pool_data(pool, to), i % LN_PAGE_TOKENS, ln_pool_data(pool, from),
-                     end % LN_PAGE_TOKENS);
+        if (!move_elsewhere(m, HOLES, to, i % LN_PAGE_TOKENS, from, end % LN_PAGE_TOKENS))
+            ln_page_move(&m->layouts[kind], ln_pool_data(pool, to), i % LN_PAGE_TOKENS, ln_pool_data(pool, from),
+                         end % LN_PAGE_TOKENS);
         copy_extras(pool, to, i % LN_PAGE_TOKENS, from, end % LN_PAGE_TOKENS);
     }
     m->tokens[kind] = end;
@@ -626,7 +615,7 @@ static void move_lane(void *argument, int64_t head, int worker) {
     rows room = carve_rows(&parts, &ragged->shape);
     if (ragged->order && !ln_ragged_order_lane(ragged, layer->s, head, room.keys, work->dropped, &work->drops))
         work->full = true;
-    mover m = {.ragged = ragged, .layouts = ln_pool_layouts(ragged->pool), .work = work, .rows = &room};
+    mover m = {.ragged = ragged, .head = head, .layouts = ln_pool_layouts(ragged->pool), .work = work, .rows = &room};
     if (ranked) {
         rank(ragged, lane, work);
         if (ragged->policy.merger) merge_given_up(layer, lane, work, &room);
@@ -663,7 +652,8 @@ static void lay_out(layer_work *layer) {
 
 linnet_status ln_ragged_settle(ln_ragged *ragged, const ln_settling *settling) {
     const int64_t heads = ragged->shape.key_value_heads, l = settling->layer;
-    layer_work layer = {.ragged = ragged, .s = settling, .leaving = ln_ragged_leaving(ragged, l)};
+    layer_work layer = {
+        .ragged = ragged, .s = settling, .leaving = settling->call->behind ? 0 : ln_ragged_leaving(ragged, l)};
     ln_team *team = settling->call->team;
     const ln_scorer *scorer = ragged->policy.scorer;
     lay_out(&layer);

@@ -42,17 +42,30 @@ typedef struct ln_scene {
     int64_t query_stride, query_head_stride;
     const float *log_sum_exp; /* [observed][group], natural */
     int64_t log_sum_exp_stride;
-    const float *gate; /* [piece]: what the model's own gate says of the piece's tokens; NULL: it has none */
+    const float *columns; /* [32 pages]: what `observed` queries gave to each key, summed or the most of it, where keys
+                             and queries are elsewhere; NULL: that is found out here */
+    const float *gate;    /* [piece]: what the model's own gate says of the piece's tokens; NULL: it has none */
     int64_t gate_stride;
     void *state;     /* scorer->state bytes, zeros at first; kept; 8-aligned */
     void *workspace; /* scorer->workspace bytes, 64-aligned */
 } ln_scene;
+
+/* What a scorer looks at beside positions. */
+enum {
+    LN_READS_KEYS = 1,
+    LN_READS_VALUES = 2,
+    LN_READS_SUMS = 4,  /* of what all `observed` queries gave: scene->columns */
+    LN_READS_MOST = 8,  /* and the most that any gave */
+    LN_READS_EACH = 16, /* each of these queries, with keys and values */
+    LN_READS_GATE = 32  /* the model's gate */
+};
 
 struct ln_scorer {
     const char *name, *source; /* "snapkv", "P205" */
     const char *rule;          /* one line for people */
     const char *defaults;      /* as published, in the text form of a policy: "window=64,pooling=5,recent=64" */
     int keeps;                 /* floats in scene->kept of each token; 0: none */
+    int reads;                 /* LN_READS_...: keys and values when scores are asked for, the others each time */
     bool gate;                 /* it reads what the model's own gate says */
     bool turns;                /* it turns queries back by their rotation, so channels must lie as they were */
     bool shared;               /* the lanes of a layer take the mean of their scores: ln_score_share */

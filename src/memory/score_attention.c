@@ -86,6 +86,10 @@ static int64_t observe_last(const ln_policy *policy, int64_t piece) {
 
 /* sums of weights of the last n queries, or what else the taker makes of them. */
 static void observe(const ln_scene *s, const parts *p, int64_t n, ln_columns_take take) {
+    if (s->columns) {
+        memcpy(p->sums, s->columns, (size_t)ln_scene_slots(s) * sizeof *p->sums);
+        return;
+    }
     memset(p->sums, 0, (size_t)ln_scene_slots(s) * sizeof *p->sums);
     const ln_columns columns = ln_scene_columns(s, n);
     ln_columns_run(&columns, p->columns, take, p->sums);
@@ -278,6 +282,7 @@ const ln_scorer ln_scorer_h2o = {.name = "h2o",
                                  .keeps = 1,
                                  .observes = observe_all,
                                  .workspace = plain_bytes,
+                                 .reads = LN_READS_SUMS,
                                  .score = score_h2o};
 const ln_scorer ln_scorer_kvzip = {.name = "kvzip",
                                    .source = "KVzip",
@@ -286,6 +291,7 @@ const ln_scorer ln_scorer_kvzip = {.name = "kvzip",
                                    .keeps = 1,
                                    .observes = observe_all,
                                    .workspace = plain_bytes,
+                                   .reads = LN_READS_MOST,
                                    .score = score_kvzip};
 const ln_scorer ln_scorer_snapkv = {.name = "snapkv",
                                     .source = "P205",
@@ -294,6 +300,7 @@ const ln_scorer ln_scorer_snapkv = {.name = "snapkv",
                                     .keeps = 1,
                                     .observes = observe_snapkv,
                                     .workspace = pooled_bytes,
+                                    .reads = LN_READS_SUMS,
                                     .score = score_snapkv};
 const ln_scorer ln_scorer_critical = {.name = "critical",
                                       .source = "CriticalKV",
@@ -302,6 +309,7 @@ const ln_scorer ln_scorer_critical = {.name = "critical",
                                       .keeps = 2,
                                       .observes = observe_snapkv,
                                       .workspace = critical_bytes,
+                                      .reads = LN_READS_SUMS | LN_READS_VALUES,
                                       .score = score_critical};
 const ln_scorer ln_scorer_tova = {.name = "tova",
                                   .source = "TOVA",
@@ -311,6 +319,7 @@ const ln_scorer ln_scorer_tova = {.name = "tova",
                                   .shared = true,
                                   .observes = observe_last,
                                   .workspace = plain_bytes,
+                                  .reads = LN_READS_SUMS,
                                   .score = score_tova};
 const ln_scorer ln_scorer_alisa = {.name = "alisa",
                                    .source = "P235",
@@ -319,6 +328,7 @@ const ln_scorer ln_scorer_alisa = {.name = "alisa",
                                    .keeps = 1,
                                    .observes = observe_alisa,
                                    .workspace = plain_bytes,
+                                   .reads = LN_READS_SUMS,
                                    .score = score_alisa};
 const ln_scorer ln_scorer_scissorhands = {.name = "scissorhands",
                                           .source = "P212",
@@ -327,6 +337,7 @@ const ln_scorer ln_scorer_scissorhands = {.name = "scissorhands",
                                           .keeps = 1,
                                           .observes = observe_scissorhands,
                                           .workspace = plain_bytes,
+                                          .reads = LN_READS_EACH,
                                           .score = score_scissorhands};
 const ln_scorer ln_scorer_ems = {.name = "ems",
                                  .source = "P196",
@@ -335,6 +346,7 @@ const ln_scorer ln_scorer_ems = {.name = "ems",
                                  .keeps = 2,
                                  .observes = observe_all,
                                  .workspace = pooled_bytes,
+                                 .reads = LN_READS_EACH,
                                  .score = score_ems};
 const ln_scorer ln_scorer_zipcache = {.name = "zipcache",
                                       .source = "P221",
@@ -343,4 +355,5 @@ const ln_scorer ln_scorer_zipcache = {.name = "zipcache",
                                       .keeps = 2,
                                       .observes = observe_all,
                                       .workspace = probed_bytes,
+                                      .reads = LN_READS_EACH,
                                       .score = score_zipcache};

@@ -275,4 +275,5 @@ const ln_scorer ln_scorer_expected = {.name = "expected",
                                       .workspace = workspace_bytes,
                                       .turns = true,
                                       .observes = observe_all,
+                                      .reads = LN_READS_EACH,
                                       .score = score};

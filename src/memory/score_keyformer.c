@@ -126,4 +126,5 @@ const ln_scorer ln_scorer_keyformer = {.name = "keyformer",
                                        .observes = observe_all,
                                        .state = state_bytes,
                                        .workspace = workspace_bytes,
+                                       .reads = LN_READS_EACH,
                                        .score = score};

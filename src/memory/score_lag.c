@@ -160,4 +160,5 @@ const ln_scorer ln_scorer_lagkv = {.name = "lagkv",
                                    .keeps = 1,
                                    .state = state_bytes,
                                    .workspace = workspace_bytes,
+                                   .reads = LN_READS_KEYS | LN_READS_VALUES,
                                    .score = score};

@@ -5,17 +5,21 @@
 #ifndef LN_MODEL_DEVICE_H
 #define LN_MODEL_DEVICE_H
 
+#include "memory/ragged.h"
 #include "model/model.h"
 
 typedef struct ln_device_shape {
     int64_t context, piece;
-    linnet_type precision; /* of keys and values */
+    linnet_type precision;   /* of keys and values */
+    const ln_policy *policy; /* of layers that see everything; copied. NULL: none */
+    uint64_t lane_bytes;     /* that their keys and values may take then */
 } ln_device_shape;
 
 /* Bytes on the device. */
 typedef struct ln_device_bytes {
     uint64_t weights, pages, workspace, token; /* token: of a token's keys and values in layers that see everything */
     uint64_t available;                        /* of the device, now, with what is held of the model's weights */
+    uint64_t lanes_least, lanes_most;          /* under a policy: lane_bytes that are needed, and that can be used */
 } ln_device_bytes;
 
 /* One sequence on the device. */
@@ -26,7 +30,10 @@ typedef struct ln_device {
     /* Whether there is a device, and it runs this model; else LINNET_ERROR_UNSUPPORTED with a sentence. about
      * [capacity]: what the device is. */
     linnet_status (*check)(linnet_model *model, char *about, int64_t capacity);
-    /* After check. LINNET_ERROR_UNSUPPORTED where keys and values cannot have this precision. */
+    /* Whether memory can be kept so on the device, after check; likewise. */
+    linnet_status (*allows)(linnet_model *model, const ln_policy *policy);
+    /* After check. LINNET_ERROR_UNSUPPORTED where keys and values cannot have this precision. With too few lane_bytes
+     * all but lanes is weighed. */
     linnet_status (*weigh)(linnet_model *model, const ln_device_shape *shape, ln_device_bytes *bytes);
     /* Uploads the weights if no sequence did so before. */
     linnet_status (*open)(linnet_model *model, const ln_device_shape *shape, ln_device_sequence **sequence);
@@ -43,6 +50,17 @@ typedef struct ln_device {
     linnet_status (*rows)(ln_device_sequence *sequence, int64_t first, int64_t count, float *logits);
     /* Positions from here on can be gone back to, of a sequence that has held up to `most` tokens. */
     int64_t (*rewind_limit)(const ln_device_sequence *sequence, int64_t most);
+    /* Keys and values of a layer without a policy: whole pages of 32 tokens of a head, in the processor's layout of the
+     * same precision (memory/pages.h: ln_memory_pages), from the device or to it. Wait. */
+    linnet_status (*fetch)(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first, int64_t count,
+                           const ln_page_layout *layout, unsigned char *pages);
+    linnet_status (*store)(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first, int64_t count,
+                           const ln_page_layout *layout, const unsigned char *pages);
+    /* Memory under the policy, brought to a position (from the rewind limit on, or 0) or, after it was loaded, found at
+     * it; *lanes NULL: there is none. */
+    linnet_status (*lanes_at)(ln_device_sequence *sequence, int64_t position, ln_ragged **lanes);
+    /* As it is; NULL: there is none. */
+    const ln_ragged *(*lanes)(const ln_device_sequence *sequence);
     /* Gives up what model->on_device holds. */
     void (*release)(linnet_model *model);
 } ln_device;

@@ -16,8 +16,10 @@ typedef struct shape {
     uint64_t vocabulary;
 } shape;
 
-static const shape SHAPES[] = {
-    {"1b", 16, 2048, 8192, 32, 8, 128256}, {"8b", 32, 4096, 14336, 32, 8, 128256}, {"tiny", 2, 256, 512, 2, 1, 1024}};
+static const shape SHAPES[] = {{"1b", 16, 2048, 8192, 32, 8, 128256},
+                               {"8b", 32, 4096, 14336, 32, 8, 128256},
+                               {"tiny", 2, 256, 512, 2, 1, 1024},
+                               {"pair", 2, 256, 512, 4, 2, 512}};
 
 typedef struct model {
     FILE *file;

@@ -19,6 +19,7 @@ typedef struct ln_cuda_head_pages {
     ln_cuda_page_format format;
     int64_t page_tokens;
     const int32_t *table, *length; /* on the device */
+    int64_t table_stride;          /* not 0: each head has a row of the table and a length of its own (lanes_cuda.h) */
 } ln_cuda_head_pages;
 
 /* One of queries, keys and values. */

@@ -53,8 +53,10 @@ static __global__ void __launch_bounds__(32 * HEAD_WARPS) prepare_heads(const __
     const ln_cuda_head_pages &pages = part.pages;
     char *row = NULL;
     if (pages.part.data) {
-        const int64_t token = *pages.length - run.tokens + blockIdx.y, page = pages.table[token / pages.page_tokens];
-        row = (char *)pages.part.data + page * pages.part.page_stride + number * pages.part.head_stride +
+        const int64_t lane_of = pages.table_stride ? number : 0, inside = pages.table_stride ? 0 : number;
+        const int64_t token = pages.length[lane_of] - run.tokens + blockIdx.y,
+                      page = pages.table[lane_of * pages.table_stride + token / pages.page_tokens];
+        row = (char *)pages.part.data + page * pages.part.page_stride + inside * pages.part.head_stride +
               token % pages.page_tokens * pages.part.token_stride;
     }
     for (int i = lane; i < size; i += 32) {

@@ -13,7 +13,6 @@
  * Invariant: between `run` and `take` the host touches neither step_host nor best_host (`running`). */
 #include "model/cuda/engine.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -23,6 +22,7 @@
 /* Keys (0) and values (1) of a layer, at the same place in each sequence. */
 struct ln_device_sequence {
     ln_cuda_room *room;
+    ln_cuda_lanes *lanes; /* of layers under a policy; NULL: there is none */
     char *pages;
     uint64_t bytes;
     int64_t *offset; /* [layers] of its keys; the values follow */
@@ -30,98 +30,21 @@ struct ln_device_sequence {
     void *graph;
 };
 
-linnet_status ln_cuda_fail(linnet_context *context, ln_cuda_code code, const char *what) {
-    switch (code) {
-    case LN_CUDA_OK:
-        return LINNET_OK;
-    case LN_CUDA_NO_DEVICE:
-        return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: there is no GPU that the driver can use", what);
-    case LN_CUDA_OLD_DRIVER:
-        return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: the GPU's driver is older than this build needs", what);
-    case LN_CUDA_OUT_OF_MEMORY:
-        return ln_fail(context, LINNET_ERROR_MEMORY, "%s: the GPU has too little memory left", what);
-    case LN_CUDA_UNSUPPORTED:
-        return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: there is no kernel for this on this GPU", what);
-    case LN_CUDA_ARGUMENT:
-        return ln_fail(context, LINNET_ERROR_ARGUMENT, "%s: a kernel was given what it cannot take", what);
-    case LN_CUDA_FAILED:
-        break;
-    }
-    return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: the GPU reported an error; it may need a restart", what);
-}
-
-/* ---- which models ---- */
-
-static linnet_status refuse_part(linnet_model *model, int64_t layer, const char *what) {
-    return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
-                   "layer %lld has %s, which does not run on a GPU yet: --device cpu runs it", (long long)layer, what);
-}
-
-static linnet_status check_model(linnet_model *model) {
-    const ln_hyperparameters *h = &model->hyper;
-    for (int64_t i = 0; i < h->layers; i++)
-        for (int b = 0; b < model->layers[i].count; b++) {
-            const ln_block *block = &model->layers[i].block[b];
-            const ln_part *part = &block->part[0];
-            char what[64];
-            snprintf(what, sizeof what, "a part of kind %s", part->kind->name);
-            if (block->parts != 1) return refuse_part(model, i, "parts side by side");
-            if (part->kind != &ln_attention_part && part->kind != &ln_feed_forward_part)
-                return refuse_part(model, i, what);
-            if (part->kind == &ln_attention_part && ((const ln_attention_weights *)part->weights)->gated)
-                return refuse_part(model, i, "gated attention");
-            if (part->kind == &ln_feed_forward_part &&
-                ((const ln_feed_forward_weights *)part->weights)->activation == LN_RELU_SQUARED)
-                return refuse_part(model, i, "a feed-forward part with squared units");
-        }
-    if (h->value_in_key) return refuse_part(model, 0, "latent attention");
-    if (h->width > 8192)
-        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED, "a width of %lld is more than a GPU block holds",
-                       (long long)h->width);
-    return LINNET_OK;
-}
-
-static linnet_status find_device(linnet_context *context, ln_cuda_device *device) {
-    const ln_cuda_code code = ln_cuda_device_read(0, device);
-    int driver, runtime;
-    if (code == LN_CUDA_OK && device->major >= 8) return LINNET_OK;
-    if (code == LN_CUDA_OK)
-        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
-                       "the GPU has compute capability %d.%d; 8.0 or newer is needed", device->major, device->minor);
-    if (code == LN_CUDA_NO_DEVICE)
-        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
-                       "no NVIDIA GPU was found that the driver can use; --device cpu runs without one");
-    ln_cuda_versions(&driver, &runtime);
-    if (code == LN_CUDA_OLD_DRIVER)
-        return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
-                       "the GPU's driver knows CUDA %d.%d, this build needs %d.%d: update the driver, or --device cpu",
-                       driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
-    return ln_cuda_fail(context, code, "looking for a GPU");
-}
-
-static linnet_status check(linnet_model *model, char *about, int64_t capacity) {
-    ln_cuda_device device;
-    LN_TRY(find_device(model->context, &device));
-    LN_TRY(check_model(model));
-    ln_cuda_device_name(device.index, about, (int)capacity);
-    return LINNET_OK;
-}
-
 /* ---- pages ---- */
 
 static int64_t count_pages(const ln_cuda_room *room, int64_t layer) {
     const linnet_model *model = room->model;
-    if (!model->attends[layer]) return 0;
+    if (!model->attends[layer] || (room->shape.policy && !model->windows[layer])) return 0;
     return room->classes[model->windows[layer] > 0].slots;
 }
 
 /* Bytes of all layers; offset NULL: not wanted. */
 static uint64_t place_pages(const ln_cuda_room *room, int64_t *offset) {
-    const int64_t page = ln_cuda_page_bytes(room, 0) + ln_cuda_page_bytes(room, 1);
     int64_t bytes = 0;
     for (int64_t i = 0; i < room->model->hyper.layers; i++) {
+        const int class = room->model->windows[i] > 0;
         if (offset) offset[i] = bytes;
-        bytes += count_pages(room, i) * page;
+        bytes += count_pages(room, i) * (ln_cuda_page_bytes(room, class, 0) + ln_cuda_page_bytes(room, class, 1));
     }
     return (uint64_t)bytes;
 }
@@ -129,15 +52,29 @@ static uint64_t place_pages(const ln_cuda_room *room, int64_t *offset) {
 static linnet_status weigh(linnet_model *model, const ln_device_shape *shape, ln_device_bytes *bytes) {
     ln_cuda_device device;
     ln_cuda_room room;
-    uint64_t all;
-    LN_TRY(find_device(model->context, &device));
+    ln_ragged_shape lanes;
+    uint64_t all, lane_pages, lane_tables, least = 0, most = 0;
+    LN_TRY(ln_cuda_find_device(model->context, &device));
     LN_TRY(ln_cuda_room_plan(model, &device, shape, &room));
-    *bytes = (ln_device_bytes){
-        .weights = ln_cuda_weights_bytes(model), .pages = place_pages(&room, NULL), .workspace = room.bytes};
+    ln_cuda_lanes_bytes(&room, &lane_pages, &lane_tables);
+    if (shape->policy && ln_cuda_lanes_shape(model, shape, &lanes)) {
+        ln_policy everything = *shape->policy;
+        LN_TRY(ln_ragged_least(model->context, &lanes, &least));
+        everything.scorer = NULL; /* and so keeps all tokens, without what scorers keep of them */
+        everything.allocator = NULL;
+        lanes.policy = &everything;
+        LN_TRY(ln_ragged_least(model->context, &lanes, &most));
+        most = least + most + most / 4;
+    }
+    *bytes = (ln_device_bytes){.weights = ln_cuda_weights_bytes(model),
+                               .pages = place_pages(&room, NULL) + lane_pages,
+                               .workspace = room.bytes + lane_tables,
+                               .lanes_least = least,
+                               .lanes_most = most};
     for (int64_t i = 0; i < model->hyper.layers; i++)
         if (model->attends[i] && !model->windows[i])
             bytes->token +=
-                (uint64_t)(ln_cuda_page_bytes(&room, 0) + ln_cuda_page_bytes(&room, 1)) / LN_CUDA_PAGE_TOKENS;
+                (uint64_t)(ln_cuda_page_bytes(&room, 0, 0) + ln_cuda_page_bytes(&room, 0, 1)) / LN_CUDA_PAGE_TOKENS;
     LN_CUDA_TRY(model->context, ln_cuda_use(device.index), "choosing the GPU");
     LN_CUDA_TRY(model->context, ln_cuda_memory(&bytes->available, &all), "asking the GPU for its memory");
     if (model->on_device) bytes->available += ((const ln_cuda_model *)model->on_device)->bytes;
@@ -152,11 +89,9 @@ static ln_cuda_page_part part_of(const ln_device_sequence *sequence, const ln_cu
     const ln_cuda_room *room = sequence->room;
     const ln_hyperparameters *h = &room->model->hyper;
     const ln_cuda_class *class = &room->classes[block->class];
-    const int64_t size = part ? h->value_size : h->key_size, page = ln_cuda_page_bytes(room, part);
-    const int64_t before = part ? class->slots * ln_cuda_page_bytes(room, 0) : 0;
-    const int64_t head = plain(class)
-                             ? 2 * LN_CUDA_PAGE_TOKENS * size
-                             : LN_CUDA_PAGE_TOKENS / LN_CUDA_TILE * ln_cuda_tile_bytes(class->decode.format, size);
+    const int64_t size = part ? h->value_size : h->key_size, page = ln_cuda_page_bytes(room, (int)block->class, part);
+    const int64_t before = part ? class->slots * ln_cuda_page_bytes(room, (int)block->class, 0) : 0;
+    const int64_t head = ln_cuda_head_bytes(&class->decode, size);
     return (ln_cuda_page_part){sequence->pages + sequence->offset[block->layer] + before, page, head,
                                plain(class) ? 2 * size : 0};
 }
@@ -289,6 +224,10 @@ static ln_cuda_decode_tensors tensors_of(const pass *p, const ln_cuda_block *blo
                                     .lengths = room->step + 1};
 }
 
+static bool has_lanes(const pass *p, const ln_cuda_block *block) {
+    return p->sequence->lanes && block->class == 0;
+}
+
 /* Plain pages take keys and values straight; the others as rows, which `append` rounds. */
 static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, const ln_cuda_decode_tensors *tensors,
                                    float *const *from) {
@@ -327,8 +266,12 @@ static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, co
                            .rotary_size = model->rope.size,
                            .half = model->rope.half};
     for (int i = 1; i < 3 && plain(class); i++)
-        heads.part[i].pages = (ln_cuda_head_pages){i == 1 ? tensors->key : tensors->value, class->decode.format,
-                                                   LN_CUDA_PAGE_TOKENS, class->table, tensors->lengths};
+        heads.part[i].pages = (ln_cuda_head_pages){i == 1 ? tensors->key : tensors->value,
+                                                   class->decode.format,
+                                                   LN_CUDA_PAGE_TOKENS,
+                                                   tensors->page_table,
+                                                   tensors->lengths,
+                                                   has_lanes(p, block) ? tensors->table_stride : 0};
     LN_CUDA_TRY(model->context, ln_cuda_heads_run(&heads, p->on->stream), "preparing heads");
     return LINNET_OK;
 }
@@ -366,7 +309,16 @@ static linnet_status attend_prompt(const pass *p, ln_cuda_class *class, const ln
     return LINNET_OK;
 }
 
+static linnet_status attend_lanes(const pass *p, const ln_cuda_block *block, float *const *from) {
+    ln_cuda_decode_tensors tensors = tensors_of(p, block);
+    LN_TRY(ln_cuda_lanes_enter(p->sequence->lanes, block->layer, p->tokens, &tensors));
+    LN_TRY(prepare_heads(p, block, &tensors, from));
+    LN_TRY(ln_cuda_lanes_attend(p->sequence->lanes, block->layer, p->tokens, &tensors));
+    return ln_cuda_lanes_leave(p->sequence->lanes, block->layer, p->tokens);
+}
+
 static linnet_status attend(const pass *p, const ln_cuda_block *block, float *const *from) {
+    if (has_lanes(p, block)) return attend_lanes(p, block, from);
     linnet_context *context = p->room->model->context;
     ln_cuda_class *class = &p->room->classes[block->class];
     const ln_cuda_decode_tensors tensors = tensors_of(p, block);
@@ -512,11 +464,12 @@ static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64
     room->step_host[1] = (int32_t)(position + tokens);
     memcpy(room->step_host + 2, ids, (size_t)tokens * sizeof *ids);
     for (int c = 0; c < LN_CUDA_CLASSES && !p.alone; c++)
-        if (!room->classes[c].any_prompt && (c == 0 || room->classes[c].window))
+        if (!room->classes[c].any_prompt && (c == 0 ? !sequence->lanes : room->classes[c].window))
             LN_TRY(plan_prompt(&p, &room->classes[c]));
+    if (sequence->lanes) LN_TRY(ln_cuda_lanes_begin(sequence->lanes, tokens, position));
     room->running = true;
-    if (p.alone && last && sequence->alone++ > 0) return run_graph(&p);
-    return run_pass(&p, last);
+    LN_TRY(p.alone && last && sequence->alone++ > 0 ? run_graph(&p) : run_pass(&p, last));
+    return sequence->lanes ? ln_cuda_lanes_end(sequence->lanes, tokens) : LINNET_OK;
 }
 
 static linnet_status fetch(ln_cuda_room *room, float *logits, int64_t count) {
@@ -554,13 +507,14 @@ static void close_sequence(ln_device_sequence *sequence) {
     if (!context) return;
     meet(sequence->room);
     ln_cuda_graph_close(sequence->graph);
+    ln_cuda_lanes_close(sequence->lanes);
     ln_cuda_release(sequence->pages);
     ln_release(context, sequence->offset);
     ln_cuda_room_close(sequence->room);
     ln_release(context, sequence);
 }
 
-static linnet_status open_pages(ln_cuda_room *room, ln_device_sequence **sequence) {
+static linnet_status open_pages(ln_cuda_room *room, const ln_device_sequence *from, ln_device_sequence **sequence) {
     linnet_context *context = room->model->context;
     ln_cuda_model *on = room->model->on_device;
     ln_device_sequence *made = ln_allocate_zero(context, 1, sizeof *made, "sequence on the device");
@@ -571,6 +525,8 @@ static linnet_status open_pages(ln_cuda_room *room, ln_device_sequence **sequenc
         ln_allocate(context, (uint64_t)room->model->hyper.layers, sizeof *made->offset, "pages on the device");
     if (!made->offset) return LINNET_ERROR_MEMORY;
     made->bytes = place_pages(room, made->offset);
+    if (room->shape.policy) LN_TRY(ln_cuda_lanes_open(room, from ? from->lanes : NULL, &made->lanes));
+    if (!made->bytes) return LINNET_OK;
     LN_CUDA_TRY(context, ln_cuda_allocate(made->bytes, (void **)&made->pages), "making room for keys and values");
     /* Tiles are read whole: what is not written yet must be numbers. */
     LN_CUDA_TRY(context, ln_cuda_zero(made->pages, made->bytes, on->stream), "clearing keys and values");
@@ -581,10 +537,10 @@ static linnet_status open_sequence(linnet_model *model, const ln_device_shape *s
     ln_cuda_device device;
     ln_cuda_room *room;
     *sequence = NULL;
-    LN_TRY(find_device(model->context, &device));
+    LN_TRY(ln_cuda_find_device(model->context, &device));
     LN_TRY(ln_cuda_weights_open(model, &device));
     LN_TRY(ln_cuda_room_open(model, shape, &room));
-    const linnet_status status = open_pages(room, sequence);
+    const linnet_status status = open_pages(room, NULL, sequence);
     if (status == LINNET_OK) return LINNET_OK;
     if (*sequence)
         close_sequence(*sequence);
@@ -601,8 +557,8 @@ static linnet_status fork_sequence(ln_device_sequence *sequence, int64_t positio
     *fork = NULL;
     LN_TRY(meet(room));
     room->users++;
-    linnet_status status = open_pages(room, fork);
-    if (status == LINNET_OK)
+    linnet_status status = open_pages(room, sequence, fork);
+    if (status == LINNET_OK && sequence->bytes)
         status = ln_cuda_fail(room->model->context,
                               ln_cuda_copy_on_device((*fork)->pages, sequence->pages, sequence->bytes, on->stream),
                               "forking");
@@ -618,14 +574,66 @@ static linnet_status fork_sequence(ln_device_sequence *sequence, int64_t positio
 /* A slot that was written again has lost what was there before: as ln_memory_rewind_limit. */
 static int64_t rewind_limit(const ln_device_sequence *sequence, int64_t most) {
     const ln_cuda_class *class = &sequence->room->classes[1];
-    if (!class->window || most == 0) return 0;
+    const int64_t lanes = sequence->lanes ? ln_ragged_rewind_limit(ln_cuda_lanes_ragged(sequence->lanes)) : 0;
+    if (most == 0) return 0;
+    if (!class->window) return lanes;
     const int64_t last = (most - 1) / LN_CUDA_PAGE_TOKENS, kept = (last - class->slots + 1) * LN_CUDA_PAGE_TOKENS;
-    return kept > 0 ? kept + class->window - 1 : 0;
+    return ln_max_i64(lanes, kept > 0 ? kept + class->window - 1 : 0);
+}
+
+/* A head of a layer that has no lanes. */
+static linnet_status transfer_of(ln_device_sequence *sequence, int64_t layer, int64_t head,
+                                 ln_cuda_transfer *transfer) {
+    ln_cuda_room *room = sequence->room;
+    const ln_hyperparameters *h = &room->model->hyper;
+    const ln_cuda_model *on = room->model->on_device;
+    const int class = room->model->windows[layer] > 0;
+    const ln_cuda_block *block = on->blocks;
+    while (!block->attention || block->layer != layer) block++;
+    transfer->pages = (ln_cuda_lane_pages){.format = room->classes[class].decode.format,
+                                           .page_tokens = LN_CUDA_PAGE_TOKENS,
+                                           .key_size = h->key_size,
+                                           .value_size = h->value_size,
+                                           .key = part_of(sequence, block, 0),
+                                           .value = part_of(sequence, block, 1)};
+    transfer->pages.key.data = (char *)transfer->pages.key.data + head * transfer->pages.key.head_stride;
+    transfer->pages.value.data = (char *)transfer->pages.value.data + head * transfer->pages.value.head_stride;
+    transfer->page_table = room->classes[class].table;
+    LN_TRY(meet(room));
+    LN_CUDA_TRY(room->model->context, ln_cuda_use(on->device.index), "choosing the GPU");
+    return LINNET_OK;
+}
+
+static linnet_status fetch_pages(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first,
+                                 int64_t count, const ln_page_layout *layout, unsigned char *pages) {
+    ln_cuda_transfer transfer = {.first = first, .count = count, .layout = layout};
+    LN_TRY(transfer_of(sequence, layer, head, &transfer));
+    return ln_cuda_fetch_pages(sequence->room, &transfer, pages);
+}
+
+static linnet_status store_pages(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first,
+                                 int64_t count, const ln_page_layout *layout, const unsigned char *pages) {
+    ln_cuda_transfer transfer = {.first = first, .count = count, .layout = layout};
+    LN_TRY(transfer_of(sequence, layer, head, &transfer));
+    return ln_cuda_store_pages(sequence->room, &transfer, pages);
+}
+
+static linnet_status lanes_at(ln_device_sequence *sequence, int64_t position, ln_ragged **lanes) {
+    *lanes = NULL;
+    if (!sequence->lanes) return LINNET_OK;
+    LN_TRY(meet(sequence->room));
+    *lanes = ln_cuda_lanes_ragged(sequence->lanes);
+    return ln_cuda_lanes_settle_at(sequence->lanes, position);
+}
+
+static const ln_ragged *lanes_of(const ln_device_sequence *sequence) {
+    return sequence->lanes ? ln_cuda_lanes_ragged(sequence->lanes) : NULL;
 }
 
 const ln_device *ln_device_cuda(void) {
     static const ln_device cuda = {.name = "cuda",
-                                   .check = check,
+                                   .check = ln_cuda_check,
+                                   .allows = ln_cuda_lanes_allow,
                                    .weigh = weigh,
                                    .open = open_sequence,
                                    .fork = fork_sequence,
@@ -634,6 +642,10 @@ const ln_device *ln_device_cuda(void) {
                                    .take = take,
                                    .rows = rows,
                                    .rewind_limit = rewind_limit,
+                                   .fetch = fetch_pages,
+                                   .store = store_pages,
+                                   .lanes_at = lanes_at,
+                                   .lanes = lanes_of,
                                    .release = ln_cuda_weights_close};
     return &cuda;
 }

@@ -6,6 +6,7 @@
 #include "kernel/cuda/attention_cuda.h"
 #include "kernel/cuda/decode_cuda.h"
 #include "kernel/cuda/heads_cuda.h"
+#include "kernel/cuda/lanes_cuda.h"
 #include "kernel/cuda/product_cuda.h"
 #include "kernel/cuda/row_work_cuda.h"
 #include "kernel/cuda/runtime_cuda.h"
@@ -48,6 +49,11 @@ linnet_status ln_cuda_fail(linnet_context *context, ln_cuda_code code, const cha
         if (code_ != LN_CUDA_OK) return ln_cuda_fail(context, code_, what); \
     } while (0)
 
+/* The GPU that is used; a sentence where there is none that can be. */
+linnet_status ln_cuda_find_device(linnet_context *context, ln_cuda_device *device);
+/* As ln_device says. */
+linnet_status ln_cuda_check(linnet_model *model, char *about, int64_t capacity);
+
 /* Bytes that the weights take on the device. */
 uint64_t ln_cuda_weights_bytes(const linnet_model *model);
 /* Puts them there, into model->on_device. */
@@ -75,9 +81,12 @@ typedef struct ln_cuda_class {
 typedef struct ln_cuda_room {
     linnet_model *model;
     ln_device_shape shape;
-    int64_t users, rows; /* rows of logits at once */
-    uint64_t task_bytes; /* of attention in a class of layers */
-    char *memory;        /* on the device */
+    int64_t users, rows;                  /* rows of logits at once */
+    ln_policy policy;                     /* shape.policy points to it */
+    int64_t lane_pages;                   /* under a policy: of a lane, at most */
+    int64_t planned_tokens, planned_keys; /* likewise: what the plan of a piece's attention is for */
+    uint64_t task_bytes;                  /* of attention in a class of layers */
+    char *memory;                         /* on the device */
     uint64_t bytes;
     int32_t *step_host; /* position, length, ids [piece]; of the host */
     int32_t *step;      /* the same on the device */
@@ -101,7 +110,50 @@ linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *devic
                                 ln_cuda_room *room);
 linnet_status ln_cuda_room_open(linnet_model *model, const ln_device_shape *shape, ln_cuda_room **room);
 void ln_cuda_room_close(ln_cuda_room *room);
-/* Bytes of the keys (part 0) or values (part 1) of one page of one layer. */
-int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int part);
+/* Bytes of the keys (part 0) or values (part 1) of one page of one layer of a class. */
+int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int class, int part);
+/* And of one head of it. */
+int64_t ln_cuda_head_bytes(const ln_cuda_decode *decode, int64_t size);
+
+/* ---- pages that come and go (transfer.c) ---- */
+
+/* Pages of one head on the device, in the processor's layout: to the host, or from it. Between passes: they go through
+ * the room's activations. */
+typedef struct ln_cuda_transfer {
+    ln_cuda_lane_pages pages;
+    const int32_t *page_table;
+    int64_t first, count;
+    const ln_page_layout *layout;
+} ln_cuda_transfer;
+linnet_status ln_cuda_fetch_pages(ln_cuda_room *room, const ln_cuda_transfer *of, unsigned char *to);
+linnet_status ln_cuda_store_pages(ln_cuda_room *room, const ln_cuda_transfer *of, const unsigned char *from);
+
+/* ---- layers under a policy (lanes.c) ---- */
+
+/* Of one sequence. */
+typedef struct ln_cuda_lanes ln_cuda_lanes;
+
+linnet_status ln_cuda_lanes_allow(linnet_model *model, const ln_policy *policy);
+/* The lanes of such a model; false: it has none. */
+bool ln_cuda_lanes_shape(const linnet_model *model, const ln_device_shape *shape, ln_ragged_shape *lanes);
+/* Bytes on the device: pages; and tables with what is moved. */
+void ln_cuda_lanes_bytes(const ln_cuda_room *room, uint64_t *pages, uint64_t *tables);
+/* from: a fork of these, between passes; NULL: empty. */
+linnet_status ln_cuda_lanes_open(ln_cuda_room *room, ln_cuda_lanes *from, ln_cuda_lanes **lanes);
+void ln_cuda_lanes_close(ln_cuda_lanes *lanes);
+/* Before so many tokens from `position` on are run: goes back there, if need be; one token gets its places at once. */
+linnet_status ln_cuda_lanes_begin(ln_cuda_lanes *lanes, int64_t tokens, int64_t position);
+/* Before a layer's keys and values are there: where they go, and what attention reads (pages, tables, lengths). */
+linnet_status ln_cuda_lanes_enter(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens, ln_cuda_decode_tensors *tensors);
+/* With queries, keys and values in the room (those of plain pages in the pages). */
+linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens,
+                                   const ln_cuda_decode_tensors *tensors);
+/* After a piece has attended there; and after all: one token settles all layers then. */
+linnet_status ln_cuda_lanes_leave(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens);
+linnet_status ln_cuda_lanes_end(ln_cuda_lanes *lanes, int64_t tokens);
+/* Between passes: all queries are looked at, and tokens from `position` on forgotten; or, where the lanes were loaded
+ * anew, what was known of them. */
+linnet_status ln_cuda_lanes_settle_at(ln_cuda_lanes *lanes, int64_t position);
+ln_ragged *ln_cuda_lanes_ragged(const ln_cuda_lanes *lanes);
 
 #endif

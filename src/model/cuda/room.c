@@ -45,15 +45,14 @@ static bool plain(ln_cuda_page_format format) {
     return format == LN_CUDA_PAGE_BF16 || format == LN_CUDA_PAGE_F16;
 }
 
-/* A page of one head. */
-static int64_t head_bytes(const ln_cuda_decode *decode, int64_t size) {
+int64_t ln_cuda_head_bytes(const ln_cuda_decode *decode, int64_t size) {
     if (plain(decode->format)) return 2 * LN_CUDA_PAGE_TOKENS * size;
     return LN_CUDA_PAGE_TOKENS / LN_CUDA_TILE * ln_cuda_tile_bytes(decode->format, size);
 }
 
-int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int part) {
+int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int class, int part) {
     const ln_hyperparameters *h = &room->model->hyper;
-    const int64_t bytes = head_bytes(&room->classes[0].decode, part ? h->value_size : h->key_size);
+    const int64_t bytes = ln_cuda_head_bytes(&room->classes[class].decode, part ? h->value_size : h->key_size);
     return (int64_t)ln_round_up((size_t)(h->key_value_heads * bytes), ALIGNMENT);
 }
 
@@ -79,6 +78,12 @@ static linnet_status plan_class(ln_cuda_room *room, const ln_cuda_device *device
                                      .scale = h->score_scale,
                                      .soft_cap = h->score_cap,
                                      .window = window};
+    if (shape->policy && !window) {
+        class->decode.sequences = h->key_value_heads;
+        class->decode.heads = h->heads / h->key_value_heads;
+        class->decode.key_value_heads = 1;
+        class->decode.capacity = ln_min_i64(shape->context, room->lane_pages * LN_CUDA_PAGE_TOKENS);
+    }
     class->any = ln_cuda_decode_plan_make(&class->decode, device, NULL, &class->decode_plan) != LN_CUDA_OK;
     class->key_offsets[1] = shape->context;
     class->query_offsets[1] = ln_min_i64(shape->piece, shape->context);
@@ -98,7 +103,8 @@ static linnet_status plan_class(ln_cuda_room *room, const ln_cuda_device *device
     if ((class->any || class->any_prompt) && !plain(format))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                        "keys of %lld and values of %lld cannot be kept as %s on a GPU, only as bf16 or f16",
-                       (long long)h->key_size, (long long)h->value_size, linnet_type_name(shape->precision));
+                       (long long)h->key_size, (long long)h->value_size,
+                       linnet_type_name(shape->policy && !window ? shape->policy->near : shape->precision));
     return LINNET_OK;
 }
 
@@ -167,7 +173,7 @@ static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *fr
     }
     for (int c = 0; c < LN_CUDA_CLASSES; c++) {
         ln_cuda_class *class = &room->classes[c];
-        const int64_t held = class->window ? class->window + room->shape.piece : room->shape.context;
+        const int64_t held = class->window ? class->window + room->shape.piece : class->decode.capacity;
         class->table = carve(from, (uint64_t)ln_ceil_div(room->shape.context, LN_CUDA_PAGE_TOKENS), sizeof(int32_t));
         class->decode_workspace = carve(from, class->any ? 0 : (uint64_t) class->decode_plan.workspace, 1);
         class->tasks = carve(from, class->any_prompt ? 0 : room->task_bytes, 1);
@@ -187,12 +193,23 @@ static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *fr
 linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *device, const ln_device_shape *shape,
                                 ln_cuda_room *room) {
     *room = (ln_cuda_room){.model = model, .shape = *shape, .users = 1};
-    ln_cuda_page_format format;
-    if (!page_format(shape->precision, &format))
+    ln_ragged_shape lanes;
+    if (shape->policy) {
+        room->policy = *shape->policy;
+        room->shape.policy = &room->policy;
+    }
+    if (shape->policy && !ln_cuda_lanes_shape(model, shape, &lanes))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
-                       "on a GPU keys and values can be kept as bf16, f16, q8_0 or q4_0, not as %s",
-                       linnet_type_name(shape->precision));
+                       "policy %s is for layers that see the whole text; this model has none",
+                       shape->policy->row->name);
+    if (shape->policy) room->lane_pages = ln_max_i64(1, ln_ragged_lane_pages(&lanes));
     for (int c = 0; c < LN_CUDA_CLASSES; c++) {
+        const linnet_type precision = shape->policy && c == 0 ? shape->policy->near : shape->precision;
+        ln_cuda_page_format format;
+        if (!page_format(precision, &format))
+            return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                           "on a GPU keys and values can be kept as bf16, f16, q8_0 or q4_0, not as %s",
+                           linnet_type_name(precision));
         const linnet_status status = plan_class(room, device, c ? model->hyper.window : 0, format, &room->classes[c]);
         if (status != LINNET_OK) return status;
     }
