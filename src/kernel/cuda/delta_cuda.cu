@@ -18,7 +18,6 @@ const ln_cuda_delta_kernel *ln_cuda_delta_kernels(int row) {
     return row < ln_cuda_delta_portable_count ? &ln_cuda_delta_portable_kernels[row] : &none;
 }
 
-
 /* ---- plan ---- */
 
 static bool arguments_right(const ln_cuda_delta *d) {

@@ -3,7 +3,7 @@
 #include "kernel/cuda/delta_table.h"
 
 const ln_cuda_delta_kernel ln_cuda_delta_hopper_kernels[] = {
-    ln::delta_hopper_kernel<128, 1, false, 3>("delta, d128, 64 columns"),
+    ln::delta_hopper_kernel<128, 1, false, 4>("delta, d128, 64 columns"),
     ln::delta_hopper_kernel<128, 2, false, 3>("delta, d128, 128 columns"),
     ln::delta_hopper_kernel<128, 1, true, 3>("delta, decays of keys, d128, 64 columns"),
     ln::delta_hopper_kernel<128, 2, true, 2>("delta, decays of keys, d128, 128 columns"),

@@ -1,6 +1,6 @@
 /* The walk of the delta rules for compute capability 9.0.
  *
- * A block has 64 columns of values (or 128: GROUPS of 64) of one head and sequence. One thread copies what chunks need,
+ * A block has 64 columns of values (or 128: GROUPS of 64) of one head and sequence. Two threads copy what chunks need,
  * STAGES ahead. Each group of four warps keeps the state of its 64 columns, transposed, as accumulators of products,
  * and steps from chunk to chunk (delta_chunk.cuh):
  *
@@ -22,23 +22,26 @@ namespace ln {
 enum { DELTA_STAGES_MOST = 4 };
 
 struct delta_control {
-    uint64_t full[DELTA_STAGES_MOST], free[DELTA_STAGES_MOST];
+    uint64_t near_full[DELTA_STAGES_MOST], near_free[DELTA_STAGES_MOST];
+    uint64_t far_full[DELTA_STAGES_MOST], far_free[DELTA_STAGES_MOST];
     uint64_t written[2], drained[2]; /* scratch of a group */
 };
 
+/* Of a chunk the walk first needs keys, values and T (near), later queries and P (far): each have stages of their own,
+ * those near one more where there is room. */
 template <int KEY_SIZE, int GROUPS, bool BY_KEY, int STAGES> struct delta_shape {
     typedef delta_record<KEY_SIZE, BY_KEY> record;
     static constexpr int threads = 128 * (GROUPS + 1), columns = 64 * GROUPS;
-    static constexpr int value = record::bytes, key = value + CHUNK * columns * 2, query = key + record::tile,
-                         stage = BY_KEY ? key : query + record::tile;
-    static constexpr int read = BY_KEY ? (int)record::read : key, write = BY_KEY ? (int)record::write : key,
-                         queries = BY_KEY ? (int)record::query : query;
-    /* The barriers of decays of keys lie in what the first stage's record leaves free: all else is taken. */
-    static constexpr int scratch = STAGES * stage,
-                         control = BY_KEY ? (int)record::factors_end : scratch + GROUPS * 8192,
+    static constexpr int transform = 0, factors = 8192, value = factors + 1024, read = value + CHUNK * columns * 2,
+                         write = BY_KEY ? read + (int)record::tile : read, near = write + record::tile;
+    static constexpr int scores = 0, queries = 8192, far = queries + record::tile;
+    static constexpr int far_stages = STAGES < 3 ? STAGES : 3, first_far = STAGES * near;
+    /* The barriers of decays of keys lie in what the first stage's factors leave free: all else is taken. */
+    static constexpr int scratch = first_far + far_stages * far,
+                         control = BY_KEY ? factors + KEY_SIZE * 4 : scratch + GROUPS * 8192,
                          bytes = BY_KEY ? scratch + GROUPS * 8192 : control + (int)sizeof(delta_control);
     static constexpr int copy_registers = 40, walk_registers = GROUPS == 1 ? 248 : 232; /* a thread's */
-    static constexpr int registers = GROUPS == 1 ? 144 : 168; /* at first */
+    static constexpr int registers = GROUPS == 1 ? 144 : 168;                           /* at first */
 };
 
 /* Which stage the n-th chunk lies in, and the phase of its barriers. */
@@ -63,42 +66,58 @@ static __device__ __forceinline__ void start_rows(float (&sum)[CHUNK / 2], const
     }
 }
 
-template <class SHAPE, int KEY_SIZE, bool BY_KEY, bool SUMMARY, int STAGES>
-static __device__ __forceinline__ void
-copy_chunks(const CUtensorMap *query_map, const CUtensorMap *key_map, const CUtensorMap *value_map,
-            const delta_run &run, const delta_text &text, int head, int column, char *shared, delta_control *control) {
+static __device__ __forceinline__ void copy_panels(char *to, const CUtensorMap *map, uint64_t *full, int panels,
+                                                   int column, int head, int token) {
+#pragma unroll 1
+    for (int panel = 0; panel < panels; panel++)
+        copy_box(to + panel * CHUNK * 128, map, full, column + panel * 64, head, token);
+}
+template <class SHAPE, int KEY_SIZE, bool BY_KEY, int STAGES>
+static __device__ __forceinline__ void copy_near(const CUtensorMap *key_map, const CUtensorMap *value_map,
+                                                 const delta_run &run, const delta_text &text, int head, int column,
+                                                 char *shared, delta_control *control) {
     typedef typename SHAPE::record record;
     delta_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
     const int key_head = key_head_of(run, head);
     const char *from = run.records + ((int64_t)text.first_piece * run.heads + head) * record::bytes;
-    /* Of the record: to find states alone, without scores and queries. */
-    constexpr int first = SUMMARY ? (int)record::transform : 0;
-    constexpr int end = SUMMARY && BY_KEY ? (int)record::query : (int)record::bytes, again = SUMMARY && BY_KEY;
-    constexpr int tiles = BY_KEY ? again * record::tile : (SUMMARY ? 1 : 2) * record::tile;
     const int panels = column < run.value_size ? SHAPE::columns / 64 : 0; /* past the values: none */
 #pragma unroll 1
     for (int at = 0; at < text.tokens; at += CHUNK) {
-        char *stage = shared + ring.stage * SHAPE::stage;
-        uint64_t *full = &control->full[ring.stage];
-        barrier_wait(&control->free[ring.stage], ring.phase);
-        barrier_expect(full, record::factors_end - first + (end - record::small) + tiles + panels * CHUNK * 128);
-        if (!BY_KEY) {
+        char *stage = shared + ring.stage * SHAPE::near;
+        uint64_t *full = &control->near_full[ring.stage];
+        barrier_wait(&control->near_free[ring.stage], ring.phase);
+        barrier_expect(full, (int)record::factors_end - record::transform + (BY_KEY ? 2 : 1) * record::tile +
+                                 panels * CHUNK * 128);
+        if (BY_KEY)
+            copy_row(stage + SHAPE::read, from + record::read, full, record::tile);
+        else
+            copy_panels(stage + SHAPE::read, key_map, full, KEY_SIZE / 64, 0, key_head, text.token + at);
+        copy_panels(stage + SHAPE::value, value_map, full, panels, column, head, text.token + at);
+        copy_row(stage + SHAPE::transform, from + record::transform, full, record::factors_end - record::transform);
+        if (BY_KEY) copy_row(stage + SHAPE::write, from + record::write, full, record::tile);
+        from += (int64_t)run.heads * record::bytes;
+        ring.next();
+    }
+}
+template <class SHAPE, int KEY_SIZE, bool BY_KEY>
+static __device__ __forceinline__ void copy_far(const CUtensorMap *query_map, const delta_run &run,
+                                                const delta_text &text, int head, char *shared,
+                                                delta_control *control) {
+    typedef typename SHAPE::record record;
+    delta_ring<SHAPE::far_stages> ring = {0, 1};
+    const char *from = run.records + ((int64_t)text.first_piece * run.heads + head) * record::bytes;
 #pragma unroll 1
-            for (int panel = 0; panel < KEY_SIZE / 64; panel++) {
-                copy_box(stage + SHAPE::key + panel * CHUNK * 128, key_map, full, panel * 64, key_head,
-                         text.token + at);
-                if (!SUMMARY)
-                    copy_box(stage + SHAPE::query + panel * CHUNK * 128, query_map, full, panel * 64, key_head,
-                             text.token + at);
-            }
-        }
-        copy_row(stage + first, from + first, full, record::factors_end - first);
-        if (BY_KEY) copy_row(stage + record::small, from + record::small, full, end - record::small);
-        if (again) copy_row(stage + SHAPE::write, from + SHAPE::write, full, record::tile);
-#pragma unroll 1
-        for (int panel = 0; panel < panels; panel++)
-            copy_box(stage + SHAPE::value + panel * CHUNK * 128, value_map, full, column + panel * 64, head,
-                     text.token + at);
+    for (int at = 0; at < text.tokens; at += CHUNK) {
+        char *stage = shared + SHAPE::first_far + ring.stage * SHAPE::far;
+        uint64_t *full = &control->far_full[ring.stage];
+        barrier_wait(&control->far_free[ring.stage], ring.phase);
+        barrier_expect(full, SHAPE::far);
+        if (BY_KEY)
+            copy_row(stage + SHAPE::queries, from + record::query, full, record::tile);
+        else
+            copy_panels(stage + SHAPE::queries, query_map, full, KEY_SIZE / 64, 0, key_head_of(run, head),
+                        text.token + at);
+        copy_row(stage + SHAPE::scores, from + record::scores, full, SHAPE::queries - SHAPE::scores);
         from += (int64_t)run.heads * record::bytes;
         ring.next();
     }
@@ -137,14 +156,15 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     uint64_t tiles;          /* description of the first stage's */
     int head, column, group; /* column: of values, the group's first */
     int drained;             /* phase */
-    delta_ring<STAGES> ring;
+    delta_ring<STAGES> ring; /* near */
+    delta_ring<SHAPE::far_stages> far;
     float state[KEY_SIZE / 2], output[CHUNK / 2];
     uint32_t left[KEY_SIZE / 4];    /* the state in bf16 */
     uint32_t difference[CHUNK / 4]; /* of the chunk to come */
 
     /* Not kept: registers are short. */
     __device__ __forceinline__ delta_control *control() { return (delta_control *)(block_memory() + SHAPE::control); }
-    __device__ __forceinline__ char *stage() { return block_memory() + ring.stage * SHAPE::stage; }
+    __device__ __forceinline__ char *stage() { return block_memory() + ring.stage * SHAPE::near; }
     __device__ __forceinline__ int within() { return threadIdx.x / 32 % 4 * 16; }
 
     /* Rows after the last token belong to others: they weigh nothing, but nothing times infinity is not nothing. */
@@ -156,7 +176,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
                        piece_at(rows + i / (SHAPE::columns / 8), i % (SHAPE::columns / 8))) = {0, 0, 0, 0};
         if (!BY_KEY)
             for (int i = thread; i < (CHUNK - rows) * KEY_SIZE / 8; i += GROUPS * 128)
-                *(uint4 *)(at + SHAPE::key + piece_at(rows + i / (KEY_SIZE / 8), i % (KEY_SIZE / 8))) = {0, 0, 0, 0};
+                *(uint4 *)(at + SHAPE::read + piece_at(rows + i / (KEY_SIZE / 8), i % (KEY_SIZE / 8))) = {0, 0, 0, 0};
         stores_to_async();
         named_wait(1, GROUPS * 128);
     }
@@ -178,9 +198,12 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
         if (lane == 0) barrier_arrive(&control()->written[group]);
     }
 
-    /* The description of the tile at this byte of the stage; all tiles have panels of CHUNK rows of 128 bytes. */
+    /* The description of the tile at this byte of a stage; all tiles have panels of CHUNK rows of 128 bytes. */
     __device__ __forceinline__ uint64_t tile(int at) {
-        return tiles + (uint64_t)(ring.stage * (SHAPE::stage / 16) + at / 16);
+        return tiles + (uint64_t)(ring.stage * (SHAPE::near / 16) + at / 16);
+    }
+    __device__ __forceinline__ uint64_t far_tile(int at) {
+        return tiles + (uint64_t)(far.stage * (SHAPE::far / 16) + (SHAPE::first_far + at) / 16);
     }
     /* The product of the state, in bf16, with the keys of a chunk. */
     __device__ __forceinline__ void start_answer(float (&answer)[CHUNK / 2]) {
@@ -194,14 +217,14 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     __device__ __forceinline__ void start_queries() {
         hold(left), hold(output);
         products_open();
-        start_rows<KEY_SIZE, false>(output, left, tile(SHAPE::queries));
+        start_rows<KEY_SIZE, false>(output, left, far_tile(SHAPE::queries));
         products_commit();
         hold(output);
     }
     __device__ __forceinline__ void start_sum(float (&sum)[CHUNK / 2]) {
         hold(difference), hold(sum);
         products_open();
-        start_rows<CHUNK, false>(sum, difference, tile(record::transform));
+        start_rows<CHUNK, false>(sum, difference, tile(SHAPE::transform));
         products_commit();
         hold(sum);
     }
@@ -219,14 +242,14 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     __device__ __forceinline__ void start_output(uint32_t (&written)[CHUNK / 4]) {
         hold(output), hold(written);
         products_open();
-        start_rows<CHUNK, true>(output, written, tile(record::scores));
+        start_rows<CHUNK, true>(output, written, far_tile(SHAPE::scores));
         products_commit();
         hold(output);
     }
 
     /* Waits for the chunk of this stage, which starts at token `at` of the text. */
     __device__ __forceinline__ void meet(int at) {
-        barrier_wait(&control()->full[ring.stage], ring.phase);
+        barrier_wait(&control()->near_full[ring.stage], ring.phase);
         if (at + CHUNK > tokens) clear_rows(tokens - at);
     }
     /* Past the values a summary has columns of the identity, which nothing is written to. */
@@ -240,17 +263,20 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             for (int i = 0; i < CHUNK / 4; i++) value[i] = 0;
         else
             load_values(value, tiles + SHAPE::value, group * 64 + within());
-        if (!BY_KEY) load_factors(by, (const float *)(tiles + record::factors) + FACTOR_READ);
+        if (!BY_KEY) load_factors(by, (const float *)(tiles + SHAPE::factors) + FACTOR_READ);
     }
 
     /* The chunk that starts at token `at`, up to the differences of the next. */
     __device__ __forceinline__ void step(int at) {
-        const float *factors = (const float *)(stage() + record::factors);
+        const float *factors = (const float *)(stage() + SHAPE::factors);
         float answer[CHUNK / 2], sum[CHUNK / 2], by[CHUNK / 4] = {};
         uint32_t value[CHUNK / 4], written[CHUNK / 4], plain[CHUNK / 4];
 
         start_sum(sum);
-        if constexpr (!SUMMARY) start_queries();
+        if constexpr (!SUMMARY) {
+            barrier_wait(&control()->far_full[far.stage], far.phase);
+            start_queries();
+        }
         if (!BY_KEY) load_factors(by, factors + FACTOR_WRITE);
         products_wait<SUMMARY ? 0 : 1>();
         hold(sum), hold(difference);
@@ -275,13 +301,15 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
         } /* else the last tile of keys once more, for nothing */
         products_wait<SUMMARY ? 0 : 1>();
         hold(state), hold(written);
+        if (threadIdx.x % 32 == 0) barrier_arrive(&control()->near_free[here]);
 
         start_answer(answer);
         if constexpr (!SUMMARY) {
             products_wait<1>();
             hold(output), hold(plain);
+            if (threadIdx.x % 32 == 0) barrier_arrive(&control()->far_free[far.stage]);
+            far.next();
         }
-        if (threadIdx.x % 32 == 0) barrier_arrive(&control()->free[here]);
         if constexpr (!SUMMARY) {
             if (run.float32)
                 store_float32(output, run, token + at, min((int)CHUNK, tokens - at), head, column + within());
@@ -289,7 +317,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
                 leave();
         }
         take(value, by, stage());
-        decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + record::factors), at + CHUNK >= tokens);
+        decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + SHAPE::factors), at + CHUNK >= tokens);
         hold(state);
         products_wait<0>();
         hold(answer), hold(left);
@@ -321,7 +349,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     __device__ __forceinline__ void walk() {
         begin();
         tiles = tile_descriptor<KEY_SIZE, CHUNK>(block_memory());
-        ring = {0, 0};
+        ring = {0, 0}, far = {0, 0};
         drained = 1; /* the first wait passes at once */
         if (tokens > 0) {
             float answer[CHUNK / 2], by[CHUNK / 4] = {};
@@ -331,7 +359,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
             take(value, by, stage());
             products_wait<0>();
             hold(answer), hold(left);
-            decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + record::factors), false);
+            decay_state<KEY_SIZE, BY_KEY>(state, (const float *)(stage() + SHAPE::factors), false);
             differ<!BY_KEY>(difference, value, answer, by);
 #pragma unroll 1
             for (int at = 0; at < tokens; at += CHUNK) step(at);
@@ -354,8 +382,12 @@ static __global__ void __maxnreg__((delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES
     const delta_text *text = (SUMMARY ? run.parts : run.texts) + blockIdx.x / slices / run.heads;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
-            barrier_open(&control->full[stage], 1);
-            barrier_open(&control->free[stage], 4 * GROUPS);
+            barrier_open(&control->near_full[stage], 1);
+            barrier_open(&control->near_free[stage], 4 * GROUPS);
+        }
+        for (int stage = 0; stage < shape::far_stages; stage++) {
+            barrier_open(&control->far_full[stage], 1);
+            barrier_open(&control->far_free[stage], 4 * GROUPS);
         }
         for (int g = 0; g < GROUPS; g++) {
             barrier_open(&control->written[g], 4);
@@ -368,8 +400,10 @@ static __global__ void __maxnreg__((delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES
         const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
         registers_less<shape::copy_registers>();
         if (threadIdx.x == 0)
-            copy_chunks<shape, KEY_SIZE, BY_KEY, SUMMARY, STAGES>(&query_map, &key_map, &value_map, run, *text, head,
-                                                                  slice * shape::columns, shared, control);
+            copy_near<shape, KEY_SIZE, BY_KEY, STAGES>(&key_map, &value_map, run, *text, head, slice * shape::columns,
+                                                       shared, control);
+        if (threadIdx.x == 96 && !SUMMARY)
+            copy_far<shape, KEY_SIZE, BY_KEY>(&query_map, run, *text, head, shared, control);
         if (warp > 0 && warp <= GROUPS && !SUMMARY && !run.float32)
             store_outputs(run, *text, head, slice * shape::columns + (warp - 1) * 64,
                           shared + shape::scratch + (warp - 1) * 8192, &control->written[warp - 1],
@@ -452,7 +486,7 @@ template <int KEY_SIZE, bool BY_KEY, int STAGES>
 static ln_cuda_code delta_summarise(void *const *arguments, int64_t parts, int64_t joins, void *stream) {
     const delta_run &run = *(const delta_run *)arguments[3];
     const int64_t slices = (run.value_size + KEY_SIZE) / 128;
-    constexpr int stages = BY_KEY ? 2 : STAGES;
+    constexpr int stages = BY_KEY ? 2 : 3;
     const ln_cuda_code code =
         delta_hopper_start<KEY_SIZE, 2, BY_KEY, true, stages>(arguments, parts * run.heads * slices, stream);
     if (code) return code;

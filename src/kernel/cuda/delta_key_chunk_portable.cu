@@ -15,8 +15,8 @@ static __global__ void __launch_bounds__(KEY_THREADS<KEY_SIZE>, 3)
 }
 
 template <int KEY_SIZE> static ln_cuda_code start_key_chunks(const delta_run &run, void *stream) {
-    return launch(delta_key_chunks<KEY_SIZE>, dim3((unsigned)(run.piece_count * run.heads)), dim3(KEY_THREADS<KEY_SIZE>),
-                  (int)sizeof(delta_key_shared<KEY_SIZE>), stream, run);
+    return launch(delta_key_chunks<KEY_SIZE>, dim3((unsigned)(run.piece_count * run.heads)),
+                  dim3(KEY_THREADS<KEY_SIZE>), (int)sizeof(delta_key_shared<KEY_SIZE>), stream, run);
 }
 
 } // namespace ln

@@ -17,10 +17,11 @@ enum { STEEP = 116, LARGE = 1024 };
 template <int KEY_SIZE> static constexpr int KEY_THREADS = 2 * KEY_SIZE;
 
 template <int KEY_SIZE> struct delta_key_shared {
-    char key[CHUNK * KEY_SIZE * 2], query[CHUNK * KEY_SIZE * 2]; /* as read, then times e^g; at last blocks of T on their way */
-    char write[CHUNK * KEY_SIZE * 2];                            /* keys times e^(total - g) */
-    float decay[4][KEY_SIZE], inverse[4][KEY_SIZE];              /* of blocks: e^total, e^-total */
-    float diagonal[INVERT_FLOATS], below[6][256];                /* A; below as operands */
+    char key[CHUNK * KEY_SIZE * 2],
+        query[CHUNK * KEY_SIZE * 2];                /* as read, then times e^g; at last blocks of T on their way */
+    char write[CHUNK * KEY_SIZE * 2];               /* keys times e^(total - g) */
+    float decay[4][KEY_SIZE], inverse[4][KEY_SIZE]; /* of blocks: e^total, e^-total */
+    float diagonal[INVERT_FLOATS], below[6][256];   /* A; below as operands */
     float strength[CHUNK], key_norm[CHUNK], query_norm[CHUNK];
     int exact[4]; /* of a block on the diagonal */
 };
@@ -79,8 +80,8 @@ static __device__ __forceinline__ void norm_rows(delta_key_shared<KEY_SIZE> *sha
 
 /* The decays of a channel in the blocks before and after one. */
 template <int KEY_SIZE>
-static __device__ __forceinline__ void around(float2 &before, float2 &after,
-                                              const delta_key_shared<KEY_SIZE> *shared, int block, int column) {
+static __device__ __forceinline__ void around(float2 &before, float2 &after, const delta_key_shared<KEY_SIZE> *shared,
+                                              int block, int column) {
     before = after = {1, 1};
 #pragma unroll
     for (int b = 0; b < 4; b++) {
@@ -113,8 +114,8 @@ static __device__ __forceinline__ void decay_tiles(delta_key_shared<KEY_SIZE> *s
         float2 key = {low_of(keys) * key_norm, high_of(keys) * key_norm},
                query = {low_of(queries) * query_norm, high_of(queries) * query_norm};
         if (!run.normalise)
-            large = large || !(fabsf(key.x) < LARGE && fabsf(key.y) < LARGE && fabsf(query.x) < LARGE &&
-                               fabsf(query.y) < LARGE);
+            large = large ||
+                    !(fabsf(key.x) < LARGE && fabsf(key.y) < LARGE && fabsf(query.x) < LARGE && fabsf(query.y) < LARGE);
         const float2 after = {key.x * exponential(total.x - gate.x), key.y * exponential(total.y - gate.y)};
         const float2 since = {exponential(gate.x), exponential(gate.y)};
         key.x *= since.x, key.y *= since.y, query.x *= since.x, query.y *= since.y;
@@ -168,18 +169,17 @@ static __device__ __forceinline__ void multiply_block(float (&block)[8], const d
 template <int EACH>
 static __device__ __forceinline__ void load_channels(float (&to)[EACH], const ln_cuda_tensor &from, int64_t token,
                                                      int head, float by) {
-    const __nv_bfloat16 *at =
-        (const __nv_bfloat16 *)from.data + token * from.token_stride + head * from.head_stride + threadIdx.x % 32 * EACH;
+    const __nv_bfloat16 *at = (const __nv_bfloat16 *)from.data + token * from.token_stride + head * from.head_stride +
+                              threadIdx.x % 32 * EACH;
 #pragma unroll
     for (int i = 0; i < EACH; i++) to[i] = __bfloat162float(at[i]) * by;
 }
 
 /* A block on the diagonal, pair by pair: the decays between them are summed on the way from one to the other. */
 template <int KEY_SIZE>
-static __device__ __forceinline__ void multiply_exact(float (&block)[8], const delta_key_shared<KEY_SIZE> *shared,
-                                                      const ln_cuda_tensor &left, const float *left_norm,
-                                                      const delta_run &run, float scale, int head,
-                                                      const delta_piece &piece, int i) {
+static __device__ __forceinline__ void
+multiply_exact(float (&block)[8], const delta_key_shared<KEY_SIZE> *shared, const ln_cuda_tensor &left,
+               const float *left_norm, const delta_run &run, float scale, int head, const delta_piece &piece, int i) {
     constexpr int each = KEY_SIZE / 32;
     const int lane = threadIdx.x % 32, key_head = key_head_of(run, head);
     const int end = min(piece.rows - 16 * i, 16);
@@ -195,7 +195,8 @@ static __device__ __forceinline__ void multiply_exact(float (&block)[8], const d
             load_channels<each>(x, left, token, key_head, left_norm[16 * i + row]);
 #pragma unroll
             for (int c = 0; c < each; c++) {
-                if (row > column) gate[c] += gate_of(run.decay[(token * run.heads + head) * KEY_SIZE + lane * each + c]);
+                if (row > column)
+                    gate[c] += gate_of(run.decay[(token * run.heads + head) * KEY_SIZE + lane * each + c]);
                 sum += x[c] * key[c] * exponential(gate[c]);
             }
 #pragma unroll
@@ -210,14 +211,14 @@ static __device__ __forceinline__ void multiply_exact(float (&block)[8], const d
 /* Block (i, j) of P, or of A, by one warp. */
 template <int KEY_SIZE>
 static __device__ __forceinline__ void make_block(delta_key_shared<KEY_SIZE> *shared, const delta_run &run,
-                                                  const delta_piece &piece, int head, char *scores, bool query,
-                                                  int i, int j) {
+                                                  const delta_piece &piece, int head, char *scores, bool query, int i,
+                                                  int j) {
     const int lane = threadIdx.x % 32;
     float block[8] = {};
     if (j == i && shared->exact[i])
         multiply_exact<KEY_SIZE>(block, shared, query ? run.query : run.key,
-                                 query ? shared->query_norm : shared->key_norm, run, query ? run.scale : 1, head,
-                                 piece, i);
+                                 query ? shared->query_norm : shared->key_norm, run, query ? run.scale : 1, head, piece,
+                                 i);
     else
         multiply_block<KEY_SIZE>(block, shared, query ? shared->query : shared->key, i, j);
 #pragma unroll
@@ -251,7 +252,8 @@ static __device__ __forceinline__ void make_blocks(delta_key_shared<KEY_SIZE> *s
 
 /* Column J of blocks of T, by one warp. */
 template <int KEY_SIZE, int J>
-static __device__ __forceinline__ void make_key_column(char *to, char *stage, const delta_key_shared<KEY_SIZE> *shared) {
+static __device__ __forceinline__ void make_key_column(char *to, char *stage,
+                                                       const delta_key_shared<KEY_SIZE> *shared) {
     const int lane = threadIdx.x % 32;
     uint32_t packed[10][4];
     float block[10][8];
@@ -271,8 +273,8 @@ static __device__ __forceinline__ void make_key_column(char *to, char *stage, co
 
 /* T and P: the blocks on the diagonal are inverted while others still make blocks. */
 template <int KEY_SIZE>
-static __device__ __forceinline__ void make_lower(char *to, delta_key_shared<KEY_SIZE> *shared,
-                                                      const delta_run &run, const delta_piece &piece, int head) {
+static __device__ __forceinline__ void make_lower(char *to, delta_key_shared<KEY_SIZE> *shared, const delta_run &run,
+                                                  const delta_piece &piece, int head) {
     typedef delta_record<KEY_SIZE, true> record;
     const int warp = threadIdx.x / 32;
     make_blocks<KEY_SIZE>(shared, run, piece, head, to + record::scores, 0, 16, 0);

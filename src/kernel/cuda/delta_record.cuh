@@ -1,6 +1,6 @@
-/* Owns: the record of one chunk and head with one decay a head (delta_chunk.cuh): decays go on the products of keys with
- * keys and queries, blocks of 16 x 16 that value heads of a key head share; the inverse is taken where the first lie
- * (delta_invert.cuh). */
+/* Owns: the record of one chunk and head with one decay a head (delta_chunk.cuh): decays go on the products of keys
+ * with keys and queries, blocks of 16 x 16 that value heads of a key head share; the inverse is taken where the first
+ * lie (delta_invert.cuh). */
 #ifndef LN_KERNEL_CUDA_DELTA_RECORD_CUH
 #define LN_KERNEL_CUDA_DELTA_RECORD_CUH
 
@@ -53,7 +53,7 @@ static __device__ __forceinline__ delta_pair read_tokens(const delta_run &run, c
 /* Decays as read become G. */
 static __device__ __forceinline__ void sum_tokens(delta_pair &pair) {
     const int lane = threadIdx.x % 32;
-    float (&gate)[2] = pair.gate;
+    float(&gate)[2] = pair.gate;
     gate[0] = gate_of(gate[0]);
     gate[1] = gate_of(gate[1]) + gate[0];
     float sum = gate[1];
