@@ -191,8 +191,6 @@ static __device__ __forceinline__ void pairs_far(const delta_backward_run &run, 
 
 template <int KEY>
 static __global__ void __launch_bounds__(128) delta_channel_pairs(const __grid_constant__ delta_backward_run run) {
-    let_next_start();
-    wait_for_previous();
     typedef channel_pairs_shape<KEY> shape;
     char *shared = block_memory();
     float *record = (float *)(shared + shape::RECORDS), *gamma = (float *)(shared + shape::GAMMA_AT),
@@ -469,8 +467,6 @@ template <class ENGINE, int KEY, int ROLE> struct inside_channel : inside<ENGINE
 template <class ENGINE, int KEY>
 static __global__ void __launch_bounds__(2 * KEY * 2, 1)
     delta_channel_inside(const __grid_constant__ delta_backward_run run) {
-    let_next_start();
-    wait_for_previous();
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (group % 2 == 0)
         start_steps<inside_channel<ENGINE, KEY, 0>>(run, group / 2);

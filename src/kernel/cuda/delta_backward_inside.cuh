@@ -554,8 +554,6 @@ template <class STEPS> static __device__ __forceinline__ void start_steps(const 
 /* Blocks stay and take chunk after chunk: sums over value heads need little room, and copies never pause. */
 template <class ENGINE, int KEY, int STAGES>
 static __global__ void __launch_bounds__(2 * KEY * 2, 1) delta_inside(const __grid_constant__ delta_backward_run run) {
-    let_next_start();
-    wait_for_previous();
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (group % 2 == 0)
         start_steps<inside<ENGINE, KEY, STAGES, false, 0>>(run, group / 2);

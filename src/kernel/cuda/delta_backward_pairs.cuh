@@ -329,8 +329,6 @@ static __device__ __forceinline__ void make_pairs(char *to, float *scratch, cons
 template <int KEY, int WARPS>
 static __global__ void __launch_bounds__(32 * WARPS, WARPS == 2 ? 6 : 2)
     delta_pairs(const __grid_constant__ delta_backward_run run) {
-    let_next_start();
-    wait_for_previous();
     pairs_shared<KEY, WARPS> *shared = (pairs_shared<KEY, WARPS> *)block_memory();
     const int parts = (run.group + WARPS - 1) / WARPS, warp = threadIdx.x / 32,
               member = blockIdx.x % parts * WARPS + warp, key_head = blockIdx.x / parts % run.key_heads,

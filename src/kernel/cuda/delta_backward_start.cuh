@@ -28,18 +28,18 @@ template <class ENGINE, int KEY, int STAGES> struct chunk_kernels<ENGINE, KEY, f
     static ln_cuda_code start_pairs(const delta_backward_run &run, void *stream) {
         const int blocks = run.chunk_count * run.key_heads;
         if (run.group <= 2)
-            return launch_early(delta_pairs<KEY, 2>, dim3((unsigned)blocks), dim3(64),
-                                (int)sizeof(pairs_shared<KEY, 2>), stream, run);
-        return launch_early(delta_pairs<KEY, 4>, dim3((unsigned)(blocks * ((run.group + 3) / 4))), dim3(128),
-                            (int)sizeof(pairs_shared<KEY, 4>), stream, run);
+            return launch(delta_pairs<KEY, 2>, dim3((unsigned)blocks), dim3(64), (int)sizeof(pairs_shared<KEY, 2>),
+                          stream, run);
+        return launch(delta_pairs<KEY, 4>, dim3((unsigned)(blocks * ((run.group + 3) / 4))), dim3(128),
+                      (int)sizeof(pairs_shared<KEY, 4>), stream, run);
     }
 };
 template <class ENGINE, int KEY, int STAGES> struct chunk_kernels<ENGINE, KEY, true, STAGES> {
     enum { PAIRS_BYTES = channel_pairs_shape<KEY>::BYTES, BYTES = inside_channel<ENGINE, KEY, 0>::BYTES };
     static constexpr auto chunk = delta_channel_inside<ENGINE, KEY>;
     static ln_cuda_code start_pairs(const delta_backward_run &run, void *stream) {
-        return launch_early(delta_channel_pairs<KEY>, dim3((unsigned)(run.chunk_count * run.heads)), dim3(128),
-                            (int)PAIRS_BYTES, stream, run);
+        return launch(delta_channel_pairs<KEY>, dim3((unsigned)(run.chunk_count * run.heads)), dim3(128),
+                      (int)PAIRS_BYTES, stream, run);
     }
 };
 
@@ -55,12 +55,11 @@ static ln_cuda_code delta_backward_start(const void *argument, void *stream) {
         code = launch(delta_narrow, dim3((unsigned)run.multiprocessors * 8), dim3(256), 0, stream, run);
     if (!code && tasks) code = kernels::start_pairs(run, stream);
     if (!code)
-        code = launch_early(delta_walk<ENGINE, KEY, CHANNEL, WALK_STAGES>, dim3((unsigned)walks), dim3(256),
-                            (int)steps::BYTES, stream, run);
+        code = launch(delta_walk<ENGINE, KEY, CHANNEL, WALK_STAGES>, dim3((unsigned)walks), dim3(256),
+                      (int)steps::BYTES, stream, run);
     if (!code && tasks)
-        code =
-            launch_early(kernels::chunk, dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)),
-                         dim3(2 * KEY * 2), (int)kernels::BYTES, stream, run);
+        code = launch(kernels::chunk, dim3((unsigned)(blocks < run.multiprocessors ? blocks : run.multiprocessors)),
+                      dim3(2 * KEY * 2), (int)kernels::BYTES, stream, run);
     return code;
 }
 

@@ -69,12 +69,13 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
         const int thread = threadIdx.x % COPIERS, keys = CHANNEL ? (BACKWARD ? 3 : 2) * PANELS * PANEL : 0;
         uint64_t *full = full_of(stage);
         /* Of the record what comes before and with STRENGTH, and END. */
-        const int factors = GAMMA * 4, ends = CHANNEL ? KEY * 4 : 16;
+        const int factors = (CHANNEL ? RECORD : GAMMA) * 4, ends = CHANNEL ? 0 : 16;
         ENGINE::expect(full, keys + factors + ends, thread);
         load_pairs(to + INVERSE, run.pairs + at * 2 * PANEL);
         if (BACKWARD) load_pairs(to + WEIGHTS, run.pairs + at * 2 * PANEL + PANEL);
         ENGINE::template copy<COPIERS>(to + FACTORS, run.records + at * RECORD, factors, full, thread);
-        ENGINE::template copy<COPIERS>(to + FACTORS + END * 4, run.records + at * RECORD + END, ends, full, thread);
+        if (!CHANNEL)
+            ENGINE::template copy<COPIERS>(to + FACTORS + END * 4, run.records + at * RECORD + END, ends, full, thread);
         if (CHANNEL) {
             ENGINE::template copy<COPIERS>(to, run.keys + at * 3 * PANELS * PANEL, keys, full, thread);
         } else {
@@ -282,8 +283,6 @@ template <class ENGINE, int KEY, bool CHANNEL, int STAGES> struct walk {
 template <class ENGINE, int KEY, bool CHANNEL, int STAGES>
 static __global__ void __launch_bounds__(256, 1) delta_walk(const __grid_constant__ delta_backward_run run) {
     typedef walk<ENGINE, KEY, CHANNEL, STAGES> steps;
-    let_next_start();
-    wait_for_previous();
     const int task = blockIdx.x / 2, slice = task % run.slices, head = task / run.slices % run.heads,
               sequence = task / run.slices / run.heads;
     steps w = {run, block_memory(), head, slice, sequence, run.first_chunk[sequence], run.first_chunk[sequence + 1]};

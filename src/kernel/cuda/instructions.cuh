@@ -179,7 +179,7 @@ static __device__ __forceinline__ void add_product_tf32(float *sum, const uint32
 /* As __syncthreads(), for all `threads` of a block whose warps wait at different places of the code: the
  * named barrier 1. */
 static __device__ __forceinline__ void block_wait(int threads) {
-    asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+    asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
 /* ---- between blocks ---- */
