@@ -187,7 +187,7 @@ static void compare_within(const setting *s, int matrix, const void *fetched, bo
                            const char *kernel, double bound) {
     const work *w = s->of;
     const int64_t rows = w->rows[matrix], count = w->tokens * rows;
-    double *got = malloc((size_t)count * sizeof *got), *want = malloc((size_t)count * sizeof *want);
+    double *got = calloc((size_t)count, sizeof *got), *want = calloc((size_t)count, sizeof *want);
     bool gaps = true;
     for (int64_t t = 0; t < w->tokens; t++) {
         for (int64_t r = 0; r < rows; r++) {
