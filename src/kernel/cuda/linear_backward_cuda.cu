@@ -23,11 +23,10 @@ static ln_cuda_code plan_walk(const ln_cuda_linear *walk, const ln_cuda_device *
 }
 
 static void walks_of(const ln_cuda_linear *l, ln_cuda_linear_gradient_plan *plan) {
-    const bool keys = l->decay == LN_CUDA_LINEAR_KEY;
     plan->states = *l;
     plan->states.output_float32 = true;
-    plan->states.normalise = false;
-    plan->states.state_gap = l->normalise ? l->key_size + 1 : 0;
+    plan->states.normalise = LN_CUDA_SUM_NONE;
+    plan->states.state_gap = ln_cuda_linear_state_floats(l) - l->key_size * l->value_size;
     plan->query = plan->key = plan->value = plan->states;
     plan->states.state_kept = plan->value.state_kept = true;
 
@@ -37,7 +36,8 @@ static void walks_of(const ln_cuda_linear *l, ln_cuda_linear_gradient_plan *plan
     q->query_whole = q->key_whole = k->query_whole = k->key_whole = true;
     q->value_shared = k->value_shared = true;
     q->state_turned = k->state_turned = true;
-    if (keys) q->decay = k->decay = LN_CUDA_LINEAR_VALUE;
+    if (l->decay == LN_CUDA_LINEAR_KEY) q->decay = k->decay = LN_CUDA_LINEAR_VALUE;
+    if (l->decay == LN_CUDA_LINEAR_VALUE) q->decay = k->decay = LN_CUDA_LINEAR_KEY;
     k->reverse = v->reverse = true;
     k->state_divisor = v->state_divisor = l->scale;
 }
@@ -54,11 +54,9 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
     const bool walk_itself = linear->reverse || linear->query_whole || linear->key_whole || linear->value_shared ||
                              linear->state_turned || linear->state_kept || linear->state_divisor != 0 ||
                              linear->state_gap;
-    if (walk_itself || linear->decay == LN_CUDA_LINEAR_VALUE || !(fabsf(linear->scale) > 0) || linear->key_size > 256) {
-        snprintf(
-            plan->why, sizeof plan->why,
-            "no gradient of reversed time, of a normaliser, of decays of values, of a scale of 0 or of keys of more "
-            "than 256 elements");
+    if (walk_itself || !(fabsf(linear->scale) > 0) || linear->key_size > 256) {
+        snprintf(plan->why, sizeof plan->why,
+                 "no gradient of reversed time, of a scale of 0 or of keys of more than 256 elements");
         return LN_CUDA_UNSUPPORTED;
     }
     walks_of(linear, plan);
@@ -86,6 +84,7 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
     plan->query_rows_at = place(&at, rows * linear->key_size * 4);
     plan->key_rows_at = place(&at, rows * linear->key_size * 4);
     plan->value_rows_at = place(&at, rows * linear->value_size * 4);
+    plan->output_rows_at = place(&at, linear->decay == LN_CUDA_LINEAR_VALUE ? rows * linear->value_size * 4 : 0);
     plan->along_at = place(&at, rows * 4);
     plan->skip_at = place(&at, rows * 4);
     if (linear->normalise) {
@@ -154,11 +153,15 @@ static ln_cuda_linear_finish finish_of(const ln_cuda_linear *l, const ln_cuda_li
     finish.query_rows = (const float *)(at + plan->query_rows_at);
     finish.key_rows = (const float *)(at + plan->key_rows_at);
     finish.value_rows = (const float *)(at + plan->value_rows_at);
+    finish.output_rows = (const float *)(at + plan->output_rows_at);
     finish.along = (float *)(at + plan->along_at);
     finish.skip = (float *)(at + plan->skip_at);
     finish.before = ln_cuda_linear_kept(&plan->states, &plan->states_plan, at + plan->states_at);
     finish.after = ln_cuda_linear_kept(&plan->value, &plan->value_plan, at + plan->value_at);
     finish.tokens = l->offsets[l->sequences];
+    finish.state_floats = ln_cuda_linear_state_floats(l);
+    finish.normalise = l->normalise;
+    finish.sequences = (int)l->sequences;
     finish.heads = (int)l->heads;
     finish.key_heads = (int)l->key_heads;
     finish.group = (int)(l->heads / l->key_heads);
@@ -181,6 +184,7 @@ static ln_cuda_vector_scan scan_of(const ln_cuda_linear *l, const ln_cuda_linear
     scan.factor = tensors->write;
     if (reverse) scan.factor = {(const float *)(at + plan->dot_gradient_at), l->heads, 1};
     scan.scale = reverse ? l->scale : 1;
+    scan.state_slots = tensors->state_slots;
     scan.head_floats = ln_cuda_linear_state_floats(l);
     scan.sums = (float *)(at + (reverse ? plan->sums_back_at : plan->sums_at));
     scan.logs = scan.sums + plan->slots * l->key_size;
@@ -246,11 +250,13 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
     if (!workspace || (uintptr_t)workspace % 256 || !gradients_right(linear, gradients)) return LN_CUDA_ARGUMENT;
     char *at = (char *)workspace;
     if (linear->normalise && linear->offsets[linear->sequences] > 0 &&
-        (!tensors->maximum.data || !ln_cuda_tensor_right(&tensors->output, linear->output_float32 ? 4 : 2)))
+        ((linear->normalise == LN_CUDA_SUM_MAXIMUM && !tensors->maximum.data) || !ln_cuda_tensor_right(&tensors->output, linear->output_float32 ? 4 : 2)))
         return LN_CUDA_ARGUMENT;
     ln_cuda_linear_finish finish = finish_of(linear, plan, tensors, gradients, at);
     ln_cuda_linear_tensors walk = *tensors; /* the forward run's inputs, in the walks' places */
+    const bool values = linear->decay == LN_CUDA_LINEAR_VALUE, keys = linear->decay == LN_CUDA_LINEAR_KEY;
     walk.output = {};
+    if (values) walk.output = rows_at(at + plan->output_rows_at, linear->heads, linear->value_size);
     walk.state_out = NULL;
     walk.skip = NULL;
     walk.maximum = {};
@@ -275,9 +281,8 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
 
     if (!code && linear->normalise) code = add_dots(linear, plan, tensors, gradients, at, stream);
     if (!code) code = ln_cuda_linear_finish_rows(&finish, stream);
-    const bool keys = linear->decay == LN_CUDA_LINEAR_KEY;
-    if (!code && (keys ? gradients->decay.data != NULL : gradients->token_decay != NULL))
+    if (!code && (keys || values ? gradients->decay.data != NULL : gradients->token_decay != NULL))
         code = ln_cuda_linear_finish_decays(&finish, (const ln_cuda_linear_task *)(at + plan->tasks_at),
-                                            (int)plan->tasks, keys, stream);
-    return code;
+                                            (int)plan->tasks, linear->decay, stream);
+    return code || !gradients->ends ? code : ln_cuda_linear_finish_ends(&finish, stream);
 }

@@ -169,6 +169,55 @@ static __global__ void __launch_bounds__(DECAY_THREADS)
     }
 }
 
+/* A warp a channel of values for the states' product, then a thread a channel. */
+static __global__ void __launch_bounds__(DECAY_THREADS)
+    finish_value_decays(const __grid_constant__ ln_cuda_linear_finish f, const ln_cuda_linear_task *tasks) {
+    float *sums = (float *)block_memory(); /* [value_size] */
+    const ln_cuda_linear_task task = tasks[blockIdx.x];
+    if (task.tokens == 0) return;
+    const int64_t behind = task.first + task.tokens;
+    const float *state = state_behind(f, task), *gradient = gradient_behind(f, task);
+    const ln_cuda_tensor &decays = f.tensors.decay, &to = f.gradients.decay;
+    for (int v = threadIdx.x / 32; v < f.value_size; v += DECAY_THREADS / 32) {
+        float dot = 0;
+        for (int k = threadIdx.x % 32; k < f.key_size; k += 32)
+            dot += state[v * f.key_size + k] * as_taken(gradient[v * f.key_size + k]);
+        dot = sum_warp(dot);
+        if (threadIdx.x % 32 == 0) sums[v] = dot * f.scale;
+    }
+    __syncthreads();
+    for (int channel = threadIdx.x; channel < f.value_size; channel += DECAY_THREADS) {
+        float sum = sums[channel];
+        if (behind < task.end)
+            sum *= exponential(decay_log(
+                ((const float *)decays.data)[behind * decays.token_stride + task.head * decays.head_stride + channel]));
+        for (int64_t token = behind - 1; token >= task.first; token--) {
+            const int64_t at = (token * f.heads + task.head) * f.value_size + channel;
+            sum += bf16_at(f.gradients.output, token, task.head, channel) * f.output_rows[at] -
+                   bf16_at(f.tensors.value, token, task.head, channel) * f.value_rows[at];
+            ((float *)to.data)[token * to.token_stride + task.head * to.head_stride + channel] = sum;
+        }
+    }
+}
+
+/* One block a sequence and head. Of a sequence's last state, [value][key] in its slot. */
+static __global__ void __launch_bounds__(DECAY_THREADS) finish_ends(const __grid_constant__ ln_cuda_linear_finish f) {
+    float *parts = (float *)block_memory();
+    const int chain = blockIdx.x, sequence = chain / f.heads, numbers = f.key_size * f.value_size;
+    const int64_t slot = f.before.chains[chain][0] + f.before.chains[chain][1] - 1;
+    const float *state = f.before.data + slot * f.before.floats,
+                *gradient = f.gradients.state_out +
+                            (slot_of_sequence(f.tensors.state_slots, sequence) * f.heads + chain % f.heads) *
+                                f.state_floats;
+    float dot = 0;
+    for (int i = threadIdx.x; i < numbers; i += DECAY_THREADS)
+        dot += state[i % f.value_size * f.key_size + i / f.value_size] * gradient[i];
+    for (int k = threadIdx.x; f.sums && k < f.key_size; k += DECAY_THREADS)
+        dot += f.sums[slot * f.key_size + k] * gradient[numbers + k];
+    dot = sum_block(dot, parts);
+    if (threadIdx.x == 0) f.gradients.ends[chain] = dot;
+}
+
 static __global__ void __launch_bounds__(DECAY_THREADS) finish_skip(const __grid_constant__ ln_cuda_linear_finish f) {
     float *parts = (float *)block_memory(), sum = 0;
     for (int64_t token = threadIdx.x; token < f.tokens; token += DECAY_THREADS)
@@ -194,10 +243,19 @@ ln_cuda_code ln_cuda_linear_finish_rows(const ln_cuda_linear_finish *finish, voi
 }
 
 ln_cuda_code ln_cuda_linear_finish_decays(const ln_cuda_linear_finish *finish, const ln_cuda_linear_task *tasks,
-                                          int task_count, bool of_keys, void *stream) {
-    if (of_keys)
+                                          int task_count, ln_cuda_linear_decay decay, void *stream) {
+    if (decay == LN_CUDA_LINEAR_VALUE)
+        return launch(finish_value_decays, dim3((unsigned)task_count), dim3(DECAY_THREADS), finish->value_size * 4,
+                      stream, *finish, tasks);
+    if (decay == LN_CUDA_LINEAR_KEY)
         return launch(finish_key_decays, dim3((unsigned)task_count), dim3((unsigned)finish->key_size), 0, stream,
                       *finish, tasks);
     return launch(finish_token_decays, dim3((unsigned)task_count), dim3(DECAY_THREADS), DECAY_THREADS / 32 * 4, stream,
                   *finish, tasks);
+}
+
+ln_cuda_code ln_cuda_linear_finish_ends(const ln_cuda_linear_finish *finish, void *stream) {
+    if (!finish->gradients.state_out) return LN_CUDA_ARGUMENT;
+    return launch(finish_ends, dim3((unsigned)(finish->sequences * finish->heads)), dim3(DECAY_THREADS),
+                  DECAY_THREADS / 32 * 4, stream, *finish);
 }
