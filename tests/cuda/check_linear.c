@@ -15,7 +15,7 @@ typedef struct work {
     int tokens[SEQUENCES]; /* ended by a count of 0 after the first; -1: an empty sequence */
     ln_cuda_linear_decay decay;
     range range;
-    bool constant; /* one decay of a head */
+    bool constant;                                                            /* one decay of a head */
     bool tiled, write, skip, reverse, float32, state, infinite, whole, slots; /* slots: the last sequence's is 0 */
     ln_cuda_linear_sum normalise;
     int layout, segment;

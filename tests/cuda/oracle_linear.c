@@ -9,9 +9,9 @@ typedef struct work {
     const char *name;
     int heads, key_heads, key_size, value_size;
     int tokens[SEQUENCES];
-    bool keys, values; /* decays of keys or values, not of tokens */
-    double strength; /* of decays: up to so much a token; 0: none */
-    bool hard;       /* some decays are 0, -88 and -inf */
+    bool keys, values;                              /* decays of keys or values, not of tokens */
+    double strength;                                /* of decays: up to so much a token; 0: none */
+    bool hard;                                      /* some decays are 0, -88 and -inf */
     bool tiled, write, skip, state, float32, slots; /* slots: the last sequence's state lies first */
     ln_cuda_linear_sum normalise;
     int layout;
@@ -85,7 +85,7 @@ typedef struct problem {
         output;                             /* given; decay [token][head][1 or key_size] */
     tensor output_gradient, state_gradient; /* given */
     tensor query_out, key_out, value_out, decay_out, write_out, skip_out, state_out, maximum_out;
-    int64_t *slots;                  /* on the device */
+    int64_t *slots; /* on the device */
     const ln_cuda_linear_gradient_plan *plan;
     void *workspace;
 } problem;
@@ -219,7 +219,8 @@ static ln_cuda_code backward(void *context, void *stream) {
     const problem *p = context;
     const work *w = p->of;
     const ln_cuda_gate write = {w->write ? p->write.device.data : NULL, w->heads, 1};
-    const ln_cuda_gate token_decay = {channels_of(w) > 1 || w->strength <= 0 ? NULL : p->decay.device.data, w->heads, 1};
+    const ln_cuda_gate token_decay = {channels_of(w) > 1 || w->strength <= 0 ? NULL : p->decay.device.data, w->heads,
+                                      1};
     const ln_cuda_linear_tensors tensors = {.query = p->query.device,
                                             .key = p->key.device,
                                             .value = p->value.device,
@@ -286,7 +287,8 @@ static void oracle_forward(const work *w, const token_inputs *in, const double *
     for (int j = 0; j < rows; j++) sums[j] = 0;
     for (int i = 0; i < w->key_size; i++)
         for (int j = 0; j < rows; j++) {
-            now[i * rows + j] = in->factor[i] * in->value_factor[j] * old[i * rows + j] + in->write * in->key[i] * in->value[j];
+            now[i * rows + j] =
+                in->factor[i] * in->value_factor[j] * old[i * rows + j] + in->write * in->key[i] * in->value[j];
             sums[j] += in->query[i] * now[i * rows + j];
         }
 }
@@ -353,8 +355,7 @@ static void oracle_head(problem *p, int s, int64_t head, const wanted *want) {
             if (j < V) value[j] += in.write * D[i] * in.key[k];
             want->write[row] += in.key[k] * D[i] * in.value[j];
             D[i] *= in.factor[k] * in.value_factor[j];
-            if (!w->values || j < V)
-                want->decay[row * channels + (w->keys ? k : w->values ? j : 0)] += D[i] * old[i];
+            if (!w->values || j < V) want->decay[row * channels + (w->keys ? k : w->values ? j : 0)] += D[i] * old[i];
         }
         for (int j = 0; j < V; j++) {
             value[j] += skip * out[j];
@@ -376,7 +377,8 @@ static void output_make(problem *p) {
     for (int s = 0; s < sequences_of(w); s++)
         for (int64_t head = 0; head < w->heads; head++) {
             for (int i = 0; i < size; i++)
-                state[i] = w->state ? tensor_at(&p->state_in, slot_of(w, s), head, state_place(w, i / rows, i % rows)) : 0;
+                state[i] =
+                    w->state ? tensor_at(&p->state_in, slot_of(w, s), head, state_place(w, i / rows, i % rows)) : 0;
             for (int64_t token = p->offsets[s]; token < p->offsets[s + 1]; token++) {
                 token_read(p, token, head, &in);
                 oracle_forward(w, &in, state, state, sums);

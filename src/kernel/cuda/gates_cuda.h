@@ -1,6 +1,6 @@
-/* Gates of linear recurrences that are made of what a model gives, and back: the decay of Mamba-2, step size times rate;
- * the slope of lightning attention, with its sign turned; the input gate of mLSTM with sigmoid gates. Gates and their
- * gradients that are made lie [tokens][heads]. Sums have a fixed order. */
+/* Gates of linear recurrences that are made of what a model gives, and back: the decay of Mamba-2, step size times
+ * rate; the slope of lightning attention, with its sign turned; the input gate of mLSTM with sigmoid gates. Gates and
+ * their gradients that are made lie [tokens][heads]. Sums have a fixed order. */
 #ifndef LN_KERNEL_CUDA_GATES_H
 #define LN_KERNEL_CUDA_GATES_H
 

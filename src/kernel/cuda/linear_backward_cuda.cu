@@ -250,7 +250,8 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
     if (!workspace || (uintptr_t)workspace % 256 || !gradients_right(linear, gradients)) return LN_CUDA_ARGUMENT;
     char *at = (char *)workspace;
     if (linear->normalise && linear->offsets[linear->sequences] > 0 &&
-        ((linear->normalise == LN_CUDA_SUM_MAXIMUM && !tensors->maximum.data) || !ln_cuda_tensor_right(&tensors->output, linear->output_float32 ? 4 : 2)))
+        ((linear->normalise == LN_CUDA_SUM_MAXIMUM && !tensors->maximum.data) ||
+         !ln_cuda_tensor_right(&tensors->output, linear->output_float32 ? 4 : 2)))
         return LN_CUDA_ARGUMENT;
     ln_cuda_linear_finish finish = finish_of(linear, plan, tensors, gradients, at);
     ln_cuda_linear_tensors walk = *tensors; /* the forward run's inputs, in the walks' places */

@@ -79,8 +79,8 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
 ln_cuda_code ln_cuda_mlstm_gates_backward(const ln_cuda_linear *linear, const int64_t *offsets, ln_cuda_gate input,
                                           ln_cuda_gate decay, const float *write, const float *maximum,
                                           const float *state_in, const float *decay_gradient,
-                                          const float *write_gradient, const float *maximum_gradient,
-                                          const float *ends, const float *state_out_gradient, float *input_gradient,
+                                          const float *write_gradient, const float *maximum_gradient, const float *ends,
+                                          const float *state_out_gradient, float *input_gradient,
                                           float *decay_in_gradient, float *state_in_gradient,
                                           const int64_t *state_slots, void *stream);
 

@@ -206,9 +206,9 @@ static __global__ void __launch_bounds__(DECAY_THREADS) finish_ends(const __grid
     const int chain = blockIdx.x, sequence = chain / f.heads, numbers = f.key_size * f.value_size;
     const int64_t slot = f.before.chains[chain][0] + f.before.chains[chain][1] - 1;
     const float *state = f.before.data + slot * f.before.floats,
-                *gradient = f.gradients.state_out +
-                            (slot_of_sequence(f.tensors.state_slots, sequence) * f.heads + chain % f.heads) *
-                                f.state_floats;
+                *gradient =
+                    f.gradients.state_out +
+                    (slot_of_sequence(f.tensors.state_slots, sequence) * f.heads + chain % f.heads) * f.state_floats;
     float dot = 0;
     for (int i = threadIdx.x; i < numbers; i += DECAY_THREADS)
         dot += state[i % f.value_size * f.key_size + i / f.value_size] * gradient[i];

@@ -9,7 +9,7 @@ typedef struct ln_cuda_linear_finish {
     ln_cuda_linear_tensors tensors;
     ln_cuda_linear_gradients gradients;
     const float *query_rows, *key_rows, *value_rows, *output_rows; /* output_rows: with decays of values */
-    float *along, *skip;           /* [tokens][heads] */
+    float *along, *skip;                                           /* [tokens][heads] */
     const float *sums, *sums_back; /* of a normaliser, [slots][key_size]: n and its gradient; NULL: there is none */
     ln_cuda_linear_slots before, after; /* states, and their gradients divided by the scale */
     int64_t tokens;

@@ -46,7 +46,8 @@ static bool arguments_right(const ln_cuda_linear *l) {
 /* NULL, or why this kernel cannot do this work. */
 static const char *refusal(const ln_cuda_linear *l, const ln_cuda_device *device, const ln_cuda_linear_kernel *kernel) {
     if (l->key_size != kernel->key_size || l->value_size % kernel->columns) return "made for another size of heads";
-    if (l->decay != kernel->decay || (l->normalise != LN_CUDA_SUM_NONE) != kernel->normalise) return "made for another kind of decay";
+    if (l->decay != kernel->decay || (l->normalise != LN_CUDA_SUM_NONE) != kernel->normalise)
+        return "made for another kind of decay";
     if (l->reverse && !kernel->reverse) return "made for time that runs forward";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
@@ -329,8 +330,7 @@ ln_cuda_code ln_cuda_linear_forward(const ln_cuda_linear *linear, const ln_cuda_
     if (!code && plan->first_tasks) {
         const ln_cuda_linear_chain *chains = (const ln_cuda_linear_chain *)((char *)workspace + task_bytes(plan));
         code = kernel->start(given, false, (int)plan->first_tasks, stream);
-        if (!code)
-            code = ln_cuda_linear_scan(&run, linear->decay, chains, (int)plan->chains, stream);
+        if (!code) code = ln_cuda_linear_scan(&run, linear->decay, chains, (int)plan->chains, stream);
     }
     if (linear->state_kept && !tensors->output.data) return code;
     run.tasks += plan->first_tasks;

@@ -48,10 +48,10 @@ typedef struct ln_cuda_linear {
     const int64_t *offsets; /* on the host, [sequences + 1], ascending from 0 */
     float scale;
     ln_cuda_linear_decay decay;
-    bool tiled_heads;    /* value head h reads key head h % key_heads */
+    bool tiled_heads;             /* value head h reads key head h % key_heads */
     ln_cuda_linear_sum normalise; /* what outputs are divided by; decay by tokens alone */
-    bool reverse;        /* time runs from the last token to the first; not with normalise */
-    bool output_float32; /* output is float32, else bf16 */
+    bool reverse;                 /* time runs from the last token to the first; not with normalise */
+    bool output_float32;          /* output is float32, else bf16 */
     /* The walks of a gradient (linear_backward_cuda.h); zeros otherwise. Which of the inputs have as many heads as
      * values though they stand for queries or keys, or the reverse. Whether states outside are [value][key]. Whether
      * the states between all segments, and behind the last, stay in the workspace. What the states outside are divided

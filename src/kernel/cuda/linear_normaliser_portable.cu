@@ -172,8 +172,7 @@ static __global__ void __launch_bounds__(BACK_THREADS) mlstm_gates_back(const __
     float *carried = (float *)(of_warps + 32);
     const int head = blockIdx.x, sequence = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64_t first = run.offsets[sequence], end = run.offsets[sequence + 1];
-    const int64_t place =
-        (slot_of_sequence(run.state_slots, sequence) * run.heads + head + 1) * run.state_floats - 1;
+    const int64_t place = (slot_of_sequence(run.state_slots, sequence) * run.heads + head + 1) * run.state_floats - 1;
     const float start = run.state_in ? run.state_in[place] : 0;
     /* Of the maximum behind the token: what comes from later. */
     float before = run.state_out_gradient ? run.state_out_gradient[place] : 0;
@@ -258,11 +257,12 @@ ln_cuda_code ln_cuda_linear_undo_normaliser(const ln_cuda_linear_finish *finish,
 ln_cuda_code ln_cuda_mlstm_gates_backward(const ln_cuda_linear *linear, const int64_t *offsets, ln_cuda_gate input,
                                           ln_cuda_gate decay, const float *write, const float *maximum,
                                           const float *state_in, const float *decay_gradient,
-                                          const float *write_gradient, const float *maximum_gradient,
-                                          const float *ends, const float *state_out_gradient, float *input_gradient,
+                                          const float *write_gradient, const float *maximum_gradient, const float *ends,
+                                          const float *state_out_gradient, float *input_gradient,
                                           float *decay_in_gradient, float *state_in_gradient,
                                           const int64_t *state_slots, void *stream) {
-    if (linear->normalise != LN_CUDA_SUM_MAXIMUM || linear->heads < 1 || linear->sequences < 1 || linear->sequences > 65535 || !offsets)
+    if (linear->normalise != LN_CUDA_SUM_MAXIMUM || linear->heads < 1 || linear->sequences < 1 ||
+        linear->sequences > 65535 || !offsets)
         return LN_CUDA_ARGUMENT;
     if (linear->offsets[linear->sequences] > 0 &&
         (!input.data || !decay.data || !write || !maximum || !decay_gradient || !write_gradient || !maximum_gradient ||

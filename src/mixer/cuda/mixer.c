@@ -97,9 +97,6 @@ static linnet_status check(linnet_cuda *cuda, const linnet_mixer_settings *s, co
     if (s->exact || s->reverse)
         return ln_fail(cuda->context, LINNET_ERROR_UNSUPPORTED, "mixers on a GPU have no `%s`; run it on the processor",
                        s->exact ? "exact" : "reverse");
-    if (s->normalise && strcmp(row->name, "mlstm") != 0)
-        return ln_fail(cuda->context, LINNET_ERROR_UNSUPPORTED,
-                       "%s on a GPU does not divide by the sum of weights; run it on the processor", row->name);
     if (s->sequences < 1 || s->sequences > INT32_MAX / 2 || s->tokens > INT32_MAX / 2)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixers on a GPU take 1 to 2^30 sequences and tokens");
     if (form == LINNET_MIXER_STEP && s->tokens != s->sequences)
@@ -163,10 +160,6 @@ linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet
     if (mixer->form == LINNET_MIXER_STEP) s.offsets = NULL;
     const linnet_status status = ln_mixer_check_tensors(mixer->cuda->context, mixer->row, &s, tensors, mixer->form);
     if (status != LINNET_OK) return status;
-    if (tensors->state_slots && (mixer->way == &ln_cuda_linear_way || mixer->way == &ln_cuda_linear_backward_way))
-        return ln_fail(mixer->cuda->context, LINNET_ERROR_ARGUMENT,
-                       "%s on a GPU has no state_slots but in its step: states lie in the order of the sequences",
-                       mixer->row->name);
     linnet_mixer_tensors t = *tensors;
     ln_mixer_settle_strides(mixer->row, &s, &t);
     ln_cuda_code code = workspace ? ln_cuda_use(mixer->cuda->device.index) : LN_CUDA_ARGUMENT;
