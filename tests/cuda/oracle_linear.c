@@ -124,7 +124,8 @@ static ln_cuda_linear linear_of(const work *w, const int64_t *offsets) {
                                                  : LN_CUDA_LINEAR_TOKEN,
                             .tiled_heads = w->tiled,
                             .normalise = w->normalise,
-                            .output_float32 = w->float32};
+                            .output_float32 = w->float32,
+                            .weighted = w->write};
 }
 
 /* Decays of a token and head. */

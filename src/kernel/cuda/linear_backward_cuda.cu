@@ -87,6 +87,7 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
     plan->output_rows_at = place(&at, linear->decay == LN_CUDA_LINEAR_VALUE ? rows * linear->value_size * 4 : 0);
     plan->along_at = place(&at, rows * 4);
     plan->skip_at = place(&at, rows * 4);
+    plan->written_at = place(&at, linear->weighted ? rows * linear->value_size * 2 : 0);
     if (linear->normalise) {
         plan->slots = plan->states_plan.slots;
         plan->dot_at = place(&at, rows * 4);
@@ -228,10 +229,13 @@ static ln_cuda_code add_dots(const ln_cuda_linear *l, const ln_cuda_linear_gradi
     if (gradients->state_out) scan.start = gradients->state_out + matrix;
     if (gradients->state_in) scan.end = gradients->state_in + matrix;
     ln_cuda_code code = ln_cuda_vector_scan_run(&scan, stream);
-    if (!code) code = ln_cuda_vector_scan_add(&scan, {}, 1, (float *)(at + plan->key_rows_at), stream);
+    if (!code)
+        code = ln_cuda_vector_scan_add(&scan, tensors->write, 1, (float *)(at + plan->key_rows_at), &tensors->key,
+                                       gradients->write, stream);
     const ln_cuda_gate by = scan.factor;
     scan = scan_of(l, plan, tensors, at, false);
-    return code ? code : ln_cuda_vector_scan_add(&scan, by, l->scale, (float *)(at + plan->query_rows_at), stream);
+    return code ? code
+                : ln_cuda_vector_scan_add(&scan, by, l->scale, (float *)(at + plan->query_rows_at), NULL, NULL, stream);
 }
 
 static bool gradients_right(const ln_cuda_linear *l, const ln_cuda_linear_gradients *g) {
@@ -248,6 +252,8 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
                                      void *workspace, void *stream) {
     if (!plan->query_plan.kernel) return LN_CUDA_UNSUPPORTED;
     if (!workspace || (uintptr_t)workspace % 256 || !gradients_right(linear, gradients)) return LN_CUDA_ARGUMENT;
+    if (linear->offsets[linear->sequences] > 0 && linear->weighted != (tensors->write.data != NULL))
+        return LN_CUDA_ARGUMENT;
     char *at = (char *)workspace;
     if (linear->normalise && linear->offsets[linear->sequences] > 0 &&
         ((linear->normalise == LN_CUDA_SUM_MAXIMUM && !tensors->maximum.data) ||
@@ -261,17 +267,23 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
     walk.state_out = NULL;
     walk.skip = NULL;
     walk.maximum = {};
-    ln_cuda_code code = ln_cuda_linear_forward(&plan->states, &plan->states_plan, &walk, at + plan->states_at, stream);
+    ln_cuda_code code = LN_CUDA_OK;
+    if (linear->weighted) {
+        code = ln_cuda_linear_write_values(&finish, at + plan->written_at, stream);
+        walk.value = rows_at(at + plan->written_at, linear->heads, linear->value_size);
+        walk.write = {};
+    }
+    const ln_cuda_tensor value = walk.value;
+    if (!code) code = ln_cuda_linear_forward(&plan->states, &plan->states_plan, &walk, at + plan->states_at, stream);
     if (!code && linear->normalise) code = undo_normaliser(linear, plan, tensors, &finish, at, stream);
     const ln_cuda_tensor output = finish.gradients.output;
 
-    walk.query = output, walk.key = tensors->value, walk.value = tensors->key;
+    walk.query = output, walk.key = value, walk.value = tensors->key;
     walk.output = rows_at(at + plan->query_rows_at, linear->heads, linear->key_size);
     if (!code) code = ln_cuda_linear_forward(&plan->query, &plan->query_plan, &walk, at + plan->query_at, stream);
 
-    walk.write = {};
     walk.state_in = gradients->state_out;
-    walk.query = tensors->value, walk.key = output, walk.value = tensors->query;
+    walk.query = value, walk.key = output, walk.value = tensors->query;
     walk.output = rows_at(at + plan->key_rows_at, linear->heads, linear->key_size);
     if (!code) code = ln_cuda_linear_forward(&plan->key, &plan->key_plan, &walk, at + plan->key_at, stream);
 

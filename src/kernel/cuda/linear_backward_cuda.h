@@ -7,7 +7,8 @@
  *     key'[j]   = scale sum_{i>=j} e^(c[i]-c[j]) (value[j] . output'[i]) query[i]     + e^(c[last]-c[j]) D value[j],
  *     value'[j] = scale sum_{i>=j} e^(c[i]-c[j]) (key[j] . query[i]) output'[i]       + e^(c[last]-c[j]) D^T key[j],
  *
- * which are three walks of linear attention itself, the last two in reversed time. Of the decays
+ * which are three walks of linear attention itself, the last two in reversed time. A write is taken into the values
+ * first, so that all walks round the same weights. Of the decays
  *
  *     decay'[t] = sum_{i>=t} (query[i] . query'[i] - key[i] . key'[i]) + S[last] . D,
  *
@@ -41,6 +42,7 @@ typedef struct ln_cuda_linear_gradient_plan {
      * token and head. */
     int64_t states_at, query_at, key_at, value_at, tasks_at, query_rows_at, key_rows_at, value_rows_at, output_rows_at,
         along_at, skip_at;
+    int64_t written_at;                                                  /* values times write */
     int64_t dot_at, dot_gradient_at, weighted_at, sums_at, sums_back_at; /* of a normaliser */
     int64_t tasks, slots;                                                /* segments of all heads, their ends */
     int64_t workspace;                                                   /* bytes, aligned to 256 */

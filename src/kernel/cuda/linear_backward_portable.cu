@@ -32,6 +32,17 @@ static __device__ __forceinline__ int head_of_group(const ln_cuda_linear_finish 
     return f.tiled ? n * f.key_heads + shared : shared * f.group + n;
 }
 
+/* One warp a token and head. */
+static __global__ void __launch_bounds__(ROW_THREADS)
+    write_values(const __grid_constant__ ln_cuda_linear_finish f, __nv_bfloat16 *to) {
+    const int64_t at = (int64_t)blockIdx.x * (ROW_THREADS / 32) + threadIdx.x / 32, token = at / f.heads;
+    const int head = (int)(at % f.heads);
+    if (token >= f.tokens) return;
+    const float write = gate_value(f.tensors.write, token, head);
+    for (int channel = threadIdx.x % 32; channel < f.value_size; channel += 32)
+        to[at * f.value_size + channel] = __float2bfloat16(write * bf16_at(f.tensors.value, token, head, channel));
+}
+
 /* One warp a token and key head. */
 static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_constant__ ln_cuda_linear_finish f) {
     const int64_t token = (int64_t)blockIdx.x * (ROW_THREADS / 32) + threadIdx.x / 32;
@@ -42,33 +53,33 @@ static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_c
         const int head = head_of_group(f, shared, n);
         const int64_t at = token * f.heads + head;
         const float write = f.tensors.write.data ? gate_value(f.tensors.write, token, head) : 1;
-        float along = 0, written = 0;
+        float along = 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const int channel = i * 32 + lane;
             if (channel >= f.key_size) break;
             const float dq = f.query_rows[at * f.key_size + channel], dk = f.key_rows[at * f.key_size + channel];
-            const float own = bf16_at(f.tensors.key, token, shared, channel) * dk;
-            along += bf16_at(f.tensors.query, token, shared, channel) * dq - write * own;
-            written += own;
+            along += bf16_at(f.tensors.query, token, shared, channel) * dq -
+                     bf16_at(f.tensors.key, token, shared, channel) * dk;
             query[i] += dq;
-            key[i] += write * dk;
+            key[i] += dk;
         }
         along = sum_warp(along);
         if (lane == 0) f.along[at] = along;
         const float skip = f.tensors.skip ? f.tensors.skip[head] : 0;
-        float skipped = 0;
+        float skipped = 0, written = 0;
         for (int channel = lane; channel < f.value_size; channel += 32) {
             const float dv = f.value_rows[at * f.value_size + channel],
                         out = bf16_at(f.gradients.output, token, head, channel),
                         value = bf16_at(f.tensors.value, token, head, channel);
             skipped += value * out;
+            written += value * dv;
             if (f.gradients.value.data)
                 gradient_set(f, f.gradients.value, token, head, channel, write * dv + (skip != 0 ? skip * out : 0));
         }
         written = sum_warp(written);
         skipped = sum_warp(skipped);
-        if (lane == 0 && f.gradients.write) f.gradients.write[at] = written;
+        if (lane == 0 && f.gradients.write) f.gradients.write[at] = (f.sums ? f.gradients.write[at] : 0) + written;
         if (lane == 0 && f.gradients.skip) f.skip[at] = skipped;
     }
 #pragma unroll
@@ -229,6 +240,13 @@ static __global__ void __launch_bounds__(DECAY_THREADS) finish_skip(const __grid
 } // namespace ln
 
 using namespace ln;
+
+ln_cuda_code ln_cuda_linear_write_values(const ln_cuda_linear_finish *finish, void *to, void *stream) {
+    constexpr int rows = ROW_THREADS / 32;
+    if (finish->tokens == 0) return LN_CUDA_OK;
+    return launch(write_values, dim3((unsigned)((finish->tokens * finish->heads + rows - 1) / rows)), dim3(ROW_THREADS),
+                  0, stream, *finish, (__nv_bfloat16 *)to);
+}
 
 ln_cuda_code ln_cuda_linear_finish_rows(const ln_cuda_linear_finish *finish, void *stream) {
     constexpr int rows = ROW_THREADS / 32;

@@ -19,8 +19,10 @@ typedef struct ln_cuda_linear_finish {
     float scale;
 } ln_cuda_linear_finish;
 
-/* Sums over heads that share keys, products along channels; then the gradients of decays, by
- * segments. */
+/* Sums over heads that share keys, products along channels; gradients.write is added to with a normaliser. Then the
+ * gradients of decays, by segments. */
+/* to, bf16 [tokens][heads][value_size], = write value */
+ln_cuda_code ln_cuda_linear_write_values(const ln_cuda_linear_finish *finish, void *to, void *stream);
 ln_cuda_code ln_cuda_linear_finish_rows(const ln_cuda_linear_finish *finish, void *stream);
 ln_cuda_code ln_cuda_linear_finish_decays(const ln_cuda_linear_finish *finish, const ln_cuda_linear_task *tasks,
                                           int task_count, ln_cuda_linear_decay decay, void *stream);
@@ -47,9 +49,9 @@ ln_cuda_code ln_cuda_vector_scan_run(const ln_cuda_vector_scan *scan, void *stre
 /* dot[t] = scale query[t] . y[t] */
 ln_cuda_code ln_cuda_vector_scan_dot(const ln_cuda_vector_scan *scan, const ln_cuda_tensor *query, float scale,
                                      float *dot, void *stream);
-/* to[t] += scale by[t] y[t]; by without data: 1. */
+/* to[t] += scale by[t] y[t]; by without data: 1. dot[t] = scale other[t] . y[t], NULL: not wanted. */
 ln_cuda_code ln_cuda_vector_scan_add(const ln_cuda_vector_scan *scan, ln_cuda_gate by, float scale, float *to,
-                                     void *stream);
+                                     const ln_cuda_tensor *other, float *dot, void *stream);
 
 /* With `dot`: gradients of sums before their division, bf16 [tokens][heads][value_size], of dots and of maxima. */
 ln_cuda_code ln_cuda_linear_undo_normaliser(const ln_cuda_linear_finish *finish, const float *dot, void *weighted,

@@ -58,6 +58,7 @@ typedef struct ln_cuda_linear {
      * by. */
     bool query_whole, key_whole, value_shared, state_turned, state_kept;
     float state_divisor; /* 0: 1 */
+    bool weighted;       /* of a gradient: tensors have a write */
     int64_t state_gap;   /* floats behind the state of each head that are not its */
 } ln_cuda_linear;
 

@@ -387,8 +387,7 @@ template <class SHAPE> struct hopper_columns {
             hold(values);
             if (gentle) fade_channels();
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&control->free[at.stage]);
+        barrier_arrive(&control->free[at.stage]);
         turn ^= 1;
         at.template next<SHAPE::stages>();
     }
@@ -470,7 +469,7 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::blocks)
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < SHAPE::stages; stage++) {
             barrier_open(&control->full[stage], SHAPE::tokens ? 1 + 32 : 1);
-            barrier_open(&control->free[stage], 4 * SHAPE::groups);
+            barrier_open(&control->free[stage], 128 * SHAPE::groups);
         }
         barriers_opened();
         map_prefetch(&query_map);

@@ -11,13 +11,13 @@
 
 namespace ln {
 
-enum { EMIT_NOTHING, EMIT_DOT, EMIT_ROWS, UNDO_THREADS = 128, BACK_THREADS = 1024 };
+enum { EMIT_NOTHING, EMIT_DOT, EMIT_ROWS, EMIT_BOTH, UNDO_THREADS = 128, BACK_THREADS = 1024 };
 
 struct vector_emit {
     ln_cuda_tensor query;
     ln_cuda_gate by;
     float scale;
-    float *to;
+    float *to, *dot;
 };
 
 static __device__ __forceinline__ float sum_lanes(float x) {
@@ -52,23 +52,24 @@ static __global__ void vector_segments(const __grid_constant__ ln_cuda_vector_sc
             const float factor = s.factor.data ? gate_value(s.factor, token, head) : 1;
             y = fmaf(exponential(decay), y, s.scale * factor * __bfloat162float(row[channel]));
             log += decay;
-            if (EMIT == EMIT_ROWS) {
+            if (EMIT == EMIT_ROWS || EMIT == EMIT_BOTH) {
                 const float by = emit.by.data ? gate_value(emit.by, token, head) : 1;
                 emit.to[(token * s.heads + head) * s.key_size + channel] += emit.scale * by * y;
             }
-            if (EMIT == EMIT_DOT) {
+            if (EMIT == EMIT_DOT || EMIT == EMIT_BOTH) {
                 const __nv_bfloat16 *query = (const __nv_bfloat16 *)emit.query.data + token * emit.query.token_stride +
                                              shared * emit.query.head_stride;
                 const float dot = sum_lanes(y * __bfloat162float(query[channel]));
                 if (channel % 32 == 0) parts[i * warps + channel / 32] = dot;
             }
         }
-        if (EMIT != EMIT_DOT) continue;
+        if (EMIT != EMIT_DOT && EMIT != EMIT_BOTH) continue;
         __syncthreads();
         if (channel < count) {
             float dot = 0;
             for (int w = 0; w < warps; w++) dot += parts[channel * warps + w];
-            emit.to[(task.first + piece + channel) * (int64_t)s.heads + head] = emit.scale * dot;
+            const int64_t token = task.first + (s.reverse ? task.tokens - 1 - piece - channel : piece + channel);
+            emit.dot[token * s.heads + head] = emit.scale * dot;
         }
         __syncthreads();
     }
@@ -223,6 +224,7 @@ static ln_cuda_code segments_start(const ln_cuda_vector_scan *scan, int emit, co
     const dim3 blocks((unsigned)scan->task_count), threads((unsigned)scan->key_size);
     const int bytes = 64 * scan->key_size / 32 * 4;
     if (emit == EMIT_DOT) return launch(vector_segments<EMIT_DOT>, blocks, threads, bytes, stream, *scan, how);
+    if (emit == EMIT_BOTH) return launch(vector_segments<EMIT_BOTH>, blocks, threads, bytes, stream, *scan, how);
     if (emit == EMIT_ROWS) return launch(vector_segments<EMIT_ROWS>, blocks, threads, bytes, stream, *scan, how);
     return launch(vector_segments<EMIT_NOTHING>, blocks, threads, bytes, stream, *scan, how);
 }
@@ -238,12 +240,13 @@ ln_cuda_code ln_cuda_vector_scan_run(const ln_cuda_vector_scan *scan, void *stre
 
 ln_cuda_code ln_cuda_vector_scan_dot(const ln_cuda_vector_scan *scan, const ln_cuda_tensor *query, float scale,
                                      float *dot, void *stream) {
-    return segments_start(scan, EMIT_DOT, {*query, {}, scale, dot}, stream);
+    return segments_start(scan, EMIT_DOT, {*query, {}, scale, NULL, dot}, stream);
 }
 
 ln_cuda_code ln_cuda_vector_scan_add(const ln_cuda_vector_scan *scan, ln_cuda_gate by, float scale, float *to,
-                                     void *stream) {
-    return segments_start(scan, EMIT_ROWS, {{}, by, scale, to}, stream);
+                                     const ln_cuda_tensor *other, float *dot, void *stream) {
+    if (!dot) return segments_start(scan, EMIT_ROWS, {{}, by, scale, to, NULL}, stream);
+    return segments_start(scan, EMIT_BOTH, {*other, by, scale, to, dot}, stream);
 }
 
 ln_cuda_code ln_cuda_linear_undo_normaliser(const ln_cuda_linear_finish *finish, const float *dot, void *weighted,

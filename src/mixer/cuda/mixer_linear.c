@@ -29,6 +29,11 @@ static ln_cuda_linear_sum sum_of(const linnet_cuda_mixer *m) {
                                                   : LN_CUDA_SUM_PLAIN;
 }
 
+/* Whether the row has a gate of its input. */
+static bool is_written(const linnet_cuda_mixer *m) {
+    return ln_cuda_mixer_is(m, "mlstm") || ln_cuda_mixer_is(m, "mlstm_sigmoid") || ln_cuda_mixer_is(m, "ssd");
+}
+
 static ln_cuda_linear describe(const linnet_cuda_mixer *m) {
     const linnet_mixer_settings *s = &m->settings;
     return (ln_cuda_linear){.heads = s->heads,
@@ -43,6 +48,7 @@ static ln_cuda_linear describe(const linnet_cuda_mixer *m) {
                                                                         : LN_CUDA_LINEAR_TOKEN,
                             .tiled_heads = s->tiled_heads,
                             .normalise = sum_of(m),
+                            .weighted = is_written(m),
                             .output_float32 = s->output == LINNET_F32};
 }
 
@@ -66,7 +72,7 @@ enum {
 static int64_t own_bytes(const linnet_cuda_mixer *m, int part) {
     const linnet_mixer_settings *s = &m->settings;
     const bool mlstm = ln_cuda_mixer_is(m, "mlstm"), back = m->form == LINNET_MIXER_BACKWARD,
-               writes = mlstm || ln_cuda_mixer_is(m, "mlstm_sigmoid"), again = back && s->normalise;
+               again = back && s->normalise;
     const int64_t gates = s->tokens * s->heads * 4, output = s->output == LINNET_F32 ? 4 : 2;
     switch (part) {
     case HEAD_DECAYS:
@@ -74,7 +80,7 @@ static int64_t own_bytes(const linnet_cuda_mixer *m, int part) {
     case DECAYS:
         return mlstm || ln_cuda_mixer_is(m, "ssd") ? gates : 0;
     case WRITES:
-        return writes ? gates : 0;
+        return is_written(m) ? gates : 0;
     case MAXIMA:
         return mlstm ? gates : 0;
     case OFFSETS:
@@ -272,7 +278,7 @@ static ln_cuda_code run_backward(const linnet_cuda_mixer *m, const linnet_mixer_
         return LN_CUDA_ARGUMENT;
     const bool channels = l->decay != LN_CUDA_LINEAR_TOKEN, mlstm = l->normalise == LN_CUDA_SUM_MAXIMUM;
     const bool decays = !channels && !ln_cuda_mixer_is(m, "retention") && !ln_cuda_mixer_is(m, "linear_attention"),
-               writes = ln_cuda_mixer_input(m, t, "input_gate").data || ln_cuda_mixer_input(m, t, "step_size").data;
+               writes = is_written(m);
     ln_cuda_linear_tensors to = places(m, t);
     to.state_out = NULL;
     to.output = (ln_cuda_tensor){0};
