@@ -216,8 +216,6 @@ static const mixer_work MIXERS[] = {
     {"short_convolution", LINNET_MIXER_FORWARD, 4, 1, 20, 3, 1, false, .reverse = true, .exact = true, .pool = true},
     {"short_convolution", LINNET_MIXER_BACKWARD, 4, 1, 20, 5, 0, false, .reverse = true, .pool = true},
 
-
-
 };
 enum { MIXER_COUNT = sizeof MIXERS / sizeof MIXERS[0] };
 static const char *const FORMS[] = {"forward", "step", "backward"};
@@ -368,11 +366,38 @@ static void check_mixer(const mixer_work *w) {
         pair_expect(&c.output, tolerance, c.name, "output");
         pair_expect(&c.state, tolerance, c.name, "state");
         pair_expect(&c.state_gradient, tolerance, c.name, "gradient of the state");
-        for (int k = 0; k < c.inputs; k++) pair_expect(&c.gradients[k], tolerance, c.name, c.names[k]);
+        for (int k = 0; k < c.inputs; k++) {
+            /* Of a parameter: a sum over all tokens, whose parts cancel. */
+            const bool sum = strcmp(c.names[k], "rate") == 0 || strcmp(c.names[k], "slope") == 0;
+            pair_expect(&c.gradients[k], sum ? 2 * tolerance : tolerance, c.name, c.names[k]);
+        }
         linnet_cuda_release(cuda, room);
         linnet_cuda_mixer_close(mixer);
     }
     case_close(&c);
+}
+
+/* Of states with sums of weights behind them, and of decays of keys. */
+static void check_window(const char *row, bool divided) {
+    linnet_mixer_settings s = linnet_mixer_settings_default(row);
+    s.heads = 3, s.key_size = 24, s.value_size = 40, s.tokens = s.sequences = 2, s.normalise = divided;
+    const int64_t states = s.sequences * linnet_mixer_state_floats(&s), decays = s.sequences * s.heads * s.key_size;
+    float *now = random_floats(states, 1), *before = random_floats(states, 1);
+    double *decay = malloc((size_t)decays * sizeof *decay);
+    for (int64_t i = 0; i < decays; i++) decay[i] = -uniform();
+    pair window = pair_open(states, false);
+    void *there[] = {sent(now, states * 4), sent(before, states * 4), sent(decay, decays * 8)};
+    must(linnet_mixer_window(context, &s, now, before, decay, window.here), row);
+    must(linnet_cuda_mixer_window(cuda, &s, there[0], there[1], there[2], window.there, NULL), row);
+    must(linnet_cuda_wait(cuda, NULL), row);
+    pair_expect(&window, 1e-6, row, "window");
+    EXPECT(linnet_cuda_mixer_window(cuda, &s, NULL, there[1], there[2], window.there, NULL) == LINNET_ERROR_ARGUMENT,
+           "%s: a window without a state", row);
+    pair_close(&window);
+    for (int i = 0; i < 3; i++) linnet_cuda_release(cuda, there[i]);
+    free(now);
+    free(before);
+    free(decay);
 }
 
 static void refuse_mixer(const linnet_mixer_settings *settings, linnet_mixer_form form, linnet_status status,
@@ -599,6 +624,8 @@ int main(int count, char **words) {
     if (!*row) check_decode();
     for (int i = 0; i < MIXER_COUNT; i++)
         if (strncmp(MIXERS[i].row, row, strlen(row)) == 0) check_mixer(&MIXERS[i]);
+    check_window("gla", false);
+    check_window("linear_attention", true);
     check_refused_mixers();
     linnet_cuda_close(cuda);
     linnet_context_close(context);
