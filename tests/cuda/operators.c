@@ -215,6 +215,10 @@ static const mixer_work MIXERS[] = {
     {"selective_scan", LINNET_MIXER_BACKWARD, 2, 1, 24, 64, 0, false},
     {"short_convolution", LINNET_MIXER_FORWARD, 4, 1, 20, 3, 1, false, .reverse = true, .exact = true, .pool = true},
     {"short_convolution", LINNET_MIXER_BACKWARD, 4, 1, 20, 5, 0, false, .reverse = true, .pool = true},
+    {"short_convolution", LINNET_MIXER_FORWARD, 4, 1, 64, 40, 0, true, .pool = true},
+    {"short_convolution", LINNET_MIXER_BACKWARD, 4, 1, 64, 20, 1, true},
+    {"short_convolution", LINNET_MIXER_BACKWARD, 4, 1, 20, 64, 0, false, .pool = true},
+    {"short_convolution", LINNET_MIXER_STEP, 4, 1, 64, 64, 0, false, .pool = true},
 
 };
 enum { MIXER_COUNT = sizeof MIXERS / sizeof MIXERS[0] };
