@@ -2,9 +2,7 @@
 #include "kernel/cuda/step_cuda.h"
 #include "recurrent.h"
 
-/* How the state comes: not at all, from one array to another, in place by slots; the second sequence's is negative. */
-enum { NO_STATE, APART, IN_PLACE };
-
+/* Of states in place the second sequence's slot is negative. */
 typedef struct work {
     const char *name;
     ln_cuda_step_rule rule;
