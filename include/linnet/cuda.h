@@ -179,7 +179,7 @@ typedef struct linnet_cuda_mixer linnet_cuda_mixer;
  *    selective_scan and short_convolution are rounded to bf16 first), of gates, parameters and states float32;
  *  - states are float32 in the processor's layout, so that they may move between the two; state_slots are on the
  *    device;
- *  - keys and values have any sizes to 128 (dplr, rwkv7), or to 256 keys and any number of values (backward: to 256);
+ *  - keys and values have any sizes to 128 (dplr, rwkv7), or keys to 256 and values of any size;
  *    a scan has to 64 slots. Sizes that there are no kernels for, as a rule all but 64, 128
  *    and 256, and `reverse` are served by copies of the tensors in the workspace;
  *  - `exact` is for the step, the scan and the convolution, `chunk` is the kernels' own.

@@ -200,6 +200,7 @@ static const mixer_work MIXERS[] = {
     /* Sizes that there are no kernels for. */
     {"simple_gla", LINNET_MIXER_FORWARD, 2, 24, 40, 0, 0, false, .pool = true},
     {"simple_gla", LINNET_MIXER_BACKWARD, 2, 24, 40, 0, 0, true},
+    {"retention", LINNET_MIXER_BACKWARD, 4, 200, 300, 0, 0, true},
     {"gla", LINNET_MIXER_FORWARD, 2, 100, 30, 0, 0, true, .reverse = true},
     {"gla", LINNET_MIXER_BACKWARD, 4, 33, 17, 0, 0, false, .pool = true},
     {"mlstm", LINNET_MIXER_FORWARD, 4, 20, 12, 0, 0, false, .reverse = true, .pool = true},

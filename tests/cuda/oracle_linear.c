@@ -3,7 +3,7 @@
 
 #include "kernel/cuda/linear_backward_cuda.h"
 
-enum { SEQUENCES = 4, MOST = 256 };
+enum { SEQUENCES = 4, MOST = 512 };
 
 typedef struct work {
     const char *name;
@@ -71,6 +71,17 @@ static const work WORKS[] = {
     {"gradients, values", 2, 1, 128, 64, {150, 64}, .values = true, .strength = 0.1, .state = true, .slots = true},
     {"gradients, values, segments", 1, 1, 64, 128, {600}, .values = true, .strength = 0.1, .float32 = true},
     {"gradients, values, hard", 1, 1, 64, 64, {290}, .values = true, .strength = 1, .hard = true, .float32 = true},
+    {"gradients, values of 512", 1, 1, 64, 512, {90}, .strength = 0.1, .write = true, .state = true, .skip = true},
+    {"gradients, values of 512 that decay", 1, 1, 64, 512, {70}, .values = true, .strength = 0.1, .state = true},
+    {"gradients, values of 512, normalised",
+     1,
+     1,
+     64,
+     512,
+     {70},
+     .strength = 0.1,
+     .write = true,
+     .normalise = LN_CUDA_SUM_MAXIMUM},
     {"gradients, keys", 2, 1, 128, 128, {150, 64}, .keys = true, .strength = 0.1, .state = true, .float32 = true},
     {"gradients, keys, segments", 1, 1, 64, 64, {600}, .keys = true, .strength = 0.1, .state = true},
     {"gradients, keys, hard", 1, 1, 128, 128, {290}, .keys = true, .strength = 1, .hard = true, .float32 = true},

@@ -4,7 +4,7 @@
 
 #include "check.h"
 
-enum { LINEAR_GRADIENT_CASES = 17 };
+enum { LINEAR_GRADIENT_CASES = 20 };
 void linear_gradients_check(const ln_cuda_device *device, const check_options *options);
 void linear_gradients_plans(void);
 void linear_gradients_bench(const ln_cuda_device *device, const check_options *options);

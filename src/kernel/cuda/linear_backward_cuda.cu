@@ -8,7 +8,7 @@
 
 #include "kernel/cuda/linear_backward_table.h"
 
-enum { SEGMENT = 256 }; /* tokens over which gradients of decays are summed */
+enum { SEGMENT = 256, KEYS_MOST = 256 }; /* tokens over which gradients of decays are summed; keys of a walk */
 
 /* ---- plan ---- */
 
@@ -31,7 +31,11 @@ static void walks_of(const ln_cuda_linear *l, ln_cuda_linear_gradient_plan *plan
     plan->states.state_kept = plan->value.state_kept = true;
 
     ln_cuda_linear *q = &plan->query, *k = &plan->key, *v = &plan->value;
-    q->key_size = k->key_size = l->value_size;
+    const int64_t part = l->value_size < KEYS_MOST ? l->value_size : KEYS_MOST;
+    plan->parts = l->value_size / part;
+    q->key_size = k->key_size = part;
+    q->state_gap = k->state_gap = ln_cuda_linear_state_floats(l) - part * l->key_size;
+    q->state_row = k->state_row = l->value_size;
     q->value_size = k->value_size = l->key_size;
     q->query_whole = q->key_whole = k->query_whole = k->key_whole = true;
     q->value_shared = k->value_shared = true;
@@ -54,9 +58,12 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
     const bool walk_itself = linear->reverse || linear->query_whole || linear->key_whole || linear->value_shared ||
                              linear->state_turned || linear->state_kept || linear->state_divisor != 0 ||
                              linear->state_gap;
-    if (walk_itself || !(fabsf(linear->scale) > 0) || linear->key_size > 256) {
-        snprintf(plan->why, sizeof plan->why,
-                 "no gradient of reversed time, of a scale of 0 or of keys of more than 256 elements");
+    const bool whole = linear->value_size <= KEYS_MOST || linear->value_size % KEYS_MOST == 0;
+    if (walk_itself || !(fabsf(linear->scale) > 0) || linear->key_size > KEYS_MOST || !whole) {
+        snprintf(
+            plan->why, sizeof plan->why,
+            "no gradient of reversed time, of a scale of 0, of keys of more than 256 elements or of values of more "
+            "than 256 that are no multiple of it");
         return LN_CUDA_UNSUPPORTED;
     }
     walks_of(linear, plan);
@@ -85,6 +92,7 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
     plan->key_rows_at = place(&at, rows * linear->key_size * 4);
     plan->value_rows_at = place(&at, rows * linear->value_size * 4);
     plan->output_rows_at = place(&at, linear->decay == LN_CUDA_LINEAR_VALUE ? rows * linear->value_size * 4 : 0);
+    plan->part_at = place(&at, plan->parts > 1 ? rows * linear->key_size * 4 : 0);
     plan->along_at = place(&at, rows * 4);
     plan->skip_at = place(&at, rows * 4);
     plan->written_at = place(&at, linear->weighted ? rows * linear->value_size * 2 : 0);
@@ -247,6 +255,34 @@ static bool gradients_right(const ln_cuda_linear *l, const ln_cuda_linear_gradie
     return !g->value.data || ln_cuda_tensor_right(&g->value, element);
 }
 
+/* One of the two walks in which values stand for keys, and where its rows go. */
+typedef struct walk_rows {
+    const ln_cuda_linear *walk;
+    const ln_cuda_linear_plan *plan;
+    int64_t at, rows_at;
+} walk_rows;
+
+/* Part by part of the values; the parts' rows are added. */
+static ln_cuda_code walk_parts(const ln_cuda_linear_gradient_plan *plan, const walk_rows *of,
+                               const ln_cuda_linear_tensors *tensors, char *at, void *stream) {
+    const ln_cuda_linear *walk = of->walk;
+    const int64_t numbers = walk->offsets[walk->sequences] * walk->heads * walk->value_size;
+    ln_cuda_code code = LN_CUDA_OK;
+    for (int64_t part = 0; part < plan->parts && !code; part++) {
+        const int64_t first = part * walk->key_size;
+        float *to = (float *)(at + (part ? plan->part_at : of->rows_at));
+        ln_cuda_linear_tensors t = *tensors;
+        t.query.data = (char *)t.query.data + first * 2;
+        t.key.data = (char *)t.key.data + first * 2;
+        if (walk->decay == LN_CUDA_LINEAR_KEY) t.decay.data = (float *)t.decay.data + first;
+        if (t.state_in) t.state_in += first;
+        t.output = rows_at(to, walk->heads, walk->value_size);
+        code = ln_cuda_linear_forward(walk, of->plan, &t, at + of->at, stream);
+        if (!code && part) code = ln_cuda_linear_add_rows((float *)(at + of->rows_at), to, numbers, stream);
+    }
+    return code;
+}
+
 ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda_linear_gradient_plan *plan,
                                      const ln_cuda_linear_tensors *tensors, const ln_cuda_linear_gradients *gradients,
                                      void *workspace, void *stream) {
@@ -278,14 +314,13 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
     if (!code && linear->normalise) code = undo_normaliser(linear, plan, tensors, &finish, at, stream);
     const ln_cuda_tensor output = finish.gradients.output;
 
+    const walk_rows query = {&plan->query, &plan->query_plan, plan->query_at, plan->query_rows_at},
+                    key = {&plan->key, &plan->key_plan, plan->key_at, plan->key_rows_at};
     walk.query = output, walk.key = value, walk.value = tensors->key;
-    walk.output = rows_at(at + plan->query_rows_at, linear->heads, linear->key_size);
-    if (!code) code = ln_cuda_linear_forward(&plan->query, &plan->query_plan, &walk, at + plan->query_at, stream);
-
+    if (!code) code = walk_parts(plan, &query, &walk, at, stream);
     walk.state_in = gradients->state_out;
     walk.query = value, walk.key = output, walk.value = tensors->query;
-    walk.output = rows_at(at + plan->key_rows_at, linear->heads, linear->key_size);
-    if (!code) code = ln_cuda_linear_forward(&plan->key, &plan->key_plan, &walk, at + plan->key_at, stream);
+    if (!code) code = walk_parts(plan, &key, &walk, at, stream);
 
     walk.query = tensors->key, walk.key = tensors->query, walk.value = output;
     walk.output = rows_at(at + plan->value_rows_at, linear->heads, linear->value_size);

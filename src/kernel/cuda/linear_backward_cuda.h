@@ -45,7 +45,8 @@ typedef struct ln_cuda_linear_gradient_plan {
     int64_t written_at;                                                  /* values times write */
     int64_t dot_at, dot_gradient_at, weighted_at, sums_at, sums_back_at; /* of a normaliser */
     int64_t tasks, slots;                                                /* segments of all heads, their ends */
-    int64_t workspace;                                                   /* bytes, aligned to 256 */
+    int64_t parts, part_at; /* values are taken 256 at a time where they stand for keys; the rows of one such part */
+    int64_t workspace;      /* bytes, aligned to 256 */
     char why[LN_CUDA_WHY];
 } ln_cuda_linear_gradient_plan;
 

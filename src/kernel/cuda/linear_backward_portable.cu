@@ -32,6 +32,11 @@ static __device__ __forceinline__ int head_of_group(const ln_cuda_linear_finish 
     return f.tiled ? n * f.key_heads + shared : shared * f.group + n;
 }
 
+static __global__ void __launch_bounds__(ROW_THREADS) add_rows(float *to, const float *from, int64_t count) {
+    const int64_t i = (int64_t)blockIdx.x * ROW_THREADS + threadIdx.x;
+    if (i < count) to[i] += from[i];
+}
+
 /* One warp a token and head. */
 static __global__ void __launch_bounds__(ROW_THREADS)
     write_values(const __grid_constant__ ln_cuda_linear_finish f, __nv_bfloat16 *to) {
@@ -240,6 +245,12 @@ static __global__ void __launch_bounds__(DECAY_THREADS) finish_skip(const __grid
 } // namespace ln
 
 using namespace ln;
+
+ln_cuda_code ln_cuda_linear_add_rows(float *to, const float *from, int64_t count, void *stream) {
+    if (count == 0) return LN_CUDA_OK;
+    return launch(add_rows, dim3((unsigned)((count + ROW_THREADS - 1) / ROW_THREADS)), dim3(ROW_THREADS), 0, stream, to,
+                  from, count);
+}
 
 ln_cuda_code ln_cuda_linear_write_values(const ln_cuda_linear_finish *finish, void *to, void *stream) {
     constexpr int rows = ROW_THREADS / 32;

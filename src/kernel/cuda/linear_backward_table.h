@@ -19,6 +19,8 @@ typedef struct ln_cuda_linear_finish {
     float scale;
 } ln_cuda_linear_finish;
 
+/* to += from */
+ln_cuda_code ln_cuda_linear_add_rows(float *to, const float *from, int64_t count, void *stream);
 /* Sums over heads that share keys, products along channels; gradients.write is added to with a normaliser. Then the
  * gradients of decays, by segments. */
 /* to, bf16 [tokens][heads][value_size], = write value */

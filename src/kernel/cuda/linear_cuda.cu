@@ -282,7 +282,7 @@ static ln::linear_run run_of(const ln_cuda_linear *l, const ln_cuda_linear_plan 
     run.reverse = l->reverse;
     run.output_float32 = l->output_float32;
     run.state_key_stride = l->state_turned ? 1 : l->value_size;
-    run.state_value_stride = l->state_turned ? l->key_size : 1;
+    run.state_value_stride = !l->state_turned ? 1 : l->state_row ? l->state_row : l->key_size;
     run.state_store = l->state_divisor != 0 ? l->state_divisor : 1;
     run.state_load = 1 / run.state_store;
     return run;

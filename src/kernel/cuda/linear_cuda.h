@@ -60,6 +60,7 @@ typedef struct ln_cuda_linear {
     float state_divisor; /* 0: 1 */
     bool weighted;       /* of a gradient: tensors have a write */
     int64_t state_gap;   /* floats behind the state of each head that are not its */
+    int64_t state_row;   /* values of a row of states outside, where there are others beside its own; 0: none */
 } ln_cuda_linear;
 
 /* Tokens first .. first + tokens - 1 (rows of the tensors) of one head, value columns column .. */

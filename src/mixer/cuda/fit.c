@@ -30,7 +30,8 @@ static void sizes_from(int64_t least, bool used, int64_t sizes[8]) {
     sizes[count++] = least;
     for (int i = 0; used && i < 6; i++)
         if (made[i] > least) sizes[count++] = made[i];
-    if (used && least > 256 && least % 64) sizes[count++] = (least + 63) / 64 * 64;
+    for (int64_t unit = 64; used && least > 256 && unit <= 256; unit *= 4)
+        if (least % unit) sizes[count++] = (least + unit - 1) / unit * unit;
     sizes[count] = 0;
 }
 
