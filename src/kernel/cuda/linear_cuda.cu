@@ -275,6 +275,8 @@ static ln::linear_run run_of(const ln_cuda_linear *l, const ln_cuda_linear_plan 
     run.key_shared = !l->key_whole;
     run.value_shared = l->value_shared;
     run.normalise = l->normalise;
+    run.weight_least = ln::weight_least(l->normalise);
+    run.weight_more = ln::weight_more(l->normalise);
     if (l->normalise && tensors->state_in) run.sums_in = (float *)((char *)workspace + sums_at(l, plan));
     run.key_size = (int)l->key_size;
     run.value_size = (int)l->value_size;

@@ -248,7 +248,7 @@ template <class SHAPE> struct hopper_columns {
             const int row = j / 2 * 8 + 2 * (lane % 4) + j % 2;
             float dot = 0;
             for (int i = 0; i <= SHAPE::groups; i++) dot += control->dot[turn][i][row];
-            const float by = normaliser(run.normalise, dot, gates().least[row]);
+            const float by = normaliser(run.normalise, dot, gates().least[row], run.weight_more);
 #pragma unroll
             for (int r = 0; r < 2; r++) output[j / 2 * 4 + 2 * r + j % 2] *= by;
         }

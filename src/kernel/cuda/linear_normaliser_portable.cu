@@ -118,10 +118,10 @@ static __global__ void __launch_bounds__(UNDO_THREADS)
     const __nv_bfloat16 *gradient =
         (const __nv_bfloat16 *)given.data + token * given.token_stride + head * given.head_stride;
     const int64_t row = token * made.token_stride + head * made.head_stride;
-    float least = 1;
+    float least = weight_least(f.normalise);
     if (f.normalise == LN_CUDA_SUM_MAXIMUM)
         least = exponential(-1.4426950408889634f * gate_value(f.tensors.maximum, token, head));
-    const float dot = dots[at], factor = normaliser(f.normalise, dot, least);
+    const float dot = dots[at], factor = normaliser(f.normalise, dot, least, weight_more(f.normalise));
     float along = 0;
     for (int channel = lane; channel < f.value_size; channel += 32) {
         const float own = __bfloat162float(gradient[channel]),

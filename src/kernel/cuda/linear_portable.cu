@@ -202,7 +202,8 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
         for (int row = threadIdx.x; row < CHUNK; row += THREADS) {
             float sum = 0;
             for (int k = 0; k < KEY; k++) sum += n[k] * __bfloat162float(query[row * tile::key_row + k]);
-            inner[row] = normaliser(run.normalise, sum * gates->rise[row] + inner[row], gates->least[row]);
+            inner[row] =
+                normaliser(run.normalise, sum * gates->rise[row] + inner[row], gates->least[row], run.weight_more);
         }
     }
     __device__ __forceinline__ void add_keys(float decay) {
