@@ -181,7 +181,7 @@ typedef struct linnet_cuda_mixer linnet_cuda_mixer;
  *    device;
  *  - keys and values have any sizes to 128 (dplr, rwkv7), or keys to 256 and values of any size;
  *    a scan has to 64 slots. Sizes that there are no kernels for, as a rule all but 64, 128
- *    and 256, and `reverse` are served by copies of the tensors in the workspace;
+ *    and 256, `reverse` and `gates` of bf16 are served by copies of the tensors in the workspace;
  *  - `exact` is for the step, the scan and the convolution, `chunk` is the kernels' own.
  * LINNET_ERROR_UNSUPPORTED names the row, the size or the option that there is no kernel for. */
 LINNET_API linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_settings *settings,

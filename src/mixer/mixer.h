@@ -146,6 +146,7 @@ static inline int64_t ln_mixer_key_head(const linnet_mixer_settings *s, int64_t 
 int64_t ln_axis_of(ln_axis axis, const linnet_mixer_settings *settings);
 int64_t ln_mixer_columns(const ln_mixer_input *input, const linnet_mixer_settings *settings);
 int64_t ln_mixer_heads(const ln_mixer_input *input, const linnet_mixer_settings *settings);
+linnet_type ln_mixer_input_type(const ln_mixer_input *input, const linnet_mixer_settings *settings);
 /* Floats of one sequence's state. */
 static inline int64_t ln_mixer_state_floats(const ln_mixer_call *call) {
     return call->head_floats * call->settings->heads;

@@ -137,6 +137,7 @@ typedef struct mixer_work {
     double option;
     bool bf16;                                        /* the output, or gradients */
     bool reverse, tiled, divided, unit, exact, empty; /* empty: no tokens at all */
+    bool gates;                                       /* of bf16 */
     bool pool;                                        /* states lie in slots of one, and forward are written over */
 } mixer_work;
 
@@ -197,6 +198,11 @@ static const mixer_work MIXERS[] = {
     {"rwkv7", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0, false, .tiled = true, .pool = true},
     {"dplr", LINNET_MIXER_FORWARD, 2, 64, 64, 0, 0, false, .tiled = true, .unit = true, .pool = true},
     {"dplr", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0, false, .unit = true},
+    {"gla", LINNET_MIXER_FORWARD, 2, 64, 64, 0, 0, false, .gates = true},
+    {"gla", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0, true, .gates = true},
+    {"gla", LINNET_MIXER_STEP, 2, 64, 64, 0, 0, false, .gates = true},
+    {"kda", LINNET_MIXER_FORWARD, 2, 64, 64, 0, 0, false, .gates = true},
+    {"selective_scan", LINNET_MIXER_BACKWARD, 1, 1, 64, 16, 0, true, .gates = true},
     {"simple_gla", LINNET_MIXER_FORWARD, 2, 64, 64, 0, 0, false, .empty = true},
     {"gla", LINNET_MIXER_BACKWARD, 2, 64, 64, 0, 0, false, .empty = true},
     {"mlstm", LINNET_MIXER_FORWARD, 2, 64, 64, 0, 0, false, .empty = true},
@@ -268,7 +274,8 @@ static void add_input(mixer_case *c, const linnet_mixer_input *input, const mixe
         c->there.input[k].data = sent(x, count * 4);
     c->here.input[k].data = x;
     if (form != LINNET_MIXER_BACKWARD) return;
-    c->gradients[k] = pair_open(count, c->device.output == LINNET_BF16 && input->type == LINNET_BF16);
+    const bool gate = strcmp(input->name, "decay") == 0 || strcmp(input->name, "step") == 0;
+    c->gradients[k] = pair_open(count, c->device.output == LINNET_BF16 && input->type == LINNET_BF16 && !gate);
     c->here.input_gradient[k].data = c->gradients[k].here;
     c->there.input_gradient[k].data = c->gradients[k].there;
 }
@@ -295,12 +302,13 @@ static void case_open(mixer_case *c, const mixer_work *w, const int64_t *offsets
     s.reverse = w->reverse;
     s.tiled_heads = w->tiled;
     s.exact = w->exact;
+    s.gates = w->gates ? LINNET_BF16 : LINNET_F32;
     s.sequences = 3;
     s.tokens = w->form == LINNET_MIXER_STEP ? 3 : offsets[3];
     if (w->form != LINNET_MIXER_STEP) s.offsets = offsets;
     c->device = c->processor = s;
     c->processor.type = LINNET_F32;
-    c->processor.output = LINNET_F32;
+    c->processor.output = c->processor.gates = LINNET_F32;
     c->here.size = c->there.size = sizeof c->here;
     linnet_mixer_input input;
     for (int k = 0; linnet_mixer_input_of(&s, k, &input); k++) add_input(c, &input, w);

@@ -1,7 +1,7 @@
 /* Mixers on a device whose settings no kernel takes as they are: the kernels get other settings, and tensors made to
  * fit them (fit_cuda.h); what they made is brought back. So sizes of heads are any up to the kernels' largest, time may
- * run in reverse, and gradients are float32 where kernels write bf16. The caller's settings are `outer`, the kernels'
- * `settings`. It costs a read and a write of each tensor that does not fit. */
+ * run in reverse, gates of channels be bf16, and gradients float32 where kernels write bf16. The caller's settings are
+ * `outer`, the kernels' `settings`. It costs a read and a write of each tensor that does not fit. */
 #include <stdio.h>
 #include <string.h>
 
@@ -52,6 +52,7 @@ static double cost_of(const linnet_cuda_mixer *m, const linnet_mixer_settings *s
 static linnet_mixer_settings begin_fit(const linnet_cuda_mixer *m) {
     linnet_mixer_settings s = m->outer;
     s.reverse = false;
+    s.gates = LINNET_F32;
     if (!ln_cuda_mixer_is(m, "dplr") && !ln_cuda_mixer_is(m, "rwkv7")) return s;
     const bool repeated = s.tiled_heads || m->form == LINNET_MIXER_BACKWARD;
     if (m->form == LINNET_MIXER_STEP) return s;
@@ -114,7 +115,8 @@ static ln_cuda_fit fit_of(const linnet_cuda_mixer *m, int k, bool back, void *wo
                          .lines = ln_axis_of(i->rows, inner),
                          .outer_columns = ln_axis_of(i->columns, outer),
                          .columns = ln_axis_of(i->columns, inner),
-                         .outer_bf16 = typed && (!back || outer->output == LINNET_BF16),
+                         .outer_bf16 = back ? typed && outer->output == LINNET_BF16
+                                            : ln_mixer_input_type(i, outer) == LINNET_BF16,
                          .bf16 = typed && (!back || inner->output == LINNET_BF16),
                          .normalise = divided && outer->normalise_keys && !inner->normalise_keys};
 }
@@ -176,7 +178,7 @@ ln_cuda_code ln_cuda_mixer_fit(linnet_cuda_mixer *m) {
     const linnet_mixer_settings begun = begin_fit(m);
     const bool reverse = m->outer.reverse && m->form == LINNET_MIXER_STEP;
     m->settings.reverse = m->settings.reverse && !reverse;
-    const bool changed = m->settings.reverse || begun.key_heads != m->outer.key_heads ||
+    const bool changed = m->settings.reverse || m->outer.gates != LINNET_F32 || begun.key_heads != m->outer.key_heads ||
                          begun.tiled_heads != m->outer.tiled_heads || begun.normalise_keys != m->outer.normalise_keys ||
                          !whole_rows(m, &begun);
     ln_cuda_code code = changed ? LN_CUDA_UNSUPPORTED : m->way->open(m);
