@@ -16,7 +16,7 @@ namespace ln {
 using convolution_run = ln_cuda_convolution_run;
 using convolution_span = ln_cuda_convolution_span;
 
-enum { LONG_THREADS = 128, LONG_TOKENS = 8, LONG_WIDTH = 4 };
+enum { THREADS = 128, TOKENS = 8, CHANNELS = 4 };
 
 /* One thread's channels of one span. */
 struct long_lane {
@@ -25,15 +25,15 @@ struct long_lane {
     int64_t index, channel, slot; /* of the span; the first channel; of the state */
 
     __device__ __forceinline__ bool open(const convolution_run &run) {
-        const int groups = run.value_size / LONG_WIDTH * run.heads;
-        const int64_t i = (int64_t)blockIdx.x * LONG_THREADS + threadIdx.x;
+        const int groups = run.value_size / CHANNELS * run.heads;
+        const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
         if (i >= run.span_count * groups) return false;
         const int group = (int)(i % groups);
         index = i / groups;
         span = run.spans[index];
-        head = group / (run.value_size / LONG_WIDTH);
-        column = group % (run.value_size / LONG_WIDTH) * LONG_WIDTH;
-        channel = (int64_t)group * LONG_WIDTH;
+        head = group / (run.value_size / CHANNELS);
+        column = group % (run.value_size / CHANNELS) * CHANNELS;
+        channel = (int64_t)group * CHANNELS;
         slot = run.tensors.state_slots ? run.tensors.state_slots[span.sequence] : span.sequence;
         return true;
     }
@@ -45,61 +45,60 @@ struct long_lane {
         return (int64_t)(span.token + time) * of.token_stride + head * of.head_stride + column;
     }
     /* Values of a time from 1 - taps on; 0 from the end on. */
-    __device__ __forceinline__ void value(float (&to)[LONG_WIDTH], const convolution_run &run, int time) const {
+    __device__ __forceinline__ void value(float (&to)[CHANNELS], const convolution_run &run, int time) const {
         if (time >= 0 && time < span.length) {
             widen(to, *(const uint2 *)((const __nv_bfloat16 *)run.tensors.value.data + place(run.tensors.value, time)));
             return;
         }
         const bool given = time < 0 && run.tensors.state_in;
 #pragma unroll
-        for (int c = 0; c < LONG_WIDTH; c++) to[c] = 0;
+        for (int c = 0; c < CHANNELS; c++) to[c] = 0;
         if (given) load_floats(to, run.tensors.state_in + state_at(run, slot, time + run.taps - 1));
     }
-    __device__ __forceinline__ void weight(float (&to)[LONG_WIDTH], const convolution_run &run, int tap) const {
+    __device__ __forceinline__ void weight(float (&to)[CHANNELS], const convolution_run &run, int tap) const {
 #pragma unroll
-        for (int c = 0; c < LONG_WIDTH; c++) to[c] = run.tensors.weight[(channel + c) * run.taps + tap];
+        for (int c = 0; c < CHANNELS; c++) to[c] = run.tensors.weight[(channel + c) * run.taps + tap];
     }
-    /* The sums of LONG_TOKENS tokens from `time` on. */
-    __device__ __forceinline__ void sums(float (&sum)[LONG_TOKENS][LONG_WIDTH], const convolution_run &run,
-                                         int time) const {
-        float rows[LONG_TOKENS][LONG_WIDTH], by[LONG_WIDTH];
+    /* The sums of TOKENS tokens from `time` on. */
+    __device__ __forceinline__ void sums(float (&sum)[TOKENS][CHANNELS], const convolution_run &run, int time) const {
+        float rows[TOKENS][CHANNELS], by[CHANNELS];
 #pragma unroll
-        for (int i = 0; i < LONG_TOKENS; i++) {
+        for (int i = 0; i < TOKENS; i++) {
             value(rows[i], run, time - (run.taps - 1) + i - 1);
 #pragma unroll
-            for (int c = 0; c < LONG_WIDTH; c++) sum[i][c] = run.tensors.bias ? run.tensors.bias[channel + c] : 0;
+            for (int c = 0; c < CHANNELS; c++) sum[i][c] = run.tensors.bias ? run.tensors.bias[channel + c] : 0;
         }
 #pragma unroll 1
         for (int tap = 0; tap < run.taps; tap++) {
             weight(by, run, tap);
 #pragma unroll
-            for (int i = 0; i < LONG_TOKENS; i++) {
-                if (i + 1 < LONG_TOKENS)
+            for (int i = 0; i < TOKENS; i++) {
+                if (i + 1 < TOKENS)
 #pragma unroll
-                    for (int c = 0; c < LONG_WIDTH; c++) rows[i][c] = rows[i + 1][c];
+                    for (int c = 0; c < CHANNELS; c++) rows[i][c] = rows[i + 1][c];
                 else
                     value(rows[i], run, time - (run.taps - 1) + i + tap);
 #pragma unroll
-                for (int c = 0; c < LONG_WIDTH; c++) sum[i][c] += by[c] * rows[i][c];
+                for (int c = 0; c < CHANNELS; c++) sum[i][c] += by[c] * rows[i][c];
             }
         }
     }
 };
 
-static __global__ void __launch_bounds__(LONG_THREADS)
+static __global__ void __launch_bounds__(THREADS)
     long_convolution_forward(const __grid_constant__ convolution_run run) {
     long_lane lane;
     if (!lane.open(run) || lane.slot < 0) return;
     const convolution_span span = lane.span;
     const ln_cuda_tensor &to = run.tensors.output;
-    for (int begin = span.position; begin < span.position + span.count; begin += LONG_TOKENS) {
-        float sum[LONG_TOKENS][LONG_WIDTH];
+    for (int begin = span.position; begin < span.position + span.count; begin += TOKENS) {
+        float sum[TOKENS][CHANNELS];
         lane.sums(sum, run, begin);
 #pragma unroll
-        for (int i = 0; i < LONG_TOKENS; i++) {
+        for (int i = 0; i < TOKENS; i++) {
             if (begin + i >= span.position + span.count) break;
 #pragma unroll
-            for (int c = 0; c < LONG_WIDTH; c++)
+            for (int c = 0; c < CHANNELS; c++)
                 if (run.silu) sum[i][c] *= sigmoid(sum[i][c]);
             if (run.output_float32)
                 store_floats((float *)to.data + lane.place(to, begin + i), sum[i]);
@@ -109,7 +108,7 @@ static __global__ void __launch_bounds__(LONG_THREADS)
     }
     /* Ascending, so that rows of a short sequence move within one state. */
     for (int row = 0; span.position == 0 && run.tensors.state_out && row < run.taps - 1; row++) {
-        float last[LONG_WIDTH];
+        float last[CHANNELS];
         lane.value(last, run, span.length - (run.taps - 1) + row);
         store_floats(run.tensors.state_out + lane.state_at(run, lane.slot, row), last);
     }
@@ -121,22 +120,21 @@ static __device__ __forceinline__ float *slope_at(const convolution_run &run, co
     return run.slopes + (int64_t)(lane.span.token + time) * run.heads * run.value_size + lane.channel;
 }
 
-static __global__ void __launch_bounds__(LONG_THREADS)
-    long_convolution_slopes(const __grid_constant__ convolution_run run) {
+static __global__ void __launch_bounds__(THREADS) long_convolution_slopes(const __grid_constant__ convolution_run run) {
     long_lane lane;
     if (!lane.open(run)) return;
     const int end = lane.span.position + lane.span.count;
     const ln_cuda_tensor &given = run.gradients.output;
-    for (int begin = lane.span.position; begin < end; begin += LONG_TOKENS) {
-        float sum[LONG_TOKENS][LONG_WIDTH];
+    for (int begin = lane.span.position; begin < end; begin += TOKENS) {
+        float sum[TOKENS][CHANNELS];
         if (run.silu) lane.sums(sum, run, begin);
 #pragma unroll
-        for (int i = 0; i < LONG_TOKENS; i++) {
+        for (int i = 0; i < TOKENS; i++) {
             if (begin + i >= end) break;
-            float slope[LONG_WIDTH];
+            float slope[CHANNELS];
             widen(slope, *(const uint2 *)((const __nv_bfloat16 *)given.data + lane.place(given, begin + i)));
 #pragma unroll
-            for (int c = 0; c < LONG_WIDTH; c++) {
+            for (int c = 0; c < CHANNELS; c++) {
                 const float part = run.silu ? sigmoid(sum[i][c]) : 1;
                 slope[c] *= run.silu ? part * (1 + sum[i][c] * (1 - part)) : 1;
             }
@@ -145,45 +143,44 @@ static __global__ void __launch_bounds__(LONG_THREADS)
     }
 }
 
-/* What the values of LONG_TOKENS times from `time` on owe: weight[i] d[t + taps - 1 - i], and the last state. */
-static __device__ __forceinline__ void owed(float (&sum)[LONG_TOKENS][LONG_WIDTH], const convolution_run &run,
+/* What the values of TOKENS times from `time` on owe: weight[i] d[t + taps - 1 - i], and the last state. */
+static __device__ __forceinline__ void owed(float (&sum)[TOKENS][CHANNELS], const convolution_run &run,
                                             const long_lane &lane, int time) {
 #pragma unroll
-    for (int i = 0; i < LONG_TOKENS; i++) {
+    for (int i = 0; i < TOKENS; i++) {
         const int row = time + i - lane.span.length + run.taps - 1;
 #pragma unroll
-        for (int c = 0; c < LONG_WIDTH; c++) sum[i][c] = 0;
+        for (int c = 0; c < CHANNELS; c++) sum[i][c] = 0;
         if (row >= 0 && row < run.taps - 1 && run.gradients.state_out)
             load_floats(sum[i], run.gradients.state_out + lane.state_at(run, lane.span.sequence, row));
     }
 #pragma unroll 1
     for (int tap = 0; tap < run.taps; tap++) {
-        float by[LONG_WIDTH];
+        float by[CHANNELS];
         lane.weight(by, run, tap);
 #pragma unroll
-        for (int i = 0; i < LONG_TOKENS; i++) {
+        for (int i = 0; i < TOKENS; i++) {
             const int at = time + i + run.taps - 1 - tap;
             if (at < 0 || at >= lane.span.length) continue;
-            float slope[LONG_WIDTH];
+            float slope[CHANNELS];
             load_floats(slope, slope_at(run, lane, at));
 #pragma unroll
-            for (int c = 0; c < LONG_WIDTH; c++) sum[i][c] += by[c] * slope[c];
+            for (int c = 0; c < CHANNELS; c++) sum[i][c] += by[c] * slope[c];
         }
     }
 }
 
-static __global__ void __launch_bounds__(LONG_THREADS)
-    long_convolution_values(const __grid_constant__ convolution_run run) {
+static __global__ void __launch_bounds__(THREADS) long_convolution_values(const __grid_constant__ convolution_run run) {
     long_lane lane;
     if (!lane.open(run)) return;
     const convolution_span span = lane.span;
     const ln_cuda_tensor &to = run.gradients.value;
     const int first = span.position ? span.position : 1 - run.taps, end = span.position + span.count;
-    for (int begin = first; begin < end; begin += LONG_TOKENS) {
-        float sum[LONG_TOKENS][LONG_WIDTH];
+    for (int begin = first; begin < end; begin += TOKENS) {
+        float sum[TOKENS][CHANNELS];
         owed(sum, run, lane, begin);
 #pragma unroll
-        for (int i = 0; i < LONG_TOKENS; i++) {
+        for (int i = 0; i < TOKENS; i++) {
             const int time = begin + i;
             if (time >= end) break;
             if (time < 0 && run.gradients.state_in)
@@ -194,35 +191,35 @@ static __global__ void __launch_bounds__(LONG_THREADS)
 }
 
 /* Tap `taps` is the bias. */
-static __global__ void __launch_bounds__(LONG_THREADS)
+static __global__ void __launch_bounds__(THREADS)
     long_convolution_weights(const __grid_constant__ convolution_run run) {
     long_lane lane;
     if (!lane.open(run)) return;
     const int tap = blockIdx.y;
-    float sum[LONG_WIDTH] = {};
+    float sum[CHANNELS] = {};
 #pragma unroll 4
     for (int i = 0; i < lane.span.count; i++) {
         const int time = lane.span.position + i;
-        float slope[LONG_WIDTH], value[LONG_WIDTH] = {1, 1, 1, 1};
+        float slope[CHANNELS], value[CHANNELS] = {1, 1, 1, 1};
         load_floats(slope, slope_at(run, lane, time));
         if (tap < run.taps) lane.value(value, run, time - (run.taps - 1) + tap);
 #pragma unroll
-        for (int c = 0; c < LONG_WIDTH; c++) sum[c] += slope[c] * value[c];
+        for (int c = 0; c < CHANNELS; c++) sum[c] += slope[c] * value[c];
     }
     const int64_t channels = (int64_t)run.heads * run.value_size;
     store_floats(run.partial + (lane.index * (run.taps + 1) + tap) * channels + lane.channel, sum);
 }
 
 static dim3 blocks_of(const convolution_run &run, int taps) {
-    const int64_t threads = run.span_count * run.heads * (run.value_size / LONG_WIDTH);
-    return dim3((unsigned)((threads + LONG_THREADS - 1) / LONG_THREADS), (unsigned)taps);
+    const int64_t threads = run.span_count * run.heads * (run.value_size / CHANNELS);
+    return dim3((unsigned)((threads + THREADS - 1) / THREADS), (unsigned)taps);
 }
 
 static ln_cuda_code forward_start(const convolution_run *run, void *stream) {
-    return launch(long_convolution_forward, blocks_of(*run, 1), dim3(LONG_THREADS), 0, stream, *run);
+    return launch(long_convolution_forward, blocks_of(*run, 1), dim3(THREADS), 0, stream, *run);
 }
 static ln_cuda_code backward_start(const convolution_run *run, void *stream) {
-    const dim3 blocks = blocks_of(*run, 1), threads(LONG_THREADS);
+    const dim3 blocks = blocks_of(*run, 1), threads(THREADS);
     ln_cuda_code code = launch(long_convolution_slopes, blocks, threads, 0, stream, *run);
     if (!code) code = launch(long_convolution_values, blocks, threads, 0, stream, *run);
     if (code || (!run->gradients.weight && !run->gradients.bias)) return code;
