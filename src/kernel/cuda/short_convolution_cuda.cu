@@ -37,6 +37,9 @@ static int64_t aligned(int64_t bytes) {
     return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
+static int64_t turned_bytes(const ln_cuda_short_convolution *c) {
+    return c->taps > LN_CUDA_CONVOLUTION_FEW ? aligned(c->taps * c->heads * c->value_size * 4) : 0;
+}
 static int64_t partial_bytes(const ln_cuda_short_convolution *c, const ln_cuda_short_convolution_plan *plan) {
     return aligned(plan->gradient_spans * (c->taps + 1) * c->heads * c->value_size * 4);
 }
@@ -59,9 +62,9 @@ ln_cuda_code ln_cuda_short_convolution_plan_make(const ln_cuda_short_convolution
         plan->time /= 2;
     plan->spans = spans_of(convolution, plan->time);
     plan->gradient_spans = spans_of(convolution, GRADIENT_TIME);
-    plan->workspace = aligned(plan->spans * (int64_t)sizeof(ln_cuda_convolution_span));
-    plan->gradient_workspace =
-        aligned(plan->gradient_spans * (int64_t)sizeof(ln_cuda_convolution_span)) + partial_bytes(convolution, plan);
+    plan->workspace = aligned(plan->spans * (int64_t)sizeof(ln_cuda_convolution_span)) + turned_bytes(convolution);
+    plan->gradient_workspace = aligned(plan->gradient_spans * (int64_t)sizeof(ln_cuda_convolution_span)) +
+                               turned_bytes(convolution) + partial_bytes(convolution, plan);
     if (!few) plan->gradient_workspace += aligned(convolution->offsets[convolution->sequences] * channels * 4);
     snprintf(plan->why, sizeof plan->why,
              "portable: bound by memory, so the same for every device; %lld tokens a thread", (long long)plan->time);
@@ -109,7 +112,8 @@ static ln_cuda_convolution_run run_of(const ln_cuda_short_convolution *c,
     ln_cuda_convolution_run run = {};
     run.tensors = *tensors;
     run.spans = (const ln_cuda_convolution_span *)workspace;
-    run.partial = (float *)((char *)workspace + aligned(spans * (int64_t)sizeof(ln_cuda_convolution_span)));
+    run.turned = (float *)((char *)workspace + aligned(spans * (int64_t)sizeof(ln_cuda_convolution_span)));
+    run.partial = (float *)((char *)run.turned + turned_bytes(c));
     run.span_count = spans;
     run.heads = (int)c->heads;
     run.value_size = (int)c->value_size;

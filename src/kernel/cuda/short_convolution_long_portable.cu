@@ -4,8 +4,9 @@
  *     sum[t] += weight[i] value[t - taps + 1 + i]   for i = 0, 1, ...: the rows of the next tap are those of this one,
  *                                                   a token later.
  *
- * Backward d, the gradient of the sums, is made first and kept in float32; then, by the same walk with the taps turned
- * round, what values and states owe it; then of each span and tap the sum over its tokens. Spans are at least as long
+ * Weights are turned first, so that neighbours of a tap lie together. Backward d, the gradient of the sums, is made and
+ * kept in float32; then, by the same walk with the taps turned round, what values and states owe it; then of each span
+ * the sums over its tokens, eight taps a thread. Spans are at least as long
  * as the state, so that the first one alone reads that. */
 #include "kernel/cuda/launch.cuh"
 #include "kernel/cuda/short_convolution_table.h"
@@ -16,7 +17,7 @@ namespace ln {
 using convolution_run = ln_cuda_convolution_run;
 using convolution_span = ln_cuda_convolution_span;
 
-enum { THREADS = 128, TOKENS = 8, CHANNELS = 4 };
+enum { THREADS = 128, TOKENS = 8, CHANNELS = 4, TAPS = 8 };
 
 /* One thread's channels of one span. */
 struct long_lane {
@@ -44,20 +45,19 @@ struct long_lane {
     __device__ __forceinline__ int64_t place(const ln_cuda_tensor &of, int time) const {
         return (int64_t)(span.token + time) * of.token_stride + head * of.head_stride + column;
     }
-    /* Values of a time from 1 - taps on; 0 from the end on. */
+    /* 0 before the state and from the end on. */
     __device__ __forceinline__ void value(float (&to)[CHANNELS], const convolution_run &run, int time) const {
         if (time >= 0 && time < span.length) {
             widen(to, *(const uint2 *)((const __nv_bfloat16 *)run.tensors.value.data + place(run.tensors.value, time)));
             return;
         }
-        const bool given = time < 0 && run.tensors.state_in;
+        const bool given = time < 0 && time > -run.taps && run.tensors.state_in;
 #pragma unroll
         for (int c = 0; c < CHANNELS; c++) to[c] = 0;
         if (given) load_floats(to, run.tensors.state_in + state_at(run, slot, time + run.taps - 1));
     }
     __device__ __forceinline__ void weight(float (&to)[CHANNELS], const convolution_run &run, int tap) const {
-#pragma unroll
-        for (int c = 0; c < CHANNELS; c++) to[c] = run.tensors.weight[(channel + c) * run.taps + tap];
+        load_floats(to, run.turned + (int64_t)tap * run.heads * run.value_size + channel);
     }
     /* The sums of TOKENS tokens from `time` on. */
     __device__ __forceinline__ void sums(float (&sum)[TOKENS][CHANNELS], const convolution_run &run, int time) const {
@@ -84,6 +84,11 @@ struct long_lane {
         }
     }
 };
+
+static __global__ void __launch_bounds__(THREADS) turn_weights(const __grid_constant__ convolution_run run) {
+    const int64_t channels = (int64_t)run.heads * run.value_size, i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < channels * run.taps) run.turned[i] = run.tensors.weight[i % channels * run.taps + i / channels];
+}
 
 static __global__ void __launch_bounds__(THREADS)
     long_convolution_forward(const __grid_constant__ convolution_run run) {
@@ -143,9 +148,17 @@ static __global__ void __launch_bounds__(THREADS) long_convolution_slopes(const 
     }
 }
 
+static __device__ __forceinline__ void slope_of(float (&to)[CHANNELS], const convolution_run &run,
+                                                const long_lane &lane, int time) {
+#pragma unroll
+    for (int c = 0; c < CHANNELS; c++) to[c] = 0;
+    if (time >= 0 && time < lane.span.length) load_floats(to, slope_at(run, lane, time));
+}
+
 /* What the values of TOKENS times from `time` on owe: weight[i] d[t + taps - 1 - i], and the last state. */
 static __device__ __forceinline__ void owed(float (&sum)[TOKENS][CHANNELS], const convolution_run &run,
                                             const long_lane &lane, int time) {
+    float rows[TOKENS][CHANNELS];
 #pragma unroll
     for (int i = 0; i < TOKENS; i++) {
         const int row = time + i - lane.span.length + run.taps - 1;
@@ -153,19 +166,21 @@ static __device__ __forceinline__ void owed(float (&sum)[TOKENS][CHANNELS], cons
         for (int c = 0; c < CHANNELS; c++) sum[i][c] = 0;
         if (row >= 0 && row < run.taps - 1 && run.gradients.state_out)
             load_floats(sum[i], run.gradients.state_out + lane.state_at(run, lane.span.sequence, row));
+        slope_of(rows[i], run, lane, time + i + run.taps);
     }
 #pragma unroll 1
     for (int tap = 0; tap < run.taps; tap++) {
         float by[CHANNELS];
         lane.weight(by, run, tap);
 #pragma unroll
-        for (int i = 0; i < TOKENS; i++) {
-            const int at = time + i + run.taps - 1 - tap;
-            if (at < 0 || at >= lane.span.length) continue;
-            float slope[CHANNELS];
-            load_floats(slope, slope_at(run, lane, at));
+        for (int i = TOKENS - 1; i >= 0; i--) {
+            if (i)
 #pragma unroll
-            for (int c = 0; c < CHANNELS; c++) sum[i][c] += by[c] * slope[c];
+                for (int c = 0; c < CHANNELS; c++) rows[i][c] = rows[i - 1][c];
+            else
+                slope_of(rows[i], run, lane, time + run.taps - 1 - tap);
+#pragma unroll
+            for (int c = 0; c < CHANNELS; c++) sum[i][c] += by[c] * rows[i][c];
         }
     }
 }
@@ -190,40 +205,60 @@ static __global__ void __launch_bounds__(THREADS) long_convolution_values(const 
     }
 }
 
-/* Tap `taps` is the bias. */
+/* TAPS taps from TAPS blockIdx.y on; the first threads the bias too. */
 static __global__ void __launch_bounds__(THREADS)
     long_convolution_weights(const __grid_constant__ convolution_run run) {
     long_lane lane;
     if (!lane.open(run)) return;
-    const int tap = blockIdx.y;
-    float sum[CHANNELS] = {};
-#pragma unroll 4
-    for (int i = 0; i < lane.span.count; i++) {
-        const int time = lane.span.position + i;
-        float slope[CHANNELS], value[CHANNELS] = {1, 1, 1, 1};
-        load_floats(slope, slope_at(run, lane, time));
-        if (tap < run.taps) lane.value(value, run, time - (run.taps - 1) + tap);
+    const int first = blockIdx.y * TAPS, begin = lane.span.position - (run.taps - 1) + first;
+    float sum[TAPS][CHANNELS] = {}, rows[TAPS][CHANNELS], bias[CHANNELS] = {};
 #pragma unroll
-        for (int c = 0; c < CHANNELS; c++) sum[c] += slope[c] * value[c];
+    for (int j = 0; j < TAPS; j++) lane.value(rows[j], run, begin + j - 1);
+#pragma unroll 1
+    for (int i = 0; i < lane.span.count; i++) {
+        float slope[CHANNELS];
+        load_floats(slope, slope_at(run, lane, lane.span.position + i));
+#pragma unroll
+        for (int j = 0; j < TAPS; j++) {
+            if (j + 1 < TAPS)
+#pragma unroll
+                for (int c = 0; c < CHANNELS; c++) rows[j][c] = rows[j + 1][c];
+            else
+                lane.value(rows[j], run, begin + i + j);
+#pragma unroll
+            for (int c = 0; c < CHANNELS; c++) sum[j][c] += slope[c] * rows[j][c];
+        }
+#pragma unroll
+        for (int c = 0; c < CHANNELS; c++) bias[c] += slope[c];
     }
     const int64_t channels = (int64_t)run.heads * run.value_size;
-    store_floats(run.partial + (lane.index * (run.taps + 1) + tap) * channels + lane.channel, sum);
+    float *to = run.partial + lane.index * (run.taps + 1) * channels + lane.channel;
+#pragma unroll
+    for (int j = 0; j < TAPS; j++)
+        if (first + j < run.taps) store_floats(to + (first + j) * channels, sum[j]);
+    if (first == 0) store_floats(to + run.taps * channels, bias);
 }
 
-static dim3 blocks_of(const convolution_run &run, int taps) {
+static dim3 blocks_of(const convolution_run &run, int parts) {
     const int64_t threads = run.span_count * run.heads * (run.value_size / CHANNELS);
-    return dim3((unsigned)((threads + THREADS - 1) / THREADS), (unsigned)taps);
+    return dim3((unsigned)((threads + THREADS - 1) / THREADS), (unsigned)parts);
 }
 
+static ln_cuda_code turn_start(const convolution_run *run, void *stream) {
+    const int64_t weights = (int64_t)run->heads * run->value_size * run->taps;
+    return launch(turn_weights, dim3((unsigned)((weights + THREADS - 1) / THREADS)), dim3(THREADS), 0, stream, *run);
+}
 static ln_cuda_code forward_start(const convolution_run *run, void *stream) {
-    return launch(long_convolution_forward, blocks_of(*run, 1), dim3(THREADS), 0, stream, *run);
+    const ln_cuda_code code = turn_start(run, stream);
+    return code ? code : launch(long_convolution_forward, blocks_of(*run, 1), dim3(THREADS), 0, stream, *run);
 }
 static ln_cuda_code backward_start(const convolution_run *run, void *stream) {
     const dim3 blocks = blocks_of(*run, 1), threads(THREADS);
-    ln_cuda_code code = launch(long_convolution_slopes, blocks, threads, 0, stream, *run);
+    ln_cuda_code code = turn_start(run, stream);
+    if (!code) code = launch(long_convolution_slopes, blocks, threads, 0, stream, *run);
     if (!code) code = launch(long_convolution_values, blocks, threads, 0, stream, *run);
     if (code || (!run->gradients.weight && !run->gradients.bias)) return code;
-    code = launch(long_convolution_weights, blocks_of(*run, run->taps + 1), threads, 0, stream, *run);
+    code = launch(long_convolution_weights, blocks_of(*run, (run->taps + TAPS - 1) / TAPS), threads, 0, stream, *run);
     return code ? code : ln_cuda_convolution_add_spans(run, stream);
 }
 

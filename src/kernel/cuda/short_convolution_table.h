@@ -14,7 +14,8 @@ typedef struct ln_cuda_convolution_run {
     ln_cuda_short_convolution_gradients gradients;
     const ln_cuda_convolution_span *spans;
     float *partial; /* [spans][taps + 1][channels]: gradients of weights, then of the bias */
-    float *slopes;  /* [tokens][channels], of the sums; of many taps alone */
+    /* Of many taps alone: [taps][channels], the weights; [tokens][channels], gradients of the sums. */
+    float *turned, *slopes;
     int64_t span_count;
     int heads, value_size, taps;
     bool silu, output_float32;
