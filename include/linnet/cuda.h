@@ -179,9 +179,9 @@ typedef struct linnet_cuda_mixer linnet_cuda_mixer;
  *    selective_scan and short_convolution are rounded to bf16 first), of gates, parameters and states float32;
  *  - states are float32 in the processor's layout, so that they may move between the two; state_slots are on the
  *    device;
- *  - keys and values have any sizes to 128 (dplr, rwkv7), or keys to 256 and values of any size;
- *    a scan has to 64 slots. Sizes that there are no kernels for, as a rule all but 64, 128
- *    and 256, `reverse` and `gates` of bf16 are served by copies of the tensors in the workspace;
+ *  - heads have keys of any size to 256 (delta rules, kda, dplr, rwkv7: to 128 but in the step) and values of any size
+ *    (dplr, rwkv7: to 128 but in the step); a scan has to 64 slots. Where there is no kernel for a size (there are
+ *    for 64, 128 and mostly 256), for `reverse` or for `gates` of bf16, tensors are copied into the workspace to fit;
  *  - `exact` is for the step, the scan and the convolution, `chunk` is the kernels' own.
  * LINNET_ERROR_UNSUPPORTED names the row, the size or the option that there is no kernel for. */
 LINNET_API linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_settings *settings,
