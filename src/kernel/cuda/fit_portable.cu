@@ -1,4 +1,5 @@
-/* One warp a row, one block a head's state: reads and writes follow one another, sums have a fixed order. */
+/* Where elements stay what they are and rows are whole pieces of 16 bytes, which is the rule, a thread a piece; else
+ * one warp a row. One block a head's state. Sums have a fixed order. */
 #include "kernel/cuda/fit_cuda.h"
 #include "kernel/cuda/instructions.cuh"
 #include "kernel/cuda/launch.cuh"
@@ -90,6 +91,31 @@ static __global__ void __launch_bounds__(FIT_THREADS)
     }
 }
 
+/* Pieces of the rows that are made, and of those that are there, of this many. */
+struct fit_pieces {
+    const void *from;
+    void *to;
+    ln_cuda_tensor outer; /* the caller's side of the two */
+    uint32_t all, made, there;
+    int element; /* bytes */
+};
+
+template <bool IN, class PIECE>
+static __global__ void __launch_bounds__(FIT_THREADS)
+    fit_copy(const __grid_constant__ ln_cuda_fit f, const __grid_constant__ fit_pieces p) {
+    const uint32_t i = blockIdx.x * FIT_THREADS + threadIdx.x;
+    if (i >= p.all) return;
+    const uint32_t row = i / p.made, piece = i % p.made, heads = (uint32_t)f.heads, shared = (uint32_t)f.outer_heads,
+                   token = row / heads, head = row % heads;
+    const int64_t at = outer_row(f, p.outer, token, f.tiled ? head % shared : head / (heads / shared)) * p.element;
+    PIECE x = {};
+    if (IN) {
+        if (piece < p.there) x = ((const PIECE *)((const char *)p.from + at))[piece];
+        ((PIECE *)p.to)[i] = x;
+    } else
+        ((PIECE *)((char *)p.to + at))[piece] = ((const PIECE *)p.from)[(int64_t)row * p.there + piece];
+}
+
 template <bool IN>
 static __global__ void __launch_bounds__(FIT_THREADS)
     fit_states(const __grid_constant__ ln_cuda_fit_states f, const float *from, float *to) {
@@ -110,6 +136,28 @@ static __global__ void __launch_bounds__(FIT_THREADS)
     }
 }
 
+/* Whether rows go by pieces of so many bytes. */
+static bool pieces_of(const ln_cuda_fit *f, bool in, const void *from, void *to, const ln_cuda_tensor *outer,
+                      int64_t bytes, fit_pieces *p) {
+    const int64_t element = f->bf16 ? 2 : 4, inner = f->lines * f->columns * element,
+                  own = f->outer_lines * f->outer_columns * element, made = in ? inner : own;
+    const bool strides = outer->token_stride * element % bytes == 0 && outer->head_stride * element % bytes == 0,
+               places = ((uintptr_t)from | (uintptr_t)to) % (uintptr_t)bytes == 0,
+               lines = f->lines == 1 || (f->lines == f->outer_lines && f->columns == f->outer_columns);
+    const int64_t all = f->tokens * f->heads * (made / bytes);
+    if (f->bf16 != f->outer_bf16 || f->normalise || !strides || !places || !lines || inner % bytes || own % bytes ||
+        all > INT32_MAX || (!in && f->heads != f->outer_heads))
+        return false;
+    *p = {from,        to, *outer, (uint32_t)all, (uint32_t)(made / bytes), (uint32_t)((in ? own : inner) / bytes),
+          (int)element};
+    return true;
+}
+template <bool IN, class PIECE>
+static ln_cuda_code copy_start(const ln_cuda_fit *fit, const fit_pieces &pieces, void *stream) {
+    return launch(fit_copy<IN, PIECE>, dim3((pieces.all + FIT_THREADS - 1) / FIT_THREADS), dim3(FIT_THREADS), 0, stream,
+                  *fit, pieces);
+}
+
 static unsigned blocks_of(int64_t rows) {
     return (unsigned)((rows + FIT_THREADS / 32 - 1) / (FIT_THREADS / 32));
 }
@@ -120,14 +168,20 @@ using namespace ln;
 
 ln_cuda_code ln_cuda_fit_in(const ln_cuda_fit *fit, ln_cuda_tensor from, void *to, void *stream) {
     const int64_t rows = fit->tokens * fit->heads;
+    fit_pieces pieces;
     if (rows == 0) return LN_CUDA_OK;
+    if (pieces_of(fit, true, from.data, to, &from, 16, &pieces)) return copy_start<true, uint4>(fit, pieces, stream);
+    if (pieces_of(fit, true, from.data, to, &from, 4, &pieces)) return copy_start<true, uint32_t>(fit, pieces, stream);
     return launch(fit_in, dim3(blocks_of(rows)), dim3(FIT_THREADS), 0, stream, *fit, from, to);
 }
 
 ln_cuda_code ln_cuda_fit_out(const ln_cuda_fit *fit, const void *from, ln_cuda_tensor given, ln_cuda_tensor to,
                              void *stream) {
     const int64_t rows = fit->tokens * fit->outer_heads;
+    fit_pieces pieces;
     if (rows == 0) return LN_CUDA_OK;
+    if (pieces_of(fit, false, from, to.data, &to, 16, &pieces)) return copy_start<false, uint4>(fit, pieces, stream);
+    if (pieces_of(fit, false, from, to.data, &to, 4, &pieces)) return copy_start<false, uint32_t>(fit, pieces, stream);
     return launch(fit_out, dim3(blocks_of(rows)), dim3(FIT_THREADS), 0, stream, *fit, from, given, to);
 }
 
