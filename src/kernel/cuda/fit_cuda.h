@@ -14,8 +14,8 @@ extern "C" {
 /* Rows [token][head][lines * columns] of a caller, and the same without gaps for a kernel. */
 typedef struct ln_cuda_fit {
     int64_t tokens;
-    bool turned;           /* time; else both have the same tokens */
-    const int32_t *mirror; /* then, on the device, [tokens]: the caller's token of a kernel's */
+    bool turned;                /* time; else both have the same tokens */
+    const int32_t *mirror;      /* then, on the device, [tokens]: the caller's token of a kernel's */
     int64_t outer_heads, heads; /* the caller's; the kernel's, a multiple */
     bool tiled;                 /* head h is the caller's h % outer_heads, else h / (heads / outer_heads) */
     int64_t outer_lines, lines; /* of a row; the kernel's are at least the caller's */
