@@ -172,16 +172,18 @@ LINNET_API linnet_status linnet_cuda_decode_unpack(const linnet_cuda_decode *dec
 
 typedef struct linnet_cuda_mixer linnet_cuda_mixer;
 
-/* Rows that GPUs have, with settings.type LINNET_BF16:
- *   forward   retention, lightning_attention, linear_attention, simple_gla, gla, ssd, mlstm, delta_rule,
- *             gated_delta_rule, kda, dplr, rwkv7, selective_scan, short_convolution;
- *   step      the same and mlstm_sigmoid: one token of each sequence, tokens = sequences;
- *   backward  linear_attention, simple_gla, gla, delta_rule, gated_delta_rule, kda, dplr, rwkv7, selective_scan,
- *             short_convolution. output_gradient is bf16; gradients of inputs of settings.type are of settings.output,
- *             which must be LINNET_BF16 for the last four, those of gates, parameters and states float32.
- * States are float32 in the layout that they have on the processor, so that they may move between the two. state_slots
- * are on the device; linear attention has none in its forward form. LINNET_ERROR_UNSUPPORTED names the row, the size or
- * the option that there is no kernel for. */
+/* Rows that GPUs have, all in each of their forms, with settings.type LINNET_BF16: linear_attention, retention,
+ * lightning_attention, simple_gla, ssd, gla, gla_value, mlstm, mlstm_sigmoid, delta_rule, gated_delta_rule, kda, dplr,
+ * rwkv7, selective_scan, short_convolution. Settings and tensors mean what they mean on the processor; besides
+ *  - output_gradient is bf16; gradients of inputs of settings.type are of settings.output (those of dplr, rwkv7,
+ *    selective_scan and short_convolution are rounded to bf16 first), of gates, parameters and states float32;
+ *  - states are float32 in the processor's layout, so that they may move between the two; state_slots are on the
+ *    device;
+ *  - heads have keys of any size to 256 (delta rules, kda, dplr, rwkv7: to 128 but in the step) and values of any size
+ *    (dplr, rwkv7: to 128 but in the step); a scan has to 64 slots. Where there is no kernel for a size (there are
+ *    for 64, 128 and mostly 256), for `reverse` or for `gates` of bf16, tensors are copied into the workspace to fit;
+ *  - `exact` is for the step, the scan and the convolution, `chunk` is the kernels' own.
+ * LINNET_ERROR_UNSUPPORTED names the row, the size or the option that there is no kernel for. */
 LINNET_API linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_settings *settings,
                                                 linnet_mixer_form form, linnet_cuda_mixer **mixer);
 LINNET_API void linnet_cuda_mixer_close(linnet_cuda_mixer *mixer);
@@ -190,6 +192,10 @@ LINNET_API size_t linnet_cuda_mixer_text(const linnet_cuda_mixer *mixer, char *t
 LINNET_API linnet_status linnet_cuda_mixer_prepare(const linnet_cuda_mixer *mixer, void *workspace, void *stream);
 LINNET_API linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors,
                                                void *workspace, void *stream);
+/* As linnet_mixer_window, with both states, decay and window on the device. */
+LINNET_API linnet_status linnet_cuda_mixer_window(linnet_cuda *cuda, const linnet_mixer_settings *settings,
+                                                  const float *now, const float *before, const double *decay,
+                                                  float *window, void *stream);
 
 #ifdef __cplusplus
 }

@@ -50,6 +50,7 @@ typedef struct linnet_mixer_settings {
     int64_t chunk;          /* tokens at once: 16 to 256, a multiple of 16; 0: chosen */
     double option[4];       /* meaning and defaults are the row's */
     linnet_type output;     /* LINNET_F32, the default; on a device (cuda.h) also LINNET_BF16 */
+    linnet_type gates;      /* likewise of gates of channels: [token, head, columns], not of settings.type */
 } linnet_mixer_settings;
 
 /* The defaults of a row; those of no row (size 0) where the name is unknown. */

@@ -92,6 +92,12 @@ int64_t ln_mixer_heads(const ln_mixer_input *input, const linnet_mixer_settings 
     return input->heads == LN_HEADS_VALUE ? settings->heads : input->heads == LN_HEADS_KEY ? settings->key_heads : 1;
 }
 
+linnet_type ln_mixer_input_type(const ln_mixer_input *input, const linnet_mixer_settings *settings) {
+    if (input->flags & LN_TYPED) return settings->type;
+    const bool channels = input->rows != LN_AXIS_ONE || input->columns != LN_AXIS_ONE;
+    return channels && !(input->flags & LN_PARAMETER) ? settings->gates : LINNET_F32;
+}
+
 int64_t ln_mixer_head_floats(const ln_mixer *mixer, const linnet_mixer_settings *settings) {
     if (mixer->head_floats) return mixer->head_floats(settings);
     int64_t floats = 0;
@@ -129,6 +135,7 @@ const char *ln_mixer_complete(linnet_mixer_settings *s, const ln_mixer **mixer) 
     const char *wrong = complete_shape(s, m);
     if (wrong) return wrong;
     if (s->type != LINNET_F32 && s->type != LINNET_BF16) return "type must be LINNET_F32 or LINNET_BF16";
+    if (s->gates != LINNET_F32 && s->gates != LINNET_BF16) return "gates must be LINNET_F32 or LINNET_BF16";
     if (isnan(s->scale)) s->scale = (float)(1 / sqrt((double)s->key_size));
     if (isinf(s->scale)) return "scale must be finite";
     if (s->chunk && (s->chunk < CHUNK_UNIT || s->chunk > CHUNK_MOST || s->chunk % CHUNK_UNIT != 0))
@@ -329,7 +336,7 @@ bool linnet_mixer_input_of(const linnet_mixer_settings *settings, int index, lin
                                   .optional = i->flags & LN_OPTIONAL,
                                   .heads = ln_mixer_heads(i, &s),
                                   .columns = ln_mixer_columns(i, &s),
-                                  .type = i->flags & LN_TYPED ? s.type : LINNET_F32,
+                                  .type = ln_mixer_input_type(i, &s),
                                   .range = i->range};
     return true;
 }
@@ -443,8 +450,8 @@ static linnet_status run(linnet_context *context, const linnet_mixer_settings *s
                        form == LINNET_MIXER_STEP ? "step" : "backward");
     const linnet_status status = ln_mixer_check_tensors(context, m, &s, tensors, form);
     if (status != LINNET_OK) return status;
-    if (s.output != LINNET_F32)
-        return ln_fail(context, LINNET_ERROR_ARGUMENT, "the output of a mixer on this processor is f32");
+    if (s.output != LINNET_F32 || s.gates != LINNET_F32)
+        return ln_fail(context, LINNET_ERROR_ARGUMENT, "the output and the gates of a mixer on this processor are f32");
     for (int64_t i = 0; tensors->state_slots && i < s.sequences; i++)
         if (tensors->state_slots[i] < 0)
             return ln_fail(context, LINNET_ERROR_ARGUMENT, "state_slots[%lld] is negative", (long long)i);

@@ -114,6 +114,20 @@ void ln_mixer_run(const ln_mixer *mixer, const ln_kernels *kernels, ln_team *tea
                   const linnet_mixer_settings *settings, const linnet_mixer_tensors *tensors, void *workspace,
                   linnet_mixer_form form);
 
+/* States of a window (linnet_mixer_window): heads of all sequences, floats of each: S [features][columns], then rows of
+ * [features]; decays of a head. What is wrong is told. */
+typedef struct ln_mixer_window_shape {
+    int64_t heads, floats, features, columns, decays;
+    bool decayed; /* the row has decays */
+} ln_mixer_window_shape;
+linnet_status ln_mixer_window_of(linnet_context *context, const linnet_mixer_settings *settings,
+                                 ln_mixer_window_shape *shape);
+/* The feature that float i of a head is of. */
+static inline int64_t ln_mixer_window_feature(const ln_mixer_window_shape *s, int64_t i) {
+    const int64_t sums = s->features * s->columns;
+    return i < sums ? i / s->columns : (i - sums) % s->features;
+}
+
 /* ---- for cores and rows ---- */
 
 /* Tokens of sequence s. */
@@ -132,6 +146,7 @@ static inline int64_t ln_mixer_key_head(const linnet_mixer_settings *s, int64_t 
 int64_t ln_axis_of(ln_axis axis, const linnet_mixer_settings *settings);
 int64_t ln_mixer_columns(const ln_mixer_input *input, const linnet_mixer_settings *settings);
 int64_t ln_mixer_heads(const ln_mixer_input *input, const linnet_mixer_settings *settings);
+linnet_type ln_mixer_input_type(const ln_mixer_input *input, const linnet_mixer_settings *settings);
 /* Floats of one sequence's state. */
 static inline int64_t ln_mixer_state_floats(const ln_mixer_call *call) {
     return call->head_floats * call->settings->heads;

@@ -2,8 +2,6 @@
 #include "kernel/cuda/dplr_cuda.h"
 #include "recurrent.h"
 
-/* How the state comes: not at all, from one array to another, in place by slots. */
-enum { NO_STATE, APART, IN_PLACE };
 /* Decays: as RWKV-7 has them, e^-0.6065 and more; close to 1; any, none at all among them. */
 enum { MILD, SLOW, ANY };
 
@@ -250,13 +248,6 @@ static void oracle(const problem *p, double *output, double *state) {
 
 /* ---- checks ---- */
 
-static void states_begin(problem *p) {
-    tensor_poison(&p->output);
-    tensor_poison(&p->state_out);
-    if (p->of->state == IN_PLACE)
-        device_send(p->state_out.device.data, p->state_in.host, p->state_in.elements * element_bytes(ELEMENT_FLOAT32));
-}
-
 static bool problem_prepare(problem *p, const ln_cuda_device *device, const ln_cuda_dplr_kernel *kernel,
                             int64_t records) {
     ln_cuda_code code = ln_cuda_dplr_plan_make(&p->dplr, device, kernel, 0, &p->plan);
@@ -274,62 +265,35 @@ static bool problem_prepare(problem *p, const ln_cuda_device *device, const ln_c
     return code == LN_CUDA_OK;
 }
 
+static recurrent recurrent_of(problem *p, check_run *run, const char *kernel) {
+    return (recurrent){p->of->name,  kernel,         run, p, &p->output, &p->state_in, &p->state_out,
+                       p->of->state, p->of->left_out};
+}
+
 static void check_work(problem *p) {
-    const char *name = p->of->name, *kernel = p->plan.kernel->name;
     double *output = doubles(p->output.tokens * p->output.heads * p->output.size),
            *state = doubles(p->state_in.elements);
     oracle(p, output, state);
-    states_begin(p);
-    run_now(forward, p, name, kernel);
-    tensor_fetch(&p->output);
-    tensor_fetch(&p->state_out);
-    if (!p->of->left_out) tensor_expect_written(&p->output, name, kernel);
-    const double error = tensor_error(&p->output, output),
-                 kept = p->of->state == NO_STATE ? 0 : tensor_error(&p->state_out, state);
-    EXPECT(error < 6e-3, "%s, %s: relative error %.2e", name, kernel, error);
-    EXPECT(kept < 5e-3, "%s, %s: relative error of the state %.2e", name, kernel, kept);
-    cudaGraphExec_t graph = run_capture(forward, p, name, kernel);
-    states_begin(p);
-    run_graph(graph, name, kernel);
-    tensor_expect_same(&p->output, name, kernel, "output");
-    tensor_expect_same(&p->state_out, name, kernel, "state");
-    cudaGraphExecDestroy(graph);
-    printf("  %-20s %-22s %.2e, state %.2e\n", name, kernel, error, kept);
+    const recurrent r = recurrent_of(p, forward, p->plan.kernel->name);
+    recurrent_forward(&r, output, state, 6e-3, 5e-3);
     free(output);
     free(state);
 }
 
 static void check_backward(problem *p) {
     static const char *const WHAT[INPUTS + 1] = {"query", "key", "value", "a", "b", "decay", "state"};
-    const char *name = p->of->name;
-    tensor *made[INPUTS + 1];
-    double *want[INPUTS + 1];
+    recurrent_gradient made[INPUTS + 1];
     oracle_gradients g;
     for (int i = 0; i <= INPUTS; i++) {
-        made[i] = i < INPUTS ? &p->gradient[i] : &p->state_in_gradient;
-        want[i] = doubles(made[i]->tokens * made[i]->heads * made[i]->size);
-        if (i < INPUTS) g.of[i] = want[i];
-        tensor_poison(made[i]);
+        tensor *of = i < INPUTS ? &p->gradient[i] : &p->state_in_gradient;
+        made[i] = (recurrent_gradient){WHAT[i], of, doubles(of->tokens * of->heads * of->size), 1e-2};
+        if (i < INPUTS) g.of[i] = made[i].want;
     }
-    oracle_back(p, &g, want[INPUTS]);
-    if (p->of->state == IN_PLACE)
-        device_send(p->state_out.device.data, p->state_in.host, p->state_in.elements * element_bytes(ELEMENT_FLOAT32));
-    run_now(backward, p, name, "backward");
-    printf("  %-20s backward    ", name);
-    for (int i = 0; i <= INPUTS; i++) {
-        tensor_fetch(made[i]);
-        tensor_expect_written(made[i], name, WHAT[i]);
-        const double error = tensor_error(made[i], want[i]);
-        EXPECT(error < (i == DECAY ? 2e-2 : 1e-2), "%s: gradient of %s: relative error %.2e", name, WHAT[i], error);
-        printf(" %s %.1e", WHAT[i], error);
-        free(want[i]);
-    }
-    printf("\n");
-    cudaGraphExec_t graph = run_capture(backward, p, name, "backward");
-    for (int i = 0; i <= INPUTS; i++) tensor_poison(made[i]);
-    run_graph(graph, name, "backward");
-    for (int i = 0; i <= INPUTS; i++) tensor_expect_same(made[i], name, "backward", WHAT[i]);
-    cudaGraphExecDestroy(graph);
+    made[DECAY].most = 2e-2;
+    oracle_back(p, &g, made[INPUTS].want);
+    const recurrent r = recurrent_of(p, backward, "backward");
+    recurrent_backward(&r, made, INPUTS + 1);
+    for (int i = 0; i <= INPUTS; i++) free(made[i].want);
 }
 
 static double products_of(const work *w) {

@@ -15,11 +15,15 @@ typedef struct work {
     int tokens[SEQUENCES]; /* ended by a count of 0 after the first; -1: an empty sequence */
     ln_cuda_linear_decay decay;
     range range;
-    bool constant; /* one decay of a head */
-    bool tiled, write, skip, normalise, reverse, float32, state, infinite, whole;
+    bool constant;                                                            /* one decay of a head */
+    bool tiled, write, skip, reverse, float32, state, infinite, whole, slots; /* slots: the last sequence's is 0 */
+    ln_cuda_linear_sum normalise;
     int layout, segment;
 } work;
 
+#define MAXIMUM LN_CUDA_SUM_MAXIMUM
+#define ONE LN_CUDA_SUM_ONE
+#define PLAIN LN_CUDA_SUM_PLAIN
 #define TOKEN LN_CUDA_LINEAR_TOKEN
 #define KEY LN_CUDA_LINEAR_KEY
 #define VALUE LN_CUDA_LINEAR_VALUE
@@ -55,8 +59,23 @@ static const work WORKS[] = {
     {"keys of 256", 1, 1, 256, 128, {140}, TOKEN, GENTLE, .state = true, .float32 = true},
     {"long, hardly any decay", 1, 1, 128, 128, {1500}, TOKEN, GENTLE, .constant = true, .float32 = true},
     {"longer, no decay", 2, 2, 128, 128, {20000}, TOKEN, NEVER, .float32 = true},
-    {"mlstm", 2, 1, 128, 128, {150, 1, 70}, TOKEN, GENTLE, .normalise = true, .write = true, .state = true},
-    {"mlstm segments", 1, 1, 64, 64, {400, 64}, TOKEN, WILD, .normalise = true, .write = true, .segment = 128},
+    {"slots", 2, 1, 64, 64, {70, -1, 65, 100}, TOKEN, GENTLE, .state = true, .slots = true, .segment = 64},
+    {"mlstm", 2, 1, 128, 128, {150, 1, 70}, TOKEN, GENTLE, .normalise = MAXIMUM, .write = true, .state = true},
+    {"mlstm segments", 1, 1, 64, 64, {400, 64}, TOKEN, WILD, .normalise = MAXIMUM, .write = true, .segment = 128},
+    {"mlstm sigmoid, slots",
+     2,
+     1,
+     64,
+     128,
+     {150, 65},
+     TOKEN,
+     GENTLE,
+     .normalise = ONE,
+     .write = true,
+     .state = true,
+     .slots = true},
+    {"plain sums", 2, 1, 128, 128, {150, 1, 200}, TOKEN, NEVER, .normalise = PLAIN, .state = true, .segment = 128},
+    {"gla keys of 256", 1, 1, 256, 64, {100}, KEY, GENTLE, .state = true, .float32 = true},
     {"gla", 2, 1, 128, 128, {150, 64, -1, 70}, KEY, GENTLE, .state = true, .infinite = true},
     {"gla one token", 2, 2, 128, 128, {1}, KEY, GENTLE, .state = true},
     {"gla strong", 2, 2, 128, 128, {150}, KEY, STRONG, .state = true, .float32 = true},
@@ -96,7 +115,7 @@ static const work BENCH[] = {
      .skip = true},
     {"gla 1 x 32768, 16 heads", 16, 16, 128, 128, {32768}, KEY, GENTLE, .layout = PACKED},
     {"gla strong 1 x 32768, 16 heads", 16, 16, 128, 128, {32768}, KEY, STRONG, .layout = PACKED},
-    {"mlstm 1 x 65536, 32 heads", 32, 32, 128, 128, {65536}, TOKEN, GENTLE, .write = true, .normalise = true},
+    {"mlstm 1 x 65536, 32 heads", 32, 32, 128, 128, {65536}, TOKEN, GENTLE, .write = true, .normalise = MAXIMUM},
 };
 enum { BENCH_COUNT = sizeof BENCH / sizeof BENCH[0] };
 
@@ -107,6 +126,7 @@ typedef struct problem {
     int64_t offsets[SEQUENCES + 1];
     ln_cuda_linear linear;
     tensor query, key, value, output, decay, token_decay, write, maximum, skip, state_in, state_out;
+    int64_t *slots; /* on the device */
     const ln_cuda_linear_plan *plan;
     void *workspace;
 } problem;
@@ -203,14 +223,32 @@ static void problem_open(problem *p, const work *w) {
                 for (int64_t h = 0; h < value_heads; h++) tensor_set(&p->value, t, h, 0, INFINITY);
                 for (int64_t h = 0; h < w->key_heads; h++) tensor_set(&p->key, t, h, 3, INFINITY);
             }
-    tensor_send(&p->value);
-    tensor_send(&p->key);
+    for (int64_t t = 0; w->normalise == PLAIN && t < tokens; t++)
+        for (int64_t h = 0; h < w->key_heads; h++)
+            for (int64_t i = 0; i < w->key_size; i++) {
+                tensor_set(&p->query, t, h, i, fabs(tensor_at(&p->query, t, h, i)));
+                tensor_set(&p->key, t, h, i, fabs(tensor_at(&p->key, t, h, i)));
+            }
+    for (int64_t i = 0; w->normalise == PLAIN && i < sequences * w->heads * floats; i++)
+        tensor_set(&p->state_in, 0, 0, i, fabs(tensor_at(&p->state_in, 0, 0, i)));
+    tensor *const changed[] = {&p->value, &p->key, &p->query, &p->state_in};
+    for (int i = 0; i < 4; i++) tensor_send(changed[i]);
+    int64_t slots[SEQUENCES];
+    for (int s = 0; s < sequences; s++) slots[s] = sequences - 1 - s;
+    p->slots = device_open((int64_t)sizeof slots);
+    device_send(p->slots, slots, sequences * (int64_t)sizeof *slots);
 }
 
 static void problem_close(problem *p) {
     tensor *all[] = {&p->query, &p->key,     &p->value, &p->output,   &p->decay,    &p->token_decay,
                      &p->write, &p->maximum, &p->skip,  &p->state_in, &p->state_out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) tensor_close(all[i]);
+    device_close(p->slots);
+}
+
+/* The slot of a sequence. */
+static int64_t slot_of(const problem *p, int sequence) {
+    return p->of->slots ? p->linear.sequences - 1 - sequence : sequence;
 }
 
 static ln_cuda_gate gate_of(const tensor *t, bool wanted, bool constant) {
@@ -227,10 +265,11 @@ static ln_cuda_code forward(void *context, void *stream) {
                                             .decay = p->decay.device,
                                             .token_decay = gate_of(&p->token_decay, w->range != NEVER, w->constant),
                                             .write = gate_of(&p->write, w->write, false),
-                                            .maximum = gate_of(&p->maximum, w->normalise, false),
+                                            .maximum = gate_of(&p->maximum, w->normalise == MAXIMUM, false),
                                             .skip = w->skip ? p->skip.device.data : NULL,
                                             .state_in = w->state ? p->state_in.device.data : NULL,
-                                            .state_out = p->state_out.device.data};
+                                            .state_out = p->state_out.device.data,
+                                            .state_slots = w->slots ? p->slots : NULL};
     return ln_cuda_linear_forward(&p->linear, p->plan, &tensors, p->workspace, stream);
 }
 
@@ -244,9 +283,14 @@ static double factor_of(const problem *p, int64_t token, int64_t end, int64_t he
     return exp(tensor_at(&p->decay, token, head, w->decay == KEY ? key : value));
 }
 
+/* Of a state: n is one more. */
+static int rows_of(const work *w) {
+    return w->value_size + (w->normalise != LN_CUDA_SUM_NONE);
+}
+
 static void oracle_decay(const problem *p, double *state, int64_t token, int64_t end, int64_t head) {
     const work *w = p->of;
-    const int rows = w->value_size + w->normalise;
+    const int rows = rows_of(w);
     for (int k = 0; k < w->key_size; k++) {
         double factor = factor_of(p, token, end, head, k, 0);
         for (int v = 0; v < rows; v++) {
@@ -259,7 +303,7 @@ static void oracle_decay(const problem *p, double *state, int64_t token, int64_t
 /* The state [key][value], of mlstm with n as one more column, after the token; its output. */
 static void oracle_step(const problem *p, double *state, int64_t token, int64_t end, int64_t head, double *output) {
     const work *w = p->of;
-    const int rows = w->value_size + w->normalise;
+    const int rows = rows_of(w);
     const int64_t shared = w->tiled ? head % w->key_heads : head / (w->heads / w->key_heads);
     const int64_t query_head = w->whole ? head : shared, value_head = w->whole ? shared : head;
     const double write = w->write ? tensor_at(&p->write, token, 0, head) : 1;
@@ -277,9 +321,11 @@ static void oracle_step(const problem *p, double *state, int64_t token, int64_t 
             output[v] += query * state[k * rows + v];
         }
     }
-    const double least = w->normalise ? exp(-tensor_at(&p->maximum, token, 0, head)) : 0;
+    double weight = w->normalise ? output[w->value_size] : 1;
+    if (w->normalise == MAXIMUM) weight = fmax(fabs(weight), exp(-tensor_at(&p->maximum, token, 0, head))) + 1e-6;
+    if (w->normalise == ONE) weight = fmax(fabs(weight), 1);
     for (int v = 0; v < w->value_size; v++) {
-        if (w->normalise) output[v] /= fmax(fabs(output[w->value_size]), least) + 1e-6;
+        output[v] /= weight;
         if (w->skip) output[v] += tensor_at(&p->skip, 0, 0, head) * value[v];
     }
 }
@@ -288,14 +334,14 @@ static void oracle_step(const problem *p, double *state, int64_t token, int64_t 
 static double compare_head(const problem *p, int sequence, int64_t head) {
     const work *w = p->of;
     const int64_t first = p->offsets[sequence], end = p->offsets[sequence + 1], count = (end - first) * w->value_size;
-    const int rows = w->value_size + w->normalise, size = w->key_size * rows;
+    const int rows = rows_of(w), size = w->key_size * rows;
     double *state = malloc((size_t)size * sizeof *state), *output = malloc((size_t)rows * sizeof *output);
     double *want = malloc((size_t)(count + size) * sizeof *want), *got = malloc((size_t)(count + size) * sizeof *got);
     const int64_t normaliser = (int64_t)w->key_size * w->value_size;
     for (int k = 0; k < w->key_size; k++)
         for (int v = 0; v < rows; v++) {
             const int64_t at = v < w->value_size ? k * w->value_size + v : normaliser + k;
-            state[k * rows + v] = w->state ? tensor_at(&p->state_in, sequence, head, at) : 0;
+            state[k * rows + v] = w->state ? tensor_at(&p->state_in, slot_of(p, sequence), head, at) : 0;
         }
     for (int64_t t = 0; t < end - first; t++) {
         const int64_t token = w->reverse ? end - 1 - t : first + t;
@@ -310,7 +356,7 @@ static double compare_head(const problem *p, int sequence, int64_t head) {
         for (int v = 0; v < rows; v++) {
             const int64_t at = v < w->value_size ? k * w->value_size + v : normaliser + k;
             want[count + k * rows + v] = state[k * rows + v];
-            got[count + k * rows + v] = tensor_at(&p->state_out, sequence, head, at);
+            got[count + k * rows + v] = tensor_at(&p->state_out, slot_of(p, sequence), head, at);
         }
     const double made = relative_error(got, want, count), kept = relative_error(got + count, want + count, size);
     /* Of a single token the sum of a key's few products may all but cancel. */
@@ -368,128 +414,8 @@ static void check_kernel(problem *p, const ln_cuda_device *device, const ln_cuda
     device_close(p->workspace);
 }
 
-/* ---- the gates of mLSTM ---- */
-
-typedef struct gates_problem {
-    ln_cuda_linear linear;
-    int64_t *offsets; /* on the device */
-    tensor input, decay, decay_out, write_out, maximum_out, state_in, state_out;
-    tensor given[3], state_given, input_back, decay_back, state_back; /* gradients */
-} gates_problem;
-
-static ln_cuda_code gates_run(void *context, void *stream) {
-    const gates_problem *g = context;
-    return ln_cuda_mlstm_gates(&g->linear, g->offsets, gate_of(&g->input, true, false), gate_of(&g->decay, true, false),
-                               g->decay_out.device.data, g->write_out.device.data, g->maximum_out.device.data,
-                               g->state_in.device.data, g->state_out.device.data, stream);
-}
-
-static ln_cuda_code gates_back_run(void *context, void *stream) {
-    const gates_problem *g = context;
-    return ln_cuda_mlstm_gates_backward(
-        &g->linear, g->offsets, gate_of(&g->input, true, false), gate_of(&g->decay, true, false),
-        g->write_out.device.data, g->maximum_out.device.data, g->state_in.device.data, g->given[0].device.data,
-        g->given[1].device.data, g->given[2].device.data, g->state_given.device.data, g->input_back.device.data,
-        g->decay_back.device.data, g->state_back.device.data, stream);
-}
-
-/* The sum of what the gates give of one head of a sequence, times the gradients given; `more` is added to the input
- * (1) or decay (2) of token `at`, or to the maximum before all (0). */
-static double gates_sum(const gates_problem *g, int s, int head, int64_t at, int kind, double more) {
-    const int64_t last = g->state_in.size - 1;
-    double m = tensor_at(&g->state_in, s, head, last) + (kind == 0 ? more : 0), sum = 0;
-    for (int64_t t = g->linear.offsets[s]; t < g->linear.offsets[s + 1]; t++) {
-        const double input = tensor_at(&g->input, t, 0, head) + (kind == 1 && t == at ? more : 0),
-                     old = tensor_at(&g->decay, t, 0, head) + (kind == 2 && t == at ? more : 0) + m;
-        m = fmax(old, input);
-        sum += tensor_at(&g->given[0], t, 0, head) * (old - m) + tensor_at(&g->given[1], t, 0, head) * exp(input - m) +
-               tensor_at(&g->given[2], t, 0, head) * m;
-    }
-    return sum + tensor_at(&g->state_given, s, head, last) * m;
-}
-
-/* Against central differences at some tokens. */
-static void check_gates_back(gates_problem *g) {
-    const int64_t tokens = g->linear.offsets[g->linear.sequences];
-    const int heads = (int)g->linear.heads, sequences = (int)g->linear.sequences;
-    for (int i = 0; i < 3; i++) g->given[i] = tensor_random(tokens, 1, heads, PACKED, ELEMENT_FLOAT32, 1);
-    g->state_given = tensor_random(sequences, heads, g->state_in.size, PACKED, ELEMENT_FLOAT32, 1);
-    g->input_back = tensor_open(tokens, 1, heads, PACKED, ELEMENT_FLOAT32);
-    g->decay_back = tensor_open(tokens, 1, heads, PACKED, ELEMENT_FLOAT32);
-    g->state_back = tensor_open(sequences, heads, g->state_in.size, PACKED, ELEMENT_FLOAT32);
-    run_now(gates_back_run, g, "gates of mlstm", "gates backward");
-    tensor_fetch(&g->input_back);
-    tensor_fetch(&g->decay_back);
-    tensor_fetch(&g->state_back);
-    tensor_expect_written(&g->input_back, "gates of mlstm", "gates backward");
-    tensor_expect_written(&g->decay_back, "gates of mlstm", "gates backward");
-    double worst = 0;
-    for (int s = 0; s < sequences; s++)
-        for (int i = 0; i < 60; i++) {
-            const int64_t count = g->linear.offsets[s + 1] - g->linear.offsets[s];
-            const int head = i % heads, kind = count ? i % 4 % 3 : 0;
-            const int64_t at = g->linear.offsets[s] + (count ? (int64_t)(random_next() >> 1) % count : 0);
-            const double by = 1e-7,
-                         want = (gates_sum(g, s, head, at, kind, by) - gates_sum(g, s, head, at, kind, -by)) / (2 * by),
-                         got = kind == 0   ? tensor_at(&g->state_back, s, head, g->state_in.size - 1)
-                               : kind == 1 ? tensor_at(&g->input_back, at, 0, head)
-                                           : tensor_at(&g->decay_back, at, 0, head);
-            worst = fmax(worst, fabs(got - want) / (1 + fabs(want)));
-        }
-    EXPECT(worst < 1e-3, "gates of mlstm backward: off by %.2e", worst);
-    tensor *all[] = {&g->given[0],   &g->given[1],   &g->given[2],  &g->state_given,
-                     &g->input_back, &g->decay_back, &g->state_back};
-    for (int i = 0; i < 7; i++) tensor_close(all[i]);
-}
-
-static double input_of(range of) {
-    (void)of;
-    return 5 * (double)random_normal();
-}
-
-static void check_gates(void) {
-    const int64_t offsets[] = {0, 1500, 1500, 1501, 3000};
-    enum { HEADS = 3, COUNT = 4 };
-    gates_problem g = {
-        .linear = {.heads = HEADS, .key_heads = 1, .key_size = 64, .value_size = 64, .sequences = COUNT}};
-    g.linear.offsets = offsets;
-    g.linear.normalise = true;
-    const int64_t floats = ln_cuda_linear_state_floats(&g.linear), tokens = offsets[COUNT];
-    g.input = gates_open(tokens, HEADS, input_of, GENTLE);
-    g.decay = gates_open(tokens, HEADS, decay_of, GENTLE);
-    g.state_in = tensor_random(COUNT, HEADS, floats, PACKED, ELEMENT_FLOAT32, 3);
-    g.decay_out = tensor_open(tokens, 1, HEADS, PACKED, ELEMENT_FLOAT32);
-    g.write_out = tensor_open(tokens, 1, HEADS, PACKED, ELEMENT_FLOAT32);
-    g.maximum_out = tensor_open(tokens, 1, HEADS, PACKED, ELEMENT_FLOAT32);
-    g.state_out = tensor_open(COUNT, HEADS, floats, PACKED, ELEMENT_FLOAT32);
-    g.offsets = device_open((int64_t)sizeof offsets);
-    device_send(g.offsets, offsets, (int64_t)sizeof offsets);
-    run_now(gates_run, &g, "gates of mlstm", "gates");
-    tensor *outputs[] = {&g.decay_out, &g.write_out, &g.maximum_out, &g.state_out};
-    for (int i = 0; i < 4; i++) tensor_fetch(outputs[i]);
-    double worst = 0;
-    for (int s = 0; s < COUNT; s++)
-        for (int h = 0; h < HEADS; h++) {
-            double m = tensor_at(&g.state_in, s, h, floats - 1);
-            for (int64_t t = offsets[s]; t < offsets[s + 1]; t++) {
-                const double input = tensor_at(&g.input, t, 0, h), old = tensor_at(&g.decay, t, 0, h) + m;
-                m = fmax(old, input);
-                worst = fmax(worst, fabs(tensor_at(&g.maximum_out, t, 0, h) - m));
-                worst = fmax(worst, fabs(exp(tensor_at(&g.decay_out, t, 0, h)) - exp(old - m)));
-                worst = fmax(worst, fabs(tensor_at(&g.write_out, t, 0, h) - exp(input - m)));
-            }
-            worst = fmax(worst, fabs(tensor_at(&g.state_out, s, h, floats - 1) - m));
-        }
-    EXPECT(worst < 1e-4, "gates of mlstm: off by %.2e", worst);
-    check_gates_back(&g);
-    tensor *all[] = {&g.input, &g.decay, &g.state_in};
-    for (int i = 0; i < 4; i++) tensor_close(outputs[i]);
-    for (int i = 0; i < 3; i++) tensor_close(all[i]);
-    device_close(g.offsets);
-}
-
 static void check(const ln_cuda_device *device, const check_options *options) {
-    if (work_wanted(options, "gates of mlstm", 1e4)) check_gates();
+    if (work_wanted(options, "gates of mlstm", 1e4)) linear_gates_check();
     for (int i = 0; i < WORK_COUNT; i++) {
         const work *w = &WORKS[i];
         int64_t offsets[SEQUENCES + 1];
@@ -555,9 +481,11 @@ static void check_plans(void) {
     linear.heads = 7;
     EXPECT(ln_cuda_linear_plan_make(&linear, &hopper, NULL, 0, &plan) == LN_CUDA_ARGUMENT, "7 heads: %s", plan.why);
     linear.heads = 32;
-    linear.normalise = linear.reverse = true;
+    linear.normalise = MAXIMUM;
+    linear.reverse = true;
     EXPECT(ln_cuda_linear_plan_make(&linear, &hopper, NULL, 0, &plan) == LN_CUDA_ARGUMENT, "reverse: %s", plan.why);
-    linear.normalise = linear.reverse = false;
+    linear.normalise = LN_CUDA_SUM_NONE;
+    linear.reverse = false;
     EXPECT(ln_cuda_linear_plan_make(&linear, &hopper, NULL, 0, &plan) == LN_CUDA_OK, "plan: %s", plan.why);
     const ln_cuda_linear_tensors none = {.state_in = NULL};
     EXPECT(ln_cuda_linear_forward(&linear, &plan, &none, (void *)256, NULL) == LN_CUDA_ARGUMENT, "no tensors");
@@ -611,6 +539,7 @@ static void bench_open(problem *p, const work *w) {
     p->maximum = bench_tensor(tokens, 1, w->heads, ELEMENT_FLOAT32, NEVER);
     p->skip = bench_tensor(1, 1, w->heads, ELEMENT_FLOAT32, NEVER);
     const int64_t floats = ln_cuda_linear_state_floats(&p->linear);
+    p->slots = device_open(8);
     p->state_in = bench_tensor(1, 1, 4, ELEMENT_FLOAT32, NEVER);
     p->state_out = bench_tensor(p->linear.sequences, w->heads, floats, ELEMENT_FLOAT32, NEVER);
 }

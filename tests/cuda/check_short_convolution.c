@@ -2,9 +2,6 @@
 #include "kernel/cuda/short_convolution_cuda.h"
 #include "recurrent.h"
 
-/* How the state comes: not at all, from one array to another, in place by slots. */
-enum { NO_STATE, APART, IN_PLACE };
-
 typedef struct work {
     const char *name;
     int heads, value_size, taps;
@@ -24,6 +21,11 @@ static const work WORKS[] = {
     {"six taps", 1, 64, 6, {70, 3, -1}, .state = IN_PLACE, .bias = true, .float32 = true},
     {"seven taps", 1, 64, 7, {70, 2, -1}, .state = APART, .silu = true, .float32 = true},
     {"eight taps", 1, 64, 8, {67, 1, 0, 5, -1}, PADDED, IN_PLACE, .silu = true, .float32 = true},
+    {"nine taps", 1, 64, 9, {130, 1, 0, 5, -1}, PADDED, IN_PLACE, .silu = true, .bias = true, .float32 = true},
+    {"33 taps", 2, 24, 33, {300, 20, 64, -1}, HEAD_MAJOR, APART, .bias = true},
+    {"64 taps", 1, 16, 64, {200, 63, 1, -1}, .state = IN_PLACE, .silu = true, .float32 = true},
+    {"64 taps, a token each", 1, 16, 64, {1, 1, 1, -1}, .state = IN_PLACE, .float32 = true},
+    {"40 taps, left out", 1, 16, 40, {70, 20, 5, -1}, .state = IN_PLACE, .float32 = true, .left_out = true},
     {"no state", 1, 64, 4, {90, 7, -1}, .silu = true, .float32 = true},
     {"empty", 1, 16, 4, {0, 0, -1}, .state = APART, .silu = true},
     {"left out", 1, 40, 4, {33, 20, 5, -1}, .state = IN_PLACE, .silu = true, .float32 = true, .left_out = true},
@@ -202,61 +204,32 @@ static void oracle_backward(const problem *p, const oracle_gradients *g) {
 
 /* ---- checks ---- */
 
-static void states_begin(problem *p) {
-    tensor_poison(&p->output);
-    tensor_poison(&p->state_out);
-    if (p->of->state == IN_PLACE)
-        device_send(p->state_out.device.data, p->state_in.host, p->state_in.elements * element_bytes(ELEMENT_FLOAT32));
+static recurrent recurrent_of(problem *p, check_run *run, const char *kernel) {
+    return (recurrent){p->of->name,  kernel,         run, p, &p->output, &p->state_in, &p->state_out,
+                       p->of->state, p->of->left_out};
 }
 
+/* States are the last values themselves. */
 static void check_forward(problem *p) {
-    const char *name = p->of->name;
     double *output = doubles(p->output.tokens * p->output.heads * p->output.size),
            *state = doubles(p->state_in.elements);
     oracle_forward(p, output, state);
-    states_begin(p);
-    run_now(forward, p, name, "forward");
-    tensor_fetch(&p->output);
-    tensor_fetch(&p->state_out);
-    if (!p->of->left_out) tensor_expect_written(&p->output, name, "forward");
-    const double error = tensor_error(&p->output, output),
-                 kept = p->of->state == NO_STATE ? 0 : tensor_error(&p->state_out, state);
-    EXPECT(error < (p->of->float32 ? 3e-6 : 4e-3), "%s: relative error %.2e", name, error);
-    EXPECT(kept == 0, "%s: the state is not the last values", name);
-    cudaGraphExec_t graph = run_capture(forward, p, name, "forward");
-    states_begin(p);
-    run_graph(graph, name, "forward");
-    tensor_expect_same(&p->output, name, "forward", "output");
-    tensor_expect_same(&p->state_out, name, "forward", "state");
-    cudaGraphExecDestroy(graph);
-    printf("  %-22s %.2e\n", name, error);
+    const recurrent r = recurrent_of(p, forward, "forward");
+    recurrent_forward(&r, output, state, p->of->float32 ? 3e-6 : 4e-3, 0);
     free(output);
     free(state);
 }
 
 static void check_backward(problem *p) {
-    const char *name = p->of->name;
-    tensor *made[4] = {&p->value_gradient, &p->weight_gradient, &p->bias_gradient, &p->state_in_gradient};
-    static const char *const WHAT[4] = {"value", "weight", "bias", "state"};
-    double *want[4];
-    for (int i = 0; i < 4; i++) want[i] = doubles(made[i]->tokens * made[i]->heads * made[i]->size);
-    oracle_backward(p, &(oracle_gradients){want[0], want[1], want[2], want[3]});
-    if (p->of->state == IN_PLACE)
-        device_send(p->state_out.device.data, p->state_in.host, p->state_in.elements * element_bytes(ELEMENT_FLOAT32));
-    for (int i = 0; i < 4; i++) tensor_poison(made[i]);
-    run_now(backward, p, name, "backward");
-    for (int i = 0; i < 4; i++) {
-        tensor_fetch(made[i]);
-        tensor_expect_written(made[i], name, WHAT[i]);
-        const double error = tensor_error(made[i], want[i]);
-        EXPECT(error < (i ? 1e-5 : 4e-3), "%s: gradient of %s: relative error %.2e", name, WHAT[i], error);
-        free(want[i]);
-    }
-    cudaGraphExec_t graph = run_capture(backward, p, name, "backward");
-    for (int i = 0; i < 4; i++) tensor_poison(made[i]);
-    run_graph(graph, name, "backward");
-    for (int i = 0; i < 4; i++) tensor_expect_same(made[i], name, "backward", WHAT[i]);
-    cudaGraphExecDestroy(graph);
+    recurrent_gradient g[4] = {{"value", &p->value_gradient, NULL, 4e-3},
+                               {"weight", &p->weight_gradient, NULL, 1e-5},
+                               {"bias", &p->bias_gradient, NULL, 1e-5},
+                               {"state", &p->state_in_gradient, NULL, 1e-5}};
+    for (int i = 0; i < 4; i++) g[i].want = doubles(g[i].made->tokens * g[i].made->heads * g[i].made->size);
+    oracle_backward(p, &(oracle_gradients){g[0].want, g[1].want, g[2].want, g[3].want});
+    const recurrent r = recurrent_of(p, backward, "backward");
+    recurrent_backward(&r, g, 4);
+    for (int i = 0; i < 4; i++) free(g[i].want);
 }
 
 static bool problem_prepare(problem *p, const ln_cuda_device *device) {
@@ -298,8 +271,8 @@ static void check_plans(void) {
     ln_cuda_short_convolution_plan plan;
     EXPECT(ln_cuda_short_convolution_plan_make(&c, &hopper, &plan) == LN_CUDA_OK && plan.why[0], "plan: %s", plan.why);
     EXPECT(ln_cuda_short_convolution_plan_make(&c, &old, &plan) == LN_CUDA_UNSUPPORTED, "old device: %s", plan.why);
-    c.taps = 9;
-    EXPECT(ln_cuda_short_convolution_plan_make(&c, &hopper, &plan) == LN_CUDA_ARGUMENT, "9 taps: %s", plan.why);
+    c.taps = 65;
+    EXPECT(ln_cuda_short_convolution_plan_make(&c, &hopper, &plan) == LN_CUDA_ARGUMENT, "65 taps: %s", plan.why);
     c.taps = 4, c.value_size = 20;
     EXPECT(ln_cuda_short_convolution_plan_make(&c, &hopper, &plan) == LN_CUDA_ARGUMENT, "20 values: %s", plan.why);
     c.value_size = 16, c.offsets = wrong;
@@ -324,6 +297,7 @@ static const work BENCH[] = {
      .silu = true,
      .bias = true},
     {"65536 x 4096, 4 taps, no silu", 1, 4096, 4, {65536, -1}, .state = APART},
+    {"65536 x 4096, 16 taps", 1, 4096, 16, {65536, -1}, .state = APART, .silu = true},
     {"65536 x 4096, 8 taps", 1, 4096, 8, {65536, -1}, .state = APART, .silu = true},
     {"2048 x 8192, 4 taps", 1, 8192, 4, {2048, -1}, .state = APART, .silu = true},
 };

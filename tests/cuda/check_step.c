@@ -2,9 +2,7 @@
 #include "kernel/cuda/step_cuda.h"
 #include "recurrent.h"
 
-/* How the state comes: not at all, from one array to another, in place by slots; the second sequence's is negative. */
-enum { NO_STATE, APART, IN_PLACE };
-
+/* Of states in place the second sequence's slot is negative. */
 typedef struct work {
     const char *name;
     ln_cuda_step_rule rule;
@@ -12,6 +10,7 @@ typedef struct work {
     int layout, state;
     int gap; /* floats between the states of heads */
     bool normalise, tiled, float32, undecayed, strange;
+    bool divided; /* by the sum of weights */
 } work;
 
 #define RULE(rule) LN_CUDA_STEP_##rule
@@ -29,6 +28,13 @@ static const work WORKS[] = {
     {"mlstm, aligned", RULE(MLSTM), 3, 3, 3, 128, 128, .state = IN_PLACE, .gap = 3, .float32 = true},
     {"mlstm 256 x 512", RULE(MLSTM), 2, 2, 1, 256, 512, .state = APART, .float32 = true},
     {"mlstm_sigmoid", RULE(MLSTM_SIGMOID), 3, 2, 2, 64, 128, .state = IN_PLACE, .float32 = true},
+    {"mlstm_sigmoid, divided", RULE(MLSTM_SIGMOID), 3, 2, 2, 64, 64, .state = IN_PLACE, .float32 = true,
+     .divided = true},
+    {"linear attention, divided", RULE(SIMPLE_GLA), 2, 2, 1, 128, 128, .state = IN_PLACE, .float32 = true,
+     .undecayed = true, .divided = true},
+    {"gla_value", RULE(GLA_VALUE), 3, 4, 2, 128, 128, .state = IN_PLACE, .float32 = true},
+    {"gla_value 200 x 36", RULE(GLA_VALUE), 2, 2, 2, 200, 36, .state = APART, .float32 = true},
+    {"gla_value 48 x 33", RULE(GLA_VALUE), 2, 2, 2, 48, 33, .state = APART, .float32 = true},
     {"delta_rule", RULE(DELTA_RULE), 3, 4, 2, 128, 128, .state = IN_PLACE, .normalise = true, .float32 = true},
     {"gated_delta_rule", RULE(GATED_DELTA_RULE), 3, 4, 2, 128, 128, PADDED, IN_PLACE, .normalise = true,
      .float32 = true},
@@ -56,7 +62,7 @@ typedef struct problem {
 } problem;
 
 static int64_t head_floats(const work *w) {
-    const int64_t side = w->rule == LN_CUDA_STEP_MLSTM ? w->key_size + 1 : 0;
+    const int64_t side = w->rule == LN_CUDA_STEP_MLSTM ? w->key_size + 1 : w->divided ? w->key_size : 0;
     return (int64_t)w->key_size * w->value_size + side + w->gap;
 }
 
@@ -83,7 +89,9 @@ static void gates_make(problem *p) {
 static void problem_open(problem *p, const work *w, tensor_make *make) {
     *p = (problem){.of = w};
     const int64_t n = w->sequences, pool = w->state == IN_PLACE ? 2 * n : n;
-    const bool keys = ln_cuda_step_rules[w->rule].decay == LN_CUDA_STEP_KEY_DECAY;
+    const int decay = ln_cuda_step_rules[w->rule].decay, channels = decay == LN_CUDA_STEP_KEY_DECAY     ? w->key_size
+                                                                    : decay == LN_CUDA_STEP_VALUE_DECAY ? w->value_size
+                                                                                                        : 1;
     p->step = (ln_cuda_step){.rule = w->rule,
                              .sequences = n,
                              .heads = w->heads,
@@ -92,6 +100,7 @@ static void problem_open(problem *p, const work *w, tensor_make *make) {
                              .key_size = w->key_size,
                              .value_size = w->value_size,
                              .scale = (float)(1 / sqrt((double)w->key_size)),
+                             .normalise = w->divided,
                              .normalise_keys = w->normalise,
                              .output_float32 = w->float32,
                              .head_stride = w->gap ? head_floats(w) : 0};
@@ -102,7 +111,7 @@ static void problem_open(problem *p, const work *w, tensor_make *make) {
     p->input[VALUE] = make(n, w->heads, value, w->layout, ELEMENT_BF16, 1);
     p->input[A] = make(n, w->key_heads, key, w->layout, ELEMENT_BF16, 0.1f);
     p->input[B] = make(n, w->key_heads, key, w->layout, ELEMENT_BF16, 0.1f);
-    p->input[DECAY] = make(n, w->heads, keys ? w->key_size : 1, PACKED, ELEMENT_FLOAT32, 1);
+    p->input[DECAY] = make(n, w->heads, channels, PACKED, ELEMENT_FLOAT32, 1);
     p->input[STRENGTH] = make(n, w->heads, 1, PACKED, ELEMENT_FLOAT32, 1);
     p->input[RATE] = make(1, w->heads, 1, PACKED, ELEMENT_FLOAT32, 1);
     p->input[SKIP] = make(1, w->heads, 1, PACKED, ELEMENT_FLOAT32, 1);
@@ -111,6 +120,16 @@ static void problem_open(problem *p, const work *w, tensor_make *make) {
     p->state_out = make(pool, w->heads, head_floats(w), PACKED, ELEMENT_FLOAT32, 1);
     if (!p->state_in.host) return;
     gates_make(p);
+    /* Sums of weights of about 1 do not cancel. */
+    for (int64_t i = 0; w->divided && w->undecayed && i < n * w->key_heads * w->key_size; i++)
+        for (int k = QUERY; k <= KEY; k++) {
+            const int64_t size = w->key_size, row = i / size, token = row / w->key_heads, head = row % w->key_heads;
+            tensor_set(&p->input[k], token, head, i % size, fabs(tensor_at(&p->input[k], token, head, i % size)));
+        }
+    for (int64_t i = 0; w->divided && w->undecayed && i < p->state_in.elements; i++)
+        tensor_set(&p->state_in, 0, 0, i, fabs(tensor_at(&p->state_in, 0, 0, i)));
+    tensor *const changed[] = {&p->input[QUERY], &p->input[KEY], &p->state_in};
+    for (int i = 0; i < 3; i++) tensor_send(changed[i]);
     p->slots = slots_open(w->sequences);
     if (w->state == IN_PLACE && w->sequences > 1) {
         p->slots.host[1] = -1;
@@ -167,7 +186,7 @@ static double gates_of(const problem *p, int token, int head, double *maximum, d
     const ln_cuda_step_parts *parts = &ln_cuda_step_rules[w->rule];
     const double strength = tensor_at(&p->input[STRENGTH], token, head, 0);
     for (int k = 0; k < w->key_size; k++) {
-        decay[k] = parts->decay == LN_CUDA_STEP_NO_DECAY || w->undecayed
+        decay[k] = parts->decay == LN_CUDA_STEP_NO_DECAY || parts->decay == LN_CUDA_STEP_VALUE_DECAY || w->undecayed
                        ? 0
                        : tensor_at(&p->input[DECAY], token, head, parts->decay == LN_CUDA_STEP_KEY_DECAY ? k : 0);
         if (w->rule == LN_CUDA_STEP_SSD) decay[k] = strength * tensor_at(&p->input[RATE], 0, head, 0);
@@ -202,7 +221,10 @@ static void oracle_head(const problem *p, int token, int head, double *s, double
     for (int j = 0; j < values; j++)
         for (int i = 0; i < keys; i++) y[j] += a[i] * s[i * values + j];
     for (int i = 0; i < keys; i++)
-        for (int j = 0; j < values; j++) s[i * values + j] *= exp(decay[i]);
+        for (int j = 0; j < values; j++) {
+            const bool by_value = ln_cuda_step_rules[w->rule].decay == LN_CUDA_STEP_VALUE_DECAY;
+            s[i * values + j] *= exp(by_value ? tensor_at(&p->input[DECAY], token, head, j) : decay[i]);
+        }
     if (kind == LN_CUDA_STEP_DELTA)
         for (int j = 0; j < values; j++) {
             y[j] = v[j];
@@ -218,7 +240,7 @@ static void oracle_head(const problem *p, int token, int head, double *s, double
             else
                 *at += write * k[i] * v[j] + (kind == LN_CUDA_STEP_LOW_RANK ? b[i] * y[j] : 0);
         }
-        if (w->rule != LN_CUDA_STEP_MLSTM) continue;
+        if (w->rule != LN_CUDA_STEP_MLSTM && !w->divided) continue;
         normaliser[i] = exp(decay[i]) * normaliser[i] + write * k[i];
         dot += (double)p->step.scale * q[i] * normaliser[i];
     }
@@ -226,6 +248,7 @@ static void oracle_head(const problem *p, int token, int head, double *s, double
         output[j] = 0;
         for (int i = 0; i < keys; i++) output[j] += (double)p->step.scale * q[i] * s[i * values + j];
         if (w->rule == LN_CUDA_STEP_MLSTM) output[j] /= fmax(fabs(dot), exp(-normaliser[keys])) + 1e-6;
+        if (w->divided) output[j] /= w->undecayed ? dot + 1e-10 : fmax(fabs(dot), 1);
         if (w->rule == LN_CUDA_STEP_SSD) output[j] += tensor_at(&p->input[SKIP], 0, head, 0) * v[j];
     }
     free(q);
@@ -322,7 +345,14 @@ static void check(const ln_cuda_device *device, const check_options *options) {
 
 static void check_plans(void) {
     const ln_cuda_device hopper = {0, 9, 0, 132, 232448, 50 << 20}, old = {0, 7, 5, 40, 65536, 4 << 20};
-    ln_cuda_step step = {LN_CUDA_STEP_KDA, 64, 32, 16, false, 128, 128, 0.1f, true, false, 0, 0};
+    ln_cuda_step step = {.rule = LN_CUDA_STEP_KDA,
+                         .sequences = 64,
+                         .heads = 32,
+                         .key_heads = 16,
+                         .key_size = 128,
+                         .value_size = 128,
+                         .scale = 0.1f,
+                         .normalise_keys = true};
     ln_cuda_step_plan plan;
     EXPECT(ln_cuda_step_plan_make(&step, &hopper, NULL, &plan) == LN_CUDA_OK && plan.kernel->aligned, "%s", plan.why);
     EXPECT(ln_cuda_step_plan_make(&step, &old, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "%s", plan.why);

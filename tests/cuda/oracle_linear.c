@@ -3,16 +3,17 @@
 
 #include "kernel/cuda/linear_backward_cuda.h"
 
-enum { SEQUENCES = 4, MOST = 256 };
+enum { SEQUENCES = 4, MOST = 512 };
 
 typedef struct work {
     const char *name;
     int heads, key_heads, key_size, value_size;
     int tokens[SEQUENCES];
-    bool keys;       /* decays of keys, not of tokens */
-    double strength; /* of decays: up to so much a token; 0: none */
-    bool hard;       /* some decays are 0, -88 and -inf */
-    bool tiled, write, skip, state, float32, normalise;
+    bool keys, values;                              /* decays of keys or values, not of tokens */
+    double strength;                                /* of decays: up to so much a token; 0: none */
+    bool hard;                                      /* some decays are 0, -88 and -inf */
+    bool tiled, write, skip, state, float32, slots; /* slots: the last sequence's state lies first */
+    ln_cuda_linear_sum normalise;
     int layout;
 } work;
 
@@ -43,7 +44,8 @@ static const work WORKS[] = {
      .strength = 0.1,
      .write = true,
      .state = true,
-     .normalise = true},
+     .slots = true,
+     .normalise = LN_CUDA_SUM_MAXIMUM},
     {"gradients, normalised, segments",
      1,
      1,
@@ -52,8 +54,34 @@ static const work WORKS[] = {
      {600},
      .strength = 0.3,
      .write = true,
-     .normalise = true,
+     .normalise = LN_CUDA_SUM_MAXIMUM,
      .float32 = true},
+    {"gradients, at least 1",
+     2,
+     1,
+     64,
+     64,
+     {130, 70},
+     .strength = 0.1,
+     .write = true,
+     .state = true,
+     .normalise = LN_CUDA_SUM_ONE,
+     .float32 = true},
+    {"gradients, plain sums", 2, 1, 64, 64, {130, 70}, .state = true, .normalise = LN_CUDA_SUM_PLAIN},
+    {"gradients, values", 2, 1, 128, 64, {150, 64}, .values = true, .strength = 0.1, .state = true, .slots = true},
+    {"gradients, values, segments", 1, 1, 64, 128, {600}, .values = true, .strength = 0.1, .float32 = true},
+    {"gradients, values, hard", 1, 1, 64, 64, {290}, .values = true, .strength = 1, .hard = true, .float32 = true},
+    {"gradients, values of 512", 1, 1, 64, 512, {90}, .strength = 0.1, .write = true, .state = true, .skip = true},
+    {"gradients, values of 512 that decay", 1, 1, 64, 512, {70}, .values = true, .strength = 0.1, .state = true},
+    {"gradients, values of 512, normalised",
+     1,
+     1,
+     64,
+     512,
+     {70},
+     .strength = 0.1,
+     .write = true,
+     .normalise = LN_CUDA_SUM_MAXIMUM},
     {"gradients, keys", 2, 1, 128, 128, {150, 64}, .keys = true, .strength = 0.1, .state = true, .float32 = true},
     {"gradients, keys, segments", 1, 1, 64, 64, {600}, .keys = true, .strength = 0.1, .state = true},
     {"gradients, keys, hard", 1, 1, 128, 128, {290}, .keys = true, .strength = 1, .hard = true, .float32 = true},
@@ -68,6 +96,7 @@ typedef struct problem {
         output;                             /* given; decay [token][head][1 or key_size] */
     tensor output_gradient, state_gradient; /* given */
     tensor query_out, key_out, value_out, decay_out, write_out, skip_out, state_out, maximum_out;
+    int64_t *slots; /* on the device */
     const ln_cuda_linear_gradient_plan *plan;
     void *workspace;
 } problem;
@@ -101,22 +130,48 @@ static ln_cuda_linear linear_of(const work *w, const int64_t *offsets) {
                             .sequences = sequences_of(w),
                             .offsets = offsets,
                             .scale = 1 / sqrtf((float)w->key_size),
-                            .decay = w->keys ? LN_CUDA_LINEAR_KEY : LN_CUDA_LINEAR_TOKEN,
+                            .decay = w->keys     ? LN_CUDA_LINEAR_KEY
+                                     : w->values ? LN_CUDA_LINEAR_VALUE
+                                                 : LN_CUDA_LINEAR_TOKEN,
                             .tiled_heads = w->tiled,
                             .normalise = w->normalise,
-                            .output_float32 = w->float32};
+                            .output_float32 = w->float32,
+                            .weighted = w->write};
+}
+
+/* Decays of a token and head. */
+static int channels_of(const work *w) {
+    return w->keys ? w->key_size : w->values ? w->value_size : 1;
+}
+static int64_t slot_of(const work *w, int sequence) {
+    return w->slots ? sequences_of(w) - 1 - sequence : sequence;
+}
+/* Of a state: n is one more. */
+static int rows_of(const work *w) {
+    return w->value_size + (w->normalise != LN_CUDA_SUM_NONE);
+}
+
+static tensor features_open(const work *w, int64_t tokens) {
+    tensor t = tensor_random(tokens, w->key_heads, w->key_size, w->layout, ELEMENT_BF16, 1);
+    for (int64_t i = 0; w->normalise == LN_CUDA_SUM_PLAIN && i < tokens * w->key_heads * w->key_size; i++) {
+        const int64_t size = w->key_size, row = i / size;
+        tensor_set(&t, row / w->key_heads, row % w->key_heads, i % size,
+                   fabs(tensor_at(&t, row / w->key_heads, row % w->key_heads, i % size)));
+    }
+    tensor_send(&t);
+    return t;
 }
 
 static void problem_open(problem *p, const work *w) {
     memset(p, 0, sizeof *p);
     p->of = w;
-    const int count = sequences_of(w), channels = w->keys ? w->key_size : 1;
+    const int count = sequences_of(w), channels = channels_of(w);
     for (int s = 0; s < count; s++) p->offsets[s + 1] = p->offsets[s] + w->tokens[s];
     p->linear = linear_of(w, p->offsets);
     const int64_t tokens = p->offsets[count], floats = ln_cuda_linear_state_floats(&p->linear);
     const element type = w->float32 ? ELEMENT_FLOAT32 : ELEMENT_BF16;
-    p->query = tensor_random(tokens, w->key_heads, w->key_size, w->layout, ELEMENT_BF16, 1);
-    p->key = tensor_random(tokens, w->key_heads, w->key_size, w->layout, ELEMENT_BF16, 1);
+    p->query = features_open(w, tokens);
+    p->key = features_open(w, tokens);
     p->value = tensor_random(tokens, w->heads, w->value_size, w->layout, ELEMENT_BF16, 1);
     p->output_gradient = tensor_random(tokens, w->heads, w->value_size, w->layout, ELEMENT_BF16, 1);
     p->decay = numbers_open(w, tokens, channels, true);
@@ -130,7 +185,14 @@ static void problem_open(problem *p, const work *w) {
     p->output = tensor_open(tokens, w->heads, w->value_size, w->layout, type);
     p->maximum_out = tensor_open(tokens, w->heads, 1, PACKED, ELEMENT_FLOAT32);
     p->state_in = tensor_random(count, w->heads, floats, PACKED, ELEMENT_FLOAT32, 1);
+    for (int64_t i = 0; w->normalise == LN_CUDA_SUM_PLAIN && i < count * w->heads * floats; i++)
+        tensor_set(&p->state_in, 0, 0, i, fabs(tensor_at(&p->state_in, 0, 0, i)));
+    tensor_send(&p->state_in);
     p->state_gradient = tensor_random(count, w->heads, floats, PACKED, ELEMENT_FLOAT32, 1);
+    int64_t slots[SEQUENCES];
+    for (int s = 0; s < count; s++) slots[s] = slot_of(w, s);
+    p->slots = device_open((int64_t)sizeof slots);
+    device_send(p->slots, slots, count * (int64_t)sizeof *slots);
     p->query_out = tensor_open(tokens, w->key_heads, w->key_size, w->layout, type);
     p->key_out = tensor_open(tokens, w->key_heads, w->key_size, w->layout, type);
     p->value_out = tensor_open(tokens, w->heads, w->value_size, w->layout, type);
@@ -151,7 +213,7 @@ static void tensors_list(problem *p, tensor *(*list)[GIVEN + MADE]) {
 }
 /* Whether a work makes number i of the list. */
 static bool is_made(const work *w, int i) {
-    return i == WRITE ? w->write : i == SKIP ? w->skip : i == MAXIMUM ? w->normalise : true;
+    return i == WRITE ? w->write : i == SKIP ? w->skip : i == MAXIMUM ? w->normalise == LN_CUDA_SUM_MAXIMUM : true;
 }
 /* Maxima of states are not the gradient's to write. */
 static void poison(problem *p) {
@@ -161,7 +223,7 @@ static void poison(problem *p) {
     tensor *list[GIVEN + MADE];
     tensors_list(p, &list);
     for (int i = 0; i < MADE; i++) tensor_poison(list[i]);
-    for (int64_t i = 1; w->normalise && i <= p->state_out.tokens * w->heads; i++)
+    for (int64_t i = 1; w->normalise == LN_CUDA_SUM_MAXIMUM && i <= p->state_out.tokens * w->heads; i++)
         device_send((float *)p->state_out.device.data + i * floats - 1, &zero, 4);
 }
 
@@ -169,7 +231,8 @@ static ln_cuda_code backward(void *context, void *stream) {
     const problem *p = context;
     const work *w = p->of;
     const ln_cuda_gate write = {w->write ? p->write.device.data : NULL, w->heads, 1};
-    const ln_cuda_gate token_decay = {w->keys || w->strength <= 0 ? NULL : p->decay.device.data, w->heads, 1};
+    const ln_cuda_gate token_decay = {channels_of(w) > 1 || w->strength <= 0 ? NULL : p->decay.device.data, w->heads,
+                                      1};
     const ln_cuda_linear_tensors tensors = {.query = p->query.device,
                                             .key = p->key.device,
                                             .value = p->value.device,
@@ -179,17 +242,18 @@ static ln_cuda_code backward(void *context, void *stream) {
                                             .maximum = {p->maximum.device.data, w->heads, 1},
                                             .output = p->output.device,
                                             .skip = w->skip ? p->skip.device.data : NULL,
-                                            .state_in = w->state ? p->state_in.device.data : NULL};
+                                            .state_in = w->state ? p->state_in.device.data : NULL,
+                                            .state_slots = w->slots ? p->slots : NULL};
     ln_cuda_linear_gradients gradients = {.output = p->output_gradient.device,
                                           .state_out = w->state ? p->state_gradient.device.data : NULL,
                                           .query = p->query_out.device,
                                           .key = p->key_out.device,
                                           .value = p->value_out.device,
                                           .write = w->write ? p->write_out.device.data : NULL,
-                                          .maximum = w->normalise ? p->maximum_out.device.data : NULL,
+                                          .maximum = is_made(w, MAXIMUM) ? p->maximum_out.device.data : NULL,
                                           .skip = w->skip ? p->skip_out.device.data : NULL,
                                           .state_in = p->state_out.device.data};
-    if (w->keys)
+    if (channels_of(w) > 1)
         gradients.decay = p->decay_out.device;
     else
         gradients.token_decay = p->decay_out.device.data;
@@ -205,7 +269,7 @@ typedef struct wanted {
 
 /* Of one token: what the recurrence reads. With a normaliser there is one column more, whose values are 1. */
 typedef struct token_inputs {
-    double factor[MOST], query[MOST], key[MOST], value[MOST + 1], write;
+    double factor[MOST], value_factor[MOST + 1], query[MOST], key[MOST], value[MOST + 1], write;
 } token_inputs;
 
 static void token_read(const problem *p, int64_t token, int64_t head, token_inputs *in) {
@@ -218,6 +282,9 @@ static void token_read(const problem *p, int64_t token, int64_t head, token_inpu
         in->key[i] = tensor_at(&p->key, token, shared, i);
     }
     for (int j = 0; j < w->value_size; j++) in->value[j] = tensor_at(&p->value, token, head, j);
+    for (int j = 0; j <= w->value_size; j++)
+        in->value_factor[j] = w->values && j < w->value_size ? exp(tensor_at(&p->decay, token, head, j)) : 1;
+    for (int i = 0; w->values && i < w->key_size; i++) in->factor[i] = 1;
     in->value[w->value_size] = 1;
 }
 
@@ -228,35 +295,47 @@ static int64_t state_place(const work *w, int i, int j) {
 
 /* now = the state after the token; sums = scale now^T query. */
 static void oracle_forward(const work *w, const token_inputs *in, const double *old, double *now, double *sums) {
-    const int rows = w->value_size + w->normalise;
+    const int rows = rows_of(w);
     for (int j = 0; j < rows; j++) sums[j] = 0;
     for (int i = 0; i < w->key_size; i++)
         for (int j = 0; j < rows; j++) {
-            now[i * rows + j] = in->factor[i] * old[i * rows + j] + in->write * in->key[i] * in->value[j];
+            now[i * rows + j] =
+                in->factor[i] * in->value_factor[j] * old[i * rows + j] + in->write * in->key[i] * in->value[j];
             sums[j] += in->query[i] * now[i * rows + j];
         }
 }
 
-/* The gradient of the sums from that of the output; returns the maximum's. */
+/* From where on the weight follows |dot|. */
+static double least_of(const problem *p, int64_t token, int64_t head) {
+    const ln_cuda_linear_sum kind = p->of->normalise;
+    return kind == LN_CUDA_SUM_MAXIMUM ? exp(-tensor_at(&p->maximum, token, head, 0)) : kind == LN_CUDA_SUM_ONE ? 1 : 0;
+}
+static double weight_of(const problem *p, int64_t token, int64_t head, double dot) {
+    if (p->of->normalise == LN_CUDA_SUM_NONE) return 1;
+    if (p->of->normalise == LN_CUDA_SUM_PLAIN) return dot;
+    return fmax(fabs(dot), least_of(p, token, head)) + (p->of->normalise == LN_CUDA_SUM_MAXIMUM ? 1e-6 : 0);
+}
+
+/* The gradient of the sums from that of the output; returns that of the maximum and what follows it. */
 static double oracle_undo(const problem *p, int64_t token, int64_t head, const double *sums, double *gradient) {
     const work *w = p->of;
     const int V = w->value_size;
     for (int j = 0; j < V; j++) gradient[j] = tensor_at(&p->output_gradient, token, head, j);
     if (!w->normalise) return 0;
-    const double dot = sums[V], least = exp(-tensor_at(&p->maximum, token, head, 0)),
-                 weight = fmax(fabs(dot), least) + 1e-6;
+    const double dot = sums[V], weight = weight_of(p, token, head, dot);
     double along = 0;
     for (int j = 0; j < V; j++) {
         along += gradient[j] * sums[j] / weight;
         gradient[j] /= weight;
     }
-    gradient[V] = fabs(dot) >= least ? (dot > 0 ? -along : along) / weight : 0;
-    return fabs(dot) >= least ? 0 : along * least / weight;
+    const double sign = w->normalise == LN_CUDA_SUM_PLAIN ? 1 : dot > 0 ? 1 : -1;
+    gradient[V] = fabs(dot) >= least_of(p, token, head) ? -sign * along / weight : 0;
+    return -1e-6 * along / weight;
 }
 
 static void oracle_head(problem *p, int s, int64_t head, const wanted *want) {
     const work *w = p->of;
-    const int K = w->key_size, V = w->value_size, rows = V + w->normalise, size = K * rows, channels = w->keys ? K : 1;
+    const int K = w->key_size, V = w->value_size, rows = rows_of(w), size = K * rows, channels = channels_of(w);
     const int64_t first = p->offsets[s], count = w->tokens[s];
     const int64_t shared = w->tiled ? head % w->key_heads : head / (w->heads / w->key_heads);
     double *states = malloc((size_t)((count + 1) * size) * sizeof *states), *D = malloc((size_t)size * sizeof *D);
@@ -264,8 +343,8 @@ static void oracle_head(problem *p, int s, int64_t head, const wanted *want) {
     token_inputs in;
     for (int i = 0; i < size; i++) {
         const int64_t at = state_place(w, i / rows, i % rows);
-        states[i] = w->state ? tensor_at(&p->state_in, s, head, at) : 0;
-        D[i] = w->state ? tensor_at(&p->state_gradient, s, head, at) : 0;
+        states[i] = w->state ? tensor_at(&p->state_in, slot_of(w, s), head, at) : 0;
+        D[i] = w->state ? tensor_at(&p->state_gradient, slot_of(w, s), head, at) : 0;
     }
     for (int64_t t = 0; t < count; t++) {
         const double *now = states + (t + 1) * size;
@@ -287,8 +366,8 @@ static void oracle_head(problem *p, int s, int64_t head, const wanted *want) {
             key[k] += in.write * D[i] * in.value[j];
             if (j < V) value[j] += in.write * D[i] * in.key[k];
             want->write[row] += in.key[k] * D[i] * in.value[j];
-            D[i] *= in.factor[k];
-            want->decay[row * channels + (w->keys ? k : 0)] += D[i] * old[i];
+            D[i] *= in.factor[k] * in.value_factor[j];
+            if (!w->values || j < V) want->decay[row * channels + (w->keys ? k : w->values ? j : 0)] += D[i] * old[i];
         }
         for (int j = 0; j < V; j++) {
             value[j] += skip * out[j];
@@ -304,18 +383,18 @@ static void oracle_head(problem *p, int s, int64_t head, const wanted *want) {
 /* The forward run's output, which a normaliser's gradient reads. */
 static void output_make(problem *p) {
     const work *w = p->of;
-    const int rows = w->value_size + w->normalise, size = w->key_size * rows;
+    const int rows = rows_of(w), size = w->key_size * rows;
     double *state = malloc((size_t)size * sizeof *state), sums[MOST + 1];
     token_inputs in;
     for (int s = 0; s < sequences_of(w); s++)
         for (int64_t head = 0; head < w->heads; head++) {
             for (int i = 0; i < size; i++)
-                state[i] = w->state ? tensor_at(&p->state_in, s, head, state_place(w, i / rows, i % rows)) : 0;
+                state[i] =
+                    w->state ? tensor_at(&p->state_in, slot_of(w, s), head, state_place(w, i / rows, i % rows)) : 0;
             for (int64_t token = p->offsets[s]; token < p->offsets[s + 1]; token++) {
                 token_read(p, token, head, &in);
                 oracle_forward(w, &in, state, state, sums);
-                const double least = exp(-tensor_at(&p->maximum, token, head, 0)),
-                             weight = w->normalise ? fmax(fabs(sums[w->value_size]), least) + 1e-6 : 1;
+                const double weight = weight_of(p, token, head, w->normalise ? sums[w->value_size] : 1);
                 for (int j = 0; j < w->value_size; j++) tensor_set(&p->output, token, head, j, sums[j] / weight);
             }
         }
@@ -358,8 +437,8 @@ static void compare(problem *p, double (*worst)[MADE]) {
         (*worst)[KEY] = fmax((*worst)[KEY], compare_rows(&p->key_out, want.key, first, count));
         (*worst)[VALUE] = fmax((*worst)[VALUE], compare_rows(&p->value_out, want.value, first, count));
         (*worst)[DECAY] = fmax((*worst)[DECAY], compare_rows(&p->decay_out, want.decay, first, count));
-        (*worst)[STATE] = fmax((*worst)[STATE], compare_rows(&p->state_out, want.state, s, 1));
-        if (w->normalise)
+        (*worst)[STATE] = fmax((*worst)[STATE], compare_rows(&p->state_out, want.state, slot_of(w, s), 1));
+        if (is_made(w, MAXIMUM))
             (*worst)[MAXIMUM] = fmax((*worst)[MAXIMUM], compare_rows(&p->maximum_out, want.maximum, first, count));
         if (w->write) (*worst)[WRITE] = fmax((*worst)[WRITE], compare_rows(&p->write_out, want.write, first, count));
         free(all);
@@ -421,6 +500,7 @@ void linear_gradients_check(const ln_cuda_device *device, const check_options *o
         if (kernel_wanted(options, "portable")) check_plan(&p, device, 8, "portable");
         tensors_list(&p, &list);
         for (int t = 0; t < GIVEN + MADE; t++) tensor_close(list[t]);
+        device_close(p.slots);
     }
 }
 
@@ -471,5 +551,6 @@ void linear_gradients_bench(const ln_cuda_device *device, const check_options *o
         device_close(p.workspace);
         tensors_list(&p, &list);
         for (int n = 0; n < GIVEN + MADE; n++) tensor_close(list[n]);
+        device_close(p.slots);
     }
 }

@@ -71,6 +71,30 @@ static inline tensor tensor_large(int64_t tokens, int64_t heads, int64_t size, i
 }
 typedef tensor tensor_make(int64_t tokens, int64_t heads, int64_t size, int layout, element of, float deviation);
 
+/* ---- runs, for dplr, scan and short_convolution alike ---- */
+
+/* How the state comes: not at all, from one array to another, in place by slots. */
+enum { NO_STATE, APART, IN_PLACE };
+
+typedef struct recurrent {
+    const char *work, *kernel;
+    check_run *run;
+    void *context;
+    tensor *output, *state_in, *state_out; /* IN_PLACE begins with what is in state_in */
+    int state;
+    bool left_out; /* a sequence has no outputs */
+} recurrent;
+/* A run against float64, written to every element, and again from a graph with the same bits. most: relative errors
+ * that are allowed. */
+void recurrent_forward(const recurrent *r, const double *output, const double *state, double most, double state_most);
+/* The same of gradients; `made` NULL: left out. */
+typedef struct recurrent_gradient {
+    const char *name;
+    tensor *made;
+    double *want, most;
+} recurrent_gradient;
+void recurrent_backward(const recurrent *r, const recurrent_gradient *gradients, int count);
+
 /* Slots of a pool, two for each sequence and none twice: on both sides. */
 typedef struct slots {
     int64_t host[BATCH_MOST], count;

@@ -8,7 +8,7 @@
 
 #include "kernel/cuda/linear_backward_table.h"
 
-enum { SEGMENT = 256 }; /* tokens over which gradients of decays are summed */
+enum { SEGMENT = 256, KEYS_MOST = 256 }; /* tokens over which gradients of decays are summed; keys of a walk */
 
 /* ---- plan ---- */
 
@@ -23,21 +23,25 @@ static ln_cuda_code plan_walk(const ln_cuda_linear *walk, const ln_cuda_device *
 }
 
 static void walks_of(const ln_cuda_linear *l, ln_cuda_linear_gradient_plan *plan) {
-    const bool keys = l->decay == LN_CUDA_LINEAR_KEY;
     plan->states = *l;
     plan->states.output_float32 = true;
-    plan->states.normalise = false;
-    plan->states.state_gap = l->normalise ? l->key_size + 1 : 0;
+    plan->states.normalise = LN_CUDA_SUM_NONE;
+    plan->states.state_gap = ln_cuda_linear_state_floats(l) - l->key_size * l->value_size;
     plan->query = plan->key = plan->value = plan->states;
     plan->states.state_kept = plan->value.state_kept = true;
 
     ln_cuda_linear *q = &plan->query, *k = &plan->key, *v = &plan->value;
-    q->key_size = k->key_size = l->value_size;
+    const int64_t part = l->value_size < KEYS_MOST ? l->value_size : KEYS_MOST;
+    plan->parts = l->value_size / part;
+    q->key_size = k->key_size = part;
+    q->state_gap = k->state_gap = ln_cuda_linear_state_floats(l) - part * l->key_size;
+    q->state_row = k->state_row = l->value_size;
     q->value_size = k->value_size = l->key_size;
     q->query_whole = q->key_whole = k->query_whole = k->key_whole = true;
     q->value_shared = k->value_shared = true;
     q->state_turned = k->state_turned = true;
-    if (keys) q->decay = k->decay = LN_CUDA_LINEAR_VALUE;
+    if (l->decay == LN_CUDA_LINEAR_KEY) q->decay = k->decay = LN_CUDA_LINEAR_VALUE;
+    if (l->decay == LN_CUDA_LINEAR_VALUE) q->decay = k->decay = LN_CUDA_LINEAR_KEY;
     k->reverse = v->reverse = true;
     k->state_divisor = v->state_divisor = l->scale;
 }
@@ -54,11 +58,12 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
     const bool walk_itself = linear->reverse || linear->query_whole || linear->key_whole || linear->value_shared ||
                              linear->state_turned || linear->state_kept || linear->state_divisor != 0 ||
                              linear->state_gap;
-    if (walk_itself || linear->decay == LN_CUDA_LINEAR_VALUE || !(fabsf(linear->scale) > 0) || linear->key_size > 256) {
+    const bool whole = linear->value_size <= KEYS_MOST || linear->value_size % KEYS_MOST == 0;
+    if (walk_itself || !(fabsf(linear->scale) > 0) || linear->key_size > KEYS_MOST || !whole) {
         snprintf(
             plan->why, sizeof plan->why,
-            "no gradient of reversed time, of a normaliser, of decays of values, of a scale of 0 or of keys of more "
-            "than 256 elements");
+            "no gradient of reversed time, of a scale of 0, of keys of more than 256 elements or of values of more "
+            "than 256 that are no multiple of it");
         return LN_CUDA_UNSUPPORTED;
     }
     walks_of(linear, plan);
@@ -86,8 +91,11 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
     plan->query_rows_at = place(&at, rows * linear->key_size * 4);
     plan->key_rows_at = place(&at, rows * linear->key_size * 4);
     plan->value_rows_at = place(&at, rows * linear->value_size * 4);
+    plan->output_rows_at = place(&at, linear->decay == LN_CUDA_LINEAR_VALUE ? rows * linear->value_size * 4 : 0);
+    plan->part_at = place(&at, plan->parts > 1 ? rows * linear->key_size * 4 : 0);
     plan->along_at = place(&at, rows * 4);
     plan->skip_at = place(&at, rows * 4);
+    plan->written_at = place(&at, linear->weighted ? rows * linear->value_size * 2 : 0);
     if (linear->normalise) {
         plan->slots = plan->states_plan.slots;
         plan->dot_at = place(&at, rows * 4);
@@ -154,11 +162,15 @@ static ln_cuda_linear_finish finish_of(const ln_cuda_linear *l, const ln_cuda_li
     finish.query_rows = (const float *)(at + plan->query_rows_at);
     finish.key_rows = (const float *)(at + plan->key_rows_at);
     finish.value_rows = (const float *)(at + plan->value_rows_at);
+    finish.output_rows = (const float *)(at + plan->output_rows_at);
     finish.along = (float *)(at + plan->along_at);
     finish.skip = (float *)(at + plan->skip_at);
     finish.before = ln_cuda_linear_kept(&plan->states, &plan->states_plan, at + plan->states_at);
     finish.after = ln_cuda_linear_kept(&plan->value, &plan->value_plan, at + plan->value_at);
     finish.tokens = l->offsets[l->sequences];
+    finish.state_floats = ln_cuda_linear_state_floats(l);
+    finish.normalise = l->normalise;
+    finish.sequences = (int)l->sequences;
     finish.heads = (int)l->heads;
     finish.key_heads = (int)l->key_heads;
     finish.group = (int)(l->heads / l->key_heads);
@@ -181,6 +193,7 @@ static ln_cuda_vector_scan scan_of(const ln_cuda_linear *l, const ln_cuda_linear
     scan.factor = tensors->write;
     if (reverse) scan.factor = {(const float *)(at + plan->dot_gradient_at), l->heads, 1};
     scan.scale = reverse ? l->scale : 1;
+    scan.state_slots = tensors->state_slots;
     scan.head_floats = ln_cuda_linear_state_floats(l);
     scan.sums = (float *)(at + (reverse ? plan->sums_back_at : plan->sums_at));
     scan.logs = scan.sums + plan->slots * l->key_size;
@@ -224,10 +237,13 @@ static ln_cuda_code add_dots(const ln_cuda_linear *l, const ln_cuda_linear_gradi
     if (gradients->state_out) scan.start = gradients->state_out + matrix;
     if (gradients->state_in) scan.end = gradients->state_in + matrix;
     ln_cuda_code code = ln_cuda_vector_scan_run(&scan, stream);
-    if (!code) code = ln_cuda_vector_scan_add(&scan, {}, 1, (float *)(at + plan->key_rows_at), stream);
+    if (!code)
+        code = ln_cuda_vector_scan_add(&scan, tensors->write, 1, (float *)(at + plan->key_rows_at), &tensors->key,
+                                       gradients->write, stream);
     const ln_cuda_gate by = scan.factor;
     scan = scan_of(l, plan, tensors, at, false);
-    return code ? code : ln_cuda_vector_scan_add(&scan, by, l->scale, (float *)(at + plan->query_rows_at), stream);
+    return code ? code
+                : ln_cuda_vector_scan_add(&scan, by, l->scale, (float *)(at + plan->query_rows_at), NULL, NULL, stream);
 }
 
 static bool gradients_right(const ln_cuda_linear *l, const ln_cuda_linear_gradients *g) {
@@ -239,34 +255,72 @@ static bool gradients_right(const ln_cuda_linear *l, const ln_cuda_linear_gradie
     return !g->value.data || ln_cuda_tensor_right(&g->value, element);
 }
 
+/* One of the two walks in which values stand for keys, and where its rows go. */
+typedef struct walk_rows {
+    const ln_cuda_linear *walk;
+    const ln_cuda_linear_plan *plan;
+    int64_t at, rows_at;
+} walk_rows;
+
+/* Part by part of the values; the parts' rows are added. */
+static ln_cuda_code walk_parts(const ln_cuda_linear_gradient_plan *plan, const walk_rows *of,
+                               const ln_cuda_linear_tensors *tensors, char *at, void *stream) {
+    const ln_cuda_linear *walk = of->walk;
+    const int64_t numbers = walk->offsets[walk->sequences] * walk->heads * walk->value_size;
+    ln_cuda_code code = LN_CUDA_OK;
+    for (int64_t part = 0; part < plan->parts && !code; part++) {
+        const int64_t first = part * walk->key_size;
+        float *to = (float *)(at + (part ? plan->part_at : of->rows_at));
+        ln_cuda_linear_tensors t = *tensors;
+        t.query.data = (char *)t.query.data + first * 2;
+        t.key.data = (char *)t.key.data + first * 2;
+        if (walk->decay == LN_CUDA_LINEAR_KEY) t.decay.data = (float *)t.decay.data + first;
+        if (t.state_in) t.state_in += first;
+        t.output = rows_at(to, walk->heads, walk->value_size);
+        code = ln_cuda_linear_forward(walk, of->plan, &t, at + of->at, stream);
+        if (!code && part) code = ln_cuda_linear_add_rows((float *)(at + of->rows_at), to, numbers, stream);
+    }
+    return code;
+}
+
 ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda_linear_gradient_plan *plan,
                                      const ln_cuda_linear_tensors *tensors, const ln_cuda_linear_gradients *gradients,
                                      void *workspace, void *stream) {
     if (!plan->query_plan.kernel) return LN_CUDA_UNSUPPORTED;
     if (!workspace || (uintptr_t)workspace % 256 || !gradients_right(linear, gradients)) return LN_CUDA_ARGUMENT;
+    if (linear->offsets[linear->sequences] > 0 && linear->weighted != (tensors->write.data != NULL))
+        return LN_CUDA_ARGUMENT;
     char *at = (char *)workspace;
     if (linear->normalise && linear->offsets[linear->sequences] > 0 &&
-        (!tensors->maximum.data || !ln_cuda_tensor_right(&tensors->output, linear->output_float32 ? 4 : 2)))
+        ((linear->normalise == LN_CUDA_SUM_MAXIMUM && !tensors->maximum.data) ||
+         !ln_cuda_tensor_right(&tensors->output, linear->output_float32 ? 4 : 2)))
         return LN_CUDA_ARGUMENT;
     ln_cuda_linear_finish finish = finish_of(linear, plan, tensors, gradients, at);
     ln_cuda_linear_tensors walk = *tensors; /* the forward run's inputs, in the walks' places */
+    const bool values = linear->decay == LN_CUDA_LINEAR_VALUE, keys = linear->decay == LN_CUDA_LINEAR_KEY;
     walk.output = {};
+    if (values) walk.output = rows_at(at + plan->output_rows_at, linear->heads, linear->value_size);
     walk.state_out = NULL;
     walk.skip = NULL;
     walk.maximum = {};
-    ln_cuda_code code = ln_cuda_linear_forward(&plan->states, &plan->states_plan, &walk, at + plan->states_at, stream);
+    ln_cuda_code code = LN_CUDA_OK;
+    if (linear->weighted) {
+        code = ln_cuda_linear_write_values(&finish, at + plan->written_at, stream);
+        walk.value = rows_at(at + plan->written_at, linear->heads, linear->value_size);
+        walk.write = {};
+    }
+    const ln_cuda_tensor value = walk.value;
+    if (!code) code = ln_cuda_linear_forward(&plan->states, &plan->states_plan, &walk, at + plan->states_at, stream);
     if (!code && linear->normalise) code = undo_normaliser(linear, plan, tensors, &finish, at, stream);
     const ln_cuda_tensor output = finish.gradients.output;
 
-    walk.query = output, walk.key = tensors->value, walk.value = tensors->key;
-    walk.output = rows_at(at + plan->query_rows_at, linear->heads, linear->key_size);
-    if (!code) code = ln_cuda_linear_forward(&plan->query, &plan->query_plan, &walk, at + plan->query_at, stream);
-
-    walk.write = {};
+    const walk_rows query = {&plan->query, &plan->query_plan, plan->query_at, plan->query_rows_at},
+                    key = {&plan->key, &plan->key_plan, plan->key_at, plan->key_rows_at};
+    walk.query = output, walk.key = value, walk.value = tensors->key;
+    if (!code) code = walk_parts(plan, &query, &walk, at, stream);
     walk.state_in = gradients->state_out;
-    walk.query = tensors->value, walk.key = output, walk.value = tensors->query;
-    walk.output = rows_at(at + plan->key_rows_at, linear->heads, linear->key_size);
-    if (!code) code = ln_cuda_linear_forward(&plan->key, &plan->key_plan, &walk, at + plan->key_at, stream);
+    walk.query = value, walk.key = output, walk.value = tensors->query;
+    if (!code) code = walk_parts(plan, &key, &walk, at, stream);
 
     walk.query = tensors->key, walk.key = tensors->query, walk.value = output;
     walk.output = rows_at(at + plan->value_rows_at, linear->heads, linear->value_size);
@@ -275,9 +329,8 @@ ln_cuda_code ln_cuda_linear_backward(const ln_cuda_linear *linear, const ln_cuda
 
     if (!code && linear->normalise) code = add_dots(linear, plan, tensors, gradients, at, stream);
     if (!code) code = ln_cuda_linear_finish_rows(&finish, stream);
-    const bool keys = linear->decay == LN_CUDA_LINEAR_KEY;
-    if (!code && (keys ? gradients->decay.data != NULL : gradients->token_decay != NULL))
+    if (!code && (keys || values ? gradients->decay.data != NULL : gradients->token_decay != NULL))
         code = ln_cuda_linear_finish_decays(&finish, (const ln_cuda_linear_task *)(at + plan->tasks_at),
-                                            (int)plan->tasks, keys, stream);
-    return code;
+                                            (int)plan->tasks, linear->decay, stream);
+    return code || !gradients->ends ? code : ln_cuda_linear_finish_ends(&finish, stream);
 }

@@ -32,6 +32,22 @@ static __device__ __forceinline__ int head_of_group(const ln_cuda_linear_finish 
     return f.tiled ? n * f.key_heads + shared : shared * f.group + n;
 }
 
+static __global__ void __launch_bounds__(ROW_THREADS) add_rows(float *to, const float *from, int64_t count) {
+    const int64_t i = (int64_t)blockIdx.x * ROW_THREADS + threadIdx.x;
+    if (i < count) to[i] += from[i];
+}
+
+/* One warp a token and head. */
+static __global__ void __launch_bounds__(ROW_THREADS)
+    write_values(const __grid_constant__ ln_cuda_linear_finish f, __nv_bfloat16 *to) {
+    const int64_t at = (int64_t)blockIdx.x * (ROW_THREADS / 32) + threadIdx.x / 32, token = at / f.heads;
+    const int head = (int)(at % f.heads);
+    if (token >= f.tokens) return;
+    const float write = gate_value(f.tensors.write, token, head);
+    for (int channel = threadIdx.x % 32; channel < f.value_size; channel += 32)
+        to[at * f.value_size + channel] = __float2bfloat16(write * bf16_at(f.tensors.value, token, head, channel));
+}
+
 /* One warp a token and key head. */
 static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_constant__ ln_cuda_linear_finish f) {
     const int64_t token = (int64_t)blockIdx.x * (ROW_THREADS / 32) + threadIdx.x / 32;
@@ -42,33 +58,33 @@ static __global__ void __launch_bounds__(ROW_THREADS) finish_rows(const __grid_c
         const int head = head_of_group(f, shared, n);
         const int64_t at = token * f.heads + head;
         const float write = f.tensors.write.data ? gate_value(f.tensors.write, token, head) : 1;
-        float along = 0, written = 0;
+        float along = 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const int channel = i * 32 + lane;
             if (channel >= f.key_size) break;
             const float dq = f.query_rows[at * f.key_size + channel], dk = f.key_rows[at * f.key_size + channel];
-            const float own = bf16_at(f.tensors.key, token, shared, channel) * dk;
-            along += bf16_at(f.tensors.query, token, shared, channel) * dq - write * own;
-            written += own;
+            along += bf16_at(f.tensors.query, token, shared, channel) * dq -
+                     bf16_at(f.tensors.key, token, shared, channel) * dk;
             query[i] += dq;
-            key[i] += write * dk;
+            key[i] += dk;
         }
         along = sum_warp(along);
         if (lane == 0) f.along[at] = along;
         const float skip = f.tensors.skip ? f.tensors.skip[head] : 0;
-        float skipped = 0;
+        float skipped = 0, written = 0;
         for (int channel = lane; channel < f.value_size; channel += 32) {
             const float dv = f.value_rows[at * f.value_size + channel],
                         out = bf16_at(f.gradients.output, token, head, channel),
                         value = bf16_at(f.tensors.value, token, head, channel);
             skipped += value * out;
+            written += value * dv;
             if (f.gradients.value.data)
                 gradient_set(f, f.gradients.value, token, head, channel, write * dv + (skip != 0 ? skip * out : 0));
         }
         written = sum_warp(written);
         skipped = sum_warp(skipped);
-        if (lane == 0 && f.gradients.write) f.gradients.write[at] = written;
+        if (lane == 0 && f.gradients.write) f.gradients.write[at] = (f.sums ? f.gradients.write[at] : 0) + written;
         if (lane == 0 && f.gradients.skip) f.skip[at] = skipped;
     }
 #pragma unroll
@@ -169,6 +185,55 @@ static __global__ void __launch_bounds__(DECAY_THREADS)
     }
 }
 
+/* A warp a channel of values for the states' product, then a thread a channel. */
+static __global__ void __launch_bounds__(DECAY_THREADS)
+    finish_value_decays(const __grid_constant__ ln_cuda_linear_finish f, const ln_cuda_linear_task *tasks) {
+    float *sums = (float *)block_memory(); /* [value_size] */
+    const ln_cuda_linear_task task = tasks[blockIdx.x];
+    if (task.tokens == 0) return;
+    const int64_t behind = task.first + task.tokens;
+    const float *state = state_behind(f, task), *gradient = gradient_behind(f, task);
+    const ln_cuda_tensor &decays = f.tensors.decay, &to = f.gradients.decay;
+    for (int v = threadIdx.x / 32; v < f.value_size; v += DECAY_THREADS / 32) {
+        float dot = 0;
+        for (int k = threadIdx.x % 32; k < f.key_size; k += 32)
+            dot += state[v * f.key_size + k] * as_taken(gradient[v * f.key_size + k]);
+        dot = sum_warp(dot);
+        if (threadIdx.x % 32 == 0) sums[v] = dot * f.scale;
+    }
+    __syncthreads();
+    for (int channel = threadIdx.x; channel < f.value_size; channel += DECAY_THREADS) {
+        float sum = sums[channel];
+        if (behind < task.end)
+            sum *= exponential(decay_log(
+                ((const float *)decays.data)[behind * decays.token_stride + task.head * decays.head_stride + channel]));
+        for (int64_t token = behind - 1; token >= task.first; token--) {
+            const int64_t at = (token * f.heads + task.head) * f.value_size + channel;
+            sum += bf16_at(f.gradients.output, token, task.head, channel) * f.output_rows[at] -
+                   bf16_at(f.tensors.value, token, task.head, channel) * f.value_rows[at];
+            ((float *)to.data)[token * to.token_stride + task.head * to.head_stride + channel] = sum;
+        }
+    }
+}
+
+/* One block a sequence and head. Of a sequence's last state, [value][key] in its slot. */
+static __global__ void __launch_bounds__(DECAY_THREADS) finish_ends(const __grid_constant__ ln_cuda_linear_finish f) {
+    float *parts = (float *)block_memory();
+    const int chain = blockIdx.x, sequence = chain / f.heads, numbers = f.key_size * f.value_size;
+    const int64_t slot = f.before.chains[chain][0] + f.before.chains[chain][1] - 1;
+    const float *state = f.before.data + slot * f.before.floats,
+                *gradient =
+                    f.gradients.state_out +
+                    (slot_of_sequence(f.tensors.state_slots, sequence) * f.heads + chain % f.heads) * f.state_floats;
+    float dot = 0;
+    for (int i = threadIdx.x; i < numbers; i += DECAY_THREADS)
+        dot += state[i % f.value_size * f.key_size + i / f.value_size] * gradient[i];
+    for (int k = threadIdx.x; f.sums && k < f.key_size; k += DECAY_THREADS)
+        dot += f.sums[slot * f.key_size + k] * gradient[numbers + k];
+    dot = sum_block(dot, parts);
+    if (threadIdx.x == 0) f.gradients.ends[chain] = dot;
+}
+
 static __global__ void __launch_bounds__(DECAY_THREADS) finish_skip(const __grid_constant__ ln_cuda_linear_finish f) {
     float *parts = (float *)block_memory(), sum = 0;
     for (int64_t token = threadIdx.x; token < f.tokens; token += DECAY_THREADS)
@@ -180,6 +245,19 @@ static __global__ void __launch_bounds__(DECAY_THREADS) finish_skip(const __grid
 } // namespace ln
 
 using namespace ln;
+
+ln_cuda_code ln_cuda_linear_add_rows(float *to, const float *from, int64_t count, void *stream) {
+    if (count == 0) return LN_CUDA_OK;
+    return launch(add_rows, dim3((unsigned)((count + ROW_THREADS - 1) / ROW_THREADS)), dim3(ROW_THREADS), 0, stream, to,
+                  from, count);
+}
+
+ln_cuda_code ln_cuda_linear_write_values(const ln_cuda_linear_finish *finish, void *to, void *stream) {
+    constexpr int rows = ROW_THREADS / 32;
+    if (finish->tokens == 0) return LN_CUDA_OK;
+    return launch(write_values, dim3((unsigned)((finish->tokens * finish->heads + rows - 1) / rows)), dim3(ROW_THREADS),
+                  0, stream, *finish, (__nv_bfloat16 *)to);
+}
 
 ln_cuda_code ln_cuda_linear_finish_rows(const ln_cuda_linear_finish *finish, void *stream) {
     constexpr int rows = ROW_THREADS / 32;
@@ -194,10 +272,19 @@ ln_cuda_code ln_cuda_linear_finish_rows(const ln_cuda_linear_finish *finish, voi
 }
 
 ln_cuda_code ln_cuda_linear_finish_decays(const ln_cuda_linear_finish *finish, const ln_cuda_linear_task *tasks,
-                                          int task_count, bool of_keys, void *stream) {
-    if (of_keys)
+                                          int task_count, ln_cuda_linear_decay decay, void *stream) {
+    if (decay == LN_CUDA_LINEAR_VALUE)
+        return launch(finish_value_decays, dim3((unsigned)task_count), dim3(DECAY_THREADS), finish->value_size * 4,
+                      stream, *finish, tasks);
+    if (decay == LN_CUDA_LINEAR_KEY)
         return launch(finish_key_decays, dim3((unsigned)task_count), dim3((unsigned)finish->key_size), 0, stream,
                       *finish, tasks);
     return launch(finish_token_decays, dim3((unsigned)task_count), dim3(DECAY_THREADS), DECAY_THREADS / 32 * 4, stream,
                   *finish, tasks);
+}
+
+ln_cuda_code ln_cuda_linear_finish_ends(const ln_cuda_linear_finish *finish, void *stream) {
+    if (!finish->gradients.state_out) return LN_CUDA_ARGUMENT;
+    return launch(finish_ends, dim3((unsigned)(finish->sequences * finish->heads)), dim3(DECAY_THREADS),
+                  DECAY_THREADS / 32 * 4, stream, *finish);
 }

@@ -8,20 +8,28 @@
 typedef struct ln_cuda_linear_finish {
     ln_cuda_linear_tensors tensors;
     ln_cuda_linear_gradients gradients;
-    const float *query_rows, *key_rows, *value_rows;
-    float *along, *skip;           /* [tokens][heads] */
+    const float *query_rows, *key_rows, *value_rows, *output_rows; /* output_rows: with decays of values */
+    float *along, *skip;                                           /* [tokens][heads] */
     const float *sums, *sums_back; /* of a normaliser, [slots][key_size]: n and its gradient; NULL: there is none */
     ln_cuda_linear_slots before, after; /* states, and their gradients divided by the scale */
     int64_t tokens;
-    int heads, key_heads, group, tiled, key_size, value_size, output_float32;
+    int64_t state_floats;
+    int normalise; /* ln_cuda_linear_sum */
+    int sequences, heads, key_heads, group, tiled, key_size, value_size, output_float32;
     float scale;
 } ln_cuda_linear_finish;
 
-/* Sums over heads that share keys, products along channels; then the gradients of decays, by
- * segments. */
+/* to += from */
+ln_cuda_code ln_cuda_linear_add_rows(float *to, const float *from, int64_t count, void *stream);
+/* Sums over heads that share keys, products along channels; gradients.write is added to with a normaliser. Then the
+ * gradients of decays, by segments. */
+/* to, bf16 [tokens][heads][value_size], = write value */
+ln_cuda_code ln_cuda_linear_write_values(const ln_cuda_linear_finish *finish, void *to, void *stream);
 ln_cuda_code ln_cuda_linear_finish_rows(const ln_cuda_linear_finish *finish, void *stream);
 ln_cuda_code ln_cuda_linear_finish_decays(const ln_cuda_linear_finish *finish, const ln_cuda_linear_task *tasks,
-                                          int task_count, bool of_keys, void *stream);
+                                          int task_count, ln_cuda_linear_decay decay, void *stream);
+/* gradients.ends */
+ln_cuda_code ln_cuda_linear_finish_ends(const ln_cuda_linear_finish *finish, void *stream);
 
 /* A scan of vectors, y[t] = e^decay[t] y[t-1] + factor[t] rows[t], by segments; in reversed time the decay of token t +
  * 1 stands between t and t + 1. */
@@ -31,7 +39,8 @@ typedef struct ln_cuda_vector_scan {
     float scale;                      /* of factors */
     const float *start;               /* of the first head; NULL: zeros */
     float *end;                       /* NULL: not wanted */
-    int64_t head_floats;              /* of start and end */
+    const int64_t *state_slots;       /* of both */
+    int64_t head_floats;              /* of both */
     float *sums, *logs;               /* [slots][key_size], [slots] */
     const int32_t (*chains)[2];       /* of the slots: one more than segments */
     const ln_cuda_linear_task *tasks; /* segments */
@@ -42,9 +51,9 @@ ln_cuda_code ln_cuda_vector_scan_run(const ln_cuda_vector_scan *scan, void *stre
 /* dot[t] = scale query[t] . y[t] */
 ln_cuda_code ln_cuda_vector_scan_dot(const ln_cuda_vector_scan *scan, const ln_cuda_tensor *query, float scale,
                                      float *dot, void *stream);
-/* to[t] += scale by[t] y[t]; by without data: 1. */
+/* to[t] += scale by[t] y[t]; by without data: 1. dot[t] = scale other[t] . y[t], NULL: not wanted. */
 ln_cuda_code ln_cuda_vector_scan_add(const ln_cuda_vector_scan *scan, ln_cuda_gate by, float scale, float *to,
-                                     void *stream);
+                                     const ln_cuda_tensor *other, float *dot, void *stream);
 
 /* With `dot`: gradients of sums before their division, bf16 [tokens][heads][value_size], of dots and of maxima. */
 ln_cuda_code ln_cuda_linear_undo_normaliser(const ln_cuda_linear_finish *finish, const float *dot, void *weighted,

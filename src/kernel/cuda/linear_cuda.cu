@@ -27,7 +27,8 @@ const ln_cuda_linear_kernel *ln_cuda_linear_kernels(int row) {
 }
 
 int64_t ln_cuda_linear_state_floats(const ln_cuda_linear *linear) {
-    return linear->key_size * linear->value_size + (linear->normalise ? linear->key_size + 1 : 0) + linear->state_gap;
+    const int64_t sums = linear->normalise ? linear->key_size + (linear->normalise == LN_CUDA_SUM_MAXIMUM) : 0;
+    return linear->key_size * linear->value_size + sums + linear->state_gap;
 }
 
 /* ---- plan ---- */
@@ -45,7 +46,8 @@ static bool arguments_right(const ln_cuda_linear *l) {
 /* NULL, or why this kernel cannot do this work. */
 static const char *refusal(const ln_cuda_linear *l, const ln_cuda_device *device, const ln_cuda_linear_kernel *kernel) {
     if (l->key_size != kernel->key_size || l->value_size % kernel->columns) return "made for another size of heads";
-    if (l->decay != kernel->decay || l->normalise != kernel->normalise) return "made for another kind of decay";
+    if (l->decay != kernel->decay || (l->normalise != LN_CUDA_SUM_NONE) != kernel->normalise)
+        return "made for another kind of decay";
     if (l->reverse && !kernel->reverse) return "made for time that runs forward";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
@@ -126,6 +128,14 @@ static int64_t chain_bytes(const ln_cuda_linear_plan *plan) {
     return aligned(plan->chains * (int64_t)sizeof(ln_cuda_linear_chain));
 }
 
+/* n of the states that are given, behind the slots. */
+static int64_t sums_at(const ln_cuda_linear *l, const ln_cuda_linear_plan *plan) {
+    return task_bytes(plan) + chain_bytes(plan) + aligned(plan->slots * slot_floats(l) * 4);
+}
+static int64_t sums_bytes(const ln_cuda_linear *l) {
+    return aligned(l->sequences * l->heads * l->key_size * 4);
+}
+
 ln_cuda_code ln_cuda_linear_plan_make(const ln_cuda_linear *linear, const ln_cuda_device *device,
                                       const ln_cuda_linear_kernel *kernel, int64_t segment, ln_cuda_linear_plan *plan) {
     *plan = {};
@@ -157,8 +167,7 @@ ln_cuda_code ln_cuda_linear_plan_make(const ln_cuda_linear *linear, const ln_cud
         snprintf(plan->why, sizeof plan->why, "more than 2^30 tasks");
         return LN_CUDA_ARGUMENT;
     }
-    plan->workspace = task_bytes(plan) + chain_bytes(plan) + plan->slots * slot_floats(linear) * 4;
-    plan->workspace = aligned(plan->workspace);
+    plan->workspace = sums_at(linear, plan) + (linear->normalise ? sums_bytes(linear) : 0);
     const bool hopper = plan->kernel->major == 9;
     snprintf(plan->why, sizeof plan->why, "%s: %lld tasks of %lld tokens, %lld before them for states%s%s",
              plan->kernel->name, (long long)plan->tasks, (long long)plan->segment, (long long)plan->first_tasks,
@@ -265,13 +274,17 @@ static ln::linear_run run_of(const ln_cuda_linear *l, const ln_cuda_linear_plan 
     run.query_shared = !l->query_whole;
     run.key_shared = !l->key_whole;
     run.value_shared = l->value_shared;
+    run.normalise = l->normalise;
+    run.weight_least = ln::weight_least(l->normalise);
+    run.weight_more = ln::weight_more(l->normalise);
+    if (l->normalise && tensors->state_in) run.sums_in = (float *)((char *)workspace + sums_at(l, plan));
     run.key_size = (int)l->key_size;
     run.value_size = (int)l->value_size;
     run.scale = l->scale;
     run.reverse = l->reverse;
     run.output_float32 = l->output_float32;
     run.state_key_stride = l->state_turned ? 1 : l->value_size;
-    run.state_value_stride = l->state_turned ? l->key_size : 1;
+    run.state_value_stride = !l->state_turned ? 1 : l->state_row ? l->state_row : l->key_size;
     run.state_store = l->state_divisor != 0 ? l->state_divisor : 1;
     run.state_load = 1 / run.state_store;
     return run;
@@ -284,7 +297,7 @@ ln_cuda_linear_slots ln_cuda_linear_kept(const ln_cuda_linear *linear, const ln_
 }
 
 static bool tensors_right(const ln_cuda_linear *l, const ln_cuda_linear_tensors *t) {
-    if (l->normalise && l->offsets[l->sequences] > 0 && !t->maximum.data) return false;
+    if (l->normalise == LN_CUDA_SUM_MAXIMUM && l->offsets[l->sequences] > 0 && !t->maximum.data) return false;
     if (l->offsets[l->sequences] == 0) return true;
     if (!ln_cuda_tensor_right(&t->query, 2) || !ln_cuda_tensor_right(&t->key, 2) || !ln_cuda_tensor_right(&t->value, 2))
         return false;
@@ -315,11 +328,11 @@ ln_cuda_code ln_cuda_linear_forward(const ln_cuda_linear *linear, const ln_cuda_
                             of_keys ? linear->key_size : kernel->columns);
     }
     void *const *given = kernel->major == 9 ? arguments : arguments + 4;
+    if (!code && run.sums_in) code = ln_cuda_linear_sums_begin(&run, (int)linear->sequences, stream);
     if (!code && plan->first_tasks) {
         const ln_cuda_linear_chain *chains = (const ln_cuda_linear_chain *)((char *)workspace + task_bytes(plan));
         code = kernel->start(given, false, (int)plan->first_tasks, stream);
-        if (!code)
-            code = ln_cuda_linear_scan(&run, linear->decay, linear->normalise, chains, (int)plan->chains, stream);
+        if (!code) code = ln_cuda_linear_scan(&run, linear->decay, chains, (int)plan->chains, stream);
     }
     if (linear->state_kept && !tensors->output.data) return code;
     run.tasks += plan->first_tasks;

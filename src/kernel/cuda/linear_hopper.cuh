@@ -248,7 +248,7 @@ template <class SHAPE> struct hopper_columns {
             const int row = j / 2 * 8 + 2 * (lane % 4) + j % 2;
             float dot = 0;
             for (int i = 0; i <= SHAPE::groups; i++) dot += control->dot[turn][i][row];
-            const float by = normaliser(dot, gates().least[row]);
+            const float by = normaliser(run.normalise, dot, gates().least[row], run.weight_more);
 #pragma unroll
             for (int r = 0; r < 2; r++) output[j / 2 * 4 + 2 * r + j % 2] *= by;
         }
@@ -387,8 +387,7 @@ template <class SHAPE> struct hopper_columns {
             hold(values);
             if (gentle) fade_channels();
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&control->free[at.stage]);
+        barrier_arrive(&control->free[at.stage]);
         turn ^= 1;
         at.template next<SHAPE::stages>();
     }
@@ -404,15 +403,8 @@ template <class SHAPE> struct hopper_columns {
     /* n, whose threads are those that keep it. */
     __device__ __forceinline__ void load_normaliser() {
         const int pair = threadIdx.x - 128, row = 2 * pair;
-        const float *given = task.from == LN_CUDA_STATE_GIVEN && run.tensors.state_in
-                                 ? run.tensors.state_in + state_of(run, task) + key * run.value_size
-                                 : NULL;
-        if (pair < key / 2) {
-            float2 n = {0, 0};
-            if (task.from >= 0) given = slot_of(run, task.from) + key * run.value_size;
-            if (given) n = {given[row], given[row + 1]};
-            control->normaliser[pair] = n;
-        }
+        const float *given = sums_of(run, task);
+        if (pair < key / 2) control->normaliser[pair] = given ? float2{given[row], given[row + 1]} : float2{0, 0};
         groups_meet<SHAPE>();
     }
     __device__ __forceinline__ void store_normaliser(float *to) {
@@ -477,7 +469,7 @@ static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::blocks)
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < SHAPE::stages; stage++) {
             barrier_open(&control->full[stage], SHAPE::tokens ? 1 + 32 : 1);
-            barrier_open(&control->free[stage], 4 * SHAPE::groups);
+            barrier_open(&control->free[stage], 128 * SHAPE::groups);
         }
         barriers_opened();
         map_prefetch(&query_map);

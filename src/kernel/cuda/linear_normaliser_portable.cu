@@ -11,13 +11,13 @@
 
 namespace ln {
 
-enum { EMIT_NOTHING, EMIT_DOT, EMIT_ROWS, UNDO_THREADS = 128, BACK_THREADS = 1024 };
+enum { EMIT_NOTHING, EMIT_DOT, EMIT_ROWS, EMIT_BOTH, UNDO_THREADS = 128, BACK_THREADS = 1024 };
 
 struct vector_emit {
     ln_cuda_tensor query;
     ln_cuda_gate by;
     float scale;
-    float *to;
+    float *to, *dot;
 };
 
 static __device__ __forceinline__ float sum_lanes(float x) {
@@ -52,23 +52,24 @@ static __global__ void vector_segments(const __grid_constant__ ln_cuda_vector_sc
             const float factor = s.factor.data ? gate_value(s.factor, token, head) : 1;
             y = fmaf(exponential(decay), y, s.scale * factor * __bfloat162float(row[channel]));
             log += decay;
-            if (EMIT == EMIT_ROWS) {
+            if (EMIT == EMIT_ROWS || EMIT == EMIT_BOTH) {
                 const float by = emit.by.data ? gate_value(emit.by, token, head) : 1;
                 emit.to[(token * s.heads + head) * s.key_size + channel] += emit.scale * by * y;
             }
-            if (EMIT == EMIT_DOT) {
+            if (EMIT == EMIT_DOT || EMIT == EMIT_BOTH) {
                 const __nv_bfloat16 *query = (const __nv_bfloat16 *)emit.query.data + token * emit.query.token_stride +
                                              shared * emit.query.head_stride;
                 const float dot = sum_lanes(y * __bfloat162float(query[channel]));
                 if (channel % 32 == 0) parts[i * warps + channel / 32] = dot;
             }
         }
-        if (EMIT != EMIT_DOT) continue;
+        if (EMIT != EMIT_DOT && EMIT != EMIT_BOTH) continue;
         __syncthreads();
         if (channel < count) {
             float dot = 0;
             for (int w = 0; w < warps; w++) dot += parts[channel * warps + w];
-            emit.to[(task.first + piece + channel) * (int64_t)s.heads + head] = emit.scale * dot;
+            const int64_t token = task.first + (s.reverse ? task.tokens - 1 - piece - channel : piece + channel);
+            emit.dot[token * s.heads + head] = emit.scale * dot;
         }
         __syncthreads();
     }
@@ -77,9 +78,14 @@ static __global__ void vector_segments(const __grid_constant__ ln_cuda_vector_sc
     if (channel == 0) s.logs[end] = log;
 }
 
+/* Where start and end of a chain lie. */
+static __device__ __forceinline__ int64_t chain_place(const ln_cuda_vector_scan &s, int chain) {
+    return (slot_of_sequence(s.state_slots, chain / s.heads) * s.heads + chain % s.heads) * s.head_floats;
+}
+
 static __global__ void vector_join(const __grid_constant__ ln_cuda_vector_scan s) {
     const int channel = threadIdx.x, first = s.chains[blockIdx.x][0], count = s.chains[blockIdx.x][1];
-    const int64_t place = blockIdx.x * s.head_floats + channel;
+    const int64_t place = chain_place(s, blockIdx.x) + channel;
     float y = s.start ? s.start[place] : 0;
     s.sums[(int64_t)(s.reverse ? first + count - 1 : first) * s.key_size + channel] = y;
     for (int n = 1; n < count; n++) {
@@ -95,7 +101,7 @@ static __global__ void vector_end(const __grid_constant__ ln_cuda_vector_scan s)
     const int chain = task.sequence * s.heads + task.head;
     if (task.from != s.chains[chain][0]) return;
     const float decay = task.tokens ? scan_decay(s, task, (int64_t)task.first - 1) : 0;
-    s.end[chain * s.head_floats + threadIdx.x] =
+    s.end[chain_place(s, chain) + threadIdx.x] =
         exponential(decay) * s.sums[(int64_t)task.from * s.key_size + threadIdx.x];
 }
 
@@ -112,26 +118,29 @@ static __global__ void __launch_bounds__(UNDO_THREADS)
     const __nv_bfloat16 *gradient =
         (const __nv_bfloat16 *)given.data + token * given.token_stride + head * given.head_stride;
     const int64_t row = token * made.token_stride + head * made.head_stride;
-    const float dot = dots[at], least = exponential(-1.4426950408889634f * gate_value(f.tensors.maximum, token, head)),
-                factor = normaliser(dot, least);
+    float least = weight_least(f.normalise);
+    if (f.normalise == LN_CUDA_SUM_MAXIMUM)
+        least = exponential(-1.4426950408889634f * gate_value(f.tensors.maximum, token, head));
+    const float dot = dots[at], factor = normaliser(f.normalise, dot, least, weight_more(f.normalise));
     float along = 0;
     for (int channel = lane; channel < f.value_size; channel += 32) {
         const float own = __bfloat162float(gradient[channel]),
                     out = f.output_float32 ? ((const float *)made.data)[row + channel]
                                            : __bfloat162float(((const __nv_bfloat16 *)made.data)[row + channel]);
-        along += own * out;
-        weighted[at * f.value_size + channel] = __float2bfloat16(own * factor);
+        const __nv_bfloat16 rounded = __float2bfloat16(own * factor);
+        along += __bfloat162float(rounded) * out; /* as the walks read it: what cancels is rounded alike */
+        weighted[at * f.value_size + channel] = rounded;
     }
     along = sum_lanes(along);
-    const bool by_dot = fabsf(dot) >= least;
     if (lane) return;
-    dot_gradient[at] = by_dot ? copysignf(1.0f, dot) * -along * factor : 0;
-    if (f.gradients.maximum) f.gradients.maximum[at] = by_dot ? 0 : along * factor * least;
+    const float sign = f.normalise == LN_CUDA_SUM_PLAIN ? 1 : fabsf(dot) >= least ? copysignf(1.0f, dot) : 0;
+    dot_gradient[at] = -sign * along;
+    if (f.gradients.maximum) f.gradients.maximum[at] = -1e-6f * along;
 }
 
 /* ---- gates ---- */
 
-/* Gradients of maxima backward in time: g[t] = own[t] + keep[t + 1] g[t + 1]. */
+/* Gradients of maxima backward in time: g[t] = own[t] + g[t + 1] where the decay made m[t + 1], else own[t]. */
 struct kept_map {
     float keep, add;
 };
@@ -151,8 +160,10 @@ static __device__ __forceinline__ kept_map maps_before(kept_map x) {
 struct gates_back {
     const int64_t *offsets;
     ln_cuda_gate input, decay;
-    const float *write, *maximum, *state_in, *decay_gradient, *write_gradient, *maximum_gradient, *state_out_gradient;
+    const float *write, *maximum, *state_in, *decay_gradient, *write_gradient, *maximum_gradient, *ends,
+        *state_out_gradient;
     float *input_gradient, *decay_in_gradient, *state_in_gradient;
+    const int64_t *state_slots;
     int64_t state_floats;
     int heads;
 };
@@ -162,10 +173,11 @@ static __global__ void __launch_bounds__(BACK_THREADS) mlstm_gates_back(const __
     float *carried = (float *)(of_warps + 32);
     const int head = blockIdx.x, sequence = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64_t first = run.offsets[sequence], end = run.offsets[sequence + 1];
-    const int64_t place = ((int64_t)sequence * run.heads + head + 1) * run.state_floats - 1;
+    const int64_t place = (slot_of_sequence(run.state_slots, sequence) * run.heads + head + 1) * run.state_floats - 1;
     const float start = run.state_in ? run.state_in[place] : 0;
-    /* Of the maximum behind the last token: what came from later, without the map of that token. */
+    /* Of the maximum behind the token: what comes from later. */
     float before = run.state_out_gradient ? run.state_out_gradient[place] : 0;
+    if (run.ends && first < end) before -= run.ends[sequence * run.heads + head];
     for (int64_t chunk = end; chunk > first; chunk -= BACK_THREADS) {
         const int64_t token = chunk - 1 - threadIdx.x;
         const bool inside = token >= first;
@@ -178,10 +190,11 @@ static __global__ void __launch_bounds__(BACK_THREADS) mlstm_gates_back(const __
             decayed = gate_value(run.decay, token, head) + old >= input;
             through = run.decay_gradient[at];
             wrote = run.write[at] * run.write_gradient[at];
-            own = run.maximum_gradient[at] - through - wrote;
+            own = run.maximum_gradient[at];
         }
-        /* x is the gradient of m[t] from later tokens; what leaves to m[t - 1]: of its decay, and of the greater. */
-        kept_map map = {decayed ? 1.0f : 0, (decayed ? own : 0) + through};
+        /* From the gradient of m[t] that comes from later to that of m[t - 1]; the first token's map adds what its
+         * decay, which is of differences of maxima, has of the maximum before. */
+        kept_map map = {decayed ? 1.0f : 0, (decayed ? own : 0) + (token == first ? through : 0)};
         if (!inside) map = {1, 0};
         map = maps_before(map);
         __syncthreads();
@@ -211,6 +224,7 @@ static ln_cuda_code segments_start(const ln_cuda_vector_scan *scan, int emit, co
     const dim3 blocks((unsigned)scan->task_count), threads((unsigned)scan->key_size);
     const int bytes = 64 * scan->key_size / 32 * 4;
     if (emit == EMIT_DOT) return launch(vector_segments<EMIT_DOT>, blocks, threads, bytes, stream, *scan, how);
+    if (emit == EMIT_BOTH) return launch(vector_segments<EMIT_BOTH>, blocks, threads, bytes, stream, *scan, how);
     if (emit == EMIT_ROWS) return launch(vector_segments<EMIT_ROWS>, blocks, threads, bytes, stream, *scan, how);
     return launch(vector_segments<EMIT_NOTHING>, blocks, threads, bytes, stream, *scan, how);
 }
@@ -226,12 +240,13 @@ ln_cuda_code ln_cuda_vector_scan_run(const ln_cuda_vector_scan *scan, void *stre
 
 ln_cuda_code ln_cuda_vector_scan_dot(const ln_cuda_vector_scan *scan, const ln_cuda_tensor *query, float scale,
                                      float *dot, void *stream) {
-    return segments_start(scan, EMIT_DOT, {*query, {}, scale, dot}, stream);
+    return segments_start(scan, EMIT_DOT, {*query, {}, scale, NULL, dot}, stream);
 }
 
 ln_cuda_code ln_cuda_vector_scan_add(const ln_cuda_vector_scan *scan, ln_cuda_gate by, float scale, float *to,
-                                     void *stream) {
-    return segments_start(scan, EMIT_ROWS, {{}, by, scale, to}, stream);
+                                     const ln_cuda_tensor *other, float *dot, void *stream) {
+    if (!dot) return segments_start(scan, EMIT_ROWS, {{}, by, scale, to, NULL}, stream);
+    return segments_start(scan, EMIT_BOTH, {*other, by, scale, to, dot}, stream);
 }
 
 ln_cuda_code ln_cuda_linear_undo_normaliser(const ln_cuda_linear_finish *finish, const float *dot, void *weighted,
@@ -245,10 +260,12 @@ ln_cuda_code ln_cuda_linear_undo_normaliser(const ln_cuda_linear_finish *finish,
 ln_cuda_code ln_cuda_mlstm_gates_backward(const ln_cuda_linear *linear, const int64_t *offsets, ln_cuda_gate input,
                                           ln_cuda_gate decay, const float *write, const float *maximum,
                                           const float *state_in, const float *decay_gradient,
-                                          const float *write_gradient, const float *maximum_gradient,
+                                          const float *write_gradient, const float *maximum_gradient, const float *ends,
                                           const float *state_out_gradient, float *input_gradient,
-                                          float *decay_in_gradient, float *state_in_gradient, void *stream) {
-    if (!linear->normalise || linear->heads < 1 || linear->sequences < 1 || linear->sequences > 65535 || !offsets)
+                                          float *decay_in_gradient, float *state_in_gradient,
+                                          const int64_t *state_slots, void *stream) {
+    if (linear->normalise != LN_CUDA_SUM_MAXIMUM || linear->heads < 1 || linear->sequences < 1 ||
+        linear->sequences > 65535 || !offsets)
         return LN_CUDA_ARGUMENT;
     if (linear->offsets[linear->sequences] > 0 &&
         (!input.data || !decay.data || !write || !maximum || !decay_gradient || !write_gradient || !maximum_gradient ||
@@ -263,10 +280,12 @@ ln_cuda_code ln_cuda_mlstm_gates_backward(const ln_cuda_linear *linear, const in
                             decay_gradient,
                             write_gradient,
                             maximum_gradient,
+                            ends,
                             state_out_gradient,
                             input_gradient,
                             decay_in_gradient,
                             state_in_gradient,
+                            state_slots,
                             ln_cuda_linear_state_floats(linear),
                             (int)linear->heads};
     return launch(mlstm_gates_back, dim3((unsigned)linear->heads, (unsigned)linear->sequences), dim3(BACK_THREADS),

@@ -202,7 +202,8 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
         for (int row = threadIdx.x; row < CHUNK; row += THREADS) {
             float sum = 0;
             for (int k = 0; k < KEY; k++) sum += n[k] * __bfloat162float(query[row * tile::key_row + k]);
-            inner[row] = normaliser(sum * gates->rise[row] + inner[row], gates->least[row]);
+            inner[row] =
+                normaliser(run.normalise, sum * gates->rise[row] + inner[row], gates->least[row], run.weight_more);
         }
     }
     __device__ __forceinline__ void add_keys(float decay) {
@@ -412,13 +413,8 @@ template <int KEY, int KIND, bool LAST> struct portable_block {
     __device__ __forceinline__ void open() {
         const int row = task.column + warp * 16 + lane / 4;
         load_state<KEY>(run, task, row, state);
-        if (tile::normalised)
-            for (int k = threadIdx.x; k < KEY; k += THREADS) {
-                const bool given = task.from == LN_CUDA_STATE_GIVEN && run.tensors.state_in;
-                sums[k] = task.from >= 0 ? slot_of(run, task.from)[run.value_size * KEY + k]
-                          : given        ? run.tensors.state_in[state_of(run, task) + KEY * run.value_size + k]
-                                         : 0;
-            }
+        const float *given = tile::normalised ? sums_of(run, task) : NULL;
+        for (int k = threadIdx.x; tile::normalised && k < KEY; k += THREADS) sums[k] = given ? given[k] : 0;
         total = 0;
         gentle = true;
         open_gates();
@@ -530,6 +526,7 @@ const ln_cuda_linear_kernel ln_cuda_linear_portable_kernels[] = {
     portable_kernel<256, LN_CUDA_LINEAR_TOKEN>("portable 256"),
     portable_kernel<128, LN_CUDA_LINEAR_KEY>("portable 128 keys"),
     portable_kernel<64, LN_CUDA_LINEAR_KEY>("portable 64 keys"),
+    portable_kernel<256, LN_CUDA_LINEAR_KEY>("portable 256 keys"),
     portable_kernel<128, LN_CUDA_LINEAR_VALUE>("portable 128 values"),
     portable_kernel<64, LN_CUDA_LINEAR_VALUE>("portable 64 values"),
     portable_kernel<256, LN_CUDA_LINEAR_VALUE>("portable 256 values"),

@@ -30,6 +30,9 @@ struct linear_run {
     const ln_cuda_linear_task *tasks;
     float *slots; /* states between segments */
     int64_t slot_floats, state_floats;
+    const float *sums_in; /* n of the states given, [sequence][head][key]: kernels may write over them; NULL: zeros */
+    int normalise;        /* ln_cuda_linear_sum */
+    float weight_least, weight_more; /* at least, where maxima do not say it; added to it */
     int heads, key_heads, group, tiled;
     int query_shared, key_shared, value_shared; /* with key_heads */
     int key_size, value_size;
@@ -114,16 +117,24 @@ static __device__ __forceinline__ float fill_gates(const linear_run &run, token_
         gates.rise[row] = run.scale * exponential(sum[half]);
         gates.write[row] = run.scale * given.write[half];
         gates.fade[row] = given.write[half] * exponential(last - sum[half]);
-        if (run.tensors.maximum.data) gates.least[row] = exponential(-1.4426950408889634f * given.maximum[half]);
+        gates.least[row] =
+            run.tensors.maximum.data ? exponential(-1.4426950408889634f * given.maximum[half]) : run.weight_least;
     }
     return last;
 }
 static __device__ __forceinline__ float2 unpack(uint32_t both) {
     return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
 }
-/* What sums are multiplied by: 1 / (max(|scale n . q|, e^-maximum) + 1e-6). */
-static __device__ __forceinline__ float normaliser(float dot, float least) {
-    return 1 / (fmaxf(fabsf(dot), least) + 1e-6f);
+/* What sums are multiplied by; `least` of a kind ln_cuda_linear_sum without maxima is its weight_least. */
+static __device__ __forceinline__ float normaliser(int kind, float dot, float least, float more) {
+    return 1 / (fmaxf(kind == LN_CUDA_SUM_PLAIN ? dot : fabsf(dot), least) + more);
+}
+/* What is added to the weight; what it is at least where maxima do not say it. */
+static __host__ __device__ __forceinline__ float weight_more(int kind) {
+    return kind == LN_CUDA_SUM_PLAIN ? 1e-10f : kind == LN_CUDA_SUM_ONE ? 0 : 1e-6f;
+}
+static __host__ __device__ __forceinline__ float weight_least(int kind) {
+    return kind == LN_CUDA_SUM_PLAIN ? -3.4e38f : 1;
 }
 
 /* ---- states outside of blocks ---- */
@@ -136,8 +147,17 @@ static __device__ __forceinline__ float *slot_of(const linear_run &run, int slot
 static __device__ __forceinline__ float *slot_decay(const linear_run &run, int slot) {
     return slot_of(run, slot) + (run.value_size + 1) * run.key_size;
 }
+static __device__ __forceinline__ int64_t slot_of_sequence(const int64_t *slots, int sequence) {
+    return slots ? slots[sequence] : sequence;
+}
 static __device__ __forceinline__ int64_t state_of(const linear_run &run, const ln_cuda_linear_task &task) {
-    return ((int64_t)task.sequence * run.heads + task.head) * run.state_floats;
+    return (slot_of_sequence(run.tensors.state_slots, task.sequence) * run.heads + task.head) * run.state_floats;
+}
+/* n of the state given; NULL: zeros. */
+static __device__ __forceinline__ const float *sums_of(const linear_run &run, const ln_cuda_linear_task &task) {
+    if (task.from >= 0) return slot_of(run, task.from) + run.value_size * run.key_size;
+    if (task.from == LN_CUDA_STATE_NONE || !run.sums_in) return NULL;
+    return run.sums_in + ((int64_t)task.sequence * run.heads + task.head) * run.key_size;
 }
 
 /* The state as accumulators: rows of 16 values (value, value + 8 are this thread's), columns are keys. */

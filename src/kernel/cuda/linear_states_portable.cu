@@ -36,6 +36,14 @@ static __global__ void __launch_bounds__(SCAN_THREADS)
     }
 }
 
+static __global__ void linear_sums_begin(const __grid_constant__ linear_run run) {
+    const int64_t at = (int64_t)blockIdx.x * run.heads + blockIdx.y,
+                  from = (slot_of_sequence(run.tensors.state_slots, blockIdx.x) * run.heads + blockIdx.y) *
+                             run.state_floats +
+                         run.key_size * run.value_size;
+    ((float *)run.sums_in)[at * run.key_size + threadIdx.x] = run.tensors.state_in[from + threadIdx.x];
+}
+
 /* ---- mLSTM ---- */
 
 struct maximum_map {
@@ -61,6 +69,7 @@ struct gates_run {
     float *decay_out, *write_out, *maximum_out;
     const float *state_in;
     float *state_out;
+    const int64_t *state_slots;
     int64_t state_floats;
     int heads;
 };
@@ -70,7 +79,7 @@ static __global__ void __launch_bounds__(GATE_THREADS) mlstm_gates(const __grid_
     float *maxima = (float *)(of_warps + 32); /* of the chunk's tokens, behind that of the token before */
     const int head = blockIdx.x, sequence = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64_t first = run.offsets[sequence], end = run.offsets[sequence + 1];
-    const int64_t place = ((int64_t)sequence * run.heads + head + 1) * run.state_floats - 1;
+    const int64_t place = (slot_of_sequence(run.state_slots, sequence) * run.heads + head + 1) * run.state_floats - 1;
     float before = run.state_in ? run.state_in[place] : 0;
     for (int64_t chunk = first; chunk < end; chunk += GATE_THREADS) {
         const int64_t token = chunk + threadIdx.x;
@@ -104,24 +113,29 @@ static __global__ void __launch_bounds__(GATE_THREADS) mlstm_gates(const __grid_
 
 using namespace ln;
 
-ln_cuda_code ln_cuda_linear_scan(const linear_run *run, ln_cuda_linear_decay decay, bool normalise,
-                                 const ln_cuda_linear_chain *chains, int count, void *stream) {
-    const int rows = run->value_size + normalise, most = rows * run->key_size;
+ln_cuda_code ln_cuda_linear_scan(const linear_run *run, ln_cuda_linear_decay decay, const ln_cuda_linear_chain *chains,
+                                 int count, void *stream) {
+    const int rows = run->value_size + (run->normalise != LN_CUDA_SUM_NONE), most = rows * run->key_size;
     return launch(linear_scan, dim3((unsigned)count, (unsigned)((most / 4 + SCAN_THREADS - 1) / SCAN_THREADS)),
                   dim3(SCAN_THREADS), 0, stream, *run, decay, rows, chains);
 }
 
+ln_cuda_code ln_cuda_linear_sums_begin(const linear_run *run, int sequences, void *stream) {
+    return launch(linear_sums_begin, dim3((unsigned)sequences, (unsigned)run->heads), dim3((unsigned)run->key_size), 0,
+                  stream, *run);
+}
+
 ln_cuda_code ln_cuda_mlstm_gates(const ln_cuda_linear *linear, const int64_t *offsets, ln_cuda_gate input,
                                  ln_cuda_gate decay, float *decay_out, float *write_out, float *maximum_out,
-                                 const float *state_in, float *state_out, void *stream) {
-    if (!linear->normalise || linear->heads < 1 || linear->sequences < 1 || linear->sequences > 65535 || !offsets)
+                                 const float *state_in, float *state_out, const int64_t *state_slots, void *stream) {
+    if (linear->normalise != LN_CUDA_SUM_MAXIMUM || linear->heads < 1 || linear->sequences < 1 ||
+        linear->sequences > 65535 || !offsets)
         return LN_CUDA_ARGUMENT;
     if (linear->offsets[linear->sequences] > 0 &&
         (!input.data || !decay.data || !decay_out || !write_out || !maximum_out))
         return LN_CUDA_ARGUMENT;
-    const gates_run run = {offsets,           input,     decay,
-                           decay_out,         write_out, maximum_out,
-                           state_in,          state_out, ln_cuda_linear_state_floats(linear),
+    const gates_run run = {offsets,           input,    decay,     decay_out,   write_out,
+                           maximum_out,       state_in, state_out, state_slots, ln_cuda_linear_state_floats(linear),
                            (int)linear->heads};
     return launch(mlstm_gates, dim3((unsigned)linear->heads, (unsigned)linear->sequences), dim3(GATE_THREADS),
                   (int)(32 * sizeof(maximum_map) + (GATE_THREADS + 1) * sizeof(float)), stream, run);

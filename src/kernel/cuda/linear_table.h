@@ -16,7 +16,9 @@ namespace ln {
 struct linear_run;
 }
 /* What each segment added becomes the state at the beginning of the next, in every chain. */
-ln_cuda_code ln_cuda_linear_scan(const ln::linear_run *run, ln_cuda_linear_decay decay, bool normalise,
+ln_cuda_code ln_cuda_linear_scan(const ln::linear_run *run, ln_cuda_linear_decay decay,
                                  const ln_cuda_linear_chain *chains, int count, void *stream);
+/* n of the states given to run->sums_in, so that blocks may write states while others begin. */
+ln_cuda_code ln_cuda_linear_sums_begin(const ln::linear_run *run, int sequences, void *stream);
 
 #endif

@@ -9,6 +9,7 @@
 #include "kernel/cuda/scan_table.h"
 
 static const int64_t ALIGN = 256, THREADS_WANTED = 384; /* of a multiprocessor: three warps a scheduler */
+enum { SLOTS_AT_ONCE = 16 };                            /* backward */
 
 const ln_cuda_scan_kernel *ln_cuda_scan_kernels(int row) {
     static const ln_cuda_scan_kernel none = {};
@@ -61,9 +62,9 @@ static int64_t blocks_of(const ln_cuda_scan *s) {
 /* Bytes of the parts of ln_cuda_scan_kept. */
 static void parts_of(const ln_cuda_scan *s, const ln_cuda_scan_plan *plan, int64_t *parts) {
     const int64_t channels = s->heads * s->value_size;
-    parts[0] = aligned(plan->chunks * channels * s->slots * 4);
-    parts[1] = aligned(blocks_of(s) * s->key_heads * s->offsets[s->sequences] * 2 * s->slots * 4);
-    parts[2] = aligned(s->sequences * channels * s->slots * 4);
+    parts[0] = aligned(plan->chunks * channels * SLOTS_AT_ONCE * 4);
+    parts[1] = aligned(blocks_of(s) * s->key_heads * s->offsets[s->sequences] * 2 * SLOTS_AT_ONCE * 4);
+    parts[2] = aligned(s->sequences * channels * SLOTS_AT_ONCE * 4);
     parts[3] = aligned(s->sequences * channels * 4);
 }
 
@@ -178,7 +179,7 @@ static bool gradients_right(const ln_cuda_scan *s, const ln_cuda_scan_gradients 
 ln_cuda_code ln_cuda_scan_backward(const ln_cuda_scan *scan, const ln_cuda_scan_plan *plan,
                                    const ln_cuda_scan_tensors *tensors, const ln_cuda_scan_gradients *gradients,
                                    void *workspace, void *stream) {
-    if (!plan->kernel || scan->slots != 16 || tensors->gate.data) return LN_CUDA_UNSUPPORTED;
+    if (!plan->kernel || scan->slots % SLOTS_AT_ONCE || tensors->gate.data) return LN_CUDA_UNSUPPORTED;
     if (!tensors_right(scan, tensors) || !gradients_right(scan, gradients)) return LN_CUDA_ARGUMENT;
     if (!workspace || (uintptr_t)workspace % ALIGN) return LN_CUDA_ARGUMENT;
     ln_cuda_scan_run run = run_of(scan, tensors, workspace);
@@ -193,5 +194,9 @@ ln_cuda_code ln_cuda_scan_backward(const ln_cuda_scan *scan, const ln_cuda_scan_
     kept.skips = (float *)(at += parts[2]);
     kept.tokens = scan->offsets[scan->sequences];
     kept.blocks = (int)blocks_of(scan);
-    return ln_cuda_scan_gradients_start(&run, &kept, stream);
+    run.slots = (int)scan->slots;
+    ln_cuda_code code = LN_CUDA_OK;
+    for (; run.slot < run.slots && !code; run.slot += SLOTS_AT_ONCE)
+        code = ln_cuda_scan_gradients_start(&run, &kept, stream);
+    return code;
 }

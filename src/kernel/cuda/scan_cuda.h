@@ -72,7 +72,7 @@ ln_cuda_code ln_cuda_scan_prepare(const ln_cuda_scan *scan, const ln_cuda_scan_p
                                   void *stream);
 ln_cuda_code ln_cuda_scan_forward(const ln_cuda_scan *scan, const ln_cuda_scan_plan *plan,
                                   const ln_cuda_scan_tensors *tensors, void *workspace, void *stream);
-/* Of 16 slots, without a gate. Of tensors, `output` and `state_out` are not read. */
+/* Of a multiple of 16 slots, without a gate. Of tensors, `output` and `state_out` are not read. */
 ln_cuda_code ln_cuda_scan_backward(const ln_cuda_scan *scan, const ln_cuda_scan_plan *plan,
                                    const ln_cuda_scan_tensors *tensors, const ln_cuda_scan_gradients *gradients,
                                    void *workspace, void *stream);

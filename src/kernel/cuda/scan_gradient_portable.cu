@@ -9,7 +9,7 @@
  * A block takes 32 channels, eight lanes a channel, whose states of a chunk it makes again and holds in registers. Sums
  * over lanes and over a warp's channels exchange as many numbers as they leave. Keys and queries belong to all channels
  * of a group: blocks leave their sums apart, and another kernel adds them in the blocks' order: same bits every time.
- */
+ * States do not see one another: of more than 16 each 16 are a run of their own. */
 #include "kernel/cuda/launch.cuh"
 #include "kernel/cuda/scan_rows.cuh"
 
@@ -69,7 +69,7 @@ static __device__ __forceinline__ void load_chunk(back_memory &memory, const sca
         if (begin + row < at.sequence.count)
             widen(line, *(const uint4 *)((const __nv_bfloat16 *)of.data +
                                          ((int64_t)at.sequence.token + begin + row) * of.token_stride +
-                                         at.group * of.head_stride + column));
+                                         at.group * of.head_stride + run.slot + column));
         store_floats(&(other ? memory.query : memory.key)[row][column], line);
     }
 }
@@ -78,19 +78,24 @@ static __device__ __forceinline__ void load_chunk(back_memory &memory, const sca
 struct back_lane {
     int channel, first; /* of the block; of the states */
     bool inside;
-    int64_t place; /* of the states, of all channels */
+    int64_t place, kept; /* of the states, of all channels; of the 16 that are kept */
     float2 rate;
 
     __device__ __forceinline__ back_lane(const scan_run &run, const scan_channels &at) {
         channel = threadIdx.x / BACK_LANES;
         first = threadIdx.x % BACK_LANES * 2;
         inside = channel < at.count;
-        place = ((int64_t)at.first + channel) * SLOTS + first;
+        place = ((int64_t)at.first + channel) * run.slots + run.slot + first;
+        kept = ((int64_t)at.first + channel) * SLOTS + first;
         rate = inside ? *(const float2 *)(run.tensors.rate + place) : make_float2(0, 0);
     }
 };
 
+/* Of a sequence's states; of the 16 of each channel that are kept. */
 static __device__ __forceinline__ int64_t state_floats(const scan_run &run) {
+    return (int64_t)run.heads * run.value_size * run.slots;
+}
+static __device__ __forceinline__ int64_t kept_floats(const scan_run &run) {
     return (int64_t)run.heads * run.value_size * SLOTS;
 }
 
@@ -99,12 +104,12 @@ static __global__ void __launch_bounds__(BACK_THREADS)
     back_memory &memory = *(back_memory *)block_memory();
     const scan_channels at = channels_of<BACK_CHANNELS>(run, blockIdx.x);
     const back_lane lane(run, at);
-    const int64_t all = state_floats(run);
+    const int64_t all = state_floats(run), each = kept_floats(run);
     float2 state = make_float2(0, 0);
     if (lane.inside && run.tensors.state_in)
         state = *(const float2 *)(run.tensors.state_in + scan_slot(run, at.sequence.sequence) * all + lane.place);
     for (int begin = 0, chunk = at.sequence.chunk; begin < at.sequence.count; begin += BACK_TIME, chunk++) {
-        if (lane.inside) *(float2 *)(kept.states + chunk * all + lane.place) = state;
+        if (lane.inside) *(float2 *)(kept.states + chunk * each + lane.kept) = state;
         __syncthreads();
         load_chunk<false>(memory, run, at, begin);
         __syncthreads();
@@ -186,6 +191,22 @@ static __device__ __forceinline__ void chunk_back(back_memory &memory, const bac
     }
 }
 
+/* What the slots before these gave. */
+static __device__ __forceinline__ void add_before(float (&value)[8], float (&step)[8], const scan_run &run,
+                                                  int64_t token, int channel) {
+    const ln_cuda_scan_gradients &to = run.gradients;
+    float more[8];
+    if (to.value.data) {
+        load_eight(more, run, to.value, token, channel);
+#pragma unroll
+        for (int c = 0; c < 8; c++) value[c] += more[c];
+    }
+    if (!to.step.data) return;
+    load_floats(more, (const float *)to.step.data + scan_place(run, to.step, token, channel));
+#pragma unroll
+    for (int c = 0; c < 8; c++) step[c] += more[c];
+}
+
 /* Gradients of values and steps of a chunk, and its sums for keys and queries. */
 static __device__ __forceinline__ void store_chunk(const back_memory &memory, const scan_run &run,
                                                    const scan_kept &kept, const scan_channels &at, int begin) {
@@ -199,9 +220,11 @@ static __device__ __forceinline__ void store_chunk(const back_memory &memory, co
         for (int c = 0; c < 8; c++) {
             const float4 input = memory.input[row][column + c];
             const float2 sum = memory.sum[row][column + c];
-            value[c] = input.x * sum.x + (run.tensors.skip ? run.tensors.skip[channel + c] * input.z : 0);
+            value[c] = input.x * sum.x;
+            if (run.slot == 0 && run.tensors.skip) value[c] += run.tensors.skip[channel + c] * input.z;
             step[c] = (sum.y + input.y * sum.x) * input.w;
         }
+        if (run.slot) add_before(value, step, run, token, channel);
         if (to.value.data)
             store_bf16((__nv_bfloat16 *)to.value.data + scan_place(run, to.value, token, channel), value);
         if (to.step.data) store_floats((float *)to.step.data + scan_place(run, to.step, token, channel), step);
@@ -222,7 +245,8 @@ static __global__ void __launch_bounds__(BACK_THREADS, 2)
     back_memory &memory = *(back_memory *)block_memory();
     const scan_channels at = channels_of<BACK_CHANNELS>(run, blockIdx.x);
     const back_lane lane(run, at);
-    const int64_t all = state_floats(run), own = at.sequence.sequence * all + lane.place;
+    const int64_t own = at.sequence.sequence * state_floats(run) + lane.place, each = kept_floats(run),
+                  left_at = at.sequence.sequence * each + lane.kept;
     back_sums sums = {};
     if (lane.inside && run.gradients.state_out) sums.state = *(const float2 *)(run.gradients.state_out + own);
     const int chunks = (at.sequence.count + BACK_TIME - 1) / BACK_TIME;
@@ -230,7 +254,7 @@ static __global__ void __launch_bounds__(BACK_THREADS, 2)
         const int begin = chunk * BACK_TIME, left = at.sequence.count - begin;
         float2 before = make_float2(0, 0);
         if (lane.inside)
-            before = *(const float2 *)(kept.states + ((int64_t)at.sequence.chunk + chunk) * all + lane.place);
+            before = *(const float2 *)(kept.states + ((int64_t)at.sequence.chunk + chunk) * each + lane.kept);
         __syncthreads();
         load_chunk<true>(memory, run, at, begin);
         __syncthreads();
@@ -239,8 +263,8 @@ static __global__ void __launch_bounds__(BACK_THREADS, 2)
         store_chunk(memory, run, kept, at, begin);
     }
     if (!lane.inside) return;
-    *(float2 *)(kept.rates + own) = sums.rate;
-    if (lane.first == 0) kept.skips[own / SLOTS] = sums.skip;
+    *(float2 *)(kept.rates + left_at) = sums.rate;
+    if (lane.first == 0) kept.skips[left_at / SLOTS] = sums.skip;
     if (run.gradients.state_in) *(float2 *)(run.gradients.state_in + own) = sums.state;
 }
 
@@ -255,7 +279,7 @@ static __global__ void __launch_bounds__(BACK_THREADS)
 #pragma unroll 4
     for (int block = 0; block < kept.blocks; block++)
         sum += kept.shared[(((int64_t)group * kept.blocks + block) * kept.tokens + token) * 2 * SLOTS + which];
-    const int slot = which % 8 * 2 + which / 8 % 2;
+    const int slot = run.slot + which % 8 * 2 + which / 8 % 2;
     if (to.data)
         ((__nv_bfloat16 *)to.data)[token * to.token_stride + group * to.head_stride + slot] = __float2bfloat16(sum);
 }
@@ -263,15 +287,15 @@ static __global__ void __launch_bounds__(BACK_THREADS)
 /* A thread a rate: the sequences' sums. */
 static __global__ void __launch_bounds__(BACK_THREADS)
     scan_add_sequences(const __grid_constant__ scan_run run, const __grid_constant__ scan_kept kept) {
-    const int64_t i = (int64_t)blockIdx.x * BACK_THREADS + threadIdx.x, all = state_floats(run);
+    const int64_t i = (int64_t)blockIdx.x * BACK_THREADS + threadIdx.x, all = kept_floats(run);
     if (i >= all) return;
     float rate = 0, skip = 0;
     for (int64_t s = 0; s < run.sequences; s++) {
         rate += kept.rates[s * all + i];
         if (i % SLOTS == 0) skip += kept.skips[(s * all + i) / SLOTS];
     }
-    if (run.gradients.rate) run.gradients.rate[i] = rate;
-    if (run.gradients.skip && i % SLOTS == 0) run.gradients.skip[i / SLOTS] = skip;
+    if (run.gradients.rate) run.gradients.rate[i / SLOTS * run.slots + run.slot + i % SLOTS] = rate;
+    if (run.gradients.skip && run.slot == 0 && i % SLOTS == 0) run.gradients.skip[i / SLOTS] = skip;
 }
 
 static unsigned blocks_of(int64_t threads) {

@@ -14,6 +14,7 @@ typedef struct ln_cuda_scan_run {
     ln_cuda_scan_gradients gradients;
     const ln_cuda_scan_sequence *sequence;
     int sequences, heads, key_heads, value_size, group; /* group: channels that share keys */
+    int slots, slot;                                    /* backward: of the states, and the first of 16 taken now */
     bool softplus, output_float32;
 } ln_cuda_scan_run;
 
@@ -27,7 +28,8 @@ typedef struct ln_cuda_scan_kept {
     int64_t tokens;
     int blocks; /* of channels, of a group */
 } ln_cuda_scan_kept;
-/* The states, the gradients, the sums. */
+/* The states, the gradients, the sums, of 16 slots: those of the first slots are written, the others' are added to
+ * values and steps. */
 ln_cuda_code ln_cuda_scan_gradients_start(const ln_cuda_scan_run *run, const ln_cuda_scan_kept *kept, void *stream);
 
 extern const ln_cuda_scan_kernel ln_cuda_portable_scans[];

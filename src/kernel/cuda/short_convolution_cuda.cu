@@ -15,7 +15,7 @@ static const int64_t ALIGN = 256, TIME_MOST = 64, TIME_LEAST = 8, GRADIENT_TIME 
 static const char *refusal(const ln_cuda_short_convolution *c, const ln_cuda_device *device) {
     if (c->heads < 1 || c->value_size < 8 || c->value_size % 8) return "value_size must be a multiple of 8";
     if (c->heads > INT_MAX / c->value_size) return "there are too many channels";
-    if (c->taps < 2 || c->taps > 8) return "taps must be from 2 to 8";
+    if (c->taps < 2 || c->taps > LN_CUDA_CONVOLUTION_MOST) return "taps must be from 2 to 64";
     if (c->sequences < 1 || c->sequences > INT_MAX || !c->offsets || c->offsets[0] != 0)
         return "offsets of the sequences must begin with 0";
     for (int64_t s = 0; s < c->sequences; s++)
@@ -37,6 +37,13 @@ static int64_t aligned(int64_t bytes) {
     return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
+static int64_t turned_bytes(const ln_cuda_short_convolution *c) {
+    return c->taps > LN_CUDA_CONVOLUTION_FEW ? aligned(c->taps * c->heads * c->value_size * 4) : 0;
+}
+static int64_t partial_bytes(const ln_cuda_short_convolution *c, const ln_cuda_short_convolution_plan *plan) {
+    return aligned(plan->gradient_spans * (c->taps + 1) * c->heads * c->value_size * 4);
+}
+
 ln_cuda_code ln_cuda_short_convolution_plan_make(const ln_cuda_short_convolution *convolution,
                                                  const ln_cuda_device *device, ln_cuda_short_convolution_plan *plan) {
     *plan = {};
@@ -50,12 +57,15 @@ ln_cuda_code ln_cuda_short_convolution_plan_make(const ln_cuda_short_convolution
     const int64_t wanted = (int64_t)device->multiprocessors * THREADS_WANTED;
     plan->taps = (int)convolution->taps;
     plan->time = TIME_MOST;
-    while (plan->time > TIME_LEAST && spans_of(convolution, plan->time) * (channels / 8) < wanted) plan->time /= 2;
+    const bool few = plan->taps <= LN_CUDA_CONVOLUTION_FEW;
+    while (few && plan->time > TIME_LEAST && spans_of(convolution, plan->time) * (channels / 8) < wanted)
+        plan->time /= 2;
     plan->spans = spans_of(convolution, plan->time);
     plan->gradient_spans = spans_of(convolution, GRADIENT_TIME);
-    plan->workspace = aligned(plan->spans * (int64_t)sizeof(ln_cuda_convolution_span));
+    plan->workspace = aligned(plan->spans * (int64_t)sizeof(ln_cuda_convolution_span)) + turned_bytes(convolution);
     plan->gradient_workspace = aligned(plan->gradient_spans * (int64_t)sizeof(ln_cuda_convolution_span)) +
-                               aligned(plan->gradient_spans * (convolution->taps + 1) * channels * 4);
+                               turned_bytes(convolution) + partial_bytes(convolution, plan);
+    if (!few) plan->gradient_workspace += aligned(convolution->offsets[convolution->sequences] * channels * 4);
     snprintf(plan->why, sizeof plan->why,
              "portable: bound by memory, so the same for every device; %lld tokens a thread", (long long)plan->time);
     return LN_CUDA_OK;
@@ -102,13 +112,20 @@ static ln_cuda_convolution_run run_of(const ln_cuda_short_convolution *c,
     ln_cuda_convolution_run run = {};
     run.tensors = *tensors;
     run.spans = (const ln_cuda_convolution_span *)workspace;
-    run.partial = (float *)((char *)workspace + aligned(spans * (int64_t)sizeof(ln_cuda_convolution_span)));
+    run.turned = (float *)((char *)workspace + aligned(spans * (int64_t)sizeof(ln_cuda_convolution_span)));
+    run.partial = (float *)((char *)run.turned + turned_bytes(c));
     run.span_count = spans;
     run.heads = (int)c->heads;
     run.value_size = (int)c->value_size;
+    run.taps = (int)c->taps;
     run.silu = c->silu;
     run.output_float32 = c->output_float32;
     return run;
+}
+
+static const ln_cuda_convolution_kernels *kernels_of(const ln_cuda_short_convolution_plan *plan) {
+    return plan->taps <= LN_CUDA_CONVOLUTION_FEW ? &ln_cuda_portable_convolutions[plan->taps - 2]
+                                                 : &ln_cuda_long_convolution;
 }
 
 ln_cuda_code ln_cuda_short_convolution_forward(const ln_cuda_short_convolution *convolution,
@@ -120,7 +137,7 @@ ln_cuda_code ln_cuda_short_convolution_forward(const ln_cuda_short_convolution *
     if (!tensors_right(convolution, tensors) || !workspace || (uintptr_t)workspace % ALIGN) return LN_CUDA_ARGUMENT;
     if (!empty && !ln_cuda_tensor_right(&tensors->output, convolution->output_float32 ? 4 : 2)) return LN_CUDA_ARGUMENT;
     const ln_cuda_convolution_run run = run_of(convolution, tensors, plan->spans, workspace);
-    return ln_cuda_portable_convolutions[plan->taps - 2].forward(&run, stream);
+    return kernels_of(plan)->forward(&run, stream);
 }
 
 ln_cuda_code ln_cuda_short_convolution_backward(const ln_cuda_short_convolution *convolution,
@@ -136,5 +153,6 @@ ln_cuda_code ln_cuda_short_convolution_backward(const ln_cuda_short_convolution 
     if (!floats_right(gradients->state_in) || !floats_right(gradients->state_out)) return LN_CUDA_ARGUMENT;
     ln_cuda_convolution_run run = run_of(convolution, tensors, plan->gradient_spans, workspace);
     run.gradients = *gradients;
-    return ln_cuda_portable_convolutions[plan->taps - 2].backward(&run, stream);
+    run.slopes = (float *)((char *)run.partial + partial_bytes(convolution, plan));
+    return kernels_of(plan)->backward(&run, stream);
 }

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 typedef struct ln_cuda_short_convolution {
-    int64_t heads, value_size, taps; /* value_size a multiple of 8; taps from 2 to 8 */
+    int64_t heads, value_size, taps; /* value_size a multiple of 8; taps from 2 to 64 */
     int64_t sequences;
     const int64_t *offsets; /* on the host, [sequences + 1], ascending from 0 */
     bool silu;

@@ -248,8 +248,8 @@ static __global__ void __launch_bounds__(CONVOLUTION_THREADS, TAPS < 4    ? 4
 }
 
 /* One thread a weight. */
-static __global__ void __launch_bounds__(CONVOLUTION_THREADS)
-    add_spans(const __grid_constant__ convolution_run run, int taps) {
+static __global__ void __launch_bounds__(CONVOLUTION_THREADS) add_spans(const __grid_constant__ convolution_run run) {
+    const int taps = run.taps;
     const int64_t channels = (int64_t)run.heads * run.value_size, all = channels * (taps + 1);
     const int64_t i = (int64_t)blockIdx.x * CONVOLUTION_THREADS + threadIdx.x;
     if (i >= all) return;
@@ -279,12 +279,17 @@ template <int TAPS> static ln_cuda_code backward_start(const ln_cuda_convolution
         launch(run->silu ? short_convolution_backward<TAPS, true> : short_convolution_backward<TAPS, false>,
                dim3(blocks_of(threads)), dim3(CONVOLUTION_THREADS), 0, stream, *run);
     if (code || (!run->gradients.weight && !run->gradients.bias)) return code;
-    return launch(add_spans, dim3(blocks_of(channels * (TAPS + 1))), dim3(CONVOLUTION_THREADS), 0, stream, *run, TAPS);
+    return ln_cuda_convolution_add_spans(run, stream);
 }
 
 } // namespace ln
 
 using namespace ln;
+
+ln_cuda_code ln_cuda_convolution_add_spans(const ln_cuda_convolution_run *run, void *stream) {
+    const int64_t sums = (int64_t)run->heads * run->value_size * (run->taps + 1);
+    return launch(add_spans, dim3(blocks_of(sums)), dim3(CONVOLUTION_THREADS), 0, stream, *run);
+}
 
 #define LN_TAPS(taps) \
     { forward_start<taps>, backward_start<taps> }

@@ -10,6 +10,7 @@
 const ln_cuda_step_parts ln_cuda_step_rules[LN_CUDA_STEP_RULES] = {
     {"simple_gla", LN_CUDA_STEP_OUTER, LN_CUDA_STEP_HEAD_DECAY, LN_CUDA_STEP_PLAIN},
     {"gla", LN_CUDA_STEP_OUTER, LN_CUDA_STEP_KEY_DECAY, LN_CUDA_STEP_PLAIN},
+    {"gla_value", LN_CUDA_STEP_OUTER, LN_CUDA_STEP_VALUE_DECAY, LN_CUDA_STEP_PLAIN},
     {"ssd", LN_CUDA_STEP_OUTER, LN_CUDA_STEP_NO_DECAY, LN_CUDA_STEP_SIZE}, /* its decay follows from the step size */
     {"mlstm", LN_CUDA_STEP_OUTER, LN_CUDA_STEP_HEAD_DECAY, LN_CUDA_STEP_GATE},
     {"mlstm_sigmoid", LN_CUDA_STEP_OUTER, LN_CUDA_STEP_HEAD_DECAY, LN_CUDA_STEP_SIGMOID},
@@ -36,13 +37,21 @@ static const char *wrong(const ln_cuda_step *s) {
     if (isnan(s->scale) || isinf(s->scale)) return "scale must be a number";
     if (s->normalise_keys && ln_cuda_step_rules[s->rule].kind == LN_CUDA_STEP_OUTER)
         return "normalise_keys is for the delta rules";
+    if (s->normalise && s->rule != LN_CUDA_STEP_SIMPLE_GLA && s->rule != LN_CUDA_STEP_MLSTM_SIGMOID)
+        return "normalise is for linear attention and mlstm_sigmoid";
     return NULL;
+}
+
+static ln_cuda_step_sum sum_of(const ln_cuda_step *s) {
+    if (s->rule == LN_CUDA_STEP_MLSTM) return LN_CUDA_STEP_SUM_MAXIMUM;
+    if (!s->normalise) return LN_CUDA_STEP_SUM_NONE;
+    return s->rule == LN_CUDA_STEP_MLSTM_SIGMOID ? LN_CUDA_STEP_SUM_ONE : LN_CUDA_STEP_SUM_PLAIN;
 }
 
 /* Floats of the state of a head. */
 static int64_t state_of(const ln_cuda_step *s) {
-    const int64_t sides = ln_cuda_step_rules[s->rule].strength == LN_CUDA_STEP_GATE ? s->key_size + 1 : 0;
-    return s->key_size * s->value_size + sides;
+    const ln_cuda_step_sum sum = sum_of(s);
+    return s->key_size * (s->value_size + (sum != LN_CUDA_STEP_SUM_NONE)) + (sum == LN_CUDA_STEP_SUM_MAXIMUM);
 }
 
 static const char *refusal(const ln_cuda_step *s, const ln_cuda_step_kernel *kernel, bool aligned) {
@@ -131,7 +140,8 @@ ln_cuda_code ln_cuda_step_forward(const ln_cuda_step *step, const ln_cuda_step_p
     run.value_size = (int)step->value_size;
     run.tiles = (int)((step->value_size + kernel->columns - 1) / kernel->columns);
     /* The normaliser of a head, which all columns read, belongs to one block. */
-    run.blocks_of_head = run.parts.strength == LN_CUDA_STEP_GATE ? 1 : run.tiles;
+    run.sum = sum_of(step);
+    run.blocks_of_head = run.sum != LN_CUDA_STEP_SUM_NONE ? 1 : run.tiles;
     run.scale = step->scale;
     run.tiled_heads = step->tiled_heads;
     run.normalise_keys = step->normalise_keys;

@@ -6,6 +6,7 @@
  *
  *     simple_gla         decay: a head's         x = value                    (no decay: linear attention; the same for
  *     gla                decay: a key channel's  x = value                     every token: stride 0)
+ *     gla_value          decay: a value column's x = value
  *     ssd                decay = e^(step rate)   x = step value, skip of its own
  *     mlstm              decay and gate of exponentials kept divided by their maximum; output divided by |n . query|
  *     mlstm_sigmoid      decay: a head's         x = value / (1 + e^-gate)
@@ -14,7 +15,8 @@
  *     kda                decay: a key channel's  likewise
  *     dplr               decay: a key channel's  x = 0, read = a, key = b, and the second product   (RWKV-7: scale 1)
  *
- * `strength` is beta, the step size, the input gate. */
+ * `strength` is beta, the step size, the input gate. With `normalise` linear attention is divided by the sum of its
+ * weights, n . query + 1e-10, mlstm_sigmoid by max(|n . query|, 1). */
 #ifndef LN_KERNEL_CUDA_STEP_H
 #define LN_KERNEL_CUDA_STEP_H
 
@@ -27,6 +29,7 @@ extern "C" {
 typedef enum ln_cuda_step_rule {
     LN_CUDA_STEP_SIMPLE_GLA,
     LN_CUDA_STEP_GLA,
+    LN_CUDA_STEP_GLA_VALUE,
     LN_CUDA_STEP_SSD,
     LN_CUDA_STEP_MLSTM,
     LN_CUDA_STEP_MLSTM_SIGMOID,
@@ -37,8 +40,9 @@ typedef enum ln_cuda_step_rule {
     LN_CUDA_STEP_RULES
 } ln_cuda_step_rule;
 
-enum { LN_CUDA_STEP_OUTER, LN_CUDA_STEP_DELTA, LN_CUDA_STEP_LOW_RANK };          /* no read; with key; with a and b */
-enum { LN_CUDA_STEP_NO_DECAY, LN_CUDA_STEP_HEAD_DECAY, LN_CUDA_STEP_KEY_DECAY }; /* of what */
+enum { LN_CUDA_STEP_OUTER, LN_CUDA_STEP_DELTA, LN_CUDA_STEP_LOW_RANK }; /* no read; with key; with a and b */
+/* Of what. */
+enum { LN_CUDA_STEP_NO_DECAY, LN_CUDA_STEP_HEAD_DECAY, LN_CUDA_STEP_KEY_DECAY, LN_CUDA_STEP_VALUE_DECAY };
 enum { LN_CUDA_STEP_PLAIN, LN_CUDA_STEP_BETA, LN_CUDA_STEP_SIZE, LN_CUDA_STEP_GATE, LN_CUDA_STEP_SIGMOID };
 
 /* A rule: where its decay and what it writes come from. */
@@ -54,10 +58,12 @@ typedef struct ln_cuda_step {
     bool tiled_heads;                    /* h % key_heads */
     int64_t key_size, value_size;        /* key_size at most 256 */
     float scale;
+    bool normalise;      /* simple_gla and mlstm_sigmoid: divided by the sum of weights; mlstm always is */
     bool normalise_keys; /* delta rules: queries and keys are divided by (sum of squares + 1e-6)^1/2 */
     bool output_float32; /* output is float32, else bf16 */
     /* Floats from a slot's state to the next, and from a head's to the next. 0: they follow one another. Multiples of
-     * 4 are faster; those of mlstm, whose heads hold a row and a number more, are not unless given here. */
+     * 4 are faster; those of mlstm, whose heads hold a row and a number more, are not unless given here. With
+     * `normalise` they hold a row more. */
     int64_t slot_stride, head_stride;
 } ln_cuda_step;
 

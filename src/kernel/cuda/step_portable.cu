@@ -80,13 +80,12 @@ template <int KEY, int COLUMNS, int WARPS> struct step_memory {
     float part[2][WARPS][COLUMNS];
 };
 
-/* The rows' coefficients. mlstm: its normaliser too, which the block owns. */
+/* The rows' coefficients. With a normaliser: that too, which the block owns. */
 template <int KIND, int KEY, int COLUMNS, int WARPS>
 static __device__ __forceinline__ void make_lines(step_memory<KEY, COLUMNS, WARPS> &memory, const step_run &run,
                                                   const step_place &at, const step_factors &factors) {
     const ln_cuda_step_tensors &t = run.tensors;
-    const bool stabilised = run.parts.strength == LN_CUDA_STEP_GATE;
-    const float head_decay = exponential(LOG2_E * factors.decay);
+    const float head_decay = run.parts.decay == LN_CUDA_STEP_VALUE_DECAY ? 1 : exponential(LOG2_E * factors.decay);
     float sum[STEP_SUMS] = {};
     for (int row = threadIdx.x; row < KEY; row += 32 * WARPS) {
         float4 line = make_float4(0, 0, 0, 0);
@@ -108,7 +107,7 @@ static __device__ __forceinline__ void make_lines(step_memory<KEY, COLUMNS, WARP
                 write_key = key;
                 sum[QUERY_WRITE] += query * key;
             }
-            if (stabilised) {
+            if (run.sum != LN_CUDA_STEP_SUM_NONE) {
                 const int64_t side = at.state + (int64_t)run.key_size * run.value_size + row;
                 const float normaliser = line.x * (t.state_in ? t.state_in[side] : 0) + factors.gain * key;
                 if (t.state_out) t.state_out[side] = normaliser;
@@ -189,6 +188,12 @@ template <int ROWS, int COLUMNS, int WARPS, bool ALIGNED> struct step_part {
             }
         }
     }
+    __device__ __forceinline__ void fade(const float (&decay)[4]) {
+#pragma unroll
+        for (int i = 0; i < rows; i++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) at[i][c] *= decay[c];
+    }
     /* at = decay at + key y^T ( + write_key value^T ) */
     template <bool SECOND>
     __device__ __forceinline__ void move(const float4 *line, const float *write_key, const float (&y)[4],
@@ -244,10 +249,11 @@ static __device__ __forceinline__ step_scales scales_of(const step_memory<KEY, C
     s.query = run.scale * (run.normalise_keys ? rsqrtf(s.sum[QUERY_SQUARE] + 1e-6f) : 1);
     s.key = run.normalise_keys ? rsqrtf(s.sum[KEY_SQUARE] + 1e-6f) : 1;
     s.output = s.query;
-    if (run.parts.strength == LN_CUDA_STEP_GATE) {
-        const float weight = fabsf(s.query * s.sum[QUERY_WRITE]), least = exponential(-LOG2_E * factors.maximum);
-        s.output /= fmaxf(weight, least) + 1e-6f;
-    }
+    const float dot = s.query * s.sum[QUERY_WRITE];
+    if (run.sum == LN_CUDA_STEP_SUM_MAXIMUM)
+        s.output /= fmaxf(fabsf(dot), exponential(-LOG2_E * factors.maximum)) + 1e-6f;
+    if (run.sum == LN_CUDA_STEP_SUM_ONE) s.output /= fmaxf(fabsf(dot), 1);
+    if (run.sum == LN_CUDA_STEP_SUM_PLAIN) s.output /= dot + 1e-10f;
     return s;
 }
 
@@ -301,7 +307,8 @@ static __global__ void __launch_bounds__(32 * WARPS, step_shape<KIND, KEY, COLUM
 
     for (;;) {
         const int left = run.value_size - column;
-        float value[4], written[4], y[4], query[4] = {}, read[4] = {};
+        const bool by_value = !reads && run.parts.decay == LN_CUDA_STEP_VALUE_DECAY;
+        float value[4], written[4], y[4], fade[4], query[4] = {}, read[4] = {};
 #pragma unroll
         for (int c = 0; c < 4; c++) {
             value[c] = 0;
@@ -309,9 +316,13 @@ static __global__ void __launch_bounds__(32 * WARPS, step_shape<KIND, KEY, COLUM
                 value[c] = bf16_at(t.value, at.sequence, at.head, column + c * columns::apart);
             y[c] = factors.gain * value[c];
             written[c] = scales.key * value[c];
+            fade[c] = 0;
+            if (by_value && c * columns::apart < left)
+                fade[c] = exponential(LOG2_E * float_at(t.decay, at.sequence, at.head, column + c * columns::apart));
         }
 #pragma unroll 1
         for (int row = 0;;) {
+            if (by_value) state.fade(fade);
             state.template add<reads>(query, read, memory.line + row);
             if (reads) break;
             state.template move<false>(memory.line + row, nullptr, y, value);

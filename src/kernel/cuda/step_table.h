@@ -4,9 +4,18 @@
 
 #include "kernel/cuda/step_cuda.h"
 
+/* What outputs are divided by, dot being scale n . query: max(|dot|, e^-maximum) + 1e-6; max(|dot|, 1); dot + 1e-10. */
+typedef enum ln_cuda_step_sum {
+    LN_CUDA_STEP_SUM_NONE,
+    LN_CUDA_STEP_SUM_MAXIMUM,
+    LN_CUDA_STEP_SUM_ONE,
+    LN_CUDA_STEP_SUM_PLAIN
+} ln_cuda_step_sum;
+
 typedef struct ln_cuda_step_run {
     ln_cuda_step_tensors tensors;
     ln_cuda_step_parts parts;
+    ln_cuda_step_sum sum;
     int64_t slot_stride, head_stride;
     int sequences, heads, key_heads, key_size, value_size;
     int tiles, blocks_of_head; /* pieces of the columns; blocks that share them */

@@ -224,3 +224,14 @@ linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet
     (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
+linnet_status linnet_cuda_mixer_window(linnet_cuda *cuda, const linnet_mixer_settings *settings, const float *now,
+                                       const float *before, const double *decay, float *window, void *stream) {
+    (void)cuda;
+    (void)settings;
+    (void)now;
+    (void)before;
+    (void)decay;
+    (void)window;
+    (void)stream;
+    return LINNET_ERROR_UNSUPPORTED;
+}

@@ -94,12 +94,12 @@ static linnet_status check(linnet_cuda *cuda, const linnet_mixer_settings *s, co
                        linnet_type_name(s->type) ? linnet_type_name(s->type) : "an unknown type");
     if (s->output != LINNET_F32 && s->output != LINNET_BF16)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "the output of a mixer on a GPU is f32 or bf16");
-    if (s->exact || s->reverse)
-        return ln_fail(cuda->context, LINNET_ERROR_UNSUPPORTED, "mixers on a GPU have no `%s`; run it on the processor",
-                       s->exact ? "exact" : "reverse");
-    if (s->normalise && strcmp(row->name, "mlstm") != 0)
+    const bool products = form != LINNET_MIXER_STEP && strcmp(row->core, "scan") != 0;
+    if (s->exact && products)
         return ln_fail(cuda->context, LINNET_ERROR_UNSUPPORTED,
-                       "%s on a GPU does not divide by the sum of weights; run it on the processor", row->name);
+                       "%s goes through a GPU's matrix units, which take bf16: `exact` is for one token, the scan and "
+                       "the convolution there; run it on the processor",
+                       row->name);
     if (s->sequences < 1 || s->sequences > INT32_MAX / 2 || s->tokens > INT32_MAX / 2)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixers on a GPU take 1 to 2^30 sequences and tokens");
     if (form == LINNET_MIXER_STEP && s->tokens != s->sequences)
@@ -124,7 +124,7 @@ linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_setti
     *made = (linnet_cuda_mixer){
         .cuda = cuda, .settings = s, .row = row, .form = form, .way = way_of(row->name, form), .why = ""};
     status = copy_offsets(made);
-    if (status == LINNET_OK) status = ln_cuda_tell(cuda, made->way->open(made), row->name, made->why);
+    if (status == LINNET_OK) status = ln_cuda_tell(cuda, ln_cuda_mixer_fit(made), row->name, made->why);
     if (status != LINNET_OK) {
         linnet_cuda_mixer_close(made);
         return status;
@@ -154,22 +154,19 @@ size_t linnet_cuda_mixer_text(const linnet_cuda_mixer *mixer, char *text, size_t
 linnet_status linnet_cuda_mixer_prepare(const linnet_cuda_mixer *mixer, void *workspace, void *stream) {
     ln_cuda_code code = workspace ? ln_cuda_use(mixer->cuda->device.index) : LN_CUDA_ARGUMENT;
     if (!code && mixer->way->prepare) code = mixer->way->prepare(mixer, workspace, stream);
+    if (!code) code = ln_cuda_mixer_fit_prepare(mixer, workspace, stream);
     return ln_cuda_tell(mixer->cuda, code, mixer->row->name, NULL);
 }
 
 linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors,
                                     void *workspace, void *stream) {
-    linnet_mixer_settings s = mixer->settings;
+    linnet_mixer_settings s = mixer->outer;
     if (mixer->form == LINNET_MIXER_STEP) s.offsets = NULL;
     const linnet_status status = ln_mixer_check_tensors(mixer->cuda->context, mixer->row, &s, tensors, mixer->form);
     if (status != LINNET_OK) return status;
-    if (tensors->state_slots && (mixer->way == &ln_cuda_linear_way || mixer->way == &ln_cuda_linear_backward_way))
-        return ln_fail(mixer->cuda->context, LINNET_ERROR_ARGUMENT,
-                       "%s on a GPU has no state_slots but in its step: states lie in the order of the sequences",
-                       mixer->row->name);
     linnet_mixer_tensors t = *tensors;
     ln_mixer_settle_strides(mixer->row, &s, &t);
     ln_cuda_code code = workspace ? ln_cuda_use(mixer->cuda->device.index) : LN_CUDA_ARGUMENT;
-    if (!code) code = mixer->way->run(mixer, &t, workspace, stream);
+    if (!code) code = ln_cuda_mixer_fit_run(mixer, &t, workspace, stream);
     return ln_cuda_tell(mixer->cuda, code, mixer->row->name, NULL);
 }

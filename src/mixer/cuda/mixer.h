@@ -18,7 +18,8 @@ typedef struct ln_cuda_way ln_cuda_way;
 
 struct linnet_cuda_mixer {
     linnet_cuda *cuda;
-    linnet_mixer_settings settings; /* complete; offsets are this structure's own */
+    linnet_mixer_settings outer;    /* complete, the caller's; offsets are this structure's own */
+    linnet_mixer_settings settings; /* those of the kernels */
     const ln_mixer *row;
     linnet_mixer_form form;
     const ln_cuda_way *way;
@@ -26,6 +27,10 @@ struct linnet_cuda_mixer {
     uint64_t workspace; /* bytes */
     int64_t own;        /* where in it what is not the kernels' begins: gates, offsets */
     const char *why;
+    /* Whether tensors are made to fit the kernels, and where in the workspace (fit.c). */
+    bool fitted;
+    int64_t fit_at[6 + 2 * LINNET_MIXER_INPUTS];
+    char fit_why[LN_CUDA_WHY + 128];
     union {
         struct {
             ln_cuda_linear problem;
@@ -70,6 +75,14 @@ struct ln_cuda_way {
 extern const ln_cuda_way ln_cuda_linear_way, ln_cuda_linear_backward_way, ln_cuda_delta_way, ln_cuda_delta_backward_way,
     ln_cuda_dplr_way, ln_cuda_scan_way, ln_cuda_scan_step_way, ln_cuda_convolution_way, ln_cuda_convolution_step_way,
     ln_cuda_convolution_backward_way, ln_cuda_step_way, ln_cuda_dplr_backward_way, ln_cuda_scan_backward_way;
+
+/* ---- tensors that are made to fit (fit.c) ---- */
+
+/* Opens the way, with other settings where there is no kernel for the caller's. */
+ln_cuda_code ln_cuda_mixer_fit(linnet_cuda_mixer *mixer);
+ln_cuda_code ln_cuda_mixer_fit_prepare(const linnet_cuda_mixer *mixer, void *workspace, void *stream);
+ln_cuda_code ln_cuda_mixer_fit_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors, void *workspace,
+                                   void *stream);
 
 /* ---- for the ways: inputs by name, strides explicit ---- */
 

@@ -15,6 +15,10 @@ static ln_cuda_code open_scan(linnet_cuda_mixer *m) {
     m->why = m->scan.plan.why;
     m->workspace =
         (uint64_t)(m->form == LINNET_MIXER_BACKWARD ? m->scan.plan.gradient_workspace : m->scan.plan.workspace);
+    if (m->form == LINNET_MIXER_BACKWARD && s->slots % 16) {
+        m->why = "gradients are made for multiples of 16 slots";
+        return LN_CUDA_UNSUPPORTED;
+    }
     return code ? code : ln_cuda_mixer_gradients_short(m);
 }
 

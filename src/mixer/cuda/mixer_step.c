@@ -24,6 +24,7 @@ static ln_cuda_code open_step(linnet_cuda_mixer *m) {
                                      .key_size = s->key_size,
                                      .value_size = s->value_size,
                                      .scale = s->scale,
+                                     .normalise = s->normalise && !ln_cuda_mixer_is(m, "mlstm"),
                                      .normalise_keys = s->normalise_keys,
                                      .output_float32 = s->output == LINNET_F32};
     const ln_cuda_code code = ln_cuda_step_plan_make(&m->step.problem, &m->cuda->device, NULL, &m->step.plan);
@@ -64,6 +65,6 @@ static ln_cuda_code run_step(const linnet_cuda_mixer *m, const linnet_mixer_tens
 }
 
 static const char *const rows[] = {
-    "linear_attention", "retention",  "lightning_attention", "simple_gla", "gla",  "ssd",   "mlstm",
-    "mlstm_sigmoid",    "delta_rule", "gated_delta_rule",    "kda",        "dplr", "rwkv7", NULL};
+    "linear_attention", "retention",  "lightning_attention", "simple_gla", "gla",  "gla_value", "ssd", "mlstm",
+    "mlstm_sigmoid",    "delta_rule", "gated_delta_rule",    "kda",        "dplr", "rwkv7",     NULL};
 const ln_cuda_way ln_cuda_step_way = {rows, LINNET_MIXER_STEP, open_step, prepare_step, run_step};
