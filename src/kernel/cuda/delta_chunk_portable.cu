@@ -67,6 +67,27 @@ static __device__ __forceinline__ void make_products(delta_chunk_shared<KEY_SIZE
     take_norms(products.query_norm + 16 * warp, self, normalise);
 }
 
+/* T of one head, by one warp. */
+static __device__ __noinline__ void make_transform(char *to, char *scratch, const delta_products &products,
+                                                   const delta_tokens &tokens) {
+    float block[10][8];
+    uint32_t packed[10][4];
+    decay_row<0>(block, scratch, products, tokens);
+    decay_row<1>(block, scratch, products, tokens);
+    decay_row<2>(block, scratch, products, tokens);
+    decay_row<3>(block, scratch, products, tokens);
+    __syncwarp();
+    invert_diagonal<2>((float *)scratch);
+    make_column<0>(packed, block, (const float *)scratch, tokens.strength);
+    make_column<1>(packed, block, (const float *)scratch, tokens.strength);
+    make_column<2>(packed, block, (const float *)scratch, tokens.strength);
+    make_column<3>(packed, block, (const float *)scratch, tokens.strength);
+    __syncwarp();
+#pragma unroll
+    for (int at = 0; at < 10; at++) stage_block(scratch, packed[at], at);
+    send_lower(to, scratch);
+}
+
 template <int KEY_SIZE>
 static __global__ void __launch_bounds__(CHUNK_THREADS, 4) delta_chunks(const __grid_constant__ delta_run run) {
     typedef delta_record<KEY_SIZE, false> record;

@@ -296,7 +296,6 @@ static __device__ __forceinline__ void make_lower(char *to, delta_key_shared<KEY
 template <int KEY_SIZE>
 static __device__ __forceinline__ void make_key_record(char *to, delta_key_shared<KEY_SIZE> *shared,
                                                        const delta_run &run, const delta_piece &piece, int head) {
-    typedef delta_record<KEY_SIZE, true> record;
     const int key_head = key_head_of(run, head);
     copy_rows<KEY_SIZE>(shared->key, run.key, key_head, piece, KEY_THREADS<KEY_SIZE>);
     copy_rows<KEY_SIZE>(shared->query, run.query, key_head, piece, KEY_THREADS<KEY_SIZE>);

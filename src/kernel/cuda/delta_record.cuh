@@ -210,27 +210,6 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *sc
     decay_diagonal<true>(own, plain, norm, pair);
     put_block((float *)scratch + ROW * INVERT_BLOCK, own);
 }
-/* T of one head, by one warp. */
-static __device__ __noinline__ void make_transform(char *to, char *scratch, const delta_products &products,
-                                                   const delta_tokens &tokens) {
-    float block[10][8];
-    uint32_t packed[10][4];
-    decay_row<0>(block, scratch, products, tokens);
-    decay_row<1>(block, scratch, products, tokens);
-    decay_row<2>(block, scratch, products, tokens);
-    decay_row<3>(block, scratch, products, tokens);
-    __syncwarp();
-    invert_diagonal<2>((float *)scratch);
-    make_column<0>(packed, block, (const float *)scratch, tokens.strength);
-    make_column<1>(packed, block, (const float *)scratch, tokens.strength);
-    make_column<2>(packed, block, (const float *)scratch, tokens.strength);
-    make_column<3>(packed, block, (const float *)scratch, tokens.strength);
-    __syncwarp();
-#pragma unroll
-    for (int at = 0; at < 10; at++) stage_block(scratch, packed[at], at);
-    send_lower(to, scratch);
-}
-
 /* A block of P to memory. stage: 512 bytes of this warp. */
 static __device__ __forceinline__ void send_score(char *to, char *stage, const float (&score)[8], int row, int column) {
     const int lane = threadIdx.x % 32;

@@ -31,7 +31,7 @@ static void walks_of(const ln_cuda_linear *l, ln_cuda_linear_gradient_plan *plan
     plan->states.state_kept = plan->value.state_kept = true;
 
     ln_cuda_linear *q = &plan->query, *k = &plan->key, *v = &plan->value;
-    const int64_t part = l->value_size < KEYS_MOST ? l->value_size : KEYS_MOST;
+    const int64_t part = l->value_size < KEYS_MOST ? l->value_size : (int64_t)KEYS_MOST;
     plan->parts = l->value_size / part;
     q->key_size = k->key_size = part;
     q->state_gap = k->state_gap = ln_cuda_linear_state_floats(l) - part * l->key_size;
