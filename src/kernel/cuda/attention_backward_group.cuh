@@ -333,6 +333,7 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
         clear_rows<KEY_SIZE, TILE::keys>(shared, rows);
         clear_rows<VALUE_SIZE, TILE::keys>(shared + TILE::value_at, rows);
         stores_to_async();
+        __syncwarp();
         named_wait(3, 256);
     }
     __device__ __forceinline__ void await_queries(const backward_ring<STAGES> &ring) {
@@ -343,6 +344,7 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
         clear_rows<KEY_SIZE, QUERIES>(shared + TILE::query_at + ring.stage * TILE::query_bytes, rows);
         clear_rows<VALUE_SIZE, QUERIES>(shared + TILE::gradient_at + ring.stage * TILE::gradient_bytes, rows);
         stores_to_async();
+        __syncwarp();
         named_wait(3, 256);
     }
 };

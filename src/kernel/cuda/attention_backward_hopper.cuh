@@ -88,6 +88,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         hold(of.score);
         hold(key_gradient);
         hold(of.slope);
+        __syncwarp(); /* all lanes have read what the step before was */
         if (!first) of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
     }
     template <bool LAST> __device__ __forceinline__ void step(const ln_cuda_backward_task &task, bool first) {

@@ -150,6 +150,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
         products_wait<0>();
         hold(key_gradient);
         hold(of.slope);
+        __syncwarp(); /* all lanes have read what the step before was */
         of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
     }
 

@@ -118,6 +118,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
             of.await_queries(after);
             start_score(following_score, after.stage);
         }
+        __syncwarp();
         named_wait(SLOPES_MET, 256);
 #pragma unroll
         for (int block = 0; block < tile::first_blocks; block++) {
@@ -143,6 +144,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         start_score(of.score, of.now.stage);
         products_wait<0>();
         hold(of.score);
+        __syncwarp();
         of.leave(&of.control->query_free[of.now.stage]);
         for (int n = 0; n < count - 1; n++) first_step<false>(task, value_gradient);
         first_step<true>(task, value_gradient);
@@ -158,6 +160,7 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         of.leave(&of.control->gradient_free[stage]);
         if (!LAST) of.await_queries(after);
         stores_to_async();
+        __syncwarp();
         named_wait(SLOPES_MET, 256);
         of.template start_sum<KEY_SIZE>(key_gradient, of.slope, query_rows(stage));
 #pragma unroll
