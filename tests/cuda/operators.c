@@ -632,7 +632,9 @@ static void check_refused_attention(void) {
 
 /* With a word: the mixers alone whose row begins with it. */
 int main(int count, char **words) {
-    must(linnet_context_open(NULL, &context), "context");
+    linnet_context_settings settings = linnet_context_settings_default();
+    settings.threads = 1; /* the emulator's threads leave little of a small stack */
+    must(linnet_context_open(&settings, &context), "context");
     if (linnet_cuda_open(context, 0, &cuda) != LINNET_OK) {
         printf("%d GPU cases skipped for want of a GPU: %s\n", MIXER_COUNT + ATTENTION_COUNT + decode_works,
                linnet_last_error(context));
