@@ -15,7 +15,14 @@
 
 namespace ln {
 
-enum { BACKWARD_WARPS = 8 };
+/* Of the warps of both groups, one lane speaks for all at a barrier. The assembler leaves out meetings of lanes that it
+ * knows to be together, and so compute-sanitizer's racecheck does not know it: for that (tests/cuda/sanitize) compile
+ * with LN_EVERY_LANE. */
+#ifdef LN_EVERY_LANE
+enum { BACKWARD_SPEAKERS = 32, BACKWARD_ARRIVALS = 8 * BACKWARD_SPEAKERS };
+#else
+enum { BACKWARD_SPEAKERS = 1, BACKWARD_ARRIVALS = 8 * BACKWARD_SPEAKERS };
+#endif
 enum { ENGINE = 64 }; /* beside LN_CUDA_CAP and LN_CUDA_HALF: the copy engine adds to the sums, from shared memory */
 
 template <int STAGES> struct backward_control {
@@ -199,8 +206,10 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
     uint32_t weight[QUERIES / 4], slope[QUERIES / 4];
     uint32_t steep[(OPTIONS & LN_CUDA_CAP) != 0 ? QUERIES / 4 : 1]; /* weights by the derivative of the cap */
 
+    /* This warp has done with what the barrier stands for. */
     __device__ __forceinline__ void leave(uint64_t *barrier) {
-        if (lane == 0) barrier_arrive(barrier);
+        __syncwarp();
+        if (lane < BACKWARD_SPEAKERS) barrier_arrive(barrier);
     }
     /* sum = left (64 x SIZE) * right^T (QUERIES x SIZE); both in panels of 64 columns. */
     template <int SIZE>
@@ -314,7 +323,6 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
     }
     /* This warp has added what it has of this stage. */
     __device__ __forceinline__ void pass_turn(int stage) {
-        __syncwarp();
         leave(&control->added[stage]);
     }
 
@@ -349,24 +357,47 @@ template <class TILE, int STAGES, int OPTIONS> struct backward_group {
     }
 };
 
+/* The tasks of a warp group that has the gradients of its keys and values to itself. */
+template <class KEYS> static __device__ __forceinline__ void run_backward_tasks(KEYS &keys) {
+    backward_ring<2> tasks = {0, 0};
+    int phase = 0;
+    keys.open();
+    for (;;) {
+        barrier_wait(&keys.of.control->task_full[tasks.stage], tasks.phase);
+        const ln_cuda_backward_task &task = keys.of.control->task[tasks.stage];
+        if (task.head < 0) break;
+#pragma unroll
+        for (float &x : keys.key_gradient) x = 0;
+#pragma unroll
+        for (float &x : keys.value_gradient) x = 0;
+        if (task.first < task.end) {
+            keys.walk(task, phase);
+            phase ^= 1;
+        }
+        keys.store(task);
+        keys.of.leave(&keys.of.control->task_free[tasks.stage]);
+        tasks.next();
+    }
+}
+
 /* The barriers of a block, by one thread. */
 template <int STAGES> static __device__ __forceinline__ void open_control(backward_control<STAGES> *control) {
     barrier_open(&control->key_full, 1);
     barrier_open(&control->value_full, 1);
-    barrier_open(&control->keys_free, BACKWARD_WARPS);
+    barrier_open(&control->keys_free, BACKWARD_ARRIVALS);
     for (int stage = 0; stage < STAGES; stage++) {
         barrier_open(&control->query_full[stage], 1);
         barrier_open(&control->gradient_full[stage], 1);
-        barrier_open(&control->query_free[stage], BACKWARD_WARPS + 1);
+        barrier_open(&control->query_free[stage], BACKWARD_ARRIVALS + 1);
         barrier_open(&control->turn_come[stage], 1);
-        barrier_open(&control->added[stage], BACKWARD_WARPS);
-        barrier_open(&control->gradient_free[stage], BACKWARD_WARPS);
+        barrier_open(&control->added[stage], BACKWARD_ARRIVALS);
+        barrier_open(&control->gradient_free[stage], BACKWARD_ARRIVALS);
     }
     barrier_open(&control->sums_free, 1);
     for (int stage = 0; stage < 2; stage++) {
-        barrier_open(&control->slopes_full[stage], BACKWARD_WARPS);
+        barrier_open(&control->slopes_full[stage], BACKWARD_ARRIVALS);
         barrier_open(&control->task_full[stage], 1);
-        barrier_open(&control->task_free[stage], BACKWARD_WARPS + 3);
+        barrier_open(&control->task_free[stage], BACKWARD_ARRIVALS + 3);
     }
     barriers_opened();
 }

@@ -88,7 +88,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         hold(of.score);
         hold(key_gradient);
         hold(of.slope);
-        __syncwarp(); /* all lanes have read what the step before was */
         if (!first) of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
     }
     template <bool LAST> __device__ __forceinline__ void step(const ln_cuda_backward_task &task, bool first) {
@@ -111,7 +110,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
         of.incline(change, rows + QUERIES,
                    tile::slope_at + slopes.stage * tile::slope_bytes + of.group * (QUERIES * 128));
         stores_to_async();
-        __syncwarp();
         of.leave(&of.control->slopes_full[slopes.stage]);
         products_wait<0>();
         hold(value_gradient);
@@ -184,29 +182,10 @@ template <int KEY_SIZE, int VALUE_SIZE, int QUERIES, int STAGES, int OPTIONS> st
                                              rows, 0, of.run.value_size, value_gradient, 1.0f);
     }
 
-    __device__ __forceinline__ void run_tasks() {
-        backward_ring<2> tasks = {0, 0};
-        int phase = 0;
+    __device__ __forceinline__ void open() {
         of.now = {0, 0};
         slopes = {0, 0};
         sums_phase = 1;
-        for (;;) {
-            barrier_wait(&of.control->task_full[tasks.stage], tasks.phase);
-            const ln_cuda_backward_task &task = of.control->task[tasks.stage];
-            if (task.head < 0) break;
-#pragma unroll
-            for (int i = 0; i < KEY_SIZE / 2; i++) key_gradient[i] = 0;
-#pragma unroll
-            for (int i = 0; i < VALUE_SIZE / 2; i++) value_gradient[i] = 0;
-            if (task.first < task.end) {
-                walk(task, phase);
-                phase ^= 1;
-            }
-            store(task);
-            __syncwarp();
-            of.leave(&of.control->task_free[tasks.stage]);
-            tasks.next();
-        }
     }
 };
 
@@ -236,7 +215,7 @@ static __global__ void __launch_bounds__(384, 1)
         keys.of.group = group - 1;
         keys.of.warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0);
         keys.of.lane = threadIdx.x % 32;
-        keys.run_tasks();
+        run_backward_tasks(keys);
     }
 #endif
 }

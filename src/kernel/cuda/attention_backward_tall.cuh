@@ -131,7 +131,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
         barrier_wait(&of.control->slopes_full[1], slopes_phase ^ 1);
         of.incline(change, rows + 64, tile::slope_at + of.group * (64 * 128));
         stores_to_async();
-        __syncwarp();
         of.leave(&of.control->slopes_full[0]);
         slopes_phase ^= 1;
         products_wait<0>();
@@ -150,7 +149,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
         products_wait<0>();
         hold(key_gradient);
         hold(of.slope);
-        __syncwarp(); /* all lanes have read what the step before was */
         of.leave(&of.control->query_free[(of.now.stage + STAGES - 1) % STAGES]);
     }
 
@@ -177,28 +175,9 @@ template <int KEY_SIZE, int VALUE_SIZE, int OPTIONS> struct backward_tall {
                                          0, of.run.value_size, value_gradient, 1.0f);
     }
 
-    __device__ __forceinline__ void run_tasks() {
-        backward_ring<2> tasks = {0, 0};
-        int phase = 0;
+    __device__ __forceinline__ void open() {
         of.now = {0, 0};
         sums_phase = 1, slopes_phase = 0, odd = 0;
-        for (;;) {
-            barrier_wait(&of.control->task_full[tasks.stage], tasks.phase);
-            const ln_cuda_backward_task &task = of.control->task[tasks.stage];
-            if (task.head < 0) break;
-#pragma unroll
-            for (int i = 0; i < KEY_SIZE / 2; i++) key_gradient[i] = 0;
-#pragma unroll
-            for (int i = 0; i < VALUE_SIZE / 2; i++) value_gradient[i] = 0;
-            if (task.first < task.end) {
-                walk(task, phase);
-                phase ^= 1;
-            }
-            store(task);
-            __syncwarp();
-            of.leave(&of.control->task_free[tasks.stage]);
-            tasks.next();
-        }
     }
 };
 
@@ -228,7 +207,7 @@ static __global__ void __launch_bounds__(384, 1)
         keys.of.group = group - 1;
         keys.of.warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0);
         keys.of.lane = threadIdx.x % 32;
-        keys.run_tasks();
+        run_backward_tasks(keys);
     }
 #endif
 }

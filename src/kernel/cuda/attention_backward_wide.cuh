@@ -144,7 +144,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
         start_score(of.score, of.now.stage);
         products_wait<0>();
         hold(of.score);
-        __syncwarp();
         of.leave(&of.control->query_free[of.now.stage]);
         for (int n = 0; n < count - 1; n++) first_step<false>(task, value_gradient);
         first_step<true>(task, value_gradient);
@@ -223,7 +222,6 @@ template <int KEY_SIZE, int VALUE_SIZE, int STAGES, int OPTIONS> struct backward
                                        FIRST ? of.run.gradient_float32 : of.run.packed_float32, task.key, task.head,
                                        row, task.keys - task.tile * 64, 0, FIRST ? of.run.value_size : of.run.key_size,
                                        gradient, FIRST ? 1.0f : of.run.gradient_scale);
-            __syncwarp();
             of.leave(&of.control->task_free[tasks.stage]);
             tasks.next();
         }

@@ -35,7 +35,7 @@ static __device__ __forceinline__ void sum_channels(const delta_backward_run &ru
 #pragma unroll 8
     for (int row = 0; row < CHUNK; row++) {
         if (row < chunk.rows)
-            sum += decay_of(run.decay[((int64_t)(chunk.token + row) * run.heads + head) * KEY + channel]);
+            sum += gate_of(run.decay[((int64_t)(chunk.token + row) * run.heads + head) * KEY + channel]);
         gamma[row * channel_rows<KEY>::ROW + channel] = sum;
     }
 }

@@ -8,22 +8,16 @@
  * (delta_invert.cuh). Blocks above the diagonal are zeros, which nobody writes or reads.
  *
  * No exponent is above 0: a pair's decay is made of that from the row back to where its block of rows begins, those of
- * whole blocks between, and that from the column on to where its block ends. Decays below FLOOR are that: their powers
+ * whole blocks between, and that from the column on to where its block ends. Decays below FAINT are that: their powers
  * are 0 in float32 all the same, and differences of sums stay numbers. */
 #ifndef LN_KERNEL_CUDA_DELTA_BACKWARD_PAIRS_CUH
 #define LN_KERNEL_CUDA_DELTA_BACKWARD_PAIRS_CUH
 
 #include "kernel/cuda/delta_backward.cuh"
+#include "kernel/cuda/delta_blocks.cuh"
 #include "kernel/cuda/delta_invert.cuh"
 
 namespace ln {
-
-static constexpr float LOG2_E = 1.4426950408889634f;
-static constexpr float FLOOR = -160; /* of logarithms to base 2 */
-
-static __device__ __forceinline__ float decay_of(float natural) {
-    return fmaxf(natural * LOG2_E, FLOOR);
-}
 
 /* Strengths below WEAK are that: their gradients are quotients by them. What comes of it otherwise is as small. */
 static constexpr float WEAK = 0x1p-30f;
@@ -51,19 +45,6 @@ template <int KEY, int WARPS> struct pairs_shared {
     head_tokens tokens[WARPS];
 };
 
-/* A block of 16 x 16 as lanes keep it, in shared memory. */
-static __device__ __forceinline__ void put_lane(float *to, const float (&block)[8]) {
-#pragma unroll
-    for (int e = 0; e < 8; e += 4)
-        *(float4 *)(to + e * 32 + threadIdx.x % 32 * 4) = {block[e], block[e + 1], block[e + 2], block[e + 3]};
-}
-static __device__ __forceinline__ void get_lane(float (&block)[8], const float *from) {
-#pragma unroll
-    for (int e = 0; e < 8; e += 4) {
-        const float4 four = *(const float4 *)(from + e * 32 + threadIdx.x % 32 * 4);
-        block[e] = four.x, block[e + 1] = four.y, block[e + 2] = four.z, block[e + 3] = four.w;
-    }
-}
 /* 1 / length of 16 rows, or 1, of the squares on the diagonal of a block. */
 static __device__ __forceinline__ void take_norms(float *norm, const float (&block)[8], bool normalise) {
     const int lane = threadIdx.x % 32;
@@ -176,24 +157,14 @@ template <int KEY, int WARPS>
 static __device__ __forceinline__ void put_tokens(const pairs_shared<KEY, WARPS> *shared, head_tokens &to,
                                                   const two_tokens &two, float scale, float *record) {
     const int lane = threadIdx.x % 32;
-    float gamma[2] = {decay_of(two.decay[0]), decay_of(two.decay[1])};
-    gamma[1] += gamma[0];
-    float sum = gamma[1];
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-        const float before = __shfl_up_sync(~0u, sum, step);
-        if (lane >= step) sum += before;
-    }
-    float before = __shfl_up_sync(~0u, sum, 1);
-    if (lane == 0) before = 0;
-    gamma[0] += before, gamma[1] = sum;
-    const float begin = __shfl_sync(~0u, before, lane & 24), end = __shfl_sync(~0u, sum, lane | 7),
-                last = __shfl_sync(~0u, sum, 31);
+    float gamma[2] = {gate_of(two.decay[0]), gate_of(two.decay[1])};
+    const decay_span span = sum_decays(gamma);
+    const float last = __shfl_sync(~0u, gamma[1], 31);
     float read[2], write[2], ask[2], source[2], strength[2], key_norm[2], query_norm[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int t = 2 * lane + i;
-        const float since = exponential(gamma[i] - begin), past = exponential(gamma[i]);
+        const float since = exponential(gamma[i] - span.begin), past = exponential(gamma[i]);
         key_norm[i] = shared->key_norm[t], query_norm[i] = shared->query_norm[t];
         strength[i] = strength_of(two.strength[i]);
         read[i] = key_norm[i] * past;
@@ -205,7 +176,7 @@ static __device__ __forceinline__ void put_tokens(const pairs_shared<KEY, WARPS>
         to.plain[t] = strength[i] * key_norm[i];
         to.row[t] = strength[i] * key_norm[i] * since;
         to.query[t] = scale * query_norm[i] * since;
-        to.column[t] = key_norm[i] * exponential(end - gamma[i]);
+        to.column[t] = key_norm[i] * exponential(span.end - gamma[i]);
     }
     float2 *out = (float2 *)record + lane;
     out[READ / 2] = make_float2(read[0], read[1]);
@@ -220,32 +191,6 @@ static __device__ __forceinline__ void put_tokens(const pairs_shared<KEY, WARPS>
     __syncwarp();
 }
 
-/* Below the diagonal: rows times row, columns times column. */
-static __device__ __forceinline__ void decay_below(float (&block)[8], const float (&row)[2], const float (&column)[4]) {
-#pragma unroll
-    for (int e = 0; e < 8; e++) block[e] *= row[e / 2 % 2] * column[e / 4 * 2 + e % 2];
-}
-/* On the diagonal: 0 above it, and on it where STRICT. pair: the decays of its elements. */
-template <bool STRICT>
-static __device__ __forceinline__ void decay_diagonal(float (&block)[8], const float (&row)[2],
-                                                      const float (&column)[4], const float (&pair)[8]) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-        const int below = lane / 4 + e / 2 % 2 * 8 - e / 4 * 8 - lane % 4 * 2 - e % 2;
-        const float x = block[e] * (row[e / 2 % 2] * column[e / 4 * 2 + e % 2]) * pair[e];
-        block[e] = below >= STRICT ? x : 0;
-    }
-}
-/* Elements of a row of a block, and of its columns. */
-static __device__ __forceinline__ void load_row(float (&row)[2], const float *from) {
-    row[0] = from[threadIdx.x % 32 / 4], row[1] = from[threadIdx.x % 32 / 4 + 8];
-}
-static __device__ __forceinline__ void load_columns(float (&column)[4], const float *from) {
-    const float2 one = *(const float2 *)(from + threadIdx.x % 4 * 2),
-                 two = *(const float2 *)(from + threadIdx.x % 4 * 2 + 8);
-    column[0] = one.x, column[1] = one.y, column[2] = two.x, column[3] = two.y;
-}
 /* Block (i, j) in bf16, to 16 rows of a tile in scratch. */
 static __device__ __forceinline__ void put_row(float *scratch, const float (&block)[8], int j) {
     const int lane = threadIdx.x % 32;
@@ -272,8 +217,8 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *to
                                                  const pairs_shared<KEY, WARPS> *shared, const head_tokens &tokens,
                                                  float scale) {
     float row[2], query[2], score[8], norm[4], there[4], here[2], pair[8];
-    load_row(row, tokens.row + 16 * ROW);
-    load_row(query, tokens.query + 16 * ROW);
+    load_rows(row, tokens.row + 16 * ROW);
+    load_rows(query, tokens.query + 16 * ROW);
 #pragma unroll
     for (int j = ROW - 1; j >= 0; j--) {
         if (j + 1 < ROW) { /* the blocks between are no longer to the next block's end, but to that of this */
@@ -289,15 +234,15 @@ static __device__ __forceinline__ void decay_row(float (&block)[10][8], char *to
         decay_below(score, query, column);
         put_row(scratch, score, j);
     }
-    load_row(here, tokens.gamma + 16 * ROW);
+    load_rows(here, tokens.gamma + 16 * ROW);
     load_columns(there, tokens.gamma + 16 * ROW);
     load_columns(norm, shared->key_norm + 16 * ROW);
-    load_row(row, tokens.plain + 16 * ROW);
+    load_rows(row, tokens.plain + 16 * ROW);
 #pragma unroll
     for (int e = 0; e < 8; e++) pair[e] = exponential(here[e / 2 % 2] - there[e / 4 * 2 + e % 2]);
     get_lane(block[lower(ROW, ROW)], shared->product[lower(ROW, ROW)]);
     decay_diagonal<true>(block[lower(ROW, ROW)], row, norm, pair);
-    load_row(query, shared->query_norm + 16 * ROW);
+    load_rows(query, shared->query_norm + 16 * ROW);
     query[0] *= scale, query[1] *= scale;
     get_lane(score, shared->product[10 + lower(ROW, ROW)]);
     decay_diagonal<false>(score, query, norm, pair);

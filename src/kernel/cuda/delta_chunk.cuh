@@ -23,9 +23,6 @@ namespace ln {
 
 enum { CHUNK = LN_CUDA_DELTA_CHUNK };
 
-/* In units of base 2. */
-static constexpr float FAINT = -160;
-
 struct delta_piece { /* a chunk */
     int32_t token, rows;
 };

@@ -4,12 +4,11 @@
 #ifndef LN_KERNEL_CUDA_DELTA_RECORD_CUH
 #define LN_KERNEL_CUDA_DELTA_RECORD_CUH
 
+#include "kernel/cuda/delta_blocks.cuh"
 #include "kernel/cuda/delta_chunk.cuh"
 #include "kernel/cuda/delta_invert.cuh"
 
 namespace ln {
-
-static constexpr float LOG2_E = 1.44269504f;
 
 /* The tokens of a chunk for one head. */
 struct delta_tokens {
@@ -27,12 +26,6 @@ struct delta_products {
 
 /* Bytes of a warp: of the inverse, and of results on their way. */
 enum { RECORD_SCRATCH = INVERT_FLOATS * 4 };
-
-/* A logarithm of base 2, no smaller than FAINT; what is not a number stays so. */
-static __device__ __forceinline__ float gate_of(float decay) {
-    const float gate = decay * LOG2_E;
-    return gate < FAINT ? FAINT : gate;
-}
 
 /* Lane l of a warp has tokens 2 l and 2 l + 1. */
 struct delta_pair {
@@ -52,24 +45,13 @@ static __device__ __forceinline__ delta_pair read_tokens(const delta_run &run, c
 }
 /* Decays as read become G. */
 static __device__ __forceinline__ void sum_tokens(delta_pair &pair) {
-    const int lane = threadIdx.x % 32;
     float(&gate)[2] = pair.gate;
-    gate[0] = gate_of(gate[0]);
-    gate[1] = gate_of(gate[1]) + gate[0];
-    float sum = gate[1];
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-        const float other = __shfl_up_sync(~0u, sum, step);
-        if (lane >= step) sum += other;
-    }
-    float before = __shfl_up_sync(~0u, sum, 1);
-    if (lane == 0) before = 0;
-    gate[0] += before, gate[1] = sum;
-    const float begin = __shfl_sync(~0u, before, lane & 24), end = __shfl_sync(~0u, sum, lane | 7);
+    gate[0] = gate_of(gate[0]), gate[1] = gate_of(gate[1]);
+    const decay_span span = sum_decays(gate);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        pair.since[i] = exponential(gate[i] - begin);
-        pair.until[i] = exponential(end - gate[i]);
+        pair.since[i] = exponential(gate[i] - span.begin);
+        pair.until[i] = exponential(span.end - gate[i]);
     }
 }
 static __device__ __forceinline__ void put_tokens(delta_tokens &to, const delta_pair &pair,
@@ -83,22 +65,6 @@ static __device__ __forceinline__ void put_tokens(delta_tokens &to, const delta_
     __syncwarp();
 }
 
-/* A block of 16 x 16 as lanes keep it, in shared memory. */
-static __device__ __forceinline__ void put_lane(float *to, const float *block) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int e = 0; e < 8; e += 4)
-        *(float4 *)(to + e * 32 + lane * 4) = {block[e], block[e + 1], block[e + 2], block[e + 3]};
-}
-static __device__ __forceinline__ void get_lane(float (&block)[8], const float *from) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int e = 0; e < 8; e += 4) {
-        const float4 four = *(const float4 *)(from + e * 32 + lane * 4);
-        block[e] = four.x, block[e + 1] = four.y, block[e + 2] = four.z, block[e + 3] = four.w;
-    }
-}
-
 /* Factors that give the rows of a block on the diagonal the length 1: of the squares there. */
 static __device__ __forceinline__ void take_norms(float *norm, const float *block, bool normalise) {
     const int lane = threadIdx.x % 32;
@@ -107,33 +73,6 @@ static __device__ __forceinline__ void take_norms(float *norm, const float *bloc
         const int r = i / 2, c = i % 2;
         if (lane / 4 == lane % 4 * 2 + c) norm[lane / 4 + 8 * r] = normalise ? rsqrtf(block[6 * r + c] + 1e-6f) : 1;
     }
-}
-
-/* Below the diagonal: rows times row, columns times column. */
-static __device__ __forceinline__ void decay_below(float (&block)[8], const float (&row)[2], const float (&column)[4]) {
-#pragma unroll
-    for (int e = 0; e < 8; e++) block[e] *= row[e / 2 % 2] * column[e / 4 * 2 + e % 2];
-}
-/* On the diagonal: 0 above it, and on it where STRICT. pair: the decays of its elements. */
-template <bool STRICT>
-static __device__ __forceinline__ void decay_diagonal(float (&block)[8], const float (&row)[2],
-                                                      const float (&column)[4], const float (&pair)[8]) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-        const int below = lane / 4 + e / 2 % 2 * 8 - e / 4 * 8 - lane % 4 * 2 - e % 2;
-        const float x = block[e] * (row[e / 2 % 2] * column[e / 4 * 2 + e % 2]) * pair[e];
-        block[e] = below >= STRICT ? x : 0;
-    }
-}
-/* Elements of a row of a block, and of its columns. */
-static __device__ __forceinline__ void load_rows(float (&row)[2], const float *from) {
-    row[0] = from[threadIdx.x % 32 / 4], row[1] = from[threadIdx.x % 32 / 4 + 8];
-}
-static __device__ __forceinline__ void load_columns(float (&column)[4], const float *from) {
-    const float2 one = *(const float2 *)(from + threadIdx.x % 4 * 2),
-                 two = *(const float2 *)(from + threadIdx.x % 4 * 2 + 8);
-    column[0] = one.x, column[1] = one.y, column[2] = two.x, column[3] = two.y;
 }
 
 /* A block in bf16, each column times `by`. */
