@@ -664,7 +664,11 @@ static void check_plans(void) {
     ln_cuda_decode decode = {1, 1, 32, 8, 128, 128, 4096, 16, BF16, 0, 0, 0.1f, 0, 0, false};
     ln_cuda_decode_plan plan;
     EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_OK, "plan: %s", plan.why);
-    EXPECT(plan.kernel && !plan.joined, "4096 keys need no second kernel: %s", plan.why);
+    EXPECT(plan.kernel && plan.kernel->brief && !plan.joined, "4096 keys are a short context: %s", plan.why);
+    decode.capacity = 131072;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_OK, "plan: %s", plan.why);
+    EXPECT(plan.kernel && !plan.kernel->brief && plan.kernel->rows == 8, "131072 keys are none: %s", plan.why);
+    decode.capacity = 4096;
     decode.key_size = 40;
     EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "size 40");
     decode.key_size = 128;

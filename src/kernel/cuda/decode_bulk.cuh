@@ -115,7 +115,7 @@ template <class SHAPE> static ln_cuda_code bulk_start(void *const *arguments, in
     return code || !of->joined ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
 }
 
-template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS, int WAVES = 1>
+template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int STAGES, int BLOCKS>
 static ln_cuda_decode_kernel bulk_kernel(const char *name) {
     using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, STAGES, LINE_ORDER, BLOCKS>;
     return {name,
@@ -126,7 +126,7 @@ static ln_cuda_decode_kernel bulk_kernel(const char *name) {
             bulk_shape<shape>::threads,
             bulk_shape<shape>::shared_bytes,
             BLOCKS,
-            WAVES,
+            false,
             4,
             9,
             false,

@@ -48,8 +48,7 @@ static int64_t rows_of(const ln_cuda_decode *d) {
     return d->heads / d->key_value_heads * d->queries;
 }
 
-/* Of the division that lengths do not decide: blocks of a sequence and head, and units that one of their warps may have
- * to take. */
+/* Of short contexts: blocks of a sequence and head, and units that one of their warps may have to take. */
 static int64_t splits_of(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel,
                          int64_t *each) {
     const int64_t tiles = (rows_of(d) + kernel->rows - 1) / kernel->rows, warps = kernel->threads / 32;
@@ -64,12 +63,7 @@ static int64_t splits_of(const ln_cuda_decode *d, const ln_cuda_device *device, 
     return splits;
 }
 
-/* Whether that division is right whatever the lengths are. */
-static bool brief(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel) {
-    int64_t each;
-    splits_of(d, device, kernel, &each);
-    return !kernel->waves && each <= 4;
-}
+enum { BRIEF = 4 }; /* units that a warp takes at most in what is a short context */
 
 /* NULL, or why this kernel cannot do this work. */
 static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device, const ln_cuda_decode_kernel *kernel) {
@@ -78,7 +72,9 @@ static const char *refusal(const ln_cuda_decode *d, const ln_cuda_device *device
     if (d->format != kernel->format) return "made for another format of pages";
     if (kernel->major == 9 ? device->major != 9 : device->major < 8) return "made for another compute capability";
     if (kernel->shared_bytes > device->block_shared_bytes) return "too little shared memory in a block";
-    return NULL;
+    int64_t each = 0;
+    if (kernel->brief) splits_of(d, device, kernel, &each);
+    return each > BRIEF ? "made for shorter contexts" : NULL;
 }
 
 /* Of two kernels that can: the first whose tile holds all rows, else the one with the larger tile. */
@@ -118,7 +114,7 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
                  (long long)decode->key_size, (long long)decode->value_size, device->major, device->minor, why);
         return LN_CUDA_UNSUPPORTED;
     }
-    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks * (best->waves ? best->waves : 1);
+    const int64_t blocks = (int64_t)device->multiprocessors * best->blocks;
     const int64_t tokens = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
     plan->tiles = (rows_of(decode) + best->rows - 1) / best->rows;
     if (tokens * decode->key_value_heads > INT_MAX / 4 / decode->sequences) {
@@ -128,10 +124,9 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
     plan->kernel = best;
     plan->shares = blocks > plan->tiles ? blocks / plan->tiles : 1;
     int64_t each;
-    const bool short_contexts = brief(decode, device, best);
-    if (short_contexts)
+    if (best->brief)
         plan->shares = decode->sequences * decode->key_value_heads * splits_of(decode, device, best, &each);
-    plan->joined = !short_contexts && joined(decode, best, plan->shares);
+    plan->joined = !best->brief && joined(decode, best, plan->shares);
     plan->workspace = plan->tiles * plan->shares * 2 * best->rows * (best->value_size + 2) * (int64_t)sizeof(float);
     plan->workspace = (plan->workspace + 255) / 256 * 256;
     snprintf(plan->why, sizeof plan->why, "%s: %lld blocks for %lld tiles of %d rows%s", best->name,
@@ -189,10 +184,6 @@ static ln::decode_run run_of(const ln_cuda_decode *d, const ln_cuda_decode_plan 
     run.parts = !d->value_in_key && parts * segments * 16 >= plan->shares * 15 ? (int)parts : 0;
     run.partial = (float *)workspace;
     run.splits = parts ? (int)parts : 1;
-    run.fixed = brief(d, &plan->device, plan->kernel)                   ? 2
-                : plan->kernel->waves || plan->joined || run.parts == 0 ? 0
-                : d->sequences == 1                                     ? 2
-                                                                        : 1;
     run.tiles_most = (int)((d->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE);
     return run;
 }

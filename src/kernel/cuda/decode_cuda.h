@@ -65,8 +65,8 @@ typedef struct ln_cuda_decode_kernel {
     ln_cuda_page_format format;
     int key_size, value_size, rows; /* rows: of a tile of queries */
     int threads, shared_bytes;
-    int blocks, waves; /* of a multiprocessor at a time; one after the other. 0 waves: one, and there is also a division
-                          that lengths do not decide, for short or equal contexts */
+    int blocks;        /* of a multiprocessor at a time */
+    bool brief;        /* for short contexts alone: lengths do not decide which block does what */
     int unit_shift;    /* log2 of the tokens of a unit of work */
     int major;         /* 9: sm_90a alone; 8: sm_80 and newer */
     bool value_in_key; /* and results are always joined by a second kernel */

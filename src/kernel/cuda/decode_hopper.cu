@@ -1,7 +1,7 @@
 /* The decode kernels for compute capability 9.0: columns of rows, warps, stages and blocks as measured best
- * (docs/cuda-ladder-decode.md). Plain rows of which a unit fits into a warp's registers are loaded there; the others
- * come by the copy engine. Codes in tiles of 8 rows are faster when lanes copy for themselves, with more warps: the
- * warp that copies costs registers, which are given to warps by fours. */
+ * (docs/cuda-ladder-decode.md). Plain rows come by the copy engine; in short contexts, where what counts is how many
+ * things happen one after the other, warps load them to registers. Codes in tiles of 8 rows are faster when lanes copy
+ * for themselves, with more warps: the warp that copies costs registers, which are given to warps by fours. */
 #include "kernel/cuda/decode_bulk.cuh"
 #include "kernel/cuda/decode_latent.cuh"
 #include "kernel/cuda/decode_pairs.cuh"
@@ -16,8 +16,11 @@ template <int FORMAT, int SIZE, int STAGES> static ln_cuda_decode_kernel codes_k
 }
 
 #define LN_PLAIN(format, name)                                                                                         \
-    direct_kernel<format, 128, 1, 8, 1>(name " 128 x 8"), direct_kernel<format, 128, 2, 8, 1>(name " 128 x 16"),       \
-        direct_kernel<format, 64, 1, 6, 2>(name " 64 x 8"), bulk_kernel<format, 64, 2, 8, 2, 1>(name " 64 x 16"),      \
+    short_kernel<format, 128, 1, 8, 1>(name " 128 x 8, short"),                                                        \
+        short_kernel<format, 128, 2, 8, 1>(name " 128 x 16, short"),                                                   \
+        short_kernel<format, 64, 1, 6, 2>(name " 64 x 8, short"),                                                      \
+        bulk_kernel<format, 128, 1, 4, 2, 2>(name " 128 x 8"), bulk_kernel<format, 128, 2, 4, 2, 2>(name " 128 x 16"), \
+        bulk_kernel<format, 64, 1, 12, 2, 1>(name " 64 x 8"), bulk_kernel<format, 64, 2, 8, 2, 1>(name " 64 x 16"),    \
         bulk_kernel<format, 192, 1, 8, 1, 1>(name " 192 x 8"), bulk_kernel<format, 192, 2, 7, 1, 1>(name " 192 x 16"), \
         bulk_kernel<format, 256, 1, 6, 1, 1>(name " 256 x 8")
 #define LN_WIDE_CODES(format, name)                                                                               \
@@ -41,8 +44,8 @@ const ln_cuda_decode_kernel ln_cuda_decode_hopper_kernels[] = {
     LN_CODES(LN_CUDA_PAGE_Q4, "q4", 4),
     LN_CODES(LN_CUDA_PAGE_Q2, "q2", 4),
     {"latent 64 x 64", LN_CUDA_PAGE_BF16, latent::KEY, latent::VALUE, latent::ROWS, latent::THREADS,
-     latent::SHARED_BYTES, 1, 1, latent::UNIT_SHIFT, 9, true, latent::start<false>},
+     latent::SHARED_BYTES, 1, false, latent::UNIT_SHIFT, 9, true, latent::start<false>},
     {"latent f16 64 x 64", LN_CUDA_PAGE_F16, latent::KEY, latent::VALUE, latent::ROWS, latent::THREADS,
-     latent::SHARED_BYTES, 1, 1, latent::UNIT_SHIFT, 9, true, latent::start<true>},
+     latent::SHARED_BYTES, 1, false, latent::UNIT_SHIFT, 9, true, latent::start<true>},
 };
 const int ln_cuda_decode_hopper_count = sizeof ln_cuda_decode_hopper_kernels / sizeof ln_cuda_decode_hopper_kernels[0];

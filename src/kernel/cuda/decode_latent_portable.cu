@@ -347,7 +347,7 @@ template <int ROWS, int WARPS, bool HALF> static ln_cuda_decode_kernel latent_ke
             shape::THREADS,
             shape::shared_bytes,
             1,
-            1,
+            false,
             UNIT_SHIFT,
             8,
             true,

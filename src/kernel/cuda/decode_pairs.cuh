@@ -433,7 +433,7 @@ static ln_cuda_decode_kernel pair_kernel(const char *name) {
             shape::threads,
             pair_room<shape>::shared_bytes,
             BLOCKS,
-            1,
+            false,
             4,
             9,
             false,

@@ -125,7 +125,7 @@ template <class SHAPE, int MAJOR> static ln_cuda_decode_kernel lane_kernel(const
             SHAPE::threads,
             SHAPE::shared_bytes,
             SHAPE::BLOCKS,
-            1,
+            false,
             4,
             MAJOR,
             false,

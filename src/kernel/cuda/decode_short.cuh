@@ -1,11 +1,10 @@
-/* Decode attention whose warps load keys and values straight into the registers in which the products need them. What
- * counts in short contexts is how many things happen one after the other; in long ones that loads never stop.
+/* Decode attention of short contexts, whose warps load keys and values straight into the registers in which the
+ * products need them: what counts there is how many things happen one after the other.
  *
- * Where contexts are short, or sequences about equally long and blocks divide evenly among them, which block does what
- * does not depend on lengths: block i of the n of a sequence and head has units i w .. i w + w - 1 of every n w of
- * them, one for each of its w warps. So lengths, queries and the numbers of pages are read together; then keys and
- * values; the heads of a page are read at the same time; then the last block that has units joins the results
- * (decode_merge.cuh). Else blocks have shares (decode_work.cuh). */
+ * So which block does what does not depend on lengths: block i of the n of a sequence and head has units
+ * i w .. i w + w - 1 of every n w of them, one for each of its w warps. Lengths, queries and the numbers of pages are
+ * read together; then keys and values; then the last block that has units joins the results (decode_merge.cuh). It is
+ * right for any length, but balances none. */
 #ifndef LN_KERNEL_CUDA_DECODE_SHORT_CUH
 #define LN_KERNEL_CUDA_DECODE_SHORT_CUH
 
@@ -110,54 +109,13 @@ static __device__ __forceinline__ void short_units(const decode_run &run, decode
     }
 }
 
-/* ---- contexts of any length, divided by lengths as the other kernels do it ---- */
-
-/* The ring is the warp's registers: keys of the next unit are asked for as soon as those of this one were used, its
- * values likewise. */
-template <class SHAPE> struct direct_ring {
-    decode_cursor next; /* whose values, and keys, are to be loaded next */
-    short_pieces<SHAPE> pieces;
-
-    __device__ __forceinline__ void load_keys(const decode_run &run) {
-        if (cursor_valid(next)) pieces.load_keys(run, next.at, next.at.first + next.unit, next.page);
-    }
-    __device__ __forceinline__ void load_values(const decode_run &run) {
-        if (!cursor_valid(next)) return;
-        pieces.load_values(run, next.at, next.at.first + next.unit, next.page);
-        next.unit += SHAPE::WARPS;
-        cursor_settle(run, next);
-    }
-    __device__ __forceinline__ void open(const decode_run &run, const decode_segment &first) {
-        next = cursor_open(run, first, (int)threadIdx.x / 32);
-        load_keys(run);
-        load_values(run);
-    }
-    __device__ __forceinline__ direct_ring &await(const decode_run &) { return *this; }
-    __device__ __forceinline__ void leave(const decode_run &, bool) {}
-    static __device__ __forceinline__ void meet() { __syncthreads(); }
-};
-template <class SHAPE> struct direct_work : unit_work<SHAPE> {
-    static __device__ __forceinline__ bool take(const decode_run &run, const decode_segment &at, int unit,
-                                                direct_ring<SHAPE> &ring, const decode_queries<SHAPE> &query,
-                                                decode_state<SHAPE> &state) {
-        const decode_sight all = seen_by_all(run, at.length);
-        const int token = (at.first + unit) * LN_CUDA_TILE;
-        float score[SHAPE::COLUMNS][4];
-        plain_scores<SHAPE, 2>(score, ring.pieces, query);
-        ring.load_keys(run);
-        cap_scores<SHAPE>(score, run);
-        if (token < all.low || token + LN_CUDA_TILE > all.high) mask<SHAPE>(score, run, at, token);
-        state.weigh(score, run.scale);
-        plain_outputs<SHAPE>(state, ring.pieces, score);
-        ring.load_values(run);
-        return false;
-    }
-};
-
 /* ---- the kernel ---- */
 
-/* The fixed division. */
-template <class SHAPE> static __device__ __forceinline__ void short_block(const decode_run &run) {
+template <class SHAPE>
+static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
+    decode_short(const __grid_constant__ decode_run run) {
+    let_next_start();
+    wait_for_previous();
     constexpr int warps = SHAPE::WARPS;
     const int tile = tile_number(run), share = share_number(run);
     const int of = quotient(share, run.splits), own = share - of * run.splits;
@@ -180,29 +138,14 @@ template <class SHAPE> static __device__ __forceinline__ void short_block(const 
         run, at.sequence, at.head, {parts, parts, run.tiles * part, count, own}, merge, true);
 }
 
-template <class SHAPE>
-static __global__ void __launch_bounds__(SHAPE::threads, SHAPE::BLOCKS)
-    decode_direct(const __grid_constant__ decode_run run) {
-    let_next_start();
-    wait_for_previous();
-    if (run.fixed == 2 || (run.fixed == 1 && about_equal(run))) {
-        short_block<SHAPE>(run);
-        return;
-    }
-    direct_ring<SHAPE> ring;
-    decode_block<direct_work<SHAPE>>(run, ring, block_memory());
-}
-
-template <class SHAPE> static ln_cuda_code direct_start(void *const *arguments, int blocks, void *stream) {
+template <class SHAPE> static ln_cuda_code short_start(void *const *arguments, int blocks, void *stream) {
     const decode_run *of = (const decode_run *)arguments[0];
-    const ln_cuda_code code =
-        launch_early(decode_direct<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads),
-                     (int)decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS), stream, *of);
-    return code || !of->joined ? code : join_start<SHAPE::SIZE, SHAPE::rows>(*of, stream);
+    return launch_early(decode_short<SHAPE>, dim3((unsigned)blocks), dim3(SHAPE::threads),
+                        (int)decode_merge_bytes(SHAPE::SIZE, SHAPE::rows, SHAPE::WARPS), stream, *of);
 }
 
 template <int FORMAT, int SIZE, int COLUMNS, int WARPS, int BLOCKS>
-static ln_cuda_decode_kernel direct_kernel(const char *name) {
+static ln_cuda_decode_kernel short_kernel(const char *name) {
     using shape = decode_shape<FORMAT, SIZE, COLUMNS, WARPS, 1, LANE_ORDER, BLOCKS>;
     return {name,
             (ln_cuda_page_format)FORMAT,
@@ -212,11 +155,11 @@ static ln_cuda_decode_kernel direct_kernel(const char *name) {
             shape::threads,
             decode_merge_bytes(SIZE, shape::rows, WARPS),
             BLOCKS,
-            0,
+            true,
             4,
             9,
             false,
-            direct_start<shape>};
+            short_start<shape>};
 }
 
 } // namespace ln

@@ -36,9 +36,7 @@ struct decode_run {
     float *partial; /* [blocks][2][rows of a tile][value_size + 2]; all NOT_YET before and after a run */
     int parts;      /* shares of a sequence and head where all are about as long; 0: they do not divide evenly */
     int joined;     /* another kernel joins what blocks leave, and words are what they are */
-    int fixed; /* of kernels with a division that lengths do not decide: 2: use it, 1: where sequences are about as long
-                */
-    int splits, tiles_most; /* of it: blocks of a sequence and head; tiles of the capacity */
+    int splits, tiles_most; /* of short contexts: blocks of a sequence and head; tiles of the capacity */
 };
 #define LN_CUDA_NOT_YET 0xffffffffu /* a NaN that no sum is */
 
@@ -99,20 +97,6 @@ static __device__ __forceinline__ int part_of(int units, int parts) {
 }
 static __device__ __forceinline__ bool about_equal(int64_t even, int64_t all) {
     return even * 32 <= all * 33;
-}
-/* Of all sequences. */
-static __device__ __forceinline__ bool about_equal(const decode_run &run) {
-    int all = 0, most = 0, unused;
-    for (int s = (int)threadIdx.x % 32; s < run.sequences; s += 32) {
-        const int units = decode_units(run, run.of.lengths[s], &unused);
-        all += units, most = max(most, units);
-    }
-#pragma unroll 1
-    for (int step = 1; step < 32; step *= 2) {
-        all += __shfl_xor_sync(~0u, all, step);
-        most = max(most, __shfl_xor_sync(~0u, most, step));
-    }
-    return about_equal((int64_t)most * run.sequences, all);
 }
 /* The units of a share, for so many in all and so many of the longest sequence; negative: the number of parts of
  * each sequence and head. */
