@@ -2,124 +2,68 @@
 #include "base/context.h"
 #include "linnet/cuda.h"
 
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+
 linnet_status linnet_cuda_open(linnet_context *context, int index, linnet_cuda **cuda) {
     *cuda = NULL;
     return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
                    "GPU %d: this library was built without CUDA; build it with -DLINNET_CUDA=ON", index);
 }
 
-void linnet_cuda_close(linnet_cuda *cuda) {
-    (void)cuda;
-}
+void linnet_cuda_close(linnet_cuda *cuda) {}
 linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_info *info) {
-    (void)cuda;
-    (void)info;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_measure_peaks(linnet_cuda *cuda, linnet_peaks *peaks) {
-    (void)cuda;
-    (void)peaks;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory) {
-    (void)cuda;
-    (void)bytes;
-    (void)memory;
     return LINNET_ERROR_UNSUPPORTED;
 }
-void linnet_cuda_release(linnet_cuda *cuda, void *memory) {
-    (void)cuda;
-    (void)memory;
-}
+void linnet_cuda_release(linnet_cuda *cuda, void *memory) {}
 linnet_status linnet_cuda_send(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes) {
-    (void)cuda;
-    (void)to;
-    (void)from;
-    (void)bytes;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_fetch(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes) {
-    (void)cuda;
-    (void)to;
-    (void)from;
-    (void)bytes;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_wait(linnet_cuda *cuda, void *stream) {
-    (void)cuda;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_stream_open(linnet_cuda *cuda, void **stream) {
-    (void)cuda;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
-void linnet_cuda_stream_close(linnet_cuda *cuda, void *stream) {
-    (void)cuda;
-    (void)stream;
-}
+void linnet_cuda_stream_close(linnet_cuda *cuda, void *stream) {}
 linnet_status linnet_cuda_graph_begin(linnet_cuda *cuda, void *stream) {
-    (void)cuda;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_graph_end(linnet_cuda *cuda, void *stream, void **graph) {
-    (void)cuda;
-    (void)stream;
-    (void)graph;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_graph_run(linnet_cuda *cuda, void *graph, void *stream) {
-    (void)cuda;
-    (void)graph;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
-void linnet_cuda_graph_close(linnet_cuda *cuda, void *graph) {
-    (void)cuda;
-    (void)graph;
-}
+void linnet_cuda_graph_close(linnet_cuda *cuda, void *graph) {}
 linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attention_settings *settings,
                                          linnet_cuda_attention **attention) {
-    (void)cuda;
-    (void)settings;
-    (void)attention;
     return LINNET_ERROR_UNSUPPORTED;
 }
-void linnet_cuda_attention_close(linnet_cuda_attention *attention) {
-    (void)attention;
-}
+void linnet_cuda_attention_close(linnet_cuda_attention *attention) {}
 uint64_t linnet_cuda_attention_workspace(const linnet_cuda_attention *attention) {
-    (void)attention;
     return 0;
 }
 size_t linnet_cuda_attention_text(const linnet_cuda_attention *attention, char *text, size_t bytes) {
-    (void)attention;
-    (void)text;
-    (void)bytes;
     return 0;
 }
 linnet_status linnet_cuda_attention_prepare(const linnet_cuda_attention *attention, void *workspace, void *stream) {
-    (void)attention;
-    (void)workspace;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_attention_forward(const linnet_cuda_attention *attention,
                                             const linnet_attention_tensors *tensors, void *workspace, void *stream) {
-    (void)attention;
-    (void)tensors;
-    (void)workspace;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attention,
                                              const linnet_attention_tensors *tensors, void *workspace, void *stream) {
-    (void)attention;
-    (void)tensors;
-    (void)workspace;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_cuda_decode_settings linnet_cuda_decode_settings_default(void) {
@@ -130,108 +74,53 @@ linnet_cuda_decode_settings linnet_cuda_decode_settings_default(void) {
 }
 linnet_status linnet_cuda_decode_open(linnet_cuda *cuda, const linnet_cuda_decode_settings *settings,
                                       linnet_cuda_decode **decode) {
-    (void)cuda;
-    (void)settings;
-    (void)decode;
     return LINNET_ERROR_UNSUPPORTED;
 }
-void linnet_cuda_decode_close(linnet_cuda_decode *decode) {
-    (void)decode;
-}
+void linnet_cuda_decode_close(linnet_cuda_decode *decode) {}
 uint64_t linnet_cuda_decode_workspace(const linnet_cuda_decode *decode) {
-    (void)decode;
     return 0;
 }
 size_t linnet_cuda_decode_text(const linnet_cuda_decode *decode, char *text, size_t bytes) {
-    (void)decode;
-    (void)text;
-    (void)bytes;
     return 0;
 }
 linnet_status linnet_cuda_decode_prepare(const linnet_cuda_decode *decode, void *workspace, void *stream) {
-    (void)decode;
-    (void)workspace;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 uint64_t linnet_cuda_decode_page_bytes(const linnet_cuda_decode *decode) {
-    (void)decode;
     return 0;
 }
 linnet_status linnet_cuda_decode_run(const linnet_cuda_decode *decode, const linnet_cuda_decode_tensors *tensors,
                                      void *workspace, void *stream) {
-    (void)decode;
-    (void)tensors;
-    (void)workspace;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_decode_append(const linnet_cuda_decode *decode, const linnet_cuda_decode_tensors *tensors,
                                         int64_t tokens, linnet_tensor key, linnet_tensor value, void *stream) {
-    (void)decode;
-    (void)tensors;
-    (void)tokens;
-    (void)key;
-    (void)value;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_decode_unpack(const linnet_cuda_decode *decode, const linnet_cuda_decode_tensors *tensors,
                                         int64_t sequence, int64_t first, int64_t tokens, linnet_tensor key,
                                         linnet_tensor value, void *stream) {
-    (void)decode;
-    (void)tensors;
-    (void)sequence;
-    (void)first;
-    (void)tokens;
-    (void)key;
-    (void)value;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_settings *settings, linnet_mixer_form form,
                                      linnet_cuda_mixer **mixer) {
-    (void)cuda;
-    (void)settings;
-    (void)form;
-    (void)mixer;
     return LINNET_ERROR_UNSUPPORTED;
 }
-void linnet_cuda_mixer_close(linnet_cuda_mixer *mixer) {
-    (void)mixer;
-}
+void linnet_cuda_mixer_close(linnet_cuda_mixer *mixer) {}
 uint64_t linnet_cuda_mixer_workspace(const linnet_cuda_mixer *mixer) {
-    (void)mixer;
     return 0;
 }
 size_t linnet_cuda_mixer_text(const linnet_cuda_mixer *mixer, char *text, size_t bytes) {
-    (void)mixer;
-    (void)text;
-    (void)bytes;
     return 0;
 }
 linnet_status linnet_cuda_mixer_prepare(const linnet_cuda_mixer *mixer, void *workspace, void *stream) {
-    (void)mixer;
-    (void)workspace;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors,
                                     void *workspace, void *stream) {
-    (void)mixer;
-    (void)tensors;
-    (void)workspace;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
 linnet_status linnet_cuda_mixer_window(linnet_cuda *cuda, const linnet_mixer_settings *settings, const float *now,
                                        const float *before, const double *decay, float *window, void *stream) {
-    (void)cuda;
-    (void)settings;
-    (void)now;
-    (void)before;
-    (void)decay;
-    (void)window;
-    (void)stream;
     return LINNET_ERROR_UNSUPPORTED;
 }
