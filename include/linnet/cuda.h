@@ -11,7 +11,8 @@
  * Every pointer in tensors is to device memory; offsets and lists in settings are on the host. Streams are `void *`: a
  * cudaStream_t, NULL the default one. Running allocates nothing, waits for nothing, may be captured in a CUDA graph and
  * gives the same bits each time; two runs may not use one workspace at once. Inputs are LINNET_BF16 or LINNET_F16,
- * aligned to 16 bytes with strides that are multiples of 8 elements; settings.output says what outputs are.
+ * aligned to 16 bytes with strides that are multiples of 8 elements; settings.output says what outputs are. Calls make
+ * the device the calling thread's current one. What was opened on a linnet_cuda is closed before it.
  *
  * In a build without CUDA, on a machine without a device or with too old a driver, linnet_cuda_open returns
  * LINNET_ERROR_UNSUPPORTED and linnet_last_error says which. Experimental: may change between versions. */
@@ -47,8 +48,8 @@ LINNET_API linnet_status linnet_cuda_describe(linnet_cuda *cuda, linnet_cuda_inf
  * device. */
 LINNET_API linnet_status linnet_cuda_measure_peaks(linnet_cuda *cuda, linnet_peaks *peaks);
 
-/* For programs without the CUDA toolkit; any other device memory, stream and graph do as well. Send and
- * fetch wait. */
+/* For programs without the CUDA toolkit; any other device memory, stream and graph do as well. Send and fetch wait
+ * until they are done, not for what runs on other streams: linnet_cuda_wait before. */
 LINNET_API linnet_status linnet_cuda_allocate(linnet_cuda *cuda, uint64_t bytes, void **memory);
 LINNET_API void linnet_cuda_release(linnet_cuda *cuda, void *memory);
 LINNET_API linnet_status linnet_cuda_send(linnet_cuda *cuda, void *to, const void *from, uint64_t bytes);
@@ -68,7 +69,9 @@ typedef struct linnet_cuda_attention linnet_cuda_attention;
 
 /* Sizes of keys and values 64, 96, 128, 192, 256, or keys of 192 with values of 128; causal, window, soft_cap, sinks,
  * sequences, blocks (tiles that are multiples of 64), and rank where a kernel has room for key_size + 3 rank columns
- * (128 for values of 64 and 96, 256 for 128 and 192). settings.backward: with all of these.
+ * (128 for values of 64 and 96, 256 for 128 and 192), not with soft_cap. settings.backward: with all of these.
+ * Unlike on the processor, an infinity or NaN in a value may also reach rows that do not see it, of the same sequence
+ * and key-value head: where a mask cuts a tile, weights of 0 are multiplied.
  * LINNET_ERROR_UNSUPPORTED names an option that GPUs do not have here; LINNET_ERROR_ARGUMENT the setting that is wrong.
  */
 LINNET_API linnet_status linnet_cuda_attention_open(linnet_cuda *cuda, const linnet_attention_settings *settings,
@@ -96,8 +99,8 @@ typedef struct linnet_cuda_decode linnet_cuda_decode;
 /* What linnet_attention_cached does with caches, for a few new queries of each sequence and keys and values that lie in
  * pages of the caller's. Lengths and page tables are on the device and may change between runs, also of a captured
  * graph. Query i of n stands at position length - n + i and sees the keys up to it (causal); one before the first
- * key, and any of a length of 0, gives zeros and a log_sum_exp of -inf, or of the sink. Terms are as in
- * attention.h. */
+ * key, and any of a length of 0, gives zeros and a log_sum_exp of -inf, or of the sink. Of several queries, one may be
+ * reached by an infinity or NaN in a value that only a later one sees. Terms are as in attention.h. */
 typedef struct linnet_cuda_decode_settings {
     size_t size;           /* set by linnet_cuda_decode_settings_default */
     linnet_type type;      /* of queries, and of keys and values to append: LINNET_BF16 (default), F16 or F32 */

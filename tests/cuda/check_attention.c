@@ -203,23 +203,31 @@ static void check_plans(void) {
            "size 40: %s", plan.why);
     attention.key_size = 128;
     attention.heads = 7;
-    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "7 heads: %s", plan.why);
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT &&
+               strstr(plan.why, "heads"),
+           "7 heads: %s", plan.why);
     attention.heads = 8;
     attention.key_offsets = wrong;
-    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "offsets: %s", plan.why);
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT &&
+               strstr(plan.why, "offsets"),
+           "offsets: %s", plan.why);
     attention.key_offsets = offsets;
     const int64_t lists[] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
     const int32_t listed[] = {0, 1, 2, 3, 4, 5, 6, 70};
     attention.query_tile = attention.key_tile = 128;
     attention.list_offsets = lists;
     attention.listed = listed;
-    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "lists: %s", plan.why);
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT &&
+               strstr(plan.why, "list"),
+           "lists: %s", plan.why);
     attention.query_tile = 0;
     attention.rank = 200;
     EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED, "rank: %s", plan.why);
     attention.rank = 0;
     attention.scale = -1;
-    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "scale: %s", plan.why);
+    EXPECT(ln_cuda_attention_plan_make(&attention, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT &&
+               strstr(plan.why, "scale"),
+           "scale: %s", plan.why);
     for (int row = 0; ln_cuda_attention_kernels(row)->start; row++) {
         const ln_cuda_kernel *kernel = ln_cuda_attention_kernels(row);
         EXPECT(kernel->shared_bytes <= (kernel->major == 9 ? 232448 : 101376), "%s: %d bytes of shared memory",

@@ -669,6 +669,9 @@ static void check_plans(void) {
     EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_OK, "plan: %s", plan.why);
     EXPECT(plan.kernel && !plan.kernel->brief && plan.kernel->rows == 8, "131072 keys are none: %s", plan.why);
     decode.capacity = 4096;
+    decode.sequences = INT64_C(1) << 61;
+    EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "2^61 sequences: %s", plan.why);
+    decode.sequences = 1;
     decode.key_size = 40;
     EXPECT(ln_cuda_decode_plan_make(&decode, &hopper, NULL, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0], "size 40");
     decode.key_size = 128;

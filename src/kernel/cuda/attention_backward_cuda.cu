@@ -42,11 +42,6 @@ const ln_cuda_backward_kernel *ln_cuda_backward_kernels(int row) {
 
 /* ---- plan ---- */
 
-static bool arguments_right(const ln_cuda_attention *a) {
-    return ln_cuda_attention_right(a) && a->window <= INT_MAX / 4 && a->query_offsets[a->sequences] <= INT_MAX / 4 &&
-           a->key_offsets[a->sequences] <= INT_MAX / 4;
-}
-
 static int64_t tiles_of(const int64_t *offsets, int64_t sequences, int64_t tile) {
     int64_t tiles = 0;
     for (int64_t s = 0; s < sequences; s++) tiles += (offsets[s + 1] - offsets[s] + tile - 1) / tile;
@@ -121,9 +116,10 @@ ln_cuda_code ln_cuda_backward_plan_make(const ln_cuda_backward *backward, const 
     const ln_cuda_attention *a = &backward->attention;
     *plan = {};
     plan->device = *device;
-    if (!arguments_right(a)) {
-        snprintf(plan->why, sizeof plan->why, "heads, offsets, window, scale or cap are out of range");
-        return LN_CUDA_ARGUMENT;
+    const char *lacking = ln_cuda_attention_lacking(a), *wrong = ln_cuda_attention_wrong(a, INT_MAX / 4);
+    if (lacking || wrong) {
+        snprintf(plan->why, sizeof plan->why, "%s", lacking ? lacking : wrong);
+        return lacking ? LN_CUDA_UNSUPPORTED : LN_CUDA_ARGUMENT;
     }
     const char *fast;
     plan->kernel = choose(a, device, kernel, &fast);

@@ -30,33 +30,49 @@ static int64_t query_tiles(const ln_cuda_attention *a) {
     return (a->query_offsets[a->sequences] + a->query_tile - 1) / a->query_tile;
 }
 
-static bool lists_right(const ln_cuda_attention *a) {
-    if (a->query_tile == 0) return true;
-    if (a->query_tile < 64 || a->query_tile % 64 || a->key_tile < 64 || a->key_tile % 64 || a->key_tile > INT_MAX / 2)
-        return false;
-    if (a->sequences != 1 || !a->list_offsets || a->list_offsets[0] != 0) return false;
+/* NULL, or what is wrong with the lists. */
+static const char *lists_wrong(const ln_cuda_attention *a) {
+    if (a->query_tile == 0) return NULL;
+    if (a->query_tile < 0 || a->key_tile < 1 || a->query_tile > INT_MAX / 2 || a->key_tile > INT_MAX / 2)
+        return "tiles of lists are not from 1 to 2^30";
+    if (a->sequences != 1) return "lists of tiles are for one sequence";
+    if (!a->list_offsets || a->list_offsets[0] != 0) return "lists need offsets that begin with 0";
     const int64_t lists = query_tiles(a) * (a->list_per_head ? a->heads : 1),
                   tiles = (a->key_offsets[1] + a->key_tile - 1) / a->key_tile;
     for (int64_t l = 0; l < lists; l++) {
-        if (a->list_offsets[l + 1] < a->list_offsets[l]) return false;
+        if (a->list_offsets[l + 1] < a->list_offsets[l]) return "offsets of lists decrease";
         for (int64_t i = a->list_offsets[l]; i < a->list_offsets[l + 1]; i++)
             if (a->listed[i] < 0 || a->listed[i] >= tiles ||
                 (i > a->list_offsets[l] && a->listed[i] <= a->listed[i - 1]))
-                return false;
+                return "a list names tiles that are not there, or not in order";
     }
-    return true;
+    return NULL;
 }
 
-bool ln_cuda_attention_right(const ln_cuda_attention *a) {
-    if (a->heads < 1 || a->key_value_heads < 1 || a->heads % a->key_value_heads || a->heads > 65535) return false;
-    if (a->sequences < 1 || !a->query_offsets || !a->key_offsets || a->window < 0 || a->window > INT_MAX / 2)
-        return false;
-    if (!(a->scale > 0) || !(a->soft_cap >= 0) || isinf(a->scale) || isinf(a->soft_cap)) return false;
-    for (int64_t s = 0; s < a->sequences; s++)
-        if (a->query_offsets[s + 1] < a->query_offsets[s] || a->key_offsets[s + 1] < a->key_offsets[s]) return false;
-    if (a->rank < 0 || a->rank > 1024 || (a->rank > 0 && a->soft_cap > 0)) return false;
-    return a->query_offsets[0] == 0 && a->key_offsets[0] == 0 && a->query_offsets[a->sequences] <= INT_MAX / 2 &&
-           a->key_offsets[a->sequences] <= INT_MAX / 2 && lists_right(a);
+static const char *offsets_wrong(const int64_t *offsets, int64_t sequences, int64_t most) {
+    if (!offsets || offsets[0] != 0) return "offsets of sequences do not begin with 0";
+    for (int64_t s = 0; s < sequences; s++)
+        if (offsets[s + 1] < offsets[s]) return "offsets of sequences decrease";
+    return offsets[sequences] > most ? "more tokens than the kernels count (2^29, without gradients 2^30)" : NULL;
+}
+
+const char *ln_cuda_attention_wrong(const ln_cuda_attention *a, int64_t most) {
+    if (a->heads < 1 || a->heads > 65535) return "heads are not from 1 to 65535";
+    if (a->key_value_heads < 1 || a->heads % a->key_value_heads) return "key_value_heads do not divide heads";
+    if (a->sequences < 1) return "sequences are less than 1";
+    if (a->window < 0 || a->window > most) return "the window is negative or above 2^29 (without gradients 2^30)";
+    if (!(a->scale > 0) || isinf(a->scale)) return "the scale is not positive";
+    if (!(a->soft_cap >= 0) || isinf(a->soft_cap)) return "soft_cap is negative or infinite";
+    if (a->rank < 0 || a->rank > 1024) return "rank is not from 0 to 1024";
+    const char *wrong = offsets_wrong(a->query_offsets, a->sequences, most);
+    if (!wrong) wrong = offsets_wrong(a->key_offsets, a->sequences, most);
+    return wrong ? wrong : lists_wrong(a);
+}
+
+const char *ln_cuda_attention_lacking(const ln_cuda_attention *a) {
+    if (a->rank && a->soft_cap > 0) return "a rank is not made with a soft_cap";
+    if (a->query_tile && (a->query_tile % 64 || a->key_tile % 64)) return "tiles of lists must be multiples of 64";
+    return NULL;
 }
 
 static int64_t tiles_of(const ln_cuda_attention *a, const ln_cuda_kernel *kernel) {
@@ -166,9 +182,10 @@ ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, con
                                          const ln_cuda_kernel *kernel, ln_cuda_attention_plan *plan) {
     *plan = {};
     plan->device = *device;
-    if (!ln_cuda_attention_right(attention)) {
-        snprintf(plan->why, sizeof plan->why, "heads, offsets, window, scale or cap are out of range");
-        return LN_CUDA_ARGUMENT;
+    const char *lacking = ln_cuda_attention_lacking(attention), *wrong = ln_cuda_attention_wrong(attention, INT_MAX / 2);
+    if (lacking || wrong) {
+        snprintf(plan->why, sizeof plan->why, "%s", lacking ? lacking : wrong);
+        return lacking ? LN_CUDA_UNSUPPORTED : LN_CUDA_ARGUMENT;
     }
     const char *fast = "none made for this size of heads";
     const ln_cuda_kernel *best = NULL;

@@ -8,8 +8,11 @@
 extern const ln_cuda_kernel ln_cuda_hopper_kernels[], ln_cuda_hopper_half_kernels[], ln_cuda_portable_kernels[];
 extern const int ln_cuda_hopper_count, ln_cuda_hopper_half_count, ln_cuda_portable_count;
 
-/* Whether heads, offsets, window, scale, cap, rank and lists are in range. */
-bool ln_cuda_attention_right(const ln_cuda_attention *attention);
+/* NULL, or which of heads, offsets, window, scale, cap, rank and lists is out of range. `most`: of window and tokens.
+ */
+const char *ln_cuda_attention_wrong(const ln_cuda_attention *attention, int64_t most);
+/* NULL, or what is right but made by no kernel. */
+const char *ln_cuda_attention_lacking(const ln_cuda_attention *attention);
 
 /* to [tokens, heads, packed_size], packed: a row of `from`, then factors [tokens, heads, rank] times `scale` in three
  * groups of rank columns, and zeros. Of queries the groups are high, high, low halves, of keys high, low, high: their

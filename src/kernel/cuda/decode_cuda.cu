@@ -99,6 +99,11 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
                  "heads, sequences, queries, capacity, pages, format, window, scale or cap are out of range");
         return LN_CUDA_ARGUMENT;
     }
+    const int64_t tokens = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
+    if (tokens * decode->key_value_heads > INT_MAX / 4 / decode->sequences) {
+        snprintf(plan->why, sizeof plan->why, "more than 2^29 tiles of keys");
+        return LN_CUDA_ARGUMENT;
+    }
     const ln_cuda_decode_kernel *best = NULL;
     const char *why = "none made for this size of heads and format";
     for (int row = 0; ln_cuda_decode_kernels(row)->start; row++) {
@@ -115,12 +120,7 @@ ln_cuda_code ln_cuda_decode_plan_make(const ln_cuda_decode *decode, const ln_cud
         return LN_CUDA_UNSUPPORTED;
     }
     const int64_t blocks = (int64_t)device->multiprocessors * best->blocks;
-    const int64_t tokens = (decode->capacity + LN_CUDA_TILE - 1) / LN_CUDA_TILE + 1;
     plan->tiles = (rows_of(decode) + best->rows - 1) / best->rows;
-    if (tokens * decode->key_value_heads > INT_MAX / 4 / decode->sequences) {
-        snprintf(plan->why, sizeof plan->why, "more than 2^29 tiles of keys");
-        return LN_CUDA_ARGUMENT;
-    }
     plan->kernel = best;
     plan->shares = blocks > plan->tiles ? blocks / plan->tiles : 1;
     int64_t each;
@@ -209,6 +209,7 @@ static bool page_steps_of(const ln_cuda_page_part *part, ln::page_steps *steps) 
     if (row == 0 || part->page_stride % row) return false;
     const bool lines = part->head_stride % row != 0;
     if (lines && part->head_stride % 128) return false;
+    if (part->page_stride / row > INT_MAX || part->head_stride / (lines ? 128 : row) > INT_MAX) return false;
     *steps = {(int)(part->page_stride / row), lines ? 0 : (int)(part->head_stride / row),
               lines ? (int)(part->head_stride / 128) : 0};
     return true;

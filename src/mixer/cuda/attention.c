@@ -8,6 +8,7 @@
 #include "kernel/cuda/runtime_cuda.h"
 #include "mixer/attention_plan.h"
 #include "mixer/cuda/cuda.h"
+#include "mixer/pack.h"
 
 struct linnet_cuda_attention {
     linnet_cuda *cuda;
@@ -153,8 +154,8 @@ linnet_status linnet_cuda_attention_prepare(const linnet_cuda_attention *attenti
 }
 
 static ln_cuda_tensor place(linnet_tensor t, int64_t heads, int64_t size) {
-    return (ln_cuda_tensor){t.data, t.token_stride ? t.token_stride : heads * size,
-                            t.head_stride ? t.head_stride : size};
+    t = ln_tensor_settle(t, heads, size);
+    return (ln_cuda_tensor){t.data, t.token_stride, t.head_stride};
 }
 
 linnet_status linnet_cuda_attention_forward(const linnet_cuda_attention *attention,
