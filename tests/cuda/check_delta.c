@@ -50,6 +50,9 @@ static const work WORKS[] = {
      .float32 = true,
      .layout = PADDED},
     {"delta d128/256", 1, 1, 128, 256, {70, -1}, LN_CUDA_DECAY_HEAD, .stateless = true},
+    {"delta d128/256 ragged", 1, 1, 128, 256, {0, 65, 1, -1}, LN_CUDA_DECAY_HEAD, .pool = true, .float32 = true},
+    {"kda d128/256 ragged", 1, 1, 128, 256, {66, 0, 2, -1}, LN_CUDA_DECAY_KEY, .pool = true, .layout = PADDED},
+    {"kda d128/64", 2, 1, 128, 64, {70, -1}, LN_CUDA_DECAY_KEY, .normalise = true},
     {"delta d128/64", 2, 1, 128, 64, {70, -1}, .strength = 2, .normalise = true},
     {"delta no tokens", 2, 1, 128, 128, {0, 0, -1}, LN_CUDA_DECAY_HEAD, .gates = MILD},
     {"delta segments of one chunk", 1, 1, 128, 128, {250, -1}, LN_CUDA_DECAY_HEAD, .segment = 1, .normalise = true},
@@ -453,6 +456,35 @@ static double multiply_adds(const work *w) {
     return tokens * w->heads * (3.0 * w->key_size * w->value_size + 64 * (3.0 * w->key_size + 2.0 * w->value_size));
 }
 
+/* One text of 8 heads takes narrow slices, which share copies where they are even; many take wide ones. */
+static void check_slices(const ln_cuda_device *device, ln_cuda_delta_decay decay) {
+    static const struct {
+        int value_size, sequences, columns, sharers;
+    } CASES[] = {{64, 1, 64, 1}, {128, 1, 64, 2}, {192, 1, 64, 1}, {256, 1, 64, 2}, {128, 40, 128, 1}};
+    int64_t offsets[41];
+    for (int s = 0; s <= 40; s++) offsets[s] = 1000 * s;
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
+        const ln_cuda_delta delta = {.heads = 8,
+                                     .key_heads = 2,
+                                     .key_size = 128,
+                                     .value_size = CASES[i].value_size,
+                                     .sequences = CASES[i].sequences,
+                                     .offsets = offsets,
+                                     .scale = 0.1f,
+                                     .decay = decay};
+        ln_cuda_delta_plan plan;
+        EXPECT(ln_cuda_delta_plan_make(&delta, device, NULL, &plan) == LN_CUDA_OK &&
+                   plan.kernel->columns == CASES[i].columns && plan.kernel->sharers == CASES[i].sharers,
+               "values of %d, %d sequences: %s", CASES[i].value_size, CASES[i].sequences, plan.why);
+        for (int row = 0; ln_cuda_delta_kernels(row)->start; row++) {
+            const ln_cuda_delta_kernel *kernel = ln_cuda_delta_kernels(row);
+            if (CASES[i].value_size % (kernel->columns * kernel->sharers) == 0) continue;
+            EXPECT(ln_cuda_delta_plan_make(&delta, device, kernel, &plan) == LN_CUDA_UNSUPPORTED && plan.why[0],
+                   "%s takes values of %d", kernel->name, CASES[i].value_size);
+        }
+    }
+}
+
 static void check_plans(void) {
     const ln_cuda_device hopper = {0, 9, 0, 132, 232448, 50 << 20}, ampere = {0, 8, 6, 84, 101376, 6 << 20};
     const int64_t offsets[2] = {0, 1000}, wrong[2] = {0, -1};
@@ -478,6 +510,8 @@ static void check_plans(void) {
     EXPECT(ln_cuda_delta_plan_make(&delta, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "offsets: %s", plan.why);
     delta.offsets = offsets, delta.scale = NAN;
     EXPECT(ln_cuda_delta_plan_make(&delta, &hopper, NULL, &plan) == LN_CUDA_ARGUMENT, "scale: %s", plan.why);
+    check_slices(&hopper, LN_CUDA_DECAY_HEAD);
+    check_slices(&hopper, LN_CUDA_DECAY_KEY);
     for (int row = 0; ln_cuda_delta_kernels(row)->start; row++) {
         const ln_cuda_delta_kernel *kernel = ln_cuda_delta_kernels(row);
         EXPECT(kernel->shared_bytes <= (kernel->major == 9 ? 232448 : 101376), "%s: %d bytes of shared memory",

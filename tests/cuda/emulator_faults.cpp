@@ -1,12 +1,14 @@
-/* Whether the emulated GPU sees what it is there to see: one kernel, right and with one fault at a time.
+/* Whether the emulated GPU sees what it is there to see: one kernel, right and with one fault at a time, by blocks and
+ * by clusters of two.
  *
  *     emulator_faults [FAULT]
  *
  * The kernel adds products of tiles, sums[64][64] = sum over n of left(n) * right(n)^T, with every means that our
  * kernels use: a copying warp that fills two stages by the copy engine, a warp group that multiplies them, a tile
- * written by ordinary stores, cp.async, static shared memory, blocks that wait for each other. A fault is a thing left
- * out; every one must be reported, or else change the result (what it reads too early is NaN). Each runs in a process
- * of its own, until it is seen: the order of things is random. */
+ * written by ordinary stores, cp.async, static shared memory, blocks that wait for each other. In a cluster one block
+ * asks for the left tiles of both, the other for the right ones. A fault is a thing left out; every one must be
+ * reported, or else change the result (what it reads too early is NaN). Each runs in a process of its own, until it is
+ * seen: the order of things is random. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +53,17 @@ enum fault {
     PAST_THE_MEMORY,
     NO_TURN,
     TURN_NEVER_SET,
+    NONE_IN_CLUSTER,
+    OWN_ARRIVALS,
+    FREE_TO_ITSELF,
+    FREE_TO_THE_OTHER,
+    OWN_BYTES,
+    BOTH_ASK,
+    COPY_TO_ITSELF,
+    NO_FIRST_MEETING,
+    NO_LAST_MEETING,
+    ONE_MEETS_TWICE,
+    NO_CLUSTERS,
     FAULTS
 };
 static const char *const NAMES[FAULTS] = {"none",
@@ -80,9 +93,29 @@ static const char *const NAMES[FAULTS] = {"none",
                                           "static shared memory is read unwritten",
                                           "store behind the block's memory",
                                           "a block does not wait for its turn",
-                                          "a turn never comes"};
+                                          "a turn never comes",
+                                          "none, in clusters",
+                                          "a barrier counts its own block's warps alone",
+                                          "a stage is freed to its own block alone",
+                                          "a stage is freed to the other block alone",
+                                          "only the bytes asked for are expected",
+                                          "both blocks ask for all, for both",
+                                          "a block asks for itself alone",
+                                          "no meeting after barriers are opened",
+                                          "a block leaves without meeting",
+                                          "one block meets once more",
+                                          "blocks that are no clusters"};
 
-enum { STEPS = 6, TILE = 64 * 64 * 2, BLOCKS = 3, LEFT = 0, RIGHT = 2 * TILE, OWN = 4 * TILE, CONTROL = 5 * TILE };
+enum {
+    STEPS = 6,
+    TILE = 64 * 64 * 2,
+    BLOCKS = 3,
+    CLUSTERED = 4,
+    LEFT = 0,
+    RIGHT = 2 * TILE,
+    OWN = 4 * TILE,
+    CONTROL = 5 * TILE
+};
 
 struct control {
     uint64_t full[2], free[2];
@@ -95,15 +128,28 @@ struct arguments {
     fault with;
 };
 
+/* Each block one of the operands, for both. */
+static void copy_shared(const CUtensorMap *left, const CUtensorMap *right, char *shared, control *c, int n,
+                        fault with) {
+    const int stage = n % 2, rank = ln::cluster_rank();
+    const auto copy = with == COPY_TO_ITSELF ? ln::copy_box : ln::copy_box_both;
+    if (rank == 0 || with == BOTH_ASK) copy(shared + LEFT + stage * TILE, left, &c->full[stage], 0, 0, n * 64);
+    if (rank == 1 || with == BOTH_ASK) copy(shared + RIGHT + stage * TILE, right, &c->full[stage], 0, 0, n * 64);
+}
+
 static void copy_steps(const CUtensorMap *left, const CUtensorMap *right, char *shared, control *c, fault with) {
     for (int n = 0; n < STEPS; n++) {
         const int stage = n % 2, phase = n / 2 % 2;
         if (with != NO_WAIT_FREE) ln::barrier_wait(&c->free[stage], phase ^ 1 ^ (with == WRONG_PHASE));
-        const int bytes = with == FEW_BYTES ? TILE : with == MANY_BYTES ? 2 * TILE + 16 : 2 * TILE;
+        const int bytes = with == FEW_BYTES || with == OWN_BYTES ? TILE : with == MANY_BYTES ? 2 * TILE + 16 : 2 * TILE;
         if (with == NO_EXPECT)
             ln::barrier_arrive(&c->full[stage]);
         else
             ln::barrier_expect(&c->full[stage], bytes);
+        if (with >= NONE_IN_CLUSTER) {
+            copy_shared(left, right, shared, c, n, with);
+            continue;
+        }
         ln::copy_box(shared + LEFT + stage * TILE, left, &c->full[stage], 0, 0, n * 64);
         ln::copy_box(shared + RIGHT + stage * TILE, right, &c->full[stage], 0, 0, n * 64);
     }
@@ -125,6 +171,14 @@ static void place_own(char *shared, const uint16_t *own, fault with) {
     if (with != NO_NAMED_WAIT) ln::named_wait(1, with == WRONG_NAMED_COUNT ? 96 + 32 * (thread / 64) : 128);
 }
 
+static void free_stage(uint64_t *barrier, fault with) {
+    const int lane = (int)threadIdx.x % 32;
+    if (with < NONE_IN_CLUSTER || with == FREE_TO_ITSELF) {
+        if (lane == 0) ln::barrier_arrive(barrier);
+    } else if (lane < 2 && (with != FREE_TO_THE_OTHER || lane != ln::cluster_rank()))
+        ln::barrier_arrive_at(barrier, lane);
+}
+
 static void multiply_steps(char *shared, control *c, float (&sum)[32], fault with) {
     const uint64_t wrong = with == WRONG_SWIZZLE ? UINT64_C(3) << 62 : with == WRONG_STRIDE ? UINT64_C(32) << 32 : 0;
     for (int n = 0; n < STEPS; n++) {
@@ -135,10 +189,10 @@ static void multiply_steps(char *shared, control *c, float (&sum)[32], fault wit
         if (with != NO_PRODUCTS_OPEN) ln::products_open();
         for (uint64_t k = 0; k < 4; k++) ln::product<64>::shared<true>(sum, left + 2 * k, right + 2 * k);
         if (with != NO_COMMIT) ln::products_commit();
-        if (with == EARLY_FREE && threadIdx.x % 32 == 0) ln::barrier_arrive(&c->free[stage]);
+        if (with == EARLY_FREE) free_stage(&c->free[stage], with);
         if (with == EARLY_FREE) __syncwarp();
         if (with != NO_PRODUCTS_WAIT) ln::products_wait<0>();
-        if (with != EARLY_FREE && threadIdx.x % 32 == 0) ln::barrier_arrive(&c->free[stage]);
+        if (with != EARLY_FREE) free_stage(&c->free[stage], with);
     }
 }
 
@@ -170,13 +224,20 @@ static void add_sums(const arguments &a, const float (&sum)[32]) {
 static void kernel(const CUtensorMap left, const CUtensorMap right, const arguments a) {
     char *shared = ln::block_memory();
     control *c = (control *)(shared + CONTROL);
+    const bool clusters = a.with >= NONE_IN_CLUSTER;
+    const int arrivals = a.with == TOO_MANY_ARRIVALS          ? 5
+                         : a.with == TOO_FEW_ARRIVALS         ? 3
+                         : clusters && a.with != OWN_ARRIVALS ? 8
+                                                              : 4;
     if (threadIdx.x == 0 && a.with != NOT_OPENED)
         for (int stage = 0; stage < 2; stage++) {
             ln::barrier_open(&c->full[stage], 1);
-            ln::barrier_open(&c->free[stage], a.with == TOO_MANY_ARRIVALS ? 5 : a.with == TOO_FEW_ARRIVALS ? 3 : 4);
+            ln::barrier_open(&c->free[stage], arrivals);
         }
     if (a.with == PAST_THE_MEMORY && threadIdx.x == 40) shared[CONTROL + sizeof(control)] = 0;
     if (a.with != NO_BLOCK_SYNC) __syncthreads();
+    if (clusters && a.with != NO_FIRST_MEETING) ln::cluster_meet();
+    if (a.with == ONE_MEETS_TWICE && ln::cluster_rank() == 0) ln::cluster_meet();
     if (threadIdx.x >= 128) {
         if (threadIdx.x == 128) copy_steps(&left, &right, shared, c, a.with);
         return;
@@ -196,6 +257,7 @@ static void kernel(const CUtensorMap left, const CUtensorMap right, const argume
     add_sums(a, sum);
     ln::named_wait(3, 128);
     if (threadIdx.x == 0) ln::turn_set(a.turn, (int)blockIdx.x + 1);
+    if (clusters && a.with != NO_LAST_MEETING) ln::cluster_meet();
 }
 
 static CUtensorMap describe(const uint16_t *data) {
@@ -233,11 +295,15 @@ static int run(fault with) {
     add_reference(expected, own, own);
     int turn = 0;
     const arguments a = {sums.data(), own, &turn, with};
-    if (ln::launch(kernel, dim3(BLOCKS), dim3(160), CONTROL + (int)sizeof(control), NULL, describe(left),
-                   describe(right), a))
+    const int blocks = with < NONE_IN_CLUSTER ? BLOCKS : CLUSTERED,
+              together = with < NONE_IN_CLUSTER || with == NO_CLUSTERS ? 1 : 2;
+    if (ln::launch_clusters(together, kernel, dim3((unsigned)blocks), dim3(160), CONTROL + (int)sizeof(control), NULL,
+                            describe(left), describe(right), a))
         exit(2);
+    float times = 0;
+    for (int block = 0; block < blocks; block++) times = 2 * times + (float)(block + 1);
     bool right_result = true;
-    for (size_t i = 0; i < sums.size(); i++) right_result &= sums[i] == 11 * expected[i]; /* (1 * 2 + 2) * 2 + 3 */
+    for (size_t i = 0; i < sums.size(); i++) right_result &= sums[i] == times * expected[i];
     return right_result ? 0 : 3;
 }
 
@@ -278,15 +344,16 @@ int main(int count, char **given) {
 #ifdef __SANITIZE_ADDRESS__
         if (with == UNWRITTEN_SHARED) continue; /* variables are not filled then */
 #endif
-        const int most = with == NONE ? 4 : 24;
+        const bool none = with == NONE || with == NONE_IN_CLUSTER;
+        const int most = none ? 4 : 24;
         int tries = 1;
         char words[400];
         bool caught = seen((fault)with, words, sizeof words);
         for (; !caught && tries < most; tries++) caught = seen((fault)with, words, sizeof words);
-        const bool right = caught == (with != NONE);
+        const bool right = caught != none;
         wrong += !right;
         printf("%s%-46s run %2d times: %s\n", right ? "" : "FAILED: ", NAMES[with], tries, words);
     }
-    printf("%d faults, %d not as they should be\n", FAULTS - 1, wrong);
+    printf("%d faults, %d not as they should be\n", FAULTS - 2, wrong);
     return wrong != 0;
 }

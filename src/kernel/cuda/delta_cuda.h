@@ -56,6 +56,7 @@ typedef struct ln_cuda_delta_tensors {
 typedef struct ln_cuda_delta_kernel {
     const char *name;
     int key_size, columns;     /* columns: of values that one block takes */
+    int sharers;               /* blocks of one head that copy for each other, or 1 */
     ln_cuda_delta_decay decay; /* KEY, or HEAD, which also does NONE */
     int threads, shared_bytes, major;
     bool many; /* preferred where there are many sequences and heads */

@@ -1,8 +1,9 @@
 /* The walk of the delta rules for compute capability 9.0.
  *
  * A block has 64 columns of values (or 128: GROUPS of 64) of one head and sequence. Two threads copy what chunks need,
- * STAGES ahead. Each group of four warps keeps the state of its 64 columns, transposed, as accumulators of products,
- * and steps from chunk to chunk (delta_chunk.cuh):
+ * STAGES ahead; SHARERS neighbours are a cluster, in which each asks for its part of what all need, for all: keys,
+ * queries, records. Such a stage is free when all have done with it. Each group of four warps keeps the state of its 64
+ * columns, transposed, as accumulators of products, and steps from chunk to chunk (delta_chunk.cuh):
  *
  *     start sum = difference T^T and output = S Q^T ; start S += written K and output += written P^T ; S in bf16 ;
  *     start answer = S K^T of the next chunk ; difference = V - answer.
@@ -66,19 +67,38 @@ static __device__ __forceinline__ void start_rows(float (&sum)[CHUNK / 2], const
     }
 }
 
+/* What all sharers need: each asks for its part, for all of them. */
+template <int SHARERS>
+static __device__ __forceinline__ void share_panels(char *to, const CUtensorMap *map, uint64_t *full, int panels,
+                                                    int head, int token, int rank) {
+#pragma unroll 1
+    for (int panel = rank; panel < panels; panel += SHARERS)
+        if (SHARERS == 1)
+            copy_box(to + panel * CHUNK * 128, map, full, panel * 64, head, token);
+        else
+            copy_box_both(to + panel * CHUNK * 128, map, full, panel * 64, head, token);
+}
+template <int SHARERS>
+static __device__ __forceinline__ void share_row(char *to, const char *from, uint64_t *full, int bytes, int rank) {
+    const int part = bytes / SHARERS, at = rank * part;
+    if (SHARERS == 1)
+        copy_row(to, from, full, bytes);
+    else
+        copy_row_both(to + at, from + at, full, part);
+}
 static __device__ __forceinline__ void copy_panels(char *to, const CUtensorMap *map, uint64_t *full, int panels,
                                                    int column, int head, int token) {
 #pragma unroll 1
     for (int panel = 0; panel < panels; panel++)
         copy_box(to + panel * CHUNK * 128, map, full, column + panel * 64, head, token);
 }
-template <class SHAPE, int KEY_SIZE, bool BY_KEY, int STAGES>
+template <class SHAPE, int KEY_SIZE, bool BY_KEY, int STAGES, int SHARERS>
 static __device__ __forceinline__ void copy_near(const CUtensorMap *key_map, const CUtensorMap *value_map,
                                                  const delta_run &run, const delta_text &text, int head, int column,
                                                  char *shared, delta_control *control) {
     typedef typename SHAPE::record record;
     delta_ring<STAGES> ring = {0, 1}; /* the first wait for a free stage passes at once */
-    const int key_head = key_head_of(run, head);
+    const int key_head = key_head_of(run, head), rank = SHARERS == 1 ? 0 : cluster_rank();
     const char *from = run.records + ((int64_t)text.first_piece * run.heads + head) * record::bytes;
     const int panels = column < run.value_size ? SHAPE::columns / 64 : 0; /* past the values: none */
 #pragma unroll 1
@@ -89,22 +109,24 @@ static __device__ __forceinline__ void copy_near(const CUtensorMap *key_map, con
         barrier_expect(full, (int)record::factors_end - record::transform + (BY_KEY ? 2 : 1) * record::tile +
                                  panels * CHUNK * 128);
         if (BY_KEY)
-            copy_row(stage + SHAPE::read, from + record::read, full, record::tile);
+            share_row<SHARERS>(stage + SHAPE::read, from + record::read, full, record::tile, rank);
         else
-            copy_panels(stage + SHAPE::read, key_map, full, KEY_SIZE / 64, 0, key_head, text.token + at);
+            share_panels<SHARERS>(stage + SHAPE::read, key_map, full, KEY_SIZE / 64, key_head, text.token + at, rank);
         copy_panels(stage + SHAPE::value, value_map, full, panels, column, head, text.token + at);
-        copy_row(stage + SHAPE::transform, from + record::transform, full, record::factors_end - record::transform);
-        if (BY_KEY) copy_row(stage + SHAPE::write, from + record::write, full, record::tile);
+        share_row<SHARERS>(stage + SHAPE::transform, from + record::transform, full,
+                           record::factors_end - record::transform, rank);
+        if (BY_KEY) share_row<SHARERS>(stage + SHAPE::write, from + record::write, full, record::tile, rank);
         from += (int64_t)run.heads * record::bytes;
         ring.next();
     }
 }
-template <class SHAPE, int KEY_SIZE, bool BY_KEY>
+template <class SHAPE, int KEY_SIZE, bool BY_KEY, int SHARERS>
 static __device__ __forceinline__ void copy_far(const CUtensorMap *query_map, const delta_run &run,
                                                 const delta_text &text, int head, char *shared,
                                                 delta_control *control) {
     typedef typename SHAPE::record record;
     delta_ring<SHAPE::far_stages> ring = {0, 1};
+    const int rank = SHARERS == 1 ? 0 : cluster_rank();
     const char *from = run.records + ((int64_t)text.first_piece * run.heads + head) * record::bytes;
 #pragma unroll 1
     for (int at = 0; at < text.tokens; at += CHUNK) {
@@ -113,11 +135,11 @@ static __device__ __forceinline__ void copy_far(const CUtensorMap *query_map, co
         barrier_wait(&control->far_free[ring.stage], ring.phase);
         barrier_expect(full, SHAPE::far);
         if (BY_KEY)
-            copy_row(stage + SHAPE::queries, from + record::query, full, record::tile);
+            share_row<SHARERS>(stage + SHAPE::queries, from + record::query, full, record::tile, rank);
         else
-            copy_panels(stage + SHAPE::queries, query_map, full, KEY_SIZE / 64, 0, key_head_of(run, head),
-                        text.token + at);
-        copy_row(stage + SHAPE::scores, from + record::scores, full, SHAPE::queries - SHAPE::scores);
+            share_panels<SHARERS>(stage + SHAPE::queries, query_map, full, KEY_SIZE / 64, key_head_of(run, head),
+                                  text.token + at, rank);
+        share_row<SHARERS>(stage + SHAPE::scores, from + record::scores, full, SHAPE::queries - SHAPE::scores, rank);
         from += (int64_t)run.heads * record::bytes;
         ring.next();
     }
@@ -147,7 +169,7 @@ static __device__ __forceinline__ void store_outputs(const delta_run &run, const
 }
 
 /* One group's walk. At the end of a step no product runs: the compiler follows them through no loop. */
-template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES> struct delta_walk {
+template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES, int SHARERS> struct delta_walk {
     typedef typename SHAPE::record record;
     enum { STEPS = KEY_SIZE / 16 };
     const delta_run &run;
@@ -247,6 +269,15 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
         hold(output);
     }
 
+    /* A warp has done with a stage: all who copy to it hear of it. */
+    __device__ __forceinline__ void free(uint64_t *barrier) {
+        const int lane = threadIdx.x % 32;
+        if (SHARERS == 1) {
+            if (lane == 0) barrier_arrive(barrier);
+        } else if (lane < SHARERS)
+            barrier_arrive_at(barrier, lane);
+    }
+
     /* Waits for the chunk of this stage, which starts at token `at` of the text. */
     __device__ __forceinline__ void meet(int at) {
         barrier_wait(&control()->near_full[ring.stage], ring.phase);
@@ -301,13 +332,13 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
         } /* else the last tile of keys once more, for nothing */
         products_wait<SUMMARY ? 0 : 1>();
         hold(state), hold(written);
-        if (threadIdx.x % 32 == 0) barrier_arrive(&control()->near_free[here]);
+        free(&control()->near_free[here]);
 
         start_answer(answer);
         if constexpr (!SUMMARY) {
             products_wait<1>();
             hold(output), hold(plain);
-            if (threadIdx.x % 32 == 0) barrier_arrive(&control()->far_free[far.stage]);
+            free(&control()->far_free[far.stage]);
             far.next();
         }
         if constexpr (!SUMMARY) {
@@ -368,7 +399,7 @@ template <class SHAPE, int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int 
     }
 };
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES, int SHARERS>
 static __global__ void __maxnreg__((delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES>::registers))
     delta_hopper(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
                  const __grid_constant__ CUtensorMap value_map, const __grid_constant__ delta_run run) {
@@ -383,11 +414,11 @@ static __global__ void __maxnreg__((delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_open(&control->near_full[stage], 1);
-            barrier_open(&control->near_free[stage], 4 * GROUPS);
+            barrier_open(&control->near_free[stage], 4 * GROUPS * SHARERS);
         }
         for (int stage = 0; stage < shape::far_stages; stage++) {
             barrier_open(&control->far_full[stage], 1);
-            barrier_open(&control->far_free[stage], 4 * GROUPS);
+            barrier_open(&control->far_free[stage], 4 * GROUPS * SHARERS);
         }
         for (int g = 0; g < GROUPS; g++) {
             barrier_open(&control->written[g], 4);
@@ -395,34 +426,44 @@ static __global__ void __maxnreg__((delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES
         }
         barriers_opened();
     }
-    __syncthreads();
+    if (SHARERS == 1)
+        __syncthreads();
+    else
+        cluster_meet();
     if (group == 0) {
         const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
         registers_less<shape::copy_registers>();
         if (threadIdx.x == 0)
-            copy_near<shape, KEY_SIZE, BY_KEY, STAGES>(&key_map, &value_map, run, *text, head, slice * shape::columns,
-                                                       shared, control);
+            copy_near<shape, KEY_SIZE, BY_KEY, STAGES, SHARERS>(&key_map, &value_map, run, *text, head,
+                                                                slice * shape::columns, shared, control);
         if (threadIdx.x == 96 && !SUMMARY)
-            copy_far<shape, KEY_SIZE, BY_KEY>(&query_map, run, *text, head, shared, control);
+            copy_far<shape, KEY_SIZE, BY_KEY, SHARERS>(&query_map, run, *text, head, shared, control);
         if (warp > 0 && warp <= GROUPS && !SUMMARY && !run.float32)
             store_outputs(run, *text, head, slice * shape::columns + (warp - 1) * 64,
                           shared + shape::scratch + (warp - 1) * 8192, &control->written[warp - 1],
                           &control->drained[warp - 1]);
     } else {
         registers_more<shape::walk_registers>();
-        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SUMMARY, STAGES> walk = {run, text, text->token, text->tokens};
+        delta_walk<shape, KEY_SIZE, GROUPS, BY_KEY, SUMMARY, STAGES, SHARERS> walk = {run, text, text->token,
+                                                                                      text->tokens};
         walk.head = head, walk.group = group - 1, walk.column = slice * shape::columns + (group - 1) * 64;
         walk.walk();
     }
+    if (SHARERS > 1) cluster_meet(); /* nobody leaves while another may copy or arrive there */
 #endif
 }
 
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, bool SUMMARY, int STAGES, int SHARERS>
 static ln_cuda_code delta_hopper_start(void *const *arguments, int64_t blocks, void *stream) {
     typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES> shape;
-    return launch(delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SUMMARY, STAGES>, dim3((unsigned)blocks), dim3(shape::threads),
-                  shape::bytes, stream, *(const CUtensorMap *)arguments[0], *(const CUtensorMap *)arguments[1],
-                  *(const CUtensorMap *)arguments[2], *(const delta_run *)arguments[3]);
+    static_assert(SHARERS <= 2, "copies go to two blocks at most");
+    const auto kernel = delta_hopper<KEY_SIZE, GROUPS, BY_KEY, SUMMARY, STAGES, SHARERS>;
+    const dim3 grid((unsigned)blocks), block(shape::threads);
+    const CUtensorMap &query = *(const CUtensorMap *)arguments[0], &key = *(const CUtensorMap *)arguments[1],
+                      &value = *(const CUtensorMap *)arguments[2];
+    const delta_run &run = *(const delta_run *)arguments[3];
+    if (SHARERS == 1) return launch(kernel, grid, block, shape::bytes, stream, query, key, value, run);
+    return launch_clusters(SHARERS, kernel, grid, block, shape::bytes, stream, query, key, value, run);
 }
 
 /* ---- segments ---- */
@@ -488,14 +529,14 @@ static ln_cuda_code delta_summarise(void *const *arguments, int64_t parts, int64
     const int64_t slices = (run.value_size + KEY_SIZE) / 128;
     constexpr int stages = BY_KEY ? 2 : 3;
     const ln_cuda_code code =
-        delta_hopper_start<KEY_SIZE, 2, BY_KEY, true, stages>(arguments, parts * run.heads * slices, stream);
+        delta_hopper_start<KEY_SIZE, 2, BY_KEY, true, stages, 1>(arguments, parts * run.heads * slices, stream);
     if (code) return code;
     return launch(delta_join_segments<KEY_SIZE>, dim3((unsigned)(joins * run.heads * run.value_size / JOIN_COLUMNS)),
                   dim3(JOIN_THREADS), 0, stream, run);
 }
 
 /* A row of the table of kernels. */
-template <int KEY_SIZE, int GROUPS, bool BY_KEY, int STAGES>
+template <int KEY_SIZE, int GROUPS, bool BY_KEY, int STAGES, int SHARERS>
 static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
     typedef delta_shape<KEY_SIZE, GROUPS, BY_KEY, STAGES> shape;
     ln_cuda_code (*summarise)(void *const *, int64_t, int64_t, void *) = NULL;
@@ -503,12 +544,13 @@ static ln_cuda_delta_kernel delta_hopper_kernel(const char *name) {
     return {name,
             KEY_SIZE,
             shape::columns,
+            SHARERS,
             BY_KEY ? LN_CUDA_DECAY_KEY : LN_CUDA_DECAY_HEAD,
             shape::threads,
             shape::bytes,
             9,
             GROUPS == 2,
-            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, false, STAGES>,
+            delta_hopper_start<KEY_SIZE, GROUPS, BY_KEY, false, STAGES, SHARERS>,
             summarise};
 }
 

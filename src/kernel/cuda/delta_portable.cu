@@ -129,6 +129,7 @@ template <int KEY_SIZE, bool BY_KEY> static ln_cuda_delta_kernel portable_kernel
     return {name,
             KEY_SIZE,
             PORTABLE_COLUMNS,
+            1,
             BY_KEY ? LN_CUDA_DECAY_KEY : LN_CUDA_DECAY_HEAD,
             PORTABLE_THREADS,
             delta_stage<KEY_SIZE, BY_KEY>::bytes,

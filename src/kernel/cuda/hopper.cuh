@@ -90,6 +90,40 @@ static __device__ __forceinline__ void copy_row(void *to, const void *from, uint
                  : "memory");
 }
 
+/* ---- clusters: blocks that run together and reach each other's shared memory ---- */
+
+static __device__ __forceinline__ int cluster_rank() {
+    int rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+/* All threads of all blocks of the cluster. */
+static __device__ __forceinline__ void cluster_meet() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+/* At the barrier that lies at the same place in that block. It says that something was read: where .release.cluster is
+ * asked for, a fence of the whole device comes before each, which doubles a walk's time. */
+static __device__ __forceinline__ void barrier_arrive_at(uint64_t *barrier, int rank) {
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(barrier)),
+                 "r"(rank)
+                 : "memory");
+}
+/* copy_box and copy_row to the same place in both blocks of a cluster of two, each of whose barriers counts. */
+static __device__ __forceinline__ void copy_box_both(void *to, const CUtensorMap *map, uint64_t *barrier, int column,
+                                                     int head, int token) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(token), "h"((uint16_t)3)
+                 : "memory");
+}
+static __device__ __forceinline__ void copy_row_both(void *to, const void *from, uint64_t *barrier, int bytes) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
+                 "[%3], %4;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"((uint16_t)3)
+                 : "memory");
+}
+
 /* ---- sums that several blocks add to in a fixed order ---- */
 
 /* to[0 .. 3] += more; to aligned to 16. The device's second cache adds; nothing is read here. */

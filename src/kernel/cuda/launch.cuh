@@ -36,6 +36,16 @@ static ln_cuda_code launch(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block,
     return launch_with(NULL, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
+/* The same, `blocks` (a divisor of grid.x) of a row together as a cluster. */
+template <class... PARAMETERS>
+static ln_cuda_code launch_clusters(int blocks, void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes,
+                                    void *stream, PARAMETERS... arguments) {
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = (unsigned)blocks, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
+    return launch_with(&cluster, kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
 /* The same, but that the kernel may start while the one before it on the stream still runs: it must call
  * wait_for_previous() before it reads or writes what that one, or one before it, touches. */
 template <class... PARAMETERS>

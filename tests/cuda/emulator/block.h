@@ -61,9 +61,19 @@ struct named {
     std::vector<thread_state *> waiting;
 };
 struct slot;
+struct block;
+
+struct cluster {
+    std::vector<block *> blocks; /* NULL: has ended */
+    int arrived;
+    std::vector<thread_state *> waiting;
+};
 
 struct block {
     slot *at;
+    cluster *in;
+    int rank; /* in the cluster */
+    uint3 index;
     const std::function<void()> *thread;
     int threads, live, shared_bytes, spinning;
     char *memory, *seen;

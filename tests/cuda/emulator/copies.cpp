@@ -66,6 +66,10 @@ void barrier_arrive(uint64_t *barrier, int arrivals, int bytes) {
     barrier_check(barrier);
 }
 
+void barrier_arrive_at(uint64_t *barrier, int rank) {
+    in_block(rank, "barrier_arrive_at", barrier, [](char *there) { barrier_arrive((uint64_t *)there, 1, 0); });
+}
+
 static void barrier_bytes(uint64_t *barrier, int bytes) {
     barrier_bits *b = bits_of(barrier);
     b->bytes -= bytes;
@@ -268,29 +272,43 @@ template <class VISIT> static void walk_box(const description &d, char *shared, 
 
 /* ---- loads ---- */
 
-static void begin_load(transfer &&t) {
+static void begin_here(transfer &&t) {
     static const int LATEST[4] = {64, 64, 4096, INT_MAX}; /* the last: when nothing else can run */
     const int latest = LATEST[random_next() % 4];
+    bits_of(t.barrier);
     t.turns = latest == INT_MAX ? latest : (int)(random_next() % (unsigned)latest);
     async_fill(t.to, t.bytes);
     running_block()->transfers.push_back(t);
 }
 
-void engine_load(void *to, const CUtensorMap *map, uint64_t *barrier, const int *coordinates, int rank) {
+/* Each of the blocks gets a copy of its own, in its own time. */
+static void begin_load(transfer &&t, uint32_t blocks) {
+    if (!blocks) begin_here(std::move(t));
+    for (; blocks; blocks &= blocks - 1) {
+        const int rank = __builtin_ctz(blocks);
+        transfer other = t;
+        in_block(rank, "a copy to several blocks", t.barrier, [&](char *at) { other.barrier = (uint64_t *)at; });
+        in_block(rank, "a copy to several blocks", t.to, [&](char *at) {
+            other.to = at;
+            begin_here(std::move(other));
+        });
+    }
+}
+
+void engine_load(void *to, const CUtensorMap *map, uint64_t *barrier, const int *coordinates, int rank,
+                 uint32_t blocks) {
     const description &d = read_map(map);
     if (d.rank != rank) fail("a box of rank %d of a tensor of rank %d", rank, d.rank);
     transfer t = {*map, (char *)to, NULL, barrier, box_bytes(d), {}, 0};
     if (d.swizzle && shared_address(to) % 128) fail("a swizzled box at %#x", shared_address(to));
     for (int i = 0; i < rank; i++) t.coordinates[i] = coordinates[i];
-    bits_of(barrier);
-    begin_load(std::move(t));
+    begin_load(std::move(t), blocks);
 }
 
-void engine_load_bytes(void *to, const void *from, int bytes, uint64_t *barrier) {
+void engine_load_bytes(void *to, const void *from, int bytes, uint64_t *barrier, uint32_t blocks) {
     if (bytes % 16 || (uintptr_t)from % 16 || shared_address(to) % 16)
         fail("a copy of %d bytes from %p to %#x is not aligned to 16", bytes, from, shared_address(to));
-    bits_of(barrier);
-    begin_load({{}, (char *)to, (const char *)from, barrier, bytes, {}, 0});
+    begin_load({{}, (char *)to, (const char *)from, barrier, bytes, {}, 0}, blocks);
 }
 
 static void end_load(const transfer &t) {

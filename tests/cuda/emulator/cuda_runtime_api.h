@@ -26,7 +26,8 @@ typedef enum cudaError {
     cudaErrorNotReady = 600,
     cudaErrorLaunchOutOfResources = 701,
     cudaErrorLaunchFailure = 719,
-    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorInvalidClusterSize = 912
 } cudaError_t;
 
 typedef enum cudaDeviceAttr {

@@ -228,8 +228,8 @@ static void enter(thread_state *t) {
 
 void make_ready(thread_state *t) {
     t->waits = NULL;
-    here->warps[t->warp].ready |= 1u << t->lane;
-    here->ready_warps |= 1u << t->warp;
+    t->of->warps[t->warp].ready |= 1u << t->lane;
+    t->of->ready_warps |= 1u << t->warp;
 }
 
 void wait_until_ready(const char *what, const void *where, int detail) {
@@ -261,6 +261,8 @@ void maybe_yield() {
     leave(false);
 }
 
+static bool cluster_release();
+
 void thread_ended() {
     thread_state *t = (thread_state *)running;
     engine_thread_ends();
@@ -269,6 +271,7 @@ void thread_ended() {
     here->live--;
     here->warps[t->warp].alive &= ~(1u << t->lane);
     barrier_zero_check();
+    cluster_release();
 }
 
 /* ---- reports ---- */
@@ -286,8 +289,7 @@ static std::string wait_text(const thread_state *t) {
 }
 
 static void show_block() {
-    if (!here) return;
-    printf("  block %u, %u, %u of %u, %u, %u:\n", block_index.x, block_index.y, block_index.z, grid_size.x, grid_size.y,
+    printf("  block %u, %u, %u of %u, %u, %u:\n", here->index.x, here->index.y, here->index.z, grid_size.x, grid_size.y,
            grid_size.z);
     for (int i = 0; i < here->threads;) {
         const thread_state *t = &here->fibers[i];
@@ -301,7 +303,7 @@ static void show_block() {
         printf("    threads %d to %d: %s\n", i, end - 1, text.c_str());
         i = end;
     }
-    if (running) printf("    thread %d ran last\n", running->index);
+    if (running && running->of == here) printf("    thread %d ran last\n", running->index);
     printf("    %zu copies are under way\n", here->transfers.size());
 }
 
@@ -312,7 +314,11 @@ void fail(const char *format, ...) {
     vprintf(format, words);
     printf("\n");
     va_end(words);
-    show_block();
+    if (here && here->in)
+        for (block *each : here->in->blocks) {
+            here = each;
+            if (here) show_block();
+        }
     fflush(stdout);
     _exit(1);
 }
@@ -414,6 +420,45 @@ int block_vote(bool vote) {
     return here->named_barriers[0].result[generation & 1];
 }
 
+/* ---- clusters ---- */
+
+int cluster_rank() {
+    return here->rank;
+}
+
+/* Threads that ended are not waited for. */
+static bool cluster_release() {
+    cluster *c = here->in;
+    int live = 0;
+    for (const block *b : c->blocks)
+        if (b) live += b->live;
+    if (!c->arrived || c->arrived < live) return false;
+    for (thread_state *t : c->waiting) make_ready(t);
+    c->waiting.clear();
+    c->arrived = 0;
+    return true;
+}
+
+void cluster_meet() {
+    here->in->arrived++;
+    if (cluster_release()) return;
+    here->in->waiting.push_back((thread_state *)running);
+    wait_until_ready("cluster_meet", NULL, here->rank);
+}
+
+void in_block(int rank, const char *instruction, const void *mine, const std::function<void(char *there)> &act) {
+    block *const own = here;
+    const ptrdiff_t at = (const char *)mine - own->memory;
+    if (rank < 0 || rank >= (int)own->in->blocks.size())
+        fail("%s: block %d of a cluster of %d", instruction, rank, (int)own->in->blocks.size());
+    if (at < 0 || at >= own->shared_bytes) fail("%s: %p is not in the memory that blocks share", instruction, mine);
+    block *const other = own->in->blocks[(size_t)rank];
+    if (!other) fail("%s: block %d of the cluster has ended", instruction, rank);
+    here = other;
+    act(other->memory + at);
+    here = own;
+}
+
 /* ---- memory of the block ---- */
 
 static __thread char shared_anchor;
@@ -472,6 +517,7 @@ static void poison_variables() {
 #endif
 
 static void block_open(block *b, slot *s, const std::function<void()> *thread, int shared_bytes) {
+    b->index = block_index;
     const int threads = (int)(block_size.x * block_size.y * block_size.z);
     slot_fit(s, threads);
     b->at = s;
@@ -537,7 +583,16 @@ static thread_state *choose(int *warp, int *turn) {
     return &here->fibers[(size_t)(*warp * 32 + (__builtin_ctz(turned) + *turn) % 32)];
 }
 
-static bool pass_turn(); /* to another block; false: there is none */
+static bool pass_turn(slot *s = NULL); /* to another block; false: there is none */
+
+/* To a block of the cluster in which something can happen. */
+static bool pass_turn_in_cluster() {
+    std::vector<slot *> able;
+    for (const block *b : here->in->blocks)
+        if (b && b != here && b->live && (b->ready_warps || b->spinning || !b->transfers.empty()))
+            able.push_back(b->at);
+    return !able.empty() && pass_turn(able[random_next() % able.size()]);
+}
 
 static void run_block() {
     int warp = random_bit(here->ready_warps), turn = (int)(random_next() % 32);
@@ -555,7 +610,10 @@ static void run_block() {
             engine_turn(true);
             continue;
         }
-        if (!here->spinning) fail("no thread of a block can run");
+        if (!here->spinning) {
+            if (!pass_turn_in_cluster()) fail("no thread of a block can run");
+            continue;
+        }
         here->spinning = 0;
         for (thread_state &t : here->fibers)
             if (t.spins) {
@@ -573,7 +631,8 @@ struct grid_state {
     std::mutex mutex;
     std::condition_variable done;
     const std::function<void()> *thread;
-    int shared_bytes;
+    int shared_bytes, cluster_blocks;
+    cluster *opening;
     uint64_t next, blocks, ended;
     std::vector<slot *> active;
     size_t resident;
@@ -608,13 +667,30 @@ static void hand_to(slot *s) {
     s->turn.notify_one();
 }
 
-static bool pass_turn() {
+static bool pass_turn(slot *s) {
     std::unique_lock<std::mutex> lock(grid.mutex);
-    slot *s = another();
+    if (!s) s = another();
     if (!s) return false;
     hand_to(s);
     own_slot->turn.wait(lock, [] { return grid.holder == own_slot; });
     return true;
+}
+
+/* Into the cluster that is being opened, and on when it is whole. */
+static void cluster_enter(block *b) {
+    if (!grid.opening) grid.opening = new cluster();
+    cluster *c = b->in = grid.opening;
+    b->rank = (int)c->blocks.size();
+    c->blocks.push_back(b);
+    if ((int)c->blocks.size() == grid.cluster_blocks) grid.opening = NULL;
+}
+
+static void cluster_leave(block *b) {
+    cluster *c = b->in;
+    c->blocks[(size_t)b->rank] = NULL;
+    for (const block *other : c->blocks)
+        if (other) return;
+    delete c;
 }
 
 static void slot_main(slot *s) {
@@ -629,8 +705,12 @@ static void slot_main(slot *s) {
                        (unsigned)(index / grid_size.x / grid_size.y)};
         block *b = here = new block();
         block_open(b, s, grid.thread, grid.shared_bytes);
+        cluster_enter(b);
+        while ((int)b->in->blocks.size() < grid.cluster_blocks)
+            if (!pass_turn()) fail("a cluster does not fit on the device");
         run_block();
         block_close(b);
+        cluster_leave(b);
         delete b;
         here = NULL;
         grid.ended++;
@@ -647,7 +727,7 @@ static void slot_main(slot *s) {
     }
 }
 
-void run_grid(const std::function<void()> &thread, dim3 size, dim3 block, int shared_bytes) {
+void run_grid(const std::function<void()> &thread, dim3 size, dim3 block, int shared_bytes, int cluster_blocks) {
     grid_size = size;
     block_size = block;
     const int threads = (int)(block.x * block.y * block.z);
@@ -661,7 +741,9 @@ void run_grid(const std::function<void()> &thread, dim3 size, dim3 block, int sh
     grid.shared_bytes = shared_bytes;
     grid.next = grid.ended = 0;
     grid.blocks = (uint64_t)size.x * size.y * size.z;
-    grid.resident = resident ? resident : 1;
+    if (resident < (size_t)cluster_blocks) resident = (size_t)cluster_blocks;
+    grid.resident = resident;
+    grid.cluster_blocks = cluster_blocks;
     grid.active.clear();
     own_slot = NULL;
     watchdog(true);

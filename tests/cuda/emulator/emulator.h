@@ -9,6 +9,8 @@
  * random number of turns later; products of a warp group leave NaNs in their sums until they are waited for, and read
  *     their operands twice, when they start and when they end: a difference is a race, and reported.
  *
+ * The blocks of a cluster start together and reach each other's memory until they end.
+ *
  * A block in which no fiber can run is reported with what each waits for. Any report ends the program with status 1. */
 #ifndef LN_EMULATOR_EMULATOR_H
 #define LN_EMULATOR_EMULATOR_H
@@ -55,10 +57,18 @@ char *block_memory();
 uint32_t shared_address(const void *pointer);
 void *shared_pointer(uint32_t address);
 
+/* ---- clusters ---- */
+
+int cluster_rank();
+void cluster_meet();
+/* What lies in that block where `mine` lies in this one. What `act` does, it does to that block. */
+void in_block(int rank, const char *instruction, const void *mine, const std::function<void(char *there)> &act);
+
 /* ---- barriers that count bytes ---- */
 
 void barrier_open(uint64_t *barrier, int arrivals);
 void barrier_arrive(uint64_t *barrier, int arrivals, int bytes); /* bytes expected beside */
+void barrier_arrive_at(uint64_t *barrier, int rank);
 void barrier_wait(uint64_t *barrier, int phase);
 bool barrier_passed(uint64_t *barrier, int phase);
 void stores_to_async();
@@ -72,9 +82,11 @@ void copies_wait(int left);
 void copies_arrive(uint64_t *barrier); /* cp.async.mbarrier.arrive.noinc */
 
 enum engine_store { STORE, ADD_FLOAT32, ADD_BF16, ADD_F16 };
-void engine_load(void *to, const CUtensorMap *map, uint64_t *barrier, const int *coordinates, int rank);
+/* Blocks: a bit for each of the cluster; 0: this one. */
+void engine_load(void *to, const CUtensorMap *map, uint64_t *barrier, const int *coordinates, int rank,
+                 uint32_t blocks = 0);
 void engine_store_box(const CUtensorMap *map, const void *from, const int *coordinates, int rank, engine_store how);
-void engine_load_bytes(void *to, const void *from, int bytes, uint64_t *barrier);
+void engine_load_bytes(void *to, const void *from, int bytes, uint64_t *barrier, uint32_t blocks = 0);
 void engine_store_bytes(void *to, const void *from, int bytes, engine_store how);
 void engine_commit();
 void engine_wait(int left, bool read_only);
@@ -116,14 +128,14 @@ uint16_t f16_of(float x);
 /* ---- launch ---- */
 
 cudaError_t launch(const void *kernel, std::function<void()> thread, dim3 grid, dim3 block, int shared_bytes,
-                   cudaStream_t stream);
+                   cudaStream_t stream, int cluster = 1);
 
 cudaError_t function_attribute(const void *kernel, cudaFuncAttribute attribute, int value);
 
 /* ---- inside the emulator ---- */
 
 uint64_t random_next();
-void run_grid(const std::function<void()> &thread, dim3 grid, dim3 block, int shared_bytes);
+void run_grid(const std::function<void()> &thread, dim3 grid, dim3 block, int shared_bytes, int cluster);
 void *warp_products(); /* state of the running fiber's warp, kept by the products */
 void *products_new();
 void products_delete(void *state);

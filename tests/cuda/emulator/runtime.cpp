@@ -67,15 +67,17 @@ static void give(cudaStream_t stream, std::function<void()> work) {
 }
 
 cudaError_t launch(const void *kernel, std::function<void()> thread, dim3 grid, dim3 block, int shared_bytes,
-                   cudaStream_t stream) {
+                   cudaStream_t stream, int cluster) {
     const uint64_t threads = (uint64_t)block.x * block.y * block.z;
     const auto allowed = allowed_bytes.find(kernel);
     if (!threads || threads > 1024 || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535)
         return cudaErrorInvalidConfiguration;
+    if (cluster != 1 && (cluster < 1 || cluster > 8 || grid.x % (unsigned)cluster || device().major < 9))
+        return cudaErrorInvalidClusterSize;
     if (shared_bytes > (allowed == allowed_bytes.end() ? 49152 : allowed->second)) return cudaErrorInvalidValue;
     give(stream, [=] {
         launches++;
-        if (state() == cudaSuccess) run_grid(thread, grid, block, shared_bytes);
+        if (state() == cudaSuccess) run_grid(thread, grid, block, shared_bytes, cluster);
     });
     return state();
 }

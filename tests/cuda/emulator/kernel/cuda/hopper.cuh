@@ -57,6 +57,25 @@ static inline void copy_row(void *to, const void *from, uint64_t *barrier, int b
     ln_emulator::engine_load_bytes(to, from, bytes, barrier);
 }
 
+/* ---- clusters ---- */
+
+static inline int cluster_rank() {
+    return ln_emulator::cluster_rank();
+}
+static inline void cluster_meet() {
+    ln_emulator::cluster_meet();
+}
+static inline void barrier_arrive_at(uint64_t *barrier, int rank) {
+    ln_emulator::barrier_arrive_at(barrier, rank);
+}
+static inline void copy_box_both(void *to, const CUtensorMap *map, uint64_t *barrier, int column, int head, int token) {
+    const int coordinates[3] = {column, head, token};
+    ln_emulator::engine_load(to, map, barrier, coordinates, 3, 3);
+}
+static inline void copy_row_both(void *to, const void *from, uint64_t *barrier, int bytes) {
+    ln_emulator::engine_load_bytes(to, from, bytes, barrier, 3);
+}
+
 /* ---- sums that several blocks add to in a fixed order ---- */
 
 static inline void add_four(float *to, float4 more) {

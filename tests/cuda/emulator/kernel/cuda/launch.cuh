@@ -9,13 +9,19 @@
 namespace ln {
 
 template <class... PARAMETERS>
-static ln_cuda_code launch(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes, void *stream,
-                           PARAMETERS... arguments) {
+static ln_cuda_code launch_clusters(int blocks, void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes,
+                                    void *stream, PARAMETERS... arguments) {
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error == cudaSuccess)
         error = ln_emulator::launch((const void *)kernel, [=] { kernel(arguments...); }, grid, block, shared_bytes,
-                                    (cudaStream_t)stream);
+                                    (cudaStream_t)stream, blocks);
     return ln_cuda_code_of(error);
+}
+
+template <class... PARAMETERS>
+static ln_cuda_code launch(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, int shared_bytes, void *stream,
+                           PARAMETERS... arguments) {
+    return launch_clusters(1, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 /* As late as it may: after all before it. */
