@@ -1,6 +1,6 @@
 /* What can be wrong with a device, on an emulated one: none, too old a driver, too little memory, a device that fails
  * while it works. Each gives a status and a sentence that names it, the process goes on, and a session takes the
- * processor where `auto` allows it and nowhere else.
+ * processor where `auto` allows it and nowhere else. A session whose device has failed goes on as one that never did.
  *
  *     cuda_refusals MODEL          a golden model
  *     cuda_refusals MODEL 7.5      a device without kernels */
@@ -8,9 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "linnet/cuda.h"
 #include "linnet/linnet.h"
+#include "random_model.h"
 
 static linnet_context *context;
 static linnet_model *model;
@@ -110,6 +112,81 @@ static void check_lost(void) {
     expect(read_prompt("cuda", where) == LINNET_OK && !strcmp(where, "cuda"), "a device that works again");
 }
 
+/* ---- going on after it ---- */
+
+enum { PIECE = 20, PROMPT = 2 * PIECE, TOKENS = PROMPT + 3 };
+
+static linnet_session *open_for(const char *policy) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_session *session = NULL;
+    settings.context = 800;
+    settings.piece = PIECE;
+    settings.policy = policy;
+    settings.device = "cuda";
+    expect(linnet_session_open(model, &settings, &session) == LINNET_OK, policy ? policy : "no policy");
+    return session;
+}
+
+/* Up to `end`: the prompt, then tokens alone. */
+static linnet_status read_on(linnet_session *session, const int32_t *ids, int64_t end) {
+    const int64_t at = linnet_session_position(session), prompt = end < PROMPT ? end : PROMPT;
+    linnet_status status = at < prompt ? linnet_session_feed(session, ids + at, prompt - at) : LINNET_OK;
+    for (int64_t i = at > prompt ? at : prompt; i < end && status == LINNET_OK; i++)
+        status = linnet_session_feed(session, ids + i, 1);
+    return status;
+}
+
+/* The device fails in a launch behind the first `before` tokens; `right` is a session that read all of them. */
+static void check_recovery(linnet_session *right, const int32_t *ids, const char *policy, int64_t before,
+                           const char *launch) {
+    char what[80];
+    linnet_session *failed = open_for(policy);
+    snprintf(what, sizeof what, "%s, launch %s after %lld tokens", policy ? policy : "no policy", launch,
+             (long long)before);
+    expect(read_on(failed, ids, before) == LINNET_OK, what);
+    set("LN_EMULATOR_LOST", launch);
+    const linnet_status status = read_on(failed, ids, TOKENS);
+    set("LN_EMULATOR_LOST", NULL);
+    expect(status == LINNET_ERROR_UNSUPPORTED && told("reported an error"), what);
+    expect(!linnet_session_logits(failed), "logits of what the device did not do");
+    expect(policy ? linnet_session_position(failed) == 0 : linnet_session_position(failed) >= before,
+           "what is left after a failure");
+    expect(read_on(failed, ids, TOKENS) == LINNET_OK, what);
+    expect(linnet_session_usage(failed).kept == linnet_session_usage(right).kept, what);
+    const float *got = linnet_session_logits(failed), *want = linnet_session_logits(right);
+    expect(got && want && !memcmp(got, want, 512 * sizeof *got), what);
+    linnet_session_close(failed);
+}
+
+static void check_recoveries(void) {
+    /* Within the first piece, within the second; a step that is captured, and one that was. */
+    static const struct {
+        const char *policy, *launch[2];
+        int64_t before[2];
+    } cases[] = {{NULL, {"40", "0"}, {0, PROMPT + 1}},
+                 {"window:recent=32", {"40", "5"}, {0, PROMPT + 2}},
+                 {"snapkv:recent=32,window=16", {"10"}, {0}}};
+    int32_t ids[TOKENS];
+    char path[] = "/tmp/linnet-refusals-XXXXXX";
+    const int file = mkstemp(path);
+    linnet_model *other = model;
+    expect(file >= 0 && write_random_model(path, "pair", LINNET_BF16) &&
+               linnet_model_open(context, path, &model) == LINNET_OK,
+           "a random model");
+    close(file);
+    for (int i = 0; i < TOKENS; i++) ids[i] = i * 37 % 500;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        linnet_session *right = open_for(cases[i].policy);
+        expect(read_on(right, ids, TOKENS) == LINNET_OK, "a session that never fails");
+        for (int k = 0; k < 2 && cases[i].launch[k]; k++)
+            check_recovery(right, ids, cases[i].policy, cases[i].before[k], cases[i].launch[k]);
+        linnet_session_close(right);
+    }
+    linnet_model_close(model);
+    unlink(path);
+    model = other;
+}
+
 int main(int count, char **words) {
     if (count < 2 || count > 3) {
         fprintf(stderr, "usage: %s MODEL [7.5]\n", words[0]);
@@ -132,6 +209,7 @@ int main(int count, char **words) {
         check_no_device();
         check_memory();
         check_lost();
+        check_recoveries();
     }
     linnet_model_close(model);
     linnet_context_close(context);

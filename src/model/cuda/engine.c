@@ -433,23 +433,29 @@ static linnet_status run_graph(pass *p) {
         LN_CUDA_TRY(context, ln_cuda_graph_begin(p->on->stream), "capturing a step");
         const linnet_status status = run_pass(p, true);
         const ln_cuda_code code = ln_cuda_graph_end(p->on->stream, &sequence->graph);
-        if (status != LINNET_OK) return status;
+        if (status != LINNET_OK || code != LN_CUDA_OK) { /* of a step that broke off there may be a part */
+            ln_cuda_graph_close(sequence->graph);
+            sequence->graph = NULL;
+        }
+        LN_TRY(status);
         LN_CUDA_TRY(context, code, "capturing a step");
     }
     LN_CUDA_TRY(context, ln_cuda_graph_run(sequence->graph, p->on->stream), "a step");
     return LINNET_OK;
 }
 
+/* Before all else that the table does: whoever else is on this thread may have chosen another GPU. */
 static linnet_status meet(ln_cuda_room *room) {
     const ln_cuda_model *on = room->model->on_device;
+    LN_CUDA_TRY(room->model->context, ln_cuda_use(on->device.index), "choosing the GPU");
     if (!room->running) return LINNET_OK;
     room->running = false;
     LN_CUDA_TRY(room->model->context, ln_cuda_wait(on->stream), "running the model");
     return LINNET_OK;
 }
 
-static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
-                         bool last) {
+static linnet_status start(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
+                           bool last) {
     ln_cuda_room *room = sequence->room;
     pass p = {.sequence = sequence,
               .room = room,
@@ -459,7 +465,6 @@ static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64
               .alone = tokens == 1,
               .few = tokens <= LN_CUDA_PRODUCT_FEW};
     LN_TRY(meet(room));
-    LN_CUDA_TRY(room->model->context, ln_cuda_use(p.on->device.index), "choosing the GPU");
     room->step_host[0] = (int32_t)position;
     room->step_host[1] = (int32_t)(position + tokens);
     memcpy(room->step_host + 2, ids, (size_t)tokens * sizeof *ids);
@@ -472,6 +477,16 @@ static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64
     return sequence->lanes ? ln_cuda_lanes_end(sequence->lanes, tokens) : LINNET_OK;
 }
 
+static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
+                         bool last) {
+    ln_cuda_room *room = sequence->room;
+    const linnet_status status = start(sequence, ids, tokens, position, last);
+    if (status == LINNET_OK || !room->running) return status;
+    ln_cuda_wait(((const ln_cuda_model *)room->model->on_device)->stream); /* a fork is not to find this error */
+    room->running = false;
+    return status;
+}
+
 static linnet_status fetch(ln_cuda_room *room, float *logits, int64_t count) {
     const ln_cuda_model *on = room->model->on_device;
     const uint64_t bytes = (uint64_t)(count * room->model->hyper.vocabulary) * sizeof *logits;
@@ -482,8 +497,8 @@ static linnet_status fetch(ln_cuda_room *room, float *logits, int64_t count) {
 
 static linnet_status take(ln_device_sequence *sequence, float *logits, int32_t *best) {
     ln_cuda_room *room = sequence->room;
-    if (logits) LN_TRY(fetch(room, logits, 1));
     LN_TRY(meet(room));
+    if (logits) LN_TRY(fetch(room, logits, 1));
     if (best) *best = *room->best_host;
     return LINNET_OK;
 }
@@ -491,6 +506,7 @@ static linnet_status take(ln_device_sequence *sequence, float *logits, int32_t *
 static linnet_status rows(ln_device_sequence *sequence, int64_t first, int64_t count, float *logits) {
     ln_cuda_room *room = sequence->room;
     pass p = {.sequence = sequence, .room = room, .on = room->model->on_device, .tokens = count};
+    LN_TRY(meet(room));
     for (int64_t done = 0; done < count; done += room->rows) {
         const int64_t some = ln_min_i64(room->rows, count - done);
         LN_TRY(head(&p, first + done, some, NULL));
@@ -599,9 +615,7 @@ static linnet_status transfer_of(ln_device_sequence *sequence, int64_t layer, in
     transfer->pages.key.data = (char *)transfer->pages.key.data + head * transfer->pages.key.head_stride;
     transfer->pages.value.data = (char *)transfer->pages.value.data + head * transfer->pages.value.head_stride;
     transfer->page_table = room->classes[class].table;
-    LN_TRY(meet(room));
-    LN_CUDA_TRY(room->model->context, ln_cuda_use(on->device.index), "choosing the GPU");
-    return LINNET_OK;
+    return meet(room);
 }
 
 static linnet_status fetch_pages(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first,
@@ -621,7 +635,7 @@ static linnet_status store_pages(ln_device_sequence *sequence, int64_t layer, in
 static linnet_status lanes_at(ln_device_sequence *sequence, int64_t position, ln_ragged **lanes) {
     *lanes = NULL;
     if (!sequence->lanes) return LINNET_OK;
-    LN_TRY(meet(sequence->room));
+    if (position > 0) LN_TRY(meet(sequence->room)); /* emptying never fails */
     *lanes = ln_cuda_lanes_ragged(sequence->lanes);
     return ln_cuda_lanes_settle_at(sequence->lanes, position);
 }

@@ -152,7 +152,7 @@ linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t layer, int64_t 
 linnet_status ln_cuda_lanes_leave(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens);
 linnet_status ln_cuda_lanes_end(ln_cuda_lanes *lanes, int64_t tokens);
 /* Between passes: all queries are looked at, and tokens from `position` on forgotten; or, where the lanes were loaded
- * anew, what was known of them. */
+ * anew, what was known of them. 0: all is forgotten, after a pass that broke off too; that never fails. */
 linnet_status ln_cuda_lanes_settle_at(ln_cuda_lanes *lanes, int64_t position);
 ln_ragged *ln_cuda_lanes_ragged(const ln_cuda_lanes *lanes);
 

@@ -59,7 +59,8 @@ static linnet_status send_tables(ln_cuda_lanes *lanes, int64_t first, int64_t la
 linnet_status ln_cuda_lanes_settle_at(ln_cuda_lanes *lanes, int64_t position) {
     if (position == 0 || position > lanes->position) lanes->pending = 0; /* empty, or loaded anew */
     LN_TRY(ln_cuda_lanes_look_behind(lanes));
-    if (position < lanes->position) ln_ragged_rewind(lanes->ragged, position);
+    /* Lanes of a pass that broke off hold tokens that no position counts. */
+    if (position == 0 || position < lanes->position) ln_ragged_rewind(lanes->ragged, position);
     memset(lanes->stale, true, (size_t)lanes->layers * sizeof *lanes->stale);
     lanes->position = position;
     return LINNET_OK;
@@ -183,6 +184,7 @@ static linnet_status run_together(ln_cuda_lanes *lanes, int64_t tokens, int64_t 
     ln_cuda_class *class = &lanes->room->classes[0];
     const ln_cuda_model *on = lanes->room->model->on_device;
     if (lanes->room->planned_tokens != tokens || lanes->room->planned_keys != keys) {
+        lanes->room->planned_tokens = 0; /* until it is made */
         class->query_offsets[1] = tokens;
         class->key_offsets[1] = keys;
         LN_TRY(plan(lanes, &class->attention, &class->attention_plan));
