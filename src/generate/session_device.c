@@ -98,7 +98,7 @@ linnet_status ln_device_session_store(linnet_session *session, ln_memory *memory
         return status;
     }
     session->position = session->sound = ln_memory_position(memory);
-    session->reached = ln_memory_position(memory);
+    session->reached = ln_memory_reached(memory);
     session->fetched = session->has_logits;
     return LINNET_OK;
 }

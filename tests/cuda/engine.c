@@ -212,6 +212,35 @@ static void check_file_of(pair *p, const int32_t *ids, linnet_type precision, in
     free(before);
 }
 
+/* What a file of short pieces lost of layers with a window is lost in a session of long ones too, and in its file. */
+static void check_limit(pair *p) {
+    int32_t ids[PROMPT];
+    char path[] = "/tmp/linnet-session-XXXXXX";
+    close(mkstemp(path));
+    linnet_session *saver = open_session(p->context, p->model, "cpu", LINNET_BF16, CONTEXT, 8);
+    p->host = open_session(p->context, p->model, "cpu", LINNET_BF16, CONTEXT, 64);
+    p->device = open_session(p->context, p->model, "cuda", LINNET_BF16, CONTEXT, 64);
+    for (int i = 0; i < PROMPT; i++) ids[i] = (int32_t)(rand() % p->vocabulary);
+    must(p->context, linnet_session_feed(saver, ids, PROMPT), "the prompt");
+    must(p->context, linnet_session_save(saver, path), "saving");
+    must(p->context, linnet_session_load(p->device, path), "loading");
+    must(p->context, linnet_session_save(p->device, path), "saving on the device");
+    must(p->context, linnet_session_load(p->host, path), "loading on the processor");
+    const int64_t limit = linnet_session_rewind_limit(saver);
+    EXPECT(linnet_session_rewind_limit(p->device) == limit && linnet_session_rewind_limit(p->host) == limit,
+           "%s: a file goes back to %lld, what loaded it to %lld, what loaded that to %lld", p->name, (long long)limit,
+           (long long)linnet_session_rewind_limit(p->device), (long long)linnet_session_rewind_limit(p->host));
+    must(p->context, linnet_session_rewind(saver, limit), "going back");
+    must(p->context, linnet_session_rewind(p->device, limit), "going back on the device");
+    must(p->context, linnet_session_feed(saver, ids, 1), "a token");
+    must(p->context, linnet_session_feed(p->device, ids, 1), "a token on the device");
+    compare(p, linnet_session_logits(p->device), linnet_session_logits(saver), 1, "back in a file");
+    linnet_session_close(saver);
+    linnet_session_close(p->host);
+    linnet_session_close(p->device);
+    unlink(path);
+}
+
 static void run_pair(pair *p, linnet_type precision, int64_t piece) {
     int32_t ids[PROMPT + SINGLE];
     float *got = malloc((size_t)(PROMPT * p->vocabulary) * sizeof *got),
@@ -282,6 +311,7 @@ static bool check_file(linnet_context *context, const char *path, const char *na
     if (status == LINNET_OK) {
         run_pair(&p, LINNET_BF16, 64);
         run_pair(&p, LINNET_F16, 13);
+        check_limit(&p);
         check_budget(&p);
         tell(&p);
     } else {
