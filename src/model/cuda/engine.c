@@ -553,16 +553,20 @@ static linnet_status open_sequence(linnet_model *model, const ln_device_shape *s
     ln_cuda_device device;
     ln_cuda_room *room;
     *sequence = NULL;
+    const bool first = !model->on_device;
     LN_TRY(ln_cuda_find_device(model->context, &device));
     LN_TRY(ln_cuda_weights_open(model, &device));
-    LN_TRY(ln_cuda_room_open(model, shape, &room));
-    const linnet_status status = open_pages(room, NULL, sequence);
-    if (status == LINNET_OK) return LINNET_OK;
-    if (*sequence)
-        close_sequence(*sequence);
-    else
-        ln_cuda_room_close(room);
+    linnet_status status = ln_cuda_room_open(model, shape, &room);
+    if (status == LINNET_OK) {
+        status = open_pages(room, NULL, sequence);
+        if (status == LINNET_OK) return LINNET_OK;
+        if (*sequence)
+            close_sequence(*sequence);
+        else
+            ln_cuda_room_close(room);
+    }
     *sequence = NULL;
+    if (first) ln_cuda_weights_close(model); /* no sequence is there to use them */
     return status;
 }
 
