@@ -14,7 +14,7 @@ extern "C" {
 typedef enum linnet_compute {
     LINNET_COMPUTE_FAST =
         0, /* activations rounded to the weights' kind (int8 blocks, bf16) where the processor is faster so */
-    LINNET_COMPUTE_EXACT = 1 /* activations stay float32 */
+    LINNET_COMPUTE_EXACT = 1 /* activations stay float32: on the processor alone */
 } linnet_compute;
 
 typedef struct linnet_session_settings {

@@ -59,7 +59,7 @@ static linnet_session *open_session(linnet_context *context, linnet_model *model
     settings.context = length;
     settings.piece = piece;
     settings.precision = precision;
-    settings.compute = LINNET_COMPUTE_EXACT;
+    if (!strcmp(device, "cpu")) settings.compute = LINNET_COMPUTE_EXACT;
     settings.device = device;
     must(context, linnet_session_open(model, &settings, &session), device);
     return session;
@@ -468,6 +468,7 @@ static void open_policy(pair *p, const char *policy, int64_t pages) {
     settings.cache = plan.pages + (uint64_t)pages * plan.bytes_per_token * 32;
     must(p->context, linnet_session_open(p->model, &settings, &p->host), policy);
     const uint64_t lanes = linnet_session_plan(p->host).cache;
+    settings.compute = LINNET_COMPUTE_FAST;
     settings.device = "cuda";
     settings.cache = 2 * lanes;
     must(p->context, linnet_plan_session(p->model, &settings, &plan), policy);

@@ -19,7 +19,8 @@ typedef struct shape {
 static const shape SHAPES[] = {{"1b", 16, 2048, 8192, 32, 8, 128256},
                                {"8b", 32, 4096, 14336, 32, 8, 128256},
                                {"tiny", 2, 256, 512, 2, 1, 1024},
-                               {"pair", 2, 256, 512, 4, 2, 512}};
+                               {"pair", 2, 256, 512, 4, 2, 512},
+                               {"words", 2, 256, 512, 4, 2, 128256}};
 
 typedef struct model {
     FILE *file;

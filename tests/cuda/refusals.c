@@ -94,6 +94,116 @@ static void check_memory(void) {
     set("LN_EMULATOR_MEMORY", NULL);
 }
 
+static linnet_status plan_for(linnet_session_settings *settings, uint64_t memory, linnet_plan *plan) {
+    settings->memory = memory;
+    return linnet_plan_session(model, settings, plan);
+}
+
+/* The least that is named suffices, and nothing less; of all pieces and precisions where nothing is asked for. */
+static void check_least(const char *policy, linnet_type precision) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_plan plan, least;
+    settings.context = 4000;
+    settings.device = "cuda";
+    settings.policy = policy;
+    settings.precision = precision;
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK && plan.smallest < plan.total, "a plan without bounds");
+    expect(plan_for(&settings, 1000, &least) == LINNET_ERROR_MEMORY && least.smallest == plan.smallest, "1000 bytes");
+    expect(!policy || told(strstr(policy, "q4_0") ? " q4_0 keys" : " f16 keys"), "the precision of lanes");
+    expect(plan_for(&settings, plan.smallest, &least) == LINNET_OK && least.total == plan.smallest, "the least");
+    expect(plan_for(&settings, plan.smallest - 1, &least) == LINNET_ERROR_MEMORY, "a byte less than the least");
+}
+
+/* Where nothing but the device itself is a bound. */
+static void check_reserve(void) {
+    char number[32];
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_plan plan;
+    settings.context = 4000;
+    settings.device = "cuda";
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK, "a plan");
+    for (int less = 0; less < 2; less++) {
+        const uint64_t needed = plan.smallest + (256 << 20);
+        linnet_plan tight;
+        snprintf(number, sizeof number, "%llu", (unsigned long long)(needed - (unsigned)less));
+        set("LN_EMULATOR_MEMORY", number);
+        const linnet_status status = plan_for(&settings, 0, &tight);
+        snprintf(number, sizeof number, "at least %llu", (unsigned long long)needed);
+        expect(less ? status == LINNET_ERROR_MEMORY && told(number) : status == LINNET_OK, "what stays unplanned");
+    }
+    set("LN_EMULATOR_MEMORY", NULL);
+}
+
+/* What a GPU cannot do, the processor does where it may. */
+static void check_either(void) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_plan plan;
+    settings.context = 100000;
+    settings.piece = 1 << 20;
+    settings.device = "cuda";
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK && plan.piece == 65535, "the longest pieces");
+    settings.piece = 0;
+    settings.compute = LINNET_COMPUTE_EXACT;
+    expect(plan_for(&settings, 0, &plan) == LINNET_ERROR_UNSUPPORTED && told("--exact"), "exact activations");
+    settings.device = "auto";
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK && !*plan.device, "exact activations, on either");
+    settings.compute = LINNET_COMPUTE_FAST;
+    settings.precision = LINNET_F32;
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK && !*plan.device, "f32 pages, on either");
+    settings.device = "cuda";
+    expect(plan_for(&settings, 0, &plan) == LINNET_ERROR_UNSUPPORTED && told("not as f32"), "f32 pages");
+}
+
+/* `check` with a random model in the place of the golden one. */
+static void with_model(const char *shape, linnet_type type, void (*check)(void)) {
+    char path[] = "/tmp/linnet-refusals-XXXXXX";
+    const int file = mkstemp(path);
+    linnet_model *other = model;
+    expect(file >= 0 && write_random_model(path, shape, type) && linnet_model_open(context, path, &model) == LINNET_OK,
+           "a random model");
+    close(file);
+    check();
+    linnet_model_close(model);
+    unlink(path);
+    model = other;
+}
+
+/* Without a session that was opened no weights stay on the device, whatever of the host's memory was missing. */
+static void check_weights(void) {
+    enum { ALL = 1 << 30 };
+    linnet_cuda *cuda = NULL;
+    linnet_status status = LINNET_ERROR_MEMORY;
+    int failed = 0;
+    set("LN_EMULATOR_MEMORY", "1073741824");
+    expect(linnet_cuda_open(context, 0, &cuda) == LINNET_OK, "a device");
+    for (uint64_t more = 1 << 14; status != LINNET_OK && more < 1 << 26; more += more / 2) {
+        linnet_session *session = NULL;
+        void *memory = NULL;
+        linnet_memory_limit(context, linnet_memory_used(context) + more);
+        status = open_session("cuda", &session);
+        linnet_memory_limit(context, 0);
+        linnet_session_close(session);
+        if (status == LINNET_OK) break;
+        failed++;
+        expect(linnet_cuda_allocate(cuda, ALL - 4096, &memory) == LINNET_OK, "what a session left that was not opened");
+        linnet_cuda_release(cuda, memory);
+    }
+    expect(failed > 3 && status == LINNET_OK, "the host's memory");
+    linnet_cuda_close(cuda);
+    set("LN_EMULATOR_MEMORY", NULL);
+}
+
+static void check_plans(void) {
+    check_least(NULL, LINNET_TYPE_AUTO);
+    check_least(NULL, LINNET_BF16);
+    check_least("window", LINNET_TYPE_AUTO);
+    check_least("h2o", LINNET_TYPE_AUTO);
+    check_least("adakv", LINNET_TYPE_AUTO);
+    check_least("window:near=q4_0,keys=q4_0,values=q4_0", LINNET_TYPE_AUTO);
+    check_reserve();
+    check_either();
+}
+
 /* The device fails in launch n, for every n until a prompt is read without reaching it. */
 static void check_lost(void) {
     char where[8], number[16];
@@ -167,13 +277,6 @@ static void check_recoveries(void) {
                  {"window:recent=32", {"40", "5"}, {0, PROMPT + 2}},
                  {"snapkv:recent=32,window=16", {"10"}, {0}}};
     int32_t ids[TOKENS];
-    char path[] = "/tmp/linnet-refusals-XXXXXX";
-    const int file = mkstemp(path);
-    linnet_model *other = model;
-    expect(file >= 0 && write_random_model(path, "pair", LINNET_BF16) &&
-               linnet_model_open(context, path, &model) == LINNET_OK,
-           "a random model");
-    close(file);
     for (int i = 0; i < TOKENS; i++) ids[i] = i * 37 % 500;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         linnet_session *right = open_for(cases[i].policy);
@@ -182,9 +285,6 @@ static void check_recoveries(void) {
             check_recovery(right, ids, cases[i].policy, cases[i].before[k], cases[i].launch[k]);
         linnet_session_close(right);
     }
-    linnet_model_close(model);
-    unlink(path);
-    model = other;
 }
 
 int main(int count, char **words) {
@@ -208,8 +308,10 @@ int main(int count, char **words) {
     } else {
         check_no_device();
         check_memory();
+        with_model("words", LINNET_Q4_0, check_plans);
+        check_weights();
         check_lost();
-        check_recoveries();
+        with_model("pair", LINNET_BF16, check_recoveries);
     }
     linnet_model_close(model);
     linnet_context_close(context);
