@@ -426,6 +426,40 @@ static void check_text(linnet_context *context, const char *path, int64_t tokens
 
 /* ---- each precision of pages ---- */
 
+/* Pages pass through the activations, whose columns up to whole tiles must be zeros again. */
+static void check_columns(linnet_context *context) {
+    enum { READ = 420, ROOM = 500, FILES = 4 };
+    char path[] = "/tmp/linnet-columns-XXXXXX", saved[] = "/tmp/linnet-session-XXXXXX";
+    pair p = {.context = context, .name = "columns of no whole tile"};
+    int32_t ids[READ];
+    close(mkstemp(saved));
+    const int file = mkstemp(path);
+    if (file < 0 || !write_random_model(path, "odd", LINNET_BF16)) {
+        printf("FAILED: %s cannot be written\n", path);
+        exit(1);
+    }
+    close(file);
+    must(context, linnet_model_open(context, path, &p.model), path);
+    p.vocabulary = linnet_model_describe(p.model).vocabulary;
+    p.host = open_session(context, p.model, "cpu", LINNET_Q8_0, ROOM, 16);
+    p.device = open_session(context, p.model, "cuda", LINNET_Q8_0, ROOM, 16);
+    for (int i = 0; i < FILES; i++) {
+        for (int k = 0; k < READ; k++) ids[k] = (int32_t)((k * 37 + k * k * i) % p.vocabulary);
+        must(context, linnet_session_rewind(p.host, 0), "beginning again");
+        must(context, linnet_session_feed(p.host, ids, READ), "a text");
+        must(context, linnet_session_save(p.host, saved), "saving");
+        must(context, linnet_session_load(p.device, saved), "loading");
+        must(context, linnet_session_feed(p.host, ids, 32), "what follows");
+        must(context, linnet_session_feed(p.device, ids, 32), "what follows on the device");
+        compare(&p, linnet_session_logits(p.device), linnet_session_logits(p.host), 1, "after a file");
+    }
+    linnet_session_close(p.host);
+    linnet_session_close(p.device);
+    linnet_model_close(p.model);
+    unlink(path);
+    unlink(saved);
+}
+
 /* Heads of 128, for which there are kernels of every format. */
 static void check_pages(linnet_context *context) {
     static const linnet_type precisions[] = {LINNET_BF16, LINNET_F16, LINNET_Q8_0, LINNET_Q4_0};
@@ -448,6 +482,7 @@ static void check_pages(linnet_context *context) {
         linnet_model_close(p.model);
     }
     unlink(path);
+    check_columns(context);
 }
 
 /* ---- policies ---- */

@@ -1,7 +1,8 @@
 /* Owns: pages of keys and values between a GPU and the processor, whose layout they have on the host.
  *
- * Plain pages go as they are, pages of codes as float32, which is decoded exactly, and rounded back to the same codes:
- * a block's largest value keeps its code, and so its scale. */
+ * They go through the room's activations, which are zeros afterwards: products read columns up to whole tiles that no
+ * kernel writes. Plain pages go as they are, pages of codes as float32, which is decoded exactly, and rounded back to
+ * the same codes: a block's largest value keeps its code, and so its scale. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -99,18 +100,31 @@ static linnet_status store_all(const transfer *t, const unsigned char *from) {
     return LINNET_OK;
 }
 
-linnet_status ln_cuda_fetch_pages(ln_cuda_room *room, const ln_cuda_transfer *of, unsigned char *to) {
+static linnet_status clear(const transfer *t) {
+    void *stream = ((ln_cuda_model *)t->room->model->on_device)->stream;
+    LN_CUDA_TRY(t->room->model->context, ln_cuda_zero(t->device, (uint64_t)t->most * t->layout.bytes, stream),
+                "clearing activations");
+    return LINNET_OK;
+}
+
+/* One of both is NULL. */
+static linnet_status run_transfer(ln_cuda_room *room, const ln_cuda_transfer *of, unsigned char *to,
+                                  const unsigned char *from) {
     transfer t;
     linnet_status status = open_transfer(&t, room, of);
-    if (status == LINNET_OK) status = fetch_all(&t, to);
+    if (status == LINNET_OK) {
+        status = to ? fetch_all(&t, to) : store_all(&t, from);
+        const linnet_status cleared = clear(&t);
+        if (status == LINNET_OK) status = cleared;
+    }
     close_transfer(&t);
     return status;
 }
 
+linnet_status ln_cuda_fetch_pages(ln_cuda_room *room, const ln_cuda_transfer *of, unsigned char *to) {
+    return run_transfer(room, of, to, NULL);
+}
+
 linnet_status ln_cuda_store_pages(ln_cuda_room *room, const ln_cuda_transfer *of, const unsigned char *from) {
-    transfer t;
-    linnet_status status = open_transfer(&t, room, of);
-    if (status == LINNET_OK) status = store_all(&t, from);
-    close_transfer(&t);
-    return status;
+    return run_transfer(room, of, NULL, from);
 }
