@@ -469,7 +469,7 @@ static linnet_status start(ln_device_sequence *sequence, const int32_t *ids, int
     room->step_host[1] = (int32_t)(position + tokens);
     memcpy(room->step_host + 2, ids, (size_t)tokens * sizeof *ids);
     for (int c = 0; c < LN_CUDA_CLASSES && !p.alone; c++)
-        if (!room->classes[c].any_prompt && (c == 0 ? !sequence->lanes : room->classes[c].window))
+        if (room->classes[c].layers && !room->classes[c].any_prompt && (c > 0 || !sequence->lanes))
             LN_TRY(plan_prompt(&p, &room->classes[c]));
     if (sequence->lanes) LN_TRY(ln_cuda_lanes_begin(sequence->lanes, tokens, position));
     room->running = true;

@@ -64,6 +64,7 @@ void ln_cuda_weights_close(linnet_model *model);
 
 /* What decode and prompts of a class of layers go by. */
 typedef struct ln_cuda_class {
+    int64_t layers;        /* of the model, in this class */
     int64_t window, slots; /* pages of a layer */
     bool any, any_prompt;  /* sizes without kernels of their own: ln_cuda_attend_any */
     ln_cuda_decode decode; /* of one token */

@@ -176,9 +176,9 @@ static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *fr
         const int64_t held = class->window ? class->window + room->shape.piece : class->decode.capacity;
         class->table = carve(from, (uint64_t)ln_ceil_div(room->shape.context, LN_CUDA_PAGE_TOKENS), sizeof(int32_t));
         class->decode_workspace = carve(from, class->any ? 0 : (uint64_t) class->decode_plan.workspace, 1);
-        class->tasks = carve(from, class->any_prompt ? 0 : room->task_bytes, 1);
-        if (!class->any_prompt && (c == 0 || class->window))
-            gathered = (uint64_t)ln_max_i64((int64_t)gathered, ln_min_i64(held, room->shape.context));
+        const bool prompts = class->layers && !class->any_prompt;
+        class->tasks = carve(from, prompts ? room->task_bytes : 0, 1);
+        if (prompts) gathered = (uint64_t)ln_max_i64((int64_t)gathered, ln_min_i64(held, room->shape.context));
     }
     room->gathered[0] = carve(from, gathered * keys, half);
     room->gathered[1] = carve(from, gathered * values, half);
@@ -210,6 +210,8 @@ linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *devic
             return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                            "on a GPU keys and values can be kept as bf16, f16, q8_0 or q4_0, not as %s",
                            linnet_type_name(precision));
+        for (int64_t i = 0; i < model->hyper.layers; i++)
+            room->classes[c].layers += model->attends[i] && (model->windows[i] > 0) == c;
         const linnet_status status = plan_class(room, device, c ? model->hyper.window : 0, format, &room->classes[c]);
         if (status != LINNET_OK) return status;
     }
