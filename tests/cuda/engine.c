@@ -585,6 +585,13 @@ static void check_policy_file(pair *p, const int32_t *ids) {
     memcpy(before, linnet_session_logits(p->device), bytes);
     EXPECT(!memcmp(before, linnet_session_logits(other), bytes), "%s: what was loaded goes on with other bits",
            p->name);
+    if (here == LINNET_OK) { /* and back, from the processor */
+        must(p->context, linnet_session_save(p->host, path), "saving on the processor");
+        must(p->context, linnet_session_load(other, path), "loading from the processor");
+        must(p->context, linnet_session_feed(p->host, ids, 1), "feeding on");
+        must(p->context, linnet_session_feed(other, ids, 1), "feeding what was loaded");
+        compare(p, linnet_session_logits(other), linnet_session_logits(p->host), 1, "from a file of the processor");
+    }
     linnet_session_close(other);
     unlink(path);
     free(before);
