@@ -81,10 +81,6 @@ static linnet_status weigh(linnet_model *model, const ln_device_shape *shape, ln
     return LINNET_OK;
 }
 
-static bool plain(const ln_cuda_class *class) {
-    return class->decode.format == LN_CUDA_PAGE_BF16 || class->decode.format == LN_CUDA_PAGE_F16;
-}
-
 static ln_cuda_page_part part_of(const ln_device_sequence *sequence, const ln_cuda_block *block, int part) {
     const ln_cuda_room *room = sequence->room;
     const ln_hyperparameters *h = &room->model->hyper;
@@ -93,7 +89,7 @@ static ln_cuda_page_part part_of(const ln_device_sequence *sequence, const ln_cu
     const int64_t before = part ? class->slots * ln_cuda_page_bytes(room, (int)block->class, 0) : 0;
     const int64_t head = ln_cuda_head_bytes(&class->decode, size);
     return (ln_cuda_page_part){sequence->pages + sequence->offset[block->layer] + before, page, head,
-                               plain(class) ? 2 * size : 0};
+                               ln_cuda_plain(class->decode.format) ? 2 * size : 0};
 }
 
 /* ---- the pass ---- */
@@ -265,7 +261,7 @@ static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, co
                            .sine = room->sine[local],
                            .rotary_size = model->rope.size,
                            .half = model->rope.half};
-    for (int i = 1; i < 3 && plain(class); i++)
+    for (int i = 1; i < 3 && ln_cuda_plain(class->decode.format); i++)
         heads.part[i].pages = (ln_cuda_head_pages){i == 1 ? tensors->key : tensors->value,
                                                    class->decode.format,
                                                    LN_CUDA_PAGE_TOKENS,
@@ -282,7 +278,7 @@ static linnet_status append(const pass *p, const ln_cuda_class *class, const ln_
                                       .element = LN_CUDA_ELEMENT_FLOAT32,
                                       .key = {p->room->key, h->key_value_heads * h->key_size, h->key_size},
                                       .value = {p->room->value, h->key_value_heads * h->value_size, h->value_size}};
-    if (plain(class)) return LINNET_OK;
+    if (ln_cuda_plain(class->decode.format)) return LINNET_OK;
     LN_CUDA_TRY(p->room->model->context, ln_cuda_decode_append(&class->decode, tensors, &rows, p->on->stream),
                 "keeping keys and values");
     return LINNET_OK;
@@ -299,7 +295,7 @@ static linnet_status attend_prompt(const pass *p, ln_cuda_class *class, const ln
         .output = tensors->output};
     LN_CUDA_TRY(
         context,
-        plain(class)
+        ln_cuda_plain(class->decode.format)
             ? ln_cuda_gather_any(&class->decode, tensors, class->first, count, &of.key, &of.value, p->on->stream)
             : ln_cuda_decode_unpack(&class->decode, tensors, 0, class->first, count, &of.key, &of.value, p->on->stream),
         "gathering keys and values");

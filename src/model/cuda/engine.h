@@ -3,6 +3,7 @@
 #ifndef LN_MODEL_CUDA_ENGINE_H
 #define LN_MODEL_CUDA_ENGINE_H
 
+#include "base/checked.h"
 #include "kernel/cuda/attention_cuda.h"
 #include "kernel/cuda/decode_cuda.h"
 #include "kernel/cuda/heads_cuda.h"
@@ -14,7 +15,28 @@
 #include "model/part_attention.h"
 #include "model/part_feed_forward.h"
 
-enum { LN_CUDA_PAGE_TOKENS = 32, LN_CUDA_CLASSES = 2 /* of layers: those that see everything, those with a window */ };
+enum {
+    LN_CUDA_PAGE_TOKENS = 32,
+    LN_CUDA_CLASSES = 2,    /* of layers: those that see everything, those with a window */
+    LN_CUDA_ALIGNMENT = 256 /* of parts of a block */
+};
+
+/* Gives out parts of one block of memory; with base NULL it only counts. */
+typedef struct ln_cuda_carver {
+    char *base;
+    uint64_t used;
+} ln_cuda_carver;
+
+static inline void *ln_cuda_carve(ln_cuda_carver *from, uint64_t count, uint64_t size) {
+    void *part = from->base ? from->base + from->used : NULL;
+    from->used += ln_round_up(count * size, LN_CUDA_ALIGNMENT);
+    return part;
+}
+
+/* Pages of elements; else of codes. */
+static inline bool ln_cuda_plain(ln_cuda_page_format format) {
+    return format == LN_CUDA_PAGE_BF16 || format == LN_CUDA_PAGE_F16;
+}
 
 /* A residual block, which has one part. */
 typedef struct ln_cuda_block {

@@ -120,7 +120,7 @@ static linnet_status attend_alone(const ln_cuda_lanes *lanes, int64_t layer, con
     ln_cuda_decode_tensors of = *tensors; /* token s is that of lane s */
     of.query.token_stride = class->decode.heads * of.query.head_stride;
     of.output.token_stride = class->decode.heads * of.output.head_stride;
-    if (class->decode.format > LN_CUDA_PAGE_F16)
+    if (!ln_cuda_plain(class->decode.format))
         LN_CUDA_TRY(context, ln_cuda_decode_append(&class->decode, &of, &rows, stream), "keeping keys and values");
     const int64_t row = h->heads * h->key_size;
     if (ln_cuda_looks_at_queries(lanes->reads))
@@ -153,7 +153,7 @@ static ln_cuda_code append_piece(const ln_cuda_lanes *lanes, const ln_cuda_decod
         .element = LN_CUDA_ELEMENT_FLOAT32,
         .key = {room->key + head * h->key_size, h->key_value_heads * h->key_size, h->key_size},
         .value = {room->value + head * h->value_size, h->key_value_heads * h->value_size, h->value_size}};
-    if (one->format <= LN_CUDA_PAGE_F16) return LN_CUDA_OK;
+    if (ln_cuda_plain(one->format)) return LN_CUDA_OK;
     return ln_cuda_decode_append(one, lane, &rows, stream);
 }
 
@@ -242,7 +242,7 @@ linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t layer, int64_t 
             LN_CUDA_TRY(context, ln_cuda_attend_any(&one, &lane, stream), "attention");
         else
             LN_CUDA_TRY(context,
-                        one.format <= LN_CUDA_PAGE_F16
+                        ln_cuda_plain(one.format)
                             ? ln_cuda_gather_any(&one, &lane, 0, lengths[h], &key, &value, stream)
                             : ln_cuda_decode_unpack(&one, &lane, 0, 0, lengths[h], &key, &value, stream),
                         "gathering keys and values");

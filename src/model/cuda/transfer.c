@@ -26,7 +26,7 @@ typedef struct transfer {
 static linnet_status open_transfer(transfer *t, ln_cuda_room *room, const ln_cuda_transfer *of) {
     linnet_context *context = room->model->context;
     const ln_page_layout *layout = of->layout;
-    *t = (transfer){.room = room, .of = of, .layout = *layout, .codes = of->pages.format > LN_CUDA_PAGE_F16};
+    *t = (transfer){.room = room, .of = of, .layout = *layout, .codes = !ln_cuda_plain(of->pages.format)};
     if (t->codes) ln_page_layout_of(LINNET_F32, LINNET_F32, layout->key_size, layout->value_size, &t->layout);
     t->device = (char *)room->x;
     t->most = ((char *)room->inverse[0] - t->device) / (int64_t)t->layout.bytes;
