@@ -211,6 +211,8 @@ int cli_plan_session(const cli_engine *engine, const linnet_session_settings *se
             "%llu (%s)",
             cli_size(settings->cache), (long long)plan->context, (unsigned long long)plan->pages,
             cli_size(plan->pages));
+    /* Else it is a device that has too little. */
+    if (!settings->memory || settings->memory >= plan->smallest) return cli_engine_fail(engine, status);
     const uint64_t smallest = plan->smallest + kept;
     return cli_error("%s are too little for %lld tokens of context; the smallest that suffices is --memory %llu (%s)",
                      cli_size(settings->memory + kept), (long long)plan->context, (unsigned long long)smallest,

@@ -56,7 +56,7 @@ const cli_option cli_memory_options[] = {
     CLI_OPTION(0, "piece", CLI_INTEGER, piece, "N", "tokens of the prompt processed at once; 0: chosen by the plan",
                .fallback = "0", .highest = 1e6),
     CLI_OPTION(0, "exact", CLI_FLAG, exact, NULL,
-               "keep activations float32: slower where the processor has shorter kinds"),
+               "keep activations float32: slower where the processor has shorter kinds, and not on a GPU"),
     CLI_OPTION(0, "device", CLI_TEXT, device, "NAME",
                "what runs the model: cpu; cuda, an NVIDIA GPU, whose bytes --memory, --cache and --activations then "
                "bound; auto or cuda,cpu: the GPU where there is one that runs it",

@@ -480,6 +480,110 @@ static int make_folder(void **state) {
     return 0;
 }
 
+/* ---- pages elsewhere ---- */
+
+static void move_nothing(void *user, int64_t head, int step, const ln_ragged_move *move) {
+    (void)user, (void)head, (void)step, (void)move;
+}
+static linnet_status fetch_zeros(void *user, ln_page page, const ln_page_layout *layout, unsigned char *to) {
+    (void)user, (void)page;
+    memset(to, 0, layout->bytes);
+    return LINNET_OK;
+}
+static linnet_status store_nothing(void *user, ln_page page, const ln_page_layout *layout, const unsigned char *from) {
+    (void)user, (void)page, (void)layout, (void)from;
+    return LINNET_OK;
+}
+
+static void feed_elsewhere(world *w, ln_ragged *ragged, int64_t tokens, void *workspace) {
+    const ln_attention attention = {.scale = 0.6f};
+    while (tokens > 0) {
+        const int64_t n = ln_min_i64(tokens, PIECE);
+        const ln_ragged_call call = {.kernels = &w->kernels,
+                                     .team = w->context->team,
+                                     .attention = &attention,
+                                     .tokens = n,
+                                     .workspace = workspace};
+        ln_ragged_append(ragged, w->context->team, 0, n, NULL, 0, NULL, 0);
+        assert_int_equal(ln_ragged_attended(ragged, 0, &call), LINNET_OK);
+        ln_ragged_commit(ragged, n);
+        tokens -= n;
+    }
+}
+
+/* Counts of far tokens of both lanes changed, and pages that the second lies about moved to the first. */
+static linnet_status read_with(world *w, ln_ragged *ragged, const unsigned char *data, size_t bytes,
+                               const int64_t *more) {
+    const size_t lane = 16 + 7 * 8 + 4 * 8 + sizeof((ln_statistics *)NULL)->mass, pages = lane + 2 * 40;
+    unsigned char *changed = malloc(bytes);
+    int64_t numbers[2][4], count = 0; /* far, low, near, given up */
+    ln_state_reader reader;
+    memcpy(changed, data, bytes);
+    for (int i = 0; i < 2; i++) {
+        memcpy(numbers[i], data + lane + i * 40 + 8, sizeof numbers[i]);
+        count += numbers[i][0] / 32 + ln_ceil_div(numbers[i][2], 32);
+        assert_true(numbers[i][0] >= 800 && numbers[i][3] >= 800);
+        numbers[i][0] += more[i];
+        numbers[i][3] -= more[i];
+        memcpy(changed + lane + i * 40 + 8, numbers[i], sizeof numbers[i]);
+    }
+    if (more[0] > 0) {
+        const size_t page = (bytes - 16 - pages) / (size_t)count, moved = (size_t)(more[0] / 32) * page,
+                     near = (size_t)ln_ceil_div(numbers[0][2], 32) * page,
+                     at = pages + (size_t)(numbers[0][0] - more[0]) / 32 * page;
+        memcpy(changed + at, data + at + near, moved);
+        memcpy(changed + at + moved, data + at, near);
+    }
+    write_body(w, changed + 16, bytes - 32);
+    free(changed);
+    assert_int_equal(ln_state_open(w->context, path, &reader), LINNET_OK);
+    const linnet_status status = ln_ragged_read(ragged, &reader, ragged->position, false);
+    ln_state_close(&reader);
+    return status;
+}
+
+/* A lane there is one sequence: its far pages are full, and its table holds them and a piece. */
+static void test_elsewhere(void **state) {
+    (void)state;
+    static const ln_ragged_elsewhere there = {NULL, move_nothing, fetch_zeros, store_nothing};
+    world w;
+    open_world(&w, 1);
+    const ln_policy policy = test_policy(w.context, "window:recent=32");
+    ln_ragged_shape shape = {.layers = 1,
+                             .heads = HEADS,
+                             .key_value_heads = KV,
+                             .key_size = KEY,
+                             .value_size = KEY,
+                             .scale = 0.6f,
+                             .policy = &policy,
+                             .capacity = CAPACITY,
+                             .piece = PIECE,
+                             .elsewhere = &there};
+    assert_int_equal(ln_ragged_least(w.context, &shape, &shape.bytes), LINNET_OK);
+    shape.bytes += 250000;
+    ln_ragged *ragged;
+    ln_state_writer writer;
+    size_t bytes;
+    assert_int_equal(ln_ragged_open(w.context, &shape, &ragged), LINNET_OK);
+    void *workspace = aligned_alloc(64, ln_round_up(ln_ragged_attended_workspace(&w.kernels, 1, &shape), 64));
+    feed_elsewhere(&w, ragged, 4000, workspace);
+    assert_int_equal(ln_state_create(w.context, path, &writer), LINNET_OK);
+    assert_int_equal(ln_ragged_write(ragged, &writer), LINNET_OK);
+    assert_int_equal(ln_state_finish(&writer, true), LINNET_OK);
+    unsigned char *data = read_all(&bytes);
+    static const int64_t truth[2] = {0, 0}, lies[][2] = {{-1, 0}, {0, -31}, {800, -800}};
+    assert_int_equal(read_with(&w, ragged, data, bytes, truth), LINNET_OK);
+    for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        assert_int_equal(read_with(&w, ragged, data, bytes, lies[i]), LINNET_ERROR_FORMAT);
+        if (!strstr(linnet_last_error(w.context), "the numbers of tokens"))
+            fail_msg("lie %d: %s", (int)i, linnet_last_error(w.context));
+    }
+    free(data);
+    free(workspace);
+    ln_ragged_close(ragged);
+    close_world(&w);
+}
+
 static int remove_folder(void **state) {
     (void)state;
     unlink(path);
@@ -491,6 +595,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_resume, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_other_sessions, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_lying_files, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_elsewhere, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_unsteady_file, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_full_disk, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_killed, make_folder, remove_folder),

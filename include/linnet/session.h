@@ -14,7 +14,7 @@ extern "C" {
 typedef enum linnet_compute {
     LINNET_COMPUTE_FAST =
         0, /* activations rounded to the weights' kind (int8 blocks, bf16) where the processor is faster so */
-    LINNET_COMPUTE_EXACT = 1 /* activations stay float32 */
+    LINNET_COMPUTE_EXACT = 1 /* activations stay float32: on the processor alone */
 } linnet_compute;
 
 typedef struct linnet_session_settings {
@@ -140,7 +140,7 @@ LINNET_API linnet_status linnet_session_states(const linnet_session *session, in
 /* Appends tokens and computes what follows them. Under a policy with prompt=draft many tokens at once are thinned out
  * first: those left are appended, one position after the other. LINNET_ERROR_FULL where they exceed the context:
  * nothing is changed then. After LINNET_INTERRUPTED the tokens of finished pieces are kept: see
- * linnet_session_position. */
+ * linnet_session_position. So they are where a device fails; under a policy the session is empty then. */
 LINNET_API linnet_status linnet_session_feed(linnet_session *session, const int32_t *ids, int64_t count);
 /* The same, giving the logits of every token: `take` is called with rows [count, vocabulary] for tokens first .. first
  * + count - 1 of `ids`; a status other than LINNET_OK from it ends the call with that status. */

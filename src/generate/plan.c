@@ -534,7 +534,8 @@ linnet_status linnet_plan_session(const linnet_model *constant, const linnet_ses
     if (found != LINNET_OK) return found;
     if (device) {
         const linnet_status fitted = ln_plan_device(model, &settled, device, about, plan);
-        if (fitted != LINNET_ERROR_MEMORY || !ln_session_either(&settled)) return fitted;
+        const bool cannot = fitted == LINNET_ERROR_MEMORY || fitted == LINNET_ERROR_UNSUPPORTED;
+        if (!cannot || !ln_session_either(&settled)) return fitted;
         ln_log(model->context, LINNET_LOG_INFO, "the CPU is used: %s", linnet_last_error(model->context));
         *plan = (linnet_plan){.size = sizeof *plan};
     }

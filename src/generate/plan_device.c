@@ -3,7 +3,8 @@
  *   total = weights + pages(context, piece, precision) + workspace(piece), all bytes of the device.
  *
  * The most exact precision is taken with which pieces of QUICK_PIECE tokens fit, and of these the longest; where none
- * does, shorter pieces of the coarsest. */
+ * does, shorter pieces of the coarsest. Of what the device has left, RESERVE bytes stay for what nobody plans: kernels
+ * that are loaded when they are first used, captured graphs, libraries. */
 #include <stdio.h>
 #include <string.h>
 
@@ -11,7 +12,7 @@
 #include "base/context.h"
 #include "generate/session.h"
 
-enum { QUICK_PIECE = 64 };
+enum { QUICK_PIECE = 64, MOST_PIECE = 65535 /* of a grid of blocks */, RESERVE = 256 << 20 };
 
 static const int64_t pieces[] = {2048, 1024, 512, 256, 128, 64, 32, 16, 8};
 static const linnet_type types[] = {LINNET_BF16, LINNET_Q8_0, LINNET_Q4_0}; /* attention multiplies bf16 */
@@ -26,6 +27,9 @@ static linnet_status check_settings(linnet_model *model, const linnet_session_se
     if (settled->draft)
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                        "draft models are for policies with probes, which need the CPU");
+    if (settled->compute == LINNET_COMPUTE_EXACT)
+        return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
+                       "a GPU rounds activations to bf16: exact ones (--exact) need the CPU");
     if (!ln_session_policy(settled)) return LINNET_OK;
     const linnet_status status = ln_policy_parse(model->context, settled->policy, &policy);
     return status == LINNET_OK ? device->allows(model, &policy) : status;
@@ -77,8 +81,8 @@ typedef struct device_choice {
 static bool holds(const device_choice *c, const ln_device_bytes *bytes) {
     const linnet_session_settings *s = c->settled;
     const uint64_t total = bytes->weights + bytes->pages + bytes->workspace;
-    return total <= bytes->available && (!s->memory || total <= s->memory) && (!s->cache || bytes->pages <= s->cache) &&
-           (!s->activations || bytes->workspace <= s->activations);
+    return total + RESERVE <= bytes->available && (!s->memory || total <= s->memory) &&
+           (!s->cache || bytes->pages <= s->cache) && (!s->activations || bytes->workspace <= s->activations);
 }
 
 /* Under a policy: the most for lanes that the bounds hold, no more than they can use and no less than they need;
@@ -107,7 +111,7 @@ static linnet_status weigh_lanes(device_choice *c, ln_device_shape *shape, ln_de
     return status == LINNET_OK ? c->device->weigh(c->model, shape, bytes) : status;
 }
 
-static linnet_status weigh(device_choice *c, linnet_type precision, int64_t piece, linnet_plan *plan) {
+static linnet_status weigh(device_choice *c, linnet_type precision, int64_t piece, linnet_plan *plan, bool *fits) {
     const linnet_session_settings *settled = c->settled;
     ln_device_shape shape = {.context = settled->context, .piece = piece, .precision = precision, .policy = c->policy};
     ln_device_bytes bytes;
@@ -122,46 +126,74 @@ static linnet_status weigh(device_choice *c, linnet_type precision, int64_t piec
     plan->workspace = bytes.workspace;
     plan->bytes_per_token = bytes.token;
     plan->total = bytes.weights + bytes.pages + bytes.workspace;
+    *fits = holds(c, &bytes);
     return LINNET_OK;
 }
 
-static bool fits(const device_choice *c, const linnet_plan *plan) {
-    const linnet_session_settings *s = c->settled;
-    return plan->total <= c->available && (!s->memory || plan->total <= s->memory) &&
-           (!s->cache || plan->pages <= s->cache) && (!s->activations || plan->workspace <= s->activations);
+/* Of so many tokens, as far as there are any, and kernels take them; or as asked for. */
+static int64_t piece_of(const device_choice *c, int64_t tokens) {
+    return ln_min_i64(c->settled->piece ? ln_min_i64(c->settled->piece, MOST_PIECE) : tokens, c->settled->context);
 }
 
 /* The longest piece of at least `least` tokens with which this precision fits; under a policy, that leaves lanes most
- * of what a short one would. */
+ * of what the shortest of these would. */
 static linnet_status choose(device_choice *c, linnet_type precision, int64_t least, linnet_plan *plan, bool *found) {
-    const int64_t context = c->settled->context;
+    bool fits;
     *found = false;
     c->enough = 0;
     if (c->policy && !c->settled->piece) {
-        const linnet_status status = weigh(c, precision, ln_min_i64(least, context), plan);
+        const linnet_status status = weigh(c, precision, piece_of(c, least), plan, &fits);
         if (status != LINNET_OK) return status;
         if (c->settled->memory || c->settled->cache) c->enough = plan->cache / 4 * 3;
     }
-    for (int i = 0; i < PIECES && !*found; i++) {
-        const int64_t piece = ln_min_i64(c->settled->piece ? c->settled->piece : pieces[i], context);
-        if (piece < ln_min_i64(least, context) && !c->settled->piece) break;
-        const linnet_status status = weigh(c, precision, piece, plan);
+    for (int i = 0; i < PIECES && pieces[i] >= least && !*found; i++) {
+        const linnet_status status = weigh(c, precision, piece_of(c, pieces[i]), plan, &fits);
         if (status != LINNET_OK) return status;
-        *found = fits(c, plan) && plan->cache >= c->enough;
+        *found = fits && plan->cache >= c->enough;
         if (c->settled->piece) break;
     }
     return LINNET_OK;
 }
 
+/* Precisions in their order; in a second round the coarsest that the model can have, in any piece. */
+static linnet_status choose_among(device_choice *c, const linnet_type *list, int count, linnet_plan *plan,
+                                  bool *found) {
+    int known = 0;
+    *found = false;
+    for (int i = 0; i < count && !*found; i++) {
+        const linnet_status status = choose(c, list[i], QUICK_PIECE, plan, found);
+        if (status == LINNET_ERROR_UNSUPPORTED && i > 0) break;
+        if (status != LINNET_OK) return status;
+        known = i + 1;
+    }
+    return *found ? LINNET_OK : choose(c, list[known - 1], pieces[PIECES - 1], plan, found);
+}
+
+/* The coarsest precision that the model can have, in the shortest pieces, whatever the bounds. */
+static linnet_status find_smallest(const device_choice *c, const linnet_type *list, int count, linnet_plan *plan) {
+    linnet_session_settings free = *c->settled;
+    device_choice unbounded = *c;
+    linnet_status status;
+    bool fits;
+    free.memory = free.cache = free.activations = 0;
+    unbounded.settled = &free;
+    do status = weigh(&unbounded, list[--count], piece_of(c, pieces[PIECES - 1]), plan, &fits);
+    while (status == LINNET_ERROR_UNSUPPORTED && count > 0);
+    plan->smallest = plan->total;
+    plan->smallest_workspace = plan->workspace;
+    return status;
+}
+
 static linnet_status refuse(const device_choice *c, const linnet_plan *plan) {
     const linnet_session_settings *s = c->settled;
     const unsigned long long least = (unsigned long long)plan->total;
+    const linnet_type precision = c->policy ? c->policy->near : plan->precision;
     if (s->memory && plan->total > s->memory)
         return ln_fail(c->model->context, LINNET_ERROR_MEMORY,
                        "a budget of %llu bytes on the device is too small for %lld tokens: at least %llu are needed "
                        "(weights take %llu, %s keys and values %llu, workspace %llu)",
                        (unsigned long long)s->memory, (long long)s->context, least, (unsigned long long)plan->model,
-                       linnet_type_name(plan->precision), (unsigned long long)plan->pages,
+                       linnet_type_name(precision), (unsigned long long)plan->pages,
                        (unsigned long long)plan->workspace);
     if (s->cache && plan->pages > s->cache)
         return ln_fail(c->model->context, LINNET_ERROR_MEMORY,
@@ -173,7 +205,7 @@ static linnet_status refuse(const device_choice *c, const linnet_plan *plan) {
                        (unsigned long long)s->activations, (unsigned long long)plan->workspace);
     return ln_fail(c->model->context, LINNET_ERROR_MEMORY,
                    "the device has %llu bytes left, and %lld tokens of this model need at least %llu",
-                   (unsigned long long)c->available, (long long)s->context, least);
+                   (unsigned long long)c->available, (long long)s->context, least + RESERVE);
 }
 
 linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings *settled, const ln_device *device,
@@ -189,8 +221,8 @@ linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings 
                           .weights_mapped = model->weight_bytes};
     snprintf(plan->device, sizeof plan->device, "%s: %.80s", device->name, about);
     if (ln_session_policy(settled)) {
-        const linnet_status status = ln_policy_parse(model->context, settled->policy, &policy);
-        if (status != LINNET_OK) return status;
+        const linnet_status parsed = ln_policy_parse(model->context, settled->policy, &policy);
+        if (parsed != LINNET_OK) return parsed;
         ln_policy_text(&policy, plan->policy, sizeof plan->policy);
         c.policy = &policy;
     }
@@ -198,19 +230,17 @@ linnet_status ln_plan_device(linnet_model *model, const linnet_session_settings 
     const bool open = settled->precision == LINNET_TYPE_AUTO && !c.policy;
     const linnet_type *list = open ? types : c.policy ? &beside : &settled->precision;
     const int count = open ? TYPES : 1;
-    bool found = false;
-    int known = 0; /* precisions that this model can have */
-    for (int round = 0; round < 2 && !found; round++)
-        for (int i = 0; i < (round ? known : count) && !found; i++) {
-            /* At the end, in the second round, the coarsest in any piece. */
-            const linnet_status status = choose(&c, list[round ? known - 1 : i], round ? 1 : QUICK_PIECE, plan, &found);
-            if (status == LINNET_ERROR_UNSUPPORTED && i > 0 && !round) break;
-            if (status != LINNET_OK) return status;
-            if (!round) known = i + 1;
-        }
-    plan->smallest_workspace = plan->workspace;
-    plan->smallest = plan->total;
-    if (!found) return refuse(&c, plan);
+    bool found;
+    linnet_plan smallest = *plan;
+    linnet_status status = choose_among(&c, list, count, plan, &found);
+    if (status == LINNET_OK) status = find_smallest(&c, list, count, &smallest);
+    if (status != LINNET_OK) return status;
+    if (!found) {
+        *plan = smallest;
+        return refuse(&c, plan);
+    }
+    plan->smallest = smallest.smallest;
+    plan->smallest_workspace = smallest.smallest_workspace;
     if (c.policy) {
         snprintf(plan->reason, sizeof plan->reason, "policy %s as asked for", policy.row->name);
         return LINNET_OK;

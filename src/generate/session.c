@@ -141,7 +141,8 @@ const int32_t *linnet_session_tokens(const linnet_session *session) {
     return session->tokens;
 }
 const float *linnet_session_logits(const linnet_session *session) {
-    if (session->device && session->has_logits && !ln_device_session_fetch((linnet_session *)(uintptr_t)session))
+    if (session->device && session->has_logits &&
+        ln_device_session_fetch((linnet_session *)(uintptr_t)session) != LINNET_OK)
         return NULL;
     return session->has_logits ? session->logits : NULL;
 }

@@ -31,6 +31,7 @@ struct linnet_session {
     const ln_device *device;      /* NULL: the processor, and else workspace, memory and probing are NULL */
     ln_device_sequence *sequence; /* what it holds of this session */
     int64_t reached;              /* the highest position so far, on a device */
+    int64_t sound;                /* tokens that the device was waited for */
     bool fetched;                 /* from a device: `logits` are those that has_logits speaks of */
     bool shares;                  /* forks may overwrite what the device has of logits: they are fetched at once */
     uint64_t spare;               /* bytes that the plan left of its bounds, for logits of many tokens */
@@ -104,8 +105,8 @@ void ln_device_session_failed(linnet_session *session); /* after a file could no
 linnet_usage ln_device_session_usage(const linnet_session *session);
 /* What a session on a device cannot do yet. */
 linnet_status ln_device_session_refuse(const linnet_session *session, const char *what);
-/* Brings the logits to session->logits; false, recorded, where the device failed. */
-bool ln_device_session_fetch(linnet_session *session);
+/* Brings the logits to session->logits. */
+linnet_status ln_device_session_fetch(linnet_session *session);
 /* The most likely token, as linnet_sample without a penalty has it. */
 linnet_status ln_device_session_best(const linnet_session *session, int32_t *id);
 

@@ -105,10 +105,12 @@ typedef linnet_status (*ln_memory_pages)(void *user, int64_t layer, int64_t head
                                          const ln_page_layout *layout, unsigned char *pages);
 /* A memory that stands for one on a device, which has as many slots: it gets the device's pages from `pages`, or gives
  * its own to it. reached: the most tokens that the device held at once: of sliding layers earlier pages are lost. Not
- * of layers under a policy. */
+ * of layers under a policy. ln_memory_reached: what it would have been of a device that has lost what this memory has;
+ * it may exceed the capacity. */
 linnet_status ln_memory_take_pages(ln_memory *memory, int64_t position, int64_t reached, ln_memory_pages pages,
                                    void *user);
 linnet_status ln_memory_give_pages(ln_memory *memory, ln_memory_pages pages, void *user);
+int64_t ln_memory_reached(const ln_memory *memory);
 
 /* The memory's part of a session file. Reading needs the same shape and policy but for capacity, piece and bytes, which
  * must suffice. ln_memory_check_write refuses what cannot be written yet. A file that does not fit, or does not hold

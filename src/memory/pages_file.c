@@ -247,7 +247,7 @@ linnet_status ln_memory_take_pages(ln_memory *memory, int64_t position, int64_t 
                                    void *user) {
     for (int64_t l = 0; l < memory->shape.layers; l++) {
         ln_memory_layer *layer = &memory->layers[l];
-        if (layer->slots)
+        if (layer->slots && layer->window)
             layer->kept = ln_max_i64(0, ln_ceil_div(reached, LN_PAGE_TOKENS) - layer->slots) * LN_PAGE_TOKENS;
     }
     memory->position = position;
@@ -256,4 +256,13 @@ linnet_status ln_memory_take_pages(ln_memory *memory, int64_t position, int64_t 
 
 linnet_status ln_memory_give_pages(ln_memory *memory, ln_memory_pages pages, void *user) {
     return exchange_all(memory, false, pages, user);
+}
+
+int64_t ln_memory_reached(const ln_memory *memory) {
+    int64_t reached = memory->position;
+    for (int64_t l = 0; l < memory->shape.layers; l++) {
+        const ln_memory_layer *layer = &memory->layers[l];
+        if (layer->kept > 0) reached = ln_max_i64(reached, layer->kept + layer->slots * LN_PAGE_TOKENS);
+    }
+    return reached;
 }

@@ -572,6 +572,7 @@ void ln_ragged_rewind(ln_ragged *ragged, int64_t position) {
     ragged->appended = 0;
     if (position) return;
     ragged->limit = 0;
+    ragged->settled = false;
     ragged->far_used = 0;
     memset(ragged->state, 0, (size_t)ragged->lanes * ragged->state_bytes);
     if (ragged->order) memset(ragged->order, 0, ln_ragged_order_bytes(&ragged->shape));

@@ -104,6 +104,7 @@ typedef struct reading {
     int64_t position, limit;
     bool store;
     unsigned char *some; /* room for a page, where pages are elsewhere */
+    int64_t most;        /* pages of a lane there */
 } reading;
 
 static linnet_status refuse(const reading *r, const char *what) {
@@ -157,6 +158,13 @@ static linnet_status read_layers(const reading *r) {
     return LINNET_OK;
 }
 
+/* A device attends to a lane as one sequence, whose table has room for the pages of one more piece. */
+static bool possible_elsewhere(const reading *r, int64_t far, int64_t near) {
+    const ln_ragged_shape *shape = &r->ragged->shape;
+    const int64_t more = ln_min_i64(shape->piece, shape->capacity - r->position);
+    return far % LN_PAGE_TOKENS == 0 && ln_ceil_div(far + near + more, LN_PAGE_TOKENS) <= r->most;
+}
+
 /* Tokens of a lane as they can be between two pieces. */
 static bool possible(const reading *r, const int64_t tokens[LN_LANE_KINDS], int64_t given_up) {
     const ln_policy *policy = &r->ragged->policy;
@@ -169,6 +177,7 @@ static bool possible(const reading *r, const int64_t tokens[LN_LANE_KINDS], int6
     if (policy->channels && tokens[LN_FAR] % LN_PAGE_TOKENS) return false;
     if (ln_pool_shape_of(r->ragged->pool)->kinds <= LN_LOW && tokens[LN_LOW] > 0) return false;
     if (near - sinks - policy->recent >= LN_PAGE_TOKENS) return false;
+    if (r->ragged->shape.elsewhere && !possible_elsewhere(r, left, near)) return false;
     return near == position ||
            (near >= sinks + policy->recent && r->limit >= position - (near - sinks - policy->recent));
 }
@@ -324,6 +333,7 @@ linnet_status ln_ragged_read(ln_ragged *ragged, ln_state_reader *reader, int64_t
     reading r = {.ragged = ragged, .file = reader, .position = position, .store = store};
     linnet_status status = read_head(&r);
     if (status != LINNET_OK) return status;
+    if (ragged->shape.elsewhere) r.most = ln_ragged_lane_pages(&ragged->shape);
     if (!store) {
         const uint64_t lanes = (uint64_t)ragged->lanes;
         ln_lane *trial = ln_allocate(ragged->context, lanes, sizeof *trial + sizeof(double), "table of a session file");

@@ -27,6 +27,8 @@ typedef struct ln_device_sequence ln_device_sequence;
 
 typedef struct ln_device {
     const char *name;
+    /* Where run, take, rows or lanes_at fails, tokens since the last wait are unknown, and so is all of memory under a
+     * policy: lanes_at(0) must follow, which does not fail. */
     /* Whether there is a device, and it runs this model; else LINNET_ERROR_UNSUPPORTED with a sentence. about
      * [capacity]: what the device is. */
     linnet_status (*check)(linnet_model *model, char *about, int64_t capacity);

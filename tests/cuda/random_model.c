@@ -16,10 +16,10 @@ typedef struct shape {
     uint64_t vocabulary;
 } shape;
 
-static const shape SHAPES[] = {{"1b", 16, 2048, 8192, 32, 8, 128256},
-                               {"8b", 32, 4096, 14336, 32, 8, 128256},
-                               {"tiny", 2, 256, 512, 2, 1, 1024},
-                               {"pair", 2, 256, 512, 4, 2, 512}};
+static const shape SHAPES[] = {{"1b", 16, 2048, 8192, 32, 8, 128256}, {"8b", 32, 4096, 14336, 32, 8, 128256},
+                               {"tiny", 2, 256, 512, 2, 1, 1024},     {"pair", 2, 256, 512, 4, 2, 512},
+                               {"odd", 2, 256, 544, 4, 2, 512}, /* no whole tiles of 64 */
+                               {"words", 2, 256, 512, 4, 2, 128256}};
 
 typedef struct model {
     FILE *file;

@@ -1,6 +1,6 @@
 /* What can be wrong with a device, on an emulated one: none, too old a driver, too little memory, a device that fails
  * while it works. Each gives a status and a sentence that names it, the process goes on, and a session takes the
- * processor where `auto` allows it and nowhere else.
+ * processor where `auto` allows it and nowhere else. A session whose device has failed goes on as one that never did.
  *
  *     cuda_refusals MODEL          a golden model
  *     cuda_refusals MODEL 7.5      a device without kernels */
@@ -8,12 +8,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "linnet/cuda.h"
 #include "linnet/linnet.h"
+#include "random_model.h"
 
 static linnet_context *context;
 static linnet_model *model;
+static const char *golden;
 static int checks, failures;
 
 static void expect(bool right, const char *what) {
@@ -92,6 +95,131 @@ static void check_memory(void) {
     set("LN_EMULATOR_MEMORY", NULL);
 }
 
+static linnet_status plan_for(linnet_session_settings *settings, uint64_t memory, linnet_plan *plan) {
+    settings->memory = memory;
+    return linnet_plan_session(model, settings, plan);
+}
+
+/* The least that is named suffices, and nothing less; of all pieces and precisions where nothing is asked for. */
+static void check_least(const char *policy, linnet_type precision) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_plan plan, least;
+    settings.context = 4000;
+    settings.device = "cuda";
+    settings.policy = policy;
+    settings.precision = precision;
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK && plan.smallest < plan.total, "a plan without bounds");
+    expect(plan_for(&settings, 1000, &least) == LINNET_ERROR_MEMORY && least.smallest == plan.smallest, "1000 bytes");
+    expect(!policy || told(strstr(policy, "q4_0") ? " q4_0 keys" : " f16 keys"), "the precision of lanes");
+    expect(plan_for(&settings, plan.smallest, &least) == LINNET_OK && least.total == plan.smallest, "the least");
+    expect(plan_for(&settings, plan.smallest - 1, &least) == LINNET_ERROR_MEMORY, "a byte less than the least");
+}
+
+/* Where nothing but the device itself is a bound. */
+static void check_reserve(void) {
+    char number[32];
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_plan plan;
+    settings.context = 4000;
+    settings.device = "cuda";
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK, "a plan");
+    for (int less = 0; less < 2; less++) {
+        const uint64_t needed = plan.smallest + (256 << 20);
+        linnet_plan tight;
+        snprintf(number, sizeof number, "%llu", (unsigned long long)(needed - (unsigned)less));
+        set("LN_EMULATOR_MEMORY", number);
+        const linnet_status status = plan_for(&settings, 0, &tight);
+        snprintf(number, sizeof number, "at least %llu", (unsigned long long)needed);
+        expect(less ? status == LINNET_ERROR_MEMORY && told(number) : status == LINNET_OK, "what stays unplanned");
+    }
+    set("LN_EMULATOR_MEMORY", NULL);
+}
+
+/* What a GPU cannot do, the processor does where it may. */
+static void check_either(void) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_plan plan;
+    settings.context = 100000;
+    settings.piece = 1 << 20;
+    settings.device = "cuda";
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK && plan.piece == 65535, "the longest pieces");
+    settings.piece = 0;
+    settings.compute = LINNET_COMPUTE_EXACT;
+    expect(plan_for(&settings, 0, &plan) == LINNET_ERROR_UNSUPPORTED && told("--exact"), "exact activations");
+    settings.device = "auto";
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK && !*plan.device, "exact activations, on either");
+    settings.compute = LINNET_COMPUTE_FAST;
+    settings.precision = LINNET_F32;
+    expect(plan_for(&settings, 0, &plan) == LINNET_OK && !*plan.device, "f32 pages, on either");
+    settings.device = "cuda";
+    expect(plan_for(&settings, 0, &plan) == LINNET_ERROR_UNSUPPORTED && told("not as f32"), "f32 pages");
+}
+
+/* `check` with another model; shape NULL: the golden one that lies beside that of the command. */
+static void with_model(const char *shape, linnet_type type, void (*check)(void)) {
+    char path[600] = "/tmp/linnet-refusals-XXXXXX";
+    linnet_model *const other = model;
+    const int file = shape ? mkstemp(path) : -1;
+    if (!shape) snprintf(path, sizeof path, "%s/../mistral-window", golden);
+    expect(!shape || (file >= 0 && write_random_model(path, shape, type)), "a random model");
+    expect(linnet_model_open(context, path, &model) == LINNET_OK, "another model");
+    check();
+    linnet_model_close(model);
+    model = other;
+    if (!shape) return;
+    close(file);
+    unlink(path);
+}
+
+/* Without a session that was opened no weights stay on the device, whatever of the host's memory was missing. */
+static void check_weights(void) {
+    enum { ALL = 1 << 30 };
+    linnet_cuda *cuda = NULL;
+    linnet_status status = LINNET_ERROR_MEMORY;
+    int failed = 0;
+    set("LN_EMULATOR_MEMORY", "1073741824");
+    expect(linnet_cuda_open(context, 0, &cuda) == LINNET_OK, "a device");
+    for (uint64_t more = 1 << 10; status != LINNET_OK && more < 1 << 26; more += more / 4) {
+        linnet_session *session = NULL;
+        void *memory = NULL;
+        linnet_memory_limit(context, linnet_memory_used(context) + more);
+        status = open_session("cuda", &session);
+        linnet_memory_limit(context, 0);
+        linnet_session_close(session);
+        if (status == LINNET_OK) break;
+        failed++;
+        expect(linnet_cuda_allocate(cuda, ALL - 4096, &memory) == LINNET_OK, "what a session left that was not opened");
+        linnet_cuda_release(cuda, memory);
+    }
+    expect(failed > 3 && status == LINNET_OK, "the host's memory");
+    linnet_cuda_close(cuda);
+    set("LN_EMULATOR_MEMORY", NULL);
+}
+
+/* Where every layer has a window, a longer text takes pages of tables alone. */
+static void check_windows(void) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_plan shorter, longer;
+    settings.device = "cuda";
+    settings.piece = 64;
+    settings.context = 1000;
+    expect(plan_for(&settings, 0, &shorter) == LINNET_OK, "a plan with windows");
+    settings.context = 100000;
+    expect(plan_for(&settings, 0, &longer) == LINNET_OK, "a plan with windows");
+    expect(longer.workspace < shorter.workspace + 100000 && longer.pages == shorter.pages, "what nobody gathers");
+}
+
+static void check_plans(void) {
+    check_least(NULL, LINNET_TYPE_AUTO);
+    check_least(NULL, LINNET_BF16);
+    check_least("window", LINNET_TYPE_AUTO);
+    check_least("h2o", LINNET_TYPE_AUTO);
+    check_least("adakv", LINNET_TYPE_AUTO);
+    check_least("window:near=q4_0,keys=q4_0,values=q4_0", LINNET_TYPE_AUTO);
+    check_reserve();
+    check_either();
+}
+
 /* The device fails in launch n, for every n until a prompt is read without reaching it. */
 static void check_lost(void) {
     char where[8], number[16];
@@ -103,11 +231,76 @@ static void check_lost(void) {
         status = read_prompt("cuda", where);
         if (status == LINNET_OK) break;
         failed++;
-        expect(told("reported an error"), "a device that fails");
+        expect(told("reported an error (cudaError 719)"), "a device that fails");
     }
     expect(failed > 3 && status == LINNET_OK && !strcmp(where, "cuda"), "the last launch");
     set("LN_EMULATOR_LOST", NULL);
     expect(read_prompt("cuda", where) == LINNET_OK && !strcmp(where, "cuda"), "a device that works again");
+}
+
+/* ---- going on after it ---- */
+
+enum { PIECE = 20, PROMPT = 2 * PIECE, TOKENS = PROMPT + 3 };
+
+static linnet_session *open_for(const char *policy) {
+    linnet_session_settings settings = linnet_session_settings_default();
+    linnet_session *session = NULL;
+    settings.context = 800;
+    settings.piece = PIECE;
+    settings.policy = policy;
+    settings.device = "cuda";
+    expect(linnet_session_open(model, &settings, &session) == LINNET_OK, policy ? policy : "no policy");
+    return session;
+}
+
+/* Up to `end`: the prompt, then tokens alone. */
+static linnet_status read_on(linnet_session *session, const int32_t *ids, int64_t end) {
+    const int64_t at = linnet_session_position(session), prompt = end < PROMPT ? end : PROMPT;
+    linnet_status status = at < prompt ? linnet_session_feed(session, ids + at, prompt - at) : LINNET_OK;
+    for (int64_t i = at > prompt ? at : prompt; i < end && status == LINNET_OK; i++)
+        status = linnet_session_feed(session, ids + i, 1);
+    return status;
+}
+
+/* The device fails in a launch behind the first `before` tokens; `right` is a session that read all of them. */
+static void check_recovery(linnet_session *right, const int32_t *ids, const char *policy, int64_t before,
+                           const char *launch) {
+    char what[80];
+    linnet_session *failed = open_for(policy);
+    snprintf(what, sizeof what, "%s, launch %s after %lld tokens", policy ? policy : "no policy", launch,
+             (long long)before);
+    expect(read_on(failed, ids, before) == LINNET_OK, what);
+    set("LN_EMULATOR_LOST", launch);
+    const linnet_status status = read_on(failed, ids, TOKENS);
+    set("LN_EMULATOR_LOST", NULL);
+    expect(status == LINNET_ERROR_UNSUPPORTED && told("reported an error"), what);
+    expect(!linnet_session_logits(failed), "logits of what the device did not do");
+    expect(policy ? linnet_session_position(failed) == 0 : linnet_session_position(failed) >= before,
+           "what is left after a failure");
+    expect(read_on(failed, ids, TOKENS) == LINNET_OK, what);
+    expect(linnet_session_usage(failed).kept == linnet_session_usage(right).kept, what);
+    const float *got = linnet_session_logits(failed), *want = linnet_session_logits(right);
+    expect(got && want && !memcmp(got, want, 512 * sizeof *got), what);
+    linnet_session_close(failed);
+}
+
+static void check_recoveries(void) {
+    /* Within the first piece, within the second; a step that is captured, and one that was. */
+    static const struct {
+        const char *policy, *launch[2];
+        int64_t before[2];
+    } cases[] = {{NULL, {"40", "0"}, {0, PROMPT + 1}},
+                 {"window:recent=32", {"40", "5"}, {0, PROMPT + 2}},
+                 {"snapkv:recent=32,window=16", {"10"}, {0}}};
+    int32_t ids[TOKENS];
+    for (int i = 0; i < TOKENS; i++) ids[i] = i * 37 % 500;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        linnet_session *right = open_for(cases[i].policy);
+        expect(read_on(right, ids, TOKENS) == LINNET_OK, "a session that never fails");
+        for (int k = 0; k < 2 && cases[i].launch[k]; k++)
+            check_recovery(right, ids, cases[i].policy, cases[i].before[k], cases[i].launch[k]);
+        linnet_session_close(right);
+    }
 }
 
 int main(int count, char **words) {
@@ -116,6 +309,7 @@ int main(int count, char **words) {
         return 2;
     }
     if (count == 3) set("LN_EMULATOR_DEVICE", words[2]);
+    golden = words[1];
     linnet_context_settings settings = linnet_context_settings_default();
     settings.threads = 1; /* the emulator's threads leave little of a small stack */
     if (linnet_context_open(&settings, &context) != LINNET_OK ||
@@ -131,7 +325,11 @@ int main(int count, char **words) {
     } else {
         check_no_device();
         check_memory();
+        with_model(NULL, LINNET_F32, check_windows);
+        with_model("words", LINNET_Q4_0, check_plans);
+        check_weights();
         check_lost();
+        with_model("pair", LINNET_BF16, check_recoveries);
     }
     linnet_model_close(model);
     linnet_context_close(context);

@@ -3,6 +3,12 @@
 
 #include <cuda_runtime.h>
 
+static thread_local int failure;
+
+const char *ln_cuda_error_name(void) {
+    return cudaGetErrorName((cudaError_t)failure);
+}
+
 ln_cuda_code ln_cuda_code_of(int error) {
     switch (error) {
     case cudaSuccess:
@@ -18,6 +24,7 @@ ln_cuda_code ln_cuda_code_of(int error) {
     case cudaErrorNoKernelImageForDevice:
         return LN_CUDA_UNSUPPORTED;
     default:
+        failure = error;
         return LN_CUDA_FAILED;
     }
 }

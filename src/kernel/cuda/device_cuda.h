@@ -36,6 +36,8 @@ typedef struct ln_cuda_device {
 ln_cuda_code ln_cuda_device_read(int index, ln_cuda_device *device);
 /* The code of a cudaError_t. */
 ln_cuda_code ln_cuda_code_of(int error);
+/* The runtime's name of the error that was LN_CUDA_FAILED last in this thread. */
+const char *ln_cuda_error_name(void);
 
 /* Elements at token * token_stride + head * head_stride + i; strides in elements, multiples of 8; data aligned to 16.
  */

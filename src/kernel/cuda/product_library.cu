@@ -137,7 +137,7 @@ ln_cuda_code ln_cuda_library_multiply(void *given, const void *weight, int64_t r
     const cublasStatus_t status = with->cublasLtMatmul(with->handle, with->product, &one, weight, chosen->weight, x,
                                                        chosen->x, &zero, y, chosen->y, y, chosen->y, &chosen->algorithm,
                                                        workspace, LN_CUDA_LIBRARY_BYTES, (cudaStream_t)stream);
-    return status == CUBLAS_STATUS_SUCCESS ? LN_CUDA_OK : LN_CUDA_FAILED;
+    return ln_cuda_code_of(status == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorUnknown);
 }
 
 #else

@@ -35,8 +35,8 @@ linnet_status ln_cuda_tell(const linnet_cuda *cuda, ln_cuda_code code, const cha
                        cuda->device.index);
     default:
         return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
-                       "%s: device %d reported an error; what it was doing is lost, close what uses it", what,
-                       cuda->device.index);
+                       "%s: device %d reported an error (%s); what it was doing is lost, close what uses it", what,
+                       cuda->device.index, ln_cuda_error_name());
     }
 }
 

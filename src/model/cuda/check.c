@@ -21,7 +21,8 @@ linnet_status ln_cuda_fail(linnet_context *context, ln_cuda_code code, const cha
     case LN_CUDA_FAILED:
         break;
     }
-    return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: the GPU reported an error; it may need a restart", what);
+    return ln_fail(context, LINNET_ERROR_UNSUPPORTED, "%s: the GPU reported an error (%s); it may need a restart", what,
+                   ln_cuda_error_name());
 }
 
 /* ---- which models ---- */

@@ -81,10 +81,6 @@ static linnet_status weigh(linnet_model *model, const ln_device_shape *shape, ln
     return LINNET_OK;
 }
 
-static bool plain(const ln_cuda_class *class) {
-    return class->decode.format == LN_CUDA_PAGE_BF16 || class->decode.format == LN_CUDA_PAGE_F16;
-}
-
 static ln_cuda_page_part part_of(const ln_device_sequence *sequence, const ln_cuda_block *block, int part) {
     const ln_cuda_room *room = sequence->room;
     const ln_hyperparameters *h = &room->model->hyper;
@@ -93,7 +89,7 @@ static ln_cuda_page_part part_of(const ln_device_sequence *sequence, const ln_cu
     const int64_t before = part ? class->slots * ln_cuda_page_bytes(room, (int)block->class, 0) : 0;
     const int64_t head = ln_cuda_head_bytes(&class->decode, size);
     return (ln_cuda_page_part){sequence->pages + sequence->offset[block->layer] + before, page, head,
-                               plain(class) ? 2 * size : 0};
+                               ln_cuda_plain(class->decode.format) ? 2 * size : 0};
 }
 
 /* ---- the pass ---- */
@@ -265,7 +261,7 @@ static linnet_status prepare_heads(const pass *p, const ln_cuda_block *block, co
                            .sine = room->sine[local],
                            .rotary_size = model->rope.size,
                            .half = model->rope.half};
-    for (int i = 1; i < 3 && plain(class); i++)
+    for (int i = 1; i < 3 && ln_cuda_plain(class->decode.format); i++)
         heads.part[i].pages = (ln_cuda_head_pages){i == 1 ? tensors->key : tensors->value,
                                                    class->decode.format,
                                                    LN_CUDA_PAGE_TOKENS,
@@ -282,7 +278,7 @@ static linnet_status append(const pass *p, const ln_cuda_class *class, const ln_
                                       .element = LN_CUDA_ELEMENT_FLOAT32,
                                       .key = {p->room->key, h->key_value_heads * h->key_size, h->key_size},
                                       .value = {p->room->value, h->key_value_heads * h->value_size, h->value_size}};
-    if (plain(class)) return LINNET_OK;
+    if (ln_cuda_plain(class->decode.format)) return LINNET_OK;
     LN_CUDA_TRY(p->room->model->context, ln_cuda_decode_append(&class->decode, tensors, &rows, p->on->stream),
                 "keeping keys and values");
     return LINNET_OK;
@@ -299,7 +295,7 @@ static linnet_status attend_prompt(const pass *p, ln_cuda_class *class, const ln
         .output = tensors->output};
     LN_CUDA_TRY(
         context,
-        plain(class)
+        ln_cuda_plain(class->decode.format)
             ? ln_cuda_gather_any(&class->decode, tensors, class->first, count, &of.key, &of.value, p->on->stream)
             : ln_cuda_decode_unpack(&class->decode, tensors, 0, class->first, count, &of.key, &of.value, p->on->stream),
         "gathering keys and values");
@@ -433,23 +429,29 @@ static linnet_status run_graph(pass *p) {
         LN_CUDA_TRY(context, ln_cuda_graph_begin(p->on->stream), "capturing a step");
         const linnet_status status = run_pass(p, true);
         const ln_cuda_code code = ln_cuda_graph_end(p->on->stream, &sequence->graph);
-        if (status != LINNET_OK) return status;
+        if (status != LINNET_OK || code != LN_CUDA_OK) { /* of a step that broke off there may be a part */
+            ln_cuda_graph_close(sequence->graph);
+            sequence->graph = NULL;
+        }
+        LN_TRY(status);
         LN_CUDA_TRY(context, code, "capturing a step");
     }
     LN_CUDA_TRY(context, ln_cuda_graph_run(sequence->graph, p->on->stream), "a step");
     return LINNET_OK;
 }
 
+/* Before all else that the table does: whoever else is on this thread may have chosen another GPU. */
 static linnet_status meet(ln_cuda_room *room) {
     const ln_cuda_model *on = room->model->on_device;
+    LN_CUDA_TRY(room->model->context, ln_cuda_use(on->device.index), "choosing the GPU");
     if (!room->running) return LINNET_OK;
     room->running = false;
     LN_CUDA_TRY(room->model->context, ln_cuda_wait(on->stream), "running the model");
     return LINNET_OK;
 }
 
-static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
-                         bool last) {
+static linnet_status start(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
+                           bool last) {
     ln_cuda_room *room = sequence->room;
     pass p = {.sequence = sequence,
               .room = room,
@@ -459,17 +461,26 @@ static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64
               .alone = tokens == 1,
               .few = tokens <= LN_CUDA_PRODUCT_FEW};
     LN_TRY(meet(room));
-    LN_CUDA_TRY(room->model->context, ln_cuda_use(p.on->device.index), "choosing the GPU");
     room->step_host[0] = (int32_t)position;
     room->step_host[1] = (int32_t)(position + tokens);
     memcpy(room->step_host + 2, ids, (size_t)tokens * sizeof *ids);
     for (int c = 0; c < LN_CUDA_CLASSES && !p.alone; c++)
-        if (!room->classes[c].any_prompt && (c == 0 ? !sequence->lanes : room->classes[c].window))
+        if (room->classes[c].layers && !room->classes[c].any_prompt && (c > 0 || !sequence->lanes))
             LN_TRY(plan_prompt(&p, &room->classes[c]));
     if (sequence->lanes) LN_TRY(ln_cuda_lanes_begin(sequence->lanes, tokens, position));
     room->running = true;
     LN_TRY(p.alone && last && sequence->alone++ > 0 ? run_graph(&p) : run_pass(&p, last));
     return sequence->lanes ? ln_cuda_lanes_end(sequence->lanes, tokens) : LINNET_OK;
+}
+
+static linnet_status run(ln_device_sequence *sequence, const int32_t *ids, int64_t tokens, int64_t position,
+                         bool last) {
+    ln_cuda_room *room = sequence->room;
+    const linnet_status status = start(sequence, ids, tokens, position, last);
+    if (status == LINNET_OK || !room->running) return status;
+    ln_cuda_wait(((const ln_cuda_model *)room->model->on_device)->stream); /* a fork is not to find this error */
+    room->running = false;
+    return status;
 }
 
 static linnet_status fetch(ln_cuda_room *room, float *logits, int64_t count) {
@@ -482,8 +493,8 @@ static linnet_status fetch(ln_cuda_room *room, float *logits, int64_t count) {
 
 static linnet_status take(ln_device_sequence *sequence, float *logits, int32_t *best) {
     ln_cuda_room *room = sequence->room;
-    if (logits) LN_TRY(fetch(room, logits, 1));
     LN_TRY(meet(room));
+    if (logits) LN_TRY(fetch(room, logits, 1));
     if (best) *best = *room->best_host;
     return LINNET_OK;
 }
@@ -491,6 +502,7 @@ static linnet_status take(ln_device_sequence *sequence, float *logits, int32_t *
 static linnet_status rows(ln_device_sequence *sequence, int64_t first, int64_t count, float *logits) {
     ln_cuda_room *room = sequence->room;
     pass p = {.sequence = sequence, .room = room, .on = room->model->on_device, .tokens = count};
+    LN_TRY(meet(room));
     for (int64_t done = 0; done < count; done += room->rows) {
         const int64_t some = ln_min_i64(room->rows, count - done);
         LN_TRY(head(&p, first + done, some, NULL));
@@ -537,16 +549,20 @@ static linnet_status open_sequence(linnet_model *model, const ln_device_shape *s
     ln_cuda_device device;
     ln_cuda_room *room;
     *sequence = NULL;
+    const bool first = !model->on_device;
     LN_TRY(ln_cuda_find_device(model->context, &device));
     LN_TRY(ln_cuda_weights_open(model, &device));
-    LN_TRY(ln_cuda_room_open(model, shape, &room));
-    const linnet_status status = open_pages(room, NULL, sequence);
-    if (status == LINNET_OK) return LINNET_OK;
-    if (*sequence)
-        close_sequence(*sequence);
-    else
-        ln_cuda_room_close(room);
+    linnet_status status = ln_cuda_room_open(model, shape, &room);
+    if (status == LINNET_OK) {
+        status = open_pages(room, NULL, sequence);
+        if (status == LINNET_OK) return LINNET_OK;
+        if (*sequence)
+            close_sequence(*sequence);
+        else
+            ln_cuda_room_close(room);
+    }
     *sequence = NULL;
+    if (first) ln_cuda_weights_close(model); /* no sequence is there to use them */
     return status;
 }
 
@@ -599,9 +615,7 @@ static linnet_status transfer_of(ln_device_sequence *sequence, int64_t layer, in
     transfer->pages.key.data = (char *)transfer->pages.key.data + head * transfer->pages.key.head_stride;
     transfer->pages.value.data = (char *)transfer->pages.value.data + head * transfer->pages.value.head_stride;
     transfer->page_table = room->classes[class].table;
-    LN_TRY(meet(room));
-    LN_CUDA_TRY(room->model->context, ln_cuda_use(on->device.index), "choosing the GPU");
-    return LINNET_OK;
+    return meet(room);
 }
 
 static linnet_status fetch_pages(ln_device_sequence *sequence, int64_t layer, int64_t head, int64_t first,
@@ -621,7 +635,7 @@ static linnet_status store_pages(ln_device_sequence *sequence, int64_t layer, in
 static linnet_status lanes_at(ln_device_sequence *sequence, int64_t position, ln_ragged **lanes) {
     *lanes = NULL;
     if (!sequence->lanes) return LINNET_OK;
-    LN_TRY(meet(sequence->room));
+    if (position > 0) LN_TRY(meet(sequence->room)); /* emptying never fails */
     *lanes = ln_cuda_lanes_ragged(sequence->lanes);
     return ln_cuda_lanes_settle_at(sequence->lanes, position);
 }

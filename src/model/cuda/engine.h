@@ -3,6 +3,7 @@
 #ifndef LN_MODEL_CUDA_ENGINE_H
 #define LN_MODEL_CUDA_ENGINE_H
 
+#include "base/checked.h"
 #include "kernel/cuda/attention_cuda.h"
 #include "kernel/cuda/decode_cuda.h"
 #include "kernel/cuda/heads_cuda.h"
@@ -14,7 +15,28 @@
 #include "model/part_attention.h"
 #include "model/part_feed_forward.h"
 
-enum { LN_CUDA_PAGE_TOKENS = 32, LN_CUDA_CLASSES = 2 /* of layers: those that see everything, those with a window */ };
+enum {
+    LN_CUDA_PAGE_TOKENS = 32,
+    LN_CUDA_CLASSES = 2,    /* of layers: those that see everything, those with a window */
+    LN_CUDA_ALIGNMENT = 256 /* of parts of a block */
+};
+
+/* Gives out parts of one block of memory; with base NULL it only counts. */
+typedef struct ln_cuda_carver {
+    char *base;
+    uint64_t used;
+} ln_cuda_carver;
+
+static inline void *ln_cuda_carve(ln_cuda_carver *from, uint64_t count, uint64_t size) {
+    void *part = from->base ? from->base + from->used : NULL;
+    from->used += ln_round_up(count * size, LN_CUDA_ALIGNMENT);
+    return part;
+}
+
+/* Pages of elements; else of codes. */
+static inline bool ln_cuda_plain(ln_cuda_page_format format) {
+    return format == LN_CUDA_PAGE_BF16 || format == LN_CUDA_PAGE_F16;
+}
 
 /* A residual block, which has one part. */
 typedef struct ln_cuda_block {
@@ -64,6 +86,7 @@ void ln_cuda_weights_close(linnet_model *model);
 
 /* What decode and prompts of a class of layers go by. */
 typedef struct ln_cuda_class {
+    int64_t layers;        /* of the model, in this class */
     int64_t window, slots; /* pages of a layer */
     bool any, any_prompt;  /* sizes without kernels of their own: ln_cuda_attend_any */
     ln_cuda_decode decode; /* of one token */
@@ -152,7 +175,7 @@ linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t layer, int64_t 
 linnet_status ln_cuda_lanes_leave(ln_cuda_lanes *lanes, int64_t layer, int64_t tokens);
 linnet_status ln_cuda_lanes_end(ln_cuda_lanes *lanes, int64_t tokens);
 /* Between passes: all queries are looked at, and tokens from `position` on forgotten; or, where the lanes were loaded
- * anew, what was known of them. */
+ * anew, what was known of them. 0: all is forgotten, after a pass that broke off too; that never fails. */
 linnet_status ln_cuda_lanes_settle_at(ln_cuda_lanes *lanes, int64_t position);
 ln_ragged *ln_cuda_lanes_ragged(const ln_cuda_lanes *lanes);
 

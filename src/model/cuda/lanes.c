@@ -233,7 +233,7 @@ static linnet_status open_device(ln_cuda_lanes *lanes, const ln_ragged_shape *sh
     linnet_context *context = room->model->context;
     void *stream = ln_cuda_lanes_stream(lanes);
     const sizes s = sizes_of(room, shape);
-    const bool plain = decode->format <= LN_CUDA_PAGE_F16;
+    const bool plain = ln_cuda_plain(decode->format);
     const int64_t key = ln_cuda_head_bytes(decode, h->key_size), value = ln_cuda_head_bytes(decode, h->value_size);
     const uint64_t keys = round_to_256(s.keys), values = round_to_256(s.values);
     const uint64_t all = keys + values + all_tables(&s);

@@ -59,7 +59,8 @@ static linnet_status send_tables(ln_cuda_lanes *lanes, int64_t first, int64_t la
 linnet_status ln_cuda_lanes_settle_at(ln_cuda_lanes *lanes, int64_t position) {
     if (position == 0 || position > lanes->position) lanes->pending = 0; /* empty, or loaded anew */
     LN_TRY(ln_cuda_lanes_look_behind(lanes));
-    if (position < lanes->position) ln_ragged_rewind(lanes->ragged, position);
+    /* Lanes of a pass that broke off hold tokens that no position counts. */
+    if (position == 0 || position < lanes->position) ln_ragged_rewind(lanes->ragged, position);
     memset(lanes->stale, true, (size_t)lanes->layers * sizeof *lanes->stale);
     lanes->position = position;
     return LINNET_OK;
@@ -119,7 +120,7 @@ static linnet_status attend_alone(const ln_cuda_lanes *lanes, int64_t layer, con
     ln_cuda_decode_tensors of = *tensors; /* token s is that of lane s */
     of.query.token_stride = class->decode.heads * of.query.head_stride;
     of.output.token_stride = class->decode.heads * of.output.head_stride;
-    if (class->decode.format > LN_CUDA_PAGE_F16)
+    if (!ln_cuda_plain(class->decode.format))
         LN_CUDA_TRY(context, ln_cuda_decode_append(&class->decode, &of, &rows, stream), "keeping keys and values");
     const int64_t row = h->heads * h->key_size;
     if (ln_cuda_looks_at_queries(lanes->reads))
@@ -152,7 +153,7 @@ static ln_cuda_code append_piece(const ln_cuda_lanes *lanes, const ln_cuda_decod
         .element = LN_CUDA_ELEMENT_FLOAT32,
         .key = {room->key + head * h->key_size, h->key_value_heads * h->key_size, h->key_size},
         .value = {room->value + head * h->value_size, h->key_value_heads * h->value_size, h->value_size}};
-    if (one->format <= LN_CUDA_PAGE_F16) return LN_CUDA_OK;
+    if (ln_cuda_plain(one->format)) return LN_CUDA_OK;
     return ln_cuda_decode_append(one, lane, &rows, stream);
 }
 
@@ -183,6 +184,7 @@ static linnet_status run_together(ln_cuda_lanes *lanes, int64_t tokens, int64_t 
     ln_cuda_class *class = &lanes->room->classes[0];
     const ln_cuda_model *on = lanes->room->model->on_device;
     if (lanes->room->planned_tokens != tokens || lanes->room->planned_keys != keys) {
+        lanes->room->planned_tokens = 0; /* until it is made */
         class->query_offsets[1] = tokens;
         class->key_offsets[1] = keys;
         LN_TRY(plan(lanes, &class->attention, &class->attention_plan));
@@ -240,7 +242,7 @@ linnet_status ln_cuda_lanes_attend(ln_cuda_lanes *lanes, int64_t layer, int64_t 
             LN_CUDA_TRY(context, ln_cuda_attend_any(&one, &lane, stream), "attention");
         else
             LN_CUDA_TRY(context,
-                        one.format <= LN_CUDA_PAGE_F16
+                        ln_cuda_plain(one.format)
                             ? ln_cuda_gather_any(&one, &lane, 0, lengths[h], &key, &value, stream)
                             : ln_cuda_decode_unpack(&one, &lane, 0, 0, lengths[h], &key, &value, stream),
                         "gathering keys and values");

@@ -6,19 +6,7 @@
 #include "base/context.h"
 #include "model/cuda/engine.h"
 
-enum { ALIGNMENT = 256, LOGITS_BYTES = 64 << 20, ROWS_OF_TASK = 64, TASK_SLACK = 4096 };
-
-/* Gives out parts of one block; with base NULL it only counts. */
-typedef struct carver {
-    char *base;
-    uint64_t used;
-} carver;
-
-static void *carve(carver *from, uint64_t count, uint64_t size) {
-    void *part = from->base ? from->base + from->used : NULL;
-    from->used += ln_round_up(count * size, ALIGNMENT);
-    return part;
-}
+enum { LOGITS_BYTES = 64 << 20, ROWS_OF_TASK = 64, TASK_SLACK = 4096 };
 
 /* ---- how layers attend ---- */
 
@@ -41,19 +29,15 @@ static bool page_format(linnet_type precision, ln_cuda_page_format *format) {
     }
 }
 
-static bool plain(ln_cuda_page_format format) {
-    return format == LN_CUDA_PAGE_BF16 || format == LN_CUDA_PAGE_F16;
-}
-
 int64_t ln_cuda_head_bytes(const ln_cuda_decode *decode, int64_t size) {
-    if (plain(decode->format)) return 2 * LN_CUDA_PAGE_TOKENS * size;
+    if (ln_cuda_plain(decode->format)) return 2 * LN_CUDA_PAGE_TOKENS * size;
     return LN_CUDA_PAGE_TOKENS / LN_CUDA_TILE * ln_cuda_tile_bytes(decode->format, size);
 }
 
 int64_t ln_cuda_page_bytes(const ln_cuda_room *room, int class, int part) {
     const ln_hyperparameters *h = &room->model->hyper;
     const int64_t bytes = ln_cuda_head_bytes(&room->classes[class].decode, part ? h->value_size : h->key_size);
-    return (int64_t)ln_round_up((size_t)(h->key_value_heads * bytes), ALIGNMENT);
+    return (int64_t)ln_round_up((size_t)(h->key_value_heads * bytes), LN_CUDA_ALIGNMENT);
 }
 
 static linnet_status plan_class(ln_cuda_room *room, const ln_cuda_device *device, int64_t window,
@@ -100,7 +84,7 @@ static linnet_status plan_class(ln_cuda_room *room, const ln_cuda_device *device
                                            .window = window};
     class->any_prompt =
         ln_cuda_attention_plan_make(&class->attention, device, NULL, &class->attention_plan) != LN_CUDA_OK;
-    if ((class->any || class->any_prompt) && !plain(format))
+    if ((class->any || class->any_prompt) && !ln_cuda_plain(format))
         return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                        "keys of %lld and values of %lld cannot be kept as %s on a GPU, only as bf16 or f16",
                        (long long)h->key_size, (long long)h->value_size,
@@ -138,7 +122,7 @@ static uint64_t product_bytes(const linnet_model *model, const ln_cuda_device *d
     return (uint64_t)most;
 }
 
-static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *from) {
+static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, ln_cuda_carver *from) {
     const linnet_model *model = room->model;
     const ln_hyperparameters *h = &model->hyper;
     const uint64_t tokens = (uint64_t)room->shape.piece, pairs = (uint64_t)model->rope.size / 2;
@@ -149,45 +133,46 @@ static void lay_out(ln_cuda_room *room, const ln_cuda_device *device, carver *fr
     uint64_t stage = queries + keys + values, gathered = 0;
     if (tokens > LN_CUDA_PRODUCT_FEW && 2 * columns > stage) stage = 2 * columns;
     room->rows = ln_max_i64(1, ln_min_i64(room->shape.piece, LOGITS_BYTES / 4 / h->vocabulary));
-    room->step = carve(from, tokens + 2, sizeof *room->step);
-    room->best = carve(from, 1, sizeof *room->best);
-    room->best_workspace = carve(from, LN_CUDA_BEST_BYTES, 1);
-    room->x = carve(from, tokens * (uint64_t)h->width, real);
-    room->finished = carve(from, (uint64_t)h->width, real);
-    room->given = carve(from, tokens * (uint64_t)h->width, real);
-    room->stage = carve(from, tokens * stage, real);
-    room->key = carve(from, tokens * keys, real);
-    room->value = carve(from, tokens * values, real);
-    room->h = carve(from, tokens * (uint64_t)ln_cuda_padded(h->width), half);
+    room->step = ln_cuda_carve(from, tokens + 2, sizeof *room->step);
+    room->best = ln_cuda_carve(from, 1, sizeof *room->best);
+    room->best_workspace = ln_cuda_carve(from, LN_CUDA_BEST_BYTES, 1);
+    room->x = ln_cuda_carve(from, tokens * (uint64_t)h->width, real);
+    room->finished = ln_cuda_carve(from, (uint64_t)h->width, real);
+    room->given = ln_cuda_carve(from, tokens * (uint64_t)h->width, real);
+    room->stage = ln_cuda_carve(from, tokens * stage, real);
+    room->key = ln_cuda_carve(from, tokens * keys, real);
+    room->value = ln_cuda_carve(from, tokens * values, real);
+    room->h = ln_cuda_carve(from, tokens * (uint64_t)ln_cuda_padded(h->width), half);
     const uint64_t few = tokens < LN_CUDA_PRODUCT_FEW ? tokens : LN_CUDA_PRODUCT_FEW;
-    room->digits.high = carve(from, few * (uint64_t)ln_cuda_padded(h->width), 2);
-    room->digits.step = carve(from, few * (uint64_t)ln_cuda_padded(h->width) / 32, real);
-    room->query = carve(from, tokens * queries, half);
-    room->mixed = carve(from, tokens * (uint64_t)ln_cuda_padded(h->heads * h->value_size), half);
-    room->gated = carve(from, tokens * (uint64_t)ln_cuda_padded((int64_t)columns), half);
-    room->logits = carve(from, (uint64_t)(room->rows * h->vocabulary), real);
+    room->digits.high = ln_cuda_carve(from, few * (uint64_t)ln_cuda_padded(h->width), 2);
+    room->digits.step = ln_cuda_carve(from, few * (uint64_t)ln_cuda_padded(h->width) / 32, real);
+    room->query = ln_cuda_carve(from, tokens * queries, half);
+    room->mixed = ln_cuda_carve(from, tokens * (uint64_t)ln_cuda_padded(h->heads * h->value_size), half);
+    room->gated = ln_cuda_carve(from, tokens * (uint64_t)ln_cuda_padded((int64_t)columns), half);
+    room->logits = ln_cuda_carve(from, (uint64_t)(room->rows * h->vocabulary), real);
     for (int local = 0; local < 2; local++) {
-        room->inverse[local] = carve(from, pairs, sizeof(double));
-        room->cosine[local] = carve(from, tokens * pairs, real);
-        room->sine[local] = carve(from, tokens * pairs, real);
+        room->inverse[local] = ln_cuda_carve(from, pairs, sizeof(double));
+        room->cosine[local] = ln_cuda_carve(from, tokens * pairs, real);
+        room->sine[local] = ln_cuda_carve(from, tokens * pairs, real);
     }
     for (int c = 0; c < LN_CUDA_CLASSES; c++) {
         ln_cuda_class *class = &room->classes[c];
         const int64_t held = class->window ? class->window + room->shape.piece : class->decode.capacity;
-        class->table = carve(from, (uint64_t)ln_ceil_div(room->shape.context, LN_CUDA_PAGE_TOKENS), sizeof(int32_t));
-        class->decode_workspace = carve(from, class->any ? 0 : (uint64_t) class->decode_plan.workspace, 1);
-        class->tasks = carve(from, class->any_prompt ? 0 : room->task_bytes, 1);
-        if (!class->any_prompt && (c == 0 || class->window))
-            gathered = (uint64_t)ln_max_i64((int64_t)gathered, ln_min_i64(held, room->shape.context));
+        class->table =
+            ln_cuda_carve(from, (uint64_t)ln_ceil_div(room->shape.context, LN_CUDA_PAGE_TOKENS), sizeof(int32_t));
+        class->decode_workspace = ln_cuda_carve(from, class->any ? 0 : (uint64_t) class->decode_plan.workspace, 1);
+        const bool prompts = class->layers && !class->any_prompt;
+        class->tasks = ln_cuda_carve(from, prompts ? room->task_bytes : 0, 1);
+        if (prompts) gathered = (uint64_t)ln_max_i64((int64_t)gathered, ln_min_i64(held, room->shape.context));
     }
-    room->gathered[0] = carve(from, gathered * keys, half);
-    room->gathered[1] = carve(from, gathered * values, half);
+    room->gathered[0] = ln_cuda_carve(from, gathered * keys, half);
+    room->gathered[1] = ln_cuda_carve(from, gathered * values, half);
     const uint64_t of_piece = product_bytes(model, device, room->shape.piece),
                    of_logits = product_bytes(model, device, room->rows),
                    of_few = product_bytes(model, device, ln_min_i64(room->shape.piece, LN_CUDA_PRODUCT_FEW));
     uint64_t most = of_piece > of_logits ? of_piece : of_logits;
     if (of_few > most) most = of_few;
-    room->products = carve(from, most, 1);
+    room->products = ln_cuda_carve(from, most, 1);
 }
 
 linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *device, const ln_device_shape *shape,
@@ -210,10 +195,12 @@ linnet_status ln_cuda_room_plan(linnet_model *model, const ln_cuda_device *devic
             return ln_fail(model->context, LINNET_ERROR_UNSUPPORTED,
                            "on a GPU keys and values can be kept as bf16, f16, q8_0 or q4_0, not as %s",
                            linnet_type_name(precision));
+        for (int64_t i = 0; i < model->hyper.layers; i++)
+            room->classes[c].layers += model->attends[i] && (model->windows[i] > 0) == c;
         const linnet_status status = plan_class(room, device, c ? model->hyper.window : 0, format, &room->classes[c]);
         if (status != LINNET_OK) return status;
     }
-    carver counted = {0};
+    ln_cuda_carver counted = {0};
     lay_out(room, device, &counted);
     room->bytes = counted.used;
     return LINNET_OK;
@@ -266,7 +253,7 @@ static linnet_status open_room(ln_cuda_room *room) {
     room->best_host = host;
     room->tasks_host = ln_allocate(context, room->task_bytes, 1, "tasks of attention");
     if (!room->tasks_host) return LINNET_ERROR_MEMORY;
-    carver parts = {.base = room->memory};
+    ln_cuda_carver parts = {.base = room->memory};
     lay_out(room, &on->device, &parts);
     return fill(room);
 }

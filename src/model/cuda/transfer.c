@@ -1,7 +1,8 @@
 /* Owns: pages of keys and values between a GPU and the processor, whose layout they have on the host.
  *
- * Plain pages go as they are, pages of codes as float32, which is decoded exactly, and rounded back to the same codes:
- * a block's largest value keeps its code, and so its scale. */
+ * They go through the room's activations, which are zeros afterwards: products read columns up to whole tiles that no
+ * kernel writes. Plain pages go as they are, pages of codes as float32, which is decoded exactly, and rounded back to
+ * the same codes: a block's largest value keeps its code, and so its scale. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -25,7 +26,7 @@ typedef struct transfer {
 static linnet_status open_transfer(transfer *t, ln_cuda_room *room, const ln_cuda_transfer *of) {
     linnet_context *context = room->model->context;
     const ln_page_layout *layout = of->layout;
-    *t = (transfer){.room = room, .of = of, .layout = *layout, .codes = of->pages.format > LN_CUDA_PAGE_F16};
+    *t = (transfer){.room = room, .of = of, .layout = *layout, .codes = !ln_cuda_plain(of->pages.format)};
     if (t->codes) ln_page_layout_of(LINNET_F32, LINNET_F32, layout->key_size, layout->value_size, &t->layout);
     t->device = (char *)room->x;
     t->most = ((char *)room->inverse[0] - t->device) / (int64_t)t->layout.bytes;
@@ -99,18 +100,31 @@ static linnet_status store_all(const transfer *t, const unsigned char *from) {
     return LINNET_OK;
 }
 
-linnet_status ln_cuda_fetch_pages(ln_cuda_room *room, const ln_cuda_transfer *of, unsigned char *to) {
+static linnet_status clear(const transfer *t) {
+    void *stream = ((ln_cuda_model *)t->room->model->on_device)->stream;
+    LN_CUDA_TRY(t->room->model->context, ln_cuda_zero(t->device, (uint64_t)t->most * t->layout.bytes, stream),
+                "clearing activations");
+    return LINNET_OK;
+}
+
+/* One of both is NULL. */
+static linnet_status run_transfer(ln_cuda_room *room, const ln_cuda_transfer *of, unsigned char *to,
+                                  const unsigned char *from) {
     transfer t;
     linnet_status status = open_transfer(&t, room, of);
-    if (status == LINNET_OK) status = fetch_all(&t, to);
+    if (status == LINNET_OK) {
+        status = to ? fetch_all(&t, to) : store_all(&t, from);
+        const linnet_status cleared = clear(&t);
+        if (status == LINNET_OK) status = cleared;
+    }
     close_transfer(&t);
     return status;
 }
 
+linnet_status ln_cuda_fetch_pages(ln_cuda_room *room, const ln_cuda_transfer *of, unsigned char *to) {
+    return run_transfer(room, of, to, NULL);
+}
+
 linnet_status ln_cuda_store_pages(ln_cuda_room *room, const ln_cuda_transfer *of, const unsigned char *from) {
-    transfer t;
-    linnet_status status = open_transfer(&t, room, of);
-    if (status == LINNET_OK) status = store_all(&t, from);
-    close_transfer(&t);
-    return status;
+    return run_transfer(room, of, NULL, from);
 }

@@ -9,23 +9,15 @@
 #include "base/context.h"
 #include "model/cuda/engine.h"
 
-enum { STAGE_BYTES = 32 << 20, ALIGNMENT = 256 };
+enum { STAGE_BYTES = 32 << 20 };
 
-/* Gives out parts of one block; with base NULL it only counts. */
 typedef struct placing {
     linnet_model *model;
     ln_cuda_model *on;
+    ln_cuda_carver memory; /* base NULL: nothing is there yet */
     char *stage, *decoded; /* on the device; on the host, made when needed */
-    uint64_t used;
-    bool counts; /* nothing is there yet */
     linnet_status status;
 } placing;
-
-static char *carve(placing *p, uint64_t bytes) {
-    char *part = p->counts ? NULL : p->on->memory + p->used;
-    p->used += ln_round_up(bytes, ALIGNMENT);
-    return part;
-}
 
 static void try_code(placing *p, ln_cuda_code code) {
     if (code && p->status == LINNET_OK) p->status = ln_cuda_fail(p->model->context, code, "putting weights there");
@@ -89,17 +81,17 @@ static void upload(placing *p, const ln_matrix *from, const ln_cuda_weight *to) 
 static ln_cuda_weight place_matrix(placing *p, const ln_matrix *from, ln_cuda_weight_kind kind) {
     int64_t scales;
     const int64_t bytes = ln_cuda_weight_bytes(kind, from->rows, from->columns, &scales);
-    char *at = carve(p, (uint64_t)bytes);
+    char *at = ln_cuda_carve(&p->memory, (uint64_t)bytes, 1);
     const ln_cuda_weight to = {kind, from->rows, from->columns, at,
                                at && kind != LN_CUDA_WEIGHT_BF16 ? at + scales : NULL};
-    if (!p->counts) upload(p, from, &to);
+    if (p->memory.base) upload(p, from, &to);
     return to;
 }
 
 static const float *place_vector(placing *p, const float *from, int64_t count) {
     if (!from) return NULL;
     const uint64_t bytes = (uint64_t)count * sizeof *from;
-    char *to = carve(p, bytes);
+    char *to = ln_cuda_carve(&p->memory, bytes, 1);
     if (to) try_code(p, ln_cuda_copy_to_device(to, from, bytes, p->on->stream));
     return (const float *)(const void *)to;
 }
@@ -161,23 +153,23 @@ static void place_all(placing *p) {
     on->embedding_norm = place_norm(p, &model->embedding_norm);
     on->output_norm = place_norm(p, &model->output_norm);
     for (int64_t i = 0; i < model->hyper.layers && p->status == LINNET_OK; i++) {
-        if (!p->counts) ln_progress(model->context, "putting weights on the device", i, model->hyper.layers);
+        if (p->memory.base) ln_progress(model->context, "putting weights on the device", i, model->hyper.layers);
         for (int b = 0; b < model->layers[i].count; b++, block++)
-            place_block(p, &model->layers[i].block[b], i, p->counts ? &counted : &on->blocks[block]);
+            place_block(p, &model->layers[i].block[b], i, p->memory.base ? &on->blocks[block] : &counted);
     }
     on->count = block;
 }
 
 uint64_t ln_cuda_weights_bytes(const linnet_model *model) {
     ln_cuda_model on = {0};
-    placing p = {.model = (linnet_model *)(uintptr_t)model, .on = &on, .counts = true};
+    placing p = {.model = (linnet_model *)(uintptr_t)model, .on = &on};
     place_all(&p);
-    return p.used + STAGE_BYTES;
+    return p.memory.used + STAGE_BYTES;
 }
 
 static linnet_status fill(linnet_model *model, ln_cuda_model *on) {
     char *stage = on->memory + on->bytes - STAGE_BYTES;
-    placing p = {.model = model, .on = on, .stage = stage};
+    placing p = {.model = model, .on = on, .memory = {.base = on->memory}, .stage = stage};
     place_all(&p);
     try_code(&p, ln_cuda_wait(on->stream));
     ln_release(model->context, p.decoded);
@@ -189,7 +181,7 @@ static linnet_status open_on(linnet_model *model, const ln_cuda_device *device) 
     linnet_context *context = model->context;
     ln_cuda_model *on = model->on_device;
     ln_cuda_model counted = {0};
-    placing p = {.model = model, .on = &counted, .counts = true};
+    placing p = {.model = model, .on = &counted};
     char why[LN_CUDA_WHY] = "";
     place_all(&p);
     on->device = *device;
