@@ -47,16 +47,16 @@ static double cost_of(const linnet_cuda_mixer *m, const linnet_mixer_settings *s
     return (double)(s->key_size + s->value_size) * (double)s->slots + same;
 }
 
-/* What does not follow from sizes: the kernels of diagonal plus low rank have a head of keys for each of values, and
- * keys as they are. */
+/* What does not follow from sizes: the scan has no tiled heads; the kernels of diagonal plus low rank have a head of
+ * keys for each of values, and keys as they are. */
 static linnet_mixer_settings begin_fit(const linnet_cuda_mixer *m) {
     linnet_mixer_settings s = m->outer;
     s.reverse = false;
     s.gates = LINNET_F32;
-    if (!ln_cuda_mixer_is(m, "dplr") && !ln_cuda_mixer_is(m, "rwkv7")) return s;
-    const bool repeated = s.tiled_heads || m->form == LINNET_MIXER_BACKWARD;
-    if (m->form == LINNET_MIXER_STEP) return s;
-    if (repeated) s.key_heads = s.heads;
+    const bool scan = ln_cuda_mixer_is(m, "selective_scan"),
+               dplr = ln_cuda_mixer_is(m, "dplr") || ln_cuda_mixer_is(m, "rwkv7");
+    if (!scan && (!dplr || m->form == LINNET_MIXER_STEP)) return s;
+    if (s.tiled_heads || (dplr && m->form == LINNET_MIXER_BACKWARD)) s.key_heads = s.heads;
     s.tiled_heads = s.normalise_keys = false;
     return s;
 }
