@@ -431,40 +431,6 @@ static void check_window(const char *row, bool divided) {
     free(decay);
 }
 
-static void refuse_mixer(const linnet_mixer_settings *settings, linnet_mixer_form form, linnet_status status,
-                         const char *word) {
-    linnet_cuda_mixer *mixer;
-    const linnet_status got = linnet_cuda_mixer_open(cuda, settings, form, &mixer);
-    EXPECT(got == status && !mixer && strstr(linnet_last_error(context), word), "%s should be refused with '%s': %d %s",
-           settings->name, word, got, linnet_last_error(context));
-    linnet_cuda_mixer_close(mixer);
-}
-
-static void check_refused_mixers(void) {
-    linnet_mixer_settings s = linnet_mixer_settings_default("based");
-    s.heads = 2, s.key_size = s.value_size = 16, s.tokens = 4, s.type = LINNET_BF16;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "based has no forward form on a GPU");
-    s = linnet_mixer_settings_default("gla");
-    s.heads = 2, s.key_size = s.value_size = 64, s.tokens = 4;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "bf16");
-    s.type = LINNET_BF16, s.key_size = 300;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "gla");
-    s.key_size = 64, s.exact = true;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "exact");
-    s.exact = false, s.heads = 0;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "heads");
-    s.heads = 2, s.key_heads = 0;
-    linnet_cuda_mixer *mixer;
-    must(linnet_cuda_mixer_open(cuda, &s, LINNET_MIXER_FORWARD, &mixer), "gla");
-    void *room = poisoned((int64_t)linnet_cuda_mixer_workspace(mixer));
-    const linnet_mixer_tensors none = {.size = sizeof none};
-    EXPECT(linnet_cuda_mixer_run(mixer, &none, room, NULL) == LINNET_ERROR_ARGUMENT &&
-               strstr(linnet_last_error(context), "query"),
-           "no tensors: %s", linnet_last_error(context));
-    linnet_cuda_release(cuda, room);
-    linnet_cuda_mixer_close(mixer);
-}
-
 /* ---- attention ---- */
 
 typedef struct attention_work {

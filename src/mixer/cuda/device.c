@@ -28,8 +28,8 @@ linnet_status ln_cuda_tell(const linnet_cuda *cuda, ln_cuda_code code, const cha
         return ln_fail(
             context, LINNET_ERROR_ARGUMENT, "%s: %s", what,
             why ? why
-                : "a tensor or workspace is missing or not aligned, strides are no multiples of 16 bytes, or gates "
-                  "or parameters have gaps");
+                : "a tensor or workspace is missing or not aligned, strides are no multiples of 16 bytes, or gates, "
+                  "parameters or their gradients have gaps");
     case LN_CUDA_OUT_OF_MEMORY:
         return ln_fail(context, LINNET_ERROR_MEMORY, "%s: device %d has not that much free memory", what,
                        cuda->device.index);

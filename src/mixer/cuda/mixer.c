@@ -56,12 +56,15 @@ ln_cuda_gate ln_cuda_mixer_gate(const linnet_cuda_mixer *mixer, const linnet_mix
 
 bool ln_cuda_mixer_dense(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors, const char *name) {
     const int k = ln_mixer_input_index(mixer->row, name);
-    if (k < 0 || !tensors->input[k].data) return true;
+    if (k < 0) return true;
     const ln_mixer_input *input = &mixer->row->inputs[k];
     const int64_t columns = ln_mixer_columns(input, &mixer->settings), heads = ln_mixer_heads(input, &mixer->settings);
-    const linnet_tensor *t = &tensors->input[k];
-    return (heads == 1 || t->head_stride == columns) &&
-           (input->flags & LN_PARAMETER || t->token_stride == heads * columns);
+    const linnet_tensor *const both[] = {&tensors->input[k], &tensors->input_gradient[k]};
+    for (int i = 0; i <= (mixer->form == LINNET_MIXER_BACKWARD); i++)
+        if (both[i]->data && ((heads > 1 && both[i]->head_stride != columns) ||
+                              (!(input->flags & LN_PARAMETER) && both[i]->token_stride != heads * columns)))
+            return false;
+    return true;
 }
 
 ln_cuda_code ln_cuda_mixer_gradients_short(linnet_cuda_mixer *mixer) {

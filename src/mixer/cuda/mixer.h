@@ -97,7 +97,8 @@ ln_cuda_gate ln_cuda_mixer_gate(const linnet_cuda_mixer *mixer, const linnet_mix
 static inline ln_cuda_tensor ln_cuda_tensor_of(linnet_tensor t) {
     return (ln_cuda_tensor){t.data, t.token_stride, t.head_stride};
 }
-/* Whether a tensor of one number a token and head, or of a head's columns, lies without gaps. */
+/* Whether a tensor of one number a token and head, or of a head's columns, and backward its gradient, lie without gaps:
+ * where kernels take no strides. */
 bool ln_cuda_mixer_dense(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors, const char *name);
 
 /* LN_CUDA_UNSUPPORTED with a reason, where gradients are asked for in float32 and the kernels write bf16. */

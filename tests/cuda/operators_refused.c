@@ -1,0 +1,109 @@
+/* What mixers on a device refuse: settings when they are opened, tensors and workspaces when they run. */
+#include "operators.h"
+
+static void refuse_mixer(const linnet_mixer_settings *settings, linnet_mixer_form form, linnet_status status,
+                         const char *word) {
+    linnet_cuda_mixer *mixer;
+    const linnet_status got = linnet_cuda_mixer_open(cuda, settings, form, &mixer);
+    EXPECT(got == status && !mixer && strstr(linnet_last_error(context), word), "%s should be refused with '%s': %d %s",
+           settings->name, word, got, linnet_last_error(context));
+    linnet_cuda_mixer_close(mixer);
+}
+
+static void check_refused_settings(void) {
+    linnet_mixer_settings s = linnet_mixer_settings_default("based");
+    s.heads = 2, s.key_size = s.value_size = 16, s.tokens = 4, s.type = LINNET_BF16;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "based has no forward form on a GPU");
+    s = linnet_mixer_settings_default("gla");
+    s.heads = 2, s.key_size = s.value_size = 64, s.tokens = 4;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "bf16");
+    s.type = LINNET_BF16, s.key_size = 300;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "gla");
+    s.key_size = 64, s.exact = true;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "exact");
+    s.exact = false, s.heads = 0;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "heads");
+    s.heads = 2, s.key_heads = 0;
+    linnet_cuda_mixer *mixer;
+    must(linnet_cuda_mixer_open(cuda, &s, LINNET_MIXER_FORWARD, &mixer), "gla");
+    void *room = poisoned((int64_t)linnet_cuda_mixer_workspace(mixer));
+    const linnet_mixer_tensors none = {.size = sizeof none};
+    EXPECT(linnet_cuda_mixer_run(mixer, &none, room, NULL) == LINNET_ERROR_ARGUMENT &&
+               strstr(linnet_last_error(context), "query"),
+           "no tensors: %s", linnet_last_error(context));
+    linnet_cuda_release(cuda, room);
+    linnet_cuda_mixer_close(mixer);
+}
+
+/* ---- runs ---- */
+
+enum { ROOM = 1 << 20 };
+
+/* An opened mixer whose tensors all lie in one block: what is refused reads none of them. */
+typedef struct opened {
+    linnet_cuda_mixer *mixer;
+    void *room, *workspace;
+    linnet_mixer_tensors tensors;
+} opened;
+
+static linnet_mixer_settings small(const char *row) {
+    linnet_mixer_settings s = linnet_mixer_settings_default(row);
+    s.type = s.output = LINNET_BF16;
+    s.heads = 2, s.key_size = s.value_size = 64, s.tokens = 4;
+    if (strcmp(row, "selective_scan") == 0) s.slots = 16;
+    return s;
+}
+
+static opened open_small(const linnet_mixer_settings *s, linnet_mixer_form form) {
+    opened o = {.room = poisoned(ROOM), .tensors = {.size = sizeof o.tensors}};
+    must(linnet_cuda_mixer_open(cuda, s, form, &o.mixer), s->name);
+    o.workspace = poisoned((int64_t)linnet_cuda_mixer_workspace(o.mixer));
+    must(linnet_cuda_mixer_prepare(o.mixer, o.workspace, NULL), s->name);
+    linnet_mixer_input input;
+    for (int k = 0; linnet_mixer_input_of(s, k, &input); k++) {
+        o.tensors.input[k].data = o.room;
+        if (form == LINNET_MIXER_BACKWARD) o.tensors.input_gradient[k].data = o.room;
+    }
+    o.tensors.output.data = o.tensors.output_gradient.data = o.room;
+    return o;
+}
+
+static void opened_close(opened *o) {
+    linnet_cuda_mixer_close(o->mixer);
+    linnet_cuda_release(cuda, o->workspace);
+    linnet_cuda_release(cuda, o->room);
+}
+
+static void refuse_run(const opened *o, void *workspace, const char *row, const char *what, const char *word) {
+    const linnet_status got = linnet_cuda_mixer_run(o->mixer, &o->tensors, workspace, NULL);
+    EXPECT(got == LINNET_ERROR_ARGUMENT && strstr(linnet_last_error(context), word),
+           "%s with %s should be refused with '%s': %d %s", row, what, word, got, linnet_last_error(context));
+}
+
+/* Gradients that kernels write without strides. */
+static void check_gaps(void) {
+    static const char *const gradients[][2] = {{"gated_delta_rule", "beta"},
+                                               {"gated_delta_rule", "decay"},
+                                               {"kda", "decay"},
+                                               {"selective_scan", "rate"},
+                                               {"selective_scan", "skip"},
+                                               {"short_convolution", "weight"},
+                                               {"short_convolution", "bias"},
+                                               {"ssd", "skip"}};
+    for (size_t i = 0; i < sizeof gradients / sizeof gradients[0]; i++) {
+        const char *row = gradients[i][0], *name = gradients[i][1];
+        const linnet_mixer_settings s = small(row);
+        opened o = open_small(&s, LINNET_MIXER_BACKWARD);
+        linnet_mixer_input input;
+        const int k = linnet_mixer_input_index(row, name);
+        must(linnet_mixer_input_of(&s, k, &input) ? LINNET_OK : LINNET_ERROR_ARGUMENT, name);
+        o.tensors.input_gradient[k].head_stride = input.columns + 8;
+        refuse_run(&o, o.workspace, row, name, "gradients have gaps");
+        opened_close(&o);
+    }
+}
+
+void check_refused_mixers(void) {
+    check_refused_settings();
+    check_gaps();
+}
