@@ -18,7 +18,7 @@ static void check_refused_settings(void) {
     s.heads = 2, s.key_size = s.value_size = 64, s.tokens = 4;
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "bf16");
     s.type = LINNET_BF16, s.key_size = 300;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "gla");
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "300");
     s.key_size = 64, s.exact = true;
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "exact");
     s.exact = false, s.heads = 0;

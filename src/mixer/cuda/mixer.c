@@ -127,7 +127,10 @@ linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_setti
     *made = (linnet_cuda_mixer){
         .cuda = cuda, .settings = s, .row = row, .form = form, .way = way_of(row->name, form), .why = ""};
     status = copy_offsets(made);
-    if (status == LINNET_OK) status = ln_cuda_tell(cuda, ln_cuda_mixer_fit(made), row->name, made->why);
+    if (status == LINNET_OK) {
+        const ln_cuda_code code = ln_cuda_mixer_fit(made); /* sets made->why */
+        status = ln_cuda_tell(cuda, code, row->name, made->why);
+    }
     if (status != LINNET_OK) {
         linnet_cuda_mixer_close(made);
         return status;
