@@ -384,7 +384,11 @@ static void check_mixer(const mixer_work *w) {
     free(workspace);
 
     linnet_cuda_mixer *mixer;
+    char row[32]; /* is gone when the mixer runs */
+    snprintf(row, sizeof row, "%s", w->row);
+    c.device.name = row;
     const linnet_status opened = linnet_cuda_mixer_open(cuda, &c.device, w->form, &mixer);
+    memset(row, '?', sizeof row - 1);
     EXPECT(opened == LINNET_OK, "%s: %s", c.name, linnet_last_error(context));
     if (opened == LINNET_OK) {
         char text[400];

@@ -120,6 +120,7 @@ linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_setti
     if (wrong)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixer '%s': %s", settings->name ? settings->name : "",
                        wrong);
+    s.name = row->name; /* the caller's need not outlive this call */
     linnet_status status = check(cuda, &s, row, form);
     if (status != LINNET_OK) return status;
     linnet_cuda_mixer *made = ln_allocate_zero(cuda->context, 1, sizeof *made, "mixer on a GPU");

@@ -6,6 +6,7 @@
 #include "kernel/cuda/delta_backward_cuda.h"
 #include "kernel/cuda/delta_cuda.h"
 #include "kernel/cuda/dplr_cuda.h"
+#include "kernel/cuda/fit_cuda.h"
 #include "kernel/cuda/linear_backward_cuda.h"
 #include "kernel/cuda/linear_cuda.h"
 #include "kernel/cuda/scan_cuda.h"
@@ -30,6 +31,7 @@ struct linnet_cuda_mixer {
     /* Whether tensors are made to fit the kernels, and where in the workspace (fit.c). */
     bool fitted;
     int64_t fit_at[6 + 2 * LINNET_MIXER_INPUTS];
+    ln_cuda_fit_states fit_states; /* but for the slots, which are a run's */
     char fit_why[LN_CUDA_WHY + 128];
     union {
         struct {
