@@ -21,7 +21,10 @@ static void check_refused_settings(void) {
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "300");
     s.key_size = 64, s.exact = true;
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "exact");
-    s.exact = false, s.heads = 0;
+    s.exact = false;
+    refuse_mixer(&s, (linnet_mixer_form)3, LINNET_ERROR_ARGUMENT, "form 3");
+    refuse_mixer(&s, (linnet_mixer_form)-1, LINNET_ERROR_ARGUMENT, "form -1");
+    s.heads = 0;
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "heads");
     s.heads = 2, s.key_heads = 0;
     linnet_cuda_mixer *mixer;

@@ -88,6 +88,8 @@ static linnet_status copy_offsets(linnet_cuda_mixer *m) {
 static linnet_status check(linnet_cuda *cuda, const linnet_mixer_settings *s, const ln_mixer *row,
                            linnet_mixer_form form) {
     static const char *const forms[] = {"forward", "step", "backward"};
+    if ((size_t)form >= sizeof forms / sizeof forms[0])
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixers on a GPU have no form %d", (int)form);
     if (!way_of(row->name, form))
         return ln_fail(cuda->context, LINNET_ERROR_UNSUPPORTED,
                        "%s has no %s form on a GPU (linnet/cuda.h lists what has); run it on the processor", row->name,
