@@ -24,6 +24,10 @@ static void check_refused_settings(void) {
     s.exact = false;
     refuse_mixer(&s, (linnet_mixer_form)3, LINNET_ERROR_ARGUMENT, "form 3");
     refuse_mixer(&s, (linnet_mixer_form)-1, LINNET_ERROR_ARGUMENT, "form -1");
+    static const int64_t uneven[] = {0, 2, 2};
+    s.tokens = s.sequences = 2, s.offsets = uneven;
+    refuse_mixer(&s, LINNET_MIXER_STEP, LINNET_ERROR_ARGUMENT, "no offsets");
+    s.tokens = 4, s.sequences = 1, s.offsets = NULL;
     s.heads = 0;
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "heads");
     s.heads = 2, s.key_heads = 0;

@@ -107,8 +107,9 @@ static linnet_status check(linnet_cuda *cuda, const linnet_mixer_settings *s, co
                        row->name);
     if (s->sequences < 1 || s->sequences > INT32_MAX / 2 || s->tokens > INT32_MAX / 2)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixers on a GPU take 1 to 2^30 sequences and tokens");
-    if (form == LINNET_MIXER_STEP && s->tokens != s->sequences)
-        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "a step takes one token of each sequence");
+    if (form == LINNET_MIXER_STEP && (s->tokens != s->sequences || s->offsets))
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT,
+                       "a step takes one token of each sequence: tokens = sequences, no offsets");
     return LINNET_OK;
 }
 
