@@ -596,6 +596,18 @@ static void check_refused_attention(void) {
     EXPECT(linnet_cuda_attention_backward(attention, &t, room, NULL) == LINNET_ERROR_ARGUMENT &&
                strstr(linnet_last_error(context), "factors"),
            "gradients without factors: %s", linnet_last_error(context));
+    linnet_status (*const runs[])(const linnet_cuda_attention *, const linnet_attention_tensors *, void *,
+                                  void *) = {linnet_cuda_attention_forward, linnet_cuda_attention_backward};
+    t.query_factors = t.key_factors = room;
+    for (int i = 0; i < 4; i++) {
+        void *wrong = i % 2 ? (char *)room + 16 : NULL;
+        EXPECT(runs[i / 2](attention, &t, wrong, NULL) == LINNET_ERROR_ARGUMENT &&
+                   strstr(linnet_last_error(context), "not aligned to 256"),
+               "attention in another workspace: %s", linnet_last_error(context));
+        EXPECT(linnet_cuda_attention_prepare(attention, wrong, NULL) == LINNET_ERROR_ARGUMENT &&
+                   strstr(linnet_last_error(context), "not aligned to 256"),
+               "preparing another workspace: %s", linnet_last_error(context));
+    }
     linnet_cuda_release(cuda, room);
     linnet_cuda_attention_close(attention);
     linnet_cuda *none;

@@ -110,7 +110,23 @@ static void check_gaps(void) {
     }
 }
 
+/* A workspace that is none is not written to. */
+static void check_workspaces(void) {
+    linnet_mixer_settings s = small("mlstm");
+    s.key_size = s.value_size = 40, s.reverse = true;
+    opened o = open_small(&s, LINNET_MIXER_FORWARD);
+    void *const wrong[] = {NULL, (char *)o.workspace + 16};
+    for (int i = 0; i < 2; i++) {
+        refuse_run(&o, wrong[i], s.name, "another workspace", "not aligned to 256");
+        EXPECT(linnet_cuda_mixer_prepare(o.mixer, wrong[i], NULL) == LINNET_ERROR_ARGUMENT &&
+                   strstr(linnet_last_error(context), "not aligned to 256"),
+               "preparing another workspace: %s", linnet_last_error(context));
+    }
+    opened_close(&o);
+}
+
 void check_refused_mixers(void) {
     check_refused_settings();
     check_gaps();
+    check_workspaces();
 }

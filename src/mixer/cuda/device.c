@@ -40,6 +40,10 @@ linnet_status ln_cuda_tell(const linnet_cuda *cuda, ln_cuda_code code, const cha
     }
 }
 
+const char *ln_cuda_wrong_workspace(const void *workspace) {
+    return workspace && (uintptr_t)workspace % 256 == 0 ? NULL : "the workspace is NULL or not aligned to 256 bytes";
+}
+
 linnet_status linnet_cuda_open(linnet_context *context, int index, linnet_cuda **cuda) {
     *cuda = NULL;
     linnet_cuda opened = {.context = context, .device = {.index = index}};

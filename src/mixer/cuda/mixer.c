@@ -162,10 +162,11 @@ size_t linnet_cuda_mixer_text(const linnet_cuda_mixer *mixer, char *text, size_t
 /* ---- running ---- */
 
 linnet_status linnet_cuda_mixer_prepare(const linnet_cuda_mixer *mixer, void *workspace, void *stream) {
-    ln_cuda_code code = workspace ? ln_cuda_use(mixer->cuda->device.index) : LN_CUDA_ARGUMENT;
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(mixer->cuda->device.index);
     if (!code && mixer->way->prepare) code = mixer->way->prepare(mixer, workspace, stream);
     if (!code) code = ln_cuda_mixer_fit_prepare(mixer, workspace, stream);
-    return ln_cuda_tell(mixer->cuda, code, mixer->row->name, NULL);
+    return ln_cuda_tell(mixer->cuda, code, mixer->row->name, wrong);
 }
 
 linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors,
@@ -176,7 +177,8 @@ linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet
     if (status != LINNET_OK) return status;
     linnet_mixer_tensors t = *tensors;
     ln_mixer_settle_strides(mixer->row, &s, &t);
-    ln_cuda_code code = workspace ? ln_cuda_use(mixer->cuda->device.index) : LN_CUDA_ARGUMENT;
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(mixer->cuda->device.index);
     if (!code) code = ln_cuda_mixer_fit_run(mixer, &t, workspace, stream);
-    return ln_cuda_tell(mixer->cuda, code, mixer->row->name, NULL);
+    return ln_cuda_tell(mixer->cuda, code, mixer->row->name, wrong);
 }
