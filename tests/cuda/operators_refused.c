@@ -125,8 +125,52 @@ static void check_workspaces(void) {
     opened_close(&o);
 }
 
+/* Each tensor in turn at an odd address and with negative strides, where tensors are copied to fit, which asks for no
+ * alignment of rows. */
+static void check_elements(const char *row, linnet_mixer_form form) {
+    linnet_mixer_settings s = small(row);
+    s.reverse = true;
+    opened o = open_small(&s, form);
+    const bool back = form == LINNET_MIXER_BACKWARD;
+    linnet_mixer_tensors *const t = &o.tensors, right = o.tensors;
+    linnet_tensor *given[2 * LINNET_MIXER_INPUTS + 1];
+    int count = 0;
+    given[count++] = back ? &t->output_gradient : &t->output;
+    linnet_mixer_input input;
+    for (int k = 0; linnet_mixer_input_of(&s, k, &input); k++) {
+        given[count++] = &t->input[k];
+        if (back) given[count++] = &t->input_gradient[k];
+    }
+    for (int i = 0; i < count; i++) {
+        given[i]->data = (char *)o.room + 1;
+        refuse_run(&o, o.workspace, row, "an odd address", "a whole element");
+        *t = right;
+        given[i]->token_stride = -128;
+        refuse_run(&o, o.workspace, row, "a negative stride of tokens", "a negative stride");
+        *t = right;
+        given[i]->head_stride = -64;
+        refuse_run(&o, o.workspace, row, "a negative stride of heads", "a negative stride");
+        *t = right;
+    }
+    float *odd = (float *)(void *)((char *)o.room + 2);
+    t->state_in = odd;
+    refuse_run(&o, o.workspace, row, "an odd state", "a whole element");
+    *t = right;
+    if (back)
+        t->state_in_gradient = odd;
+    else
+        t->state_out = odd;
+    refuse_run(&o, o.workspace, row, "another odd state", "a whole element");
+    *t = right;
+    t->state_slots = (const int64_t *)(const void *)((const char *)o.room + 4);
+    refuse_run(&o, o.workspace, row, "odd slots", "a whole element");
+    opened_close(&o);
+}
+
 void check_refused_mixers(void) {
     check_refused_settings();
     check_gaps();
     check_workspaces();
+    check_elements("simple_gla", LINNET_MIXER_FORWARD);
+    check_elements("ssd", LINNET_MIXER_BACKWARD);
 }

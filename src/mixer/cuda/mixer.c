@@ -169,6 +169,27 @@ linnet_status linnet_cuda_mixer_prepare(const linnet_cuda_mixer *mixer, void *wo
     return ln_cuda_tell(mixer->cuda, code, mixer->row->name, wrong);
 }
 
+/* Whether a tensor, if given, begins at a whole element of so many bytes and goes on from there. */
+static bool steps_right(const linnet_tensor *t, uintptr_t element) {
+    return !t->data || ((uintptr_t)t->data % element == 0 && t->token_stride >= 0 && t->head_stride >= 0);
+}
+
+/* NULL, or what no kernel may read: those that copy tensors to fit ask for no more. */
+static const char *wrong_tensors(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t) {
+    const bool back = m->form == LINNET_MIXER_BACKWARD;
+    const uintptr_t output = m->outer.output == LINNET_BF16 ? 2 : 4;
+    const float *const floats[] = {t->state_in, t->state_out, t->state_out_gradient, t->state_in_gradient};
+    bool right = back ? steps_right(&t->output_gradient, 2) : steps_right(&t->output, output);
+    for (int k = 0; m->row->inputs[k].name; k++) {
+        const ln_mixer_input *i = &m->row->inputs[k];
+        right = right && steps_right(&t->input[k], ln_mixer_input_type(i, &m->outer) == LINNET_BF16 ? 2 : 4) &&
+                (!back || steps_right(&t->input_gradient[k], i->flags & LN_TYPED ? output : 4));
+    }
+    for (int i = 0; i < (back ? 4 : 2); i++) right = right && (uintptr_t)floats[i] % 4 == 0;
+    right = right && (uintptr_t)t->state_slots % 8 == 0;
+    return right ? NULL : "a tensor does not begin at a whole element, or has a negative stride";
+}
+
 linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors,
                                     void *workspace, void *stream) {
     linnet_mixer_settings s = mixer->outer;
@@ -178,6 +199,7 @@ linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet
     linnet_mixer_tensors t = *tensors;
     ln_mixer_settle_strides(mixer->row, &s, &t);
     const char *wrong = ln_cuda_wrong_workspace(workspace);
+    if (!wrong) wrong = wrong_tensors(mixer, &t);
     ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(mixer->cuda->device.index);
     if (!code) code = ln_cuda_mixer_fit_run(mixer, &t, workspace, stream);
     return ln_cuda_tell(mixer->cuda, code, mixer->row->name, wrong);
