@@ -185,6 +185,8 @@ typedef struct linnet_cuda_mixer linnet_cuda_mixer;
  *  - heads have keys of any size to 256 (delta rules, kda, dplr, rwkv7: to 128 but in the step) and values of any size
  *    (dplr, rwkv7: to 128 but in the step); a scan has to 64 slots. Where there is no kernel for a size (there are
  *    for 64, 128 and mostly 256), for `reverse` or for `gates` of bf16, tensors are copied into the workspace to fit;
+ *  - every tensor begins at a whole element and has no negative strides; rate, skip, weight and bias, beta and decay of
+ *    the delta rules and the gradients of these lie without gaps;
  *  - `exact` is for the step, the scan and the convolution, `chunk` is the kernels' own.
  * LINNET_ERROR_UNSUPPORTED names the row, the size or the option that there is no kernel for. */
 LINNET_API linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_settings *settings,

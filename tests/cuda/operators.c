@@ -231,6 +231,9 @@ static const mixer_work MIXERS[] = {
     {"selective_scan", LINNET_MIXER_FORWARD, 2, 1, 20, 12, 0, false, .reverse = true, .exact = true, .pool = true},
     {"selective_scan", LINNET_MIXER_BACKWARD, 2, 1, 20, 12, 0, false, .reverse = true, .pool = true},
     {"selective_scan", LINNET_MIXER_BACKWARD, 2, 1, 24, 64, 0, false},
+    {"selective_scan", LINNET_MIXER_FORWARD, 2, 1, 64, 16, 0, false, .tiled = true},
+    {"selective_scan", LINNET_MIXER_STEP, 2, 1, 64, 16, 0, false, .tiled = true},
+    {"selective_scan", LINNET_MIXER_BACKWARD, 2, 1, 64, 16, 0, true, .tiled = true},
     {"short_convolution", LINNET_MIXER_FORWARD, 4, 1, 20, 3, 1, false, .reverse = true, .exact = true, .pool = true},
     {"short_convolution", LINNET_MIXER_BACKWARD, 4, 1, 20, 5, 0, false, .reverse = true, .pool = true},
     {"short_convolution", LINNET_MIXER_FORWARD, 4, 1, 64, 40, 0, true, .pool = true},
@@ -381,7 +384,11 @@ static void check_mixer(const mixer_work *w) {
     free(workspace);
 
     linnet_cuda_mixer *mixer;
+    char row[32]; /* is gone when the mixer runs */
+    snprintf(row, sizeof row, "%s", w->row);
+    c.device.name = row;
     const linnet_status opened = linnet_cuda_mixer_open(cuda, &c.device, w->form, &mixer);
+    memset(row, '?', sizeof row - 1);
     EXPECT(opened == LINNET_OK, "%s: %s", c.name, linnet_last_error(context));
     if (opened == LINNET_OK) {
         char text[400];
@@ -426,40 +433,6 @@ static void check_window(const char *row, bool divided) {
     free(now);
     free(before);
     free(decay);
-}
-
-static void refuse_mixer(const linnet_mixer_settings *settings, linnet_mixer_form form, linnet_status status,
-                         const char *word) {
-    linnet_cuda_mixer *mixer;
-    const linnet_status got = linnet_cuda_mixer_open(cuda, settings, form, &mixer);
-    EXPECT(got == status && !mixer && strstr(linnet_last_error(context), word), "%s should be refused with '%s': %d %s",
-           settings->name, word, got, linnet_last_error(context));
-    linnet_cuda_mixer_close(mixer);
-}
-
-static void check_refused_mixers(void) {
-    linnet_mixer_settings s = linnet_mixer_settings_default("based");
-    s.heads = 2, s.key_size = s.value_size = 16, s.tokens = 4, s.type = LINNET_BF16;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "based has no forward form on a GPU");
-    s = linnet_mixer_settings_default("gla");
-    s.heads = 2, s.key_size = s.value_size = 64, s.tokens = 4;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "bf16");
-    s.type = LINNET_BF16, s.key_size = 300;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "gla");
-    s.key_size = 64, s.exact = true;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "exact");
-    s.exact = false, s.heads = 0;
-    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "heads");
-    s.heads = 2, s.key_heads = 0;
-    linnet_cuda_mixer *mixer;
-    must(linnet_cuda_mixer_open(cuda, &s, LINNET_MIXER_FORWARD, &mixer), "gla");
-    void *room = poisoned((int64_t)linnet_cuda_mixer_workspace(mixer));
-    const linnet_mixer_tensors none = {.size = sizeof none};
-    EXPECT(linnet_cuda_mixer_run(mixer, &none, room, NULL) == LINNET_ERROR_ARGUMENT &&
-               strstr(linnet_last_error(context), "query"),
-           "no tensors: %s", linnet_last_error(context));
-    linnet_cuda_release(cuda, room);
-    linnet_cuda_mixer_close(mixer);
 }
 
 /* ---- attention ---- */
@@ -623,6 +596,18 @@ static void check_refused_attention(void) {
     EXPECT(linnet_cuda_attention_backward(attention, &t, room, NULL) == LINNET_ERROR_ARGUMENT &&
                strstr(linnet_last_error(context), "factors"),
            "gradients without factors: %s", linnet_last_error(context));
+    linnet_status (*const runs[])(const linnet_cuda_attention *, const linnet_attention_tensors *, void *,
+                                  void *) = {linnet_cuda_attention_forward, linnet_cuda_attention_backward};
+    t.query_factors = t.key_factors = room;
+    for (int i = 0; i < 4; i++) {
+        void *wrong = i % 2 ? (char *)room + 16 : NULL;
+        EXPECT(runs[i / 2](attention, &t, wrong, NULL) == LINNET_ERROR_ARGUMENT &&
+                   strstr(linnet_last_error(context), "not aligned to 256"),
+               "attention in another workspace: %s", linnet_last_error(context));
+        EXPECT(linnet_cuda_attention_prepare(attention, wrong, NULL) == LINNET_ERROR_ARGUMENT &&
+                   strstr(linnet_last_error(context), "not aligned to 256"),
+               "preparing another workspace: %s", linnet_last_error(context));
+    }
     linnet_cuda_release(cuda, room);
     linnet_cuda_attention_close(attention);
     linnet_cuda *none;

@@ -58,4 +58,7 @@ void pair_close(pair *p);
 extern const int decode_works;
 void check_decode(void);
 
+/* operators_refused.c */
+void check_refused_mixers(void);
+
 #endif

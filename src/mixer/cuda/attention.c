@@ -146,11 +146,12 @@ linnet_status linnet_cuda_attention_prepare(const linnet_cuda_attention *attenti
         ln_allocate(cuda->context, (uint64_t)attention->plan.tables + 1, 1, "tasks of attention on a GPU");
     if (!tables) return LINNET_ERROR_MEMORY;
     ln_cuda_attention_tasks(&attention->problem, &attention->plan, tables);
-    ln_cuda_code code = ln_cuda_use(cuda->device.index);
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(cuda->device.index);
     if (!code) code = ln_cuda_attention_prepare(&attention->plan, tables, workspace, stream);
     ln_release(cuda->context, tables);
     if (!code && attention->has_backward) code = prepare_backward(attention, workspace, stream);
-    return ln_cuda_tell(cuda, code, "preparing attention on a GPU", NULL);
+    return ln_cuda_tell(cuda, code, "preparing attention on a GPU", wrong);
 }
 
 static ln_cuda_tensor place(linnet_tensor t, int64_t heads, int64_t size) {
@@ -175,9 +176,10 @@ linnet_status linnet_cuda_attention_forward(const linnet_cuda_attention *attenti
                                            .sinks = attention->sinks ? t.sinks : NULL,
                                            .query_factors = t.query_factors,
                                            .key_factors = t.key_factors};
-    ln_cuda_code code = ln_cuda_use(attention->cuda->device.index);
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(attention->cuda->device.index);
     if (!code) code = ln_cuda_attention_forward(p, &attention->plan, &own, workspace, stream);
-    return ln_cuda_tell(attention->cuda, code, "attention on a GPU", NULL);
+    return ln_cuda_tell(attention->cuda, code, "attention on a GPU", wrong);
 }
 
 linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attention,
@@ -212,9 +214,10 @@ linnet_status linnet_cuda_attention_backward(const linnet_cuda_attention *attent
                                           .key_factors = t.key_factors,
                                           .query_factors_gradient = t.query_factors_gradient,
                                           .key_factors_gradient = t.key_factors_gradient};
-    ln_cuda_code code = workspace ? ln_cuda_use(cuda->device.index) : LN_CUDA_ARGUMENT;
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(cuda->device.index);
     if (!code)
         code = ln_cuda_backward_run(&attention->gradients, &attention->backward, &own,
                                     backward_room(attention, workspace), stream);
-    return ln_cuda_tell(cuda, code, "gradients of attention on a GPU", NULL);
+    return ln_cuda_tell(cuda, code, "gradients of attention on a GPU", wrong);
 }

@@ -15,4 +15,7 @@ struct linnet_cuda {
 /* LINNET_OK, or the failure of `what` told on the context; why: a plan's sentence, or NULL. */
 linnet_status ln_cuda_tell(const linnet_cuda *cuda, ln_cuda_code code, const char *what, const char *why);
 
+/* NULL, or what is wrong with a workspace: asked before anything is written to it. */
+const char *ln_cuda_wrong_workspace(const void *workspace);
+
 #endif

@@ -146,13 +146,8 @@ size_t linnet_cuda_decode_text(const linnet_cuda_decode *decode, char *text, siz
     return (size_t)(written > 0 ? written : 0) + 1;
 }
 
-/* NULL, or what is wrong with a workspace. */
-static const char *wrong_workspace(const void *workspace) {
-    return workspace && (uintptr_t)workspace % 256 == 0 ? NULL : "the workspace is NULL or not aligned to 256 bytes";
-}
-
 linnet_status linnet_cuda_decode_prepare(const linnet_cuda_decode *decode, void *workspace, void *stream) {
-    const char *wrong = wrong_workspace(workspace);
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
     ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(decode->cuda->device.index);
     if (!code) code = ln_cuda_decode_prepare(&decode->plan, workspace, stream);
     return ln_cuda_tell(decode->cuda, code, "preparing decoding on a GPU", wrong);
@@ -235,7 +230,7 @@ linnet_status linnet_cuda_decode_run(const linnet_cuda_decode *decode, const lin
     const ln_cuda_decode *d = &decode->problem;
     const linnet_cuda_decode_tensors t = take(tensors);
     ln_cuda_decode_tensors own = {.sinks = decode->sinks ? t.sinks : NULL, .log_sum_exp = t.log_sum_exp};
-    const char *wrong = wrong_workspace(workspace);
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
     if (!wrong && decode->sinks && !t.sinks) wrong = "sinks are missing";
     if (!wrong)
         wrong = take_rows(t.query, d->heads, d->key_size, d->query_element,

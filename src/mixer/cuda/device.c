@@ -28,8 +28,8 @@ linnet_status ln_cuda_tell(const linnet_cuda *cuda, ln_cuda_code code, const cha
         return ln_fail(
             context, LINNET_ERROR_ARGUMENT, "%s: %s", what,
             why ? why
-                : "a tensor or workspace is missing or not aligned, strides are no multiples of 16 bytes, or gates "
-                  "or parameters have gaps");
+                : "a tensor or workspace is missing or not aligned, strides are no multiples of 16 bytes, or gates, "
+                  "parameters or their gradients have gaps");
     case LN_CUDA_OUT_OF_MEMORY:
         return ln_fail(context, LINNET_ERROR_MEMORY, "%s: device %d has not that much free memory", what,
                        cuda->device.index);
@@ -38,6 +38,10 @@ linnet_status ln_cuda_tell(const linnet_cuda *cuda, ln_cuda_code code, const cha
                        "%s: device %d reported an error (%s); what it was doing is lost, close what uses it", what,
                        cuda->device.index, ln_cuda_error_name());
     }
+}
+
+const char *ln_cuda_wrong_workspace(const void *workspace) {
+    return workspace && (uintptr_t)workspace % 256 == 0 ? NULL : "the workspace is NULL or not aligned to 256 bytes";
 }
 
 linnet_status linnet_cuda_open(linnet_context *context, int index, linnet_cuda **cuda) {

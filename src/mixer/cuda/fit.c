@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "kernel/cuda/fit_cuda.h"
 #include "kernel/cuda/runtime_cuda.h"
 #include "mixer/cuda/mixer.h"
 
@@ -47,16 +46,16 @@ static double cost_of(const linnet_cuda_mixer *m, const linnet_mixer_settings *s
     return (double)(s->key_size + s->value_size) * (double)s->slots + same;
 }
 
-/* What does not follow from sizes: the kernels of diagonal plus low rank have a head of keys for each of values, and
- * keys as they are. */
+/* What does not follow from sizes: the scan has no tiled heads; the kernels of diagonal plus low rank have a head of
+ * keys for each of values, and keys as they are. */
 static linnet_mixer_settings begin_fit(const linnet_cuda_mixer *m) {
     linnet_mixer_settings s = m->outer;
     s.reverse = false;
     s.gates = LINNET_F32;
-    if (!ln_cuda_mixer_is(m, "dplr") && !ln_cuda_mixer_is(m, "rwkv7")) return s;
-    const bool repeated = s.tiled_heads || m->form == LINNET_MIXER_BACKWARD;
-    if (m->form == LINNET_MIXER_STEP) return s;
-    if (repeated) s.key_heads = s.heads;
+    const bool scan = ln_cuda_mixer_is(m, "selective_scan"),
+               dplr = ln_cuda_mixer_is(m, "dplr") || ln_cuda_mixer_is(m, "rwkv7");
+    if (!scan && (!dplr || m->form == LINNET_MIXER_STEP)) return s;
+    if (s.tiled_heads || (dplr && m->form == LINNET_MIXER_BACKWARD)) s.key_heads = s.heads;
     s.tiled_heads = s.normalise_keys = false;
     return s;
 }
@@ -143,9 +142,24 @@ static int64_t room_of(const ln_cuda_fit *f) {
     return fits(f) ? 0 : f->tokens * f->heads * f->lines * f->columns * (f->bf16 ? 2 : 4);
 }
 
+static ln_cuda_fit_states states_of(const linnet_cuda_mixer *m) {
+    ln_cuda_fit_states fit = {.sequences = m->outer.sequences,
+                              .heads = m->outer.heads,
+                              .outer_floats = ln_mixer_head_floats(m->row, &m->outer),
+                              .floats = ln_mixer_head_floats(m->row, &m->settings)};
+    linnet_mixer_state outer, inner;
+    for (int p = 0; p < LN_CUDA_FIT_PARTS && linnet_mixer_state_of(&m->outer, p, &outer) &&
+                    linnet_mixer_state_of(&m->settings, p, &inner);
+         p++)
+        fit.part[fit.parts++] =
+            (ln_cuda_fit_part){outer.offset, outer.rows, outer.columns, inner.offset, inner.rows, inner.columns};
+    return fit;
+}
+
 static void place_fits(linnet_cuda_mixer *m) {
     const bool back = m->form == LINNET_MIXER_BACKWARD;
-    const int64_t state = m->settings.sequences * linnet_mixer_state_floats(&m->settings) * 4;
+    m->fit_states = states_of(m);
+    const int64_t state = m->fit_states.sequences * m->fit_states.heads * m->fit_states.floats * 4;
     const ln_cuda_fit output = fit_of_output(m, NULL);
     int64_t at = round_up((int64_t)m->workspace);
     for (int part = 0; part < PARTS; part++) {
@@ -219,20 +233,10 @@ ln_cuda_code ln_cuda_mixer_fit_prepare(const linnet_cuda_mixer *m, void *workspa
 
 /* ---- runs ---- */
 
-static ln_cuda_fit_states states_of(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t) {
-    const int64_t heads = m->outer.heads;
-    ln_cuda_fit_states fit = {.sequences = m->outer.sequences,
-                              .heads = heads,
-                              .outer_floats = linnet_mixer_state_floats(&m->outer) / heads,
-                              .floats = linnet_mixer_state_floats(&m->settings) / heads,
-                              .slots = t->state_slots};
-    linnet_mixer_state outer, inner;
-    for (int p = 0; p < LN_CUDA_FIT_PARTS && linnet_mixer_state_of(&m->outer, p, &outer) &&
-                    linnet_mixer_state_of(&m->settings, p, &inner);
-         p++)
-        fit.part[fit.parts++] =
-            (ln_cuda_fit_part){outer.offset, outer.rows, outer.columns, inner.offset, inner.rows, inner.columns};
-    return fit;
+static ln_cuda_fit_states states_for(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t) {
+    ln_cuda_fit_states states = m->fit_states;
+    states.slots = t->state_slots;
+    return states;
 }
 
 /* Backward the kernels but for linear attention's have no slots of gradients. */
@@ -251,7 +255,7 @@ static linnet_tensor packed(void *at, const ln_cuda_fit *fit) {
 static ln_cuda_code fit_in(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t, linnet_mixer_tensors *inner,
                            char *workspace, void *stream) {
     const bool back = m->form == LINNET_MIXER_BACKWARD;
-    const ln_cuda_fit_states states = states_of(m, t);
+    const ln_cuda_fit_states states = states_for(m, t);
     ln_cuda_code code = LN_CUDA_OK;
     *inner = *t;
     for (int k = 0; m->row->inputs[k].name && !code; k++) {
@@ -286,7 +290,7 @@ static ln_cuda_code fit_in(const linnet_cuda_mixer *m, const linnet_mixer_tensor
 static ln_cuda_code fit_out(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t,
                             const linnet_mixer_tensors *inner, char *workspace, void *stream) {
     const bool back = m->form == LINNET_MIXER_BACKWARD;
-    const ln_cuda_fit_states states = states_of(m, t);
+    const ln_cuda_fit_states states = states_for(m, t);
     const ln_cuda_fit output = fit_of_output(m, workspace);
     const ln_cuda_tensor none = {0};
     const bool copies = copies_states(m, t);

@@ -56,12 +56,15 @@ ln_cuda_gate ln_cuda_mixer_gate(const linnet_cuda_mixer *mixer, const linnet_mix
 
 bool ln_cuda_mixer_dense(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors, const char *name) {
     const int k = ln_mixer_input_index(mixer->row, name);
-    if (k < 0 || !tensors->input[k].data) return true;
+    if (k < 0) return true;
     const ln_mixer_input *input = &mixer->row->inputs[k];
     const int64_t columns = ln_mixer_columns(input, &mixer->settings), heads = ln_mixer_heads(input, &mixer->settings);
-    const linnet_tensor *t = &tensors->input[k];
-    return (heads == 1 || t->head_stride == columns) &&
-           (input->flags & LN_PARAMETER || t->token_stride == heads * columns);
+    const linnet_tensor *const both[] = {&tensors->input[k], &tensors->input_gradient[k]};
+    for (int i = 0; i <= (mixer->form == LINNET_MIXER_BACKWARD); i++)
+        if (both[i]->data && ((heads > 1 && both[i]->head_stride != columns) ||
+                              (!(input->flags & LN_PARAMETER) && both[i]->token_stride != heads * columns)))
+            return false;
+    return true;
 }
 
 ln_cuda_code ln_cuda_mixer_gradients_short(linnet_cuda_mixer *mixer) {
@@ -85,6 +88,8 @@ static linnet_status copy_offsets(linnet_cuda_mixer *m) {
 static linnet_status check(linnet_cuda *cuda, const linnet_mixer_settings *s, const ln_mixer *row,
                            linnet_mixer_form form) {
     static const char *const forms[] = {"forward", "step", "backward"};
+    if ((size_t)form >= sizeof forms / sizeof forms[0])
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixers on a GPU have no form %d", (int)form);
     if (!way_of(row->name, form))
         return ln_fail(cuda->context, LINNET_ERROR_UNSUPPORTED,
                        "%s has no %s form on a GPU (linnet/cuda.h lists what has); run it on the processor", row->name,
@@ -102,8 +107,9 @@ static linnet_status check(linnet_cuda *cuda, const linnet_mixer_settings *s, co
                        row->name);
     if (s->sequences < 1 || s->sequences > INT32_MAX / 2 || s->tokens > INT32_MAX / 2)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixers on a GPU take 1 to 2^30 sequences and tokens");
-    if (form == LINNET_MIXER_STEP && s->tokens != s->sequences)
-        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "a step takes one token of each sequence");
+    if (form == LINNET_MIXER_STEP && (s->tokens != s->sequences || s->offsets))
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT,
+                       "a step takes one token of each sequence: tokens = sequences, no offsets");
     return LINNET_OK;
 }
 
@@ -117,6 +123,7 @@ linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_setti
     if (wrong)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixer '%s': %s", settings->name ? settings->name : "",
                        wrong);
+    s.name = row->name; /* the caller's need not outlive this call */
     linnet_status status = check(cuda, &s, row, form);
     if (status != LINNET_OK) return status;
     linnet_cuda_mixer *made = ln_allocate_zero(cuda->context, 1, sizeof *made, "mixer on a GPU");
@@ -124,7 +131,10 @@ linnet_status linnet_cuda_mixer_open(linnet_cuda *cuda, const linnet_mixer_setti
     *made = (linnet_cuda_mixer){
         .cuda = cuda, .settings = s, .row = row, .form = form, .way = way_of(row->name, form), .why = ""};
     status = copy_offsets(made);
-    if (status == LINNET_OK) status = ln_cuda_tell(cuda, ln_cuda_mixer_fit(made), row->name, made->why);
+    if (status == LINNET_OK) {
+        const ln_cuda_code code = ln_cuda_mixer_fit(made); /* sets made->why */
+        status = ln_cuda_tell(cuda, code, row->name, made->why);
+    }
     if (status != LINNET_OK) {
         linnet_cuda_mixer_close(made);
         return status;
@@ -152,10 +162,32 @@ size_t linnet_cuda_mixer_text(const linnet_cuda_mixer *mixer, char *text, size_t
 /* ---- running ---- */
 
 linnet_status linnet_cuda_mixer_prepare(const linnet_cuda_mixer *mixer, void *workspace, void *stream) {
-    ln_cuda_code code = workspace ? ln_cuda_use(mixer->cuda->device.index) : LN_CUDA_ARGUMENT;
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(mixer->cuda->device.index);
     if (!code && mixer->way->prepare) code = mixer->way->prepare(mixer, workspace, stream);
     if (!code) code = ln_cuda_mixer_fit_prepare(mixer, workspace, stream);
-    return ln_cuda_tell(mixer->cuda, code, mixer->row->name, NULL);
+    return ln_cuda_tell(mixer->cuda, code, mixer->row->name, wrong);
+}
+
+/* Whether a tensor, if given, begins at a whole element of so many bytes and goes on from there. */
+static bool steps_right(const linnet_tensor *t, uintptr_t element) {
+    return !t->data || ((uintptr_t)t->data % element == 0 && t->token_stride >= 0 && t->head_stride >= 0);
+}
+
+/* NULL, or what no kernel may read: those that copy tensors to fit ask for no more. */
+static const char *wrong_tensors(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t) {
+    const bool back = m->form == LINNET_MIXER_BACKWARD;
+    const uintptr_t output = m->outer.output == LINNET_BF16 ? 2 : 4;
+    const float *const floats[] = {t->state_in, t->state_out, t->state_out_gradient, t->state_in_gradient};
+    bool right = back ? steps_right(&t->output_gradient, 2) : steps_right(&t->output, output);
+    for (int k = 0; m->row->inputs[k].name; k++) {
+        const ln_mixer_input *i = &m->row->inputs[k];
+        right = right && steps_right(&t->input[k], ln_mixer_input_type(i, &m->outer) == LINNET_BF16 ? 2 : 4) &&
+                (!back || steps_right(&t->input_gradient[k], i->flags & LN_TYPED ? output : 4));
+    }
+    for (int i = 0; i < (back ? 4 : 2); i++) right = right && (uintptr_t)floats[i] % 4 == 0;
+    right = right && (uintptr_t)t->state_slots % 8 == 0;
+    return right ? NULL : "a tensor does not begin at a whole element, or has a negative stride";
 }
 
 linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors,
@@ -166,7 +198,9 @@ linnet_status linnet_cuda_mixer_run(const linnet_cuda_mixer *mixer, const linnet
     if (status != LINNET_OK) return status;
     linnet_mixer_tensors t = *tensors;
     ln_mixer_settle_strides(mixer->row, &s, &t);
-    ln_cuda_code code = workspace ? ln_cuda_use(mixer->cuda->device.index) : LN_CUDA_ARGUMENT;
+    const char *wrong = ln_cuda_wrong_workspace(workspace);
+    if (!wrong) wrong = wrong_tensors(mixer, &t);
+    ln_cuda_code code = wrong ? LN_CUDA_ARGUMENT : ln_cuda_use(mixer->cuda->device.index);
     if (!code) code = ln_cuda_mixer_fit_run(mixer, &t, workspace, stream);
-    return ln_cuda_tell(mixer->cuda, code, mixer->row->name, NULL);
+    return ln_cuda_tell(mixer->cuda, code, mixer->row->name, wrong);
 }

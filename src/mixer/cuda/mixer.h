@@ -6,6 +6,7 @@
 #include "kernel/cuda/delta_backward_cuda.h"
 #include "kernel/cuda/delta_cuda.h"
 #include "kernel/cuda/dplr_cuda.h"
+#include "kernel/cuda/fit_cuda.h"
 #include "kernel/cuda/linear_backward_cuda.h"
 #include "kernel/cuda/linear_cuda.h"
 #include "kernel/cuda/scan_cuda.h"
@@ -30,6 +31,7 @@ struct linnet_cuda_mixer {
     /* Whether tensors are made to fit the kernels, and where in the workspace (fit.c). */
     bool fitted;
     int64_t fit_at[6 + 2 * LINNET_MIXER_INPUTS];
+    ln_cuda_fit_states fit_states; /* but for the slots, which are a run's */
     char fit_why[LN_CUDA_WHY + 128];
     union {
         struct {
@@ -97,7 +99,8 @@ ln_cuda_gate ln_cuda_mixer_gate(const linnet_cuda_mixer *mixer, const linnet_mix
 static inline ln_cuda_tensor ln_cuda_tensor_of(linnet_tensor t) {
     return (ln_cuda_tensor){t.data, t.token_stride, t.head_stride};
 }
-/* Whether a tensor of one number a token and head, or of a head's columns, lies without gaps. */
+/* Whether a tensor of one number a token and head, or of a head's columns, and backward its gradient, lie without gaps:
+ * where kernels take no strides. */
 bool ln_cuda_mixer_dense(const linnet_cuda_mixer *mixer, const linnet_mixer_tensors *tensors, const char *name);
 
 /* LN_CUDA_UNSUPPORTED with a reason, where gradients are asked for in float32 and the kernels write bf16. */

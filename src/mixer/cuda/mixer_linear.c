@@ -273,9 +273,7 @@ static ln_cuda_code gates_back(const linnet_cuda_mixer *m, const linnet_mixer_te
 static ln_cuda_code run_backward(const linnet_cuda_mixer *m, const linnet_mixer_tensors *t, void *workspace,
                                  void *stream) {
     const ln_cuda_linear *l = &m->linear.problem;
-    const ln_cuda_tensor skip = ln_cuda_mixer_gradient(m, t, "skip");
-    if (!ln_cuda_mixer_dense(m, t, "skip") || (skip.data && m->settings.heads > 1 && skip.head_stride != 1))
-        return LN_CUDA_ARGUMENT;
+    if (!ln_cuda_mixer_dense(m, t, "skip")) return LN_CUDA_ARGUMENT;
     const bool channels = l->decay != LN_CUDA_LINEAR_TOKEN, mlstm = l->normalise == LN_CUDA_SUM_MAXIMUM;
     const bool decays = !channels && !ln_cuda_mixer_is(m, "retention") && !ln_cuda_mixer_is(m, "linear_attention"),
                writes = is_written(m);
@@ -298,7 +296,7 @@ static ln_cuda_code run_backward(const linnet_cuda_mixer *m, const linnet_mixer_
         .write = writes ? own_floats(m, workspace, WRITES_BACK) : NULL,
         .maximum = mlstm ? own_floats(m, workspace, MAXIMA_BACK) : NULL,
         .ends = mlstm && t->state_out_gradient ? own_floats(m, workspace, ENDS) : NULL,
-        .skip = skip.data,
+        .skip = ln_cuda_mixer_gradient(m, t, "skip").data,
         .state_in = t->state_in_gradient};
     if (!code) code = ln_cuda_linear_backward(l, &m->linear.backward, &to, &gradients, workspace, stream);
     return code || channels ? code : gates_back(m, t, &gradients, workspace, stream);
