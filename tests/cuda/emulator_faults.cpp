@@ -192,7 +192,7 @@ static void multiply_steps(char *shared, control *c, float (&sum)[32], fault wit
         if (with == EARLY_FREE) free_stage(&c->free[stage], with);
         if (with == EARLY_FREE) __syncwarp();
         if (with != NO_PRODUCTS_WAIT) ln::products_wait<0>();
-        if (with != EARLY_FREE) free_stage(&c->free[stage], with);
+        if (with != EARLY_FREE && (with < NONE_IN_CLUSTER || n + 1 < STEPS)) free_stage(&c->free[stage], with);
     }
 }
 
@@ -257,6 +257,8 @@ static void kernel(const CUtensorMap left, const CUtensorMap right, const argume
     add_sums(a, sum);
     ln::named_wait(3, 128);
     if (threadIdx.x == 0) ln::turn_set(a.turn, (int)blockIdx.x + 1);
+    /* The last stage only here: a block that did not meet may have ended. */
+    if (clusters) free_stage(&c->free[(STEPS - 1) % 2], a.with);
     if (clusters && a.with != NO_LAST_MEETING) ln::cluster_meet();
 }
 
