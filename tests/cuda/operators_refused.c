@@ -10,6 +10,19 @@ static void refuse_mixer(const linnet_mixer_settings *settings, linnet_mixer_for
     linnet_cuda_mixer_close(mixer);
 }
 
+/* Sizes whose bytes cannot be counted. */
+static void check_too_large(void) {
+    linnet_mixer_settings s = linnet_mixer_settings_default("simple_gla");
+    s.type = LINNET_BF16;
+    s.tokens = (1 << 30) - 1, s.heads = 65535, s.key_size = 128, s.value_size = 1 << 20, s.reverse = true;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "too large");
+    refuse_mixer(&s, LINNET_MIXER_BACKWARD, LINNET_ERROR_ARGUMENT, "too large");
+    s = linnet_mixer_settings_default("short_convolution");
+    s.type = s.output = LINNET_BF16;
+    s.sequences = 1 << 26, s.heads = 1 << 11, s.key_size = 1, s.value_size = 1 << 20, s.slots = 64;
+    refuse_mixer(&s, LINNET_MIXER_BACKWARD, LINNET_ERROR_ARGUMENT, "too large");
+}
+
 static void check_refused_settings(void) {
     linnet_mixer_settings s = linnet_mixer_settings_default("based");
     s.heads = 2, s.key_size = s.value_size = 16, s.tokens = 4, s.type = LINNET_BF16;
@@ -197,6 +210,7 @@ static void check_many_sequences(linnet_mixer_form form) {
 
 void check_refused_mixers(void) {
     check_refused_settings();
+    check_too_large();
     check_gaps();
     check_workspaces();
     check_elements("simple_gla", LINNET_MIXER_FORWARD);
