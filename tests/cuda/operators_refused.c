@@ -10,6 +10,19 @@ static void refuse_mixer(const linnet_mixer_settings *settings, linnet_mixer_for
     linnet_cuda_mixer_close(mixer);
 }
 
+/* Sizes whose bytes cannot be counted. */
+static void check_too_large(void) {
+    linnet_mixer_settings s = linnet_mixer_settings_default("simple_gla");
+    s.type = LINNET_BF16;
+    s.tokens = (1 << 30) - 1, s.heads = 65535, s.key_size = 128, s.value_size = 1 << 20, s.reverse = true;
+    refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "too large");
+    refuse_mixer(&s, LINNET_MIXER_BACKWARD, LINNET_ERROR_ARGUMENT, "too large");
+    s = linnet_mixer_settings_default("short_convolution");
+    s.type = s.output = LINNET_BF16;
+    s.sequences = 1 << 26, s.heads = 1 << 11, s.key_size = 1, s.value_size = 1 << 20, s.slots = 64;
+    refuse_mixer(&s, LINNET_MIXER_BACKWARD, LINNET_ERROR_ARGUMENT, "too large");
+}
+
 static void check_refused_settings(void) {
     linnet_mixer_settings s = linnet_mixer_settings_default("based");
     s.heads = 2, s.key_size = s.value_size = 16, s.tokens = 4, s.type = LINNET_BF16;
@@ -19,7 +32,14 @@ static void check_refused_settings(void) {
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_ARGUMENT, "bf16");
     s.type = LINNET_BF16, s.key_size = 300;
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "300");
-    s.key_size = 64, s.exact = true;
+    s.key_size = 64, s.value_size = 1 << 16;
+    s.name = "gla_value";
+    refuse_mixer(&s, LINNET_MIXER_BACKWARD, LINNET_ERROR_UNSUPPORTED, "shared memory");
+    s.name = "simple_gla";
+    s.key_size = 128, s.value_size = 1 << 19, s.tokens = 1024;
+    refuse_mixer(&s, LINNET_MIXER_BACKWARD, LINNET_ERROR_ARGUMENT, "state of a head");
+    s.name = "gla";
+    s.key_size = s.value_size = 64, s.tokens = 4, s.exact = true;
     refuse_mixer(&s, LINNET_MIXER_FORWARD, LINNET_ERROR_UNSUPPORTED, "exact");
     s.exact = false;
     refuse_mixer(&s, (linnet_mixer_form)3, LINNET_ERROR_ARGUMENT, "form 3");
@@ -61,17 +81,22 @@ static linnet_mixer_settings small(const char *row) {
     return s;
 }
 
-static opened open_small(const linnet_mixer_settings *s, linnet_mixer_form form) {
+static opened open_without_workspace(const linnet_mixer_settings *s, linnet_mixer_form form) {
     opened o = {.room = poisoned(ROOM), .tensors = {.size = sizeof o.tensors}};
     must(linnet_cuda_mixer_open(cuda, s, form, &o.mixer), s->name);
-    o.workspace = poisoned((int64_t)linnet_cuda_mixer_workspace(o.mixer));
-    must(linnet_cuda_mixer_prepare(o.mixer, o.workspace, NULL), s->name);
     linnet_mixer_input input;
     for (int k = 0; linnet_mixer_input_of(s, k, &input); k++) {
         o.tensors.input[k].data = o.room;
         if (form == LINNET_MIXER_BACKWARD) o.tensors.input_gradient[k].data = o.room;
     }
     o.tensors.output.data = o.tensors.output_gradient.data = o.room;
+    return o;
+}
+
+static opened open_small(const linnet_mixer_settings *s, linnet_mixer_form form) {
+    opened o = open_without_workspace(s, form);
+    o.workspace = poisoned((int64_t)linnet_cuda_mixer_workspace(o.mixer));
+    must(linnet_cuda_mixer_prepare(o.mixer, o.workspace, NULL), s->name);
     return o;
 }
 
@@ -167,10 +192,29 @@ static void check_elements(const char *row, linnet_mixer_form form) {
     opened_close(&o);
 }
 
+/* More sequences than a grid has rows are not refused; captured, so that nothing runs or touches memory. */
+static void check_many_sequences(linnet_mixer_form form) {
+    linnet_mixer_settings s = small("mlstm");
+    s.heads = 1, s.tokens = s.sequences = 70000;
+    opened o = open_without_workspace(&s, form);
+    void *stream, *graph;
+    must(linnet_cuda_stream_open(cuda, &stream), "stream");
+    must(linnet_cuda_graph_begin(cuda, stream), "graph");
+    const linnet_status got = linnet_cuda_mixer_run(o.mixer, &o.tensors, o.room, stream);
+    EXPECT(got == LINNET_OK, "mlstm of 70,000 sequences: %s", linnet_last_error(context));
+    must(linnet_cuda_graph_end(cuda, stream, &graph), "graph");
+    linnet_cuda_graph_close(cuda, graph);
+    linnet_cuda_stream_close(cuda, stream);
+    opened_close(&o);
+}
+
 void check_refused_mixers(void) {
     check_refused_settings();
+    check_too_large();
     check_gaps();
     check_workspaces();
     check_elements("simple_gla", LINNET_MIXER_FORWARD);
     check_elements("ssd", LINNET_MIXER_BACKWARD);
+    check_many_sequences(LINNET_MIXER_FORWARD);
+    check_many_sequences(LINNET_MIXER_BACKWARD);
 }

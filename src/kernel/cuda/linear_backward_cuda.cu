@@ -66,6 +66,13 @@ ln_cuda_code ln_cuda_linear_gradient_plan_make(const ln_cuda_linear *linear, con
             "than 256 that are no multiple of it");
         return LN_CUDA_UNSUPPORTED;
     }
+    if (linear->decay == LN_CUDA_LINEAR_VALUE && linear->value_size * 4 > device->block_shared_bytes) {
+        snprintf(plan->why, sizeof plan->why,
+                 "gradients of decays of values take 4 bytes of a block's shared memory for each of %lld values, of "
+                 "%lld bytes",
+                 (long long)linear->value_size, (long long)device->block_shared_bytes);
+        return LN_CUDA_UNSUPPORTED;
+    }
     walks_of(linear, plan);
     ln_cuda_linear *const walks[4] = {&plan->states, &plan->query, &plan->key, &plan->value};
     ln_cuda_linear_plan *const plans[4] = {&plan->states_plan, &plan->query_plan, &plan->key_plan, &plan->value_plan};

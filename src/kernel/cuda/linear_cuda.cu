@@ -167,6 +167,12 @@ ln_cuda_code ln_cuda_linear_plan_make(const ln_cuda_linear *linear, const ln_cud
         snprintf(plan->why, sizeof plan->why, "more than 2^30 tasks");
         return LN_CUDA_ARGUMENT;
     }
+    if (plan->chains && (linear->value_size + 1) * linear->key_size > LN_CUDA_LINEAR_JOINED) {
+        snprintf(plan->why, sizeof plan->why,
+                 "the state of a head is of more than %d floats: too many to be joined from segments",
+                 LN_CUDA_LINEAR_JOINED);
+        return LN_CUDA_ARGUMENT;
+    }
     plan->workspace = sums_at(linear, plan) + (linear->normalise ? sums_bytes(linear) : 0);
     const bool hopper = plan->kernel->major == 9;
     snprintf(plan->why, sizeof plan->why, "%s: %lld tasks of %lld tokens, %lld before them for states%s%s",

@@ -171,7 +171,8 @@ struct gates_back {
 static __global__ void __launch_bounds__(BACK_THREADS) mlstm_gates_back(const __grid_constant__ gates_back run) {
     kept_map *of_warps = (kept_map *)block_memory();
     float *carried = (float *)(of_warps + 32);
-    const int head = blockIdx.x, sequence = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int head = (int)blockIdx.x % run.heads, sequence = (int)blockIdx.x / run.heads, warp = threadIdx.x / 32,
+              lane = threadIdx.x % 32;
     const int64_t first = run.offsets[sequence], end = run.offsets[sequence + 1];
     const int64_t place = (slot_of_sequence(run.state_slots, sequence) * run.heads + head + 1) * run.state_floats - 1;
     const float start = run.state_in ? run.state_in[place] : 0;
@@ -265,7 +266,7 @@ ln_cuda_code ln_cuda_mlstm_gates_backward(const ln_cuda_linear *linear, const in
                                           float *decay_in_gradient, float *state_in_gradient,
                                           const int64_t *state_slots, void *stream) {
     if (linear->normalise != LN_CUDA_SUM_MAXIMUM || linear->heads < 1 || linear->sequences < 1 ||
-        linear->sequences > 65535 || !offsets)
+        linear->sequences > INT32_MAX / linear->heads || !offsets)
         return LN_CUDA_ARGUMENT;
     if (linear->offsets[linear->sequences] > 0 &&
         (!input.data || !decay.data || !write || !maximum || !decay_gradient || !write_gradient || !maximum_gradient ||
@@ -288,6 +289,6 @@ ln_cuda_code ln_cuda_mlstm_gates_backward(const ln_cuda_linear *linear, const in
                             state_slots,
                             ln_cuda_linear_state_floats(linear),
                             (int)linear->heads};
-    return launch(mlstm_gates_back, dim3((unsigned)linear->heads, (unsigned)linear->sequences), dim3(BACK_THREADS),
+    return launch(mlstm_gates_back, dim3((unsigned)(linear->sequences * linear->heads)), dim3(BACK_THREADS),
                   (int)(32 * sizeof(kept_map) + (BACK_THREADS + 1) * sizeof(float)), stream, run);
 }

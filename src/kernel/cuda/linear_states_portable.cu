@@ -10,7 +10,7 @@
 
 namespace ln {
 
-enum { SCAN_THREADS = 256, GATE_THREADS = 1024 };
+enum { SCAN_THREADS = LN_CUDA_LINEAR_JOIN_THREADS, GATE_THREADS = 1024 };
 
 static __global__ void __launch_bounds__(SCAN_THREADS)
     linear_scan(const __grid_constant__ linear_run run, ln_cuda_linear_decay decay, int rows,
@@ -77,7 +77,8 @@ struct gates_run {
 static __global__ void __launch_bounds__(GATE_THREADS) mlstm_gates(const __grid_constant__ gates_run run) {
     maximum_map *of_warps = (maximum_map *)block_memory();
     float *maxima = (float *)(of_warps + 32); /* of the chunk's tokens, behind that of the token before */
-    const int head = blockIdx.x, sequence = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int head = (int)blockIdx.x % run.heads, sequence = (int)blockIdx.x / run.heads, warp = threadIdx.x / 32,
+              lane = threadIdx.x % 32;
     const int64_t first = run.offsets[sequence], end = run.offsets[sequence + 1];
     const int64_t place = (slot_of_sequence(run.state_slots, sequence) * run.heads + head + 1) * run.state_floats - 1;
     float before = run.state_in ? run.state_in[place] : 0;
@@ -129,7 +130,7 @@ ln_cuda_code ln_cuda_mlstm_gates(const ln_cuda_linear *linear, const int64_t *of
                                  ln_cuda_gate decay, float *decay_out, float *write_out, float *maximum_out,
                                  const float *state_in, float *state_out, const int64_t *state_slots, void *stream) {
     if (linear->normalise != LN_CUDA_SUM_MAXIMUM || linear->heads < 1 || linear->sequences < 1 ||
-        linear->sequences > 65535 || !offsets)
+        linear->sequences > INT32_MAX / linear->heads || !offsets)
         return LN_CUDA_ARGUMENT;
     if (linear->offsets[linear->sequences] > 0 &&
         (!input.data || !decay.data || !decay_out || !write_out || !maximum_out))
@@ -137,6 +138,6 @@ ln_cuda_code ln_cuda_mlstm_gates(const ln_cuda_linear *linear, const int64_t *of
     const gates_run run = {offsets,           input,    decay,     decay_out,   write_out,
                            maximum_out,       state_in, state_out, state_slots, ln_cuda_linear_state_floats(linear),
                            (int)linear->heads};
-    return launch(mlstm_gates, dim3((unsigned)linear->heads, (unsigned)linear->sequences), dim3(GATE_THREADS),
+    return launch(mlstm_gates, dim3((unsigned)(linear->sequences * linear->heads)), dim3(GATE_THREADS),
                   (int)(32 * sizeof(maximum_map) + (GATE_THREADS + 1) * sizeof(float)), stream, run);
 }

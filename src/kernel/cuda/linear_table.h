@@ -15,7 +15,9 @@ typedef struct ln_cuda_linear_chain {
 namespace ln {
 struct linear_run;
 }
-/* What each segment added becomes the state at the beginning of the next, in every chain. */
+/* What each segment added becomes the state at the beginning of the next, in every chain. Of this many floats of a
+ * head's state at most: a grid has 65,535 rows of blocks. */
+enum { LN_CUDA_LINEAR_JOIN_THREADS = 256, LN_CUDA_LINEAR_JOINED = 65535 * 4 * LN_CUDA_LINEAR_JOIN_THREADS };
 ln_cuda_code ln_cuda_linear_scan(const ln::linear_run *run, ln_cuda_linear_decay decay,
                                  const ln_cuda_linear_chain *chains, int count, void *stream);
 /* n of the states given to run->sums_in, so that blocks may write states while others begin. */

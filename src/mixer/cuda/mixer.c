@@ -85,6 +85,17 @@ static linnet_status copy_offsets(linnet_cuda_mixer *m) {
     return LINNET_OK;
 }
 
+/* Whether tensors or states have more numbers than any device's memory: bytes of what kernels need, however filled up
+ * or repeated, can then be counted. */
+static bool too_large(const linnet_mixer_settings *s, const ln_mixer *row) {
+    const int64_t most = (int64_t)1 << 44, size = ln_max_i64(ln_max_i64(s->key_size, s->value_size), s->slots),
+                  row_floats = ln_ceil_div(size, 256) * 256,
+                  state_floats = ln_max_i64(ln_mixer_head_floats(row, s), row_floats);
+    int64_t rows, states;
+    return !ln_multiply_i64(s->tokens, s->heads * row_floats, &rows) || rows > most ||
+           !ln_multiply_i64(s->sequences, s->heads * state_floats, &states) || states > most;
+}
+
 static linnet_status check(linnet_cuda *cuda, const linnet_mixer_settings *s, const ln_mixer *row,
                            linnet_mixer_form form) {
     static const char *const forms[] = {"forward", "step", "backward"};
@@ -107,6 +118,10 @@ static linnet_status check(linnet_cuda *cuda, const linnet_mixer_settings *s, co
                        row->name);
     if (s->sequences < 1 || s->sequences > INT32_MAX / 2 || s->tokens > INT32_MAX / 2)
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT, "mixers on a GPU take 1 to 2^30 sequences and tokens");
+    if (too_large(s, row))
+        return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT,
+                       "%s: tokens, heads and sizes, or states of all sequences, are together too large for any GPU",
+                       row->name);
     if (form == LINNET_MIXER_STEP && (s->tokens != s->sequences || s->offsets))
         return ln_fail(cuda->context, LINNET_ERROR_ARGUMENT,
                        "a step takes one token of each sequence: tokens = sequences, no offsets");
