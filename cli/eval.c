@@ -51,7 +51,7 @@ static const cli_option run_options[] = {
     CLI_OPTION(0, "piece", CLI_INTEGER, piece, "N", "tokens of the document processed at once; 0: chosen by the plan",
                .fallback = "0", .highest = 1e6),
     CLI_OPTION(0, "exact", CLI_FLAG, exact, NULL,
-               "keep activations float32: slower where the processor has shorter kinds"),
+               "keep activations float32: slower where the processor has shorter kinds, and not on a GPU"),
     {0}};
 
 static const cli_group groups[] = {

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "expect.h"
 #include "kernel/cuda/device_cuda.h"
 
 typedef struct check_options {
@@ -33,18 +34,8 @@ typedef struct suite {
 
 /* ---- expectations ---- */
 
-extern int check_count, check_failures, check_skipped;
+extern int check_skipped; /* beside those of expect.h */
 extern uint64_t check_seed;
-
-#define EXPECT(condition, ...)              \
-    do {                                    \
-        check_count++;                      \
-        if (!(condition)) {                 \
-            check_failures++;               \
-            printf("FAILED: " __VA_ARGS__); \
-            printf("\n");                   \
-        }                                   \
-    } while (0)
 
 /* Ends the program where a call of the runtime failed. */
 void must(cudaError_t error, const char *what);

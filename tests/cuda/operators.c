@@ -5,7 +5,7 @@
  * on to bf16 (2^-9): outputs and states may differ by TOLERANCE of their size, gradients by twice that. */
 #include "operators.h"
 
-int checks, failures;
+int check_count, check_failures;
 linnet_context *context;
 linnet_cuda *cuda;
 static uint64_t seed = 88172645463325252u;
@@ -644,6 +644,6 @@ int main(int count, char **words) {
     check_refused_mixers();
     linnet_cuda_close(cuda);
     linnet_context_close(context);
-    printf("%d checks, %d failed\n", checks, failures);
-    return failures ? 1 : 0;
+    printf("%d checks, %d failed\n", check_count, check_failures);
+    return check_failures ? 1 : 0;
 }

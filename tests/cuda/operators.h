@@ -8,22 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "expect.h"
 #include "linnet/cuda.h"
 
 static const double TOLERANCE = 1.5e-2;
-extern int checks, failures;
 extern linnet_context *context;
 extern linnet_cuda *cuda;
-
-#define EXPECT(condition, ...)              \
-    do {                                    \
-        checks++;                           \
-        if (!(condition)) {                 \
-            failures++;                     \
-            printf("FAILED: " __VA_ARGS__); \
-            printf("\n");                   \
-        }                                   \
-    } while (0)
 
 /* Ends the program where this fails. */
 void must(linnet_status status, const char *what);
