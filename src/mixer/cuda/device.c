@@ -31,7 +31,8 @@ linnet_status ln_cuda_tell(const linnet_cuda *cuda, ln_cuda_code code, const cha
                 : "a tensor or workspace is missing or not aligned, strides are no multiples of 16 bytes, or gates, "
                   "parameters or their gradients have gaps");
     case LN_CUDA_OUT_OF_MEMORY:
-        return ln_fail(context, LINNET_ERROR_MEMORY, "%s: device %d has not that much free memory", what,
+        return ln_fail(context, LINNET_ERROR_MEMORY,
+                       "%s: device %d, or the machine for its tables, has not that much free memory", what,
                        cuda->device.index);
     default:
         return ln_fail(context, LINNET_ERROR_UNSUPPORTED,
