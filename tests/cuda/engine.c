@@ -4,8 +4,8 @@
  *     cuda_engine_check FOLDER [NAME]                      golden models that a device runs, in three formats
  *     cuda_engine_check MODEL [TOKENS [PROMPT [alone]]]    the same text at temperature 0, and the time it takes
  *     cuda_engine_check pages                              a random model, with keys and values in each precision
- *     cuda_engine_check policies [POLICY [SHAPE]]          a random model, with memory under policies; SIZE of its
- * heads cuda_engine_check make FILE tiny|pair|1b|8b q4_0|q8_0|bf16
+ *     cuda_engine_check policies [POLICY [SHAPE]]          a random model or a folder, with memory under policies
+ *     cuda_engine_check make FILE tiny|pair|odd|words|1b|8b q4_0|q8_0|bf16
  *
  * The processor computes exactly, with keys and values in bf16 or f16 as the device has them. The device rounds what
  * goes into products to bf16 (2^-9 each), and weights of prompts of Q8_0 and Q4_0 once more; the logits may differ by

@@ -182,7 +182,8 @@ ln_cuda_code ln_cuda_attention_plan_make(const ln_cuda_attention *attention, con
                                          const ln_cuda_kernel *kernel, ln_cuda_attention_plan *plan) {
     *plan = {};
     plan->device = *device;
-    const char *lacking = ln_cuda_attention_lacking(attention), *wrong = ln_cuda_attention_wrong(attention, INT_MAX / 2);
+    const char *lacking = ln_cuda_attention_lacking(attention),
+               *wrong = ln_cuda_attention_wrong(attention, INT_MAX / 2);
     if (lacking || wrong) {
         snprintf(plan->why, sizeof plan->why, "%s", lacking ? lacking : wrong);
         return lacking ? LN_CUDA_UNSUPPORTED : LN_CUDA_ARGUMENT;

@@ -203,7 +203,8 @@ template <int KIND> static bool few_lay_out(few_run *run, const ln_cuda_device *
     const int64_t plain = rows * step + (few_codes<KIND> ? (run->tokens * tiles + 1) * 8 : 0); /* and a tile of zeros */
     const int64_t x = (plain + 15) / 16 * 16 + (run->finish.given ? tiles * 512 : 0);
     const int64_t slot = (1 + run->gated) * (int64_t)tile<KIND>::shape::warps * run->tokens * 64;
-    const int64_t least = slot > FEW_LEAST ? slot : (int64_t)FEW_LEAST, stage = tile<KIND>::shape::warps * few_stage<KIND>;
+    const int64_t least = slot > FEW_LEAST ? slot : (int64_t)FEW_LEAST,
+                  stage = tile<KIND>::shape::warps * few_stage<KIND>;
     const bool deep = FEW_DEEP * stage + x + least <= limit;
     run->x_step = (int)step;
     run->x_here = deep || FEW_SHALLOW * stage + x + least <= limit;

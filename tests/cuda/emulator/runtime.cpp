@@ -50,7 +50,9 @@ const device_traits &device() {
     static bool read;
     if (!read) {
         const char *wanted = getenv("LN_EMULATOR_DEVICE");
-        if (wanted && !device_is("none") && !device_is("old") && sscanf(wanted, "%d.%d", &traits.major, &traits.minor) != 2) fail("LN_EMULATOR_DEVICE=%s", wanted);
+        if (wanted && !device_is("none") && !device_is("old") &&
+            sscanf(wanted, "%d.%d", &traits.major, &traits.minor) != 2)
+            fail("LN_EMULATOR_DEVICE=%s", wanted);
         if (traits.major != 9) traits.shared_bytes = traits.minor == 0 ? 166912 : 101376;
         read = true;
     }
