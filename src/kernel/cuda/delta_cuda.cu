@@ -50,8 +50,8 @@ static int64_t chunks_of(const ln_cuda_delta *d) {
 }
 
 /* Narrow slices while blocks are too few to fill the device, wide ones, which read less, when they are many. Narrow
- * ones that share copies come first in the table: for one long text they are 2 %, with decays of keys 8 % faster than
- * those that do not, but for 8 x 4k 6 % slower than wide ones. */
+ * ones that share copies come first in the table: on some machines they are 2 %, with decays of keys 8 % faster than
+ * those that do not, on others 1 % slower (docs/cuda-ladder-delta.md). */
 static bool wants_many(const ln_cuda_delta *d, const ln_cuda_device *device) {
     return d->sequences * d->heads * (d->value_size / 128) >= 2 * (int64_t)device->multiprocessors;
 }
